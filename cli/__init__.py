@@ -1,0 +1,1 @@
+"""The terminal edge: `embedmill`, also `python -m cli`."""

@@ -1,0 +1,34 @@
+"""Where a server listens, and under which URL the same machine reaches it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from cli.errors import CliError
+
+
+def usable_port(host: str, port: int) -> int:
+    """The port, when it can be listened on (0: a free one). Raises CliError that says what to change."""
+    try:
+        with socket.create_server((host, port), family=_family(host)) as probe:
+            usable: int = probe.getsockname()[1]
+            return usable
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            problem, fix = f"port {port} on {host} is in use", f"choose another, e.g. --port {port + 1}, or --port 0"
+        elif error.errno == errno.EACCES:
+            problem, fix = f"port {port} on {host} is not yours to use", "choose one above 1023 with --port"
+        else:
+            problem, fix = f"{host} is no address of this machine", "choose --host 127.0.0.1, or 0.0.0.0 for all"
+        raise CliError(problem, fix) from error
+
+
+def url_of(host: str, port: int) -> str:
+    """The URL for programs on this machine; a server on all addresses is reached through loopback."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

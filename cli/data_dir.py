@@ -1,0 +1,77 @@
+"""The data directory: where `embedmill up` leaves what the other commands need to find it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_DATA_DIR = Path(".embedmill")
+
+
+@dataclass(frozen=True, slots=True)
+class DataDir:
+    """The files that processes on one machine share. Everything in it is private to its owner."""
+
+    path: Path
+
+    @classmethod
+    def from_environment(cls) -> DataDir:
+        """EMBEDMILL_DATA_DIR, else `.embedmill` in the current directory."""
+        return cls(Path(os.environ.get("EMBEDMILL_DATA_DIR") or DEFAULT_DATA_DIR))
+
+    @property
+    def key_file(self) -> Path:
+        return self.path / "key"
+
+    @property
+    def url_file(self) -> Path:
+        return self.path / "url"
+
+    @property
+    def redis_url_file(self) -> Path:
+        return self.path / "redis_url"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "lock"
+
+    @property
+    def valkey_dir(self) -> Path:
+        return self.path / "valkey"
+
+    @property
+    def log_dir(self) -> Path:
+        return self.path / "logs"
+
+    def make(self) -> None:
+        """Create the directory, readable by its owner only."""
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.chmod(0o700)
+
+    def url(self) -> str | None:
+        return read_line(self.url_file)
+
+    def key(self) -> str | None:
+        return read_line(self.key_file)
+
+
+def read_line(path: Path) -> str | None:
+    """The stripped text of a small file; None when it is missing or empty."""
+    try:
+        return path.read_text("utf-8").strip() or None
+    except FileNotFoundError:
+        return None
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace a file by one with this text and mode 0600: no reader sees half of it, no other user any of it."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise

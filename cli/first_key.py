@@ -1,0 +1,31 @@
+"""The key that a new user starts with."""
+
+from __future__ import annotations
+
+import asyncio
+
+from cli.data_dir import DataDir, write_private
+from engine.database import Database
+from engine.keys import create_key, list_keys, load_pepper
+from engine.settings import Settings
+from models.key import Scope
+
+
+def make_first_key(settings: Settings, place: DataDir) -> str | None:
+    """Make a key with every scope in project `default`, and keep it in the data directory; None where keys exist."""
+
+    async def make() -> str | None:
+        database = Database(settings.sqlalchemy_url)
+        try:
+            if await list_keys(database):
+                return None
+            pepper = load_pepper(settings.key_pepper, settings.data_dir)
+            _, key = await create_key(database, pepper, project="default", name="first key", scopes=list(Scope))
+            return key
+        finally:
+            await database.close()
+
+    key = asyncio.run(make())
+    if key is not None:
+        write_private(place.key_file, key + "\n")
+    return key

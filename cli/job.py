@@ -1,0 +1,114 @@
+"""The job object as the command line reads it (fields it does not know are kept out of its way)."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import msgspec
+
+from cli.errors import ExitCode
+
+FINISHED = frozenset({"completed", "completed_with_errors", "failed", "cancelled", "expired"})
+
+
+class Counts(msgspec.Struct):
+    total: int | None = None  # unknown until the whole corpus has been read
+    completed: int = 0
+    failed: int = 0
+    pending: int | None = None
+
+    @property
+    def settled(self) -> int:
+        return self.completed + self.failed
+
+
+class Rate(msgspec.Struct):
+    inputs_per_second: float | None = None
+    tokens_per_minute: float | None = None
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: int = 0
+    total_tokens: int = 0
+
+
+class ErrorGroup(msgspec.Struct):
+    """All inputs that failed for one reason."""
+
+    code: str
+    count: int
+    example_index: int | None = None
+    message: str = ""
+
+
+class Job(msgspec.Struct):
+    id: str
+    status: str
+    model: str = ""
+    dimensions: int | None = None
+    counts: Counts = msgspec.field(default_factory=Counts)
+    usage: Usage = msgspec.field(default_factory=Usage)
+    cost_usd: Decimal = Decimal(0)
+    rate: Rate | None = None
+    eta_seconds: float | None = None
+    waiting_on: str | None = None
+    errors: list[ErrorGroup] = []
+    created_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        return self.status in FINISHED
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """How a command that waited for this job ends."""
+        if self.status == "completed":
+            return ExitCode.DONE
+        return ExitCode.INPUT_ERRORS if self.status == "completed_with_errors" else ExitCode.FAILED
+
+
+class JobPage(msgspec.Struct):
+    data: list[Job]
+    has_more: bool = False
+    last_id: str | None = None
+
+
+class InputFault(msgspec.Struct):
+    """Why one input has no vector."""
+
+    code: str
+    message: str = ""
+
+
+class InputErrorLine(msgspec.Struct):
+    """One line of a job's errors."""
+
+    index: int
+    error: InputFault
+    id: str | None = None
+
+
+class Model(msgspec.Struct):
+    id: str
+    dimensions: int | None = None
+    allowed_dimensions: list[int] | str | dict[str, int] | None = None
+    max_input_tokens: int | None = None
+    pricing: dict[str, str] = {}
+    space: str | None = None
+    providers: list[str] = []
+
+
+class ModelList(msgspec.Struct):
+    data: list[Model]
+
+
+class ErrorBody(msgspec.Struct):
+    message: str = ""
+    code: str | None = None
+    param: str | None = None
+
+
+class ErrorEnvelope(msgspec.Struct):
+    error: ErrorBody

@@ -1,0 +1,156 @@
+"""`embedmill jobs …`: what became of bulk jobs."""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.options import ApiKeyOption, JsonOption, UrlOption
+
+app = typer.Typer(help="Follow bulk jobs and fetch their results.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, job_…")]
+
+
+@app.command("list")
+def list_(
+    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    status: Annotated[str | None, typer.Option(help="Only jobs in this status, e.g. in_progress.")] = None,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """List jobs, newest first."""
+    from cli.client import JOBS, connect
+    from cli.progress import describe
+    from cli.terminal import out, print_json, table
+
+    with connect(url, api_key) as client:
+        if as_json:
+            print_json(client.json(JOBS, {"limit": limit, "status": status}))
+            return
+        page = client.jobs(limit=limit, status=status)
+    rows = [
+        [
+            job.id,
+            job.status,
+            job.model,
+            datetime.fromtimestamp(job.created_at).strftime("%Y-%m-%d %H:%M:%S") if job.created_at else "",
+            describe(job),
+        ]
+        for job in page.data
+    ]
+    out.print(table("job", "status", "model", "created", "progress", rows=rows))
+    if page.has_more:
+        out.print(f"… and more: --limit {min(limit * 2, 100)}", style="dim")
+
+
+@app.command()
+def show(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
+    """Print the job object as JSON."""
+    from cli.client import JOBS, connect
+    from cli.terminal import print_json
+
+    with connect(url, api_key) as client:
+        print_json(client.json(f"{JOBS}/{job_id}"))
+
+
+@app.command()
+def wait(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
+    """Follow a job until it is finished. Exit code 0: all vectors; 3: some inputs failed; 1: the job failed."""
+    from cli.client import connect
+    from cli.progress import job_progress
+    from cli.terminal import err
+    from cli.watch import follow, report
+
+    with connect(url, api_key) as client, job_progress(err) as progress:
+        job = follow(client, job_id, progress)
+    report(job)
+    raise typer.Exit(job.exit_code)
+
+
+@app.command()
+def results(
+    job_id: JobId,
+    target: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="A .npy, .ndjson, .parquet or .arrow file. Default: ndjson to stdout."),
+    ] = None,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Fetch the vectors of a job: one row per input, in index order."""
+    from cli.client import connect
+    from cli.errors import CliError
+    from cli.progress import job_progress
+    from cli.terminal import err, out
+    from cli.vector_files import check_target, save_results, write_ndjson
+
+    if target is not None:
+        check_target(target)
+    with connect(url, api_key) as client:
+        job = client.job(job_id)
+        if target is None:
+            write_ndjson(client, job, sys.stdout.buffer)
+            return
+        if not job.finished:
+            raise CliError(
+                f"{job.id} is {job.status}, and a vector file holds all rows or none",
+                f"`embedmill jobs wait {job.id}` first, or leave out --out to get what is there",
+            )
+        rows = max(job.counts.total or 0, 1)
+        with job_progress(err) as progress:
+            save_results(client, job, target, lambda done: progress.saving(target.name, done / rows))
+    out.print(f"{job.counts.total:,} × {job.dimensions} → {target}", markup=False)
+
+
+@app.command()
+def errors(job_id: JobId, as_json: JsonOption = False, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
+    """List every input that has an error instead of a vector."""
+    import msgspec
+
+    from cli.client import connect
+    from cli.job import InputErrorLine
+
+    read = msgspec.json.Decoder(InputErrorLine).decode
+    with connect(url, api_key) as client:
+        for raw in client.errors(job_id):
+            if as_json:
+                sys.stdout.buffer.write(raw + b"\n")
+                continue
+            line = read(raw)
+            name = f" {line.id}" if line.id else ""
+            sys.stdout.write(f"{line.index}{name} {line.error.code}: {line.error.message}\n")
+
+
+@app.command()
+def cancel(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
+    """Stop a job. What is finished is kept and can be fetched."""
+    from cli.client import connect
+    from cli.terminal import out
+
+    with connect(url, api_key) as client:
+        job = client.cancel(job_id)
+    out.print(f"{job.id} is {job.status}", markup=False)
+
+
+@app.command()
+def delete(
+    job_id: JobId,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Remove a job and its results; one that runs is cancelled first."""
+    from cli.client import connect
+    from cli.terminal import out
+
+    if not yes:
+        typer.confirm(f"Remove {job_id} and its results for good?", abort=True)
+    with connect(url, api_key) as client:
+        client.delete(job_id)
+    out.print(f"{job_id} is removed", markup=False)

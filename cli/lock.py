@@ -1,0 +1,42 @@
+"""One `embedmill up` per data directory: a file lock, which the kernel drops however its holder dies."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cli.data_dir import DataDir
+from cli.errors import CliError
+
+
+@contextmanager
+def only_one(place: DataDir) -> Iterator[Callable[[str], None]]:
+    """Hold the data directory; what is yielded notes our URL for those who come second. Raises CliError for them."""
+    handle = os.open(place.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise CliError(*_taken(place, os.read(handle, 4096))) from None
+
+        def note(url: str) -> None:
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"pid": os.getpid(), "url": url}).encode(), 0)
+
+        yield note
+    finally:
+        os.close(handle)
+
+
+def _taken(place: DataDir, noted: bytes) -> tuple[str, str]:
+    try:
+        holder = json.loads(noted)
+        return (
+            f"embedmill is already running on {place.path}: process {holder['pid']}, {holder['url']}",
+            f"use it, stop it with `kill {holder['pid']}`, or choose another --data-dir",
+        )
+    except (ValueError, KeyError, TypeError):  # it holds the lock, but has not come so far as to write
+        return f"embedmill is just starting on {place.path}", "use that one, or choose another --data-dir"

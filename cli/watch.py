@@ -1,0 +1,40 @@
+"""Following a job to its end, and saying what came of it."""
+
+from __future__ import annotations
+
+from cli.client import Client
+from cli.errors import CliError
+from cli.job import Job
+from cli.progress import JobProgress, describe
+from cli.terminal import duration, err
+
+SHOWN_ERRORS = 3
+
+
+def follow(client: Client, job_id: str, progress: JobProgress) -> Job:
+    """Wait until the job is finished. Ctrl-C leaves it running and says how to come back to it."""
+    job = None
+    try:
+        for job in client.changes(job_id):
+            progress.working(job)
+    except KeyboardInterrupt:
+        raise CliError(
+            f"interrupted; {job_id} goes on without this command",
+            f"follow it with `embedmill jobs wait {job_id}`, then `embedmill jobs results {job_id} --out FILE`; "
+            f"stop it with `embedmill jobs cancel {job_id}`",
+        ) from None
+    assert job is not None  # changes() yields at least once
+    return job
+
+
+def report(job: Job) -> None:
+    """Say on stderr how a job ended, and where its failures can be read."""
+    took = ""
+    if job.finished_at is not None and job.created_at is not None:
+        took = f" in {duration(job.finished_at - job.created_at)}"
+    err.print(f"{job.id} {job.status.replace('_', ' ')}{took}: {describe(job)}", markup=False)
+    for group in job.errors[:SHOWN_ERRORS]:
+        example = f", first at index {group.example_index:,}" if group.example_index is not None else ""
+        err.print(f"  {group.count:,} × {group.code}{example}: {group.message}", markup=False)
+    if job.counts.failed:
+        err.print(f"  all of them: embedmill jobs errors {job.id}", markup=False)

@@ -1,0 +1,1 @@
+"""The verbs: plan, route, send, check, keep and read. Knows neither FastAPI nor Celery."""

@@ -1,0 +1,236 @@
+"""embed(): the one function that turns inputs into outcomes, for sync requests and for shards of jobs alike.
+
+Batches run side by side. Each is settled by what its errors say to do: fail, retry, fail over, split. The two edges
+differ only in their deadline, their lane, and in what they do with a partial failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+
+from engine import planning, tokens
+from engine.routing import Router, can_take
+from engine.telemetry import INPUTS, TOKENS
+from engine.upstream import Upstream
+from models.embedding import Alias, Batch, Call, InputError, Landed, Matrix, Route
+from models.errors import (
+    DeadlineExceeded,
+    Disposition,
+    EmbedmillError,
+    UpstreamError,
+    UpstreamProtocolError,
+    UpstreamRateLimited,
+    UpstreamRejected,
+)
+
+TRIES_PER_ROUTE = 3
+BACKOFF_S = 0.25
+BACKOFF_CAP_S = 8.0
+INTERACTIVE = "interactive"
+BULK = "bulk"
+MILLION = Decimal(1_000_000)
+
+OnLanded = Callable[[Landed], None]
+
+
+@dataclass(slots=True)
+class Flight:
+    """One run of embed(): what all its batches share."""
+
+    upstream: Upstream
+    router: Router
+    alias: Alias
+    lane: str
+    deadline: float  # on time.monotonic()
+    landed: OnLanded
+    calls: list[Call] = field(default_factory=list)
+    # Set when a batch could not be settled: those in flight may land, no new one starts.
+    stopping: EmbedmillError | None = None
+
+
+async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -> None:
+    """Settle every batch, `concurrency` of them at a time, handing each to `flight.landed` as it lands.
+
+    A refused input is an outcome, not an exception. Raises the first error that says nothing about the inputs (upstream
+    down, quota, deadline): what was in flight has then landed, and the rest was not started.
+    """
+    queue = iter(batches)
+    first = next(queue, None)
+    if first is None:
+        return
+    second = next(queue, None)
+    if second is None:  # most sync requests: no task, no group
+        await _settle(flight, first)
+        return
+    ahead = [first, second]
+
+    async def lane() -> None:
+        while flight.stopping is None:
+            batch = ahead.pop(0) if ahead else next(queue, None)
+            if batch is None:
+                return
+            try:
+                await _settle(flight, batch)
+            except EmbedmillError as error:
+                flight.stopping = flight.stopping or error
+                if flight.lane == INTERACTIVE:  # the answer is an error already: what else is under way is in vain
+                    for task in lanes:
+                        task.cancel()
+
+    async with asyncio.TaskGroup() as group:
+        lanes = [group.create_task(lane()) for _ in range(concurrency)]
+    if flight.stopping is not None:
+        raise flight.stopping
+
+
+async def _settle(flight: Flight, batch: Batch) -> None:
+    """Bring one batch to its end: vectors, or an error for each guilty input, or an exception."""
+    try:
+        rows, used, route = await _over_routes(flight, batch)
+    except UpstreamError as error:
+        if error.disposition is Disposition.SPLIT or (
+            isinstance(error, UpstreamProtocolError) and flight.deadline > time.monotonic()
+        ):
+            await _split(flight, batch, error)
+            return
+        raise
+    count = len(batch.inputs)
+    counted = batch.tokens if used is None else used
+    cost = Decimal(counted) * route.usd_per_million_tokens / MILLION
+    TOKENS.labels(route.provider, route.upstream_model, flight.lane).inc(counted)
+    INPUTS.labels(flight.lane, "vector").inc(count)
+    flight.landed(Landed(batch.indexes, rows, None, counted, used is None, cost, route))
+
+
+async def _over_routes(flight: Flight, batch: Batch) -> tuple[Matrix, int | None, Route]:
+    """Try the fit routes in turn. Raises the error that says most about what to do next."""
+    worst: UpstreamError | None = None
+    for route in flight.router.candidates(flight.alias):
+        if not can_take(route, batch):
+            continue
+        try:
+            rows, used = await _on_route(flight, batch, route)
+        except UpstreamError as error:
+            if error.disposition is Disposition.SPLIT:
+                raise
+            if error.disposition is Disposition.FAILOVER:
+                flight.router.cool_down(route)
+            # A protocol error can still be split away; the others can only be waited for.
+            if worst is None or isinstance(error, UpstreamProtocolError):
+                worst = error
+            continue
+        flight.router.recovered(route)
+        return rows, used, route
+    if worst is None:
+        raise UpstreamRejected("no route of this model takes token arrays", code="tokens_not_supported")
+    raise worst
+
+
+async def _on_route(flight: Flight, batch: Batch, route: Route) -> tuple[Matrix, int | None]:
+    """Call one route, again where the error says that this may help. A rate limit costs no try: it only waits."""
+    tries = 0
+    while True:
+        try:
+            return await flight.upstream.embed(batch, route, deadline=flight.deadline, calls=flight.calls)
+        except UpstreamError as error:
+            if error.disposition is not Disposition.RETRY:
+                raise
+            if not isinstance(error, UpstreamRateLimited):
+                tries += 1
+            if tries >= TRIES_PER_ROUTE or flight.stopping is not None:
+                raise
+            wait_s = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_S * 2 ** (tries + 1)))
+            if error.retry_after_s is not None:
+                # Jitter on top, so that all who were told the same moment do not come back in it.
+                wait_s = error.retry_after_s + random.uniform(0, 0.1 + error.retry_after_s / 10)
+            if time.monotonic() + wait_s >= flight.deadline:
+                raise
+            await asyncio.sleep(wait_s)
+
+
+async def _split(flight: Flight, batch: Batch, error: UpstreamError) -> None:
+    """Find the guilty input: by name where the upstream gave one, otherwise by halving."""
+    if len(batch.inputs) == 1:
+        shorter = _shorter(flight, batch, error)
+        if shorter is not None:
+            await _settle(flight, shorter)
+            return
+        INPUTS.labels(flight.lane, "error").inc()
+        refusal = _refusal(flight.alias, error)
+        flight.landed(Landed(batch.indexes, None, refusal, 0, False, Decimal(0), None))
+        return
+    if error.guilty is not None and error.guilty < len(batch.inputs):
+        alone, rest = planning.without(batch, error.guilty)
+        await _split(flight, alone, error)
+        if rest is not None:
+            await _settle(flight, rest)
+        return
+    for half in planning.halves(batch):
+        if flight.stopping is not None:
+            raise flight.stopping
+        await _settle(flight, half)
+
+
+def _shorter(flight: Flight, batch: Batch, error: UpstreamError) -> Batch | None:
+    """The one input of the batch a quarter shorter, where it was refused as too long and may be cut."""
+    if error.code != "input_too_long" or batch.options.truncate != "end":
+        return None
+    item = batch.inputs[0]
+    kept = len(item) * 3 // 4
+    if kept < 1:
+        return None
+    return replace(batch, inputs=[item[:kept]], tokens=tokens.estimate(item[:kept]))
+
+
+def _refusal(alias: Alias, error: UpstreamError) -> InputError:
+    if error.code == "input_too_long":
+        return planning.too_long(alias.max_input_tokens)
+    if isinstance(error, UpstreamProtocolError):
+        return InputError("invalid_upstream_response", "the provider's answer for this input could not be used", True)
+    if error.code == "upstream_too_large":
+        return InputError("input_too_long", "the input is too large for the provider by itself")
+    if error.code == "tokens_not_supported":
+        return InputError("tokens_not_supported", error.message)
+    return InputError("upstream_rejected", "the provider refused this input")
+
+
+class Gathered:
+    """A `landed` for callers who want everything at once: rows in input order, or the first refused input."""
+
+    def __init__(self, count: int, width: int) -> None:
+        self._count = count
+        self._width = width
+        self._parts: list[Landed] = []
+
+    def __call__(self, landed: Landed) -> None:
+        self._parts.append(landed)
+
+    @property
+    def parts(self) -> Sequence[Landed]:
+        return self._parts
+
+    def refused(self) -> tuple[int, InputError] | None:
+        """The lowest index without a vector, and why."""
+        bad = [(part.indexes[0], part.error) for part in self._parts if part.error is not None]
+        return min(bad, key=lambda pair: pair[0]) if bad else None
+
+    def rows(self) -> list[Matrix]:
+        """Vectors in input order, as the blocks they came in. Raises when any input has none: never a gap, never a guess."""
+        if len(self._parts) == 1 and self._parts[0].vectors is not None:
+            blocks = [self._parts[0].vectors]
+        else:
+            rows: list[Matrix | None] = [None] * self._count
+            for part in self._parts:
+                if part.vectors is None:
+                    continue
+                for position, index in enumerate(part.indexes):
+                    rows[index] = part.vectors[position : position + 1]
+            blocks = [row for row in rows if row is not None]
+        if sum(len(block) for block in blocks) != self._count:
+            raise DeadlineExceeded("not every input got its vector")
+        return blocks

@@ -1,0 +1,70 @@
+"""Figures that live in the database, read when somebody asks for them: jobs, shards, leases, workers."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import func, select
+
+from engine import telemetry
+from engine.database import Database
+from models.base import db_now
+from models.job import Job, JobStatus, Shard, ShardState
+from models.worker import WorkerProcess
+
+FRESH_S = 2.0
+OPEN = (ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING)
+
+
+class Gauges:
+    """Refreshes the gauges at most every two seconds, however many scrape."""
+
+    def __init__(self, database: Database, *, worker_seen_s: float) -> None:
+        self._database = database
+        self._worker_seen_s = worker_seen_s
+        self._read_at = -FRESH_S
+
+    async def refresh(self) -> None:
+        """Raises StorageUnavailable; the old figures then stand."""
+        now = time.monotonic()
+        if now - self._read_at < FRESH_S:
+            return
+        async with self._database.read() as connection:
+            jobs = (await connection.execute(select(Job.status, func.count()).group_by(Job.status))).all()
+            shards = (
+                await connection.execute(
+                    select(Shard.state, func.count()).where(Shard.state.in_(OPEN)).group_by(Shard.state)
+                )
+            ).all()
+            # A claim's age is told by when it must end: leases are of one length.
+            oldest = (
+                await connection.execute(
+                    select(db_now() - func.min(Shard.lease_until), func.min(Shard.lease_until) < db_now()).where(
+                        Shard.state == ShardState.RUNNING
+                    )
+                )
+            ).one()
+            expired = (
+                await connection.execute(
+                    select(func.count())
+                    .select_from(Shard)
+                    .where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now())
+                )
+            ).scalar_one()
+            workers = (
+                await connection.execute(
+                    select(func.count())
+                    .select_from(WorkerProcess)
+                    .where(WorkerProcess.seen_at > db_now() - self._worker_seen_s)
+                )
+            ).scalar_one()
+        by_status = {status: count for status, count in jobs}
+        for status in JobStatus:
+            telemetry.JOBS.labels(status).set(by_status.get(status, 0))
+        by_state = {state: count for state, count in shards}
+        for state in OPEN:
+            telemetry.SHARDS.labels(state).set(by_state.get(state, 0))
+        telemetry.OLDEST_LEASE_SECONDS.set(oldest[0] if oldest[0] is not None else 0.0)
+        telemetry.EXPIRED_LEASES.set(expired)
+        telemetry.WORKERS.set(workers)
+        self._read_at = now

@@ -1,0 +1,168 @@
+"""Claim: one worker at a time holds a shard, by a lease on the database's clock and a fence that grows with every claim."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import and_, or_, select, update
+
+from engine.runtime import Runtime
+from models.base import db_now
+from models.embedding import Input, Options
+from models.job import Job, JobStatus, Shard, ShardInputs, ShardState
+
+Bits = npt.NDArray[np.bool_]
+_INPUTS = msgspec.msgpack.Decoder(list[str | list[int] | None])
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A shard in hand, with what its job says about it."""
+
+    shard_id: str
+    job_id: str
+    project: str
+    key_id: str
+    alias: str
+    width: int
+    options: Options
+    first_index: int
+    count: int
+    attempt: int
+    fence: int
+    settled: Bits
+    inputs: list[Input | None]
+
+    def waiting(self) -> list[int]:
+        """Positions in the shard that have no outcome yet."""
+        return [i for i in range(self.count) if not self.settled[i] and self.inputs[i] is not None]
+
+
+async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
+    """Take the shard; None when there is nothing to do about it: done, cancelled, deleted, not due, in other hands."""
+    running_job = select(Job.id).where(
+        Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
+    )
+    async with runtime.database.write() as connection:
+        taken = (
+            await connection.execute(
+                update(Shard)
+                .where(
+                    Shard.id == shard_id,
+                    or_(
+                        Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)),
+                        and_(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
+                    ),
+                    Shard.next_run_at <= db_now(),
+                    running_job.exists(),
+                )
+                .values(
+                    state=ShardState.RUNNING,
+                    attempt=Shard.attempt + 1,
+                    fence=Shard.fence + 1,
+                    lease_until=db_now() + runtime.settings.lease_s,
+                    worker=worker,
+                    rung_at=None,
+                )
+                .returning(Shard.attempt, Shard.fence, Shard.settled)
+            )
+        ).one_or_none()
+    if taken is None:
+        return None
+    async with runtime.database.read() as connection:
+        row = (
+            await connection.execute(
+                select(
+                    Job.id,
+                    Job.project,
+                    Job.key_id,
+                    Job.alias,
+                    Job.dimensions,
+                    Job.options,
+                    Shard.first_index,
+                    Shard.count,
+                    ShardInputs.inputs,
+                )
+                .join(Shard, Shard.job_id == Job.id)
+                .join(ShardInputs, ShardInputs.shard_id == Shard.id)
+                .where(Shard.id == shard_id)
+            )
+        ).one_or_none()
+    if row is None:  # deleted between the two statements
+        return None
+    return Claim(
+        shard_id=shard_id,
+        job_id=row.id,
+        project=row.project,
+        key_id=row.key_id,
+        alias=row.alias,
+        width=row.dimensions,
+        options=_options(row.options),
+        first_index=row.first_index,
+        count=row.count,
+        attempt=taken.attempt,
+        fence=taken.fence,
+        settled=settled_bits(taken.settled, row.count),
+        inputs=_INPUTS.decode(row.inputs),
+    )
+
+
+async def heartbeat(runtime: Runtime, held: Claim) -> bool:
+    """Renew the lease; False when the shard is no longer ours, or its job wants no more of it."""
+    async with runtime.database.write() as connection:
+        renewed = await connection.execute(
+            update(Shard)
+            .where(Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING)
+            .values(lease_until=db_now() + runtime.settings.lease_s)
+        )
+        if not renewed.rowcount:
+            return False
+        status = (await connection.execute(select(Job.status).where(Job.id == held.job_id))).scalar_one_or_none()
+    return status == JobStatus.IN_PROGRESS
+
+
+async def release(
+    runtime: Runtime, held: Claim, *, delay_s: float, spent: bool, reason: str, waiting_on: str | None
+) -> None:
+    """Give the shard back, to be claimed again after `delay_s`. `spent` False returns the attempt too.
+
+    Fenced: a worker that lost its lease changes nothing.
+    """
+    async with runtime.database.write() as connection:
+        given_back = await connection.execute(
+            update(Shard)
+            .where(Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING)
+            .values(
+                state=ShardState.QUEUED,
+                lease_until=None,
+                next_run_at=db_now() + delay_s,
+                attempt=Shard.attempt if spent else Shard.attempt - 1,
+                last_error=reason[:500],
+            )
+        )
+        if given_back.rowcount and waiting_on is not None:
+            await connection.execute(
+                update(Job)
+                .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
+                .values(waiting_on=waiting_on, next_attempt_at=db_now() + delay_s, version=Job.version + 1)
+            )
+
+
+def settled_bits(packed: bytes, count: int) -> Bits:
+    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count).astype(bool)
+
+
+def _options(stored: dict[str, Any]) -> Options:
+    return Options(
+        input_type=stored.get("input_type"),
+        truncate=stored.get("truncate") or "none",
+        user=stored.get("user"),
+        provider_options=stored.get("provider_options") or {},
+    )
+
+
+__all__ = ["Bits", "Claim", "claim", "heartbeat", "release", "settled_bits"]

@@ -1,0 +1,113 @@
+"""Ending before the end: cancel, fail, delete. Finished work is kept and stays readable, until it is deleted."""
+
+from __future__ import annotations
+
+from sqlalchemy import func, select, update
+
+from engine.jobs.read import find
+from engine.runtime import Runtime
+from models.base import db_now
+from models.errors import Conflict
+from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus, Shard, ShardState
+
+
+async def cancel(runtime: Runtime, project: str, job_id: str) -> None:
+    """Stop a job: no new upstream calls; what is under way lands. Idempotent while it is cancelling or cancelled.
+
+    Raises JobNotFound, or Conflict when the job has finished in another way.
+    """
+    row = await find(runtime, project, job_id)
+    if row.status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
+        return
+    if row.status in FINISHED:
+        raise Conflict(f"Cannot cancel a job with status '{row.status}'.")
+    if not await end_early(runtime, job_id, JobStatus.CANCELLED):
+        row = await find(runtime, project, job_id)
+        if row.status not in (JobStatus.CANCELLED, JobStatus.CANCELLING):
+            raise Conflict(f"Cannot cancel a job with status '{row.status}'.")
+
+
+async def end_early(runtime: Runtime, job_id: str, status: JobStatus, code: str = "", message: str = "") -> bool:
+    """Bring a job to CANCELLED or FAILED, by way of CANCELLING while workers hold shards of it. False: it had ended."""
+    sources = [state for state, targets in LEGAL_MOVES.items() if status in targets]
+    async with runtime.database.write() as connection:
+        values: dict[str, object] = {
+            "status": JobStatus.CANCELLING if status is JobStatus.CANCELLED else status,
+            "intake_until": None,
+            "waiting_on": None,
+            "next_attempt_at": None,
+            "version": Job.version + 1,
+        }
+        if status is JobStatus.FAILED:
+            values["finished_at"] = db_now()
+        if code:
+            summary = (
+                await connection.execute(select(Job.error_summary).where(Job.id == job_id).with_for_update())
+            ).scalar_one_or_none() or []
+            values["error_summary"] = [*summary, {"code": code, "count": 0, "example_index": None, "message": message}]
+        moved = await connection.execute(
+            update(Job).where(Job.id == job_id, Job.status.in_(sources), Job.deleted_at.is_(None)).values(values)
+        )
+        if not moved.rowcount:
+            return False
+    await close_shards(runtime, job_id)
+    return True
+
+
+async def close_shards(runtime: Runtime, job_id: str) -> None:
+    """Cancel the shards that nobody holds; a cancelling job that has none left is cancelled.
+
+    A transaction of its own, in the order shards then job, as every writer of both takes them. A crash before it leaves
+    the job cancelling, which the sweep brings to its end by this same call.
+    """
+    async with runtime.database.write() as connection:
+        closed = await connection.execute(
+            update(Shard)
+            .where(Shard.job_id == job_id, Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)))
+            .values(state=ShardState.CANCELLED, rung_at=None)
+        )
+        held = (
+            await connection.execute(
+                select(func.count())
+                .select_from(Shard)
+                .where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
+            )
+        ).scalar_one()
+        await connection.execute(
+            update(Job).where(Job.id == job_id).values(open_shards=Job.open_shards - closed.rowcount)
+        )
+        if not held:
+            await connection.execute(
+                update(Job)
+                .where(Job.id == job_id, Job.status == JobStatus.CANCELLING)
+                .values(status=JobStatus.CANCELLED, finished_at=db_now(), version=Job.version + 1)
+            )
+
+
+async def let_go(runtime: Runtime, job_id: str, shard_id: str, fence: int) -> None:
+    """A worker lets go of a shard whose job wants no more of it."""
+    async with runtime.database.write() as connection:
+        closed = await connection.execute(
+            update(Shard)
+            .where(Shard.id == shard_id, Shard.fence == fence, Shard.state == ShardState.RUNNING)
+            .values(state=ShardState.CANCELLED, lease_until=None, worker=None)
+        )
+        if closed.rowcount:
+            await connection.execute(update(Job).where(Job.id == job_id).values(open_shards=Job.open_shards - 1))
+    await close_shards(runtime, job_id)
+
+
+async def remove(runtime: Runtime, project: str, job_id: str) -> None:
+    """Delete a job and its results; a running one is cancelled first. Its ledger rows stay. Raises JobNotFound.
+
+    The job is gone for every caller at once; the sweep then removes its rows in small steps.
+    """
+    row = await find(runtime, project, job_id)
+    if row.status not in FINISHED:
+        await end_early(runtime, job_id, JobStatus.CANCELLED)
+    await forget(runtime, job_id)
+
+
+async def forget(runtime: Runtime, job_id: str) -> None:
+    async with runtime.database.write() as connection:
+        await connection.execute(update(Job).where(Job.id == job_id).values(deleted_at=db_now()))

@@ -1,0 +1,200 @@
+"""Record: vectors, errors, usage and counters of what has landed, in one transaction, first writer wins.
+
+A result is accepted from anyone, even from a worker whose lease has run out, for it was paid for; but only for inputs
+that have no outcome yet. So completions commute, and nothing is ever overwritten or counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from sqlalchemy import case, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine import usage
+from engine.jobs.claim import Bits, Claim, settled_bits
+from engine.jobs.finish import FINAL_STATUS, merge_errors
+from engine.runtime import Runtime
+from models.base import db_now
+from models.embedding import InputError, Landed, Matrix
+from models.errors import EmbedmillError
+from models.job import InputFailure, Job, JobStatus, Shard, ShardState, VectorRun
+from models.usage import UsageRecord
+
+MARK_S = 15.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What became of a record: whether the shard is done, and whether the job wants more of it."""
+
+    shard_done: bool
+    go_on: bool
+
+
+GONE = Recorded(shard_done=True, go_on=False)
+
+
+async def record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Recorded:
+    """Keep what landed. Raises StorageUnavailable, having kept nothing."""
+    async with runtime.database.write() as connection:
+        shard = (
+            await connection.execute(
+                select(Shard.settled, Shard.state).where(Shard.id == held.shard_id).with_for_update()
+            )
+        ).one_or_none()
+        if shard is None or shard.state in (ShardState.DONE, ShardState.CANCELLED):
+            return GONE
+        settled = settled_bits(shard.settled, held.count)
+        fresh = [part for part in (_fresh_of(part, held, settled) for part in parts) if part is not None]
+        vectors = _runs(held, fresh)
+        failures = {index: part.error for part in fresh if part.error is not None for index in part.indexes}
+        if vectors:
+            await connection.execute(insert(VectorRun), vectors)
+        if failures:
+            await connection.execute(insert(InputFailure), _failure_rows(held.job_id, failures))
+        ledger = usage.rows(
+            fresh,
+            project=held.project,
+            key_id=held.key_id,
+            lane="bulk",
+            alias=held.alias,
+            user=held.options.user,
+            job_id=held.job_id,
+        )
+        if ledger:
+            await connection.execute(insert(UsageRecord).values(at=db_now()), ledger)
+        done = bool(settled.all())
+        values: dict[str, Any] = {"settled": np.packbits(settled).tobytes()}
+        if done:
+            values |= {"state": ShardState.DONE, "lease_until": None, "rung_at": None, "worker": None}
+        await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(values))
+        status = await _count(connection, held, fresh, failures, done)
+    return Recorded(shard_done=done, go_on=status == JobStatus.IN_PROGRESS)
+
+
+async def fail_rest(runtime: Runtime, held: Claim, error: EmbedmillError) -> Recorded:
+    """Give every input of the shard that has no outcome this error: its attempts are spent."""
+    reason = InputError(error.code, error.message, retryable=True)
+    parts = [
+        Landed([held.first_index + position], None, reason, 0, False, Decimal(0), None) for position in held.waiting()
+    ]
+    return await record(runtime, held, parts)
+
+
+def _fresh_of(part: Landed, held: Claim, settled: Bits) -> Landed | None:
+    """The inputs of a part that have no outcome yet, marked in `settled`; None when there are none.
+
+    Usage follows the inputs: what a twin has stored and charged already is not charged again.
+    """
+    positions = np.asarray(part.indexes, dtype=np.int64) - held.first_index
+    new = ~settled[positions]
+    settled[positions] = True
+    if new.all():
+        return part
+    if not new.any():
+        return None
+    kept = np.flatnonzero(new)
+    share = len(kept) / len(positions)
+    return replace(
+        part,
+        indexes=[part.indexes[i] for i in kept],
+        vectors=None if part.vectors is None else part.vectors[kept],
+        tokens=round(part.tokens * share),
+        cost_usd=part.cost_usd * len(kept) / len(positions),
+    )
+
+
+def _runs(held: Claim, parts: Sequence[Landed]) -> list[dict[str, Any]]:
+    """Rows for the vectors: neighbours, whichever batches they came in, share one blob."""
+    blocks: list[tuple[int, Matrix]] = []
+    for part in parts:
+        if part.vectors is None:
+            continue
+        # A batch is one run unless inputs between were settled before: cut it where its indexes jump.
+        indexes = np.asarray(part.indexes, dtype=np.int64)
+        jumps = np.flatnonzero(np.diff(indexes) != 1) + 1
+        for low, high in zip([0, *jumps], [*jumps, len(indexes)], strict=True):
+            blocks.append((int(indexes[low]), part.vectors[low:high]))
+    blocks.sort(key=lambda block: block[0])
+    rows: list[dict[str, Any]] = []
+    at = 0
+    while at < len(blocks):
+        first, rows_of_run = blocks[at][0], [blocks[at][1]]
+        following = first + len(blocks[at][1])
+        at += 1
+        while at < len(blocks) and blocks[at][0] == following:
+            rows_of_run.append(blocks[at][1])
+            following += len(blocks[at][1])
+            at += 1
+        data = rows_of_run[0].tobytes() if len(rows_of_run) == 1 else np.concatenate(rows_of_run).tobytes()
+        rows.append({"job_id": held.job_id, "first_index": first, "count": following - first, "data": data})
+    return rows
+
+
+def _failure_rows(job_id: str, failures: dict[int, InputError]) -> list[dict[str, Any]]:
+    return [
+        {"job_id": job_id, "index": index, "code": e.code, "message": e.message, "retryable": e.retryable}
+        for index, e in failures.items()
+    ]
+
+
+async def _count(
+    connection: AsyncConnection, held: Claim, fresh: Sequence[Landed], failures: dict[int, InputError], done: bool
+) -> str | None:
+    """Add to the job's counters and, with its last open shard, finish it. The job's row is locked last, and briefly."""
+    vectors = sum(len(part.indexes) for part in fresh if part.error is None)
+    prompt_tokens = sum(part.tokens for part in fresh)
+    values: dict[Any, Any] = {
+        Job.completed: Job.completed + vectors,
+        Job.failed: Job.failed + len(failures),
+        Job.prompt_tokens: Job.prompt_tokens + prompt_tokens,
+        Job.cost_usd: Job.cost_usd + sum((part.cost_usd for part in fresh), Decimal(0)),
+        Job.version: Job.version + 1,
+    }
+    if any(part.tokens_estimated for part in fresh):
+        values[Job.usage_estimated] = True
+    if failures:
+        values[Job.error_summary] = await merge_errors(connection, held.job_id, failures)
+    if vectors:
+        values |= {Job.waiting_on: None, Job.next_attempt_at: None}
+        values |= _marks()
+    if done:
+        values[Job.open_shards] = Job.open_shards - 1
+    row = (
+        await connection.execute(
+            update(Job).where(Job.id == held.job_id).values(values).returning(Job.status, Job.open_shards, Job.total)
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    if row.open_shards == 0 and row.total is not None:
+        if row.status == JobStatus.IN_PROGRESS:
+            await _end(connection, held.job_id, FINAL_STATUS)
+            return JobStatus.COMPLETED
+        if row.status == JobStatus.CANCELLING:
+            await _end(connection, held.job_id, JobStatus.CANCELLED.value)
+    return str(row.status)
+
+
+async def _end(connection: AsyncConnection, job_id: str, status: Any) -> None:
+    await connection.execute(
+        update(Job).where(Job.id == job_id).values(status=status, finished_at=db_now(), waiting_on=None)
+    )
+
+
+def _marks() -> dict[Any, Any]:
+    """Shift the two marks of progress when the newer one is old enough."""
+    due = (Job.mark_at.is_(None)) | (Job.mark_at < db_now() - MARK_S)
+    return {
+        Job.earlier_mark_at: case((due, Job.mark_at), else_=Job.earlier_mark_at),
+        Job.earlier_mark_done: case((due, Job.mark_done), else_=Job.earlier_mark_done),
+        Job.earlier_mark_tokens: case((due, Job.mark_tokens), else_=Job.earlier_mark_tokens),
+        Job.mark_at: case((due, db_now()), else_=Job.mark_at),
+        Job.mark_done: case((due, Job.completed + Job.failed), else_=Job.mark_done),
+        Job.mark_tokens: case((due, Job.prompt_tokens), else_=Job.mark_tokens),
+    }

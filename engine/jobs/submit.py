@@ -1,0 +1,343 @@
+"""Submit: a corpus becomes a job and its shards, while it arrives.
+
+A small corpus is one transaction: no answer before it, nothing of the job without it. A large one is written shard by
+shard, and its first shards run while its last lines are still under way; `intake_until` is the lease that tells the
+sweep when the receiving process has died with a corpus half read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import numpy as np
+from sqlalchemy import case, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine import planning
+from engine.corpus import Lines
+from engine.jobs.dispatch import dispatch
+from engine.jobs.ending import end_early, forget
+from engine.jobs.finish import FINAL_STATUS, merge_errors
+from engine.keys import Caller
+from engine.runtime import Runtime
+from models.base import db_now, new_id
+from models.embedding import Alias, Input, InputError, Options
+from models.errors import Conflict, EmbedmillError, InputTooLong, InvalidInput, StorageUnavailable
+from models.job import IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState
+
+log = logging.getLogger("embedmill.jobs")
+_PACK = msgspec.msgpack.Encoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the caller asked for, beside the corpus."""
+
+    alias: Alias
+    width: int
+    options: Options
+    labels: dict[str, Any]
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The same Idempotency-Key was used before, by a request whose body had this fingerprint."""
+
+    job_id: str
+    fingerprint: bytes
+
+
+async def reserve(runtime: Runtime, project: str, key: str) -> str | Replay:
+    """Claim an Idempotency-Key: the id that the new job shall have, or the job that it stands for already.
+
+    Raises Conflict while another request with this key is still arriving.
+    """
+    job_id = new_id("job")
+    async with runtime.database.write() as connection:
+        fresh = {
+            "job_id": job_id,
+            "fingerprint": None,
+            "expires_at": db_now() + runtime.settings.lease_s,
+        }
+        statement = (
+            runtime.database.insert(IdempotencyKey)
+            .values(project=project, key=key, **fresh)
+            .on_conflict_do_update(
+                index_elements=["project", "key"], set_=fresh, where=IdempotencyKey.expires_at < db_now()
+            )
+            .returning(IdempotencyKey.job_id)
+        )
+        if (await connection.execute(statement)).scalar_one_or_none() == job_id:
+            return job_id
+        row = (
+            await connection.execute(
+                select(IdempotencyKey.job_id, IdempotencyKey.fingerprint).where(
+                    IdempotencyKey.project == project, IdempotencyKey.key == key
+                )
+            )
+        ).one()
+    if row.fingerprint is None:
+        raise Conflict(
+            "a request with this Idempotency-Key is still being read", code="idempotency_in_flight", should_retry=True
+        )
+    return Replay(row.job_id, row.fingerprint)
+
+
+class Intake:
+    """A job on its way in. Use through `receiving()`; feed lines, then finish."""
+
+    def __init__(self, runtime: Runtime, caller: Caller, wanted: Wanted, job_id: str, idempotency_key: str | None) -> None:
+        self._runtime = runtime
+        self._caller = caller
+        self._wanted = wanted
+        self._idempotency_key = idempotency_key
+        self._accepts_tokens = any(route.accepts_tokens for route in wanted.alias.routes)
+        self._waiting = Lines()
+        self._waiting_bytes = 0
+        self._created = False
+        self._seq = 0
+        self._index = 0
+        self._usable = 0
+        self.job_id = job_id
+
+    async def add(self, lines: Lines) -> None:
+        """Take lines in; writes a shard whenever one is full. Raises StorageUnavailable."""
+        settings = self._runtime.settings
+        waiting = self._waiting
+        for position, item in enumerate(lines.inputs):
+            if item is None:
+                waiting.refuse(lines.errors[position], lines.ids[position])
+                continue
+            error = self._check(item)
+            if error is None:
+                waiting.add(self._ready(item), lines.ids[position])
+                self._waiting_bytes += len(item) if isinstance(item, str) else len(item) * 4
+                self._usable += 1
+            else:
+                waiting.refuse(error, lines.ids[position])
+            if len(waiting.inputs) >= settings.shard_inputs or self._waiting_bytes >= settings.shard_bytes:
+                await self._write_shard()
+                waiting = self._waiting
+
+    async def finish(self, fingerprint: bytes) -> None:
+        """The corpus is whole: make it durable. Raises InvalidInput when no line of it was usable."""
+        if not self._usable:
+            first = next(iter(self._waiting.errors.values()), None)
+            reason = f": {first.message}" if first else ""
+            raise InvalidInput(f"the corpus has no usable input{reason}", param="input", code="no_usable_input")
+        async with self._runtime.database.write() as connection:
+            await self._insert_waiting(connection)
+            done = (
+                await connection.execute(
+                    update(Job)
+                    .where(Job.id == self.job_id)
+                    .values(
+                        total=Job.ingested,
+                        intake_until=None,
+                        version=Job.version + 1,
+                        # The last shard may have ended before the last byte arrived.
+                        status=case(
+                            ((Job.open_shards == 0) & (Job.status == JobStatus.IN_PROGRESS), FINAL_STATUS),
+                            else_=Job.status,
+                        ),
+                        finished_at=case(
+                            ((Job.open_shards == 0) & (Job.status == JobStatus.IN_PROGRESS), db_now()),
+                            else_=Job.finished_at,
+                        ),
+                    )
+                )
+            ).rowcount
+            if not done:
+                raise Conflict("the job was deleted while its corpus arrived")
+            if self._idempotency_key is not None:
+                await connection.execute(
+                    update(IdempotencyKey)
+                    .where(IdempotencyKey.project == self._caller.project, IdempotencyKey.key == self._idempotency_key)
+                    .values(
+                        fingerprint=fingerprint,
+                        expires_at=db_now() + self._runtime.settings.idempotency_hours * 3600.0,
+                    )
+                )
+        log.info("job accepted", extra={"job_id": self.job_id, "inputs": self._index, "model": self._wanted.alias.name})
+        await self._ring()
+
+    async def abandon(self, code: str, message: str) -> None:
+        """The corpus will not arrive whole: forget the job, or fail it where a part of it has run already."""
+        try:
+            async with self._runtime.database.write() as connection:
+                if self._idempotency_key is not None:
+                    await connection.execute(
+                        delete(IdempotencyKey).where(
+                            IdempotencyKey.project == self._caller.project, IdempotencyKey.key == self._idempotency_key
+                        )
+                    )
+            if self._created and not self._usable:
+                await forget(self._runtime, self.job_id)
+            elif self._created:
+                await end_early(self._runtime, self.job_id, JobStatus.FAILED, code, message)
+        except StorageUnavailable:
+            log.warning("an abandoned intake is left to the sweep", extra={"job_id": self.job_id})
+
+    async def keep_alive(self) -> None:
+        """Renew the intake's lease for as long as the corpus takes to arrive."""
+        settings = self._runtime.settings
+        while True:
+            await asyncio.sleep(settings.heartbeat_s)
+            try:
+                async with self._runtime.database.write() as connection:
+                    until = db_now() + settings.lease_s
+                    await connection.execute(update(Job).where(Job.id == self.job_id).values(intake_until=until))
+                    if self._idempotency_key is not None:
+                        await connection.execute(
+                            update(IdempotencyKey)
+                            .where(
+                                IdempotencyKey.project == self._caller.project,
+                                IdempotencyKey.key == self._idempotency_key,
+                            )
+                            .values(expires_at=until)
+                        )
+            except StorageUnavailable:
+                log.warning("the lease of an intake could not be renewed", extra={"job_id": self.job_id})
+
+    def _check(self, item: Input) -> InputError | None:
+        try:
+            planning.check(item, self._wanted.alias, self._wanted.options, accepts_tokens=self._accepts_tokens)
+        except (InvalidInput, InputTooLong) as error:
+            return InputError(error.code, error.message)
+        return None
+
+    def _ready(self, item: Input) -> Input:
+        return planning.shortened(item, self._wanted.alias, self._wanted.options)
+
+    async def _write_shard(self) -> None:
+        async with self._runtime.database.write() as connection:
+            await self._insert_waiting(connection)
+        await self._ring()
+
+    async def _ring(self) -> None:
+        try:
+            await dispatch(self._runtime)
+        except StorageUnavailable:
+            log.warning("dispatch is left to the sweep", extra={"job_id": self.job_id})
+
+    async def _insert_waiting(self, connection: AsyncConnection) -> None:
+        """Write what waits as one shard, and the job itself before its first."""
+        lines = self._waiting
+        count = len(lines.inputs)
+        if not self._created:
+            await connection.execute(insert(Job).values(self._first_row()))
+        if count:
+            await self._insert_shard(connection, lines, count)
+        self._created = True
+        self._index += count
+        self._seq += 1
+        self._waiting, self._waiting_bytes = Lines(), 0
+
+    async def _insert_shard(self, connection: AsyncConnection, lines: Lines, count: int) -> None:
+        shard_id = new_id("shard")
+        settled = np.zeros(count, dtype=bool)
+        settled[list(lines.errors)] = True
+        is_open = not settled.all()
+        await connection.execute(
+            insert(Shard).values(
+                id=shard_id,
+                job_id=self.job_id,
+                seq=self._seq,
+                first_index=self._index,
+                count=count,
+                state=ShardState.QUEUED if is_open else ShardState.DONE,
+                attempt=0,
+                fence=0,
+                next_run_at=db_now(),
+                settled=np.packbits(settled).tobytes(),
+            )
+        )
+        ids = _PACK.encode(lines.ids) if any(caller_id is not None for caller_id in lines.ids) else None
+        await connection.execute(
+            insert(ShardInputs).values(shard_id=shard_id, inputs=_PACK.encode(lines.inputs), ids=ids)
+        )
+        values: dict[str, Any] = {
+            "ingested": Job.ingested + count,
+            "open_shards": Job.open_shards + int(is_open),
+            "failed": Job.failed + len(lines.errors),
+            "intake_until": db_now() + self._runtime.settings.lease_s,
+            "version": Job.version + 1,
+            "status": case((Job.status == JobStatus.VALIDATING, JobStatus.IN_PROGRESS), else_=Job.status),
+        }
+        if lines.errors:
+            failures = {self._index + position: error for position, error in lines.errors.items()}
+            await connection.execute(
+                insert(InputFailure),
+                [
+                    {"job_id": self.job_id, "index": i, "code": e.code, "message": e.message, "retryable": e.retryable}
+                    for i, e in failures.items()
+                ],
+            )
+            values["error_summary"] = await merge_errors(connection, self.job_id, failures)
+        await connection.execute(update(Job).where(Job.id == self.job_id).values(values))
+
+    def _first_row(self) -> dict[str, Any]:
+        wanted, settings = self._wanted, self._runtime.settings
+        return {
+            "id": self.job_id,
+            "project": self._caller.project,
+            "key_id": self._caller.key_id,
+            "status": JobStatus.VALIDATING,
+            "alias": wanted.alias.name,
+            "space": wanted.alias.space,
+            "dimensions": wanted.width,
+            "options": {
+                "input_type": wanted.options.input_type,
+                "truncate": wanted.options.truncate,
+                "user": wanted.options.user,
+                "provider_options": wanted.options.provider_options,
+            },
+            "labels": wanted.labels,
+            "request_id": wanted.request_id,
+            "ingested": 0,
+            "completed": 0,
+            "failed": 0,
+            "open_shards": 0,
+            "prompt_tokens": 0,
+            "cost_usd": Decimal(0),
+            "usage_estimated": False,
+            "error_summary": [],
+            "created_at": db_now(),
+            "expires_at": db_now() + settings.job_retention_days * 86400.0,
+            "intake_until": db_now() + settings.lease_s,
+            "mark_done": 0,
+            "mark_tokens": 0,
+            "earlier_mark_done": 0,
+            "earlier_mark_tokens": 0,
+            "version": 1,
+        }
+
+
+@asynccontextmanager
+async def receiving(
+    runtime: Runtime, caller: Caller, wanted: Wanted, job_id: str | None, idempotency_key: str | None
+) -> AsyncIterator[Intake]:
+    """An Intake that is kept alive inside the block, and abandoned when the block raises or is cancelled."""
+    intake = Intake(runtime, caller, wanted, job_id or new_id("job"), idempotency_key)
+    alive = asyncio.create_task(intake.keep_alive())
+    try:
+        yield intake
+    except BaseException as error:
+        code, message = ("upload_interrupted", "the corpus did not arrive whole")
+        if isinstance(error, EmbedmillError):
+            code, message = error.code, error.message
+        await asyncio.shield(intake.abandon(code, message))
+        raise
+    finally:
+        alive.cancel()
+
+
+__all__ = ["Intake", "Replay", "Wanted", "receiving", "reserve"]

@@ -1,0 +1,183 @@
+"""Sweep: the final authority. Every few seconds, from any process, in any number, it mends what crashes left behind.
+
+Nothing else need succeed for a job to end: lost messages, dead workers, half-read corpora and unfinished finishes are
+all found here, by what the database says and by its clock.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.jobs import claim as claims
+from engine.jobs.dispatch import dispatch
+from engine.jobs.ending import close_shards, end_early
+from engine.jobs.finish import FINAL_STATUS
+from engine.jobs.record import fail_rest
+from engine.runtime import Runtime
+from models.base import db_now
+from models.errors import EmbedmillError
+from models.job import (
+    FINISHED,
+    IdempotencyKey,
+    InputFailure,
+    Job,
+    JobStatus,
+    Shard,
+    ShardInputs,
+    ShardState,
+    VectorRun,
+)
+from models.worker import WorkerProcess
+
+log = logging.getLogger("embedmill.sweep")
+
+PURGE_RUNS = 50
+PURGE_ROWS = 5000
+FORGET_WORKER_S = 3600.0
+
+
+class WorkerLost(EmbedmillError):
+    code = "worker_lost"
+    retryable = True
+
+
+async def sweep(runtime: Runtime) -> None:
+    """One round of every duty. Raises StorageUnavailable."""
+    await requeue_expired(runtime)
+    await ring_again(runtime)
+    await fail_exhausted(runtime)
+    await finish_jobs(runtime)
+    await end_abandoned_intakes(runtime)
+    await purge(runtime)
+    await dispatch(runtime)
+
+
+async def requeue_expired(runtime: Runtime) -> None:
+    """Shards whose worker has stopped renewing its lease."""
+    async with runtime.database.write() as connection:
+        rows = (
+            await connection.execute(
+                update(Shard)
+                .where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now())
+                .values(state=ShardState.QUEUED, lease_until=None, last_error="the worker was lost")
+                .returning(Shard.id, Shard.job_id)
+            )
+        ).all()
+    for row in rows:
+        log.warning("a lease ran out", extra={"shard_id": row.id, "job_id": row.job_id})
+
+
+async def ring_again(runtime: Runtime) -> None:
+    """Shards that were rung and never claimed: the message was lost, or every worker is busy."""
+    async with runtime.database.write() as connection:
+        await connection.execute(
+            update(Shard)
+            .where(Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - runtime.settings.ring_again_s)
+            .values(state=ShardState.QUEUED, rung_at=None)
+        )
+
+
+async def fail_exhausted(runtime: Runtime) -> None:
+    """Shards that took worker after worker down with them: what is left of them fails, input by input."""
+    cap = runtime.settings.shard_attempts
+    async with runtime.database.read() as connection:
+        ids = (
+            await connection.execute(
+                select(Shard.id).where(Shard.state == ShardState.QUEUED, Shard.attempt >= cap).limit(PURGE_RUNS)
+            )
+        ).scalars()
+        spent = list(ids)
+    for shard_id in spent:
+        held = await claims.claim(runtime, shard_id, "sweep")
+        if held is not None:
+            log.warning("a shard's attempts are spent", extra={"job_id": held.job_id, "shard_id": shard_id})
+            await fail_rest(runtime, held, WorkerLost("workers were lost again and again on this part of the job"))
+
+
+async def finish_jobs(runtime: Runtime) -> None:
+    """Jobs that nothing is left to do for, yet are not finished."""
+    async with runtime.database.write() as connection:
+        await connection.execute(
+            update(Job)
+            .where(Job.status == JobStatus.IN_PROGRESS, Job.open_shards == 0, Job.total.is_not(None))
+            .values(status=FINAL_STATUS, finished_at=db_now(), version=Job.version + 1, waiting_on=None)
+        )
+        cancelling = list(
+            (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
+        )
+    for job_id in cancelling:
+        await close_shards(runtime, job_id)
+    # A shard of a job that failed may have come back from a lost worker: nobody will claim it.
+    async with runtime.database.read() as connection:
+        stray = list(
+            (
+                await connection.execute(
+                    select(Shard.job_id)
+                    .join(Job, Job.id == Shard.job_id)
+                    .where(Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)), Job.status.in_(FINISHED))
+                    .distinct()
+                    .limit(PURGE_RUNS)
+                )
+            ).scalars()
+        )
+    for job_id in stray:
+        await close_shards(runtime, job_id)
+
+
+async def end_abandoned_intakes(runtime: Runtime) -> None:
+    """Jobs whose receiving process has died in the middle of the corpus."""
+    async with runtime.database.read() as connection:
+        ids = list((
+                await connection.execute(
+                    select(Job.id).where(
+                        Job.status.in_((JobStatus.VALIDATING, JobStatus.IN_PROGRESS)), Job.intake_until < db_now()
+                    )
+                )
+            ).scalars())
+    for job_id in ids:
+        log.warning("an intake was abandoned", extra={"job_id": job_id})
+        await end_early(
+            runtime, job_id, JobStatus.FAILED, "upload_interrupted", "the server stopped while the corpus arrived: send it again"
+        )
+
+
+async def purge(runtime: Runtime) -> None:
+    """Deleted and expired jobs, a bounded number of rows a round; old idempotency keys; workers long gone."""
+    async with runtime.database.write() as connection:
+        await connection.execute(
+            update(Job)
+            .where(Job.expires_at < db_now(), Job.status.in_(FINISHED), Job.deleted_at.is_(None))
+            .values(deleted_at=db_now())
+        )
+        await connection.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < db_now()))
+        await connection.execute(delete(WorkerProcess).where(WorkerProcess.seen_at < db_now() - FORGET_WORKER_S))
+        doomed = (
+            await connection.execute(
+                select(Job.id).where(Job.deleted_at.is_not(None), Job.status.in_(FINISHED)).limit(1)
+            )
+        ).scalar_one_or_none()
+        if doomed is not None:
+            await _purge_some(connection, doomed)
+
+
+async def _purge_some(connection: AsyncConnection, job_id: str) -> None:
+    """Remove one step's worth of a deleted job: its vectors first, for they weigh the most, itself last."""
+    steps: tuple[tuple[Any, Any, Any, int], ...] = (
+        (VectorRun, VectorRun.first_index, VectorRun.job_id == job_id, PURGE_RUNS),
+        (InputFailure, InputFailure.index, InputFailure.job_id == job_id, PURGE_ROWS),
+    )
+    for table, column, mine, some in steps:
+        chosen = select(column).where(mine).limit(some).scalar_subquery()
+        gone = await connection.execute(delete(table).where(mine, column.in_(chosen)))
+        if gone.rowcount:
+            return
+    shards = select(Shard.id).where(Shard.job_id == job_id).limit(PURGE_RUNS)
+    await connection.execute(delete(ShardInputs).where(ShardInputs.shard_id.in_(shards.scalar_subquery())))
+    gone = await connection.execute(delete(Shard).where(Shard.id.in_(shards.scalar_subquery())))
+    if gone.rowcount < PURGE_RUNS:
+        await connection.execute(delete(Job).where(Job.id == job_id))
+        log.info("a deleted job was removed", extra={"job_id": job_id})

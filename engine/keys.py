@@ -1,0 +1,184 @@
+"""API keys: made, shown once, kept as a keyed hash, and checked in constant time.
+
+Form: `em_<id>_<secret><crc>`. The id finds the row, the secret is 256 random bits, and the checksum lets a leak scanner
+(and us, before any database) tell a key from a random string.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import string
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import insert, select, update
+
+from engine.database import Database
+from models.base import db_now
+from models.errors import ConfigError, NotAuthenticated
+from models.key import ApiKey, Scope
+
+ALPHABET = string.digits + string.ascii_letters
+ID_CHARS, SECRET_CHARS, CRC_CHARS = 12, 43, 6
+CACHE_S = 20.0
+CACHE_ENTRIES = 10_000
+REFUSED = "Incorrect API key provided. Make one with `embedmill keys create`."
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is calling: what a request may do, and under whose name it is kept."""
+
+    key_id: str
+    project: str
+    scopes: frozenset[str]
+
+
+class KeyRing:
+    """Checks keys, remembering good ones for a few seconds by their full digest."""
+
+    def __init__(self, database: Database, pepper: bytes) -> None:
+        self._database = database
+        self._pepper = pepper
+        self._seen: dict[bytes, tuple[float, Caller]] = {}
+
+    async def caller(self, text: str) -> Caller:
+        """Who the key belongs to. Raises NotAuthenticated, in the same words whatever is wrong with it."""
+        digest = _digest(self._pepper, text)
+        known = self._seen.get(digest)
+        now = time.monotonic()
+        if known is not None and known[0] > now:
+            return known[1]
+        key_id = _id_of(text)
+        async with self._database.read() as connection:
+            row = (
+                await connection.execute(
+                    select(
+                        ApiKey.id,
+                        ApiKey.project,
+                        ApiKey.scopes,
+                        ApiKey.digest,
+                        ((ApiKey.revoked_at.is_(None)) & ((ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > db_now()))).label(
+                            "valid"
+                        ),
+                    ).where(ApiKey.id == (key_id or ""))
+                )
+            ).one_or_none()
+        # An unknown id is compared too, so that it takes as long as a known one.
+        matches = hmac.compare_digest(row.digest if row else bytes(32), digest)
+        if row is None or not matches or not row.valid or key_id is None:
+            raise NotAuthenticated(REFUSED)
+        caller = Caller(row.id, row.project, frozenset(row.scopes))
+        if len(self._seen) >= CACHE_ENTRIES:
+            self._seen.clear()
+        self._seen[digest] = (now + CACHE_S, caller)
+        await self._note_use(row.id)
+        return caller
+
+    async def _note_use(self, key_id: str) -> None:
+        # At most one write a minute and key, and only when the key was not in the cache.
+        async with self._database.write() as connection:
+            await connection.execute(
+                update(ApiKey)
+                .where(ApiKey.id == key_id, (ApiKey.last_used_at.is_(None)) | (ApiKey.last_used_at < db_now() - 60.0))
+                .values(last_used_at=db_now())
+            )
+
+
+async def create_key(
+    database: Database,
+    pepper: bytes,
+    *,
+    project: str = "default",
+    name: str = "",
+    scopes: Sequence[str] = (Scope.EMBEDDINGS, Scope.JOBS, Scope.USAGE),
+    expires_at: float | None = None,
+) -> tuple[str, str]:
+    """Make a key: its id, and its text, which exists nowhere afterwards."""
+    key_id = _random(ID_CHARS)
+    body = f"em_{key_id}_{_random(SECRET_CHARS)}"
+    text = body + _crc(body)
+    async with database.write() as connection:
+        await connection.execute(
+            insert(ApiKey).values(
+                id=key_id,
+                project=project,
+                name=name,
+                digest=_digest(pepper, text),
+                scopes=[str(scope) for scope in scopes],
+                created_at=db_now(),
+                expires_at=expires_at,
+            )
+        )
+    return key_id, text
+
+
+async def list_keys(database: Database) -> Sequence[ApiKey]:
+    """Every key, newest first; never its digest's origin."""
+    async with database.read() as connection:
+        rows = await connection.execute(select(ApiKey.__table__).order_by(ApiKey.created_at.desc()))
+        return [ApiKey(**row._mapping) for row in rows]
+
+
+async def revoke_key(database: Database, key_id: str) -> bool:
+    """Revoke a key for good; False when there is none of this id, or it was revoked before. Takes effect within 20 s."""
+    async with database.write() as connection:
+        done = await connection.execute(
+            update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=db_now())
+        )
+        return bool(done.rowcount)
+
+
+def load_pepper(configured: str, data_dir: Path) -> bytes:
+    """The secret that keys are hashed under: as configured, or made once and kept in the data directory (mode 0600)."""
+    if configured:
+        if len(configured) < 16:
+            raise ConfigError("EMBEDMILL_KEY_PEPPER must have 16 characters or more", param="EMBEDMILL_KEY_PEPPER")
+        return configured.encode()
+    path = data_dir / "pepper"
+    if not path.exists():
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = data_dir / f"pepper.{os.getpid()}"
+        fresh.touch(mode=0o600)
+        fresh.write_text(secrets.token_hex(32))
+        try:
+            os.link(fresh, path)  # fails when another process was first, whose secret then counts
+        except FileExistsError:
+            pass
+        finally:
+            fresh.unlink()
+    return path.read_text().strip().encode()
+
+
+def _digest(pepper: bytes, text: str) -> bytes:
+    return hmac.new(pepper, text.encode("utf-8", "surrogatepass"), hashlib.sha256).digest()
+
+
+def _id_of(text: str) -> str | None:
+    """The id in a well-formed key; None for anything else."""
+    parts = text.split("_")
+    if len(parts) != 3 or parts[0] != "em" or len(parts[1]) != ID_CHARS:
+        return None
+    body, crc = text[:-CRC_CHARS], text[-CRC_CHARS:]
+    if len(parts[2]) != SECRET_CHARS + CRC_CHARS or not text.isascii() or _crc(body) != crc:
+        return None
+    return parts[1]
+
+
+def _random(count: int) -> str:
+    return "".join(secrets.choice(ALPHABET) for _ in range(count))
+
+
+def _crc(body: str) -> str:
+    value = zlib.crc32(body.encode("ascii", "replace"))
+    digits = ""
+    for _ in range(CRC_CHARS):
+        value, digit = divmod(value, len(ALPHABET))
+        digits = ALPHABET[digit] + digits
+    return digits

@@ -1,0 +1,61 @@
+"""Everything opened once and closed once. Tests and edges get their parts from here, and fakes enter here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine import configuration
+from engine.database import Database
+from engine.keys import KeyRing, load_pepper
+from engine.queue import Doorbell
+from engine.routing import Router
+from engine.settings import Settings
+from engine.upstream import Transport, Upstream
+from engine.usage import UsageBuffer
+from engine.wire import Wire
+from models.embedding import Alias
+from models.errors import UnknownAlias
+
+
+@dataclass(slots=True)
+class Runtime:
+    settings: Settings
+    aliases: dict[str, Alias]
+    database: Database
+    upstream: Upstream
+    router: Router
+    doorbell: Doorbell
+    keys: KeyRing
+    usage: UsageBuffer
+
+    @classmethod
+    def open(cls, settings: Settings, *, wire: Transport | None = None, pool_size: int = 5) -> Runtime:
+        """Build all parts. Nothing connects yet, and nothing is bound to an event loop. Raises ConfigError."""
+        aliases = configuration.load(settings.config)
+        database = Database(settings.sqlalchemy_url, pool_size=pool_size)
+        accounts = [route.account for alias in aliases.values() for route in alias.routes]
+        return cls(
+            settings=settings,
+            aliases=aliases,
+            database=database,
+            upstream=Upstream(wire or Wire(), accounts, max_reply_bytes=settings.max_reply_bytes),
+            router=Router(),
+            doorbell=Doorbell(settings.broker),
+            keys=KeyRing(database, load_pepper(settings.key_pepper, settings.data_dir)),
+            usage=UsageBuffer(database),
+        )
+
+    def alias(self, name: str) -> Alias:
+        """The alias of this name. Raises UnknownAlias."""
+        try:
+            return self.aliases[name]
+        except KeyError:
+            raise UnknownAlias(
+                f"The model `{name[:200]}` does not exist or you do not have access to it.", param="model"
+            ) from None
+
+    async def close(self) -> None:
+        await self.usage.close()
+        await self.upstream.close()
+        self.doorbell.close()
+        await self.database.close()

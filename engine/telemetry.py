@@ -1,0 +1,102 @@
+"""What operators see: Prometheus metrics and structured logs. Neither ever holds an input, a vector or a key."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from typing import Any
+
+import orjson
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+REGISTRY = CollectorRegistry()
+
+REQUESTS = Counter("embedmill_requests_total", "Answered HTTP requests", ["route", "status"], registry=REGISTRY)
+REQUEST_SECONDS = Histogram(
+    "embedmill_request_seconds",
+    "Time to answer an HTTP request",
+    ["route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    registry=REGISTRY,
+)
+UPSTREAM_CALLS = Counter(
+    "embedmill_upstream_calls_total", "Calls to providers", ["provider", "model", "outcome"], registry=REGISTRY
+)
+UPSTREAM_SECONDS = Histogram(
+    "embedmill_upstream_seconds",
+    "Time of a call to a provider",
+    ["provider", "model"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    registry=REGISTRY,
+)
+TOKENS = Counter("embedmill_tokens_total", "Tokens embedded", ["provider", "model", "lane"], registry=REGISTRY)
+INPUTS = Counter("embedmill_inputs_total", "Inputs settled", ["lane", "outcome"], registry=REGISTRY)
+JOBS = Gauge("embedmill_jobs", "Jobs by status", ["status"], registry=REGISTRY)
+SHARDS = Gauge("embedmill_shards", "Unfinished shards by state (queued and rung: the queue's depth)", ["state"], registry=REGISTRY)
+OLDEST_LEASE_SECONDS = Gauge(
+    "embedmill_oldest_lease_seconds", "Age of the oldest unfinished claim of a shard", registry=REGISTRY
+)
+EXPIRED_LEASES = Gauge("embedmill_expired_leases", "Shards whose lease ran out and were not swept yet", registry=REGISTRY)
+WORKERS = Gauge("embedmill_workers", "Worker processes seen lately", registry=REGISTRY)
+LOOP_LAG_SECONDS = Gauge("embedmill_event_loop_lag_seconds", "How late the event loop ran its last timer", registry=REGISTRY)
+RINGS_FAILED = Counter("embedmill_rings_failed_total", "Messages that the broker did not take", registry=REGISTRY)
+USAGE_WAITING = Gauge("embedmill_usage_rows_waiting", "Ledger rows of sync calls not yet in the database", registry=REGISTRY)
+
+# Fields that a log record may carry beside its message; anything else given as `extra` is dropped.
+FIELDS = (
+    "request_id",
+    "client_request_id",
+    "method",
+    "route",
+    "status",
+    "duration_ms",
+    "job_id",
+    "shard_id",
+    "attempt",
+    "inputs",
+    "failed",
+    "provider",
+    "model",
+    "code",
+    "worker",
+    "pid_of_child",
+    "count",
+)
+
+
+class JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "at": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line.update({name: value for name in FIELDS if (value := getattr(record, name, None)) is not None})
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode()
+
+
+class TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        extra = " ".join(f"{name}={value}" for name in FIELDS if (value := getattr(record, name, None)) is not None)
+        clock = time.strftime("%H:%M:%S", time.gmtime(record.created))
+        text = f"{clock} {record.levelname:<7} {record.name}: {record.getMessage()}" + (f"  {extra}" if extra else "")
+        return text + ("\n" + self.formatException(record.exc_info) if record.exc_info else "")
+
+
+def configure_logging(level: str, log_format: str) -> None:
+    """Send every logger of this process to stderr, one line a record."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(TextFormatter() if log_format == "text" else JsonFormatter())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for name in ("httpx", "httpcore", "aiosqlite", "asyncio", "kombu", "amqp", "celery.redirected", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # httpx logs whole URLs at INFO
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "celery", "celery.worker", "celery.app.trace"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+        logger.setLevel(logging.WARNING)

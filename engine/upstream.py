@@ -1,0 +1,131 @@
+"""One upstream call: build, send, time, check, classify. Everything that leaves for a provider passes here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Protocol
+
+import providers
+from engine import vectors
+from engine.in_process import SCHEME, InProcess
+from engine.telemetry import UPSTREAM_CALLS, UPSTREAM_SECONDS
+from models.embedding import Account, Batch, Call, Matrix, Route
+from models.errors import DeadlineExceeded, UpstreamError, UpstreamTimeout
+from providers.base import UpstreamReply, UpstreamRequest, check_vectors
+
+
+class Transport(Protocol):
+    async def send(self, request: UpstreamRequest, *, timeout_s: float, max_reply_bytes: int) -> UpstreamReply: ...
+
+    async def close(self) -> None: ...
+
+
+class Upstream:
+    """The seam between the engine and all providers: requests go over the wire, or to code in this process."""
+
+    def __init__(self, wire: Transport, accounts: Iterable[Account], *, max_reply_bytes: int) -> None:
+        self._wire = wire
+        known = {account.name: account for account in accounts}
+        self._in_process = InProcess(list(known.values()))
+        self._max_reply_bytes = max_reply_bytes
+        # Doors, one an account: how many calls this process may have under way.
+        self._doors = {name: asyncio.Semaphore(account.max_concurrency) for name, account in known.items()}
+        self._metrics: dict[tuple[str, str], _RouteMetrics] = {}
+
+    async def send(self, request: UpstreamRequest, *, deadline: float, timeout_s: float) -> UpstreamReply:
+        """Send a finished request and read the whole reply.
+
+        `deadline` is on time.monotonic(); `timeout_s` is the account's own bound on one call. Raises UpstreamTimeout,
+        UpstreamUnavailable or UpstreamProtocolError; any status, 4xx and 5xx too, is a reply.
+        """
+        left_s = min(deadline - time.monotonic(), timeout_s)
+        if left_s <= 0:
+            raise DeadlineExceeded("no time was left for an upstream call")
+        if request.url.startswith(SCHEME):
+            return await self._in_process.send(request, timeout_s=left_s)
+        return await self._wire.send(request, timeout_s=left_s, max_reply_bytes=self._max_reply_bytes)
+
+    async def embed(self, batch: Batch, route: Route, *, deadline: float, calls: list[Call]) -> tuple[Matrix, int | None]:
+        """Embed one batch on one route: rows of the wanted width in the batch's order, and tokens as told.
+
+        The call is appended to `calls` whatever became of it. Raises UpstreamError or DeadlineExceeded.
+        """
+        provider = providers.PROVIDERS[route.account.kind]
+        asked = batch if route.narrowing == "native" else replace(batch, width=route.width)
+        request = provider.request(asked, route)
+        door = self._doors[route.account.name]
+        if door.locked():
+            await _enter(door, deadline)
+        else:
+            await door.acquire()
+        started_at, clock = time.time(), time.perf_counter()
+        status: int | None = None
+        metrics = self._metrics_of(route)
+        try:
+            reply = await self.send(request, deadline=deadline, timeout_s=route.account.timeout_s)
+            status = reply.status
+            if not 200 <= status < 300:
+                raise provider.fault(reply)
+            embedded = provider.parse(reply, asked)
+            rows = vectors.cut(embedded.vectors, batch.width)
+            check_vectors(rows, len(batch.inputs), batch.width)
+        except UpstreamError as error:
+            calls.append(
+                Call(
+                    route.provider,
+                    route.upstream_model,
+                    False,
+                    status or error.status,
+                    started_at,
+                    time.time(),
+                    error=error.code,
+                    ambiguous=error.sent and status is None,
+                )
+            )
+            metrics.failed(error.code)
+            raise
+        finally:
+            door.release()
+        calls.append(Call(route.provider, route.upstream_model, True, status, started_at, time.time()))
+        metrics.succeeded(time.perf_counter() - clock)
+        return rows, embedded.tokens
+
+    def _metrics_of(self, route: Route) -> _RouteMetrics:
+        key = (route.provider, route.upstream_model)
+        if key not in self._metrics:
+            self._metrics[key] = _RouteMetrics(*key)
+        return self._metrics[key]
+
+    async def close(self) -> None:
+        self._in_process.close()
+        await self._wire.close()
+
+
+class _RouteMetrics:
+    """Children of the labelled metrics, looked up once a route and not once a call."""
+
+    def __init__(self, provider: str, model: str) -> None:
+        self._labels = (provider, model)
+        self._ok = UPSTREAM_CALLS.labels(provider, model, "ok")
+        self._seconds = UPSTREAM_SECONDS.labels(provider, model)
+
+    def succeeded(self, seconds: float) -> None:
+        self._ok.inc()
+        self._seconds.observe(seconds)
+
+    def failed(self, code: str) -> None:
+        UPSTREAM_CALLS.labels(*self._labels, code).inc()
+
+
+async def _enter(door: asyncio.Semaphore, deadline: float) -> None:
+    try:
+        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            await door.acquire()
+    except TimeoutError:
+        raise DeadlineExceeded("too many calls to this provider are under way") from None
+
+
+__all__ = ["Transport", "Upstream", "UpstreamTimeout"]

@@ -1,0 +1,33 @@
+"""Vectors as float32 rows: cut to a narrower width, written as base64 or JSON, packed and unpacked as blobs."""
+
+from __future__ import annotations
+
+import numpy as np
+import orjson
+import pybase64
+
+from models.embedding import Matrix
+
+
+def cut(rows: Matrix, width: int) -> Matrix:
+    """Matryoshka: keep the first `width` numbers of each row and bring it back to unit length."""
+    if rows.shape[1] == width:
+        return rows
+    head = np.ascontiguousarray(rows[:, :width])
+    lengths = np.linalg.norm(head, axis=1, keepdims=True)
+    # A row whose kept part is all zeros has no direction; it stays zero, and the check after the cut refuses it.
+    return np.divide(head, lengths, out=head, where=lengths > 0)
+
+
+def base64_row(row: Matrix) -> bytes:
+    """One vector as OpenAI's base64: little-endian float32, no header."""
+    return pybase64.b64encode(row)
+
+
+def json_row(row: Matrix) -> bytes:
+    """One vector as a JSON array of the shortest numbers that read back as the same float32."""
+    return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def from_blob(data: bytes, width: int) -> Matrix:
+    return np.frombuffer(data, dtype="<f4").reshape(-1, width)

@@ -1,0 +1,1 @@
+"""The nouns: tables, value types, states and errors. Imports nothing of ours."""

@@ -1,0 +1,132 @@
+"""What one embedding call is made of: inputs, options, limits, routes, batches and what became of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Matrix = npt.NDArray[np.float32]
+"""Vectors as rows: float32, C-contiguous, shape (n, width)."""
+
+Input = str | list[int]
+"""One thing to embed: a text, or the token ids of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one upstream call may hold, all four at once."""
+
+    inputs_per_call: int = 2048
+    tokens_per_input: int = 8192
+    tokens_per_call: int = 300_000
+    bytes_per_call: int = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the caller asked for beside the inputs. `dimensions` None means the alias's native width."""
+
+    dimensions: int | None = None
+    input_type: str | None = None
+    truncate: str = "none"  # none: an over-long input is an error | end: its end is cut off
+    user: str | None = None
+    provider_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A configured credential, base URL and quotas at a provider. `name` is its section in the configuration."""
+
+    name: str
+    kind: str
+    base_url: str
+    api_key: str | None = field(default=None, repr=False)
+    max_concurrency: int = 64
+    timeout_s: float = 60.0
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One way to serve an alias: account, upstream model, limits and price."""
+
+    account: Account
+    upstream_model: str
+    width: int  # native width of the upstream model
+    limits: Limits
+    usd_per_million_tokens: Decimal
+    # How a narrower width is had: "native" (the provider has a field for it) or "cut" (Matryoshka: cut and renormalise).
+    narrowing: str = "native"
+    accepts_tokens: bool = False
+    priority: int = 0
+    weight: int = 1
+
+    @property
+    def provider(self) -> str:
+        return self.account.name
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """The public model name that a caller asks for. All its routes share one vector space."""
+
+    name: str
+    width: int
+    allowed_dimensions: frozenset[int] | range
+    max_input_tokens: int
+    space: str
+    routes: tuple[Route, ...]
+    usd_per_million_tokens: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The inputs of one upstream call. `indexes[i]` is the caller's index of `inputs[i]`."""
+
+    inputs: Sequence[Input]
+    indexes: Sequence[int]
+    tokens: int  # estimated
+    width: int  # of the vectors wanted back
+    options: Options
+    single: bool = False  # the caller gave one bare string: it stays one upstream
+
+
+@dataclass(frozen=True, slots=True)
+class InputError:
+    """Why one input has no vector."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One upstream call that was made, failed ones too. Times are unix seconds."""
+
+    provider: str
+    upstream_model: str
+    success: bool
+    status: int | None
+    started_at: float
+    ended_at: float
+    error: str | None = None
+    ambiguous: bool = False  # sent, but no answer came: it may have been billed
+
+
+@dataclass(frozen=True, slots=True)
+class Landed:
+    """What one finished batch brought: a vector for each of `indexes`, or an error for each of them."""
+
+    indexes: Sequence[int]
+    vectors: Matrix | None
+    error: InputError | None
+    tokens: int
+    tokens_estimated: bool
+    cost_usd: Decimal
+    route: Route | None

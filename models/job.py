@@ -1,0 +1,197 @@
+"""A job, its shards, and what they leave behind. Both state machines are drawn in docs/job_lifecycle.md.
+
+The text of the inputs lives in its own table, so that a state change never rewrites it, and vectors are one row per
+recorded run of neighbouring inputs, never one per vector.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Boolean, ForeignKey, Index, Integer, String, Text, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, Blob, Instant, Usd
+
+
+class JobStatus(StrEnum):
+    VALIDATING = "validating"  # the corpus is arriving; nothing of it runs yet
+    IN_PROGRESS = "in_progress"  # shards run (the corpus may still be arriving)
+    COMPLETED = "completed"  # every input has its vector
+    COMPLETED_WITH_ERRORS = "completed_with_errors"  # every input has a vector or an error
+    FAILED = "failed"  # the corpus never arrived whole, or no input got a vector
+    CANCELLING = "cancelling"  # no new calls; shards that run are letting go
+    CANCELLED = "cancelled"
+
+
+FINISHED = frozenset({JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED, JobStatus.CANCELLED})
+
+LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.VALIDATING: frozenset({JobStatus.IN_PROGRESS, JobStatus.FAILED, JobStatus.CANCELLED}),
+    JobStatus.IN_PROGRESS: frozenset(
+        {
+            JobStatus.COMPLETED,
+            JobStatus.COMPLETED_WITH_ERRORS,
+            JobStatus.FAILED,
+            JobStatus.CANCELLING,
+            JobStatus.CANCELLED,
+        }
+    ),
+    JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED, JobStatus.FAILED}),
+    JobStatus.COMPLETED: frozenset(),
+    JobStatus.COMPLETED_WITH_ERRORS: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+}
+
+
+class ShardState(StrEnum):
+    QUEUED = "queued"  # waits for its turn; a crash leaves it here
+    RUNG = "rung"  # a message about it is in the broker; a lost message is rung again by the sweep
+    RUNNING = "running"  # leased by one worker; when the lease runs out the sweep queues it again
+    DONE = "done"  # every input of it has an outcome
+    CANCELLED = "cancelled"
+
+
+class Job(Base):
+    """A caller's bulk request. Its row alone answers a status poll."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str] = mapped_column(String(32))
+    status: Mapped[str] = mapped_column(String(24))
+    alias: Mapped[str] = mapped_column(String(256))
+    space: Mapped[str] = mapped_column(String(256))
+    dimensions: Mapped[int] = mapped_column(Integer)
+    options: Mapped[dict[str, Any]] = mapped_column(JSON)
+    # `metadata` is SQLAlchemy's own name on a declarative class.
+    labels: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
+    request_id: Mapped[str] = mapped_column(String(64))
+
+    total: Mapped[int | None] = mapped_column(BigInteger)  # null until the corpus has been read to its end
+    ingested: Mapped[int] = mapped_column(BigInteger, default=0)
+    completed: Mapped[int] = mapped_column(BigInteger, default=0)
+    failed: Mapped[int] = mapped_column(BigInteger, default=0)
+    open_shards: Mapped[int] = mapped_column(Integer, default=0)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    cost_usd: Mapped[Decimal] = mapped_column(Usd, default=Decimal(0))
+    usage_estimated: Mapped[bool] = mapped_column(Boolean, default=False)
+    error_summary: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+
+    created_at: Mapped[float] = mapped_column(Instant)
+    started_at: Mapped[float | None] = mapped_column(Instant)
+    finished_at: Mapped[float | None] = mapped_column(Instant)
+    expires_at: Mapped[float] = mapped_column(Instant)
+    deleted_at: Mapped[float | None] = mapped_column(Instant)
+
+    # While the corpus arrives, the receiving process keeps this lease alive; null afterwards.
+    intake_until: Mapped[float | None] = mapped_column(Instant)
+    # Whose turn it is: the job that was rung longest ago is next.
+    rung_at: Mapped[float | None] = mapped_column(Instant)
+    waiting_on: Mapped[str | None] = mapped_column(String(16))
+    next_attempt_at: Mapped[float | None] = mapped_column(Instant)
+    # Two marks of progress, shifted every 15 s, give a rate over the last 15 to 30 s without any history table.
+    mark_at: Mapped[float | None] = mapped_column(Instant)
+    mark_done: Mapped[int] = mapped_column(BigInteger, default=0)
+    mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    earlier_mark_at: Mapped[float | None] = mapped_column(Instant)
+    earlier_mark_done: Mapped[int] = mapped_column(BigInteger, default=0)
+    earlier_mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    # Grows with every change a poller could see: the ETag.
+    version: Mapped[int] = mapped_column(BigInteger, default=1)
+
+    __table_args__ = (
+        Index("ix_jobs_project_id", "project", "id"),
+        Index("ix_jobs_status", "status"),
+        Index("ix_jobs_expires_at", "expires_at"),
+        Index(
+            "ix_jobs_deleted_at",
+            "deleted_at",
+            postgresql_where=text("deleted_at is not null"),
+            sqlite_where=text("deleted_at is not null"),
+        ),
+    )
+
+
+class Shard(Base):
+    """A run of a job's inputs, leased by one worker at a time."""
+
+    __tablename__ = "shards"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(64), ForeignKey("jobs.id", ondelete="CASCADE"))
+    seq: Mapped[int] = mapped_column(Integer)
+    first_index: Mapped[int] = mapped_column(BigInteger)
+    count: Mapped[int] = mapped_column(Integer)
+    state: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int] = mapped_column(Integer, default=0)
+    # Grows with every claim: a worker that lost its lease can no longer change the shard's state.
+    fence: Mapped[int] = mapped_column(Integer, default=0)
+    lease_until: Mapped[float | None] = mapped_column(Instant)
+    worker: Mapped[str | None] = mapped_column(String(128))
+    next_run_at: Mapped[float] = mapped_column(Instant)
+    rung_at: Mapped[float | None] = mapped_column(Instant)
+    # One bit per input that has its outcome: first writer wins, whatever the batches of a later attempt look like.
+    settled: Mapped[bytes] = mapped_column(Blob)
+    last_error: Mapped[str | None] = mapped_column(Text)
+
+    __table_args__ = (
+        Index("uq_shards_job_id_seq", "job_id", "seq", unique=True),
+        Index("ix_shards_job_id_state_seq", "job_id", "state", "seq"),
+        Index("ix_shards_state", "state"),
+    )
+
+
+class ShardInputs(Base):
+    """The inputs of one shard as they arrived, and the caller's ids where there are any. Both msgpack lists."""
+
+    __tablename__ = "shard_inputs"
+
+    shard_id: Mapped[str] = mapped_column(
+        String(64), ForeignKey("shards.id", ondelete="CASCADE"), primary_key=True
+    )
+    inputs: Mapped[bytes] = mapped_column(Blob)
+    ids: Mapped[bytes | None] = mapped_column(Blob)
+
+
+class VectorRun(Base):
+    """Vectors of `count` neighbouring inputs: float32 little-endian rows of the job's width."""
+
+    __tablename__ = "vectors"
+
+    job_id: Mapped[str] = mapped_column(
+        String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    first_index: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    count: Mapped[int] = mapped_column(Integer)
+    data: Mapped[bytes] = mapped_column(Blob)
+
+
+class InputFailure(Base):
+    """Why one input of a job has no vector."""
+
+    __tablename__ = "input_errors"
+
+    job_id: Mapped[str] = mapped_column(
+        String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
+    )
+    index: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
+    code: Mapped[str] = mapped_column(String(64))
+    message: Mapped[str] = mapped_column(Text)
+    retryable: Mapped[bool] = mapped_column(Boolean, default=False)
+
+
+class IdempotencyKey(Base):
+    """A caller's promise that two requests are one. `fingerprint` is null while the first is still arriving."""
+
+    __tablename__ = "idempotency_keys"
+
+    project: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(256), primary_key=True)
+    job_id: Mapped[str] = mapped_column(String(64))
+    fingerprint: Mapped[bytes | None] = mapped_column(Blob)
+    expires_at: Mapped[float] = mapped_column(Instant)

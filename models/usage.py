@@ -1,0 +1,34 @@
+"""The ledger: what was consumed, by whom, at what cost. Rows are only ever added."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from sqlalchemy import BigInteger, Boolean, Index, Integer, String
+from sqlalchemy.orm import Mapped, mapped_column
+
+from models.base import Base, Instant, Usd
+
+
+class UsageRecord(Base):
+    """One sync call, or one recorded part of a shard. Outlives the job it speaks of."""
+
+    __tablename__ = "usage"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64))
+    key_id: Mapped[str] = mapped_column(String(32))
+    at: Mapped[float] = mapped_column(Instant)
+    lane: Mapped[str] = mapped_column(String(16))
+    job_id: Mapped[str | None] = mapped_column(String(64))
+    alias: Mapped[str] = mapped_column(String(256))
+    provider: Mapped[str] = mapped_column(String(64))
+    upstream_model: Mapped[str] = mapped_column(String(256))
+    user: Mapped[str | None] = mapped_column("end_user", String(256))
+    inputs: Mapped[int] = mapped_column(Integer)
+    calls: Mapped[int] = mapped_column(Integer)
+    prompt_tokens: Mapped[int] = mapped_column(BigInteger)
+    cost_usd: Mapped[Decimal] = mapped_column(Usd)
+    estimated: Mapped[bool] = mapped_column(Boolean)
+
+    __table_args__ = (Index("ix_usage_project_at", "project", "at"), Index("ix_usage_job_id", "job_id"))

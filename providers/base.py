@@ -1,0 +1,125 @@
+"""What every provider promises, and the checks that no adapter may skip.
+
+A provider is pure: it turns a batch into an `UpstreamRequest` and an `UpstreamReply` into vectors. It opens no socket,
+reads no clock and no environment; sending, timing, retrying and metering live in `engine/`, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import pybase64
+
+from models.embedding import Account, Batch, Limits, Matrix, Route
+from models.errors import UpstreamError, UpstreamProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """A finished request: the bytes are what is sent, so that they can be signed."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(repr=False)  # holds credentials
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamReply:
+    """A whole answer, read to its end. Header names are lower-case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What a reply held: vectors in the batch's order, and the tokens that the provider says it counted."""
+
+    vectors: Matrix
+    tokens: int | None  # None: the provider did not say
+    upstream_model: str | None = None
+
+
+class Provider(Protocol):
+    """One wire format."""
+
+    limits: Limits
+    accepts_tokens: bool
+    default_base_url: str
+
+    def request(self, batch: Batch, route: Route) -> UpstreamRequest:
+        """Build the one request that embeds the batch on this route."""
+
+    def parse(self, reply: UpstreamReply, batch: Batch) -> Embedded:
+        """Read a 2xx reply. Raises UpstreamProtocolError for anything that is not exactly one good vector per input."""
+
+    def fault(self, reply: UpstreamReply) -> UpstreamError:
+        """Say what a non-2xx reply means, as an error that carries what to do next."""
+
+
+def bearer(account: Account) -> dict[str, str]:
+    """JSON headers with the account's bearer token, where it has one."""
+    headers = {"content-type": "application/json", "accept": "application/json", "accept-encoding": "identity"}
+    if account.api_key:
+        headers["authorization"] = f"Bearer {account.api_key}"
+    return headers
+
+
+def rows_from_base64(texts: Sequence[str], width: int) -> Matrix:
+    """Decode base64 float32 little-endian vectors into rows of `width`. Raises UpstreamProtocolError on any other length."""
+    try:
+        parts = [pybase64.b64decode(text, validate=True) for text in texts]
+    except ValueError as error:
+        raise UpstreamProtocolError("a vector of the reply is not valid base64") from error
+    wanted = width * 4
+    for part in parts:
+        if len(part) != wanted:
+            raise UpstreamProtocolError(
+                f"a vector of the reply holds {len(part) / 4:g} numbers where {width} were asked for"
+            )
+    return np.frombuffer(b"".join(parts), dtype="<f4").reshape(len(parts), width)
+
+
+def rows_from_floats(lists: Sequence[Sequence[float]], width: int) -> Matrix:
+    """Turn lists of numbers into rows of `width`. Raises UpstreamProtocolError when one has another width."""
+    for row in lists:
+        if len(row) != width:
+            raise UpstreamProtocolError(
+                f"a vector of the reply holds {len(row)} numbers where {width} were asked for"
+            )
+    with np.errstate(over="ignore"):  # an overflow becomes inf, which check_vectors refuses
+        return np.array(lists, dtype=np.float32).reshape(len(lists), width)
+
+
+def in_input_order(vectors: Matrix, indexes: Sequence[int] | None, count: int) -> Matrix:
+    """Put a shuffled but complete reply right. Raises UpstreamProtocolError when an index is missing, doubled or foreign."""
+    if len(vectors) != count:
+        raise UpstreamProtocolError(f"the reply holds {len(vectors)} vectors for {count} inputs")
+    if indexes is None or list(indexes) == list(range(count)):
+        return vectors
+    if sorted(indexes) != list(range(count)):
+        raise UpstreamProtocolError("the reply's indexes are not each input's exactly once")
+    ordered = np.empty_like(vectors)
+    ordered[np.asarray(indexes)] = vectors
+    return ordered
+
+
+def check_vectors(vectors: Matrix, count: int, width: int) -> None:
+    """The last gate, run by the engine on every reply: shape, finite, not all zero. Raises UpstreamProtocolError."""
+    if vectors.shape != (count, width):
+        raise UpstreamProtocolError(
+            f"the reply holds vectors of shape {vectors.shape} where {(count, width)} was asked for"
+        )
+    if count == 0:
+        return
+    # One pass answers both questions: NaN and inf spread into the squares, and only a zero vector has none.
+    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64, casting="same_kind")
+    if not np.isfinite(squares).all():
+        raise UpstreamProtocolError("a vector of the reply holds NaN or infinity")
+    if not squares.all():
+        raise UpstreamProtocolError("a vector of the reply is all zeros")

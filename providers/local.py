@@ -1,0 +1,49 @@
+"""The wire format of the model that runs inside this process (`kind = "local"`): msgpack in, raw float32 out.
+
+The format is ours, and is the same seam as any other provider's: a request, a reply, nothing else. The model itself is
+loaded and run by `engine/in_process.py`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+
+from models.embedding import Batch, Limits, Route
+from models.errors import UpstreamError, UpstreamMisconfigured, UpstreamProtocolError, UpstreamRejected, UpstreamUnavailable
+from providers.base import Embedded, UpstreamReply, UpstreamRequest
+
+CONTENT_TYPE = "application/x-embedmill-f32"
+
+
+class LocalRequest(msgspec.Struct):
+    model: str
+    texts: list[str]
+    width: int
+
+
+class LocalProvider:
+    limits = Limits(inputs_per_call=512, tokens_per_input=8192, tokens_per_call=1_000_000, bytes_per_call=32 * 1024 * 1024)
+    accepts_tokens = False
+    default_base_url = "inproc://local"
+
+    def request(self, batch: Batch, route: Route) -> UpstreamRequest:
+        texts = [text for text in batch.inputs if isinstance(text, str)]
+        body = msgspec.msgpack.encode(LocalRequest(route.upstream_model, texts, batch.width))
+        return UpstreamRequest("POST", f"{route.account.base_url}/{route.upstream_model}", {}, body)
+
+    def parse(self, reply: UpstreamReply, batch: Batch) -> Embedded:
+        count = len(batch.inputs)
+        if len(reply.body) != count * batch.width * 4:
+            raise UpstreamProtocolError(f"the local model answered {len(reply.body)} bytes for {count} inputs")
+        rows = np.frombuffer(reply.body, dtype="<f4").reshape(count, batch.width)
+        tokens = reply.headers.get("x-tokens")
+        return Embedded(rows, int(tokens) if tokens else None)
+
+    def fault(self, reply: UpstreamReply) -> UpstreamError:
+        message = reply.body.decode("utf-8", "replace")[:500]
+        if reply.status == 404:
+            return UpstreamMisconfigured(f"local model: {message}", status=404)
+        if reply.status == 400:
+            return UpstreamRejected(f"local model: {message}", status=400)
+        return UpstreamUnavailable(f"local model: {message}", status=reply.status)

@@ -1,0 +1,61 @@
+"""When a provider says that it may be asked again, in all the forms that providers use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+
+_GO_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
+_UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_IN_WORDS = re.compile(r"(?:try again|retry) (?:in|after) (\d+(?:\.\d+)?)\s*(ms|milliseconds|seconds|s|m|minutes)\b", re.I)
+CEILING_S = 120.0
+
+
+def retry_after_s(headers: Mapping[str, str], message: str = "") -> float | None:
+    """Seconds to wait, within 0..120; None when nothing usable is said.
+
+    `retry-after-ms` wins over `retry-after`, as in OpenAI's own SDK; a date is read against the reply's own Date header,
+    because a provider must not need a clock.
+    """
+    milliseconds = _number(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return _clamp(milliseconds / 1000)
+    text = (headers.get("retry-after") or "").strip()
+    seconds = _number(text)
+    if seconds is not None:
+        return _clamp(seconds)
+    if text:
+        duration = duration_s(text)
+        if duration is not None:
+            return _clamp(duration)
+        try:
+            then = parsedate_to_datetime(text)
+            return _clamp((then - parsedate_to_datetime(headers.get("date", ""))).total_seconds())
+        except (TypeError, ValueError):
+            pass
+    words = _IN_WORDS.search(message)
+    if words:
+        unit = words[2].lower()
+        scale = 0.001 if unit.startswith("m") and unit not in ("m", "minutes") else 60.0 if unit[0] == "m" else 1.0
+        return _clamp(float(words[1]) * scale)
+    return None
+
+
+def duration_s(text: str) -> float | None:
+    """A Go or protobuf duration ('1h2m3.5s', '20ms', '34s') in seconds; None when it is not one."""
+    if not re.fullmatch(rf"(?:{_GO_DURATION.pattern})+", text):
+        return None
+    return sum(float(number) * _UNIT_S[unit] for number, unit in _GO_DURATION.findall(text))
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text else None
+    except ValueError:
+        return None
+    return value if value is not None and value == value else None
+
+
+def _clamp(seconds: float) -> float:
+    return min(max(seconds, 0.0), CEILING_S)

@@ -1,0 +1,135 @@
+"""The bulk API in memory, for tests of the command line: no sockets, faults on request."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Callable
+
+import httpx
+import numpy as np
+
+from cli.client import Client
+
+JOB_ID = "job_0123456789abcdef0123456789abcdef"
+WIDTH = 4
+
+
+class FakeApi:
+    """Takes one corpus, finishes its job at the second poll, and fails the inputs that are not texts."""
+
+    def __init__(self) -> None:
+        self.models = ["tiny"]
+        self.bodies: list[bytes] = []
+        self.requests: list[httpx.Request] = []
+        self.sleeps: list[float] = []
+        self.faults: list[httpx.Response | Exception] = []  # answered first, one a request
+        self.final_status: str | None = None
+        self.on_request: Callable[[httpx.Request], None] = lambda request: None
+        self._polls = 0
+
+    def client(self, *, patience_s: float = 60.0) -> Client:
+        return Client(
+            "http://127.0.0.1:1",
+            "em_key",
+            transport=httpx.MockTransport(self.answer),
+            sleep=self.sleeps.append,
+            patience_s=patience_s,
+        )
+
+    @property
+    def inputs(self) -> list[object]:
+        """What each line of the last corpus means; None for a line that is not a text."""
+        read: list[object] = []
+        for line in self.bodies[-1].split(b"\n")[:-1]:
+            try:
+                value = json.loads(line)
+            except ValueError:
+                value = None
+            read.append(value.get("text") if isinstance(value, dict) else value)
+        return read
+
+    @property
+    def ids(self) -> list[str | None]:
+        lines = self.bodies[-1].split(b"\n")[:-1]
+        return [json.loads(line).get("id") if line.startswith(b"{") else None for line in lines]
+
+    def vector(self, index: int) -> np.ndarray:
+        return np.full(WIDTH, index, dtype="<f4")
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        body = request.read()
+        self.requests.append(request)
+        self.on_request(request)
+        if self.faults:
+            fault = self.faults.pop(0)
+            if isinstance(fault, Exception):
+                raise fault
+            return fault
+        path = request.url.path
+        if path == "/v1/models":
+            return httpx.Response(200, json={"object": "list", "data": [{"id": name} for name in self.models]})
+        if path == "/v1/embeddings/jobs" and request.method == "POST":
+            self.bodies.append(body)
+            return httpx.Response(202, json=self.job("validating", done=0))
+        if path == f"/v1/embeddings/jobs/{JOB_ID}/results":
+            return self._results(request)
+        if path == f"/v1/embeddings/jobs/{JOB_ID}/errors":
+            return httpx.Response(200, content=b"".join(self._lines(0, len(self.inputs), errors_only=True)))
+        if path == f"/v1/embeddings/jobs/{JOB_ID}":
+            return self._poll()
+        return httpx.Response(404, json={"error": {"message": "No job found.", "code": "job_not_found"}})
+
+    def job(self, status: str, *, done: int) -> dict[str, object]:
+        total, failed = len(self.inputs), sum(not self._good(value) for value in self.inputs)
+        completed = max(0, done - failed)
+        return {
+            "id": JOB_ID,
+            "status": status,
+            "model": "tiny",
+            "dimensions": WIDTH,
+            "counts": {"total": total, "completed": completed, "failed": failed if done else 0, "pending": total - done},
+            "cost_usd": "0.0246",
+            "rate": {"inputs_per_second": 8123.4, "tokens_per_minute": 1},
+            "eta_seconds": 5,
+            "errors": [{"code": "invalid_input", "count": failed, "example_index": 0, "message": "no"}] if failed else [],
+        }
+
+    def _poll(self) -> httpx.Response:
+        self._polls += 1
+        total = len(self.inputs)
+        if self._polls == 1:
+            return httpx.Response(200, json=self.job("in_progress", done=total // 2), headers={"etag": '"1"'})
+        if self._polls == 2:
+            return httpx.Response(304)
+        ends_well = all(self._good(value) for value in self.inputs)
+        status = self.final_status or ("completed" if ends_well else "completed_with_errors")
+        return httpx.Response(200, json=self.job(status, done=total), headers={"etag": '"2"'})
+
+    def _results(self, request: httpx.Request) -> httpx.Response:
+        start, stop = int(request.url.params["start"]), int(request.url.params["stop"])
+        if request.url.params["format"] == "ndjson":
+            return httpx.Response(200, content=b"".join(self._lines(start, stop, errors_only=False)))
+        rows = np.stack(
+            [self.vector(i) if self._good(self.inputs[i]) else np.full(WIDTH, np.nan, "<f4") for i in range(start, stop)]
+        )
+        file = io.BytesIO()
+        np.save(file, rows)
+        return httpx.Response(200, content=file.getvalue())
+
+    def _lines(self, start: int, stop: int, *, errors_only: bool) -> list[bytes]:
+        lines = []
+        for index in range(start, stop):
+            line: dict[str, object] = {"index": index, "id": self.ids[index]}
+            if not self._good(self.inputs[index]):
+                line["error"] = {"code": "invalid_input", "message": "no", "retryable": False}
+            elif errors_only:
+                continue
+            else:
+                line["embedding"] = base64.b64encode(self.vector(index).tobytes()).decode()
+            lines.append(json.dumps(line).encode() + b"\n")
+        return lines
+
+    def _good(self, value: object) -> bool:
+        return isinstance(value, str) and value != ""

@@ -1,0 +1,121 @@
+"""`embedmill embed` from the file to the exit code, against the API in memory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from cli.__main__ import exit_code_of
+from cli.embed import choose_model, default_target, embed
+from cli.errors import CliError, UsageError
+from cli.job import Model
+from tests.unit.cli_fake_api import JOB_ID, FakeApi
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
+    monkeypatch.chdir(tmp_path)
+    return FakeApi()
+
+
+def embedded(api: FakeApi, file: str, **options: Any) -> int:
+    """The exit code of `embedmill embed` against this API."""
+    names = ("model", "target", "text_column", "id_column", "dimensions", "input_type", "truncate")
+    given = dict.fromkeys(names) | options
+    return exit_code_of(lambda: embed(Path(file), client=api.client(), **given))
+
+
+def test_all_good(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("texts.jsonl").write_text('{"id": "a", "text": "one"}\n"two"\n')
+    assert embedded(api, "texts.jsonl") == 0
+    assert np.load("texts.npy").tolist() == [[0.0] * 4, [1.0] * 4]
+    assert api.inputs == ["one", "two"]
+    printed = capfd.readouterr()
+    assert printed.out == "2 × 4 → texts.npy\n"
+    assert "completed" in printed.err
+
+
+def test_a_bad_line_is_exit_code_three(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("texts.txt").write_text("one\n\nthree\n")
+    assert embedded(api, "texts.txt", target=Path("v.npy"), dimensions=4, truncate="end") == 3
+    vectors = np.load("v.npy")
+    assert np.isnan(vectors[1]).all()
+    assert (vectors[2] == 2).all()
+    assert dict(api.requests[1].url.params) == {"model": "tiny", "dimensions": "4", "truncate": "end"}
+    said = capfd.readouterr().err
+    assert "1 × invalid_input" in said
+    assert f"embedmill jobs errors {JOB_ID}" in said
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled", "expired"])
+def test_a_job_that_fails_is_exit_code_one(api: FakeApi, capfd: pytest.CaptureFixture[str], status: str) -> None:
+    api.final_status = status
+    Path("texts.txt").write_text("one\n")
+    assert embedded(api, "texts.txt") == 1
+    assert f"error: {JOB_ID} ended as {status}" in capfd.readouterr().err
+    assert not Path("texts.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "options"),
+    [
+        ("missing.txt", {}),
+        ("texts.txt", {"target": Path("v.docx")}),
+        ("texts.txt", {"target": Path("nowhere/v.npy")}),
+        ("texts.txt", {"text_column": "body"}),
+        ("texts.txt", {"model": "huge"}),
+    ],
+)
+def test_wrong_usage_is_exit_code_two_and_nothing_is_sent(api: FakeApi, file: str, options: dict[str, Any]) -> None:
+    Path("texts.txt").write_text("one\n")
+    assert embedded(api, file, **options) == 2
+    assert api.bodies == []
+
+
+def test_ctrl_c_leaves_the_job_running(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupt(request: httpx.Request) -> None:
+        if request.url.path.endswith(JOB_ID):
+            raise KeyboardInterrupt
+
+    api.on_request = interrupt
+    Path("texts.txt").write_text("one\n")
+    assert embedded(api, "texts.txt") == 1
+    said = capfd.readouterr().err
+    assert f"embedmill jobs wait {JOB_ID}" in said
+    assert f"embedmill jobs results {JOB_ID} --out" in said
+    assert not any(request.url.path.endswith("cancel") for request in api.requests)
+
+
+def test_ctrl_c_while_sending_says_so(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:
+    def interrupt(request: httpx.Request) -> None:
+        if request.method == "POST":
+            raise KeyboardInterrupt
+
+    api.on_request = interrupt
+    Path("texts.txt").write_text("one\n")
+    assert embedded(api, "texts.txt") == 1
+    assert "before the whole corpus was sent" in capfd.readouterr().err
+
+
+def test_model_choice() -> None:
+    def offered(*names: str) -> list[Model]:
+        return [Model(id=name) for name in names]
+
+    assert choose_model(offered("a"), None) == "a"
+    assert choose_model(offered("a", "b"), "b") == "b"
+    assert choose_model(offered("a", "local/wordllama-256"), None) == "local/wordllama-256"
+    with pytest.raises(UsageError, match="several models.*--model: a, b"):
+        choose_model(offered("b", "a"), None)
+    with pytest.raises(UsageError, match="no model 'c'.*--model: a"):
+        choose_model(offered("a"), "c")
+    with pytest.raises(CliError, match="no model"):
+        choose_model([], None)
+
+
+def test_where_vectors_go_by_default() -> None:
+    assert default_target(Path("/data/texts.jsonl.gz")) == Path("texts.npy")
+    assert default_target(Path("v1.2.txt")) == Path("v1.2.npy")

@@ -1,0 +1,112 @@
+"""Files out: every row in its place, whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+import pytest
+
+from cli.errors import CliError, UsageError
+from cli.job import Counts, Job
+from cli.vector_files import ENDINGS, check_target, replacing, save_results, write_ndjson
+from tests.unit.cli_fake_api import JOB_ID, WIDTH, FakeApi
+
+ROWS = 10
+FAILED = 3
+RANGE_BYTES = 4 * WIDTH * 4  # four rows a request: ranges of 4, 4 and 2
+
+
+@pytest.fixture
+def api() -> FakeApi:
+    api = FakeApi()
+    api.bodies.append(
+        b"".join(b'{"id":"n%d","text":%s}\n' % (i, b'""' if i == FAILED else b'"t"') for i in range(ROWS))
+    )
+    return api
+
+
+def finished(rows: int = ROWS) -> Job:
+    return Job(id=JOB_ID, status="completed_with_errors", dimensions=WIDTH, counts=Counts(total=rows))
+
+
+def saved(api: FakeApi, path: Path) -> Path:
+    steps: list[int] = []
+    save_results(api.client(), finished(), path, steps.append, range_bytes=RANGE_BYTES)
+    assert steps == [4, 8, 10]
+    assert list(path.parent.iterdir()) == [path]
+    return path
+
+
+def test_npy(api: FakeApi, tmp_path: Path) -> None:
+    vectors = np.load(saved(api, tmp_path / "v.npy"), mmap_mode="r")
+    assert vectors.shape == (ROWS, WIDTH)
+    assert vectors.dtype == np.float32
+    assert np.isnan(vectors[FAILED]).all()
+    for i in set(range(ROWS)) - {FAILED}:
+        assert (vectors[i] == i).all()
+
+
+@pytest.mark.parametrize("ending", [".ndjson", ".jsonl"])
+def test_ndjson(api: FakeApi, tmp_path: Path, ending: str) -> None:
+    lines = [json.loads(line) for line in saved(api, tmp_path / f"v{ending}").read_bytes().split(b"\n")[:-1]]
+    assert [line["index"] for line in lines] == list(range(ROWS))
+    assert "error" in lines[FAILED]
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".arrow"])
+def test_arrow(api: FakeApi, tmp_path: Path, ending: str) -> None:
+    path = saved(api, tmp_path / f"v{ending}")
+    table = pa.parquet.read_table(path) if ending == ".parquet" else pa.ipc.open_file(path).read_all()
+    assert table.schema.field("embedding").type == pa.list_(pa.float32(), WIDTH)
+    assert table.column("index").to_pylist() == list(range(ROWS))
+    assert table.column("id").to_pylist() == [f"n{i}" for i in range(ROWS)]
+    assert table.column("error").to_pylist() == ["invalid_input: no" if i == FAILED else None for i in range(ROWS)]
+    assert table.column("embedding").to_pylist() == [None if i == FAILED else [i] * WIDTH for i in range(ROWS)]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_server_that_holds_fewer_rows_leaves_the_old_file_alone(api: FakeApi, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"v{ending}"
+    path.write_bytes(b"the old one")
+    short = FakeApi()
+    short.bodies = [api.bodies[0]]
+    answer = short.answer
+    api.answer = lambda request: answer(cut(request))  # type: ignore[method-assign]
+
+    def cut(request):  # type: ignore[no-untyped-def]
+        if request.url.params.get("start") == "4":
+            request.url = request.url.copy_set_param("stop", "7")
+        return request
+
+    with pytest.raises(CliError, match="the server has 3 of the results 4 to 7"):
+        save_results(api.client(), finished(), path, print, range_bytes=RANGE_BYTES)
+    assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_rows_so_far_go_to_a_stream(api: FakeApi) -> None:
+    stream = io.BytesIO()
+    write_ndjson(api.client(), finished(), stream)
+    assert stream.getvalue().count(b"\n") == ROWS
+    with pytest.raises(CliError, match="still being read"):
+        write_ndjson(api.client(), Job(id=JOB_ID, status="validating"), stream)
+
+
+def test_an_interrupt_leaves_no_half_file(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "v.npy") as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["v", "v.txt", "no/such/folder/v.npy", "folder.npy"])
+def test_a_target_that_cannot_be_is_refused_early(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    with pytest.raises(UsageError):
+        check_target(tmp_path / name)

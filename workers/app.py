@@ -1,0 +1,87 @@
+"""Celery, and the reason for each setting. It carries doorbells; the database holds everything that must not be lost."""
+
+from __future__ import annotations
+
+from celery import Celery
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
+from kombu import Queue
+
+from engine.queue import BULK_QUEUE, broker_options
+from engine.settings import Settings
+from engine.telemetry import configure_logging
+from models.errors import ConfigError
+from workers import loop
+
+settings = Settings.from_environment()
+
+# Order that must hold: upstream deadline < soft < hard < visibility timeout (300 s, engine/queue.py).
+HARD_LIMIT_MARGIN_S = 30
+SOFT_LIMIT_S = int(settings.shard_budget_s) + 45
+
+
+def make() -> Celery:
+    broker = settings.broker
+    if not broker:
+        raise ConfigError(
+            "no broker: set EMBEDMILL_BROKER_URL or EMBEDMILL_REDIS_URL, or start everything with `embedmill up`",
+            param="EMBEDMILL_BROKER_URL",
+        )
+    celery = Celery("embedmill", broker=broker, include=["workers.tasks"])
+    is_amqp = broker.startswith("amqp")
+    celery.conf.update(
+        # Acknowledge when the work is done, and hand a message on when a child dies with it. A poison loop cannot come
+        # of it: every claim counts in the database.
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        # A slot holds one message: prefetched ones would wait here while other workers idle.
+        worker_prefetch_multiplier=1,
+        # Results live in the database; a result backend would only grow.
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        # JSON only: a broker is not trusted with code.
+        accept_content=["json"],
+        task_serializer="json",
+        task_queues=[Queue(BULK_QUEUE, queue_arguments={"x-queue-type": "quorum"} if is_amqp else None)],
+        task_default_queue=BULK_QUEUE,
+        task_default_queue_type="quorum" if is_amqp else None,
+        worker_detect_quorum_queues=is_amqp,
+        broker_transport_options=broker_options(broker),
+        broker_connection_retry_on_startup=True,
+        # The default gives up after 100 tries; a worker must outwait any broker.
+        broker_connection_max_retries=None,
+        # A lost connection must not kill a task whose upstream call is already paid for.
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        # Anyone who can write to the broker could otherwise stop workers.
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        task_soft_time_limit=SOFT_LIMIT_S,
+        task_time_limit=SOFT_LIMIT_S + HARD_LIMIT_MARGIN_S,
+        # Backstops against leaks of whatever runs in the child.
+        worker_max_tasks_per_child=2000,
+        worker_max_memory_per_child=450_000,  # KiB
+        worker_soft_shutdown_timeout=20.0,
+        worker_enable_soft_shutdown_on_idle=False,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        timezone="UTC",
+    )
+    return celery
+
+
+app = make()
+
+
+@setup_logging.connect
+def _configure_logging(**_: object) -> None:
+    configure_logging(settings.log_level, settings.log_format)
+
+
+@worker_process_init.connect
+def _start_loop(**_: object) -> None:
+    configure_logging(settings.log_level, settings.log_format)
+    loop.start(settings)
+
+
+@worker_process_shutdown.connect
+def _stop_loop(**_: object) -> None:
+    loop.stop()

@@ -1,0 +1,91 @@
+"""One event loop for the life of a worker process, on a thread of its own.
+
+`asyncio.run` for each task would leave pooled connections behind on a dead loop. Everything that owns a socket is made
+after the fork and opened on this loop, and the heartbeat keeps beating while the main thread waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from typing import Any
+
+from engine import presence
+from engine.runtime import Runtime
+from engine.settings import Settings
+
+STOP_S = 15.0
+LET_GO_S = 10.0
+
+
+class LoopThread:
+    """A running event loop with a Runtime on it."""
+
+    def __init__(self, settings: Settings, *, new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        self.worker = f"{socket.gethostname()}:{os.getpid()}"
+        self.runtime = Runtime.open(settings)
+        self._loop = new_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="embedmill-loop", daemon=True)
+        self._thread.start()
+        self._beating = self._submit(presence.keep_beating(self.runtime.database, self.worker, slots=1))
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine to its end. When this thread is interrupted (a time limit), it is cancelled and waited for."""
+        future = self._submit(work)
+        try:
+            future.result()
+        except BaseException:
+            future.cancel()
+            try:
+                # Cancelling keeps what has landed and gives the shard back; that takes a moment.
+                future.result(timeout=LET_GO_S)
+            except (CancelledError, FutureTimeout):
+                pass
+            raise
+
+    def stop(self) -> None:
+        self._beating.cancel()
+        try:
+            self._submit(self._leave()).result(timeout=STOP_S)
+        except (FutureTimeout, CancelledError):
+            pass
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=STOP_S)
+
+    async def _leave(self) -> None:
+        try:
+            await presence.leave(self.runtime.database, self.worker)
+        finally:
+            await self.runtime.close()
+
+    def _submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+_current: LoopThread | None = None
+
+
+def start(settings: Settings) -> None:
+    """Make this process's loop; called in each child, after the fork."""
+    global _current
+    import uvloop
+
+    _current = LoopThread(settings, new_loop=uvloop.new_event_loop)
+
+
+def current() -> LoopThread:
+    if _current is None:
+        raise RuntimeError("the worker process has no event loop: worker_process_init did not run")
+    return _current
+
+
+def stop() -> None:
+    global _current
+    if _current is not None:
+        _current.stop()
+        _current = None

@@ -1,0 +1,14 @@
+"""What a message may ask for. A message says where to look; the database says what there is to do."""
+
+from __future__ import annotations
+
+from engine.jobs import run
+from engine.queue import RUN_SHARD
+from workers import loop
+from workers.app import app
+
+
+@app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
+def run_shard(shard_id: str) -> None:
+    here = loop.current()
+    here.run(run.run_shard(here.runtime, str(shard_id), here.worker))
