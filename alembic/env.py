@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -11,7 +12,6 @@ import models.job
 import models.key
 import models.usage
 import models.worker  # noqa: F401  # registers its table
-from alembic import context
 from models.base import Base
 
 # One migration at a time, whoever starts it.

@@ -9,7 +9,9 @@ from fastapi import Request
 from engine.corpus import Gunzip, Whole
 from models.errors import InvalidInput, PayloadTooLarge, UnsupportedMediaType
 
-TOO_LARGE = "The body is larger than {limit} bytes. Stream a large corpus as application/x-ndjson to /v1/embeddings/jobs."
+TOO_LARGE = (
+    "The body is larger than {limit} bytes. Stream a large corpus as application/x-ndjson to /v1/embeddings/jobs."
+)
 
 
 def decoding(request: Request) -> Gunzip | Whole:
@@ -53,7 +55,9 @@ async def pieces(request: Request) -> AsyncIterator[bytes]:
             yield chunk
 
 
-def integer(request: Request, name: str, *, default: int | None = None, low: int = 0, high: int | None = None) -> int | None:
+def integer(
+    request: Request, name: str, *, default: int | None = None, low: int = 0, high: int | None = None
+) -> int | None:
     """A whole-number query parameter. Raises InvalidInput that names it."""
     text = request.query_params.get(name)
     if text is None:

@@ -56,9 +56,7 @@ async def create_embeddings(request: Request) -> Response:
         landed=gathered,
     )
     limits = planning.limits_of(alias.routes)
-    batches = planning.pack(
-        inputs, range(len(inputs)), limits, width, options, single=isinstance(asked.input, str)
-    )
+    batches = planning.pack(inputs, range(len(inputs)), limits, width, options, single=isinstance(asked.input, str))
     try:
         with cancelled_on_disconnect(request):
             await embed(flight, batches, concurrency=SIDE_BY_SIDE)
@@ -82,7 +80,11 @@ async def create_embeddings(request: Request) -> Response:
     refused = gathered.refused()
     if refused is not None:
         index, error = refused
-        raise InvalidInput(f"Invalid '{_place(asked.input, index)}': {error.message}.", param=_place(asked.input, index), code=error.code)
+        raise InvalidInput(
+            f"Invalid '{_place(asked.input, index)}': {error.message}.",
+            param=_place(asked.input, index),
+            code=error.code,
+        )
     return _render(alias, flight.calls, gathered, base64=asked.encoding_format == "base64")
 
 

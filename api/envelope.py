@@ -1,4 +1,4 @@
-"""Around every request: an id, a clock, a line in the log where one is owed. Pure ASGI, for it is on the hottest path."""
+"""Around every request: an id, a clock, a log line where one is owed. Pure ASGI, for it is on the hottest path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may call what. Every route needs a key unless it is listed here as public; a route listed nowhere lets nobody in."""
+"""Who may call what. Every route needs a key unless listed here as public; a route listed nowhere lets nobody in."""
 
 from __future__ import annotations
 

@@ -94,7 +94,8 @@ async def _reserve(request: Request, runtime: Runtime, key: str | None) -> str |
 async def _replay(request: Request, runtime: Runtime, replay: Replay, fingerprint: bytes) -> Response:
     if replay.fingerprint != fingerprint:
         raise IdempotencyMismatch(
-            "This Idempotency-Key was used before with another body: use a new key for a new job.", param="idempotency-key"
+            "This Idempotency-Key was used before with another body: use a new key for a new job.",
+            param="idempotency-key",
         )
     row = await read.find(runtime, caller_of(request).project, replay.job_id)
     return _job_response(row, 200, {"idempotent-replayed": "true", "location": _path(row.id)})
@@ -289,4 +290,3 @@ def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -
 
 def _path(job_id: str) -> str:
     return f"/v1/embeddings/jobs/{job_id}"
-

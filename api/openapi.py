@@ -22,8 +22,11 @@ def routes(
 ) -> Iterator[tuple[str, str, Any, dict[str, Any]]]:
     """Every route: method, path, endpoint, and how it is documented."""
     sync = {"requestBody": _body({JSON: schemas.EmbeddingRequest})}
-    yield "POST", "/v1/embeddings", embeddings.create_embeddings, _doc(
-        "Embed up to 2,048 inputs now", "Sync", 200, schemas.EmbeddingResponse, sync
+    yield (
+        "POST",
+        "/v1/embeddings",
+        embeddings.create_embeddings,
+        _doc("Embed up to 2,048 inputs now", "Sync", 200, schemas.EmbeddingResponse, sync),
     )
     corpus = _body({JSON: schemas.JobRequest})
     corpus["content"] |= {"application/x-ndjson": BINARY, "text/plain": BINARY}
@@ -32,25 +35,56 @@ def routes(
         for name in ("model", "dimensions", "input_type", "truncate", "user", "metadata")
     ]
     key = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 255}}
-    yield "POST", JOBS, jobs.create_job, _doc(
-        "Submit a corpus of any size", "Jobs", 202, schemas.JobObject, {"requestBody": corpus, "parameters": [*options, key]}
+    yield (
+        "POST",
+        JOBS,
+        jobs.create_job,
+        _doc(
+            "Submit a corpus of any size",
+            "Jobs",
+            202,
+            schemas.JobObject,
+            {"requestBody": corpus, "parameters": [*options, key]},
+        ),
     )
-    yield "GET", JOBS, jobs.list_jobs, _doc(
-        "List jobs, newest first",
-        "Jobs",
-        200,
-        schemas.JobList,
-        {"parameters": [_query("limit", "1 to 100"), _query("after", "Id of the last job seen"), _query("status", "")]},
+    yield (
+        "GET",
+        JOBS,
+        jobs.list_jobs,
+        _doc(
+            "List jobs, newest first",
+            "Jobs",
+            200,
+            schemas.JobList,
+            {
+                "parameters": [
+                    _query("limit", "1 to 100"),
+                    _query("after", "Id of the last job seen"),
+                    _query("status", ""),
+                ]
+            },
+        ),
     )
     one = f"{JOBS}/{{job_id}}"
     wait = _query("wait", "Seconds, up to 60, to hold the answer until the job changes or ends")
     tag = {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}}
-    yield "GET", one, jobs.get_job, _doc(
-        "Poll a job", "Jobs", 200, schemas.JobObject, {"parameters": [_id(), wait, tag]}
+    yield (
+        "GET",
+        one,
+        jobs.get_job,
+        _doc("Poll a job", "Jobs", 200, schemas.JobObject, {"parameters": [_id(), wait, tag]}),
     )
-    yield "DELETE", one, jobs.delete_job, _doc("Delete a job and its results", "Jobs", 200, None, {"parameters": [_id()]})
-    yield "POST", f"{one}/cancel", jobs.cancel_job, _doc(
-        "Cancel a job; finished work is kept", "Jobs", 200, schemas.JobObject, {"parameters": [_id()]}
+    yield (
+        "DELETE",
+        one,
+        jobs.delete_job,
+        _doc("Delete a job and its results", "Jobs", 200, None, {"parameters": [_id()]}),
+    )
+    yield (
+        "POST",
+        f"{one}/cancel",
+        jobs.cancel_job,
+        _doc("Cancel a job; finished work is kept", "Jobs", 200, schemas.JobObject, {"parameters": [_id()]}),
     )
     ranged = [
         _query("format", "ndjson or npy"),
@@ -58,15 +92,24 @@ def routes(
         _query("start", "First index"),
         _query("stop", "Index after the last"),
     ]
-    yield "GET", f"{one}/results", jobs.get_results, _doc(
-        "Vectors in index order, while the job runs too", "Jobs", 200, None, {"parameters": [_id(), *ranged]}
+    yield (
+        "GET",
+        f"{one}/results",
+        jobs.get_results,
+        _doc("Vectors in index order, while the job runs too", "Jobs", 200, None, {"parameters": [_id(), *ranged]}),
     )
-    yield "GET", f"{one}/errors", jobs.get_errors, _doc(
-        "Inputs that failed, as ndjson", "Jobs", 200, None, {"parameters": [_id()]}
+    yield (
+        "GET",
+        f"{one}/errors",
+        jobs.get_errors,
+        _doc("Inputs that failed, as ndjson", "Jobs", 200, None, {"parameters": [_id()]}),
     )
     yield "GET", "/v1/models", models.list_models, _doc("List models", "Models", 200, None, {})
-    yield "GET", "/v1/models/{model:path}", models.get_model, _doc(
-        "One model", "Models", 200, None, {"parameters": [_id("model", "Name of the model")]}
+    yield (
+        "GET",
+        "/v1/models/{model:path}",
+        models.get_model,
+        _doc("One model", "Models", 200, None, {"parameters": [_id("model", "Name of the model")]}),
     )
     for path, endpoint, summary in (
         ("/healthz", operations.healthz, "The process lives"),

@@ -24,7 +24,7 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """200 when the database and the broker answer and a worker was seen lately; 503 otherwise, with each one's state."""
+    """200 when database and broker answer and a worker was seen lately, else 503; with each one's state."""
     runtime = runtime_of(request)
 
     async def workers() -> bool:

@@ -1,4 +1,4 @@
-"""A plain caller of the API under test: the standard library's client, so that nothing of ours is measured by itself."""
+"""A plain caller of the API under test: the standard library's client, so that nothing of ours measures itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import orjson
 
 
-class Failed(Exception):
+class BenchError(Exception):
     """The thing under test answered what it should not: there is no figure to report."""
 
 
@@ -26,7 +26,7 @@ class Client:
     def call(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] = {}, *, expect: int = 200
     ) -> tuple[dict[str, str], bytes]:
-        """Headers (lower-case) and body. Raises Failed for another status."""
+        """Headers (lower-case) and body. Raises BenchError for another status."""
         connection = http.client.HTTPConnection(self._netloc, timeout=300)
         try:
             connection.request(method, path, body=body, headers={**self.headers, **headers})
@@ -59,5 +59,7 @@ class Client:
         answer = connection.getresponse()
         body = answer.read()
         if answer.status != expect:
-            raise Failed(f"{what}: {answer.status} where {expect} was expected: {body[:2000].decode(errors='replace')}")
+            raise BenchError(
+                f"{what}: {answer.status} where {expect} was expected: {body[:2000].decode(errors='replace')}"
+            )
         return {name.lower(): value for name, value in answer.getheaders()}, body

@@ -40,7 +40,7 @@ class _Caller(asyncio.Protocol):
     """One connection; `ask` sends a request and waits for the body."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = cast("asyncio.Transport", transport)
 
     async def ask(self, request: bytes) -> bytes:
         self.parser = httptools.HttpResponseParser(self)

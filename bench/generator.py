@@ -12,7 +12,7 @@ from pathlib import Path
 
 import orjson
 
-from bench.client import Failed
+from bench.client import BenchError
 from bench.measure import CpuMeter, Tree
 
 REPOSITORY = Path(__file__).parents[1]
@@ -42,7 +42,7 @@ def run_load(
     trees: list[Tree],
     expect: int = 200,
 ) -> Run:
-    """Load the URL and measure the trees. Raises Failed when any answer has another status."""
+    """Load the URL and measure the trees. Raises BenchError when any answer has another status."""
     with tempfile.NamedTemporaryFile(prefix="embedmill-bench-body-") as file:
         file.write(body)
         file.flush()
@@ -61,10 +61,10 @@ def run_load(
         ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False, env=os.environ)
         spent = meter.spent_s()
     if ran.returncode:
-        raise Failed(f"the load generator failed:\n{ran.stderr.decode(errors='replace')}")
+        raise BenchError(f"the load generator failed:\n{ran.stderr.decode(errors='replace')}")
     said = orjson.loads(ran.stdout)
     if set(said["statuses"]) != {str(expect)} or said["broken"]:
-        raise Failed(
+        raise BenchError(
             f"{method} {url}: statuses {said['statuses']}, {said['broken']} broken; only {expect} was expected"
         )
     count, wall_s = said["requests"], said["wall_s"]

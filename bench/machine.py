@@ -18,7 +18,7 @@ PACKAGES = (
 
 
 def describe_machine() -> dict[str, object]:
-    """Processor, cores, memory, kernel, Python, package versions, load and time: what a figure means nothing without."""
+    """What a figure means nothing without: processor, memory, kernel, versions, load and time."""
     cpuinfo = Path("/proc/cpuinfo").read_text()
     names = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
     memory_kib = int(Path("/proc/meminfo").read_text().split()[1])

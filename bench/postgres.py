@@ -1,4 +1,4 @@
-"""A database of the bench's own on a PostgreSQL server that is already there, and that server's cost where it is local."""
+"""A database of the bench's own on a PostgreSQL server that is there already, and the server's processes."""
 
 from __future__ import annotations
 
@@ -40,11 +40,7 @@ class BenchDatabase:
             await connection.exec_driver_sql(f'CREATE DATABASE "{self._name}"')
             version = (await connection.exec_driver_sql("SHOW server_version")).scalar_one()
             pid = (await connection.exec_driver_sql("SELECT pg_backend_pid()")).scalar_one()
-            status = Path(f"/proc/{pid}/stat")
-            if not status.exists() or "postgres" not in status.read_text():
-                return str(version).split()[0], 0
-            text = status.read_text()
-            return str(version).split()[0], int(text[text.rindex(")") + 2 :].split()[1])
+            return str(version).split()[0], _server_of(pid)
 
     async def _drop(self) -> None:
         async with self._connected() as connection:
@@ -59,3 +55,10 @@ class BenchDatabase:
                 yield connection
         finally:
             await engine.dispose()
+
+
+def _server_of(backend_pid: int) -> int:
+    """The server process above a backend; 0 where the backend runs on another machine."""
+    status = Path(f"/proc/{backend_pid}/stat")
+    text = status.read_text() if status.exists() else ""
+    return int(text[text.rindex(")") + 2 :].split()[1]) if "(postgres)" in text else 0

@@ -1,4 +1,4 @@
-"""What callers do with a job once it is there: poll its status, and download its results. API on core 0, caller on core 1."""
+"""What callers do with a job once it is there: poll its status and download its results, the API on core 0."""
 
 from __future__ import annotations
 

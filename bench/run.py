@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.bulk import measure_bulk, run_job
-from bench.client import Failed
+from bench.client import BenchError
 from bench.ingest import measure_ingest
 from bench.machine import describe_machine
 from bench.reading import measure_downloads, measure_polls
@@ -61,7 +61,7 @@ def main() -> int:
     started = time.monotonic()
     try:
         results = measure(given)
-    except Failed as error:
+    except BenchError as error:
         print(f"no figures: {error}", file=sys.stderr)
         return 1
     print(page(results))

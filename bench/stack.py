@@ -1,4 +1,4 @@
-"""The product's own processes, started as an operator would, around a fake upstream, in a directory that is thrown away."""
+"""The product's own processes around a fake upstream, started as an operator would, in a folder that is thrown away."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Self
 
 import orjson
 
-from bench.client import Client, Failed
+from bench.client import BenchError, Client
 from bench.measure import Tree
 from bench.postgres import BenchDatabase
 from cli.children import dies_with_parent
@@ -83,18 +83,20 @@ class Stack:
     def trees(self) -> list[Tree]:
         """All processes of the system, the fake upstream too, and PostgreSQL's where it runs on this machine."""
         trees = [Tree(name, process.pid) for name, process in self._processes.items()]
-        return trees + [self._postgres.server] if self._postgres and self._postgres.server else trees
+        if self._postgres and self._postgres.server:
+            trees.append(self._postgres.server)
+        return trees
 
     def tree(self, name: str) -> Tree:
         """One of them."""
         return Tree(name, self._processes[name].pid)
 
     def pin(self, cores: dict[str, set[int]]) -> None:
-        """Keep processes to cores, threads and children that they have now included; "" names all that are not named."""
+        """Keep processes, their threads and their children to cores; "" names all that are not named."""
         for name in self._processes:
             for pid in self.tree(name).pids():
-                for thread in os.listdir(f"/proc/{pid}/task"):
-                    os.sched_setaffinity(int(thread), cores.get(name, cores[""]))
+                for thread in Path(f"/proc/{pid}/task").iterdir():
+                    os.sched_setaffinity(int(thread.name), cores.get(name, cores[""]))
 
     def stop(self, names: Iterable[str]) -> None:
         """End some of the processes for good."""
@@ -165,7 +167,7 @@ class Stack:
         command = [sys.executable, "-m", "cli", *arguments]
         ran = subprocess.run(command, cwd=REPOSITORY, env=self._environment, capture_output=True, check=False)
         if ran.returncode:
-            raise Failed(f"embedmill {' '.join(arguments)} failed:\n{ran.stderr.decode(errors='replace')}")
+            raise BenchError(f"embedmill {' '.join(arguments)} failed:\n{ran.stderr.decode(errors='replace')}")
         return ran.stdout
 
     def _await_ready(self) -> None:
@@ -173,14 +175,14 @@ class Stack:
         while True:
             for name, process in self._processes.items():
                 if process.poll() is not None:
-                    raise Failed(f"{name} ended with status {process.returncode}:\n{self.log_of(name)}")
+                    raise BenchError(f"{name} ended with status {process.returncode}:\n{self.log_of(name)}")
             try:
                 self.api.call("GET", "/readyz")
                 self.fake.call("GET", "/healthz")
                 return
-            except (OSError, Failed) as error:
+            except (OSError, BenchError) as error:
                 if time.monotonic() > give_up_at:
-                    raise Failed(f"not ready after {READY_WITHIN_S:g} s: {error}\n{self.log_of('api')}") from error
+                    raise BenchError(f"not ready after {READY_WITHIN_S:g} s: {error}\n{self.log_of('api')}") from error
             time.sleep(0.1)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from bench.client import Client, Failed
+from bench.client import BenchError, Client
 from bench.generator import Run, run_load
 from bench.measure import Spread
 from bench.stack import MODEL, WIDTH, Stack
@@ -98,4 +98,4 @@ def _check_answer(client: Client, body: bytes, case: Case) -> None:
         else np.array(given, dtype=np.float32)
     )
     if rows.tobytes() != fake_vectors(texts(case.inputs), WIDTH, UPSTREAM_MODEL).tobytes():
-        raise Failed(f"{case.name}: the vectors are not the upstream's")
+        raise BenchError(f"{case.name}: the vectors are not the upstream's")

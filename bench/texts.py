@@ -7,10 +7,11 @@ from pathlib import Path
 
 import orjson
 
-WORDS = (
+_LIST = (
     "queue batch vector gateway token shard worker lease message ledger alias route space model price "
     "limit budget quota answer request number while every other small green paper river because under"
-).split()
+)
+WORDS = _LIST.split()
 
 
 def text_of(number: int) -> str:

@@ -26,7 +26,7 @@ def usable_port(host: str, port: int) -> int:
 
 def url_of(host: str, port: int) -> str:
     """The URL for programs on this machine; a server on all addresses is reached through loopback."""
-    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104  # compared, not bound
     return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
 
 

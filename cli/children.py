@@ -65,7 +65,7 @@ class Child:
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        with open(self._log_file, "ab") if self._log_file else nullcontext() as output:
+        with self._log_file.open("ab") if self._log_file else nullcontext() as output:
             self._process = subprocess.Popen(
                 self._command,
                 env=self._environment,

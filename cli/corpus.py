@@ -49,7 +49,7 @@ class Corpus(ABC):
     @contextmanager
     def _bytes(self) -> Iterator[BinaryIO]:
         size = max(self.path.stat().st_size, 1)
-        with open(self.path, "rb", buffering=256 * 1024) as raw:
+        with self.path.open("rb", buffering=256 * 1024) as raw:
             self._progress = lambda: 1.0 if raw.closed else raw.tell() / size
             if self.path.suffix != ".gz":
                 yield raw

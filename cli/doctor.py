@@ -23,6 +23,7 @@ from engine.database import Database, schema_revision
 from engine.in_process import LocalModel
 from engine.queue import Doorbell
 from engine.settings import Settings
+from engine.telemetry import configure_logging
 from models.embedding import Alias
 from models.errors import EmbedmillError
 
@@ -50,6 +51,7 @@ class Finding:
 
 def doctor(*, url: str | None, api_key: str | None, as_json: bool) -> ExitCode:
     """Run every check and print one line each. FAILED when anything is broken, not when something is merely absent."""
+    configure_logging("WARNING", "text")  # what the parts log would be between the lines of the report
     place = DataDir.from_environment()
     findings = [*installation(), disk(place)]
     try:

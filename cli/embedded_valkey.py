@@ -20,6 +20,7 @@ from cli.data_dir import DataDir, write_private
 from cli.errors import CliError
 
 HOST = "127.0.0.1"
+LOG_NAME = "valkey.log"
 USE_YOUR_OWN = "set EMBEDMILL_REDIS_URL to a Redis or Valkey that you run"
 
 
@@ -93,6 +94,7 @@ def _configuration(valkey: EmbeddedValkey, folder: Path) -> str:
             "maxmemory-policy noeviction",  # a full broker must say so; a message evicted in silence is a delay
             "daemonize no",
             "loglevel warning",
+            f"logfile {LOG_NAME}",  # its lines are in no format of ours
             "",
         )
     )

@@ -92,7 +92,7 @@ class Connection(asyncio.Protocol):
         self.chunks: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's are not of asyncio's classes
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's are not of asyncio's classes
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -39,7 +39,7 @@ def list_(
             job.id,
             job.status,
             job.model,
-            datetime.fromtimestamp(job.created_at).strftime("%Y-%m-%d %H:%M:%S") if job.created_at else "",
+            datetime.fromtimestamp(job.created_at).strftime("%Y-%m-%d %H:%M") if job.created_at else "",
             describe(job),
         ]
         for job in page.data

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -81,37 +81,28 @@ def worker(
     concurrency: Annotated[int, typer.Option(min=1, help="Processes; each works on one shard at a time.")] = 2,
 ) -> None:
     """Work on bulk jobs (a Celery worker)."""
-    import os
-
-    # Celery lets these win over the broker that is configured here, and they may belong to another program.
-    for name in [name for name in os.environ if name.startswith("CELERY_")]:
-        del os.environ[name]
-    from workers.app import app as celery
-
-    # Inside this process, not by the command `celery`, which looks for `workers` in the current directory first.
-    celery.worker_main(
-        [
-            "worker",
-            "--pool=prefork",
-            f"--concurrency={concurrency}",
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-            "--loglevel=WARNING",
-        ]
-    )
+    _become("workers", "--concurrency", str(concurrency))
 
 
 @app.command(rich_help_panel=PIECES)
 def scheduler() -> None:
     """Dispatch, sweep and expire jobs. More than one may run; they share the work."""
-    from engine.settings import Settings
-    from engine.telemetry import configure_logging
-    from workers.scheduler import run_forever
+    _become("workers.scheduler")
 
-    settings = Settings.from_environment()
-    configure_logging(settings.log_level, settings.log_format)
-    run_forever(settings)
+
+def _become(module: str, *arguments: str) -> NoReturn:
+    """Go on as another edge's process: the edges do not import each other.
+
+    -P keeps the current directory off the path, where a folder of the same name could stand in for ours.
+    """
+    import os
+    import sys
+
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.execve(  # noqa: S606  # no shell is wanted
+        sys.executable, [sys.executable, "-P", "-m", module, *arguments], os.environ | {"PYTHONPATH": path}
+    )
 
 
 @app.command("fake-upstream", rich_help_panel=PIECES)

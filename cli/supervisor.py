@@ -16,7 +16,7 @@ POLL_S = 0.05
 DEATHS_BEFORE_READY = 4  # a child that cannot start at all: a broken installation, not an accident
 
 
-class Stopped(Exception):  # noqa: N818  # a wish, not an error
+class Stopped(Exception):  # a wish, not an error
     """Somebody asked for the end while we were waiting for something."""
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-out = Console(highlight=False, soft_wrap=True)
+# Where nobody looks, a table must not be folded to some screen's width.
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def table(*columns: str, rows: list[list[str]], right: tuple[str, ...] = ()) -> Table:
-    """A borderless table; the columns named in `right` are aligned to the right. Cells are text, never markup."""
+    """A borderless table; columns named in `right` are right-aligned; the first is never folded: ids are copied."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name == columns[0])
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(cell) for cell in row))  # Text: never taken for markup
     return made
 
 

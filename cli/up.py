@@ -93,7 +93,7 @@ def child_environment(place: DataDir, config: Path | None) -> dict[str, str]:
 def _start_valkey(supervisor: Supervisor, place: DataDir) -> None:
     valkey = set_up_valkey(place)
     supervisor.start("valkey", valkey.command, grace_s=VALKEY_GRACE_S)
-    supervisor.wait_for(valkey.answers, "the embedded Valkey did not answer", VALKEY_START_S)
+    supervisor.wait_for(valkey.answers, f"the embedded Valkey ({place.valkey_dir}) did not answer", VALKEY_START_S)
     supervisor.environment["EMBEDMILL_REDIS_URL"] = valkey.url
 
 

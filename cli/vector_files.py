@@ -6,7 +6,7 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -42,8 +42,8 @@ class VectorFile(ABC):
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
         """Append the rows of an index range."""
 
-    def finish(self) -> None:
-        """Write what belongs at the end; by default nothing does."""
+    def close(self) -> None:
+        """Write what belongs at the end; by default nothing does. The file itself belongs to whoever opened it."""
         return
 
 
@@ -121,7 +121,7 @@ class ArrowFile(VectorFile):
         ]
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
 
-    def finish(self) -> None:
+    def close(self) -> None:
         self._writer.close()
 
 
@@ -149,13 +149,14 @@ def save_results(
 ) -> None:
     """Write every row of a finished job to `path`, which appears whole or not at all."""
     rows, step = job.counts.total or 0, _rows_per_request(job, range_bytes)
-    with replacing(path) as file:
-        target = _vector_file(file, path.suffix.lower(), rows, job.dimensions or 0)
+    with (
+        replacing(path) as file,
+        closing(_vector_file(file, path.suffix.lower(), rows, job.dimensions or 0)) as target,
+    ):
         for start in range(0, rows, step):
             stop = min(start + step, rows)
             target.fetch(client, job.id, start, stop)
             on_rows(stop)
-        target.finish()
 
 
 def write_ndjson(client: Client, job: Job, stream: BinaryIO) -> None:
@@ -173,11 +174,11 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends well and vanishes when it does not."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""embedmill.toml: accounts, aliases and routes, checked key by key so that a typo is an error with the right name in it."""
+"""embedmill.toml: accounts, aliases and routes, checked key by key, so that a typo is an error that names the right key."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
             param=f"{where}.kind",
         )
     if section.kind != "fake" and (section.script or section.latency_ms):
-        raise ConfigError(f"{where}: script and latency_ms belong to kind = \"fake\" only", param=f"{where}.script")
+        raise ConfigError(f'{where}: script and latency_ms belong to kind = "fake" only', param=f"{where}.script")
     if section.max_concurrency < 1 or section.timeout_s <= 0:
         raise ConfigError(f"{where}: max_concurrency and timeout_s must be more than 0", param=where)
     base_url = (section.base_url or providers.PROVIDERS[section.kind].default_base_url).rstrip("/")
@@ -164,7 +164,9 @@ def _secret(reference: str | None, where: str, environ: Mapping[str, str]) -> st
         try:
             return Path(rest).read_text("utf-8").strip()
         except OSError as error:
-            raise ConfigError(f"{where} points at {rest}, which cannot be read: {error.strerror}", param=where) from error
+            raise ConfigError(
+                f"{where} points at {rest}, which cannot be read: {error.strerror}", param=where
+            ) from error
     raise ConfigError(f"{where} must be env:NAME or file:PATH, never the key itself", param=where)
 
 
@@ -242,13 +244,12 @@ def _dimensions(value: str | list[int] | None, width: int, where: str) -> frozen
         low, dots, high = value.partition("..")
         if not dots or not low.isdigit() or not high.isdigit():
             raise ConfigError(
-                f'{where}.allowed_dimensions must be "LOW..HIGH" or a list of widths', param=f"{where}.allowed_dimensions"
+                f'{where}.allowed_dimensions must be "LOW..HIGH" or a list of widths',
+                param=f"{where}.allowed_dimensions",
             )
         allowed = range(int(low), int(high) + 1)
     if min(allowed, default=0) < 1 or max(allowed) > width:
-        raise ConfigError(
-            f"{where}.allowed_dimensions must lie within 1..{width}", param=f"{where}.allowed_dimensions"
-        )
+        raise ConfigError(f"{where}.allowed_dimensions must lie within 1..{width}", param=f"{where}.allowed_dimensions")
     return allowed
 
 

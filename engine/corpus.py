@@ -1,7 +1,7 @@
 """Formats in: a streamed corpus becomes inputs, ids and per-line errors, a chunk of bytes at a time, in flat memory.
 
-A line is an index. A bad line is that index's error, never a shift of those behind it. Lines end at the byte `\\n` alone:
-U+2028 and its kin are text.
+A line is an index. A bad line is that index's error, never a shift of those behind it. Lines end at the byte `\\n`
+alone: U+2028 and its kin are text.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class LineReader:
 
 
 class Gunzip:
-    """Inflates a gzip stream in bounded steps, so that a bomb costs time and never memory. Members may follow members."""
+    """Inflates a gzip stream in bounded steps, so that a bomb costs time, never memory. Members may follow members."""
 
     def __init__(self) -> None:
         self._inflate = zlib.decompressobj(wbits=31)

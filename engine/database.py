@@ -115,7 +115,7 @@ def _as_ours(error: SQLAlchemyError) -> Exception:
 
 
 def _is_outage(error: DBAPIError) -> bool:
-    # SQLSTATE classes: 08 connection, 53 resources, 57 operator intervention, 55P03 lock timeout, 40 serialisation/deadlock.
+    # SQLSTATE classes: 08 connection, 53 resources, 57 operator intervention, 40 rollback (deadlock); 55P03 lock timeout.
     state = str(getattr(error.orig, "sqlstate", "") or "")
     return state[:2] in ("08", "53", "57", "40") or state == "55P03"
 
@@ -141,7 +141,7 @@ def _begin_immediate(connection: Any) -> None:
 
 
 def migrate(url: str, revision: str = "head") -> None:
-    """Bring the schema to `revision` (up or down). Runs its own event loop: call it from a thread or a plain process."""
+    """Bring the schema to `revision` (up or down). Runs an event loop of its own: call it where none runs."""
     from alembic import command
     from alembic.config import Config
 
@@ -157,8 +157,8 @@ def migrate(url: str, revision: str = "head") -> None:
 async def schema_revision(database: Database) -> tuple[str | None, str]:
     """The revision that the database is at (None: not migrated) and the one that this code wants."""
     from alembic.config import Config
-    from alembic.script import ScriptDirectory
     from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
@@ -166,4 +166,3 @@ async def schema_revision(database: Database) -> tuple[str | None, str]:
     async with database.read() as connection:
         current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
     return current, wanted
-

@@ -220,7 +220,7 @@ class Gathered:
         return min(bad, key=lambda pair: pair[0]) if bad else None
 
     def rows(self) -> list[Matrix]:
-        """Vectors in input order, as the blocks they came in. Raises when any input has none: never a gap, never a guess."""
+        """Vectors in input order, as the blocks they came in. Raises when an input has none: never a gap or a guess."""
         if len(self._parts) == 1 and self._parts[0].vectors is not None:
             blocks = [self._parts[0].vectors]
         else:

@@ -58,10 +58,10 @@ class Gauges:
                     .where(WorkerProcess.seen_at > db_now() - self._worker_seen_s)
                 )
             ).scalar_one()
-        by_status = {status: count for status, count in jobs}
+        by_status = {row[0]: row[1] for row in jobs}
         for status in JobStatus:
             telemetry.JOBS.labels(status).set(by_status.get(status, 0))
-        by_state = {state: count for state, count in shards}
+        by_state = {row[0]: row[1] for row in shards}
         for state in OPEN:
             telemetry.SHARDS.labels(state).set(by_state.get(state, 0))
         telemetry.OLDEST_LEASE_SECONDS.set(oldest[0] if oldest[0] is not None else 0.0)

@@ -69,7 +69,9 @@ class LocalModel:
     def answer(self, request: UpstreamRequest) -> UpstreamReply:
         asked = msgspec.msgpack.decode(request.body, type=LocalRequest)
         if asked.model != "wordllama-256":
-            return UpstreamReply(404, {}, f"there is no local model named {asked.model}; there is wordllama-256".encode())
+            return UpstreamReply(
+                404, {}, f"there is no local model named {asked.model}; there is wordllama-256".encode()
+            )
         rows, tokens, empty = self.embed(asked.texts)
         if empty is not None:
             return UpstreamReply(400, {}, f"input[{empty}] has nothing in it that the model knows".encode())
@@ -78,8 +80,8 @@ class LocalModel:
     def embed(self, texts: list[str]) -> tuple[Any, int, int | None]:
         """Unit rows of 256, the tokens counted, and the position of a text without tokens.
 
-        The package pads a batch to its longest text. Here each text's tokens are summed by themselves, so a vector is the
-        same to the bit whatever it shares its batch with.
+        The package pads a batch to its longest text. Here each text's tokens are summed by themselves, so a vector is
+        the same to the bit whatever it shares its batch with.
         """
         model = self._loaded()
         encoded = [item.ids for item in model.tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

@@ -64,9 +64,10 @@ class KeyRing:
                         ApiKey.project,
                         ApiKey.scopes,
                         ApiKey.digest,
-                        ((ApiKey.revoked_at.is_(None)) & ((ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > db_now()))).label(
-                            "valid"
-                        ),
+                        (
+                            (ApiKey.revoked_at.is_(None))
+                            & ((ApiKey.expires_at.is_(None)) | (ApiKey.expires_at > db_now()))
+                        ).label("valid"),
                     ).where(ApiKey.id == (key_id or ""))
                 )
             ).one_or_none()
@@ -127,7 +128,7 @@ async def list_keys(database: Database) -> Sequence[ApiKey]:
 
 
 async def revoke_key(database: Database, key_id: str) -> bool:
-    """Revoke a key for good; False when there is none of this id, or it was revoked before. Takes effect within 20 s."""
+    """Revoke a key for good, within 20 s; False when there is none of this id, or it was revoked before."""
     async with database.write() as connection:
         done = await connection.execute(
             update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=db_now())

@@ -42,7 +42,8 @@ def check(item: Input, alias: Alias, options: Options, *, accepts_tokens: bool) 
             raise InvalidInput("a token array cannot be empty", code="empty_input")
         if not accepts_tokens:
             raise InvalidInput(
-                f"the model {alias.name} takes text only: send strings instead of token arrays", code="tokens_not_supported"
+                f"the model {alias.name} takes text only: send strings instead of token arrays",
+                code="tokens_not_supported",
             )
         if min(item) < 0:
             raise InvalidInput("token ids cannot be negative", code="invalid_input")

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pybase64
 from sqlalchemy import Row, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.claim import settled_bits
 from engine.runtime import Runtime
@@ -22,6 +23,7 @@ _IDS = msgspec.msgpack.Decoder(list[str | None])
 ROWS_AT_ONCE = 64
 SHARDS_AT_ONCE = 64
 ERRORS_AT_ONCE = 2000
+FAILURE = (InputFailure.index.label("at"), InputFailure.code, InputFailure.message, InputFailure.retryable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ async def is_complete(runtime: Runtime, job: Row[Any], wanted: Range, asked_stop
     if job.total is not None and job.completed + job.failed == job.total:
         return True
     async for shard in _shards(runtime, job.id, wanted):
-        bits = settled_bits(shard.settled, shard.count)
+        bits = settled_bits(shard.settled, shard.size)
         low = max(wanted.start - shard.first_index, 0)
         if not bits[low : wanted.stop - shard.first_index].all():
             return False
@@ -123,7 +125,7 @@ async def errors_ndjson(runtime: Runtime, job: Row[Any]) -> AsyncIterator[bytes]
         async with runtime.database.read() as connection:
             rows = (
                 await connection.execute(
-                    select(InputFailure.index, InputFailure.code, InputFailure.message, InputFailure.retryable)
+                    select(*FAILURE)
                     .where(InputFailure.job_id == job.id, InputFailure.index > after)
                     .order_by(InputFailure.index)
                     .limit(ERRORS_AT_ONCE)
@@ -131,29 +133,29 @@ async def errors_ndjson(runtime: Runtime, job: Row[Any]) -> AsyncIterator[bytes]
             ).all()
             if not rows:
                 return
-            ids = await _ids_between(connection, job.id, rows[0].index, rows[-1].index + 1)
+            ids = await _ids_between(connection, job.id, rows[0].at, rows[-1].at + 1)
         yield b"".join(
             orjson.dumps(
                 {
-                    "index": row.index,
-                    "id": ids(row.index),
+                    "index": row.at,
+                    "id": ids(row.at),
                     "error": {"code": row.code, "message": row.message, "retryable": bool(row.retryable)},
                 }
             )
             + b"\n"
             for row in rows
         )
-        after = rows[-1].index
+        after = rows[-1].at
 
 
-async def _shards(runtime: Runtime, job_id: str, wanted: Range) -> AsyncIterator[Row[Any]]:
+async def _shards(runtime: Runtime, job_id: str, wanted: Range) -> AsyncIterator[Any]:
     """The shards that the range touches, in order, a page at a time."""
     after = -1
     while len(wanted):
         async with runtime.database.read() as connection:
             page = (
                 await connection.execute(
-                    select(Shard.id, Shard.seq, Shard.first_index, Shard.count, Shard.settled)
+                    select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled)
                     .where(
                         Shard.job_id == job_id,
                         Shard.seq > after,
@@ -176,11 +178,11 @@ async def _pieces(
 ) -> AsyncIterator[Piece]:
     async for shard in _shards(runtime, job.id, wanted):
         start = max(wanted.start, shard.first_index)
-        stop = min(wanted.stop, shard.first_index + shard.count)
+        stop = min(wanted.stop, shard.first_index + shard.size)
         async with runtime.database.read() as connection:
             runs = (
                 await connection.execute(
-                    select(VectorRun.first_index, VectorRun.count, VectorRun.data)
+                    select(VectorRun.first_index, VectorRun.count.label("size"), VectorRun.data)
                     .where(
                         VectorRun.job_id == job.id,
                         VectorRun.first_index >= shard.first_index,  # a run never leaves its shard
@@ -194,7 +196,7 @@ async def _pieces(
             if with_errors and job.failed:
                 failures = list(
                     await connection.execute(
-                        select(InputFailure.index, InputFailure.code, InputFailure.message, InputFailure.retryable).where(
+                        select(*FAILURE).where(
                             InputFailure.job_id == job.id, InputFailure.index >= start, InputFailure.index < stop
                         )
                     )
@@ -207,26 +209,25 @@ async def _pieces(
                 ids = _IDS.decode(packed) if packed else None
         cut = []
         for run in runs:
-            rows = np.frombuffer(run.data, dtype="<f4").reshape(run.count, job.dimensions)
-            low, high = max(start - run.first_index, 0), min(stop - run.first_index, run.count)
+            rows = np.frombuffer(run.data, dtype="<f4").reshape(run.size, job.dimensions)
+            low, high = max(start - run.first_index, 0), min(stop - run.first_index, run.size)
             cut.append((run.first_index + low, rows[low:high]))
         yield Piece(
             first_index=start,
             stop=stop,
             runs=cut,
             errors={
-                row.index: {"code": row.code, "message": row.message, "retryable": bool(row.retryable)}
-                for row in failures
+                row.at: {"code": row.code, "message": row.message, "retryable": bool(row.retryable)} for row in failures
             },
             ids=ids,
             ids_from=shard.first_index,
         )
 
 
-async def _ids_between(connection: Any, job_id: str, start: int, stop: int) -> Callable[[int], str | None]:
+async def _ids_between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> Callable[[int], str | None]:
     rows = (
         await connection.execute(
-            select(Shard.first_index, Shard.count, ShardInputs.ids)
+            select(Shard.first_index, Shard.count.label("size"), ShardInputs.ids)
             .join(ShardInputs, ShardInputs.shard_id == Shard.id)
             .where(
                 Shard.job_id == job_id,
@@ -236,7 +237,7 @@ async def _ids_between(connection: Any, job_id: str, start: int, stop: int) -> C
             )
         )
     ).all()
-    pages = [(row.first_index, row.count, _IDS.decode(row.ids)) for row in rows]
+    pages: list[tuple[int, int, list[str | None]]] = [(row.first_index, row.size, _IDS.decode(row.ids)) for row in rows]
 
     def caller_id(index: int) -> str | None:
         for first, count, ids in pages:
@@ -253,7 +254,8 @@ def _lines(piece: Piece, first: int, rows: Any, line: Callable[[int, str | None,
 
 def _float_line(index: int, caller_id: str | None, row: Any) -> bytes:
     return orjson.dumps(
-        {"index": index, "id": caller_id, "embedding": row}, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
+        {"index": index, "id": caller_id, "embedding": row},
+        option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ def setting(default: Any, doc: str) -> Any:
 @dataclass(frozen=True, slots=True)
 class Settings:
     data_dir: Path = setting(lambda: Path(".embedmill"), "Folder for the database, the embedded Valkey and keys")
-    database_url: str = setting("", "SQLAlchemy URL; empty: SQLite in the data directory; postgresql://… for many machines")
+    database_url: str = setting(
+        "", "SQLAlchemy URL; empty: SQLite in the data directory; postgresql://… for many machines"
+    )
     redis_url: str = setting("", "Redis or Valkey; empty: the embedded one that `embedmill up` starts")
     broker_url: str = setting("", "Celery broker; empty: REDIS_URL; amqp://… for RabbitMQ")
     config: str = setting("", "Path of embedmill.toml; empty: the built-in local model only")
@@ -35,7 +37,9 @@ class Settings:
     log_level: str = setting("INFO", "DEBUG, INFO, WARNING or ERROR")
 
     max_body_bytes: int = setting(32 * 1024 * 1024, "Largest JSON body, in bytes (a streamed corpus has no such limit)")
-    max_line_bytes: int = setting(4 * 1024 * 1024, "Largest line of a streamed corpus, in bytes; a longer one is that input's error")
+    max_line_bytes: int = setting(
+        4 * 1024 * 1024, "Largest line of a streamed corpus, in bytes; a longer one is that input's error"
+    )
     max_corpus_bytes: int = setting(64 * 1024**3, "Largest streamed corpus, in bytes after decompression")
     max_inputs_per_request: int = setting(2048, "Inputs in one sync request")
     sync_timeout_s: float = setting(60.0, "Deadline of a sync request, in seconds")
@@ -92,9 +96,7 @@ class Settings:
                 near = difflib.get_close_matches(short, [*known, *CLIENT_NAMES], n=1)
                 hint = f"; did you mean {PREFIX}{near[0]}?" if near else ""
                 raise ConfigError(f"unknown setting {name}{hint}", param=name)
-            default = known[short].default
-            if default is MISSING:
-                default = known[short].default_factory()  # type: ignore[misc]
+            default = getattr(cls(), known[short].name)
             try:
                 values[known[short].name] = type(default)(text) if not isinstance(default, Path) else Path(text)
             except ValueError as error:

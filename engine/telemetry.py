@@ -33,15 +33,23 @@ UPSTREAM_SECONDS = Histogram(
 TOKENS = Counter("embedmill_tokens_total", "Tokens embedded", ["provider", "model", "lane"], registry=REGISTRY)
 INPUTS = Counter("embedmill_inputs_total", "Inputs settled", ["lane", "outcome"], registry=REGISTRY)
 JOBS = Gauge("embedmill_jobs", "Jobs by status", ["status"], registry=REGISTRY)
-SHARDS = Gauge("embedmill_shards", "Unfinished shards by state (queued and rung: the queue's depth)", ["state"], registry=REGISTRY)
+SHARDS = Gauge(
+    "embedmill_shards", "Unfinished shards by state (queued and rung: the queue's depth)", ["state"], registry=REGISTRY
+)
 OLDEST_LEASE_SECONDS = Gauge(
     "embedmill_oldest_lease_seconds", "Age of the oldest unfinished claim of a shard", registry=REGISTRY
 )
-EXPIRED_LEASES = Gauge("embedmill_expired_leases", "Shards whose lease ran out and were not swept yet", registry=REGISTRY)
+EXPIRED_LEASES = Gauge(
+    "embedmill_expired_leases", "Shards whose lease ran out and were not swept yet", registry=REGISTRY
+)
 WORKERS = Gauge("embedmill_workers", "Worker processes seen lately", registry=REGISTRY)
-LOOP_LAG_SECONDS = Gauge("embedmill_event_loop_lag_seconds", "How late the event loop ran its last timer", registry=REGISTRY)
+LOOP_LAG_SECONDS = Gauge(
+    "embedmill_event_loop_lag_seconds", "How late the event loop ran its last timer", registry=REGISTRY
+)
 RINGS_FAILED = Counter("embedmill_rings_failed_total", "Messages that the broker did not take", registry=REGISTRY)
-USAGE_WAITING = Gauge("embedmill_usage_rows_waiting", "Ledger rows of sync calls not yet in the database", registry=REGISTRY)
+USAGE_WAITING = Gauge(
+    "embedmill_usage_rows_waiting", "Ledger rows of sync calls not yet in the database", registry=REGISTRY
+)
 
 # Fields that a log record may carry beside its message; anything else given as `extra` is dropped.
 FIELDS = (

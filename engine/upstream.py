@@ -48,7 +48,9 @@ class Upstream:
             return await self._in_process.send(request, timeout_s=left_s)
         return await self._wire.send(request, timeout_s=left_s, max_reply_bytes=self._max_reply_bytes)
 
-    async def embed(self, batch: Batch, route: Route, *, deadline: float, calls: list[Call]) -> tuple[Matrix, int | None]:
+    async def embed(
+        self, batch: Batch, route: Route, *, deadline: float, calls: list[Call]
+    ) -> tuple[Matrix, int | None]:
         """Embed one batch on one route: rows of the wanted width in the batch's order, and tokens as told.
 
         The call is appended to `calls` whatever became of it. Raises UpstreamError or DeadlineExceeded.

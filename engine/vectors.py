@@ -16,12 +16,13 @@ def cut(rows: Matrix, width: int) -> Matrix:
     head = np.ascontiguousarray(rows[:, :width])
     lengths = np.linalg.norm(head, axis=1, keepdims=True)
     # A row whose kept part is all zeros has no direction; it stays zero, and the check after the cut refuses it.
-    return np.divide(head, lengths, out=head, where=lengths > 0)
+    np.divide(head, lengths, out=head, where=lengths > 0)
+    return head
 
 
 def base64_row(row: Matrix) -> bytes:
     """One vector as OpenAI's base64: little-endian float32, no header."""
-    return pybase64.b64encode(row)
+    return pybase64.b64encode(row.data)
 
 
 def json_row(row: Matrix) -> bytes:

@@ -38,7 +38,7 @@ class Wire:
         self._closed = False
 
     async def send(self, request: UpstreamRequest, *, timeout_s: float, max_reply_bytes: int) -> UpstreamReply:
-        """Send once and return the whole reply, whatever its status, within `timeout_s`; cancelling drops the connection."""
+        """Send once; return the whole reply, of any status, within `timeout_s`. Cancelling drops the connection."""
         session = self._session
         if session is None or self._loop is not asyncio.get_running_loop():
             session = self._open()

@@ -60,7 +60,7 @@ class Route:
     width: int  # native width of the upstream model
     limits: Limits
     usd_per_million_tokens: Decimal
-    # How a narrower width is had: "native" (the provider has a field for it) or "cut" (Matryoshka: cut and renormalise).
+    # How a narrower width is had: "native" (the provider has a field for it) or "cut" (Matryoshka, renormalised).
     narrowing: str = "native"
     accepts_tokens: bool = False
     priority: int = 0

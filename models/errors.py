@@ -1,7 +1,7 @@
 """Every error embedmill raises on purpose, and what to do next about each.
 
-An error carries a `disposition`; the engine acts on that and on nothing else. HTTP status codes of *our* answers live in
-`api/errors.py`; how a provider's status becomes one of these classes lives in `providers/base.py`.
+An error carries a `disposition`; the engine acts on that and on nothing else. HTTP status codes of *our* answers live
+in `api/errors.py`; how a provider's status becomes one of these classes is in that provider's `fault`.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class IdempotencyMismatch(RequestError):
 
 
 class UpstreamError(EmbedmillError):
-    """The remote side failed. `sent` is False only when the request surely never reached it, so was surely not billed."""
+    """The remote side failed. `sent` is False only when the request surely never reached it, so was not billed."""
 
     code = "upstream_error"
     disposition = Disposition.RETRY

@@ -151,9 +151,7 @@ class ShardInputs(Base):
 
     __tablename__ = "shard_inputs"
 
-    shard_id: Mapped[str] = mapped_column(
-        String(64), ForeignKey("shards.id", ondelete="CASCADE"), primary_key=True
-    )
+    shard_id: Mapped[str] = mapped_column(String(64), ForeignKey("shards.id", ondelete="CASCADE"), primary_key=True)
     inputs: Mapped[bytes] = mapped_column(Blob)
     ids: Mapped[bytes | None] = mapped_column(Blob)
 
@@ -163,9 +161,7 @@ class VectorRun(Base):
 
     __tablename__ = "vectors"
 
-    job_id: Mapped[str] = mapped_column(
-        String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
-    )
+    job_id: Mapped[str] = mapped_column(String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     first_index: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     count: Mapped[int] = mapped_column(Integer)
     data: Mapped[bytes] = mapped_column(Blob)
@@ -176,9 +172,7 @@ class InputFailure(Base):
 
     __tablename__ = "input_errors"
 
-    job_id: Mapped[str] = mapped_column(
-        String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True
-    )
+    job_id: Mapped[str] = mapped_column(String(64), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     index: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     code: Mapped[str] = mapped_column(String(64))
     message: Mapped[str] = mapped_column(Text)

@@ -71,7 +71,7 @@ def bearer(account: Account) -> dict[str, str]:
 
 
 def rows_from_base64(texts: Sequence[str], width: int) -> Matrix:
-    """Decode base64 float32 little-endian vectors into rows of `width`. Raises UpstreamProtocolError on any other length."""
+    """Decode base64 float32 little-endian vectors into rows of `width`. Raises UpstreamProtocolError otherwise."""
     try:
         parts = [pybase64.b64decode(text, validate=True) for text in texts]
     except ValueError as error:
@@ -89,15 +89,13 @@ def rows_from_floats(lists: Sequence[Sequence[float]], width: int) -> Matrix:
     """Turn lists of numbers into rows of `width`. Raises UpstreamProtocolError when one has another width."""
     for row in lists:
         if len(row) != width:
-            raise UpstreamProtocolError(
-                f"a vector of the reply holds {len(row)} numbers where {width} were asked for"
-            )
+            raise UpstreamProtocolError(f"a vector of the reply holds {len(row)} numbers where {width} were asked for")
     with np.errstate(over="ignore"):  # an overflow becomes inf, which check_vectors refuses
         return np.array(lists, dtype=np.float32).reshape(len(lists), width)
 
 
 def in_input_order(vectors: Matrix, indexes: Sequence[int] | None, count: int) -> Matrix:
-    """Put a shuffled but complete reply right. Raises UpstreamProtocolError when an index is missing, doubled or foreign."""
+    """Put a shuffled but complete reply right. Raises UpstreamProtocolError for a missing, double or foreign index."""
     if len(vectors) != count:
         raise UpstreamProtocolError(f"the reply holds {len(vectors)} vectors for {count} inputs")
     if indexes is None or list(indexes) == list(range(count)):

@@ -1,4 +1,4 @@
-"""The fake provider: OpenAI's wire format answered by a deterministic, scriptable upstream, in this process or over HTTP.
+"""The fake provider: OpenAI's wire format, answered by a deterministic, scriptable upstream here or over HTTP.
 
 It ships with the product: tests, benches and dry runs use it. `FakeUpstream` is pure as every provider is; time is an
 argument, and waiting, hanging up and writing the bill are left to whoever serves it (`engine/in_process.py` in process,
@@ -149,7 +149,7 @@ class FakeUpstream:
 
 
 class FakeProvider(OpenAIProvider):
-    """OpenAI's wire format towards a fake upstream; a query that names the width lets one serve aliases of any width."""
+    """OpenAI's wire format towards a fake upstream; the URL names the width, so that one serves all aliases."""
 
     default_base_url = "inproc://fake/v1"
 

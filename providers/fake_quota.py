@@ -1,4 +1,4 @@
-"""The fake upstream's rate limit: a sliding window of requests and tokens, and the words and headers OpenAI has for it."""
+"""The fake upstream's rate limit: a sliding window of requests and tokens, in OpenAI's words and headers."""
 
 from __future__ import annotations
 
@@ -83,8 +83,9 @@ def refusal_message(refusal: Refusal, model: str, tokens: int) -> str:
     """OpenAI's words for a call over its quota."""
     unit, asked = ("requests per min (RPM)", 1) if refusal.kind == "requests" else ("tokens per min (TPM)", tokens)
     return (
-        f"Rate limit reached for {model} in organization org-fake on {unit}: Limit {refusal.limit}, Used {refusal.used}, "
-        f"Requested {asked}. Please try again in {go_duration(refusal.wait_s)}. "
+        f"Rate limit reached for {model} in organization org-fake on {unit}: "
+        f"Limit {refusal.limit}, Used {refusal.used}, Requested {asked}. "
+        f"Please try again in {go_duration(refusal.wait_s)}. "
         "Visit https://platform.openai.com/account/rate-limits to learn more."
     )
 

@@ -7,8 +7,8 @@ A script is a list of rules, from JSON, TOML (`[[rules]]`) or Python:
      "times": 1,                        at most so often; absent: always
      "do": {"status": 429, "retry_after": 1}}
 
-Every rule that matches adds its latency and counts against its rate limit; of the rules that do something else, the first
-that matches wins, and only that one's `times` is spent.
+Every rule that matches adds its latency and counts against its rate limit; of the rules that do something else, the
+first that matches wins, and only that one's `times` is spent.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A vector is the sum of two windows into a fixed table, with its first components replaced by bits of the input's hash,
 divided by its length. The windows make it wide at the price of one addition; the hash bits make every input's vector
-its own, so that a swapped pair shows. All terms are small whole numbers (the hash bits: multiples of 2^-11), so the sum of
-squares is exact in any order of summation: an input has the same bits alone, in any batch, on any machine.
+its own, so that a swapped pair shows. All terms are small whole numbers (the hash bits: multiples of 2^-11), so the sum
+of squares is exact in any order of summation: an input has the same bits alone, in any batch, on any machine.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _TABLE_SIZE = 1 << 17  # 512 KiB of float32: stays in a core's cache
 _DIGEST_FIELDS = struct.Struct("<8h2I")
 _RANDOM = hashlib.shake_256(b"embedmill fake vectors").digest(_TABLE_SIZE + MAX_WIDTH)
 _TABLE_BYTES = np.frombuffer(_RANDOM, dtype=np.uint8)
-# High plus low half of a random byte: whole numbers from -15 to 15, bell-shaped, with mean 0. The sum of 8,192 squares of
-# two of them stays under 2^24, where float32 holds every whole number.
+# High plus low half of a random byte: whole numbers from -15 to 15, bell-shaped, with mean 0. The sum of 8,192 squares
+# of two of them stays under 2^24, where float32 holds every whole number.
 _TABLE: npt.NDArray[np.float32] = ((_TABLE_BYTES >> 4).astype(np.float32) + (_TABLE_BYTES & 15)) - np.float32(15)
 
 
 def fake_vectors(inputs: Sequence[Input], width: int, model: str) -> Matrix:
     """Unit float32 rows, one per input, that depend on nothing but the input, the model and the width.
 
-    Different inputs give different rows from width 4 upwards (narrower rows cannot hold enough of the hash). A narrower row
-    is the wider one, cut and renormalised (to float32 rounding), as it is with Matryoshka models.
+    Different inputs give different rows from width 4 upwards (narrower rows cannot hold enough of the hash). A narrower
+    row is the wider one, cut and renormalised (to float32 rounding), as it is with Matryoshka models.
     """
     return vectors_of_digests(fake_digests(inputs, model), width)
 

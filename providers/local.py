@@ -10,7 +10,13 @@ import msgspec
 import numpy as np
 
 from models.embedding import Batch, Limits, Route
-from models.errors import UpstreamError, UpstreamMisconfigured, UpstreamProtocolError, UpstreamRejected, UpstreamUnavailable
+from models.errors import (
+    UpstreamError,
+    UpstreamMisconfigured,
+    UpstreamProtocolError,
+    UpstreamRejected,
+    UpstreamUnavailable,
+)
 from providers.base import Embedded, UpstreamReply, UpstreamRequest
 
 CONTENT_TYPE = "application/x-embedmill-f32"
@@ -23,7 +29,9 @@ class LocalRequest(msgspec.Struct):
 
 
 class LocalProvider:
-    limits = Limits(inputs_per_call=512, tokens_per_input=8192, tokens_per_call=1_000_000, bytes_per_call=32 * 1024 * 1024)
+    limits = Limits(
+        inputs_per_call=512, tokens_per_input=8192, tokens_per_call=1_000_000, bytes_per_call=32 * 1024 * 1024
+    )
     accepts_tokens = False
     default_base_url = "inproc://local"
 

@@ -1,6 +1,6 @@
 """The OpenAI wire format: OpenAI itself and every server that speaks its shape, by base URL.
 
-Sources: openai/openai-openapi (2026-08), openai-python 3.52 `resources/embeddings.py`, recorded traffic of error bodies.
+Sources: openai/openai-openapi (2026-08), openai-python 3.52 `resources/embeddings.py`, recorded error bodies.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ _ENCODER = msgspec.json.Encoder()
 class OpenAIProvider:
     # 2,048 inputs, 8,192 tokens an input and 300,000 a call: openai-openapi 2026-08. Tokens are estimated when packing,
     # so the sum keeps 10 % of room. The byte limit is ours: what such a sum can weigh at the most.
-    limits = Limits(inputs_per_call=2048, tokens_per_input=8192, tokens_per_call=270_000, bytes_per_call=8 * 1024 * 1024)
+    limits = Limits(
+        inputs_per_call=2048, tokens_per_input=8192, tokens_per_call=270_000, bytes_per_call=8 * 1024 * 1024
+    )
     accepts_tokens = True
     default_base_url = "https://api.openai.com/v1"
 
@@ -78,7 +80,9 @@ class OpenAIProvider:
         )
         if isinstance(extra, dict):
             body = {**extra, **body}
-        return UpstreamRequest("POST", f"{route.account.base_url}/embeddings", bearer(route.account), _ENCODER.encode(body))
+        return UpstreamRequest(
+            "POST", f"{route.account.base_url}/embeddings", bearer(route.account), _ENCODER.encode(body)
+        )
 
     def parse(self, reply: UpstreamReply, batch: Batch) -> Embedded:
         """Read `data[]` by index. Floats are accepted where a server ignores `encoding_format`."""
@@ -111,7 +115,9 @@ class OpenAIProvider:
         words = message.lower()
         status = reply.status
         if "insufficient_quota" in (code, kind) or "exceeded your current quota" in words or status == 402:
-            return UpstreamAuthFailed("the account at the provider has no credit left", status=status, code="upstream_quota")
+            return UpstreamAuthFailed(
+                "the account at the provider has no credit left", status=status, code="upstream_quota"
+            )
         if code == "invalid_api_key" or status in (401, 403):
             return UpstreamAuthFailed("the provider refused the account's credential", status=status)
         if code == "model_not_found" or status == 404:
@@ -122,7 +128,10 @@ class OpenAIProvider:
             return UpstreamTooLarge("too many inputs or bytes in one call", status=status)
         if "maximum context length" in words or "maximum input length" in words:
             return UpstreamRejected(
-                "the input is longer than the model takes", status=status, code="input_too_long", guilty=_guilty(message)
+                "the input is longer than the model takes",
+                status=status,
+                code="input_too_long",
+                guilty=_guilty(message),
             )
         if status in (400, 422):
             if "dimension" in words or "matryoshka" in words or code == "unknown_parameter":
@@ -130,7 +139,9 @@ class OpenAIProvider:
             return UpstreamRejected("the provider refused the input", status=status, guilty=_guilty(message))
         if status in (425, 429):
             return UpstreamRateLimited(
-                "the provider's rate limit is reached", status=status, retry_after_s=retry_after_s(reply.headers, message)
+                "the provider's rate limit is reached",
+                status=status,
+                retry_after_s=retry_after_s(reply.headers, message),
             )
         if status == 501:
             return EmbeddingsUnsupported("the provider cannot embed", status=status)

@@ -8,15 +8,17 @@ from email.utils import parsedate_to_datetime
 
 _GO_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_IN_WORDS = re.compile(r"(?:try again|retry) (?:in|after) (\d+(?:\.\d+)?)\s*(ms|milliseconds|seconds|s|m|minutes)\b", re.I)
+_IN_WORDS = re.compile(
+    r"(?:try again|retry) (?:in|after) (\d+(?:\.\d+)?)\s*(ms|milliseconds|seconds|s|m|minutes)\b", re.I
+)
 CEILING_S = 120.0
 
 
 def retry_after_s(headers: Mapping[str, str], message: str = "") -> float | None:
     """Seconds to wait, within 0..120; None when nothing usable is said.
 
-    `retry-after-ms` wins over `retry-after`, as in OpenAI's own SDK; a date is read against the reply's own Date header,
-    because a provider must not need a clock.
+    `retry-after-ms` wins over `retry-after`, as in OpenAI's own SDK; a date is read against the reply's own Date
+    header, because a provider must not need a clock.
     """
     milliseconds = _number(headers.get("retry-after-ms"))
     if milliseconds is not None:

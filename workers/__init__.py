@@ -1,1 +1,1 @@
-"""The queue edge: Celery's whole treaty in `app`, one event loop a process in `loop`, tasks of three lines in `tasks`."""
+"""The queue edge: Celery's treaty in `app`, one event loop a process in `loop`, three-line tasks in `tasks`."""

@@ -1,10 +1,10 @@
-"""Celery, and the reason for each setting. It carries doorbells; the database holds everything that must not be lost."""
+"""Celery, and the reason for each setting. It carries doorbells; the database holds what must not be lost."""
 
 from __future__ import annotations
 
 from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
-from kombu import Queue
+from kombu.entity import Queue
 
 from engine.queue import BULK_QUEUE, broker_options
 from engine.settings import Settings
@@ -41,7 +41,7 @@ def make() -> Celery:
         # JSON only: a broker is not trusted with code.
         accept_content=["json"],
         task_serializer="json",
-        task_queues=[Queue(BULK_QUEUE, queue_arguments={"x-queue-type": "quorum"} if is_amqp else None)],
+        task_queues=[Queue(BULK_QUEUE, queue_arguments={"x-queue-type": "quorum"} if is_amqp else None)],  # type: ignore[no-untyped-call]
         task_default_queue=BULK_QUEUE,
         task_default_queue_type="quorum" if is_amqp else None,
         worker_detect_quorum_queues=is_amqp,
@@ -71,17 +71,17 @@ def make() -> Celery:
 app = make()
 
 
-@setup_logging.connect
+@setup_logging.connect  # type: ignore[untyped-decorator]
 def _configure_logging(**_: object) -> None:
     configure_logging(settings.log_level, settings.log_format)
 
 
-@worker_process_init.connect
+@worker_process_init.connect  # type: ignore[untyped-decorator]
 def _start_loop(**_: object) -> None:
     configure_logging(settings.log_level, settings.log_format)
     loop.start(settings)
 
 
-@worker_process_shutdown.connect
+@worker_process_shutdown.connect  # type: ignore[untyped-decorator]
 def _stop_loop(**_: object) -> None:
     loop.stop()

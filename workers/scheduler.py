@@ -48,3 +48,11 @@ async def run_forever(settings: Settings) -> None:
     finally:
         await runtime.close()
         log.info("scheduler stopped")
+
+
+def main() -> None:
+    asyncio.run(run_forever(Settings.from_environment()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""Claim: one worker at a time holds a shard, by a lease on the database's clock and a fence that grows with every claim."""
+"""Claim: one worker at a time holds a shard, by a lease on the database's clock and a fence that grows each time."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
                     Job.dimensions,
                     Job.options,
                     Shard.first_index,
-                    Shard.count,
+                    Shard.count.label("size"),
                     ShardInputs.inputs,
                 )
                 .join(Shard, Shard.job_id == Job.id)
@@ -103,10 +103,10 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
         width=row.dimensions,
         options=_options(row.options),
         first_index=row.first_index,
-        count=row.count,
+        count=row.size,
         attempt=taken.attempt,
         fence=taken.fence,
-        settled=settled_bits(taken.settled, row.count),
+        settled=settled_bits(taken.settled, row.size),
         inputs=_INPUTS.decode(row.inputs),
     )
 

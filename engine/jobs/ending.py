@@ -68,9 +68,7 @@ async def close_shards(runtime: Runtime, job_id: str) -> None:
         )
         held = (
             await connection.execute(
-                select(func.count())
-                .select_from(Shard)
-                .where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
+                select(func.count()).select_from(Shard).where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
             )
         ).scalar_one()
         await connection.execute(

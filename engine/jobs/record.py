@@ -98,7 +98,7 @@ def _fresh_of(part: Landed, held: Claim, settled: Bits) -> Landed | None:
         return part
     if not new.any():
         return None
-    kept = np.flatnonzero(new)
+    kept = np.flatnonzero(new).tolist()
     share = len(kept) / len(positions)
     return replace(
         part,

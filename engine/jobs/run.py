@@ -133,7 +133,8 @@ async def _give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: Embed
             await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="quota")
         elif error is not None and held.attempt >= runtime.settings.shard_attempts:
             log.warning(
-                "a shard's attempts are spent", extra={"job_id": held.job_id, "shard_id": held.shard_id, "code": error.code}
+                "a shard's attempts are spent",
+                extra={"job_id": held.job_id, "shard_id": held.shard_id, "code": error.code},
             )
             await fail_rest(runtime, held, error)
         else:

@@ -94,7 +94,9 @@ async def reserve(runtime: Runtime, project: str, key: str) -> str | Replay:
 class Intake:
     """A job on its way in. Use through `receiving()`; feed lines, then finish."""
 
-    def __init__(self, runtime: Runtime, caller: Caller, wanted: Wanted, job_id: str, idempotency_key: str | None) -> None:
+    def __init__(
+        self, runtime: Runtime, caller: Caller, wanted: Wanted, job_id: str, idempotency_key: str | None
+    ) -> None:
         self._runtime = runtime
         self._caller = caller
         self._wanted = wanted

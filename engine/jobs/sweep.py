@@ -131,17 +131,23 @@ async def finish_jobs(runtime: Runtime) -> None:
 async def end_abandoned_intakes(runtime: Runtime) -> None:
     """Jobs whose receiving process has died in the middle of the corpus."""
     async with runtime.database.read() as connection:
-        ids = list((
+        ids = list(
+            (
                 await connection.execute(
                     select(Job.id).where(
                         Job.status.in_((JobStatus.VALIDATING, JobStatus.IN_PROGRESS)), Job.intake_until < db_now()
                     )
                 )
-            ).scalars())
+            ).scalars()
+        )
     for job_id in ids:
         log.warning("an intake was abandoned", extra={"job_id": job_id})
         await end_early(
-            runtime, job_id, JobStatus.FAILED, "upload_interrupted", "the server stopped while the corpus arrived: send it again"
+            runtime,
+            job_id,
+            JobStatus.FAILED,
+            "upload_interrupted",
+            "the server stopped while the corpus arrived: send it again",
         )
 
 
