@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from api import embeddings, errors, jobs, models, openapi, operations
 from api.envelope import RequestEnvelope
 from api.guard import GuardedRoute
+from engine.allocator import keep_large_buffers
 from engine.gauges import Gauges
 from engine.runtime import Runtime
 from engine.settings import Settings
@@ -27,6 +28,7 @@ def create_app(runtime: Runtime | None = None) -> ASGIApp:
     if runtime is None:
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format)
+        keep_large_buffers()
         runtime = Runtime.open(settings)
     return RequestEnvelope(build(runtime))
 

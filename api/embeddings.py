@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from api.guard import caller_of, runtime_of
 from api.schemas import EmbeddingRequest, decode
 from engine import planning, usage, vectors
 from engine.embedding import INTERACTIVE, Flight, Gathered, embed
-from models.base import usd_text
+from models.base import trace_id, usd_text
 from models.embedding import Alias, Call, Input, Matrix, Options, Route
 from models.errors import InputTooLong, InvalidInput, UnsupportedMediaType
 
@@ -105,11 +104,12 @@ def _inputs(given: str | list[Any], alias: Alias, options: Options, most: int) -
             param="input",
             code="array_above_max_length",
         )
-    one_kind = str if isinstance(inputs[0], str) else list
+    one_kind = type(inputs[0])
     accepts_tokens = any(route.accepts_tokens for route in alias.routes)
     for index, item in enumerate(inputs):
         place = _place(given, index)
-        if not isinstance(item, one_kind) or (item is given and not all(isinstance(token, int) for token in item)):
+        mixed = type(item) is not one_kind or (one_kind is list and any(type(token) is not int for token in item))
+        if mixed:
             raise InvalidInput(
                 f"Invalid '{place}': texts and token arrays cannot be mixed.", param=place, code="invalid_type"
             )
@@ -211,7 +211,7 @@ def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) 
         },
         "space": alias.space,
         "cost": usd_text(cost),
-        "generationId": f"gen_{secrets.token_hex(16)}",
+        "generationId": trace_id("gen"),
         "usageEstimated": False,
         "cachedInputs": 0,
         "warnings": [],

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.telemetry import REQUEST_SECONDS, REQUESTS
+from models.base import trace_id
 
 log = logging.getLogger("embedmill.requests")
 CLIENT_ID_CHARS = 128
@@ -23,7 +23,7 @@ class RequestEnvelope:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = f"req_{secrets.token_hex(16)}"
+        request_id = trace_id("req")
         scope["request_id"] = request_id
         status = 500
 

@@ -18,7 +18,11 @@ from cli.upload import chunks, gzipped
 
 JOBS = "/v1/embeddings/jobs"
 MODELS = "/v1/models"
-PATIENCE_S = 60.0  # how long a server may be away before a command gives up; `up` restarts a dead API in far less
+# How long a server may be away before a command gives up. `up` restarts a dead API in a few seconds, but an upload that
+# died with it holds its idempotency key for a lease of 60.
+PATIENCE_S = 90.0
+# The same for a server that never answered yet: a wrong address rather than a restart.
+FIRST_PATIENCE_S = 4.0
 LONG_POLL_S = 20
 SHORTEST_POLL_S = 0.25
 UPLOAD_TRIES = 4
@@ -35,11 +39,13 @@ class Client:
         *,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.url = url.rstrip("/")
         self.is_local = _is_loopback(self.url)
         self._sleep = sleep
+        self._clock = clock
         self._patience_s = patience_s
         self._has_answered = False
         self._http = httpx.Client(
@@ -74,7 +80,7 @@ class Client:
         """The job now, then again whenever it changed, until it is finished."""
         etag = None
         while True:
-            asked_at = time.monotonic()
+            asked_at = self._clock()
             query = {"wait": LONG_POLL_S if etag else None}
             reply = self._get(f"{JOBS}/{job_id}", query, {"if-none-match": etag} if etag else {})
             if reply.status_code != 304:
@@ -84,29 +90,24 @@ class Client:
                 if job.finished:
                     return
             # A job that changes all the time, or a server that does not hold the request, must not make this spin.
-            self._sleep(max(0.0, SHORTEST_POLL_S - (time.monotonic() - asked_at)))
+            self._sleep(max(0.0, SHORTEST_POLL_S - (self._clock() - asked_at)))
 
     def create_job(self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any], idempotency_key: str) -> Job:
         """Stream a corpus as one job. A broken upload is sent again under the same key, so that it never runs twice."""
         headers = {"content-type": "application/x-ndjson", "idempotency-key": idempotency_key}
         if not self.is_local:
             headers["content-encoding"] = "gzip"
-        attempt = 0
-        while True:
-            attempt += 1
+
+        def send() -> httpx.Response:
             body = chunks(lines()) if self.is_local else gzipped(chunks(lines()))
-            reply = None
-            try:
-                reply = self._http.post(JOBS, params=_given(options), headers=headers, content=body)
-            except httpx.TransportError as error:
-                if attempt == UPLOAD_TRIES:
-                    raise self._unreachable(error) from error
-            if reply is not None:
-                # 409: an earlier try under this key is still being read, unless the server says that waiting is no use.
-                waits = reply.status_code == 409 and reply.headers.get("x-should-retry") != "false"
-                if attempt == UPLOAD_TRIES or not (waits or reply.status_code in BUSY_STATUSES):
-                    return decoded(reply, Job)
-            self._sleep(pause_s(attempt, reply))
+            return self._http.post(JOBS, params=_given(options), headers=headers, content=body)
+
+        def is_busy(reply: httpx.Response) -> bool:
+            # 409: an earlier try under this key is still being read, unless the server says that waiting is no use.
+            waits = reply.status_code == 409 and reply.headers.get("x-should-retry") != "false"
+            return waits or reply.status_code in BUSY_STATUSES
+
+        return decoded(self._patiently(send, is_busy, tries=UPLOAD_TRIES), Job)
 
     def results(
         self, job_id: str, *, format: str, start: int | None = None, stop: int | None = None, base64: bool = False
@@ -158,22 +159,46 @@ class Client:
     def _get(
         self, path: str, query: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
     ) -> httpx.Response:
-        gives_up_at = time.monotonic() + self._patience_s
+        def send() -> httpx.Response:
+            return self._http.get(path, params=_given(query or {}), headers=headers)
+
+        return checked(self._patiently(send, lambda reply: reply.status_code in BUSY_STATUSES))
+
+    def _patiently(
+        self,
+        send: Callable[[], httpx.Response],
+        is_busy: Callable[[httpx.Response], bool],
+        tries: int | None = None,
+    ) -> httpx.Response:
+        """Send until an answer is not "busy". Gives up when the server was busy or away for too long, or after `tries`
+        that broke off halfway: those cost something, knocking at a closed door does not.
+        """
         attempt = 0
+        failing_since: float | None = None
         while True:
             attempt += 1
-            reply = None
+            reply, problem = None, None
             try:
-                reply = self._http.get(path, params=_given(query or {}), headers=headers)
+                reply = send()
             except httpx.TransportError as error:
-                # Nobody listens at the very first call: a wrong address rather than a restart.
-                hopeless = isinstance(error, httpx.ConnectError) and not self._has_answered
-                if hopeless or time.monotonic() >= gives_up_at:
-                    raise self._unreachable(error) from error
+                problem = error
             if reply is not None:
                 self._has_answered = True
-                if reply.status_code not in BUSY_STATUSES or time.monotonic() >= gives_up_at:
-                    return checked(reply)
+                if not is_busy(reply):
+                    return reply
+            if tries is not None and problem is not None and not isinstance(problem, httpx.ConnectError):
+                tries -= 1
+                failing_since = None
+                gives_up = tries == 0
+            else:
+                now = self._clock()
+                failing_since = now if failing_since is None else failing_since
+                patience_s = self._patience_s if self._has_answered else min(FIRST_PATIENCE_S, self._patience_s)
+                gives_up = now - failing_since >= patience_s
+            if gives_up and reply is not None:
+                return reply
+            if gives_up and problem is not None:
+                raise self._unreachable(problem) from problem
             self._sleep(pause_s(attempt, reply))
 
     def _unreachable(self, error: httpx.TransportError) -> CliError:

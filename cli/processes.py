@@ -67,8 +67,10 @@ def api(
         factory=True,
         host=host,
         port=port,
-        loop="uvloop",
+        # Not uvloop: with aiohttp it nearly doubles the cost of megabyte replies (docs/decisions/0001).
+        loop="asyncio",
         http="httptools",
+        proxy_headers=False,
         access_log=False,
         server_header=False,
         log_config=None,

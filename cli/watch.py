@@ -30,7 +30,7 @@ def follow(client: Client, job_id: str, progress: JobProgress) -> Job:
 def report(job: Job) -> None:
     """Say on stderr how a job ended, and where its failures can be read."""
     took = ""
-    if job.finished_at is not None and job.created_at is not None:
+    if job.finished_at and job.created_at and job.finished_at > job.created_at:  # whole seconds: below one says nothing
         took = f" in {duration(job.finished_at - job.created_at)}"
     err.print(f"{job.id} {job.status.replace('_', ' ')}{took}: {describe(job)}", markup=False)
     for group in job.errors[:SHOWN_ERRORS]:

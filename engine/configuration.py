@@ -1,4 +1,4 @@
-"""embedmill.toml: accounts, aliases and routes, checked key by key, so that a typo is an error that names the right key."""
+"""embedmill.toml: accounts, aliases and routes, checked key by key: a typo is an error that names the right key."""
 
 from __future__ import annotations
 

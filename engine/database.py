@@ -115,7 +115,7 @@ def _as_ours(error: SQLAlchemyError) -> Exception:
 
 
 def _is_outage(error: DBAPIError) -> bool:
-    # SQLSTATE classes: 08 connection, 53 resources, 57 operator intervention, 40 rollback (deadlock); 55P03 lock timeout.
+    # SQLSTATE classes: 08 connection, 53 resources, 57 operator, 40 rollback (deadlock); 55P03 is a lock timeout.
     state = str(getattr(error.orig, "sqlstate", "") or "")
     return state[:2] in ("08", "53", "57", "40") or state == "55P03"
 

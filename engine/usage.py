@@ -13,7 +13,7 @@ from sqlalchemy import insert
 
 from engine.database import Database
 from engine.telemetry import USAGE_WAITING
-from models.base import db_now, new_id
+from models.base import db_now, trace_id
 from models.embedding import Landed, Route
 from models.errors import StorageUnavailable
 from models.usage import UsageRecord
@@ -41,7 +41,7 @@ def rows(
             by_route.setdefault(id(part.route), (part.route, []))[1].append(part)
     return [
         {
-            "id": new_id("use"),
+            "id": trace_id("use"),
             "project": project,
             "key_id": key_id,
             "lane": lane,

@@ -6,6 +6,7 @@ from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
 from kombu.entity import Queue
 
+from engine.allocator import keep_large_buffers
 from engine.queue import BULK_QUEUE, broker_options
 from engine.settings import Settings
 from engine.telemetry import configure_logging
@@ -79,6 +80,7 @@ def _configure_logging(**_: object) -> None:
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _start_loop(**_: object) -> None:
     configure_logging(settings.log_level, settings.log_format)
+    keep_large_buffers()
     loop.start(settings)
 
 
