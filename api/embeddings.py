@@ -22,7 +22,7 @@ from engine import planning, usage, vectors
 from engine.embedding import INTERACTIVE, Flight, Gathered, embed
 from models.base import trace_id, usd_text
 from models.embedding import Alias, Call, Input, Matrix, Options, Route
-from models.errors import InputTooLong, InvalidInput, UnsupportedMediaType
+from models.errors import InputTooLong, InvalidInput, UnsupportedMediaType, UpstreamProtocolError
 
 SIDE_BY_SIDE = 8
 # A client that hangs up within this time is not noticed before the answer: watching costs a task a request.
@@ -79,6 +79,8 @@ async def create_embeddings(request: Request) -> Response:
     refused = gathered.refused()
     if refused is not None:
         index, error = refused
+        if error.retryable:  # the provider's fault, not the input's
+            raise UpstreamProtocolError(f"'{_place(asked.input, index)}': {error.message}")
         raise InvalidInput(
             f"Invalid '{_place(asked.input, index)}': {error.message}.",
             param=_place(asked.input, index),

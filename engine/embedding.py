@@ -23,6 +23,7 @@ from models.errors import (
     Disposition,
     EmbedmillError,
     UpstreamError,
+    UpstreamMisconfigured,
     UpstreamProtocolError,
     UpstreamRateLimited,
     UpstreamRejected,
@@ -118,7 +119,9 @@ async def _over_routes(flight: Flight, batch: Batch) -> tuple[Matrix, int | None
         except UpstreamError as error:
             if error.disposition is Disposition.SPLIT:
                 raise
-            if error.disposition is Disposition.FAILOVER:
+            # What a caller's own options brought about says nothing about the route: others must not pay for it.
+            own_doing = isinstance(error, UpstreamMisconfigured) and bool(batch.options.provider_options)
+            if error.disposition is Disposition.FAILOVER and not own_doing:
                 flight.router.cool_down(route)
             # A protocol error can still be split away; the others can only be waited for.
             if worst is None or isinstance(error, UpstreamProtocolError):
