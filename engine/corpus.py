@@ -100,10 +100,12 @@ class LineReader:
     def feed(self, chunk: bytes) -> Lines:
         """The lines that this chunk completes."""
         lines = Lines()
-        if self._first and len(self._rest) + len(chunk) >= len(BOM):
-            chunk = (bytes(self._rest) + chunk).removeprefix(BOM)
-            self._rest.clear()
-            self._first = False
+        if self._first:
+            chunk = bytes(self._rest) + chunk
+            # Only the stream's own first bytes can be a BOM, however they were cut into chunks.
+            self._first = len(chunk) < len(BOM) and BOM.startswith(chunk)
+            self._rest[:] = chunk if self._first else b""
+            chunk = b"" if self._first else chunk.removeprefix(BOM)
         start = 0
         while (end := chunk.find(b"\n", start)) >= 0:
             self._complete(chunk[start:end], lines)
@@ -114,8 +116,6 @@ class LineReader:
     def finish(self) -> Lines:
         """The last line, where the stream did not end with a line feed."""
         lines = Lines()
-        if self._first and bytes(self._rest) == BOM:
-            self._rest.clear()
         if self._rest:
             self._complete(b"", lines)
         self._skipping = False

@@ -45,8 +45,8 @@ def check(item: Input, alias: Alias, options: Options, *, accepts_tokens: bool) 
                 f"the model {alias.name} takes text only: send strings instead of token arrays",
                 code="tokens_not_supported",
             )
-        if min(item) < 0:
-            raise InvalidInput("token ids cannot be negative", code="invalid_input")
+        if min(item) < 0 or max(item) >= 2**31:
+            raise InvalidInput("token ids must be from 0 to 2147483647", code="invalid_input")
     if options.truncate == "none" and not tokens.fits(item, alias.max_input_tokens):
         raise InputTooLong(f"maximum input length is {alias.max_input_tokens} tokens")
 
