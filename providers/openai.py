@@ -106,8 +106,9 @@ class OpenAIProvider:
             raise UpstreamProtocolError("some vectors of the reply have an index and some have none")
         usage = answer.usage
         tokens = (usage.prompt_tokens or usage.total_tokens) if usage else None
-        # Zero is what servers that do not count report (LM Studio).
-        return Embedded(in_input_order(rows, indexes or None, len(items)), tokens or None, answer.model)
+        # Zero is what servers that do not count report (LM Studio); a negative or absurd count is not believed either.
+        counted = tokens if tokens and 0 < tokens < 2**53 else None
+        return Embedded(in_input_order(rows, indexes or None, len(items)), counted, answer.model)
 
     def fault(self, reply: UpstreamReply) -> UpstreamError:
         """Structured code first, then words where OpenAI gives nothing else, then status."""

@@ -9,8 +9,9 @@ from email.utils import parsedate_to_datetime
 _GO_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|h|m|s)")
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _IN_WORDS = re.compile(
-    r"(?:try again|retry) (?:in|after) (\d+(?:\.\d+)?)\s*(ms|milliseconds|seconds|s|m|minutes)\b", re.I
+    r"(?:try again|retry) (?:in|after) (?:((?:\d+(?:\.\d+)?(?:ms|h|m|s))+)\b|(\d+(?:\.\d+)?) *(ms|s|m|[a-z]+))", re.I
 )
+_WORD_S = {"millisecond": 0.001, "second": 1.0, "minute": 60.0, "ms": 0.001, "s": 1.0, "m": 60.0}
 CEILING_S = 120.0
 
 
@@ -38,9 +39,11 @@ def retry_after_s(headers: Mapping[str, str], message: str = "") -> float | None
             pass
     words = _IN_WORDS.search(message)
     if words:
-        unit = words[2].lower()
-        scale = 0.001 if unit.startswith("m") and unit not in ("m", "minutes") else 60.0 if unit[0] == "m" else 1.0
-        return _clamp(float(words[1]) * scale)
+        if words[1]:
+            return _clamp(duration_s(words[1].lower()) or 0.0)
+        unit = words[3].lower()
+        scale = _WORD_S.get(unit) or _WORD_S.get(unit.removesuffix("s"))
+        return None if scale is None else _clamp(float(words[2]) * scale)
     return None
 
 
