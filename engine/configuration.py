@@ -97,7 +97,8 @@ def parse(document: dict[str, Any], environ: Mapping[str, str] | None = None) ->
 def _serves(account: Account, known: KnownModel) -> bool:
     # An account with another base URL is a compatible server with models of its own, unless its name says otherwise.
     vendor = providers.PROVIDERS[account.kind].default_base_url
-    return account.kind == known.kind and (account.base_url == vendor or account.name == known.kind)
+    mine = account.base_url == vendor or account.name == known.kind or account.base_url.startswith("inproc://")
+    return account.kind == known.kind and mine
 
 
 def _known_alias(name: str, known: KnownModel, routes: tuple[Route, ...]) -> Alias:
@@ -137,7 +138,10 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
         raise ConfigError(f'{where}: script and latency_ms belong to kind = "fake" only', param=f"{where}.script")
     if section.max_concurrency < 1 or section.timeout_s <= 0:
         raise ConfigError(f"{where}: max_concurrency and timeout_s must be more than 0", param=where)
-    base_url = (section.base_url or providers.PROVIDERS[section.kind].default_base_url).rstrip("/")
+    vendor = providers.PROVIDERS[section.kind].default_base_url
+    if section.kind == "fake":
+        vendor = f"inproc://fake/{name}/v1"  # an upstream for each account: each plays its own script
+    base_url = (section.base_url or vendor).rstrip("/")
     if section.base_url and not section.base_url.startswith(("http://", "https://")):
         raise ConfigError(f"{where}.base_url must start with http:// or https://", param=f"{where}.base_url")
     return Account(

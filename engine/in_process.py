@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 
 from models.embedding import Account
-from models.errors import UpstreamTimeout
+from models.errors import UpstreamTimeout, UpstreamUnavailable
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import FakeScript, FakeUpstream
 from providers.local import LocalRequest
@@ -49,8 +49,12 @@ class InProcess:
                 for base_url, fake in self._fakes.items():
                     if request.url.startswith(base_url):
                         answer = await loop.run_in_executor(None, fake.answer, request, time.time())
-                        if answer.delay_s:
-                            await asyncio.sleep(answer.delay_s)
+                        if answer.delay_s or answer.slow_body_s:
+                            await asyncio.sleep(answer.delay_s + answer.slow_body_s)
+                        if answer.fault == "hang":
+                            await asyncio.Event().wait()
+                        if answer.fault is not None:
+                            raise UpstreamUnavailable("the model in this process hung up, as its script says")
                         return answer.reply
                 return await loop.run_in_executor(self._model_thread, self._local.answer, request)
         except TimeoutError:
