@@ -1,0 +1,40 @@
+"""Fixtures for every kind of test: how hard Hypothesis looks, and a migrated database that costs a file copy."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from engine.database import migrate
+from tests.mill import Mill, close_mill, open_mill
+
+# The machine is shared: an example that is slow today is not a fault.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty SQLite database of the newest schema, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "embedmill.db"
+    migrate(f"sqlite+aiosqlite:///{path}")
+    return path
+
+
+@pytest.fixture
+def data_dir(migrated: Path, tmp_path: Path) -> Path:
+    """A data directory with a migrated database in it."""
+    shutil.copyfile(migrated, tmp_path / "embedmill.db")
+    return tmp_path
+
+
+@pytest.fixture
+async def mill(data_dir: Path) -> AsyncIterator[Mill]:
+    """The gateway with the fake provider, in this process."""
+    mill = await open_mill(data_dir)
+    yield mill
+    await close_mill(mill)

@@ -1,0 +1,94 @@
+"""How each provider answers: one entry a dialect. A new provider adds its entry here and passes the whole suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import orjson
+import pybase64
+
+from models.embedding import Matrix
+from providers.base import UpstreamReply
+
+Say = Callable[[Matrix, Sequence[int]], UpstreamReply]
+
+SECRET = "sk-live-0123456789"
+OPENAI_ERRORS: Mapping[int, tuple[str, str | None, str]] = {
+    400: ("invalid_request_error", None, "'$.input' is invalid. Please check the API reference."),
+    401: ("invalid_request_error", "invalid_api_key", f"Incorrect API key provided: {SECRET}."),
+    403: ("invalid_request_error", "unsupported_country_region_territory", "Country not supported"),
+    404: ("invalid_request_error", "model_not_found", "The model `m` does not exist or you do not have access to it."),
+    413: ("invalid_request_error", None, "Request body too large."),
+    429: ("tokens", "rate_limit_exceeded", "Rate limit reached. Please try again in 2.812s."),
+    500: ("server_error", None, "The server had an error while processing your request."),
+    501: ("invalid_request_error", None, "This server cannot embed."),
+    503: ("server_error", None, "The engine is currently overloaded, please try again later."),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One way in which one kind of provider answers."""
+
+    name: str
+    kind: str  # its key in providers.PROVIDERS
+    say: Say  # vectors, each with its index, as a 200 of this provider
+    errors: Mapping[int, UpstreamReply]  # a reply for every status that it can answer
+    has_indexes: bool = True  # the reply names an index per vector, in whatever order it lists them
+    is_remote: bool = True  # its error bodies are another party's words, never to be shown to callers
+
+
+def _openai(encode: Callable[[Matrix], bytes]) -> Say:
+    def say(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+        items = b",".join(
+            b'{"object":"embedding","index":%d,"embedding":%b}' % (index, encode(row))
+            for index, row in zip(indexes, vectors, strict=True)
+        )
+        tail = b'"model":"m","usage":{"prompt_tokens":7,"total_tokens":7}'
+        return UpstreamReply(
+            200, {"content-type": "application/json"}, b'{"object":"list","data":[%b],%b}' % (items, tail)
+        )
+
+    return say
+
+
+def _base64(row: Matrix) -> bytes:
+    return b'"%b"' % pybase64.b64encode(np.ascontiguousarray(row, dtype="<f4").tobytes())
+
+
+def _floats(row: Matrix) -> bytes:
+    # JSON has no NaN and no Infinity, yet careless servers print them.
+    words = {"nan": "NaN", "inf": "Infinity"}
+    return ("[" + ",".join(words.get(str(float(x)), repr(float(x))) for x in row) + "]").encode()
+
+
+def _openai_errors() -> dict[int, UpstreamReply]:
+    return {
+        status: UpstreamReply(
+            status,
+            {"content-type": "application/json"},
+            orjson.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}),
+        )
+        for status, (kind, code, message) in OPENAI_ERRORS.items()
+    }
+
+
+def _local(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    return UpstreamReply(200, {"x-tokens": "7"}, np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+
+
+_LOCAL_ERRORS = {
+    400: UpstreamReply(400, {}, b"input[0] has nothing in it that the model knows"),
+    404: UpstreamReply(404, {}, b"there is no local model named x"),
+    500: UpstreamReply(500, {}, b"the model failed"),
+    503: UpstreamReply(503, {}, b"the model is loading"),
+}
+
+DIALECTS = (
+    Dialect("openai, base64", "openai", _openai(_base64), _openai_errors()),
+    Dialect("openai, floats", "openai", _openai(_floats), _openai_errors()),
+    Dialect("fake, base64", "fake", _openai(_base64), _openai_errors()),
+    Dialect("local", "local", _local, _LOCAL_ERRORS, has_indexes=False, is_remote=False),
+)

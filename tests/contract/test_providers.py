@@ -1,0 +1,177 @@
+"""The contract that every adapter passes: exactly one good vector an input, or an error that says what to do next.
+
+A reply goes through `parse` and then through `check_vectors`, as `engine/upstream.py` puts every reply through both.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.embedding import Account, Batch, Matrix, Options, Route
+from models.errors import (
+    Disposition,
+    EmbeddingsUnsupported,
+    UpstreamAuthFailed,
+    UpstreamError,
+    UpstreamMisconfigured,
+    UpstreamProtocolError,
+    UpstreamRateLimited,
+    UpstreamRejected,
+    UpstreamTooLarge,
+    UpstreamUnavailable,
+)
+from providers import PROVIDERS
+from providers.base import Embedded, UpstreamReply, check_vectors
+from tests.contract.dialects import DIALECTS, SECRET, Dialect
+
+WIDTH = 6
+TEXTS = ["red", "green", "blue"]
+MEANS: dict[int, tuple[type[UpstreamError], Disposition]] = {
+    400: (UpstreamRejected, Disposition.SPLIT),
+    401: (UpstreamAuthFailed, Disposition.FAILOVER),
+    403: (UpstreamAuthFailed, Disposition.FAILOVER),
+    404: (UpstreamMisconfigured, Disposition.FAILOVER),
+    413: (UpstreamTooLarge, Disposition.SPLIT),
+    429: (UpstreamRateLimited, Disposition.RETRY),
+    500: (UpstreamUnavailable, Disposition.RETRY),
+    501: (EmbeddingsUnsupported, Disposition.FAILOVER),
+    503: (UpstreamUnavailable, Disposition.RETRY),
+}
+ERRORS = [(dialect, status) for dialect in DIALECTS for status in dialect.errors]
+
+each_dialect = pytest.mark.parametrize("dialect", DIALECTS, ids=lambda dialect: dialect.name)
+each_with_indexes = pytest.mark.parametrize(
+    "dialect", [dialect for dialect in DIALECTS if dialect.has_indexes], ids=lambda dialect: dialect.name
+)
+each_kind = pytest.mark.parametrize("kind", sorted(PROVIDERS))
+
+
+def vectors(count: int = len(TEXTS), width: int = WIDTH) -> Matrix:
+    return np.random.default_rng(7).standard_normal((count, width)).astype(np.float32)
+
+
+def batch(texts: list[str] = TEXTS, width: int = WIDTH) -> Batch:
+    return Batch(texts, range(len(texts)), 3, width, Options())
+
+
+def route(kind: str) -> Route:
+    provider = PROVIDERS[kind]
+    account = Account("acme", kind, "https://api.acme.test/v9", SECRET)
+    return Route(account, "m", WIDTH, provider.limits, Decimal(1), accepts_tokens=provider.accepts_tokens)
+
+
+def read(dialect: Dialect, reply: UpstreamReply, asked: Batch | None = None) -> Embedded:
+    asked = asked or batch()
+    embedded = PROVIDERS[dialect.kind].parse(reply, asked)
+    check_vectors(embedded.vectors, len(asked.inputs), asked.width)
+    return embedded
+
+
+def test_every_provider_has_a_dialect() -> None:
+    assert {dialect.kind for dialect in DIALECTS} == set(PROVIDERS)
+
+
+@each_dialect
+def test_a_good_reply_is_its_vectors_to_the_bit(dialect: Dialect) -> None:
+    embedded = read(dialect, dialect.say(vectors(), range(3)))
+    assert embedded.vectors.tobytes() == vectors().tobytes()
+    assert (embedded.vectors.dtype, embedded.tokens) == (np.float32, 7)
+
+
+@each_with_indexes
+def test_a_shuffled_reply_is_put_right(dialect: Dialect) -> None:
+    order = [2, 0, 1]
+    assert read(dialect, dialect.say(vectors()[order], order)).vectors.tobytes() == vectors().tobytes()
+
+
+@each_with_indexes
+@pytest.mark.parametrize(
+    "indexes", [[0, 0, 2], [0, 1, 3], [1, 2, 3], [-1, 0, 1], [0, 1, 2**70]], ids=["doubled", *"abcd"]
+)
+def test_each_index_exactly_once(dialect: Dialect, indexes: list[int]) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, dialect.say(vectors(), indexes))
+
+
+@each_dialect
+@pytest.mark.parametrize("count", [0, 1, 2, 4])
+def test_neither_short_nor_long(dialect: Dialect, count: int) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, dialect.say(vectors(count), range(count)))
+
+
+@each_dialect
+@pytest.mark.parametrize("width", [0, WIDTH - 1, WIDTH + 1, WIDTH * 2])
+def test_the_width_that_was_asked_for(dialect: Dialect, width: int) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, dialect.say(vectors(width=width), range(3)))
+
+
+@each_dialect
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_only_finite_numbers(dialect: Dialect, wrong: float) -> None:
+    spoiled = vectors()
+    spoiled[1, 2] = wrong
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, dialect.say(spoiled, range(3)))
+
+
+@each_dialect
+def test_no_zero_vector(dialect: Dialect) -> None:
+    spoiled = vectors()
+    spoiled[2] = 0.0
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, dialect.say(spoiled, range(3)))
+
+
+@each_dialect
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"upstream connect error", b"<html><h1>502 Bad Gateway</h1></html>", b"{}", b"[]", b"null", b"[" * 9999],
+)
+def test_a_200_that_is_no_answer(dialect: Dialect, body: bytes) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, UpstreamReply(200, {"content-type": "text/html"}, body))
+
+
+@each_dialect
+@given(cut=st.floats(0, 1, exclude_max=True))
+def test_a_reply_cut_off_anywhere_is_never_vectors(dialect: Dialect, cut: float) -> None:
+    whole = dialect.say(vectors(), range(3))
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, UpstreamReply(200, whole.headers, whole.body[: int(len(whole.body) * cut)]))
+
+
+@pytest.mark.parametrize(("dialect", "status"), ERRORS, ids=lambda each: getattr(each, "name", each))
+def test_what_an_error_means(dialect: Dialect, status: int) -> None:
+    fault = PROVIDERS[dialect.kind].fault(dialect.errors[status])
+    assert (type(fault), fault.disposition) == MEANS[status]
+    assert fault.status == status and fault.sent
+    assert not dialect.is_remote or SECRET not in fault.message
+
+
+@each_kind
+@given(status=st.integers(300, 599), body=st.binary(max_size=200), after=st.text(max_size=20))
+def test_no_error_reply_is_too_odd_to_classify(kind: str, status: int, body: bytes, after: str) -> None:
+    fault = PROVIDERS[kind].fault(UpstreamReply(status, {"retry-after": after}, body))
+    assert isinstance(fault, UpstreamError) and fault.status == status
+
+
+@each_kind
+def test_requests_are_repeatable_and_keep_their_secret(kind: str) -> None:
+    first, second = (PROVIDERS[kind].request(batch(), route(kind)) for _ in range(2))
+    assert first == second and first.url.startswith("https://api.acme.test/v9/")
+    assert SECRET not in repr(first) + first.url and "red" not in repr(first)
+    limits = PROVIDERS[kind].limits
+    assert min(limits.inputs_per_call, limits.tokens_per_input, limits.tokens_per_call, limits.bytes_per_call) > 0
+
+
+@pytest.mark.parametrize("said", [1e-30, 1e-45, 3e38])
+def test_tiny_and_huge_numbers_are_numbers(said: float) -> None:
+    rows = np.full((1, 4), said, dtype=np.float32)
+    check_vectors(rows, 1, 4)

@@ -1,0 +1,134 @@
+"""What tests put in the place of the network and of waiting: a wire of fakes, and a loop on which sleeping is free."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from decimal import Decimal
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from engine import planning
+from engine.embedding import BULK, Flight, Gathered, embed
+from engine.routing import Router
+from engine.upstream import Upstream
+from models.embedding import Account, Alias, Input, Limits, Options, Route
+from models.errors import UpstreamTimeout, UpstreamUnavailable
+from providers.base import UpstreamReply, UpstreamRequest
+from providers.fake import FakeScript, FakeUpstream
+
+T = TypeVar("T")
+WIDTH = 16
+MODEL = "m"
+
+Answering = FakeUpstream | Callable[[UpstreamRequest], UpstreamReply]
+
+
+class FakeWire:
+    """A Transport that answers from fakes, one a host name, and remembers what it was sent and when."""
+
+    def __init__(self, **hosts: Answering) -> None:
+        self.hosts = hosts
+        self.sent: list[UpstreamRequest] = []
+        self.sent_at: list[float] = []  # on the loop's clock
+        self.cancelled = 0
+        self.closed = False
+        self.edit: Callable[[UpstreamReply], UpstreamReply] = lambda reply: reply
+
+    async def send(self, request: UpstreamRequest, *, timeout_s: float, max_reply_bytes: int) -> UpstreamReply:
+        self.sent.append(request)
+        self.sent_at.append(asyncio.get_running_loop().time())
+        host = self.hosts[str(urlsplit(request.url).hostname)]
+        await asyncio.sleep(0)
+        if not isinstance(host, FakeUpstream):
+            return self.edit(host(request))
+        answer = host.answer(request, time.time())
+        try:
+            if answer.fault == "hang" or answer.delay_s >= timeout_s:
+                await asyncio.sleep(timeout_s)
+                raise UpstreamTimeout("the upstream did not finish its reply in time", sent=True)
+            await asyncio.sleep(answer.delay_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if answer.fault is not None:
+            raise UpstreamUnavailable("the upstream closed the connection without an answer", sent=True)
+        return self.edit(answer.reply)
+
+    async def close(self) -> None:
+        self.closed = True
+
+    @property
+    def hosts_called(self) -> list[str]:
+        return [str(urlsplit(request.url).hostname) for request in self.sent]
+
+
+def fake(*rules: dict[str, Any], **options: Any) -> FakeUpstream:
+    """A fake upstream that plays these rules."""
+    return FakeUpstream(FakeScript.parse(list(rules)), width=WIDTH, **options)
+
+
+class _SkippingSelector(selectors.DefaultSelector):
+    """Answers at once; the time that it should have waited is counted instead."""
+
+    skipped_s = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0 if timeout is not None else None)
+        if not ready and timeout is not None and timeout > 0:
+            self.skipped_s += timeout
+        return ready
+
+
+class SkippingLoop(asyncio.SelectorEventLoop):
+    """Timers are due as soon as nothing else is to do: a sleep of an hour takes no time, and shows on `time()`."""
+
+    def __init__(self) -> None:
+        self._skipping = _SkippingSelector()
+        super().__init__(self._skipping)
+
+    def time(self) -> float:
+        return super().time() + self._skipping.skipped_s
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end without waiting. For code that uses no threads."""
+    with asyncio.Runner(loop_factory=SkippingLoop) as runner:
+        return runner.run(work)
+
+
+def route(host: str = "up", *, priority: int = 0, limits: Limits | None = None, **fields: Any) -> Route:
+    """A route to `http://<host>/v1` in OpenAI's format."""
+    account = Account(host, "openai", f"http://{host}/v1", "sk-secret")
+    return Route(
+        account, MODEL, WIDTH, limits or Limits(), Decimal("0.02"), accepts_tokens=True, priority=priority, **fields
+    )
+
+
+def alias(*routes: Route, max_input_tokens: int = 8192) -> Alias:
+    return Alias("alias", WIDTH, range(1, WIDTH + 1), max_input_tokens, "space", routes, Decimal("0.02"))
+
+
+def flight(wire: FakeWire, of: Alias, count: int, *, lane: str = BULK, seconds: float = 60.0) -> Flight:
+    """One run of embed() over the wire, gathering everything."""
+    upstream = Upstream(wire, [each.account for each in of.routes], max_reply_bytes=1 << 20)
+    return Flight(upstream, Router(), of, lane, time.monotonic() + seconds, Gathered(count, WIDTH))
+
+
+async def fly(
+    flying: Flight,
+    inputs: Sequence[Input],
+    *,
+    options: Options | None = None,
+    limits: Limits | None = None,
+    concurrency: int = 4,
+) -> Gathered:
+    """Pack the inputs, embed them, and return what was gathered."""
+    tightest = limits or planning.limits_of(flying.alias.routes)
+    batches = planning.pack(inputs, range(len(inputs)), tightest, WIDTH, options or Options())
+    await embed(flying, batches, concurrency=concurrency)
+    gathered = flying.landed
+    assert isinstance(gathered, Gathered)
+    return gathered
