@@ -11,7 +11,8 @@ from engine.corpus import TextLine
 from models.errors import InvalidInput, RequestError, UnsupportedParameter
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
-ShortText = Annotated[str, msgspec.Meta(max_length=256)]
+# Kept in text columns, which cannot hold NUL.
+ShortText = Annotated[str, msgspec.Meta(max_length=256, pattern=r"\A[^\x00]*\Z")]
 
 
 class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""Memory for megabyte replies: kept by the process instead of being given back and faulted in again at every request."""
+"""Memory for megabyte replies: kept by the process, not given back and faulted in again at every request."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ Form: `em_<id>_<secret><crc>`. The id finds the row, the secret is 256 random bi
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import os
@@ -21,7 +23,7 @@ from sqlalchemy import insert, select, update
 
 from engine.database import Database
 from models.base import db_now
-from models.errors import ConfigError, NotAuthenticated
+from models.errors import ConfigError, NotAuthenticated, StorageUnavailable
 from models.key import ApiKey, Scope
 
 ALPHABET = string.digits + string.ascii_letters
@@ -47,6 +49,7 @@ class KeyRing:
         self._database = database
         self._pepper = pepper
         self._seen: dict[bytes, tuple[float, Caller]] = {}
+        self._noting: set[asyncio.Task[None]] = set()
 
     async def caller(self, text: str) -> Caller:
         """Who the key belongs to. Raises NotAuthenticated, in the same words whatever is wrong with it."""
@@ -79,11 +82,17 @@ class KeyRing:
         if len(self._seen) >= CACHE_ENTRIES:
             self._seen.clear()
         self._seen[digest] = (now + CACHE_S, caller)
-        await self._note_use(row.id)
+        noting = asyncio.create_task(self._note_use(row.id))
+        self._noting.add(noting)
+        noting.add_done_callback(self._noting.discard)
         return caller
 
     async def _note_use(self, key_id: str) -> None:
-        # At most one write a minute and key, and only when the key was not in the cache.
+        # At most one write a minute and key, beside the request: a database that is busy writing delays nobody.
+        with contextlib.suppress(StorageUnavailable):
+            await self._write_use(key_id)
+
+    async def _write_use(self, key_id: str) -> None:
         async with self._database.write() as connection:
             await connection.execute(
                 update(ApiKey)

@@ -11,6 +11,7 @@ from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
 
 # Room for the JSON around the texts, and for what escaping adds.
 BYTES_AROUND_AN_INPUT = 8
+MAX_TOKEN_ID = 2**31 - 1
 
 
 def wanted_width(alias: Alias, dimensions: int | None) -> int:
@@ -46,7 +47,7 @@ def check(item: Input, alias: Alias, options: Options, *, accepts_tokens: bool) 
                 code="tokens_not_supported",
             )
         if min(item) < 0 or max(item) >= 2**31:
-            raise InvalidInput("token ids must be from 0 to 2147483647", code="invalid_input")
+            raise InvalidInput(f"token ids must be from 0 to {MAX_TOKEN_ID}", code="invalid_input")
     if options.truncate == "none" and not tokens.fits(item, alias.max_input_tokens):
         raise InputTooLong(f"maximum input length is {alias.max_input_tokens} tokens")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from engine import configuration
@@ -27,6 +28,8 @@ class Runtime:
     doorbell: Doorbell
     keys: KeyRing
     usage: UsageBuffer
+    # Set when this process is about to stop: shards in hand start no new call, keep what lands, and go back.
+    draining: asyncio.Event
 
     @classmethod
     def open(cls, settings: Settings, *, wire: Transport | None = None, pool_size: int = 5) -> Runtime:
@@ -43,6 +46,7 @@ class Runtime:
             doorbell=Doorbell(settings.broker),
             keys=KeyRing(database, load_pepper(settings.key_pepper, settings.data_dir)),
             usage=UsageBuffer(database),
+            draining=asyncio.Event(),
         )
 
     def alias(self, name: str) -> Alias:

@@ -49,7 +49,7 @@ def rows(
             "alias": alias,
             "provider": route.provider,
             "upstream_model": route.upstream_model,
-            "user": user,
+            "end_user": user,  # the column's name: Core drops keys that it does not know
             "inputs": sum(len(part.indexes) for part in served),
             "calls": len(served),
             "prompt_tokens": sum(part.tokens for part in served),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+
+from billiard import active_children
 from celery import Celery
-from celery.signals import setup_logging, worker_process_init, worker_process_shutdown
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 from kombu.entity import Queue
 
 from engine.allocator import keep_large_buffers
@@ -17,6 +22,8 @@ settings = Settings.from_environment()
 
 # Order that must hold: upstream deadline < soft < hard < visibility timeout (300 s, engine/queue.py).
 HARD_LIMIT_MARGIN_S = 30
+# From the parent to its children: finish what is under way, start nothing.
+DRAIN = signal.SIGUSR2
 SOFT_LIMIT_S = int(settings.shard_budget_s) + 45
 
 
@@ -82,6 +89,15 @@ def _start_loop(**_: object) -> None:
     configure_logging(settings.log_level, settings.log_format)
     keep_large_buffers()
     loop.start(settings)
+    signal.signal(DRAIN, lambda *_: loop.current().drain())
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _drain_children(**_: object) -> None:
+    """A warm stop waits for the children's tasks: tell them, so that it is as short as one upstream call."""
+    for child in active_children():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child.pid, DRAIN)
 
 
 @worker_process_shutdown.connect  # type: ignore[untyped-decorator]

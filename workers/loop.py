@@ -7,6 +7,7 @@ after the fork and opened on this loop, and the heartbeat keeps beating while th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
@@ -36,24 +37,33 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine to its end; when this thread is interrupted (a time limit), cancel it and wait for it."""
-        future = self._submit(work)
+        running: list[asyncio.Task[Any]] = []
+
+        async def owned() -> None:
+            if (task := asyncio.current_task()) is not None:
+                running.append(task)
+            await work
+
+        future = self._submit(owned())
         try:
             future.result()
         except BaseException:
-            future.cancel()
-            try:
-                # Cancelling keeps what has landed and gives the shard back; that takes a moment.
+            # The task is cancelled, not the future: it keeps what has landed and gives its shard back, which takes a
+            # moment, and only the future tells when that is done.
+            for task in running:
+                self._loop.call_soon_threadsafe(task.cancel)
+            with contextlib.suppress(CancelledError, FutureTimeout):
                 future.result(timeout=LET_GO_S)
-            except (CancelledError, FutureTimeout):
-                pass
             raise
+
+    def drain(self) -> None:
+        """Start no new upstream call: what is in hand lands, and goes back to the queue. Safe in a signal handler."""
+        self._loop.call_soon_threadsafe(self.runtime.draining.set)
 
     def stop(self) -> None:
         self._beating.cancel()
-        try:
+        with contextlib.suppress(CancelledError, FutureTimeout):
             self._submit(self._leave()).result(timeout=STOP_S)
-        except (FutureTimeout, CancelledError):
-            pass
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=STOP_S)
 

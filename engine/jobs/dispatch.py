@@ -28,7 +28,8 @@ LEAST_WINDOW = 4
 async def dispatch(runtime: Runtime) -> int:
     """Ring the shards whose turn it is; how many were rung. Raises StorageUnavailable."""
     async with runtime.database.read() as connection:
-        if not await _room(connection, runtime.settings.worker_seen_s):
+        # Most rounds find nothing to do: they must not take the write lock to learn it.
+        if not await _anything_due(connection) or not await _room(connection, runtime.settings.worker_seen_s):
             return 0
     async with runtime.database.write() as connection:
         if not await runtime.database.alone(connection, DUTY):
@@ -46,6 +47,11 @@ async def dispatch(runtime: Runtime) -> int:
             )
         return 0
     return len(rung)
+
+
+async def _anything_due(connection: AsyncConnection) -> bool:
+    due = select(Shard.id).where(Shard.state == ShardState.QUEUED, Shard.next_run_at <= db_now()).limit(1)
+    return (await connection.execute(due)).first() is not None
 
 
 async def _room(connection: AsyncConnection, seen_s: float) -> int:

@@ -31,7 +31,7 @@ async def merge_errors(
 ) -> list[dict[str, Any]]:
     """The job's error summary with these failures added: per code a count and one example. Locks the job's row."""
     summary = (
-        await connection.execute(select(Job.error_summary).where(Job.id == job_id).with_for_update())
+        await connection.execute(select(Job.error_summary).where(Job.id == job_id).with_for_update(key_share=True))
     ).scalar_one_or_none()
     by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary or []}
     for index in sorted(failures):

@@ -35,6 +35,8 @@ class ToldToStop(EmbedmillError):
 
 async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> None:
     """Claim the shard, embed what is open of it, keep the results, and give back what is left."""
+    if runtime.draining.is_set():
+        return  # the sweep rings for it again
     held = await claims.claim(runtime, shard_id, worker)
     if held is None:
         log.debug("nothing to do for a ring", extra={"shard_id": shard_id})
@@ -46,9 +48,11 @@ async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> None:
         await _embed(runtime, held, keeper)
     except EmbedmillError as raised:
         error = raised
-    finally:
-        # Also when the task is being cancelled: what has landed was paid for.
-        await asyncio.shield(keeper.close())
+    except asyncio.CancelledError:
+        # A time limit, or a worker that must go now. What has landed was paid for, and the shard need not wait for its
+        # lease to run out: this task ends by giving both back.
+        error = ToldToStop("the worker was stopped")
+    await keeper.close()
     log.info(
         "shard ran",
         extra={
@@ -82,11 +86,13 @@ async def _embed(runtime: Runtime, held: Claim, keeper: Keeper) -> None:
         settings.shard_budget_s, _stop, flight, "the time budget of the shard is over"
     )
     beating = asyncio.create_task(_keep_lease(runtime, held, flight))
+    leaving = asyncio.create_task(_stop_when_draining(runtime, flight))
     try:
         await embed(flight, _batches(runtime, held, alias), concurrency=settings.shard_concurrency)
     finally:
         budget.cancel()
         beating.cancel()
+        leaving.cancel()
 
 
 def _batches(runtime: Runtime, held: Claim, alias: Alias) -> list[Batch]:
@@ -115,6 +121,11 @@ async def _keep_lease(runtime: Runtime, held: Claim, flight: Flight) -> None:
             _stop(flight, "the shard is no longer this worker's")
             return
         lease_until = time.monotonic() + settings.lease_s
+
+
+async def _stop_when_draining(runtime: Runtime, flight: Flight) -> None:
+    await runtime.draining.wait()
+    _stop(flight, "the worker is stopping")
 
 
 def _stop(flight: Flight, reason: str) -> None:

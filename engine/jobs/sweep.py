@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs import claim as claims
@@ -46,14 +46,51 @@ class WorkerLost(EmbedmillError):
 
 
 async def sweep(runtime: Runtime) -> None:
-    """One round of every duty. Raises StorageUnavailable."""
-    await requeue_expired(runtime)
-    await ring_again(runtime)
-    await fail_exhausted(runtime)
-    await finish_jobs(runtime)
-    await end_abandoned_intakes(runtime)
-    await purge(runtime)
+    """One round of every duty that has something to do. Raises StorageUnavailable."""
+    due = await _due(runtime)
+    for duty in (requeue_expired, ring_again, fail_exhausted, finish_jobs, end_abandoned_intakes, purge):
+        if due[duty.__name__]:
+            await duty(runtime)
     await dispatch(runtime)
+
+
+async def _due(runtime: Runtime) -> dict[str, bool]:
+    """Which duties have something to do, in one statement that locks nothing: nearly always none has."""
+    settings = runtime.settings
+    questions = {
+        "requeue_expired": select(Shard.id).where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
+        "ring_again": select(Shard.id).where(
+            Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - settings.ring_again_s
+        ),
+        "fail_exhausted": select(Shard.id).where(
+            Shard.state == ShardState.QUEUED, Shard.attempt >= settings.shard_attempts
+        ),
+        "finish_jobs": select(Job.id).where(or_(_UNFINISHED, Job.status == JobStatus.CANCELLING)),
+        "close_stray_shards": _STRAY,
+        "end_abandoned_intakes": select(Job.id).where(_ABANDONED),
+        "purge": select(Job.id).where(or_(_DOOMED, _EXPIRED)),
+        "forget_keys": select(IdempotencyKey.key).where(IdempotencyKey.expires_at < db_now()),
+        "forget_workers": select(WorkerProcess.id).where(WorkerProcess.seen_at < db_now() - FORGET_WORKER_S),
+    }
+    columns = [question.exists().label(name) for name, question in questions.items()]
+    async with runtime.database.read() as connection:
+        row = (await connection.execute(select(*columns))).one()
+    due = dict(row._mapping)
+    due["finish_jobs"] |= due.pop("close_stray_shards")
+    due["purge"] |= due.pop("forget_keys") | due.pop("forget_workers")
+    return due
+
+
+_UNFINISHED = and_(Job.status == JobStatus.IN_PROGRESS, Job.open_shards == 0, Job.total.is_not(None))
+_ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, JobStatus.IN_PROGRESS)), Job.intake_until < db_now())
+_DOOMED = and_(Job.deleted_at.is_not(None), Job.status.in_(FINISHED))
+_EXPIRED = and_(Job.expires_at < db_now(), Job.status.in_(FINISHED), Job.deleted_at.is_(None))
+# A shard of a job that failed may have come back from a lost worker: nobody would claim it.
+_STRAY = (
+    select(Shard.job_id)
+    .join(Job, Job.id == Shard.job_id)
+    .where(Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)), Job.status.in_(FINISHED))
+)
 
 
 async def requeue_expired(runtime: Runtime) -> None:
@@ -103,7 +140,7 @@ async def finish_jobs(runtime: Runtime) -> None:
     async with runtime.database.write() as connection:
         await connection.execute(
             update(Job)
-            .where(Job.status == JobStatus.IN_PROGRESS, Job.open_shards == 0, Job.total.is_not(None))
+            .where(_UNFINISHED)
             .values(status=FINAL_STATUS, finished_at=db_now(), version=Job.version + 1, waiting_on=None)
         )
         cancelling = list(
@@ -111,19 +148,8 @@ async def finish_jobs(runtime: Runtime) -> None:
         )
     for job_id in cancelling:
         await close_shards(runtime, job_id)
-    # A shard of a job that failed may have come back from a lost worker: nobody will claim it.
     async with runtime.database.read() as connection:
-        stray = list(
-            (
-                await connection.execute(
-                    select(Shard.job_id)
-                    .join(Job, Job.id == Shard.job_id)
-                    .where(Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)), Job.status.in_(FINISHED))
-                    .distinct()
-                    .limit(PURGE_RUNS)
-                )
-            ).scalars()
-        )
+        stray = list((await connection.execute(_STRAY.distinct().limit(PURGE_RUNS))).scalars())
     for job_id in stray:
         await close_shards(runtime, job_id)
 
@@ -131,15 +157,7 @@ async def finish_jobs(runtime: Runtime) -> None:
 async def end_abandoned_intakes(runtime: Runtime) -> None:
     """Jobs whose receiving process has died in the middle of the corpus."""
     async with runtime.database.read() as connection:
-        ids = list(
-            (
-                await connection.execute(
-                    select(Job.id).where(
-                        Job.status.in_((JobStatus.VALIDATING, JobStatus.IN_PROGRESS)), Job.intake_until < db_now()
-                    )
-                )
-            ).scalars()
-        )
+        ids = list((await connection.execute(select(Job.id).where(_ABANDONED))).scalars())
     for job_id in ids:
         log.warning("an intake was abandoned", extra={"job_id": job_id})
         await end_early(
@@ -154,18 +172,10 @@ async def end_abandoned_intakes(runtime: Runtime) -> None:
 async def purge(runtime: Runtime) -> None:
     """Deleted and expired jobs, a bounded number of rows a round; old idempotency keys; workers long gone."""
     async with runtime.database.write() as connection:
-        await connection.execute(
-            update(Job)
-            .where(Job.expires_at < db_now(), Job.status.in_(FINISHED), Job.deleted_at.is_(None))
-            .values(deleted_at=db_now())
-        )
+        await connection.execute(update(Job).where(_EXPIRED).values(deleted_at=db_now()))
         await connection.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < db_now()))
         await connection.execute(delete(WorkerProcess).where(WorkerProcess.seen_at < db_now() - FORGET_WORKER_S))
-        doomed = (
-            await connection.execute(
-                select(Job.id).where(Job.deleted_at.is_not(None), Job.status.in_(FINISHED)).limit(1)
-            )
-        ).scalar_one_or_none()
+        doomed = (await connection.execute(select(Job.id).where(_DOOMED).limit(1))).scalar_one_or_none()
         if doomed is not None:
             await _purge_some(connection, doomed)
 
