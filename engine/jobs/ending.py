@@ -42,7 +42,9 @@ async def end_early(runtime: Runtime, job_id: str, status: JobStatus, code: str 
             values["finished_at"] = db_now()
         if code:
             summary = (
-                await connection.execute(select(Job.error_summary).where(Job.id == job_id).with_for_update(key_share=True))
+                await connection.execute(
+                    select(Job.error_summary).where(Job.id == job_id).with_for_update(key_share=True)
+                )
             ).scalar_one_or_none() or []
             values["error_summary"] = [*summary, {"code": code, "count": 0, "example_index": None, "message": message}]
         moved = await connection.execute(
