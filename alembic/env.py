@@ -28,12 +28,15 @@ def run(connection: Connection) -> None:
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
             connection.execute(text(f"select pg_advisory_xact_lock({MIGRATION_LOCK})"))
+        else:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver begins none for DDL
         context.run_migrations()
 
 
 async def online() -> None:
     url = context.config.attributes.get("url") or context.config.get_main_option("sqlalchemy.url")
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+    options = {"isolation_level": None, "timeout": 30.0} if url.startswith("sqlite") else {}
+    engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=options)
     async with engine.connect() as connection:
         await connection.run_sync(run)
         await connection.commit()
