@@ -8,12 +8,12 @@ from collections.abc import Awaitable
 
 import orjson
 from fastapi import Request
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from api.guard import runtime_of
 from engine import presence
-from engine.telemetry import REGISTRY
+from engine.telemetry import exposition
 from models.errors import StorageUnavailable
 
 PROBE_S = 5.0
@@ -52,7 +52,7 @@ async def readyz(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     with contextlib.suppress(StorageUnavailable):  # figures of the process itself are still true
         await request.app.state.gauges.refresh()
-    return Response(generate_latest(REGISTRY), headers={"content-type": CONTENT_TYPE_LATEST})
+    return Response(exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
 async def _holds(probe: Awaitable[bool]) -> bool:

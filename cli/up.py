@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def up(*, host: str, port: int, data_dir: Path, workers: int, config: Path | Non
         url = url_of(host, port)
         note_url(url)
         write_private(place.url_file, url + "\n")
+        environment["PROMETHEUS_MULTIPROC_DIR"] = str(_fresh_metrics_dir(place))
         supervisor = Supervisor(STOP_ORDER, environment, _fresh_log_dir(place) if quiet else None)
         supervisor.listen()
         try:
@@ -66,6 +68,14 @@ def up(*, host: str, port: int, data_dir: Path, workers: int, config: Path | Non
         finally:
             supervisor.stop()
     return ExitCode.DONE
+
+
+def _fresh_metrics_dir(place: DataDir) -> Path:
+    """Where the children keep their counters, so that /metrics tells of all of them; emptied at each start."""
+    folder = place.path / "metrics"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def command(*arguments: str) -> list[str]:

@@ -36,14 +36,12 @@ class Gauges:
                     select(Shard.state, func.count()).where(Shard.state.in_(OPEN)).group_by(Shard.state)
                 )
             ).all()
-            # A claim's age is told by when it must end: leases are of one length.
-            oldest = (
+            # A lease that ran out and stays so is the one thing that no other part would notice: the sweep is dead.
+            overdue_s = (
                 await connection.execute(
-                    select(db_now() - func.min(Shard.lease_until), func.min(Shard.lease_until) < db_now()).where(
-                        Shard.state == ShardState.RUNNING
-                    )
+                    select(db_now() - func.min(Shard.lease_until)).where(Shard.state == ShardState.RUNNING)
                 )
-            ).one()
+            ).scalar_one()
             expired = (
                 await connection.execute(
                     select(func.count())
@@ -64,7 +62,7 @@ class Gauges:
         by_state = {row[0]: row[1] for row in shards}
         for state in OPEN:
             telemetry.SHARDS.labels(state).set(by_state.get(state, 0))
-        telemetry.OLDEST_LEASE_SECONDS.set(oldest[0] if oldest[0] is not None else 0.0)
+        telemetry.OLDEST_LEASE_SECONDS.set(max(0.0, overdue_s or 0.0))
         telemetry.EXPIRED_LEASES.set(expired)
         telemetry.WORKERS.set(workers)
         self._read_at = now

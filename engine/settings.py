@@ -56,6 +56,7 @@ class Settings:
     ring_again_s: float = setting(30.0, "Seconds after which a shard that nobody claimed is rung again")
     sweep_s: float = setting(2.0, "Seconds between two sweeps")
     worker_seen_s: float = setting(45.0, "Seconds after its last heartbeat that a worker counts as alive")
+    worker_metrics_port: int = setting(0, "Port on which a worker serves its own /metrics; 0: none")
     job_retention_days: float = setting(30.0, "Days until a job and its results are removed")
     idempotency_hours: float = setting(24.0, "Hours that an Idempotency-Key is remembered")
 

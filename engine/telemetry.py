@@ -1,14 +1,19 @@
-"""What operators see: Prometheus metrics and structured logs. Neither ever holds an input, a vector or a key."""
+"""What operators see: Prometheus metrics and structured logs. Neither ever holds an input, a vector or a key.
+
+Counters of all processes of a machine are added up where they share a folder (PROMETHEUS_MULTIPROC_DIR, which
+`embedmill up` and `embedmill worker` set): the API then tells what its workers did too.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from typing import Any
 
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
 
 REGISTRY = CollectorRegistry()
 
@@ -32,24 +37,50 @@ UPSTREAM_SECONDS = Histogram(
 )
 TOKENS = Counter("embedmill_tokens_total", "Tokens embedded", ["provider", "model", "lane"], registry=REGISTRY)
 INPUTS = Counter("embedmill_inputs_total", "Inputs settled", ["lane", "outcome"], registry=REGISTRY)
-JOBS = Gauge("embedmill_jobs", "Jobs by status", ["status"], registry=REGISTRY)
+JOBS = Gauge("embedmill_jobs", "Jobs by status", ["status"], multiprocess_mode="mostrecent", registry=REGISTRY)
 SHARDS = Gauge(
-    "embedmill_shards", "Unfinished shards by state (queued and rung: the queue's depth)", ["state"], registry=REGISTRY
+    "embedmill_shards",
+    "Unfinished shards by state (queued and rung: the queue's depth)",
+    ["state"],
+    multiprocess_mode="mostrecent",
+    registry=REGISTRY,
 )
 OLDEST_LEASE_SECONDS = Gauge(
-    "embedmill_oldest_lease_seconds", "Age of the oldest unfinished claim of a shard", registry=REGISTRY
+    "embedmill_oldest_lease_seconds",
+    "How long ago the oldest lease ran out that nobody has renewed or swept; 0: none",
+    multiprocess_mode="mostrecent",
+    registry=REGISTRY,
 )
 EXPIRED_LEASES = Gauge(
-    "embedmill_expired_leases", "Shards whose lease ran out and were not swept yet", registry=REGISTRY
+    "embedmill_expired_leases",
+    "Shards whose lease ran out and were not swept yet",
+    multiprocess_mode="mostrecent",
+    registry=REGISTRY,
 )
-WORKERS = Gauge("embedmill_workers", "Worker processes seen lately", registry=REGISTRY)
+WORKERS = Gauge("embedmill_workers", "Worker processes seen lately", multiprocess_mode="mostrecent", registry=REGISTRY)
 LOOP_LAG_SECONDS = Gauge(
-    "embedmill_event_loop_lag_seconds", "How late the event loop ran its last timer", registry=REGISTRY
+    "embedmill_event_loop_lag_seconds",
+    "How late the event loop ran its last timer",
+    multiprocess_mode="mostrecent",
+    registry=REGISTRY,
 )
 RINGS_FAILED = Counter("embedmill_rings_failed_total", "Messages that the broker did not take", registry=REGISTRY)
 USAGE_WAITING = Gauge(
-    "embedmill_usage_rows_waiting", "Ledger rows of sync calls not yet in the database", registry=REGISTRY
+    "embedmill_usage_rows_waiting",
+    "Ledger rows of sync calls not yet in the database",
+    multiprocess_mode="mostrecent",
+    registry=REGISTRY,
 )
+
+
+def exposition() -> bytes:
+    """Every metric in Prometheus's text format: of all processes that share the folder, or of this one."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return generate_latest(REGISTRY)
+    together = CollectorRegistry()
+    multiprocess.MultiProcessCollector(together)  # type: ignore[no-untyped-call]
+    return generate_latest(together)
+
 
 # Fields that a log record may carry beside its message; anything else given as `extra` is dropped.
 FIELDS = (

@@ -48,7 +48,7 @@ def cut_to(item: Input, limit: int) -> Input:
     while kept > 0:
         # Cutting inside a character can only shorten the text, but joining tokens anew may, rarely, give one more.
         text = _cl100k().decode(_first_tokens(item, kept)[:kept], errors="ignore")
-        if len(_cl100k().encode_ordinary(text)) <= limit:
+        if text and len(_cl100k().encode_ordinary(text)) <= limit:
             return text
         kept -= 8
     return item[:1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import tempfile
 import warnings
 
 from celery.platforms import SecurityWarning
@@ -18,7 +19,13 @@ def main() -> None:
         del os.environ[name]
     # It warns of root because pickled messages carry code; ours are JSON.
     warnings.filterwarnings("ignore", category=SecurityWarning)
-    from workers.app import app
+    # Before anything imports prometheus_client, which decides by it where counters live. The children's counters are
+    # told by the API where it shares the folder, and by a port of this process where one is asked for.
+    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="embedmill-metrics-"))
+    from workers.app import app, settings
+
+    if settings.worker_metrics_port:
+        _serve_metrics(settings.worker_metrics_port)
 
     app.worker_main(
         [
@@ -32,6 +39,14 @@ def main() -> None:
             "--loglevel=WARNING",
         ]
     )
+
+
+def _serve_metrics(port: int) -> None:
+    from prometheus_client import CollectorRegistry, multiprocess, start_http_server
+
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    start_http_server(port, registry=registry)
 
 
 if __name__ == "__main__":
