@@ -45,7 +45,7 @@ class Settings:
     sync_timeout_s: float = setting(60.0, "Deadline of a sync request, in seconds")
     max_reply_bytes: int = setting(256 * 1024 * 1024, "Largest upstream answer read, in bytes")
 
-    shard_inputs: int = setting(2048, "Inputs in one shard at the most")
+    shard_inputs: int = setting(4096, "Inputs in one shard at the most")
     shard_bytes: int = setting(4 * 1024 * 1024, "Bytes of text in one shard at the most")
     batch_inputs: int = setting(128, "Inputs in one upstream call at the most (a provider's lower limit wins)")
     shard_concurrency: int = setting(16, "Upstream calls that one shard keeps in flight")

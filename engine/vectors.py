@@ -13,7 +13,7 @@ def cut(rows: Matrix, width: int) -> Matrix:
     """Matryoshka: keep the first `width` numbers of each row and bring it back to unit length."""
     if rows.shape[1] == width:
         return rows
-    head = np.ascontiguousarray(rows[:, :width])
+    head = rows[:, :width].copy()  # never a view: rows read from a reply cannot be written to
     lengths = np.linalg.norm(head, axis=1, keepdims=True)
     # A row whose kept part is all zeros has no direction; it stays zero, and the check after the cut refuses it.
     np.divide(head, lengths, out=head, where=lengths > 0)

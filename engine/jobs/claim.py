@@ -111,6 +111,16 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
     )
 
 
+async def decline(runtime: Runtime, shard_id: str) -> None:
+    """Answer a ring without taking the shard: it is rung for somebody else at once."""
+    async with runtime.database.write() as connection:
+        await connection.execute(
+            update(Shard)
+            .where(Shard.id == shard_id, Shard.state == ShardState.RUNG)
+            .values(state=ShardState.QUEUED, rung_at=None)
+        )
+
+
 async def heartbeat(runtime: Runtime, held: Claim) -> bool:
     """Renew the lease; False when the shard is no longer ours, or its job wants no more of it."""
     async with runtime.database.write() as connection:
@@ -165,4 +175,4 @@ def _options(stored: dict[str, Any]) -> Options:
     )
 
 
-__all__ = ["Bits", "Claim", "claim", "heartbeat", "release", "settled_bits"]
+__all__ = ["Bits", "Claim", "claim", "decline", "heartbeat", "release", "settled_bits"]

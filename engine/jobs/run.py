@@ -36,7 +36,8 @@ class ToldToStop(EmbedmillError):
 async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> None:
     """Claim the shard, embed what is open of it, keep the results, and give back what is left."""
     if runtime.draining.is_set():
-        return  # the sweep rings for it again
+        await claims.decline(runtime, shard_id)
+        return
     held = await claims.claim(runtime, shard_id, worker)
     if held is None:
         log.debug("nothing to do for a ring", extra={"shard_id": shard_id})

@@ -33,6 +33,8 @@ from models.errors import Conflict, EmbedmillError, InputTooLong, InvalidInput, 
 from models.job import IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState
 
 log = logging.getLogger("embedmill.jobs")
+# Eight upstream calls of the usual 128: enough to keep a slow provider busy from one worker.
+FIRST_SHARD_INPUTS = 1024
 _PACK = msgspec.msgpack.Encoder()
 
 
@@ -125,7 +127,7 @@ class Intake:
                 self._usable += 1
             else:
                 waiting.refuse(error, lines.ids[position])
-            if len(waiting.inputs) >= settings.shard_inputs or self._waiting_bytes >= settings.shard_bytes:
+            if len(waiting.inputs) >= self._shard_inputs() or self._waiting_bytes >= settings.shard_bytes:
                 await self._write_shard()
                 waiting = self._waiting
 
@@ -218,6 +220,10 @@ class Intake:
 
     def _ready(self, item: Input) -> Input:
         return planning.shortened(item, self._wanted.alias, self._wanted.options)
+
+    def _shard_inputs(self) -> int:
+        """Shards grow with the job: many small ones let every worker share a small job, few large ones cost less."""
+        return min(self._runtime.settings.shard_inputs, max(FIRST_SHARD_INPUTS, self._index // 4))
 
     async def _write_shard(self) -> None:
         async with self._runtime.database.write() as connection:
