@@ -34,6 +34,8 @@ class FakeWire:
         self.sent: list[UpstreamRequest] = []
         self.sent_at: list[float] = []  # on the loop's clock
         self.cancelled = 0
+        self.in_flight = 0
+        self.most_in_flight = 0
         self.closed = False
         self.edit: Callable[[UpstreamReply], UpstreamReply] = lambda reply: reply
 
@@ -41,21 +43,28 @@ class FakeWire:
         self.sent.append(request)
         self.sent_at.append(asyncio.get_running_loop().time())
         host = self.hosts[str(urlsplit(request.url).hostname)]
-        await asyncio.sleep(0)
-        if not isinstance(host, FakeUpstream):
-            return self.edit(host(request))
-        answer = host.answer(request, time.time())
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
         try:
-            if answer.fault == "hang" or answer.delay_s >= timeout_s:
-                await asyncio.sleep(timeout_s)
-                raise UpstreamTimeout("the upstream did not finish its reply in time", sent=True)
-            await asyncio.sleep(answer.delay_s)
+            await asyncio.sleep(0)
+            return self.edit(await self._reply(host, request, timeout_s))
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+        finally:
+            self.in_flight -= 1
+
+    async def _reply(self, host: Answering, request: UpstreamRequest, timeout_s: float) -> UpstreamReply:
+        if not isinstance(host, FakeUpstream):
+            return host(request)
+        answer = host.answer(request, time.time())
+        if answer.fault == "hang" or answer.delay_s >= timeout_s:
+            await asyncio.sleep(timeout_s)
+            raise UpstreamTimeout("the upstream did not finish its reply in time", sent=True)
+        await asyncio.sleep(answer.delay_s)
         if answer.fault is not None:
             raise UpstreamUnavailable("the upstream closed the connection without an answer", sent=True)
-        return self.edit(answer.reply)
+        return answer.reply
 
     async def close(self) -> None:
         self.closed = True

@@ -1,0 +1,189 @@
+"""embed() when routes fail: retry, wait as told, fail over, give up in time. On a loop where waiting costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from decimal import Decimal
+
+import orjson
+import pytest
+
+from engine.embedding import INTERACTIVE, Flight, Gathered, embed
+from models.embedding import Limits, Options
+from models.errors import (
+    DeadlineExceeded,
+    EmbedmillError,
+    NoRoute,
+    UpstreamAuthFailed,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
+from providers.base import UpstreamReply, UpstreamRequest
+from providers.fake import FakeUpstream, fake_vectors
+from tests.fakes import MODEL, WIDTH, FakeWire, alias, fake, flight, fly, route, run
+
+ONE_EACH = Limits(inputs_per_call=1)
+
+
+def vectors_of(gathered: Gathered) -> bytes:
+    return b"".join(block.tobytes() for block in gathered.rows())
+
+
+def right(*texts: str) -> bytes:
+    return fake_vectors(list(texts), WIDTH, MODEL).tobytes()
+
+
+@pytest.mark.parametrize(
+    "trouble", [{"status": 500}, {"status": 503}, {"status": 408}, {"reply": "short"}, {"fault": "close"}]
+)
+def test_trouble_that_passes_is_tried_again(trouble: dict[str, object]) -> None:
+    wire = FakeWire(up=fake({"times": 2, "do": trouble}))
+    flying = flight(wire, alias(route()), 2)
+    assert vectors_of(run(fly(flying, ["a", "b"]))) == right("a", "b")
+    assert [call.success for call in flying.calls] == [False, False, True]
+
+
+def test_the_third_failure_is_the_last() -> None:
+    wire = FakeWire(up=fake({"do": {"status": 500}}))
+    with pytest.raises(UpstreamUnavailable):
+        run(fly(flight(wire, alias(route()), 1), ["a"]))
+    assert len(wire.sent) == 3
+
+
+def test_a_rate_limit_is_waited_out_as_told_and_costs_no_try() -> None:
+    wire = FakeWire(up=fake({"times": 6, "do": {"status": 429, "retry_after": 5}}))
+    assert vectors_of(run(fly(flight(wire, alias(route()), 1), ["a"]))) == right("a")
+    pauses = [later - earlier for earlier, later in zip(wire.sent_at, wire.sent_at[1:], strict=False)]
+    # Never sooner than told, and with jitter on top, so that not all come back in the same moment.
+    assert len(pauses) == 6 and all(5.0 <= pause <= 5.7 for pause in pauses) and len(set(pauses)) > 1
+
+
+def test_a_wait_past_the_deadline_is_not_begun() -> None:
+    wire = FakeWire(up=fake({"do": {"status": 429, "retry_after": 30}}))
+    with pytest.raises(UpstreamRateLimited) as refused:
+        run(fly(flight(wire, alias(route()), 1, seconds=20.0), ["a"]))
+    assert (len(wire.sent), refused.value.retry_after_s) == (1, 30.0)
+
+
+def test_no_call_starts_after_the_deadline() -> None:
+    wire = FakeWire(up=fake())
+    with pytest.raises(DeadlineExceeded):
+        run(fly(flight(wire, alias(route()), 1, seconds=0.0), ["a"]))
+    assert wire.sent == []
+
+
+def test_an_upstream_that_hangs_is_left_at_the_deadline() -> None:
+    wire = FakeWire(up=fake({"do": {"fault": "hang"}}))
+    flying = flight(wire, alias(route()), 1, seconds=0.05)
+    with pytest.raises((UpstreamTimeout, DeadlineExceeded)):
+        run(fly(flying, ["a"]))
+    assert all(call.ambiguous and not call.success for call in flying.calls) and flying.calls
+
+
+@pytest.mark.parametrize(
+    "trouble", [{"status": 401}, {"status": 404}, {"status": 503}, {"fault": "close"}, {"reply": "html"}]
+)
+def test_another_route_of_the_alias_stands_in(trouble: dict[str, object]) -> None:
+    wire = FakeWire(first=fake({"do": trouble}), second=fake())
+    flying = flight(wire, alias(route("first"), route("second", priority=1)), 1)
+    assert vectors_of(run(fly(flying, ["a"]))) == right("a")
+    assert set(wire.hosts_called) == {"first", "second"} and wire.hosts_called[-1] == "second"
+    assert {call.provider for call in flying.calls if call.success} == {"second"}
+
+
+def test_an_unfit_route_is_left_alone_for_a_while_and_trouble_is_not_unfitness() -> None:
+    async def twice(status: int) -> list[str]:
+        wire = FakeWire(first=fake({"do": {"status": status}}), second=fake())
+        flying = flight(wire, alias(route("first"), route("second", priority=1)), 1)
+        await fly(flying, ["a"])
+        before = len(wire.sent)
+        await fly(dataclasses.replace(flying, landed=Gathered(1, WIDTH)), ["b"])
+        return wire.hosts_called[before:]
+
+    assert run(twice(401)) == ["second"]
+    assert run(twice(503))[0] == "first"
+
+
+def test_no_fit_route_is_said_with_the_time_to_come_back() -> None:
+    wire = FakeWire(up=fake({"do": {"status": 401}}))
+    flying = flight(wire, alias(route()), 1)
+    with pytest.raises(UpstreamAuthFailed):
+        run(fly(flying, ["a"]))
+    with pytest.raises(NoRoute) as none:
+        run(fly(flying, ["a"]))
+    assert len(wire.sent) == 1 and 1.0 <= (none.value.retry_after_s or 0) <= 20.0
+
+
+def test_a_callers_own_options_take_no_route_from_others() -> None:
+    wire = FakeWire(up=fake())
+    flying = flight(wire, alias(route()), 1)
+    with pytest.raises(EmbedmillError):
+        run(fly(flying, ["a"], options=Options(provider_options={"up": {"unheard_of": 1}})))
+    assert vectors_of(run(fly(flying, ["a"]))) == right("a")
+
+
+def test_priority_decides_and_weight_shares() -> None:
+    wire = FakeWire(a=fake(), b=fake(), c=fake())
+    several = alias(route("a", weight=3), route("b", weight=1), route("c", priority=1))
+    run(fly(flight(wire, several, 400), [str(i) for i in range(400)], limits=ONE_EACH))
+    counts = {host: wire.hosts_called.count(host) for host in "abc"}
+    assert counts["c"] == 0 and 240 <= counts["a"] <= 360 and sum(counts.values()) == 400
+
+
+def broken_siblings() -> FakeUpstream:
+    return fake(
+        {"when": {"contains": "bad"}, "do": {"status": 401}},
+        {"when": {"contains": "slow"}, "do": {"latency_ms": 5000}},
+    )
+
+
+@pytest.mark.parametrize(("lane", "cancelled", "landed"), [(INTERACTIVE, 2, 0), ("bulk", 0, 2)])
+def test_what_becomes_of_siblings(lane: str, cancelled: int, landed: int) -> None:
+    wire = FakeWire(up=broken_siblings())
+    flying = flight(wire, alias(route()), 6, lane=lane)
+    with pytest.raises(UpstreamAuthFailed):
+        run(fly(flying, ["slow 1", "slow 2", "bad", "never", "never", "never"], limits=ONE_EACH, concurrency=3))
+    assert isinstance(flying.landed, Gathered)
+    assert (wire.cancelled, len(flying.landed.parts), len(wire.sent)) == (cancelled, landed, 3)
+
+
+def test_cancelling_embed_cancels_its_calls() -> None:
+    async def cancel_in_the_middle(flying: Flight, wire: FakeWire) -> None:
+        task = asyncio.create_task(fly(flying, ["slow 1", "slow 2"], limits=ONE_EACH))
+        while wire.in_flight < 2:  # noqa: ASYNC110  # nothing but turns of the loop is waited for
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    wire = FakeWire(up=broken_siblings())
+    run(cancel_in_the_middle(flight(wire, alias(route()), 2), wire))
+    assert (wire.cancelled, wire.in_flight) == (2, 0)
+
+
+def test_an_accounts_door_bounds_its_calls_in_flight() -> None:
+    wire = FakeWire(up=fake({"do": {"latency_ms": 10}}))
+    narrow = route()
+    narrow = dataclasses.replace(narrow, account=dataclasses.replace(narrow.account, max_concurrency=2))
+    run(fly(flight(wire, alias(narrow), 20), [str(i) for i in range(20)], limits=ONE_EACH, concurrency=8))
+    assert (wire.most_in_flight, len(wire.sent)) == (2, 20)
+
+
+def test_what_was_used_and_what_it_costs() -> None:
+    def uncounted(request: UpstreamRequest) -> UpstreamReply:
+        document = orjson.loads(fake().answer(request, 0.0).reply.body)
+        return UpstreamReply(200, {}, orjson.dumps({"data": document["data"]}))
+
+    (told,) = run(fly(flight(FakeWire(up=fake()), alias(route()), 1), ["a" * 400])).parts
+    assert (told.tokens, told.tokens_estimated, told.cost_usd) == (100, False, Decimal("0.000002"))
+    (guessed,) = run(fly(flight(FakeWire(up=uncounted), alias(route()), 1), ["a" * 400])).parts
+    assert guessed.tokens_estimated and guessed.tokens > 0 and guessed.cost_usd > 0
+
+
+def test_nothing_to_do_is_done_at_once() -> None:
+    wire = FakeWire(up=fake())
+    flying = flight(wire, alias(route()), 0)
+    run(embed(flying, [], concurrency=3))
+    assert wire.sent == [] and flying.calls == []

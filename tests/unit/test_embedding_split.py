@@ -1,0 +1,201 @@
+"""embed() when inputs are at fault: the guilty are found in few calls, and no input ever gets another's vector."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import orjson
+import pybase64
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.embedding import Gathered
+from models.embedding import InputError, Limits, Options
+from models.errors import DeadlineExceeded
+from providers.base import UpstreamReply, UpstreamRequest
+from providers.fake import fake_vectors
+from tests.fakes import MODEL, WIDTH, FakeWire, alias, fake, flight, fly, route, run
+
+POISON = {"when": {"contains": "poison"}, "do": {"status": 400, "message": "Invalid input."}}
+
+
+def outcomes(gathered: Gathered, count: int) -> list[bytes | InputError]:
+    """One outcome an input; fails when an input has two, or none."""
+    found: dict[int, bytes | InputError] = {}
+    for part in gathered.parts:
+        for position, index in enumerate(part.indexes):
+            assert index not in found
+            if part.vectors is not None:
+                assert part.error is None and part.vectors.shape == (len(part.indexes), WIDTH)
+                found[index] = part.vectors[position].tobytes()
+            else:
+                assert part.error is not None
+                found[index] = part.error
+    assert sorted(found) == list(range(count))
+    return [found[index] for index in range(count)]
+
+
+def check(gathered: Gathered, texts: list[str], guilty: dict[int, str]) -> None:
+    """Exactly the guilty have errors, of these codes; every other input has its own vector."""
+    rows = fake_vectors(texts, WIDTH, MODEL)
+    for index, outcome in enumerate(outcomes(gathered, len(texts))):
+        if index in guilty:
+            assert isinstance(outcome, InputError) and outcome.code == guilty[index]
+        else:
+            assert outcome == rows[index].tobytes()
+
+
+@given(st.integers(1, 200), st.data())
+def test_one_poisoned_input_is_found_by_halving(count: int, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, count - 1))
+    texts = ["poison" if i == at else f"text {i}" for i in range(count)]
+    wire = FakeWire(up=fake(POISON))
+    check(run(fly(flight(wire, alias(route()), count), texts)), texts, {at: "upstream_rejected"})
+    assert len(wire.sent) <= 2 * math.ceil(math.log2(count)) + 1
+
+
+@settings(max_examples=50)
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_any_number_of_poisoned_inputs(poisoned: list[bool]) -> None:
+    texts = [f"poison {i}" if bad else f"text {i}" for i, bad in enumerate(poisoned)]
+    wire = FakeWire(up=fake(POISON))
+    limits = Limits(inputs_per_call=16)
+    gathered = run(fly(flight(wire, alias(route()), len(texts)), texts, limits=limits))
+    check(gathered, texts, {i: "upstream_rejected" for i, bad in enumerate(poisoned) if bad})
+
+
+@pytest.mark.parametrize("guilty", [[0], [5], [99], [3, 50, 98]])
+def test_an_input_that_the_upstream_names_needs_no_search(guilty: list[int]) -> None:
+    texts = ["b" * 32_772 if i in guilty else f"text {i}" for i in range(100)]
+    wire = FakeWire(up=fake())
+    check(run(fly(flight(wire, alias(route()), 100), texts)), texts, dict.fromkeys(guilty, "input_too_long"))
+    assert len(wire.sent) == len(guilty) + 1
+
+
+def test_an_older_upstream_names_nobody_and_is_searched() -> None:
+    texts = ["b" * 32_772 if i == 11 else f"text {i}" for i in range(32)]
+    wire = FakeWire(up=fake(names_guilty_input=False))
+    check(run(fly(flight(wire, alias(route()), 32), texts)), texts, {11: "input_too_long"})
+    assert len(wire.sent) <= 11
+
+
+def test_a_name_outside_the_batch_is_not_believed() -> None:
+    rule = {"when": {"contains": "poison"}, "do": {"status": 400, "message": "Invalid 'input[99]': no."}}
+    texts = ["a", "poison", "c"]
+    check(run(fly(flight(FakeWire(up=fake(rule)), alias(route()), 3), texts)), texts, {1: "upstream_rejected"})
+
+
+def test_a_batch_that_is_too_large_is_halved_until_it_is_not() -> None:
+    def small_only(request: UpstreamRequest) -> UpstreamReply:
+        if len(orjson.loads(request.body)["input"]) > 3:
+            return UpstreamReply(413, {}, b"too large")
+        return fake().answer(request, 0.0).reply
+
+    texts = [f"text {i}" for i in range(10)]
+    check(run(fly(flight(FakeWire(up=small_only), alias(route()), 10), texts)), texts, {})
+
+
+def test_an_input_too_large_by_itself() -> None:
+    wire = FakeWire(up=lambda request: UpstreamReply(413, {}, b""))
+    check(run(fly(flight(wire, alias(route()), 1), ["a"])), ["a"], {0: "input_too_long"})
+
+
+def test_a_text_that_may_be_cut_is_cut_until_it_is_taken() -> None:
+    text = "b" * 40_000
+    wire = FakeWire(up=fake())
+    gathered = run(fly(flight(wire, alias(route()), 2), [text, "short"], options=Options(truncate="end")))
+    check(gathered, [text[:30_000], "short"], {})
+    refused = run(fly(flight(wire, alias(route()), 2), [text, "short"], options=Options(truncate="none")))
+    check(refused, [text, "short"], {0: "input_too_long"})
+
+
+def test_token_arrays_on_a_route_that_takes_text_only() -> None:
+    wire = FakeWire(up=fake())
+    text_only = alias(dataclasses.replace(route(), accepts_tokens=False))
+    gathered = run(fly(flight(wire, text_only, 2), [[1], [2]]))
+    assert [getattr(each, "code", None) for each in outcomes(gathered, 2)] == ["tokens_not_supported"] * 2
+    assert wire.sent == []
+
+
+Edit = Callable[[dict[str, Any], int], object]
+
+
+def _swap_index(document: dict[str, Any], i: int) -> object:
+    data = document["data"]
+    data[i % len(data)]["index"] = (i + 1) % (len(data) + 1)
+    return document
+
+
+def _spoil(number: float) -> Edit:
+    def edit(document: dict[str, Any], i: int) -> object:
+        item = document["data"][i % len(document["data"])]
+        row = np.full(WIDTH, number, dtype="<f4")
+        item["embedding"] = pybase64.b64encode_as_string(row.tobytes())
+        return document
+
+    return edit
+
+
+def _only(change: Callable[[list[Any], int], object]) -> Edit:
+    def edit(document: dict[str, Any], i: int) -> object:
+        change(document["data"], i % max(len(document["data"]), 1))
+        return document
+
+    return edit
+
+
+EDITS: dict[str, Edit] = {
+    "as it is": lambda document, i: document,
+    "dropped": _only(lambda data, i: data.pop(i)),
+    "doubled": _only(lambda data, i: data.insert(i, data[i])),
+    "rotated": _only(lambda data, i: data.append(data.pop(0))),
+    "reversed": _only(lambda data, i: data.reverse()),
+    "foreign index": _only(lambda data, i: data[i].update(index=len(data) + i)),
+    "neighbour's index": _swap_index,
+    "null vector": _only(lambda data, i: data[i].update(embedding=None)),
+    "short vector": _only(lambda data, i: data[i].update(embedding=[1.0] * (WIDTH - 1))),
+    "NaN": _spoil(math.nan),
+    "infinity": _spoil(math.inf),
+    "zeros": _spoil(0.0),
+    "error in a 200": lambda document, i: {"error": {"message": "oops"}},
+    "a list": lambda document, i: [document],
+}
+# Applied to one reply each. Two of them together could imitate an honest reply, which nobody could tell from one.
+edits = st.lists(st.tuples(st.sampled_from(sorted(EDITS)), st.integers(0, 50)), max_size=60)
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 9), edits, st.integers(1, 9))
+def test_whatever_is_done_to_replies_no_input_gets_a_wrong_vector(
+    count: int, plan: list[tuple[str, int]], per_call: int
+) -> None:
+    texts = [f"text {i}" for i in range(count)]
+    wire = FakeWire(up=fake())
+    steps = iter(plan)
+
+    def edit(reply: UpstreamReply) -> UpstreamReply:
+        name, i = next(steps, ("as it is", 0))
+        return UpstreamReply(200, {}, orjson.dumps(EDITS[name](orjson.loads(reply.body), i)))
+
+    wire.edit = edit
+    limits = Limits(inputs_per_call=per_call)
+    gathered = run(fly(flight(wire, alias(route()), count), texts, limits=limits))
+    rows = fake_vectors(texts, WIDTH, MODEL)
+    for index, outcome in enumerate(outcomes(gathered, count)):
+        if isinstance(outcome, InputError):
+            assert (outcome.code, outcome.retryable) == ("invalid_upstream_response", True)
+        else:
+            assert outcome == rows[index].tobytes()
+
+
+def test_gaps_are_never_filled() -> None:
+    gathered = Gathered(3, WIDTH)
+    for part in run(fly(flight(FakeWire(up=fake()), alias(route()), 2), ["a", "b"])).parts:
+        gathered(part)
+    with pytest.raises(DeadlineExceeded):
+        gathered.rows()

@@ -1,0 +1,150 @@
+"""Planning, as properties: packing keeps every input, in order, within four limits at once."""
+
+from __future__ import annotations
+
+import itertools
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import planning, tokens
+from models.embedding import Account, Alias, Batch, Input, Limits, Options, Route
+from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
+
+some_inputs: st.SearchStrategy[list[Input]] = st.lists(
+    st.text(min_size=1, max_size=60) | st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=20), max_size=40
+)
+some_limits = st.builds(
+    Limits,
+    inputs_per_call=st.integers(1, 12),
+    tokens_per_input=st.integers(1, 50),
+    tokens_per_call=st.integers(1, 120),
+    bytes_per_call=st.integers(1, 400),
+)
+NO_OPTIONS = Options()
+
+
+def json_bytes(item: Input) -> int:
+    """What an input can weigh at the most on the wire, escapes aside."""
+    return len(item.encode("utf-8", "surrogatepass")) if isinstance(item, str) else 2 * len(item)
+
+
+def alias(allowed: frozenset[int] | range = range(1, 17), limit: int = 8192) -> Alias:
+    return Alias("m", 16, allowed, limit, "s", (), Decimal(0))
+
+
+def batch(inputs: list[Input]) -> Batch:
+    return Batch(inputs, [i * 10 for i in range(len(inputs))], 99, 16, NO_OPTIONS, single=len(inputs) == 1)
+
+
+@given(some_inputs, some_limits)
+def test_packing_keeps_every_input_in_order(inputs: list[Input], limits: Limits) -> None:
+    batches = list(planning.pack(inputs, range(100, 100 + len(inputs)), limits, 16, NO_OPTIONS))
+    assert [item for each in batches for item in each.inputs] == inputs
+    assert [index for each in batches for index in each.indexes] == list(range(100, 100 + len(inputs)))
+    assert all(len(each.inputs) == len(each.indexes) > 0 and each.width == 16 for each in batches)
+
+
+@given(some_inputs, some_limits)
+def test_a_batch_breaks_a_limit_only_when_it_is_one_input(inputs: list[Input], limits: Limits) -> None:
+    for each in planning.pack(inputs, range(len(inputs)), limits, 16, NO_OPTIONS):
+        assert each.tokens == sum(map(tokens.estimate, each.inputs))
+        if len(each.inputs) == 1:
+            continue
+        assert len(each.inputs) <= limits.inputs_per_call
+        assert each.tokens <= limits.tokens_per_call
+        assert sum(map(json_bytes, each.inputs)) <= limits.bytes_per_call
+
+
+@given(some_inputs, some_limits)
+def test_no_batch_could_have_taken_the_next_input(inputs: list[Input], limits: Limits) -> None:
+    batches = list(planning.pack(inputs, range(len(inputs)), limits, 16, NO_OPTIONS))
+    for each, following in itertools.pairwise(batches):
+        more = [*each.inputs, following.inputs[0]]
+        roomy = Limits(limits.inputs_per_call, 1, limits.tokens_per_call, limits.bytes_per_call)
+        assert len(list(planning.pack(more, range(len(more)), roomy, 16, NO_OPTIONS))) == 2
+
+
+@given(some_inputs.filter(bool))
+def test_halves_are_the_batch_in_two(inputs: list[Input]) -> None:
+    whole = batch(inputs)
+    low, high = planning.halves(whole)
+    assert [*low.inputs, *high.inputs] == inputs and [*low.indexes, *high.indexes] == whole.indexes
+    assert abs(len(low.inputs) - len(high.inputs)) <= 1
+    assert not (low.single or high.single) and low.tokens == sum(map(tokens.estimate, low.inputs))
+
+
+@given(st.data())
+def test_without_takes_out_the_one_named(data: st.DataObject) -> None:
+    inputs = data.draw(some_inputs.filter(bool))
+    position = data.draw(st.integers(0, len(inputs) - 1))
+    whole = batch(inputs)
+    alone, rest = planning.without(whole, position)
+    assert (alone.inputs, alone.indexes) == ([inputs[position]], [position * 10])
+    if rest is None:
+        assert len(inputs) == 1
+        return
+    assert list(rest.indexes) == [index for index in whole.indexes if index != position * 10]
+    assert [inputs[index // 10] for index in rest.indexes] == rest.inputs
+    assert rest.tokens == sum(map(tokens.estimate, rest.inputs))
+
+
+def test_a_single_string_stays_one_only_while_it_is_the_whole_batch() -> None:
+    (one,) = planning.pack(["a"], [0], Limits(), 16, NO_OPTIONS, single=True)
+    assert one.single and not planning.halves(one)[1].single
+
+
+def test_limits_of_several_routes_are_the_tightest_of_each() -> None:
+    account = Account("a", "openai", "http://a")
+    routes = [
+        Route(account, "m", 16, limits, Decimal(0)) for limits in (Limits(9, 100, 1000, 50), Limits(20, 10, 2000, 40))
+    ]
+    assert planning.limits_of(routes) == Limits(9, 10, 1000, 40)
+    assert planning.limits_of(routes, inputs_per_call=3).inputs_per_call == 3
+    assert planning.limits_of(routes, inputs_per_call=300).inputs_per_call == 9
+
+
+@pytest.mark.parametrize(("asked", "width"), [(None, 16), (16, 16), (1, 1), (15, 15)])
+def test_widths_that_the_model_has(asked: int | None, width: int) -> None:
+    assert planning.wanted_width(alias(), asked) == width
+
+
+@pytest.mark.parametrize(
+    ("allowed", "asked", "said"),
+    [(range(1, 17), 17, "1 to 16"), (frozenset({4, 16}), 8, "4, 16"), (range(1, 17), 0, "1 to 16")],
+)
+def test_widths_that_it_has_not(allowed: frozenset[int] | range, asked: int, said: str) -> None:
+    with pytest.raises(UnsupportedParameter, match=said) as refused:
+        planning.wanted_width(alias(allowed), asked)
+    assert (refused.value.param, refused.value.code) == ("dimensions", "invalid_value")
+
+
+@pytest.mark.parametrize(
+    ("item", "accepts_tokens", "code"),
+    [
+        ("", True, "empty_input"),
+        ([], True, "empty_input"),
+        ([1], False, "tokens_not_supported"),
+        ([-1], True, "invalid_input"),
+        ([2**31], True, "invalid_input"),
+        ([2**70], True, "invalid_input"),
+    ],
+)
+def test_inputs_that_no_provider_need_see(item: Input, accepts_tokens: bool, code: str) -> None:
+    with pytest.raises(InvalidInput) as refused:
+        planning.check(item, alias(), NO_OPTIONS, accepts_tokens=accepts_tokens)
+    assert refused.value.code == code
+
+
+@pytest.mark.parametrize("item", ["word " * 9, [1] * 9])
+def test_an_over_long_input_is_refused_or_cut(item: Input) -> None:
+    with pytest.raises(InputTooLong, match="8 tokens"):
+        planning.check(item, alias(limit=8), NO_OPTIONS, accepts_tokens=True)
+    cutting = Options(truncate="end")
+    planning.check(item, alias(limit=8), cutting, accepts_tokens=True)
+    short = planning.shortened(item, alias(limit=8), cutting)
+    assert (
+        tokens.fits(short, 8) and short == item[: len(short)] and planning.shortened(item, alias(), NO_OPTIONS) == item
+    )
