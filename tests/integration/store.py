@@ -1,0 +1,196 @@
+"""A store to test against: a real database, the engine on it, a doorbell that only listens, and time that can pass."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import func, select, update
+
+from engine.corpus import Lines
+from engine.jobs import claim as claims
+from engine.jobs import submit
+from engine.jobs.claim import Claim
+from engine.keys import Caller
+from engine.queue import Doorbell
+from engine.runtime import Runtime
+from engine.settings import Settings
+from models.base import db_now
+from models.embedding import Input, InputError, Landed, Options, Route
+from models.job import Job, Shard
+from providers.fake import fake_tokens, fake_vectors
+
+MODEL = "test/8"
+UPSTREAM_MODEL = "m"
+WIDTH = 8
+SHARD_INPUTS = 10
+ATTEMPTS = 3
+# Two routes, and a price that no whole number of picodollars divides: rounding must not part ledger and job.
+CONFIG = f"""
+[providers.one]
+kind = "fake"
+[providers.two]
+kind = "fake"
+
+[models."{MODEL}"]
+dimensions = {WIDTH}
+input_usd_per_million_tokens = "0.0123457"
+[[models."{MODEL}".routes]]
+provider = "one"
+model = "{UPSTREAM_MODEL}"
+[[models."{MODEL}".routes]]
+provider = "two"
+model = "{UPSTREAM_MODEL}"
+"""
+
+
+class ListeningBell(Doorbell):
+    """Notes what is rung. `works` False: a broker that is away."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.rung: list[str] = []
+        self.works = True
+
+    async def ring(self, shard_ids: Sequence[str]) -> bool:
+        await asyncio.sleep(0)
+        if self.works:
+            self.rung += shard_ids
+        return self.works
+
+
+@dataclass
+class Store:
+    """The engine's verbs on one database, with the few shorthands that tests need."""
+
+    runtime: Runtime
+    bell: ListeningBell
+
+    @classmethod
+    def open(cls, database_url: str, folder: Path, **settings: Any) -> Store:
+        config = folder / "embedmill.toml"
+        config.write_text(CONFIG)
+        chosen = {"shard_inputs": SHARD_INPUTS, "batch_inputs": 4, "shard_attempts": ATTEMPTS} | settings
+        runtime = Runtime.open(Settings(data_dir=folder, database_url=database_url, config=str(config), **chosen))
+        runtime.doorbell = bell = ListeningBell()
+        return cls(runtime, bell)
+
+    def another(self) -> Store:
+        """The same database as another process sees it: with connections of its own. Close it."""
+        runtime = Runtime.open(self.runtime.settings)
+        runtime.doorbell = bell = ListeningBell()
+        return Store(runtime, bell)
+
+    async def close(self) -> None:
+        await self.runtime.close()
+
+    @property
+    def routes(self) -> tuple[Route, ...]:
+        return self.runtime.alias(MODEL).routes
+
+    async def submit(
+        self,
+        count: int = SHARD_INPUTS,
+        *,
+        project: str = "p",
+        tag: str = "text",
+        bad: Collection[int] = (),
+        with_ids: bool = False,
+    ) -> str:
+        """A whole job of `count` inputs; those in `bad` are refused at the door. Returns its id."""
+        lines = Lines()
+        for index in range(count):
+            lines.add("" if index in bad else text_of(tag, index), f"id-{index}" if with_ids else None)
+        async with self.receiving(project=project) as intake:
+            await intake.add(lines)
+            await intake.finish(b"fingerprint")
+        return intake.job_id
+
+    def receiving(self, *, project: str = "p", job_id: str | None = None, key: str | None = None) -> Any:
+        wanted = submit.Wanted(self.runtime.alias(MODEL), WIDTH, Options(user="u"), {}, "req_test")
+        return submit.receiving(self.runtime, Caller("key", project, frozenset()), wanted, job_id, key)
+
+    async def job(self, job_id: str) -> Any:
+        return (await self._rows(select(*Job.__table__.columns).where(Job.id == job_id)))[0]
+
+    async def status(self, job_id: str) -> str:
+        return str((await self.job(job_id)).status)
+
+    async def shards(self, job_id: str) -> Sequence[Any]:
+        return await self._rows(select(*Shard.__table__.columns).where(Shard.job_id == job_id).order_by(Shard.seq))
+
+    async def shard_ids(self, job_id: str) -> list[str]:
+        return [shard.id for shard in await self.shards(job_id)]
+
+    async def claim(self, shard_id: str, worker: str = "w") -> Claim:
+        held = await claims.claim(self.runtime, shard_id, worker)
+        assert held is not None, "there was nothing to claim"
+        return held
+
+    async def claim_all(self, job_id: str) -> list[Claim]:
+        return [await self.claim(shard_id) for shard_id in await self.shard_ids(job_id)]
+
+    async def count(self, table: Any, *where: Any) -> int:
+        return int((await self._rows(select(func.count()).select_from(table).where(*where)))[0][0])
+
+    async def set_job(self, job_id: str, **values: Any) -> None:
+        async with self.runtime.database.write() as connection:
+            await connection.execute(update(Job).where(Job.id == job_id).values(values))
+
+    async def set_shard(self, shard_id: str, **values: Any) -> None:
+        async with self.runtime.database.write() as connection:
+            await connection.execute(update(Shard).where(Shard.id == shard_id).values(values))
+
+    async def expire_lease(self, shard_id: str) -> None:
+        """Let the time of a lease pass."""
+        await self.set_shard(shard_id, lease_until=db_now() - 1.0)
+
+    async def _rows(self, statement: Any) -> Sequence[Any]:
+        async with self.runtime.database.read() as connection:
+            return (await connection.execute(statement)).all()
+
+
+def text_of(tag: str, index: int) -> str:
+    return f"{tag} number {index} " + "x" * (index % 7)
+
+
+def landed(held: Claim, positions: Sequence[int] | None = None, *, route: Route, cut: int = 4) -> list[Landed]:
+    """What upstream calls of `cut` inputs each would bring for these positions of a shard (default: all that wait)."""
+    chosen = held.waiting() if positions is None else list(positions)
+    return [_landed(held, chosen[low : low + cut], route) for low in range(0, len(chosen), cut)]
+
+
+def _landed(held: Claim, positions: Sequence[int], route: Route) -> Landed:
+    inputs = [_input(held, position) for position in positions]
+    tokens = sum(map(fake_tokens, inputs))
+    return Landed(
+        [held.first_index + position for position in positions],
+        fake_vectors(inputs, held.width, UPSTREAM_MODEL),
+        None,
+        tokens,
+        False,
+        Decimal(tokens) * route.usd_per_million_tokens / 1_000_000,
+        route,
+    )
+
+
+def refused(held: Claim, positions: Sequence[int], code: str = "upstream_rejected") -> list[Landed]:
+    """Refusals of single inputs, as a split that found them brings them."""
+    error = InputError(code, "the provider refused this input")
+    return [Landed([held.first_index + position], None, error, 0, False, Decimal(0), None) for position in positions]
+
+
+def spoiled(part: Landed) -> Landed:
+    """The same part with other vectors, to see whose were kept."""
+    assert part.vectors is not None
+    return replace(part, vectors=-part.vectors)
+
+
+def _input(held: Claim, position: int) -> Input:
+    item = held.inputs[position]
+    assert item is not None, "a refused input is not sent upstream"
+    return item

@@ -1,0 +1,116 @@
+"""The oracle of the store: what the rows of a job say, and whether all of them say the same."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+
+from engine.database import Database
+from engine.jobs.claim import settled_bits
+from models.embedding import Matrix
+from models.job import FINISHED, InputFailure, Job, JobStatus, Shard, ShardState, VectorRun
+from models.usage import UsageRecord
+
+OPEN = (ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING)
+Expected = Callable[[Sequence[int]], Matrix]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """All rows of one job. `job` is None when it has been removed."""
+
+    job: Any | None
+    shards: Sequence[Any]
+    runs: Sequence[Any]
+    failures: Sequence[Any]
+    ledger: Sequence[Any]
+
+    @classmethod
+    async def read(cls, database: Database, job_id: str) -> Truth:
+        """One snapshot of everything: a moment between two transactions, never half of one."""
+        # A write transaction holds still on SQLite; on PostgreSQL the isolation level does.
+        async with database.write() as connection:
+            if not database.is_sqlite:
+                await connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+
+            async def rows(table: Any, *where: Any) -> Sequence[Any]:
+                return (await connection.execute(select(*table.__table__.columns).where(*where))).all()
+
+            jobs = await rows(Job, Job.id == job_id)
+            return cls(
+                jobs[0] if jobs else None,
+                await rows(Shard, Shard.job_id == job_id),
+                await rows(VectorRun, VectorRun.job_id == job_id),
+                await rows(InputFailure, InputFailure.job_id == job_id),
+                await rows(UsageRecord, UsageRecord.job_id == job_id),
+            )
+
+    @property
+    def with_vector(self) -> list[int]:
+        return [index for run in self.runs for index in range(run.first_index, run.first_index + run.count)]
+
+    @property
+    def with_error(self) -> list[int]:
+        return [failure.index for failure in self.failures]
+
+    @property
+    def tokens_in_ledger(self) -> int:
+        return sum(record.prompt_tokens for record in self.ledger)
+
+    @property
+    def cost_in_ledger(self) -> Decimal:
+        return sum((record.cost_usd for record in self.ledger), Decimal(0))
+
+    def check(self, expected: Expected | None = None) -> None:
+        """Every invariant that holds at any moment; with `expected`, every stored vector too."""
+        outcomes = sorted(self.with_vector + self.with_error)
+        assert len(outcomes) == len(set(outcomes)), f"indexes with two outcomes: {_doubles(outcomes)}"
+        if self.job is None:
+            assert not (self.shards or outcomes), "rows were left of a job that is gone"
+            return
+        self._check_counters()
+        self._check_settled(set(outcomes))
+        if expected is not None:
+            self._check_vectors(expected)
+
+    def _check_counters(self) -> None:
+        job = self.job
+        assert job is not None
+        assert (job.completed, job.failed) == (len(self.with_vector), len(self.with_error))
+        assert sum(entry["count"] for entry in job.error_summary) == job.failed
+        assert job.prompt_tokens == self.tokens_in_ledger
+        assert job.cost_usd == self.cost_in_ledger
+        assert sum(record.inputs for record in self.ledger) == job.completed
+        assert job.open_shards == sum(shard.state in OPEN for shard in self.shards)
+        assert job.ingested == sum(shard.count for shard in self.shards)
+        assert (job.finished_at is not None) == (job.status in FINISHED)
+        if job.status in (JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS):
+            assert job.open_shards == 0 and job.completed + job.failed == job.total == job.ingested
+            assert (job.failed > 0) == (job.status == JobStatus.COMPLETED_WITH_ERRORS)
+
+    def _check_settled(self, outcomes: set[int]) -> None:
+        for shard in self.shards:
+            bits = settled_bits(shard.settled, shard.count)
+            settled = {shard.first_index + int(position) for position in np.flatnonzero(bits)}
+            mine = {index for index in outcomes if 0 <= index - shard.first_index < shard.count}
+            assert settled == mine, f"shard {shard.seq} calls {settled ^ mine} settled, or not, against its rows"
+            if shard.state == ShardState.DONE:
+                assert bits.all(), f"shard {shard.seq} is done, but not all of it is settled"
+
+    def _check_vectors(self, expected: Expected) -> None:
+        job = self.job
+        assert job is not None
+        for run in self.runs:
+            kept = np.frombuffer(run.data, dtype="<f4").reshape(run.count, job.dimensions)
+            wanted = expected(range(run.first_index, run.first_index + run.count))
+            assert np.array_equal(kept, wanted), f"a vector of the run at {run.first_index} is not its text's"
+
+
+def _doubles(sorted_numbers: Sequence[int]) -> list[int]:
+    return [a for a, b in itertools.pairwise(sorted_numbers) if a == b]
