@@ -1,0 +1,94 @@
+"""The schema: up, down and up again on both databases, and the same as what the models say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, inspect
+
+from engine.database import Database, migrate, schema_revision
+from models.base import Base
+from tests.services import PostgresServer, async_url
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database without any table."""
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path / 'empty.db'}"
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    url = server.create(migrated=False)
+    yield async_url(url)
+    server.drop(url)
+
+
+async def tables_of(database: Database) -> set[str]:
+    async with database.read() as connection:
+        return set(await connection.run_sync(lambda sync: inspect(sync).get_table_names()))
+
+
+def run_migration(url: str, revision: str = "head") -> None:
+    with ThreadPoolExecutor(1) as thread:  # Alembic runs an event loop of its own
+        thread.submit(migrate, url, revision).result()
+
+
+async def test_up_down_and_up_again(empty_url: str) -> None:
+    database = Database(empty_url)
+    assert (await schema_revision(database))[0] is None
+    run_migration(empty_url)
+    full = await tables_of(database)
+    assert full == {*Base.metadata.tables, "alembic_version"}
+    current, wanted = await schema_revision(database)
+    assert current == wanted
+    run_migration(empty_url, "base")
+    assert await tables_of(database) == {"alembic_version"}
+    run_migration(empty_url)
+    assert await tables_of(database) == full
+    await database.close()
+
+
+async def test_migrating_twice_changes_nothing(empty_url: str) -> None:
+    run_migration(empty_url)
+    run_migration(empty_url)
+    database = Database(empty_url)
+    current, wanted = await schema_revision(database)
+    assert current == wanted
+    await database.close()
+
+
+def test_two_processes_that_migrate_at_once_do_not_meet(empty_url: str, tmp_path: Path) -> None:
+    environment = os.environ | {
+        "EMBEDMILL_DATABASE_URL": empty_url.replace("+asyncpg", "").replace("+aiosqlite", ""),
+        "EMBEDMILL_DATA_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "cli", "migrate"]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+
+
+async def test_migrated_schema_is_what_the_models_say(empty_url: str) -> None:
+    run_migration(empty_url)
+    database = Database(empty_url)
+
+    def differences(connection: Connection) -> list[object]:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return list(compare_metadata(context, Base.metadata))
+
+    async with database.read() as connection:
+        assert await connection.run_sync(differences) == []
+    await database.close()
