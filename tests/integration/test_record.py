@@ -1,0 +1,221 @@
+"""Record: first writer wins, late results count once, and ledger, counters and rows always agree."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import replace
+from decimal import Decimal
+
+import numpy as np
+import pytest
+
+from engine.jobs import ending
+from engine.jobs.record import GONE, Recorded, fail_rest, record
+from engine.jobs.sweep import purge, requeue_expired
+from models.embedding import Matrix
+from models.errors import UpstreamUnavailable
+from models.job import FINISHED, JobStatus
+from providers.fake import fake_tokens, fake_vectors
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, spoiled, text_of
+from tests.integration.truth import Truth
+
+
+def expected(indexes: Iterable[int]) -> Matrix:
+    return fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL)
+
+
+async def checked(store: Store, job_id: str) -> Truth:
+    truth = await Truth.read(store.runtime.database, job_id)
+    truth.check(expected)
+    return truth
+
+
+async def test_a_job_recorded_in_parts_completes_with_every_vector_in_place(store: Store) -> None:
+    job_id = await store.submit(25)
+    for held in await store.claim_all(job_id):
+        parts = landed(held, route=store.routes[0], cut=3)
+        # Batches land in any order, and several at a time.
+        assert await record(store.runtime, held, parts[::-2]) == Recorded(shard_done=False, go_on=True)
+        await record(store.runtime, held, parts[-2::-2])
+    truth = await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.COMPLETED
+    assert sorted(truth.with_vector) == list(range(25))
+    assert truth.tokens_in_ledger == sum(fake_tokens(text_of("text", index)) for index in range(25))
+
+
+async def test_recording_the_same_again_changes_nothing(store: Store) -> None:
+    job_id = await store.submit(20)
+    first, _ = await store.claim_all(job_id)
+    parts = landed(first, route=store.routes[0])
+    assert await record(store.runtime, first, parts) == Recorded(shard_done=True, go_on=True)
+    before = await checked(store, job_id)
+    assert await record(store.runtime, first, [spoiled(part) for part in parts]) == GONE
+    after = await checked(store, job_id)
+    assert (after.runs, after.ledger, after.shards) == (before.runs, before.ledger, before.shards)
+
+
+async def test_a_late_result_counts_where_there_is_none_and_never_overwrites(store: Store) -> None:
+    """A worker that lost its lease brings batches whose boundaries cross those of its successor."""
+    [shard_id] = await store.shard_ids(job_id := await store.submit())
+    late = await store.claim(shard_id, "late")
+    await store.expire_lease(shard_id)
+    await requeue_expired(store.runtime)
+    fresh = await store.claim(shard_id, "fresh")
+    await record(store.runtime, fresh, landed(fresh, [0, 1, 2, 3, 6, 7], route=store.routes[0], cut=2))
+    stale_parts = landed(late, [1, 2, 3, 4, 5, 6], route=store.routes[1], cut=3)
+    recorded = await record(store.runtime, late, stale_parts)
+    assert recorded == Recorded(shard_done=False, go_on=True)
+    truth = await checked(store, job_id)
+    assert sorted(truth.with_vector) == [0, 1, 2, 3, 4, 5, 6, 7]
+    by_provider = {row.provider: (row.inputs, row.calls) for row in truth.ledger}
+    assert by_provider == {"one": (6, 3), "two": (2, 1)}
+    await record(store.runtime, fresh, landed(fresh, [4, 5, 8, 9], route=store.routes[0]))
+    await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.COMPLETED
+
+
+async def test_the_first_of_two_writers_at_once_wins(store: Store) -> None:
+    other = store.another()
+    for _ in range(5):
+        [shard_id] = await store.shard_ids(job_id := await store.submit())
+        one = await store.claim(shard_id)
+        await store.expire_lease(shard_id)
+        two = await store.claim(shard_id)
+        await asyncio.gather(
+            record(store.runtime, one, landed(one, route=store.routes[0], cut=3)),
+            record(other.runtime, two, landed(two, route=store.routes[1], cut=4)),
+            record(store.runtime, two, landed(two, [2, 3], route=store.routes[0])),
+        )
+        truth = await checked(store, job_id)
+        assert sorted(truth.with_vector) == list(range(10))
+        assert await store.status(job_id) == JobStatus.COMPLETED
+    await other.close()
+
+
+async def test_shards_that_record_failures_at_once_do_not_lock_each_other_out(store: Store) -> None:
+    other = store.another()
+    job_id = await store.submit(60)
+    holders = await store.claim_all(job_id)
+
+    async def settle(number: int) -> None:
+        held = holders[number]
+        parts = landed(held, range(5), route=store.routes[0]) + refused(held, range(5, 10), f"code_{number % 2}")
+        await record((store if number % 2 else other).runtime, held, parts)
+
+    async with asyncio.timeout(1.0):  # PostgreSQL looks for deadlocks after one second
+        await asyncio.gather(*map(settle, range(6)))
+    await checked(store, job_id)
+    job = await store.job(job_id)
+    assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED_WITH_ERRORS, 30, 30)
+    assert {entry["code"]: (entry["count"], entry["example_index"]) for entry in job.error_summary} == {
+        "code_0": (15, 5),
+        "code_1": (15, 15),
+    }
+    await other.close()
+
+
+async def test_a_job_finishes_exactly_once_however_many_finish_it(store: Store) -> None:
+    other = store.another()
+    job_id = await store.submit(40)
+    holders = await store.claim_all(job_id)
+    recorded = await asyncio.gather(
+        *(
+            record(each.runtime, held, landed(held, route=store.routes[0]))
+            for held in holders
+            for each in (store, other)
+        )
+    )
+    assert all(one.shard_done for one in recorded)
+    job = await store.job(job_id)
+    truth = await checked(store, job_id)
+    assert (job.status, job.open_shards) == (JobStatus.COMPLETED, 0)
+    assert len(truth.ledger) == 4
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    ("bad", "status"),
+    [(0, JobStatus.COMPLETED), (3, JobStatus.COMPLETED_WITH_ERRORS), (10, JobStatus.FAILED)],
+)
+async def test_what_a_job_becomes_depends_on_its_errors(store: Store, bad: int, status: JobStatus) -> None:
+    [held] = await store.claim_all(job_id := await store.submit())
+    await record(store.runtime, held, refused(held, range(bad)))
+    if bad < 10:
+        await record(store.runtime, held, landed(held, range(bad, 10), route=store.routes[0]))
+    await checked(store, job_id)
+    assert await store.status(job_id) == status
+
+
+async def test_lines_refused_at_the_door_count_from_the_start(store: Store) -> None:
+    job_id = await store.submit(25, bad={0, 7, *range(10, 20)})
+    await checked(store, job_id)
+    job = await store.job(job_id)
+    assert (job.total, job.completed, job.failed, job.open_shards) == (25, 0, 12, 2)
+    for shard in (await store.shards(job_id))[::2]:
+        held = await store.claim(shard.id)
+        await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.COMPLETED_WITH_ERRORS
+
+
+async def test_the_rest_of_a_shard_fails_input_by_input(store: Store) -> None:
+    [held] = await store.claim_all(job_id := await store.submit(10, bad={9}))
+    await record(store.runtime, held, landed(held, range(6), route=store.routes[0]))
+    await fail_rest(store.runtime, held, UpstreamUnavailable("gone"))
+    truth = await checked(store, job_id)
+    assert sorted(truth.with_error) == [6, 7, 8, 9]
+    assert {row.code for row in truth.failures} == {"upstream_unavailable", "empty_input"}
+    assert await store.status(job_id) in FINISHED
+
+
+async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Store) -> None:
+    cancelled, removed = await store.submit(), await store.submit()
+    for job_id in (cancelled, removed):
+        [held] = await store.claim_all(job_id)
+        await ending.cancel(store.runtime, "p", job_id)
+        await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+        if job_id == removed:
+            await ending.remove(store.runtime, "p", job_id)
+            await purge(store.runtime)
+        assert await record(store.runtime, held, landed(held, route=store.routes[0])) == GONE
+        truth = await checked(store, job_id)
+        assert not truth.runs and not truth.ledger
+
+
+async def test_what_was_under_way_when_the_job_was_cancelled_still_lands(store: Store) -> None:
+    [held] = await store.claim_all(job_id := await store.submit())
+    await ending.cancel(store.runtime, "p", job_id)
+    recorded = await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
+    assert recorded == Recorded(shard_done=False, go_on=False)
+    await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+    truth = await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.CANCELLED
+    assert sorted(truth.with_vector) == [0, 1, 2, 3]
+
+
+async def test_neighbours_share_one_row_and_gaps_divide_them(store: Store) -> None:
+    [held] = await store.claim_all(job_id := await store.submit())
+    await record(store.runtime, held, landed(held, [0, 1, 2, 5, 6, 7], route=store.routes[0], cut=2))
+    truth = await checked(store, job_id)
+    assert sorted((run.first_index, run.count) for run in truth.runs) == [(0, 3), (5, 3)]
+
+
+async def test_the_ledger_names_what_was_consumed_and_at_what_price(store: Store) -> None:
+    [held] = await store.claim_all(job_id := await store.submit())
+    await record(store.runtime, held, landed(held, route=store.routes[1], cut=5))
+    [row] = (await checked(store, job_id)).ledger
+    assert (row.project, row.key_id, row.lane, row.alias) == ("p", "key", "bulk", "test/8")
+    assert (row.provider, row.upstream_model, row.end_user) == ("two", "m", "u")
+    assert (row.inputs, row.calls, row.estimated) == (10, 2, False)
+    exact = Decimal(row.prompt_tokens) * Decimal("0.0123457") / 1_000_000
+    assert abs(row.cost_usd - exact) <= Decimal("1e-12")
+
+
+async def test_vectors_are_float32_bytes_to_the_bit(store: Store) -> None:
+    [held] = await store.claim_all(job_id := await store.submit())
+    odd = np.array([np.float32(1e-42), -0.0, 3.4e38, 1 / 3, 1.0, 2.0, 3.0, 4.0], dtype="<f4")
+    [part] = landed(held, [0], route=store.routes[0])
+    await record(store.runtime, held, [replace(part, vectors=odd.reshape(1, 8))])
+    truth = await Truth.read(store.runtime.database, job_id)
+    assert truth.runs[0].data == odd.tobytes()
