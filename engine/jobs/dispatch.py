@@ -10,7 +10,7 @@ import itertools
 import logging
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.runtime import Runtime
@@ -29,13 +29,14 @@ async def dispatch(runtime: Runtime) -> int:
     """Ring the shards whose turn it is; how many were rung. Raises StorageUnavailable."""
     async with runtime.database.read() as connection:
         # Most rounds find nothing to do: they must not take the write lock to learn it.
-        if not await _anything_due(connection) or not await _room(connection, runtime.settings.worker_seen_s):
+        due = _due(runtime.settings.shard_attempts)
+        if not await _any(connection, due) or not await _room(connection, runtime.settings.worker_seen_s):
             return 0
     async with runtime.database.write() as connection:
         if not await runtime.database.alone(connection, DUTY):
             return 0
         room = await _room(connection, runtime.settings.worker_seen_s)
-        chosen = await _choose(connection, room) if room else []
+        chosen = await _choose(connection, room, due) if room else []
         rung = await _mark_rung(connection, chosen) if chosen else []
     # After the commit: a message must never speak of what is not there yet.
     if rung and not await runtime.doorbell.ring(rung):
@@ -49,9 +50,13 @@ async def dispatch(runtime: Runtime) -> int:
     return len(rung)
 
 
-async def _anything_due(connection: AsyncConnection) -> bool:
-    due = select(Shard.id).where(Shard.state == ShardState.QUEUED, Shard.next_run_at <= db_now()).limit(1)
-    return (await connection.execute(due)).first() is not None
+def _due(attempts: int) -> ColumnElement[bool]:
+    # A shard whose attempts are spent is the sweep's to fail: ringing it would take one more worker down with it.
+    return and_(Shard.state == ShardState.QUEUED, Shard.next_run_at <= db_now(), Shard.attempt < attempts)
+
+
+async def _any(connection: AsyncConnection, due: ColumnElement[bool]) -> bool:
+    return (await connection.execute(select(Shard.id).where(due).limit(1))).first() is not None
 
 
 async def _room(connection: AsyncConnection, seen_s: float) -> int:
@@ -67,13 +72,9 @@ async def _room(connection: AsyncConnection, seen_s: float) -> int:
     return max(0, max(LEAST_WINDOW, RINGS_PER_SLOT * int(slots)) - int(rung))
 
 
-async def _choose(connection: AsyncConnection, room: int) -> list[Any]:
+async def _choose(connection: AsyncConnection, room: int, due: ColumnElement[bool]) -> list[Any]:
     """Shards in turn: each project's longest-waiting job first, one shard each, then the next round."""
-    waiting = (
-        select(Shard.id)
-        .where(Shard.job_id == Job.id, Shard.state == ShardState.QUEUED, Shard.next_run_at <= db_now())
-        .exists()
-    )
+    waiting = select(Shard.id).where(Shard.job_id == Job.id, due).exists()
     turn = func.row_number().over(partition_by=Job.project, order_by=(func.coalesce(Job.rung_at, 0.0), Job.id))
     jobs = (
         await connection.execute(
@@ -86,10 +87,7 @@ async def _choose(connection: AsyncConnection, room: int) -> list[Any]:
     rounds: list[list[str]] = []
     for job_id in jobs:
         shards = await connection.execute(
-            select(Shard.id)
-            .where(Shard.job_id == job_id, Shard.state == ShardState.QUEUED, Shard.next_run_at <= db_now())
-            .order_by(Shard.seq)
-            .limit(room)
+            select(Shard.id).where(Shard.job_id == job_id, due).order_by(Shard.seq).limit(room)
         )
         rounds.append(list(shards.scalars()))
     in_turn = (shard for each in itertools.zip_longest(*rounds) for shard in each if shard is not None)

@@ -1,0 +1,116 @@
+"""Dispatch: whose turn it is, how many at a time, and what happens when nobody hears the bell."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine import presence
+from engine.jobs import ending
+from engine.jobs.dispatch import LEAST_WINDOW, RINGS_PER_SLOT, dispatch
+from models.base import db_now
+from models.job import Shard, ShardState
+from tests.integration.store import Store
+
+
+@pytest.fixture
+async def quiet(store: Store) -> Store:
+    """A store whose bell does not work while jobs are submitted, so that nothing is rung before the test rings."""
+    store.bell.works = False
+    return store
+
+
+async def owners(store: Store, jobs: dict[str, str]) -> list[str]:
+    """The names of the jobs whose shards were rung, in the order of ringing."""
+    by_shard = {shard_id: name for name, job in jobs.items() for shard_id in await store.shard_ids(job)}
+    return [by_shard[shard_id] for shard_id in store.bell.rung]
+
+
+async def rung(store: Store) -> int:
+    return await store.count(Shard, Shard.state == ShardState.RUNG)
+
+
+async def test_a_submitted_job_is_rung_at_once_in_order(store: Store) -> None:
+    shard_ids = await store.shard_ids(job_id := await store.submit(30))
+    assert store.bell.rung == shard_ids
+    assert {shard.state for shard in await store.shards(job_id)} == {ShardState.RUNG}
+    assert (await store.job(job_id)).started_at is not None
+
+
+async def test_only_a_window_is_rung_and_it_moves_as_shards_are_claimed(store: Store) -> None:
+    shard_ids = await store.shard_ids(await store.submit(100))
+    assert store.bell.rung == shard_ids[:LEAST_WINDOW]
+    assert await dispatch(store.runtime) == 0
+    for shard_id in shard_ids[:2]:
+        await store.claim(shard_id)
+    assert await dispatch(store.runtime) == 2
+    assert store.bell.rung == shard_ids[: LEAST_WINDOW + 2]
+
+
+async def test_the_window_grows_with_the_workers_alive(quiet: Store) -> None:
+    job_id = await quiet.submit(200)
+    for number in range(4):
+        await presence.beat(quiet.runtime.database, f"w{number}", slots=2)
+    quiet.bell.works = True
+    await dispatch(quiet.runtime)
+    assert len(quiet.bell.rung) == await rung(quiet) == 8 * RINGS_PER_SLOT
+    assert len(await quiet.shards(job_id)) > 8 * RINGS_PER_SLOT
+
+
+async def test_a_small_job_does_not_wait_behind_a_huge_one(store: Store) -> None:
+    huge = await store.submit(200)
+    small = await store.submit(20)
+    jobs = {"huge": huge, "small": small}
+    for shard_id in store.bell.rung[:]:
+        await store.claim(shard_id)
+    store.bell.rung.clear()
+    await dispatch(store.runtime)
+    # It was never rung, so it goes first; then they take turns until it is through.
+    assert await owners(store, jobs) == ["small", "huge", "small", "huge"]
+
+
+async def test_projects_take_turns_however_many_jobs_each_has(quiet: Store) -> None:
+    jobs = {f"a{number}": await quiet.submit(30, project="a") for number in range(5)}
+    jobs["b"] = await quiet.submit(30, project="b")
+    quiet.bell.works = True
+    await dispatch(quiet.runtime)
+    first = await owners(quiet, jobs)
+    assert "b" in first[:2] and len(set(first)) == LEAST_WINDOW
+    for shard_id in quiet.bell.rung:
+        await quiet.claim(shard_id)
+    quiet.bell.rung.clear()
+    await dispatch(quiet.runtime)
+    second = await owners(quiet, jobs)
+    # Those of `a` that were not rung yet go before those that were.
+    assert "b" in second[:3] and set(second[:3]) - {"b"} == set(jobs) - {*first, "b"}
+
+
+async def test_two_dispatchers_at_once_ring_nothing_twice(quiet: Store) -> None:
+    other = quiet.another()
+    await quiet.submit(200)
+    await presence.beat(quiet.runtime.database, "w", slots=6)
+    quiet.bell.works = True
+    await asyncio.gather(*(dispatch(each.runtime) for _ in range(3) for each in (quiet, other)))
+    both = quiet.bell.rung + other.bell.rung
+    assert len(both) == len(set(both)) == await rung(quiet) == 6 * RINGS_PER_SLOT
+    await other.close()
+
+
+async def test_a_broker_that_is_away_leaves_the_shards_queued(quiet: Store) -> None:
+    job_id = await quiet.submit(30)
+    assert {shard.state for shard in await quiet.shards(job_id)} == {ShardState.QUEUED}
+    assert await dispatch(quiet.runtime) == 0
+    assert await rung(quiet) == 0
+    quiet.bell.works = True
+    assert await dispatch(quiet.runtime) == 3
+
+
+async def test_what_is_not_due_or_not_wanted_is_not_rung(quiet: Store) -> None:
+    later, cancelled, deleted, due = [await quiet.submit() for _ in range(4)]
+    await quiet.set_shard((await quiet.shard_ids(later))[0], next_run_at=db_now() + 60)
+    await ending.cancel(quiet.runtime, "p", cancelled)
+    await quiet.set_job(deleted, deleted_at=db_now())
+    quiet.bell.works = True
+    assert await dispatch(quiet.runtime) == 1
+    assert quiet.bell.rung == await quiet.shard_ids(due)

@@ -1,0 +1,185 @@
+"""Sweep: whatever a crash leaves behind is mended, by any number of sweepers at once, and mended once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from sqlalchemy import insert, select
+
+from engine import presence
+from engine.corpus import Lines
+from engine.jobs import submit
+from engine.jobs.record import record
+from engine.jobs.sweep import FORGET_WORKER_S, sweep
+from models.base import db_now
+from models.job import IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState, VectorRun
+from models.usage import UsageRecord
+from models.worker import WorkerProcess
+from tests.integration.store import ATTEMPTS, Store, landed, text_of
+from tests.integration.truth import Truth
+
+
+@pytest.fixture
+async def other(store: Store) -> AsyncIterator[Store]:
+    other = store.another()
+    yield other
+    await other.close()
+
+
+async def sweep_twice(store: Store, other: Store) -> None:
+    """Two sweepers at once, and one more after them: nothing may be done twice."""
+    await asyncio.gather(sweep(store.runtime), sweep(other.runtime))
+    await sweep(store.runtime)
+
+
+async def checked(store: Store, job_id: str) -> Truth:
+    truth = await Truth.read(store.runtime.database, job_id)
+    truth.check()
+    return truth
+
+
+async def test_a_lost_worker_s_shard_runs_again_and_a_live_one_s_does_not(store: Store, other: Store) -> None:
+    lost, alive = await store.submit(), await store.submit()
+    [lost_claim], [alive_claim] = await store.claim_all(lost), await store.claim_all(alive)
+    await store.expire_lease(lost_claim.shard_id)
+    store.bell.rung.clear()
+    await sweep_twice(store, other)
+    assert store.bell.rung + other.bell.rung == [lost_claim.shard_id]
+    assert [shard.state for shard in await store.shards(alive)] == [ShardState.RUNNING]
+    again = await store.claim(lost_claim.shard_id)
+    assert (again.attempt, again.fence) == (2, 2)
+    assert alive_claim.fence == 1
+
+
+async def test_a_lost_message_is_rung_again_once_its_time_is_over(store: Store, other: Store) -> None:
+    [shard_id] = await store.shard_ids(await store.submit())
+    await sweep_twice(store, other)
+    assert store.bell.rung + other.bell.rung == [shard_id]
+    await store.set_shard(shard_id, rung_at=db_now() - store.runtime.settings.ring_again_s - 1)
+    await sweep_twice(store, other)
+    assert store.bell.rung + other.bell.rung == [shard_id, shard_id]
+
+
+async def test_a_shard_that_kills_worker_after_worker_fails_input_by_input(store: Store, other: Store) -> None:
+    job_id = await store.submit(20, bad={19})
+    deadly, fine = await store.claim_all(job_id)
+    await record(store.runtime, deadly, landed(deadly, range(3), route=store.routes[0]))
+    await record(store.runtime, fine, landed(fine, route=store.routes[0]))
+    for attempt in range(1, ATTEMPTS + 1):
+        assert (await store.shards(job_id))[0].attempt == attempt
+        await store.expire_lease(deadly.shard_id)
+        if attempt < ATTEMPTS:
+            await sweep_twice(store, other)
+            await store.claim(deadly.shard_id)
+    await sweep_twice(store, other)
+    truth = await checked(store, job_id)
+    assert {row.code for row in truth.failures if row.index < 10} == {"worker_lost"}
+    assert sorted(truth.with_error) == [3, 4, 5, 6, 7, 8, 9, 19]
+    job = await store.job(job_id)
+    assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED_WITH_ERRORS, 12, 8)
+
+
+async def test_a_job_with_nothing_left_to_do_is_finished(store: Store, other: Store) -> None:
+    job_id = await store.submit(20)
+    for held in await store.claim_all(job_id):
+        await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await store.set_job(job_id, status=JobStatus.IN_PROGRESS, finished_at=None)
+    version = (await store.job(job_id)).version
+    await sweep_twice(store, other)
+    await checked(store, job_id)
+    job = await store.job(job_id)
+    assert (job.status, job.version) == (JobStatus.COMPLETED, version + 1)
+
+
+async def test_a_cancel_that_was_cut_off_is_brought_to_its_end(store: Store, other: Store) -> None:
+    job_id = await store.submit(30)
+    first = (await store.shard_ids(job_id))[0]
+    await store.claim(first)
+    await store.set_job(job_id, status=JobStatus.CANCELLING)
+    await sweep_twice(store, other)
+    assert await store.status(job_id) == JobStatus.CANCELLING
+    await store.expire_lease(first)
+    await sweep_twice(store, other)
+    await checked(store, job_id)
+    job = await store.job(job_id)
+    assert (job.status, job.open_shards) == (JobStatus.CANCELLED, 0)
+
+
+async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Store) -> None:
+    """The API died in the middle of an upload: what had arrived ran, and stays readable."""
+    async with store.receiving() as intake:
+        lines = Lines()
+        for index in range(25):
+            lines.add(text_of("text", index))
+        await intake.add(lines)
+        job_id = intake.job_id
+        held = await store.claim((await store.shard_ids(job_id))[0])
+        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await sweep(store.runtime)
+        assert await store.status(job_id) == JobStatus.IN_PROGRESS
+        await store.set_job(job_id, intake_until=db_now() - 1)
+        await sweep_twice(store, other)
+        job = await store.job(job_id)
+        assert (job.status, job.total, job.completed, job.open_shards) == (JobStatus.FAILED, None, 10, 0)
+        assert [(entry["code"], entry["count"]) for entry in job.error_summary] == [("upload_interrupted", 0)]
+        await checked(store, job_id)
+        # The upload was not dead, only frozen: what it still sends changes nothing.
+        await intake.finish(b"fingerprint")
+    job = await store.job(job_id)
+    assert job.status == JobStatus.FAILED
+    await sweep_twice(store, other)
+    truth = await checked(store, job_id)
+    assert {shard.state for shard in truth.shards} == {ShardState.DONE, ShardState.CANCELLED}
+
+
+async def test_a_shard_that_comes_back_to_a_failed_job_is_closed(store: Store, other: Store) -> None:
+    [held] = await store.claim_all(job_id := await store.submit())
+    await store.set_job(job_id, status=JobStatus.FAILED, finished_at=db_now())
+    await store.expire_lease(held.shard_id)
+    await sweep_twice(store, other)
+    assert [shard.state for shard in await store.shards(job_id)] == [ShardState.CANCELLED]
+    await checked(store, job_id)
+
+
+async def test_an_expired_job_and_all_its_rows_but_the_ledger_go(store: Store, other: Store) -> None:
+    gone, kept = await store.submit(30, bad={4}), await store.submit()
+    for job_id in (gone, kept):
+        for held in await store.claim_all(job_id):
+            await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await store.set_job(gone, expires_at=db_now() - 1)
+    for _ in range(4):
+        await sweep_twice(store, other)
+    for table in (Shard, VectorRun, InputFailure):
+        assert await store.count(table, table.job_id == gone) == 0
+    assert await store.count(Job) == 1
+    assert await store.count(ShardInputs) == len(await store.shards(kept))
+    assert await store.count(UsageRecord, UsageRecord.job_id == gone) == 3
+    await checked(store, kept)
+    assert await store.status(kept) == JobStatus.COMPLETED
+
+
+async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other: Store) -> None:
+    await submit.reserve(store.runtime, "p", "kept")
+    async with store.runtime.database.write() as connection:
+        await connection.execute(
+            insert(IdempotencyKey).values(project="p", key="old", job_id="j", expires_at=db_now() - 1)
+        )
+        await connection.execute(
+            insert(WorkerProcess).values(id="w", slots=1, started_at=0.0, seen_at=db_now() - FORGET_WORKER_S - 1)
+        )
+    await presence.beat(store.runtime.database, "alive", slots=1)
+    await sweep_twice(store, other)
+    async with store.runtime.database.read() as connection:
+        assert list((await connection.execute(select(IdempotencyKey.key))).scalars()) == ["kept"]
+        assert list((await connection.execute(select(WorkerProcess.id))).scalars()) == ["alive"]
+
+
+async def test_a_sweep_of_a_healthy_store_changes_nothing(store: Store, other: Store) -> None:
+    waiting, running = await store.submit(30), await store.submit()
+    await store.claim_all(running)
+    before = [await store.job(job) for job in (waiting, running)], await store.shards(waiting), store.bell.rung[:]
+    await sweep_twice(store, other)
+    after = [await store.job(job) for job in (waiting, running)], await store.shards(waiting), store.bell.rung[:]
+    assert after == before
