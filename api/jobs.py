@@ -231,7 +231,7 @@ async def get_results(request: Request) -> Response:
     wanted = Range.of(job, start, stop)
     complete = await results.is_complete(runtime, job, wanted, stop)
     headers = {"x-embedmill-complete": "true" if complete else "false", "cache-control": "no-store"}
-    body: AsyncIterator[bytes]
+    body: AsyncIterator[bytes | memoryview] | AsyncIterator[bytes]
     if shape == "npy":
         headers["content-length"] = str(results.npy_bytes(job, wanted))
         body, media = results.npy(runtime, job, wanted), "application/octet-stream"

@@ -140,6 +140,8 @@ class ErrorEnvelope(msgspec.Struct):
 
 DOCUMENTED = (EmbeddingRequest, EmbeddingResponse, JobRequest, JobObject, JobList, ErrorEnvelope)
 
+CHOICES = {"encoding_format": "'float' and 'base64'", "truncate": "'none' and 'end'"}
+
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
@@ -167,6 +169,13 @@ def explain(error: msgspec.ValidationError) -> RequestError:
     if missing:
         name = f"{param}.{missing[1]}" if param else missing[1]
         return InvalidInput(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    wrong_choice = re.match(r"Invalid enum value '(.*)'", reason, re.S)
+    if wrong_choice:
+        return InvalidInput(
+            f"Invalid value: '{wrong_choice[1][:100]}'. Supported values are: {CHOICES[param]}.",
+            param=param,
+            code="invalid_value",
+        )
     code = "invalid_type" if reason.startswith("Expected `") and ", got `" in reason else "invalid_value"
     where = f"Invalid '{param}': " if param else "Invalid body: "
     words = reason.replace("`", "").replace("Expected ", "expected ", 1)

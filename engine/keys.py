@@ -87,6 +87,10 @@ class KeyRing:
         noting.add_done_callback(self._noting.discard)
         return caller
 
+    async def close(self) -> None:
+        """Let the notes under way be written; the database must still be open."""
+        await asyncio.gather(*self._noting)
+
     async def _note_use(self, key_id: str) -> None:
         # At most one write a minute and key, beside the request: a database that is busy writing delays nobody.
         with contextlib.suppress(StorageUnavailable):

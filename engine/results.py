@@ -15,13 +15,17 @@ import pybase64
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine import vectors
 from engine.jobs.claim import settled_bits
 from engine.runtime import Runtime
-from models.job import InputFailure, Shard, ShardInputs, VectorRun
+from models.embedding import Matrix
+from models.job import FINISHED, InputFailure, Shard, ShardInputs, VectorRun
 
 _IDS = msgspec.msgpack.Decoder(list[str | None])
 ROWS_AT_ONCE = 64
 SHARDS_AT_ONCE = 64
+# What is handed to the socket at a time: the server copies what it could not send at once.
+SEND_BYTES = 1024 * 1024
 ERRORS_AT_ONCE = 2000
 FAILURE = (InputFailure.index.label("at"), InputFailure.code, InputFailure.message, InputFailure.retryable)
 
@@ -49,7 +53,7 @@ class Piece:
 
     first_index: int
     stop: int
-    runs: list[tuple[int, Any]]  # first index, rows
+    runs: list[tuple[int, int]]  # first index, size; their vectors are megabytes and are read one by one
     errors: dict[int, dict[str, Any]]
     ids: list[str | None] | None
     ids_from: int
@@ -72,7 +76,7 @@ async def is_complete(runtime: Runtime, job: Row[Any], wanted: Range, asked_stop
     return True
 
 
-async def npy(runtime: Runtime, job: Row[Any], wanted: Range) -> AsyncIterator[bytes]:
+async def npy(runtime: Runtime, job: Row[Any], wanted: Range) -> AsyncIterator[bytes | memoryview]:
     """float32 n x d in NumPy's own format; rows that have no vector (yet) are NaN."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
@@ -81,10 +85,12 @@ async def npy(runtime: Runtime, job: Row[Any], wanted: Range) -> AsyncIterator[b
     yield header.getvalue()
     async for piece in _pieces(runtime, job, wanted, with_errors=False, with_ids=False):
         at = piece.first_index
-        for first, rows in piece.runs:
+        async for first, rows in _vectors(runtime, job, piece):
             if first > at:
                 yield _nan_rows(first - at, job.dimensions)
-            yield rows.tobytes()
+            data = memoryview(rows).cast("B")  # type: ignore[arg-type]
+            for low in range(0, len(data), SEND_BYTES):
+                yield data[low : low + SEND_BYTES]
             at = first + len(rows)
         if piece.stop > at:
             yield _nan_rows(piece.stop - at, job.dimensions)
@@ -105,7 +111,7 @@ async def ndjson(runtime: Runtime, job: Row[Any], wanted: Range, encoding: str) 
     async for piece in _pieces(runtime, job, wanted, with_errors=True, with_ids=True):
         errors = sorted(piece.errors)
         lines: list[bytes] = []
-        for first, rows in piece.runs:
+        async for first, rows in _vectors(runtime, job, piece):
             while errors and errors[0] < first:
                 lines.append(_error_line(piece, errors.pop(0)))
             for low in range(0, len(rows), ROWS_AT_ONCE):
@@ -182,7 +188,7 @@ async def _pieces(
         async with runtime.database.read() as connection:
             runs = (
                 await connection.execute(
-                    select(VectorRun.first_index, VectorRun.count.label("size"), VectorRun.data)
+                    select(VectorRun.first_index, VectorRun.count.label("size"))
                     .where(
                         VectorRun.job_id == job.id,
                         VectorRun.first_index >= shard.first_index,  # a run never leaves its shard
@@ -193,7 +199,7 @@ async def _pieces(
                 )
             ).all()
             failures = []
-            if with_errors and job.failed:
+            if with_errors and (job.failed or job.status not in FINISHED):
                 failures = list(
                     await connection.execute(
                         select(*FAILURE).where(
@@ -207,21 +213,31 @@ async def _pieces(
                     await connection.execute(select(ShardInputs.ids).where(ShardInputs.shard_id == shard.id))
                 ).scalar_one_or_none()
                 ids = _IDS.decode(packed) if packed else None
-        cut = []
-        for run in runs:
-            rows = np.frombuffer(run.data, dtype="<f4").reshape(run.size, job.dimensions)
-            low, high = max(start - run.first_index, 0), min(stop - run.first_index, run.size)
-            cut.append((run.first_index + low, rows[low:high]))
         yield Piece(
             first_index=start,
             stop=stop,
-            runs=cut,
+            runs=[(run.first_index, run.size) for run in runs],
             errors={
                 row.at: {"code": row.code, "message": row.message, "retryable": bool(row.retryable)} for row in failures
             },
             ids=ids,
             ids_from=shard.first_index,
         )
+
+
+async def _vectors(runtime: Runtime, job: Row[Any], piece: Piece) -> AsyncIterator[tuple[int, Matrix]]:
+    """The runs of a piece, cut to it: first index and rows."""
+    for run_first, size in piece.runs:
+        async with runtime.database.read() as connection:
+            data = (
+                await connection.execute(
+                    select(VectorRun.data).where(VectorRun.job_id == job.id, VectorRun.first_index == run_first)
+                )
+            ).scalar_one_or_none()
+        if data is None:  # deleted while it was read
+            return
+        low, high = max(piece.first_index - run_first, 0), min(piece.stop - run_first, size)
+        yield run_first + low, vectors.from_blob(data, job.dimensions)[low:high]
 
 
 async def _ids_between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> Callable[[int], str | None]:

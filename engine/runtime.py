@@ -60,6 +60,7 @@ class Runtime:
 
     async def close(self) -> None:
         await self.usage.close()
+        await self.keys.close()
         await self.upstream.close()
         self.doorbell.close()
         await self.database.close()

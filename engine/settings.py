@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -106,9 +107,10 @@ class Settings:
                 ) from error
         values.update({name: value for name, value in overrides.items() if value is not None})
         settings = cls(**values)
+        for name, value in ((each.name, getattr(settings, each.name)) for each in fields(cls)):
+            # 0 is good only where it is the default and means "none"; NaN is good nowhere.
+            if isinstance(value, int | float) and not (0 < value < math.inf or value == getattr(cls(), name)):
+                raise ConfigError(f"{PREFIX}{name.upper()} must be more than 0", param=name)
         if settings.heartbeat_s * 4 > settings.lease_s:
             raise ConfigError("four heartbeats must fit into a lease: HEARTBEAT_S x 4 <= LEASE_S", param="HEARTBEAT_S")
-        for name in ("max_body_bytes", "shard_inputs", "batch_inputs", "shard_concurrency", "lease_s", "sweep_s"):
-            if getattr(settings, name) <= 0:
-                raise ConfigError(f"{PREFIX}{name.upper()} must be more than 0", param=name)
         return settings
