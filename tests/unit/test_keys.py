@@ -1,0 +1,136 @@
+"""Keys: their form, their checksum, and one answer for every key that is wrong."""
+
+from __future__ import annotations
+
+import re
+import time
+import zlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select
+
+from engine.database import Database
+from engine.keys import (
+    ALPHABET,
+    CRC_CHARS,
+    REFUSED,
+    KeyRing,
+    create_key,
+    list_keys,
+    load_pepper,
+    revoke_key,
+)
+from models.errors import ConfigError, NotAuthenticated
+from models.key import ApiKey, Scope
+
+PEPPER = b"0123456789abcdef"
+
+
+@pytest.fixture
+async def database(data_dir: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite+aiosqlite:///{data_dir / 'embedmill.db'}")
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def ring(database: Database) -> AsyncIterator[KeyRing]:
+    ring = KeyRing(database, PEPPER)
+    yield ring
+    await ring.close()
+
+
+def crc_of(body: str) -> str:
+    """The checksum, worked out again here: base 62, most significant digit first."""
+    value, digits = zlib.crc32(body.encode()), ""
+    while len(digits) < CRC_CHARS:
+        value, digit = divmod(value, 62)
+        digits = ALPHABET[digit] + digits
+    return digits
+
+
+async def test_the_form_of_a_key(database: Database) -> None:
+    key_id, key = await create_key(database, PEPPER)
+    assert re.fullmatch(rf"em_{key_id}_[0-9A-Za-z]{{49}}", key) and len(key_id) == 12
+    assert key[-CRC_CHARS:] == crc_of(key[:-CRC_CHARS])
+    assert (await create_key(database, PEPPER))[1] != key
+
+
+async def test_who_a_key_belongs_to(database: Database, ring: KeyRing) -> None:
+    key_id, key = await create_key(database, PEPPER, project="p", scopes=[Scope.JOBS])
+    caller = await ring.caller(key)
+    assert (caller.key_id, caller.project, caller.scopes) == (key_id, "p", {"jobs"})
+
+
+async def test_only_a_keyed_digest_is_stored(database: Database) -> None:
+    _, key = await create_key(database, PEPPER, name="a note")
+    secret = key.split("_")[2][:-CRC_CHARS]
+    async with database.read() as connection:
+        row = (await connection.execute(select(ApiKey.__table__))).one()
+    assert not any(secret in str(value) for value in row) and len(row.digest) == 32
+    with pytest.raises(NotAuthenticated):  # the same key under another pepper is another digest
+        await KeyRing(database, b"another pepper 16").caller(key)
+
+
+async def test_every_wrong_key_gets_the_same_answer(database: Database, ring: KeyRing) -> None:
+    key_id, key = await create_key(database, PEPPER)
+    _, expired = await create_key(database, PEPPER, expires_at=time.time() - 1)
+    gone_id, revoked = await create_key(database, PEPPER)
+    assert await revoke_key(database, gone_id)
+    stranger = f"em_{'0' * 12}_" + "0" * 43
+    flipped = key[:-7] + ("0" if key[-7] != "0" else "1")  # another secret of this id, with its right checksum
+    wrong = [
+        "", " ", "x", "em_", "em__", key_id, key[:-1], key + "0", key.upper(), f" {key}", f"{key}\n",
+        key[:20] + ("0" if key[20] != "0" else "1") + key[21:], expired, revoked, stranger + crc_of(stranger),
+        flipped + crc_of(flipped), f"em_{key_id}_{'é' * 49}", "\ud800", "em_" + "x" * 100_000,
+    ]  # fmt: skip
+    for text in wrong:
+        with pytest.raises(NotAuthenticated) as refused:
+            await ring.caller(text)
+        assert (refused.value.message, refused.value.code) == (REFUSED, "invalid_api_key"), text
+    assert (await ring.caller(key)).key_id == key_id
+
+
+async def test_a_key_that_expires_later_is_good_until_then(database: Database, ring: KeyRing) -> None:
+    _, key = await create_key(database, PEPPER, expires_at=time.time() + 3600)
+    assert (await ring.caller(key)).project == "default"
+
+
+async def test_a_good_key_is_remembered_and_a_revoked_one_soon_forgotten(database: Database, ring: KeyRing) -> None:
+    key_id, key = await create_key(database, PEPPER)
+    first = await ring.caller(key)
+    assert await revoke_key(database, key_id) and not await revoke_key(database, key_id)
+    assert await ring.caller(key) is first  # from memory: nothing was asked of the database
+    with pytest.raises(NotAuthenticated):
+        await KeyRing(database, PEPPER).caller(key)
+
+
+async def test_a_wrong_key_is_not_remembered(ring: KeyRing) -> None:
+    body = f"em_{'a' * 12}_{'b' * 43}"
+    for _ in range(50):
+        with pytest.raises(NotAuthenticated):
+            await ring.caller(body + crc_of(body))
+    assert ring._seen == {}
+
+
+async def test_use_is_noted_and_keys_are_listed_newest_first(database: Database, ring: KeyRing) -> None:
+    ids = [(await create_key(database, PEPPER, name=name))[0] for name in "ab"]
+    _, key = await create_key(database, PEPPER, name="c")
+    await ring.caller(key)
+    await ring.close()
+    keys = await list_keys(database)
+    assert [each.name for each in keys] == ["c", "b", "a"] and keys[1].id == ids[1]
+    assert keys[0].last_used_at is not None and abs(keys[0].last_used_at - time.time()) < 60
+    assert keys[1].last_used_at is None
+
+
+def test_the_pepper_is_made_once_and_kept_private(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    pepper = load_pepper("", folder)
+    assert len(pepper) == 64 and load_pepper("", folder) == pepper
+    assert (folder / "pepper").stat().st_mode & 0o777 == 0o600 and [p.name for p in folder.iterdir()] == ["pepper"]
+    assert load_pepper("configured, 16 chars", folder) == b"configured, 16 chars"
+    with pytest.raises(ConfigError, match="16 characters"):
+        load_pepper("too short", folder)

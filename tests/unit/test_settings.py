@@ -1,0 +1,111 @@
+"""What the environment may say, and what is said about a wrong word in it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from engine.settings import CLIENT_NAMES, PREFIX, Settings
+from models.errors import ConfigError
+
+EXAMPLE = Path(__file__).resolve().parents[2] / ".env.example"
+
+
+def test_an_empty_environment_is_the_defaults() -> None:
+    assert Settings.from_environment({}) == Settings()
+    assert Settings.from_environment({"PATH": "/bin", "EMBEDMILLX": "1"}) == Settings()
+
+
+def test_values_have_the_type_of_their_default() -> None:
+    settings = Settings.from_environment(
+        {"EMBEDMILL_SHARD_INPUTS": "7", "EMBEDMILL_SWEEP_S": "0.5", "EMBEDMILL_DATA_DIR": "/d", "EMBEDMILL_CONFIG": "c"}
+    )
+    assert (settings.shard_inputs, settings.sweep_s, settings.data_dir, settings.config) == (7, 0.5, Path("/d"), "c")
+
+
+def test_overrides_win_and_none_is_no_override() -> None:
+    environ = {"EMBEDMILL_SHARD_INPUTS": "7"}
+    assert Settings.from_environment(environ, shard_inputs=9).shard_inputs == 9
+    assert Settings.from_environment(environ, shard_inputs=None).shard_inputs == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("EMBEDMILL_DATABSE_URL", "EMBEDMILL_DATABASE_URL"),
+        ("EMBEDMILL_API_KEI", "EMBEDMILL_API_KEY"),
+        ("EMBEDMILL_QQQQ", None),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str | None) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Settings.from_environment({name: "x"})
+    assert refused.value.param == name and name in refused.value.message
+    assert (nearest or "did you mean") in refused.value.message if nearest else "mean" not in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SHARD_INPUTS", "many"),
+        ("SHARD_INPUTS", "1.5"),
+        ("SHARD_INPUTS", ""),
+        ("LEASE_S", "1m"),
+        ("MAX_BODY_BYTES", "0"),
+        ("MAX_BODY_BYTES", "-1"),
+        ("BATCH_INPUTS", "0"),
+        ("SWEEP_S", "0"),
+        ("SWEEP_S", "nan"),
+        ("LEASE_S", "nan"),
+        ("HEARTBEAT_S", "16"),
+        ("HEARTBEAT_S", "0"),
+        ("HEARTBEAT_S", "-1"),
+        ("SYNC_TIMEOUT_S", "0"),
+        ("MAX_INPUTS_PER_REQUEST", "0"),
+        ("SHARD_BUDGET_S", "-5"),
+    ],
+)
+def test_a_value_that_cannot_work_is_refused_by_name(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=name):
+        Settings.from_environment({PREFIX + name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("postgresql://u:p@h/db", "postgresql+asyncpg://u:p@h/db"),
+        ("postgres://h/db", "postgresql+asyncpg://h/db"),
+        ("postgresql+asyncpg://h/db", "postgresql+asyncpg://h/db"),
+        ("sqlite:///x.db", "sqlite+aiosqlite:///x.db"),
+        ("", "sqlite+aiosqlite:////d/embedmill.db"),
+    ],
+)
+def test_a_database_url_gets_its_async_driver(given: str, url: str) -> None:
+    assert Settings(data_dir=Path("/d"), database_url=given).sqlalchemy_url == url
+
+
+def test_the_broker_is_redis_unless_said_otherwise(tmp_path: Path) -> None:
+    assert Settings(data_dir=tmp_path).broker == ""
+    (tmp_path / "redis_url").write_text("unix:///embedded\n")
+    assert Settings(data_dir=tmp_path).broker == "unix:///embedded"
+    assert Settings(data_dir=tmp_path, redis_url="redis://r").broker == "redis://r"
+    assert Settings(data_dir=tmp_path, redis_url="redis://r", broker_url="amqp://b").broker == "amqp://b"
+
+
+def test_names_of_the_command_line_and_of_tests_are_nobodys_typo() -> None:
+    environ = {PREFIX + name: "x" for name in (*CLIENT_NAMES, "TEST_POSTGRES_URL")}
+    assert Settings.from_environment(environ) == Settings()
+
+
+def test_the_example_lists_exactly_the_settings_with_their_defaults() -> None:
+    assert EXAMPLE.is_file(), ".env.example is missing: it lists every setting with its meaning and default"
+    listed = dict(re.findall(rf"^#?\s?{PREFIX}([A-Z0-9_]+)=(.*)$", EXAMPLE.read_text(), re.M))
+    settings = Settings()
+    assert set(listed) - set(CLIENT_NAMES) == {each.name.upper() for each in fields(Settings)}
+    for each in fields(Settings):
+        assert each.metadata["doc"] in EXAMPLE.read_text(), f"{each.name} is explained in other words"
+        default = getattr(settings, each.name)
+        assert type(default)(listed[each.name.upper()].strip()) == default, each.name
