@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import case, delete, insert, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine import planning
@@ -117,16 +117,13 @@ class Intake:
         settings = self._runtime.settings
         waiting = self._waiting
         for position, item in enumerate(lines.inputs):
-            if item is None:
-                waiting.refuse(lines.errors[position], lines.ids[position])
-                continue
-            error = self._check(item)
-            if error is None:
+            error = lines.errors[position] if item is None else self._check(item)
+            if item is None or error is not None:
+                waiting.refuse(error or lines.errors[position], lines.ids[position])
+            else:
                 waiting.add(self._ready(item), lines.ids[position])
                 self._waiting_bytes += len(item) if isinstance(item, str) else len(item) * 4
                 self._usable += 1
-            else:
-                waiting.refuse(error, lines.ids[position])
             if len(waiting.inputs) >= self._shard_inputs() or self._waiting_bytes >= settings.shard_bytes:
                 await self._write_shard()
                 waiting = self._waiting
@@ -162,14 +159,16 @@ class Intake:
             if not done:
                 raise Conflict("the job was deleted while its corpus arrived")
             if self._idempotency_key is not None:
-                await connection.execute(
+                mine = await connection.execute(
                     update(IdempotencyKey)
-                    .where(IdempotencyKey.project == self._caller.project, IdempotencyKey.key == self._idempotency_key)
+                    .where(self._my_key())
                     .values(
                         fingerprint=fingerprint,
                         expires_at=db_now() + self._runtime.settings.idempotency_hours * 3600.0,
                     )
                 )
+                if not mine.rowcount:
+                    raise Conflict("this request took so long that another with its Idempotency-Key went first")
         log.info("job accepted", extra={"job_id": self.job_id, "inputs": self._index, "model": self._wanted.alias.name})
         await self._ring()
 
@@ -178,15 +177,11 @@ class Intake:
         try:
             async with self._runtime.database.write() as connection:
                 if self._idempotency_key is not None:
-                    await connection.execute(
-                        delete(IdempotencyKey).where(
-                            IdempotencyKey.project == self._caller.project, IdempotencyKey.key == self._idempotency_key
-                        )
-                    )
-            if self._created and not self._usable:
-                await forget(self._runtime, self.job_id)
-            elif self._created:
+                    await connection.execute(delete(IdempotencyKey).where(self._my_key()))
+            if self._created:
                 await end_early(self._runtime, self.job_id, JobStatus.FAILED, code, message)
+                if not self._usable:
+                    await forget(self._runtime, self.job_id)
         except StorageUnavailable:
             log.warning("an abandoned intake is left to the sweep", extra={"job_id": self.job_id})
 
@@ -198,18 +193,25 @@ class Intake:
             try:
                 async with self._runtime.database.write() as connection:
                     until = db_now() + settings.lease_s
-                    await connection.execute(update(Job).where(Job.id == self.job_id).values(intake_until=until))
+                    # Once the corpus is whole there is no lease to renew: a last beat must not bring it back.
+                    await connection.execute(
+                        update(Job)
+                        .where(Job.id == self.job_id, Job.intake_until.is_not(None))
+                        .values(intake_until=until)
+                    )
                     if self._idempotency_key is not None:
-                        await connection.execute(
-                            update(IdempotencyKey)
-                            .where(
-                                IdempotencyKey.project == self._caller.project,
-                                IdempotencyKey.key == self._idempotency_key,
-                            )
-                            .values(expires_at=until)
-                        )
+                        arriving = and_(self._my_key(), IdempotencyKey.fingerprint.is_(None))
+                        await connection.execute(update(IdempotencyKey).where(arriving).values(expires_at=until))
             except StorageUnavailable:
                 log.warning("the lease of an intake could not be renewed", extra={"job_id": self.job_id})
+
+    def _my_key(self) -> ColumnElement[bool]:
+        # By the job too: whoever was frozen past its lease has lost the key to another request.
+        return and_(
+            IdempotencyKey.project == self._caller.project,
+            IdempotencyKey.key == self._idempotency_key,
+            IdempotencyKey.job_id == self.job_id,
+        )
 
     def _check(self, item: Input) -> InputError | None:
         try:
@@ -242,12 +244,18 @@ class Intake:
         count = len(lines.inputs)
         if not self._created:
             await connection.execute(insert(Job).values(self._first_row()))
+        elif not await self._still_there(connection):
+            raise Conflict("the job was deleted while its corpus arrived")
         if count:
             await self._insert_shard(connection, lines, count)
         self._created = True
         self._index += count
         self._seq += 1
         self._waiting, self._waiting_bytes = Lines(), 0
+
+    async def _still_there(self, connection: AsyncConnection) -> bool:
+        there = select(Job.id).where(Job.id == self.job_id, Job.deleted_at.is_(None))
+        return (await connection.execute(there.with_for_update(read=True, key_share=True))).first() is not None
 
     async def _insert_shard(self, connection: AsyncConnection, lines: Lines, count: int) -> None:
         shard_id = new_id("shard")
