@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
@@ -110,7 +111,9 @@ class Store:
             await intake.finish(b"fingerprint")
         return intake.job_id
 
-    def receiving(self, *, project: str = "p", job_id: str | None = None, key: str | None = None) -> Any:
+    def receiving(
+        self, *, project: str = "p", job_id: str | None = None, key: str | None = None
+    ) -> AbstractAsyncContextManager[submit.Intake]:
         wanted = submit.Wanted(self.runtime.alias(MODEL), WIDTH, Options(user="u"), {}, "req_test")
         return submit.receiving(self.runtime, Caller("key", project, frozenset()), wanted, job_id, key)
 

@@ -1,0 +1,201 @@
+"""Cancel and delete, at each state a job can be in: finished work stays readable, and nothing rises from the dead."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine.corpus import Lines
+from engine.jobs import claim as claims
+from engine.jobs import ending
+from engine.jobs.read import find
+from engine.jobs.record import record
+from engine.jobs.sweep import sweep
+from models.errors import Conflict, JobNotFound
+from models.job import InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState, VectorRun
+from models.usage import UsageRecord
+from tests.integration.store import Store, landed, refused, text_of
+from tests.integration.truth import Truth
+
+
+async def checked(store: Store, job_id: str) -> Truth:
+    truth = await Truth.read(store.runtime.database, job_id)
+    truth.check()
+    return truth
+
+
+async def rows_of(store: Store, job_id: str) -> dict[str, int]:
+    counts = {table.__tablename__: await store.count(table, table.job_id == job_id) for table in (Shard, VectorRun)}
+    counts["input_errors"] = await store.count(InputFailure, InputFailure.job_id == job_id)
+    counts["jobs"] = await store.count(Job, Job.id == job_id)
+    return counts
+
+
+def some_lines(count: int) -> Lines:
+    lines = Lines()
+    for index in range(count):
+        lines.add(text_of("text", index))
+    return lines
+
+
+async def test_cancelling_a_job_that_nobody_works_on_ends_it_at_once(store: Store) -> None:
+    job_id = await store.submit(30)
+    await ending.cancel(store.runtime, "p", job_id)
+    truth = await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.CANCELLED
+    assert {shard.state for shard in truth.shards} == {ShardState.CANCELLED}
+    await ending.cancel(store.runtime, "p", job_id)
+
+
+async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: Store) -> None:
+    job_id = await store.submit(30)
+    held = await store.claim((await store.shard_ids(job_id))[1])
+    await ending.cancel(store.runtime, "p", job_id)
+    await ending.cancel(store.runtime, "p", job_id)
+    assert await store.status(job_id) == JobStatus.CANCELLING
+    assert not (await record(store.runtime, held, landed(held, range(3), route=store.routes[0]))).go_on
+    await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+    truth = await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.CANCELLED
+    assert sorted(truth.with_vector) == [10, 11, 12]
+
+
+async def test_a_shard_that_ends_while_its_job_is_cancelling_ends_the_job(store: Store) -> None:
+    [held] = await store.claim_all(job_id := await store.submit())
+    await ending.cancel(store.runtime, "p", job_id)
+    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.CANCELLED
+
+
+@pytest.mark.parametrize("errors", [0, 4, 10])
+async def test_a_finished_job_cannot_be_cancelled(store: Store, errors: int) -> None:
+    [held] = await store.claim_all(job_id := await store.submit())
+    await record(store.runtime, held, refused(held, range(errors)))
+    if errors < 10:
+        await record(store.runtime, held, landed(held, range(errors, 10), route=store.routes[0]))
+    before = await store.job(job_id)
+    with pytest.raises(Conflict) as caught:
+        await ending.cancel(store.runtime, "p", job_id)
+    assert not caught.value.should_retry
+    assert await store.job(job_id) == before
+
+
+async def test_cancel_against_finish_ends_in_one_of_the_two(store: Store) -> None:
+    other = store.another()
+    for _ in range(4):
+        holders = await store.claim_all(job_id := await store.submit(20))
+        await asyncio.gather(
+            ending.cancel(other.runtime, "p", job_id),
+            *(record(store.runtime, held, landed(held, route=store.routes[0])) for held in holders),
+            return_exceptions=True,
+        )
+        for held in holders:
+            await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+        await checked(store, job_id)
+        assert await store.status(job_id) in (JobStatus.CANCELLED, JobStatus.COMPLETED)
+    await other.close()
+
+
+async def test_a_job_cancelled_while_its_corpus_arrives_stays_cancelled(store: Store) -> None:
+    async with store.receiving() as intake:
+        await intake.add(some_lines(25))
+        await ending.cancel(store.runtime, "p", intake.job_id)
+        await intake.add(some_lines(25))
+        await intake.finish(b"fingerprint")
+    assert await store.status(intake.job_id) == JobStatus.CANCELLED
+    await sweep(store.runtime)
+    truth = await checked(store, intake.job_id)
+    assert {shard.state for shard in truth.shards} == {ShardState.CANCELLED}
+    for shard in truth.shards:
+        assert await claims.claim(store.runtime, shard.id, "w") is None
+
+
+async def test_another_project_s_job_cannot_be_cancelled_or_deleted(store: Store) -> None:
+    job_id = await store.submit(project="p")
+    for verb in (ending.cancel, ending.remove):
+        for project, name in (("q", job_id), ("p", "job_" + "0" * 32), ("p", "nonsense")):
+            with pytest.raises(JobNotFound):
+                await verb(store.runtime, project, name)
+    assert await store.status(job_id) == JobStatus.IN_PROGRESS
+
+
+async def test_a_deleted_job_is_gone_at_once_and_its_rows_soon_but_never_its_ledger(store: Store) -> None:
+    job_id = await store.submit(30, bad={4}, with_ids=True)
+    for held in await store.claim_all(job_id):
+        await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await ending.remove(store.runtime, "p", job_id)
+    with pytest.raises(JobNotFound):
+        await find(store.runtime, "p", job_id)
+    with pytest.raises(JobNotFound):
+        await ending.remove(store.runtime, "p", job_id)
+    for _ in range(5):
+        await sweep(store.runtime)
+    assert set((await rows_of(store, job_id)).values()) == {0}
+    assert await store.count(ShardInputs) == 0
+    assert await store.count(UsageRecord, UsageRecord.job_id == job_id) == 3
+
+
+async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> None:
+    """Workers go on recording, beating and releasing all the while, and after."""
+    job_id = await store.submit(30)
+    one, two, three = await store.claim_all(job_id)
+    await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))
+    await ending.remove(store.runtime, "p", job_id)
+    assert not await claims.heartbeat(store.runtime, one)
+    assert not (await record(store.runtime, one, landed(one, route=store.routes[0]))).go_on
+    await claims.release(store.runtime, two, delay_s=0, spent=True, reason="", waiting_on="quota")
+    await sweep(store.runtime)
+    await store.expire_lease(three.shard_id)
+    for _ in range(6):
+        await sweep(store.runtime)
+    assert set((await rows_of(store, job_id)).values()) == {0}
+    for held in (one, two, three):
+        assert not (await record(store.runtime, held, landed(held, range(10), route=store.routes[0]))).go_on
+        assert not await claims.heartbeat(store.runtime, held)
+        await claims.release(store.runtime, held, delay_s=0, spent=True, reason="", waiting_on="quota")
+        await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+    assert set((await rows_of(store, job_id)).values()) == {0}
+    assert await store.count(UsageRecord, UsageRecord.job_id == job_id) == 2
+
+
+async def test_deleting_and_recording_at_once_leaves_no_rows(store: Store) -> None:
+    other = store.another()
+    for _ in range(3):
+        holders = await store.claim_all(job_id := await store.submit(40))
+
+        async def delete(doomed: str) -> None:
+            await ending.remove(other.runtime, "p", doomed)
+            for _ in range(3):
+                await sweep(other.runtime)
+
+        await asyncio.gather(
+            delete(job_id), *(record(store.runtime, held, landed(held, route=store.routes[0])) for held in holders)
+        )
+        for held in holders:
+            await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+        for _ in range(5):
+            await sweep(store.runtime)
+        assert set((await rows_of(store, job_id)).values()) == {0}
+    await other.close()
+
+
+@pytest.mark.parametrize("purged", [False, True])
+async def test_a_job_deleted_while_its_corpus_arrives_is_refused_and_goes(store: Store, purged: bool) -> None:
+    async def upload() -> None:
+        async with store.receiving() as intake:
+            seen.append(intake.job_id)
+            await intake.add(some_lines(25))
+            await ending.remove(store.runtime, "p", intake.job_id)
+            for _ in range(5 if purged else 0):
+                await sweep(store.runtime)
+            await intake.add(some_lines(25))
+            await intake.finish(b"fingerprint")
+
+    seen: list[str] = []
+    with pytest.raises(Conflict):
+        await upload()
+    for _ in range(6):
+        await sweep(store.runtime)
+    assert set((await rows_of(store, seen[0])).values()) == {0}
