@@ -1,0 +1,118 @@
+"""The job as a poll shows it: counts that add up, a rate of now, and 100 % said of a finished job only."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import Any, cast
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import Row
+
+from api.schemas import JobObject
+from engine.jobs.read import etag, job_object
+from models.job import FINISHED, JobStatus
+
+NOW = 1_800_000_000.0
+
+
+def row(**given: Any) -> Row[Any]:
+    """A job's row, in the middle of its work."""
+    values: dict[str, Any] = {
+        "id": "job_" + "0" * 32, "status": "in_progress", "alias": "m", "space": "s", "dimensions": 16,
+        "total": 1000, "ingested": 1000, "completed": 400, "failed": 10, "prompt_tokens": 8200,
+        "cost_usd": Decimal("0.000164"), "usage_estimated": False, "error_summary": [],
+        "created_at": NOW - 60, "started_at": NOW - 41.0, "finished_at": None, "expires_at": NOW + 86400,
+        "waiting_on": None, "next_attempt_at": None, "mark_at": None, "mark_done": 0, "mark_tokens": 0,
+        "earlier_mark_at": None, "earlier_mark_done": 0, "earlier_mark_tokens": 0, "version": 3,
+        "metadata": {"a": "b"}, "request_id": "req_1", "now": NOW,
+    }  # fmt: skip
+    assert set(given) <= set(values)
+    return cast("Row[Any]", SimpleNamespace(**(values | given)))
+
+
+def test_the_object_is_the_contracts() -> None:
+    body = job_object(row())
+    msgspec.convert(body, JobObject)
+    assert set(body) == {each.name for each in msgspec.structs.fields(JobObject)}
+    assert body["counts"] == {"total": 1000, "completed": 400, "failed": 10, "pending": 590}
+    assert (body["progress"], body["cost_usd"], body["metadata"]) == (0.41, "0.000164", {"a": "b"})
+    assert body["rate"] == {"inputs_per_second": 10.0, "tokens_per_minute": 12000}
+    assert body["eta_seconds"] == 59 and body["created_at"] == int(NOW) - 60
+
+
+def test_the_rate_is_of_the_last_marks_not_of_the_whole() -> None:
+    marks = {"earlier_mark_at": NOW - 20, "earlier_mark_done": 10, "earlier_mark_tokens": 200, "mark_at": NOW - 6}
+    assert job_object(row(**marks))["rate"] == {"inputs_per_second": 20.0, "tokens_per_minute": 24000}
+    one = {"mark_at": NOW - 10, "mark_done": 310, "mark_tokens": 7200}
+    assert job_object(row(**one))["rate"] == {"inputs_per_second": 10.0, "tokens_per_minute": 6000}
+    too_fresh = {"mark_at": NOW - 1, "mark_done": 409, "mark_tokens": 8199}
+    assert job_object(row(**too_fresh))["rate"]["inputs_per_second"] == 10.0
+
+
+def test_a_stalled_jobs_rate_fades_and_its_tag_with_it() -> None:
+    marks: dict[str, Any] = {"mark_at": NOW - 6, "mark_done": 410, "mark_tokens": 8200}
+    marks |= {"earlier_mark_at": NOW - 20, "earlier_mark_done": 10, "earlier_mark_tokens": 0}
+    then, later = row(**marks), row(**marks, now=NOW + 100)
+    assert job_object(later)["rate"]["inputs_per_second"] < job_object(then)["rate"]["inputs_per_second"]
+    assert job_object(later)["eta_seconds"] > job_object(then)["eta_seconds"]
+    assert etag(then) != etag(later) and etag(then) == etag(row(**marks))
+
+
+def test_before_anything_ran() -> None:
+    body = job_object(row(started_at=None, completed=0, failed=0, prompt_tokens=0, cost_usd=Decimal(0)))
+    assert (body["progress"], body["eta_seconds"], body["started_at"], body["cost_usd"]) == (0.0, None, None, "0")
+    assert body["rate"] == {"inputs_per_second": 0.0, "tokens_per_minute": 0}
+
+
+def test_while_the_corpus_arrives_nobody_knows_the_end() -> None:
+    body = job_object(row(total=None, ingested=500))
+    assert body["counts"] == {"total": None, "completed": 400, "failed": 10, "pending": 90}
+    assert (body["progress"], body["eta_seconds"], body["waiting_on"]) == (0.0, None, None)
+    assert job_object(row(total=None, ingested=410))["waiting_on"] == "ingest"
+
+
+def test_what_a_job_waits_for() -> None:
+    body = job_object(row(waiting_on="quota", next_attempt_at=NOW + 4.6))
+    assert (body["waiting_on"], body["next_attempt_at"]) == ("quota", int(NOW) + 4)
+    ended = row(waiting_on="quota", next_attempt_at=NOW, status="cancelled", finished_at=NOW)
+    assert (job_object(ended)["waiting_on"], job_object(ended)["next_attempt_at"]) == (None, None)
+
+
+@pytest.mark.parametrize("status", sorted(FINISHED))
+def test_a_finished_job_has_the_rate_of_its_whole_life(status: str) -> None:
+    ended = {"status": status, "finished_at": NOW - 1.0, "completed": 990, "mark_at": NOW - 2, "mark_done": 989}
+    body = job_object(row(**ended))
+    assert body["rate"]["inputs_per_second"] == 25.0 and body["eta_seconds"] == 0
+    assert etag(row(**ended)) == etag(row(**ended, now=NOW + 10_000)) == '"3"'
+
+
+@given(st.integers(1, 10**9), st.data())
+def test_progress_is_rounded_down_and_1_is_the_end(total: int, data: st.DataObject) -> None:
+    done = data.draw(st.integers(max(0, total - 3), total) | st.integers(0, total))
+    failed = data.draw(st.integers(0, done))
+    body = job_object(row(total=total, ingested=total, completed=done - failed, failed=failed))
+    assert (body["progress"] == 1.0) == (done == total) and 0.0 <= body["progress"] <= done / total
+    counts = body["counts"]
+    assert counts["completed"] + counts["failed"] + counts["pending"] == total
+    assert body["eta_seconds"] is None or body["eta_seconds"] >= 1
+
+
+@given(st.lists(st.integers(0, 50), min_size=2, max_size=10))
+def test_progress_never_goes_back_while_the_counts_do_not(steps: list[int]) -> None:
+    done, seen = 0, []
+    for step in steps:
+        done = min(1000, done + step)
+        seen.append(job_object(row(completed=done, failed=0))["progress"])
+    assert seen == sorted(seen)
+
+
+def test_every_change_is_another_tag() -> None:
+    assert len({etag(row(version=version)) for version in range(20)}) == 20
+
+
+def test_statuses_are_the_machines() -> None:
+    assert {"validating", "in_progress", "cancelling"} | {str(each) for each in FINISHED} == {str(s) for s in JobStatus}
