@@ -44,6 +44,7 @@ async def create_embeddings(request: Request) -> Response:
         user=asked.user,
         provider_options=asked.providerOptions or {},
     )
+    alias = runtime.narrowed(alias, options)
     inputs = _inputs(asked.input, alias, options, runtime.settings.max_inputs_per_request)
     gathered = Gathered(len(inputs), width)
     flight = Flight(

@@ -119,17 +119,18 @@ def _wanted(
             param="metadata",
             code="invalid_value",
         )
-    alias = runtime.alias(asked.model)
+    options = Options(
+        dimensions=asked.dimensions,
+        input_type=asked.input_type,
+        truncate=asked.truncate or "none",
+        user=asked.user,
+        provider_options=provider_options,
+    )
+    alias = runtime.narrowed(runtime.alias(asked.model), options)
     return Wanted(
         alias=alias,
         width=planning.wanted_width(alias, asked.dimensions),
-        options=Options(
-            dimensions=asked.dimensions,
-            input_type=asked.input_type,
-            truncate=asked.truncate or "none",
-            user=asked.user,
-            provider_options=provider_options,
-        ),
+        options=options,
         labels=metadata,
         request_id=request.scope["request_id"],
     )

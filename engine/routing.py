@@ -4,11 +4,74 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
 
 from models.embedding import Alias, Batch, Route
-from models.errors import NoRoute
+from models.errors import InvalidInput, NoRoute, UnknownAlias
 
 COOL_DOWN_S = 20.0
+FIELD = "providerOptions.gateway"
+
+
+class GatewayOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """What a caller may say about routing, under `providerOptions.gateway`."""
+
+    order: list[str] = []  # providers to try first, in this order
+    only: list[str] = []  # providers that may be used at all
+    models: list[str] = []  # other aliases of the same space that may stand in
+    tags: list[str] = []
+    user: str | None = None
+    cache: bool | None = None
+
+
+def narrowed(aliases: Mapping[str, Alias], alias: Alias, provider_options: Mapping[str, Any]) -> Alias:
+    """The alias with the routes that the caller's `providerOptions.gateway` leaves, in the order it asks for.
+
+    A provider is named by its account or by its kind. Raises InvalidInput or UnknownAlias that names the field.
+    """
+    given = provider_options.get("gateway")
+    if not given:
+        return alias
+    try:
+        asked = msgspec.convert(given, GatewayOptions)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"Invalid '{FIELD}': {error}.", param=FIELD, code="invalid_value") from error
+    routes = list(alias.routes)
+    for name in asked.models:
+        other = aliases.get(name)
+        if other is None:
+            raise UnknownAlias(f"The model `{name[:200]}` does not exist.", param=f"{FIELD}.models")
+        if other.space != alias.space or other.width != alias.width:
+            raise InvalidInput(
+                f"The model {name} cannot stand in for {alias.name}: its vectors live in another space.",
+                param=f"{FIELD}.models",
+                code="space_mismatch",
+            )
+        lowest = max((route.priority for route in routes), default=0) + 1
+        routes += [replace(route, priority=lowest + route.priority) for route in other.routes]
+    if asked.only:
+        routes = [route for route in routes if _named(route, asked.only) is not None]
+        if not routes:
+            raise InvalidInput(
+                f"None of the providers in '{FIELD}.only' serves the model {alias.name}.",
+                param=f"{FIELD}.only",
+                code="invalid_value",
+            )
+    if asked.order:
+        first = min(route.priority for route in routes) - len(asked.order)
+        places = [(route, _named(route, asked.order)) for route in routes]
+        routes = [route if place is None else replace(route, priority=first + place) for route, place in places]
+    routes.sort(key=lambda route: route.priority)
+    return replace(alias, routes=tuple(routes))
+
+
+def _named(route: Route, names: list[str]) -> int | None:
+    """Where the route's provider stands among the names."""
+    return next((i for i, name in enumerate(names) if name in (route.account.name, route.account.kind)), None)
 
 
 class Router:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from engine import configuration
+from engine import configuration, routing
 from engine.database import Database
 from engine.keys import KeyRing, load_pepper
 from engine.queue import Doorbell
@@ -14,7 +14,7 @@ from engine.settings import Settings
 from engine.upstream import Transport, Upstream
 from engine.usage import UsageBuffer
 from engine.wire import Wire
-from models.embedding import Alias
+from models.embedding import Alias, Options
 from models.errors import UnknownAlias
 
 
@@ -57,6 +57,10 @@ class Runtime:
             raise UnknownAlias(
                 f"The model `{name[:200]}` does not exist or you do not have access to it.", param="model"
             ) from None
+
+    def narrowed(self, alias: Alias, options: Options) -> Alias:
+        """The alias with the routes that the caller's own options leave. Raises InvalidInput, UnknownAlias."""
+        return routing.narrowed(self.aliases, alias, options.provider_options)
 
     async def close(self) -> None:
         await self.usage.close()

@@ -13,7 +13,7 @@ from sqlalchemy import insert
 
 from engine.database import Database
 from engine.telemetry import USAGE_WAITING
-from models.base import db_now, trace_id
+from models.base import PICODOLLAR, db_now, trace_id
 from models.embedding import Landed, Route
 from models.errors import StorageUnavailable
 from models.usage import UsageRecord
@@ -53,7 +53,8 @@ def rows(
             "inputs": sum(len(part.indexes) for part in served),
             "calls": len(served),
             "prompt_tokens": sum(part.tokens for part in served),
-            "cost_usd": sum((part.cost_usd for part in served), Decimal(0)),
+            # Rounded here and once: whoever adds up these rows gets what was charged, to the picodollar.
+            "cost_usd": sum((part.cost_usd for part in served), Decimal(0)).quantize(PICODOLLAR),
             "estimated": any(part.tokens_estimated for part in served),
         }
         for route, served in by_route.values()

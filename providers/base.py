@@ -115,9 +115,13 @@ def check_vectors(vectors: Matrix, count: int, width: int) -> None:
         )
     if count == 0:
         return
-    # One pass answers both questions: NaN and inf spread into the squares, and only a zero vector has none.
-    squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64, casting="same_kind")
-    if not np.isfinite(squares).all():
+    # One pass answers both questions: NaN and inf spread into the squares, and only a zero vector has none. Squares that
+    # run over, or vanish, for honest numbers far from 1 are looked at again, exactly.
+    with np.errstate(over="ignore", invalid="ignore"):
+        squares = np.einsum("ij,ij->i", vectors, vectors)
+    if np.isfinite(squares).all() and squares.all():
+        return
+    if not np.isfinite(vectors).all():
         raise UpstreamProtocolError("a vector of the reply holds NaN or infinity")
-    if not squares.all():
+    if not vectors.any(axis=1).all():
         raise UpstreamProtocolError("a vector of the reply is all zeros")

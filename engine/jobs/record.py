@@ -73,7 +73,7 @@ async def record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Reco
         if done:
             values |= {"state": ShardState.DONE, "lease_until": None, "rung_at": None, "worker": None}
         await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(values))
-        status = await _count(connection, held, fresh, failures, done)
+        status = await _count(connection, held, fresh, failures, ledger, done)
     return Recorded(shard_done=done, go_on=status == JobStatus.IN_PROGRESS)
 
 
@@ -144,7 +144,12 @@ def _failure_rows(job_id: str, failures: dict[int, InputError]) -> list[dict[str
 
 
 async def _count(
-    connection: AsyncConnection, held: Claim, fresh: Sequence[Landed], failures: dict[int, InputError], done: bool
+    connection: AsyncConnection,
+    held: Claim,
+    fresh: Sequence[Landed],
+    failures: dict[int, InputError],
+    ledger: Sequence[dict[str, Any]],
+    done: bool,
 ) -> str | None:
     """Add to the job's counters and, with its last open shard, finish it. The job's row is locked last, and briefly."""
     vectors = sum(len(part.indexes) for part in fresh if part.error is None)
@@ -153,7 +158,7 @@ async def _count(
         Job.completed: Job.completed + vectors,
         Job.failed: Job.failed + len(failures),
         Job.prompt_tokens: Job.prompt_tokens + prompt_tokens,
-        Job.cost_usd: Job.cost_usd + sum((part.cost_usd for part in fresh), Decimal(0)),
+        Job.cost_usd: Job.cost_usd + sum((row["cost_usd"] for row in ledger), Decimal(0)),
         Job.version: Job.version + 1,
     }
     if any(part.tokens_estimated for part in fresh):

@@ -73,7 +73,7 @@ async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> None:
 
 async def _embed(runtime: Runtime, held: Claim, keeper: Keeper) -> None:
     settings = runtime.settings
-    alias = runtime.alias(held.alias)
+    alias = runtime.narrowed(runtime.alias(held.alias), held.options)
     flight = Flight(
         upstream=runtime.upstream,
         router=runtime.router,
