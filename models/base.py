@@ -21,6 +21,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 PICO = Decimal("1e12")
+PICODOLLAR = 1 / PICO
 
 # Constraint names must be the same on both databases, or a migration cannot name what it drops.
 NAMING = {

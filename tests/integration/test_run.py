@@ -1,0 +1,142 @@
+"""Run: a shard from claim to end with a scripted upstream, and the rows that presence and usage leave."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from engine import presence
+from engine.jobs import ending
+from engine.jobs.read import find, job_object
+from engine.jobs.run import run_shard
+from engine.usage import UsageBuffer
+from models.base import new_id
+from models.job import JobStatus, ShardState
+from models.usage import UsageRecord
+from providers.fake import fake_tokens, fake_vectors
+from tests.integration import store as stores
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
+from tests.integration.truth import Truth
+
+
+def scripted(database_url: str, folder: Path, *rules: str, **settings: Any) -> Store:
+    """A store whose upstream plays these rules."""
+    store = Store.open(database_url, folder, **settings)
+    config = folder / "embedmill.toml"
+    config.write_text(stores.CONFIG.replace('kind = "fake"', f'kind = "fake"\nscript = [{", ".join(rules)}]'))
+    return store.another()
+
+
+async def run_all(store: Store, job_id: str) -> None:
+    await asyncio.gather(*(run_shard(store.runtime, shard_id, "w") for shard_id in await store.shard_ids(job_id)))
+
+
+async def checked(store: Store, job_id: str) -> Truth:
+    truth = await Truth.read(store.runtime.database, job_id)
+    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    return truth
+
+
+async def test_a_job_runs_to_its_end(store: Store) -> None:
+    job_id = await store.submit(47, bad={3})
+    await asyncio.gather(run_all(store, job_id), run_all(store, job_id))  # every ring comes twice
+    truth = await checked(store, job_id)
+    body = job_object(await find(store.runtime, "p", job_id))
+    assert body["status"] == JobStatus.COMPLETED_WITH_ERRORS
+    assert body["counts"] == {"total": 47, "completed": 46, "failed": 1, "pending": 0}
+    billed = sum(fake_tokens(text_of("text", index)) for index in range(47) if index != 3)
+    assert body["usage"]["total_tokens"] == truth.tokens_in_ledger == billed
+    assert (body["progress"], body["eta_seconds"], body["waiting_on"]) == (1.0, 0, None)
+    # Nobody called twice for anything: the shards were claimed once each.
+    assert [shard.attempt for shard in truth.shards] == [1] * 5
+
+
+async def test_an_input_that_the_provider_refuses_fails_alone(database_url: str, tmp_path: Path) -> None:
+    rule = '{when = {contains = "number 13 "}, do = {status = 400}}'
+    store = scripted(database_url, tmp_path, rule)
+    job_id = await store.submit(20)
+    await run_all(store, job_id)
+    truth = await checked(store, job_id)
+    assert truth.with_error == [13]
+    assert await store.status(job_id) == JobStatus.COMPLETED_WITH_ERRORS
+    await store.close()
+
+
+async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(database_url: str, tmp_path: Path) -> None:
+    rule = "{do = {status = 429, retry_after = 120}}"
+    store = scripted(database_url, tmp_path, rule, shard_budget_s=1.0)
+    job_id = await store.submit()
+    await run_all(store, job_id)
+    [shard] = (await checked(store, job_id)).shards
+    assert (shard.state, shard.attempt) == (ShardState.QUEUED, 0)
+    job = job_object(await find(store.runtime, "p", job_id))
+    assert job["waiting_on"] == "quota"
+    assert 60 < job["next_attempt_at"] - job["created_at"] < 200
+    await store.close()
+
+
+async def test_a_provider_that_is_down_costs_attempts_and_then_the_inputs(database_url: str, tmp_path: Path) -> None:
+    store = scripted(database_url, tmp_path, "{do = {status = 401}}")
+    job_id = await store.submit()
+    for _ in range(stores.ATTEMPTS):
+        await store.set_shard((await store.shard_ids(job_id))[0], next_run_at=0.0)
+        await run_all(store, job_id)
+    truth = await checked(store, job_id)
+    assert sorted(truth.with_error) == list(range(10))
+    assert await store.status(job_id) == JobStatus.FAILED
+    await store.close()
+
+
+async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: Path) -> None:
+    store = scripted(database_url, tmp_path, "{do = {latency_ms = 200.0}}", heartbeat_s=0.05, shard_concurrency=1)
+    job_id = await store.submit()
+    running = asyncio.create_task(run_all(store, job_id))
+    async with asyncio.timeout(10):
+        while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
+            await asyncio.sleep(0.01)
+        await ending.cancel(store.runtime, "p", job_id)
+        await running
+    truth = await checked(store, job_id)
+    assert len(truth.with_vector) <= 4  # the one batch that was in flight
+    await ending.close_shards(store.runtime, job_id)
+    assert await store.status(job_id) == JobStatus.CANCELLED
+    await store.close()
+
+
+async def test_presence_counts_the_living(store: Store) -> None:
+    database = store.runtime.database
+    for worker in ("a", "b", "a"):
+        await presence.beat(database, worker, slots=2)
+    assert await presence.alive(database, 5.0) == 2
+    assert await presence.alive(database, -1.0) == 0
+    await presence.leave(database, "a")
+    await presence.leave(database, "never seen")
+    assert await presence.alive(database, 5.0) == 1
+
+
+def usage_row(tokens: int) -> dict[str, Any]:
+    texts = ("project", "key_id", "lane", "alias", "provider", "upstream_model")
+    numbers = {"inputs": 1, "calls": 1, "prompt_tokens": tokens, "cost_usd": 0, "estimated": False}
+    return dict.fromkeys(texts, "x") | numbers | {"id": new_id("use"), "job_id": None, "end_user": "u"}
+
+
+@pytest.mark.parametrize("closed", [True, False])
+async def test_usage_of_sync_calls_is_written_soon_and_at_the_latest_at_the_end(store: Store, closed: bool) -> None:
+    buffer = UsageBuffer(store.runtime.database)
+    for tokens in range(450):
+        buffer.add([usage_row(tokens)])
+    if closed:
+        await buffer.close()
+    else:
+        async with asyncio.timeout(10):
+            while await store.count(UsageRecord) < 450:  # noqa: ASYNC110  # it is in the database
+                await asyncio.sleep(0.02)
+    async with store.runtime.database.read() as connection:
+        written = list((await connection.execute(select(UsageRecord.prompt_tokens))).scalars())
+    assert sorted(written) == list(range(450))
+    await buffer.close()
+    assert await store.count(UsageRecord) == 450
