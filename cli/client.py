@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -13,16 +12,12 @@ import httpx
 from cli.data_dir import DataDir
 from cli.errors import CliError, UsageError
 from cli.job import Job, JobPage, Model, ModelList
-from cli.replies import BUSY_STATUSES, checked, decoded, pause_s
+from cli.patience import Patience, is_busy
+from cli.replies import checked, decoded
 from cli.upload import chunks, gzipped
 
 JOBS = "/v1/embeddings/jobs"
 MODELS = "/v1/models"
-# How long a server may be away before a command gives up. `up` restarts a dead API in a few seconds, but an upload that
-# died with it holds its idempotency key for a lease of 60.
-PATIENCE_S = 90.0
-# The same for a server that never answered yet: a wrong address rather than a restart.
-FIRST_PATIENCE_S = 4.0
 LONG_POLL_S = 20
 SHORTEST_POLL_S = 0.25
 UPLOAD_TRIES = 4
@@ -38,16 +33,11 @@ class Client:
         api_key: str | None,
         *,
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], None] = time.sleep,
-        clock: Callable[[], float] = time.monotonic,
-        patience_s: float = PATIENCE_S,
+        patience: Patience | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.is_local = _is_loopback(self.url)
-        self._sleep = sleep
-        self._clock = clock
-        self._patience_s = patience_s
-        self._has_answered = False
+        self._patience = patience or Patience()
         self._http = httpx.Client(
             base_url=self.url,
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
@@ -80,7 +70,7 @@ class Client:
         """The job now, then again whenever it changed, until it is finished."""
         etag = None
         while True:
-            asked_at = self._clock()
+            asked_at = self._patience.clock()
             query = {"wait": LONG_POLL_S if etag else None}
             reply = self._get(f"{JOBS}/{job_id}", query, {"if-none-match": etag} if etag else {})
             if reply.status_code != 304:
@@ -90,7 +80,7 @@ class Client:
                 if job.finished:
                     return
             # A job that changes all the time, or a server that does not hold the request, must not make this spin.
-            self._sleep(max(0.0, SHORTEST_POLL_S - (self._clock() - asked_at)))
+            self._patience.sleep(max(0.0, SHORTEST_POLL_S - (self._patience.clock() - asked_at)))
 
     def create_job(self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any], idempotency_key: str) -> Job:
         """Stream a corpus as one job. A broken upload is sent again under the same key, so that it never runs twice."""
@@ -102,26 +92,39 @@ class Client:
             body = chunks(lines()) if self.is_local else gzipped(chunks(lines()))
             return self._http.post(JOBS, params=_given(options), headers=headers, content=body)
 
-        def is_busy(reply: httpx.Response) -> bool:
+        def busy(reply: httpx.Response) -> bool:
             # 409: an earlier try under this key is still being read, unless the server says that waiting is no use.
             waits = reply.status_code == 409 and reply.headers.get("x-should-retry") != "false"
-            return waits or reply.status_code in BUSY_STATUSES
+            return waits or is_busy(reply)
 
-        return decoded(self._patiently(send, is_busy, tries=UPLOAD_TRIES), Job)
+        return decoded(self._answer(send, busy, tries=UPLOAD_TRIES), Job)
 
-    def results(
-        self, job_id: str, *, format: str, start: int | None = None, stop: int | None = None, base64: bool = False
-    ) -> httpx.Response:
-        """The results of an index range as `ndjson` or `npy`, read whole: keep the range small."""
-        query = {
-            "format": format,
-            "start": start,
-            "stop": stop,
-            "encoding_format": "base64" if base64 else None,
-        }
-        # Floats hardly pack, and on one machine nothing is gained by packing text either.
-        headers = {"accept-encoding": "identity"} if self.is_local or format == "npy" else {}
-        return self._get(f"{JOBS}/{job_id}/results", query, headers)
+    def base64_results(self, job_id: str, start: int, stop: int) -> bytes:
+        """The result lines of an index range, held in memory: keep the range small."""
+        query = {"format": "ndjson", "encoding_format": "base64", "start": start, "stop": stop}
+        return self._get(f"{JOBS}/{job_id}/results", query, self._results_headers("ndjson")).content
+
+    def copy_results(
+        self, job_id: str, start: int, stop: int, begin: Callable[[], Callable[[bytes], object]], *, format: str
+    ) -> None:
+        """Pass the `ndjson` or `npy` results of an index range on as they arrive.
+
+        `begin` is called for a place to write to, and again when the connection broke and everything is sent anew.
+        """
+        query: dict[str, Any] = {"format": format, "start": start, "stop": stop}
+        headers = self._results_headers(format)
+
+        def send() -> httpx.Response:
+            write = begin()
+            with self._http.stream("GET", f"{JOBS}/{job_id}/results", params=query, headers=headers) as reply:
+                if reply.is_error:
+                    reply.read()
+                else:
+                    for chunk in reply.iter_bytes():
+                        write(chunk)
+            return reply
+
+        self._answer(send)
 
     def errors(self, job_id: str) -> Iterator[bytes]:
         """The error lines of a job as they arrive, one JSON object each."""
@@ -150,6 +153,10 @@ class Client:
         reply = self._http.get("/readyz", timeout=5.0)
         return reply.status_code, reply.content
 
+    def _results_headers(self, format: str) -> dict[str, str]:
+        # Floats hardly pack, and on one machine nothing is gained by packing text either.
+        return {"accept-encoding": "identity"} if self.is_local or format == "npy" else {}
+
     def _once(self, method: str, path: str) -> httpx.Response:
         try:
             return checked(self._http.request(method, path))
@@ -162,44 +169,18 @@ class Client:
         def send() -> httpx.Response:
             return self._http.get(path, params=_given(query or {}), headers=headers)
 
-        return checked(self._patiently(send, lambda reply: reply.status_code in BUSY_STATUSES))
+        return self._answer(send)
 
-    def _patiently(
+    def _answer(
         self,
         send: Callable[[], httpx.Response],
-        is_busy: Callable[[httpx.Response], bool],
+        busy: Callable[[httpx.Response], bool] = is_busy,
         tries: int | None = None,
     ) -> httpx.Response:
-        """Send until an answer is not "busy". Gives up when the server was busy or away for too long, or after `tries`
-        that broke off halfway: those cost something, knocking at a closed door does not.
-        """
-        attempt = 0
-        failing_since: float | None = None
-        while True:
-            attempt += 1
-            reply, problem = None, None
-            try:
-                reply = send()
-            except httpx.TransportError as error:
-                problem = error
-            if reply is not None:
-                self._has_answered = True
-                if not is_busy(reply):
-                    return reply
-            if tries is not None and problem is not None and not isinstance(problem, httpx.ConnectError):
-                tries -= 1
-                failing_since = None
-                gives_up = tries == 0
-            else:
-                now = self._clock()
-                failing_since = now if failing_since is None else failing_since
-                patience_s = self._patience_s if self._has_answered else min(FIRST_PATIENCE_S, self._patience_s)
-                gives_up = now - failing_since >= patience_s
-            if gives_up and reply is not None:
-                return reply
-            if gives_up and problem is not None:
-                raise self._unreachable(problem) from problem
-            self._sleep(pause_s(attempt, reply))
+        try:
+            return checked(self._patience.answer(send, busy, tries))
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     def _unreachable(self, error: httpx.TransportError) -> CliError:
         reason = str(error) or type(error).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -15,8 +16,10 @@ import httpx
 import msgspec
 
 from cli.client import Client
+from cli.config_file import with_config
 from cli.data_dir import DataDir
 from cli.errors import CliError, ExitCode
+from cli.patience import Patience
 from cli.terminal import out, print_json, table
 from engine import configuration
 from engine.database import Database, schema_revision
@@ -55,7 +58,7 @@ def doctor(*, url: str | None, api_key: str | None, as_json: bool) -> ExitCode:
     place = DataDir.from_environment()
     findings = [*installation(), disk(place)]
     try:
-        settings = Settings.from_environment()
+        settings = Settings.from_environment(with_config(os.environ))
         aliases = configuration.load(settings.config)
     except EmbedmillError as error:
         findings.append(Finding("configuration", "fail", error.message, "correct it; .env.example lists every setting"))
@@ -172,7 +175,7 @@ def server(url: str | None, api_key: str | None) -> Finding:
     if url is None:
         return Finding("api", "warn", "no server is known here", "start one with `embedmill up`, or give --url")
     try:
-        with Client(url, api_key, patience_s=0.0) as client:
+        with Client(url, api_key, patience=Patience(patience_s=0.0)) as client:
             status, body = client.readiness()
             if status != 200:
                 said = body.decode("utf-8", "replace")[:300]

@@ -11,8 +11,8 @@ from cli.corpus import Corpus, open_corpus
 from cli.errors import CliError, ExitCode, UsageError
 from cli.job import Job, Model
 from cli.progress import JobProgress, job_progress
+from cli.results import check_target, save_results
 from cli.terminal import err, out
-from cli.vector_files import check_target, save_results
 from cli.watch import follow, report
 
 BUILT_IN_MODEL = "local/wordllama-256"

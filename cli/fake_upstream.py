@@ -61,8 +61,8 @@ def _keep_large_buffers() -> None:
     """Have malloc keep the 1 MB buffers of large answers: mapping them anew for each costs more than filling them."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD; some versions refuse more
+        libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
 def main() -> None:

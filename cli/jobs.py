@@ -87,8 +87,8 @@ def results(
     from cli.client import connect
     from cli.errors import CliError
     from cli.progress import job_progress
+    from cli.results import check_target, save_results, write_ndjson
     from cli.terminal import err, out
-    from cli.vector_files import check_target, save_results, write_ndjson
 
     if target is not None:
         check_target(target)

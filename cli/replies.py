@@ -1,8 +1,7 @@
-"""How the command line reads a server's answer: a typed object, a pause before asking again, or one readable error."""
+"""How the command line reads a server's answer: a typed object, or one readable error."""
 
 from __future__ import annotations
 
-import random
 from typing import TypeVar
 
 import httpx
@@ -10,9 +9,6 @@ import msgspec
 
 from cli.errors import CliError
 from cli.job import ErrorEnvelope
-
-BUSY_STATUSES = frozenset({429, 502, 503, 504})
-LONGEST_PAUSE_S = 30.0
 
 T = TypeVar("T")
 
@@ -41,12 +37,3 @@ def decoded(reply: httpx.Response, type: type[T]) -> T:
         return msgspec.json.decode(checked(reply).content, type=type)
     except msgspec.DecodeError as error:
         raise CliError(f"{reply.url} did not answer as embedmill does: {error}", "is --url right?") from error
-
-
-def pause_s(attempt: int, reply: httpx.Response | None) -> float:
-    """Seconds before the next try: Retry-After where the server sent one, else a jittered doubling."""
-    after = reply.headers.get("retry-after", "") if reply is not None else ""
-    try:
-        return min(max(float(after), 0.0), LONGEST_PAUSE_S)
-    except ValueError:  # absent, or a date
-        return min(0.1 * float(2 ** min(attempt, 10)), 5.0) * random.uniform(0.5, 1.0)

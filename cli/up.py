@@ -12,6 +12,7 @@ import httpx
 
 from cli.address import url_of, usable_port
 from cli.client import Client
+from cli.config_file import with_config
 from cli.data_dir import DataDir, write_private
 from cli.embedded_valkey import set_up_valkey
 from cli.errors import ExitCode
@@ -24,7 +25,6 @@ from engine.telemetry import configure_logging
 log = logging.getLogger("embedmill.up")
 
 CHECKOUT = Path(__file__).resolve().parent.parent
-DEFAULT_CONFIG = Path("embedmill.toml")
 # The API first, so that nothing new is taken in; Valkey last, because the others still talk to it while they end.
 STOP_ORDER = (("api",), ("scheduler", "worker"), ("valkey",))
 API_GRACE_S = 25.0  # uvicorn itself cuts open requests after 20 s
@@ -91,13 +91,9 @@ def child_environment(place: DataDir, config: Path | None) -> dict[str, str]:
     environment["PYTHONSAFEPATH"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
     environment["EMBEDMILL_DATA_DIR"] = str(place.path)
-    if config is None and not environment.get("EMBEDMILL_CONFIG") and DEFAULT_CONFIG.is_file():
-        config = DEFAULT_CONFIG
-    if config is not None:
-        environment["EMBEDMILL_CONFIG"] = str(config.absolute())
     if sys.stderr.isatty():
         environment.setdefault("EMBEDMILL_LOG_FORMAT", "text")
-    return environment
+    return with_config(environment, config)
 
 
 def _start_valkey(supervisor: Supervisor, place: DataDir) -> None:

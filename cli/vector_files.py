@@ -1,26 +1,18 @@
-"""Vectors on their way into a file: fetched range by range, so memory stays flat, and never seen half-written."""
+"""The formats that vectors are written in: rows come in index order, range by range, so that memory stays flat."""
 
 from __future__ import annotations
 
-import io
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pybase64
 
 from cli.client import Client
-from cli.errors import CliError, UsageError
-from cli.job import InputFault, Job
-
-RANGE_BYTES = 8 * 1024 * 1024  # of float32 vectors in one request
-ENDINGS = (".npy", ".ndjson", ".jsonl", ".parquet", ".arrow")
+from cli.errors import CliError
+from cli.job import InputFault
 
 
 class ResultLine(msgspec.Struct):
@@ -42,6 +34,11 @@ class VectorFile(ABC):
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
         """Append the rows of an index range."""
 
+    def _restart(self, at: int) -> None:
+        """Forget what a broken connection left behind."""
+        self._file.seek(at)
+        self._file.truncate()
+
     def close(self) -> None:
         """Write what belongs at the end; by default nothing does. The file itself belongs to whoever opened it."""
         return
@@ -56,21 +53,53 @@ class NpyFile(VectorFile):
         np.lib.format.write_array_header_1_0(file, header)
 
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
-        reply = client.results(job_id, format="npy", start=start, stop=stop)
-        part: npt.NDArray[np.float32] = np.load(io.BytesIO(reply.content), allow_pickle=False)
-        if part.shape != (stop - start, self.width) or part.dtype != np.dtype("<f4"):
-            raise _incomplete(job_id, start, stop, len(part))
-        self._file.write(part.tobytes())
+        at = self._file.tell()
+        head = bytearray()
+        in_head = True
+
+        def begin() -> Callable[[bytes], None]:
+            nonlocal in_head
+            head.clear()
+            in_head = True
+            self._restart(at)
+            return write
+
+        def write(chunk: bytes) -> None:
+            nonlocal in_head
+            if not in_head:
+                self._file.write(chunk)
+                return
+            head.extend(chunk)  # the part's own header; ours is written already
+            if len(head) >= 10 and len(head) >= (size := 10 + int.from_bytes(head[8:10], "little")):
+                self._file.write(head[size:])
+                in_head = False
+
+        client.copy_results(job_id, start, stop, begin, format="npy")
+        rows, rest = divmod(self._file.tell() - at, self.width * 4)
+        if in_head or b"'<f4'" not in head[:128] or rest or rows != stop - start:
+            raise incomplete(job_id, start, stop, rows)
 
 
 class NdjsonFile(VectorFile):
     """The server's result lines as they are: index, id, embedding or error."""
 
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
-        lines = client.results(job_id, format="ndjson", start=start, stop=stop).content
-        if lines.count(b"\n") != stop - start:
-            raise _incomplete(job_id, start, stop, lines.count(b"\n"))
-        self._file.write(lines)
+        at, lines = self._file.tell(), 0
+
+        def begin() -> Callable[[bytes], None]:
+            nonlocal lines
+            lines = 0
+            self._restart(at)
+            return write
+
+        def write(chunk: bytes) -> None:
+            nonlocal lines
+            lines += chunk.count(b"\n")
+            self._file.write(chunk)
+
+        client.copy_results(job_id, start, stop, begin, format="ndjson")
+        if lines != stop - start:
+            raise incomplete(job_id, start, stop, lines)
 
 
 class ArrowFile(VectorFile):
@@ -92,16 +121,16 @@ class ArrowFile(VectorFile):
             ]
         )
         if format == ".parquet":
-            # Dictionaries and floats do not go together: they would be built, found useless and thrown away.
-            self._writer = ParquetWriter(file, self._schema, compression="zstd", use_dictionary=False)
+            # Floats of vectors do not pack, and no two are alike: trying costs more time than everything else here.
+            packing = {"index": "zstd", "id": "zstd", "error": "zstd", "embedding.list.element": "none"}
+            self._writer = ParquetWriter(file, self._schema, compression=packing, use_dictionary=["error"])
         else:
             self._writer = new_file(file, self._schema)
 
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
-        reply = client.results(job_id, format="ndjson", start=start, stop=stop, base64=True)
-        lines = msgspec.json.Decoder(ResultLine).decode_lines(reply.content)
+        lines = msgspec.json.Decoder(ResultLine).decode_lines(client.base64_results(job_id, start, stop))
         if [line.index for line in lines] != list(range(start, stop)):
-            raise _incomplete(job_id, start, stop, len(lines))
+            raise incomplete(job_id, start, stop, len(lines))
         pa = self._pa
         blank = bytes(self.width * 4)
         vectors = b"".join(pybase64.b64decode(line.embedding) if line.embedding else blank for line in lines)
@@ -125,65 +154,8 @@ class ArrowFile(VectorFile):
         self._writer.close()
 
 
-def check_target(path: Path) -> None:
-    """Refuse a file that could not be written, before anything is spent. Raises UsageError."""
-    if path.suffix.lower() not in ENDINGS:
-        raise UsageError(f"{path.name}: its ending does not tell the format", f"use one of {', '.join(ENDINGS)}")
-    if path.is_dir():
-        raise UsageError(f"{path} cannot be written: it is a folder")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise UsageError(f"{path} cannot be written: {path.parent} is read-only for you")
-    if path.suffix.lower() in (".parquet", ".arrow"):
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError as error:
-            raise UsageError(
-                f"{path.suffix} needs the package pyarrow", "install it, or write .npy or .ndjson"
-            ) from error
-
-
-def save_results(
-    client: Client, job: Job, path: Path, on_rows: Callable[[int], None], *, range_bytes: int = RANGE_BYTES
-) -> None:
-    """Write every row of a finished job to `path`, which appears whole or not at all."""
-    rows, step = job.counts.total or 0, _rows_per_request(job, range_bytes)
-    with (
-        replacing(path) as file,
-        closing(_vector_file(file, path.suffix.lower(), rows, job.dimensions or 0)) as target,
-    ):
-        for start in range(0, rows, step):
-            stop = min(start + step, rows)
-            target.fetch(client, job.id, start, stop)
-            on_rows(stop)
-
-
-def write_ndjson(client: Client, job: Job, stream: BinaryIO) -> None:
-    """Write the rows that a job has so far, finished or not, as the server's lines."""
-    rows, step = job.counts.total, _rows_per_request(job, RANGE_BYTES)
-    if rows is None:
-        raise CliError(f"{job.id}: its corpus is still being read", "ask again in a moment")
-    for start in range(0, rows, step):
-        stream.write(client.results(job.id, format="ndjson", start=start, stop=min(start + step, rows)).content)
-    stream.flush()
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file beside `path` that takes its place when the block ends well and vanishes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _vector_file(file: BinaryIO, ending: str, rows: int, width: int) -> VectorFile:
+def open_vector_file(file: BinaryIO, ending: str, rows: int, width: int) -> VectorFile:
+    """The format that the file's ending asks for."""
     if ending == ".npy":
         return NpyFile(file, rows=rows, width=width)
     if ending in (".ndjson", ".jsonl"):
@@ -191,11 +163,7 @@ def _vector_file(file: BinaryIO, ending: str, rows: int, width: int) -> VectorFi
     return ArrowFile(file, rows=rows, width=width, format=ending)
 
 
-def _rows_per_request(job: Job, range_bytes: int) -> int:
-    return max(1, range_bytes // max((job.dimensions or 0) * 4, 1))
-
-
-def _incomplete(job_id: str, start: int, stop: int, got: int) -> CliError:
+def incomplete(job_id: str, start: int, stop: int, got: int) -> CliError:
     return CliError(
         f"the server has {got} of the results {start} to {stop - 1} of {job_id}",
         f"`embedmill jobs show {job_id}` says why",

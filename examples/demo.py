@@ -1,4 +1,4 @@
-"""The tour that `make demo` gives: start everything, embed real texts, call it as OpenAI is called, search, stop everything.
+"""The tour that `make demo` gives: start everything, embed real texts, call it as OpenAI is called, search, stop.
 
 It runs in a data directory of its own and on a free port, so that an embedmill in daily use does not notice.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 from rich.console import Console
 from search import MODEL, TextIndex, embed_words, print_found
 
@@ -33,7 +33,7 @@ STOP_S = 75.0
 console = Console(highlight=False)
 
 
-class DemoFailed(Exception):  # noqa: N818  # reads as what it says
+class DemoFailed(Exception):  # reads as what it says
     """Ends the tour with one readable reason."""
 
 
@@ -68,10 +68,11 @@ def tour(url: str, environment: dict[str, str]) -> None:
     cli("jobs", "show", jobs.raise_for_status().json()["data"][0]["id"], environment=environment)
 
     step("One sync call through the openai package")
-    with OpenAI(base_url=f"{url}/v1", api_key=key, http_client=httpx.Client(trust_env=False)) as client:
+    with OpenAI(base_url=f"{url}/v1", api_key=key, http_client=DefaultHttpxClient(trust_env=False)) as client:
         reply = client.embeddings.create(model=MODEL, input="The quick brown fox")
         numbers = reply.data[0].embedding
-        console.print(f"{reply.model}: {len(numbers)} numbers, {reply.usage.total_tokens} tokens, {numbers[:3]} …\n")
+        first = ", ".join(f"{number:.4f}" for number in numbers[:3])
+        console.print(f"{reply.model}: {reply.usage.total_tokens} tokens, {len(numbers)} numbers: {first}, …\n")
 
         step(f"Search {VECTORS.relative_to(ROOT)} by meaning")
         index = TextIndex(TEXTS, VECTORS)
@@ -93,7 +94,7 @@ def cli(*arguments: str, environment: dict[str, str]) -> None:
     """Run `embedmill …` on our terminal. Raises DemoFailed when it ends badly."""
     done = subprocess.run([sys.executable, "-m", "cli", *arguments], env=environment, check=False)
     if done.returncode != 0:
-        raise DemoFailed(f"`embedmill {arguments[0]}` ended with exit code {done.returncode}; its last line says why")
+        raise DemoFailed(f"`embedmill {arguments[0]}` ended with exit code {done.returncode}; its error line says why")
     console.print()
 
 
@@ -147,8 +148,8 @@ def wait_until_ready(up: subprocess.Popen[bytes], data_dir: Path) -> str:
 
 def show_last_lines(log_dir: Path) -> None:
     for file in sorted(log_dir.glob("*.log")):
-        lines = file.read_text("utf-8", "replace").splitlines()[-5:]
-        console.print("\n".join([f"--- {file.name}", *lines]), markup=False, style="dim")
+        if lines := file.read_text("utf-8", "replace").splitlines()[-5:]:
+            console.print("\n".join([f"--- {file.name}", *lines]), markup=False, style="dim")
 
 
 if __name__ == "__main__":

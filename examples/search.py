@@ -62,8 +62,8 @@ def embed_words(client: OpenAI, words: list[str], model: str = MODEL) -> npt.NDA
 
 def print_found(console: Console, words: str, found: list[Found]) -> None:
     table = Table(title=f"“{words}”", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("near", justify="right")
-    table.add_column("package", style="cyan", no_wrap=True)
+    table.add_column("near", justify="right", min_width=4)
+    table.add_column("package", style="cyan", no_wrap=True, min_width=20)
     table.add_column("summary", overflow="ellipsis", no_wrap=True)
     for each in found:
         table.add_row(f"{each.score:.2f}", Text(each.name), Text(each.text))

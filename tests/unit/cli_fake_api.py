@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 
 from cli.client import Client
+from cli.patience import PATIENCE_S, Patience
 
 JOB_ID = "job_0123456789abcdef0123456789abcdef"
 WIDTH = 4
@@ -29,13 +30,12 @@ class FakeApi:
         self.on_request: Callable[[httpx.Request], None] = lambda request: None
         self._polls = 0
 
-    def client(self, *, patience_s: float = 60.0) -> Client:
+    def client(self, *, patience_s: float = PATIENCE_S) -> Client:
         return Client(
             "http://127.0.0.1:1",
             "em_key",
             transport=httpx.MockTransport(self.answer),
-            sleep=self.sleeps.append,
-            patience_s=patience_s,
+            patience=Patience(sleep=self.sleeps.append, clock=lambda: sum(self.sleeps), patience_s=patience_s),
         )
 
     @property
@@ -82,18 +82,19 @@ class FakeApi:
         return httpx.Response(404, json={"error": {"message": "No job found.", "code": "job_not_found"}})
 
     def job(self, status: str, *, done: int) -> dict[str, object]:
-        total, failed = len(self.inputs), sum(not self._good(value) for value in self.inputs)
-        completed = max(0, done - failed)
+        total = len(self.inputs)
+        failed = sum(not self._good(value) for value in self.inputs) if done else 0
+        errors = [{"code": "invalid_input", "count": failed, "example_index": 0, "message": "no"}] if failed else []
         return {
             "id": JOB_ID,
             "status": status,
             "model": "tiny",
             "dimensions": WIDTH,
-            "counts": {"total": total, "completed": completed, "failed": failed if done else 0, "pending": total - done},
+            "counts": {"total": total, "completed": max(0, done - failed), "failed": failed, "pending": total - done},
             "cost_usd": "0.0246",
             "rate": {"inputs_per_second": 8123.4, "tokens_per_minute": 1},
             "eta_seconds": 5,
-            "errors": [{"code": "invalid_input", "count": failed, "example_index": 0, "message": "no"}] if failed else [],
+            "errors": errors,
         }
 
     def _poll(self) -> httpx.Response:
@@ -111,9 +112,8 @@ class FakeApi:
         start, stop = int(request.url.params["start"]), int(request.url.params["stop"])
         if request.url.params["format"] == "ndjson":
             return httpx.Response(200, content=b"".join(self._lines(start, stop, errors_only=False)))
-        rows = np.stack(
-            [self.vector(i) if self._good(self.inputs[i]) else np.full(WIDTH, np.nan, "<f4") for i in range(start, stop)]
-        )
+        failed = np.full(WIDTH, np.nan, dtype="<f4")
+        rows = np.stack([self.vector(i) if self._good(self.inputs[i]) else failed for i in range(start, stop)])
         file = io.BytesIO()
         np.save(file, rows)
         return httpx.Response(200, content=file.getvalue())

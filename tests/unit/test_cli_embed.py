@@ -108,9 +108,9 @@ def test_model_choice() -> None:
     assert choose_model(offered("a"), None) == "a"
     assert choose_model(offered("a", "b"), "b") == "b"
     assert choose_model(offered("a", "local/wordllama-256"), None) == "local/wordllama-256"
-    with pytest.raises(UsageError, match="several models.*--model: a, b"):
+    with pytest.raises(UsageError, match=r"several models.*--model: a, b"):
         choose_model(offered("b", "a"), None)
-    with pytest.raises(UsageError, match="no model 'c'.*--model: a"):
+    with pytest.raises(UsageError, match=r"no model 'c'.*--model: a"):
         choose_model(offered("a"), "c")
     with pytest.raises(CliError, match="no model"):
         choose_model([], None)

@@ -28,8 +28,16 @@ def raising(error: BaseException) -> int:
         (UsageError("no such thing"), 2, "error: no such thing\n"),
         (ConfigError("unknown setting X"), 1, "error: unknown setting X\n"),
         (KeyboardInterrupt(), 1, "error: interrupted\n"),
-        (PermissionError(13, "Permission denied", "/x"), 1, "error: PermissionError: [Errno 13] Permission denied: '/x'"),
-        (ZeroDivisionError("two\nlines"), 1, "error: ZeroDivisionError: two lines (EMBEDMILL_LOG_LEVEL=DEBUG shows where)\n"),
+        (
+            PermissionError(13, "Permission denied", "/x"),
+            1,
+            "error: PermissionError: [Errno 13] Permission denied: '/x'",
+        ),
+        (
+            ZeroDivisionError("two\nlines"),
+            1,
+            "error: ZeroDivisionError: two lines (EMBEDMILL_LOG_LEVEL=DEBUG shows where)\n",
+        ),
     ],
 )
 def test_an_error_is_one_line(

@@ -41,7 +41,8 @@ def test_a_hundred_per_cent_means_all() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "?"), (0.2, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (12_000, "3 h 20 min")]
+    ("seconds", "text"),
+    [(None, "?"), (0.2, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (12_000, "3 h 20 min")],
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text

@@ -14,7 +14,7 @@ from cli.data_dir import DataDir, write_private
 from cli.errors import CliError
 from cli.lock import only_one
 from cli.up import child_environment
-from cli.welcome import welcome_lines
+from cli.welcome import fact_lines, next_lines
 
 
 def test_pauses_double_up_to_five_seconds_and_a_healthy_life_forgives() -> None:
@@ -84,10 +84,10 @@ def test_children_find_our_packages_and_nobody_elses(tmp_path: Path, monkeypatch
 
 def test_the_key_is_shown_once(tmp_path: Path) -> None:
     place = DataDir(tmp_path)
-    first = "\n".join(welcome_lines("http://127.0.0.1:8080", place, "em_a_secret", ["m"]))
+    first = fact_lines("http://127.0.0.1:8080", place, "em_a_secret", ["m"])
     write_private(place.key_file, "em_a_secret\n")
-    later = "\n".join(welcome_lines("http://127.0.0.1:8080", place, None, ["m"]))
-    assert "em_a_secret" in first
-    assert "em_a_secret" not in later
-    assert str(place.key_file) in later
-    assert '"model": "m"' in later
+    later = fact_lines("http://127.0.0.1:8080", place, None, ["m"])
+    assert "key     em_a_secret" in first
+    assert "em_a_secret" not in "".join(later)
+    assert f"key     in {place.key_file}" in later
+    assert any('"model": "m"' in line for line in next_lines("http://127.0.0.1:8080", place, ["m"]))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
@@ -14,7 +16,7 @@ import pytest
 
 from cli.errors import CliError, UsageError
 from cli.job import Counts, Job
-from cli.vector_files import ENDINGS, check_target, replacing, save_results, write_ndjson
+from cli.results import ENDINGS, check_target, replacing, save_results, write_ndjson
 from tests.unit.cli_fake_api import JOB_ID, WIDTH, FakeApi
 
 ROWS = 10
@@ -74,20 +76,50 @@ def test_arrow(api: FakeApi, tmp_path: Path, ending: str) -> None:
 def test_a_server_that_holds_fewer_rows_leaves_the_old_file_alone(api: FakeApi, tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"v{ending}"
     path.write_bytes(b"the old one")
-    short = FakeApi()
-    short.bodies = [api.bodies[0]]
-    answer = short.answer
-    api.answer = lambda request: answer(cut(request))  # type: ignore[method-assign]
 
-    def cut(request):  # type: ignore[no-untyped-def]
+    def cut(request: httpx.Request) -> None:
         if request.url.params.get("start") == "4":
             request.url = request.url.copy_set_param("stop", "7")
-        return request
 
+    api.on_request = cut
     with pytest.raises(CliError, match="the server has 3 of the results 4 to 7"):
         save_results(api.client(), finished(), path, print, range_bytes=RANGE_BYTES)
     assert path.read_bytes() == b"the old one"
     assert list(tmp_path.iterdir()) == [path]
+
+
+class BrokenStream(httpx.SyncByteStream):
+    """Sends the first bytes, then the connection is gone."""
+
+    def __init__(self, start: bytes) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.start
+        raise httpx.ReadError("connection reset")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+@pytest.mark.parametrize("arrived", [5, 100, 140, 150, 200])
+def test_a_broken_download_goes_on_where_it_was(api: FakeApi, tmp_path: Path, ending: str, arrived: int) -> None:
+    whole, broken = tmp_path / f"whole{ending}", tmp_path / f"broken{ending}"
+    save_results(api.client(), finished(), whole, print, range_bytes=RANGE_BYTES)
+
+    def break_once(request: httpx.Request) -> None:
+        if request.url.params.get("start") == "4" and not api.sleeps:
+            api.on_request = lambda request: None
+            api.faults = [httpx.Response(200, stream=BrokenStream(api.answer(request).content[:arrived]))]
+
+    api.on_request = break_once
+    save_results(api.client(), finished(), broken, print, range_bytes=RANGE_BYTES)
+    assert len(api.sleeps) == 1
+    assert broken.read_bytes() == whole.read_bytes()
+
+
+def test_a_pipe_cannot_take_back_what_it_swallowed(api: FakeApi) -> None:
+    api.faults = [httpx.Response(200, stream=BrokenStream(b'{"index":0,'))]
+    with pytest.raises(CliError, match="broke off at 0 of 10"):
+        write_ndjson(api.client(), finished(), io.BytesIO())
 
 
 def test_rows_so_far_go_to_a_stream(api: FakeApi) -> None:
