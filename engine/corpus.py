@@ -53,13 +53,23 @@ def parse_json_line(line: bytes, lines: Lines) -> None:
         value = _LINE.decode(line)
     except msgspec.ValidationError:
         lines.refuse(
-            InputError("invalid_input", "a line must be a JSON string, an array of token ids, or an object with a text")
+            InputError(
+                "invalid_input", "a line must be a JSON string, an array of token ids, or an object with a text"
+            ),
+            _id_of(line),
         )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         blank = not line.strip()
         lines.refuse(InputError("invalid_json", "the line is empty" if blank else "the line is not valid JSON"))
     else:
         add_value(value, lines)
+
+
+def _id_of(line: bytes) -> str | None:
+    """The caller's id on a line that is good JSON but no good input."""
+    value = msgspec.json.decode(line)
+    given = value.get("id") if isinstance(value, dict) else None
+    return str(given) if isinstance(given, str | int) else None
 
 
 def add_value(value: str | list[int] | TextLine, lines: Lines) -> None:

@@ -1,9 +1,17 @@
-"""Who is alive: worker processes write a heartbeat row, and everyone may count them."""
+"""Who is alive: worker processes write a heartbeat row, and everyone may count them.
+
+A process is named by its machine, its process namespace and its number, so that others of the same machine can tell
+that it has died without waiting for a lease to run out.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+from functools import cache
+from pathlib import Path
 
 from sqlalchemy import delete, func, select
 
@@ -13,6 +21,37 @@ from models.errors import StorageUnavailable
 from models.worker import WorkerProcess
 
 BEAT_S = 10.0
+
+
+def process_name() -> str:
+    """This process's name as a worker."""
+    return f"{_place()}:{os.getpid()}"
+
+
+def surely_dead(worker: str) -> bool:
+    """True when the worker ran on this machine, in this process namespace, and is no more.
+
+    A number that was taken by another process since reads as alive: then its lease decides, as for any other machine.
+    """
+    place, _, number = worker.rpartition(":")
+    if place != _place() or not number.isdigit():
+        return False
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+@cache
+def _place() -> str:
+    try:
+        namespace = Path("/proc/self/ns/pid").readlink().name
+    except OSError:
+        namespace = "pid"
+    return f"{socket.gethostname()[:64]}/{namespace}"
 
 
 async def beat(database: Database, worker: str, slots: int) -> None:

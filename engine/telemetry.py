@@ -101,6 +101,7 @@ FIELDS = (
     "worker",
     "pid_of_child",
     "count",
+    "freed",
 )
 
 

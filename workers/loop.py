@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
@@ -28,7 +26,7 @@ class LoopThread:
     """A running event loop with a Runtime on it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.worker = f"{socket.gethostname()}:{os.getpid()}"
+        self.worker = presence.process_name()
         self.runtime = Runtime.open(settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedmill-loop", daemon=True)

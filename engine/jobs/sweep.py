@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import and_, delete, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine import presence
 from engine.jobs import claim as claims
 from engine.jobs.dispatch import dispatch
 from engine.jobs.ending import close_shards, end_early
@@ -47,6 +48,7 @@ class WorkerLost(EmbedmillError):
 
 async def sweep(runtime: Runtime) -> None:
     """One round of every duty that has something to do. Raises StorageUnavailable."""
+    await free_the_dead(runtime)
     due = await _due(runtime)
     for duty in (requeue_expired, ring_again, fail_exhausted, finish_jobs, end_abandoned_intakes, purge):
         if due[duty.__name__]:
@@ -106,6 +108,27 @@ async def requeue_expired(runtime: Runtime) -> None:
         ).all()
     for row in rows:
         log.warning("a lease ran out", extra={"shard_id": row.id, "job_id": row.job_id})
+
+
+async def free_the_dead(runtime: Runtime) -> None:
+    """Shards and rows of worker processes of this machine that are no more: no need to wait for their leases."""
+    async with runtime.database.read() as connection:
+        seen = await connection.execute(
+            select(Shard.worker)
+            .where(Shard.state == ShardState.RUNNING, Shard.worker.is_not(None))
+            .union(select(WorkerProcess.id))
+        )
+        dead = [worker for worker in seen.scalars() if worker and presence.surely_dead(worker)]
+    if not dead:
+        return
+    async with runtime.database.write() as connection:
+        await connection.execute(delete(WorkerProcess).where(WorkerProcess.id.in_(dead)))
+        freed = await connection.execute(
+            update(Shard)
+            .where(Shard.state == ShardState.RUNNING, Shard.worker.in_(dead))
+            .values(state=ShardState.QUEUED, lease_until=None, last_error="the worker died")
+        )
+    log.warning("worker processes died", extra={"count": len(dead), "freed": freed.rowcount})
 
 
 async def ring_again(runtime: Runtime) -> None:
