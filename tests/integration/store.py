@@ -16,6 +16,7 @@ from engine.corpus import Lines
 from engine.jobs import claim as claims
 from engine.jobs import submit
 from engine.jobs.claim import Claim
+from engine.jobs.submit import Intake
 from engine.keys import Caller
 from engine.queue import Doorbell
 from engine.runtime import Runtime
@@ -113,7 +114,7 @@ class Store:
 
     def receiving(
         self, *, project: str = "p", job_id: str | None = None, key: str | None = None
-    ) -> AbstractAsyncContextManager[submit.Intake]:
+    ) -> AbstractAsyncContextManager[Intake]:
         wanted = submit.Wanted(self.runtime.alias(MODEL), WIDTH, Options(user="u"), {}, "req_test")
         return submit.receiving(self.runtime, Caller("key", project, frozenset()), wanted, job_id, key)
 

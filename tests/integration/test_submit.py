@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from engine.corpus import Lines
 from engine.jobs import submit
@@ -135,7 +135,7 @@ async def test_a_key_is_free_again_when_its_request_failed_or_its_server_died(st
                 raise RuntimeError
     first = await submit.reserve(store.runtime, "p", "died")
     async with store.runtime.database.write() as connection:
-        await connection.execute(IdempotencyKey.__table__.update().values(expires_at=db_now() - 1))
+        await connection.execute(update(IdempotencyKey).values(expires_at=db_now() - 1))
     second = await submit.reserve(store.runtime, "p", "died")
     assert isinstance(first, str) and isinstance(second, str) and first != second
 
@@ -148,14 +148,14 @@ async def test_an_upload_that_lost_its_key_to_a_retry_makes_no_second_job(store:
         async with store.receiving(job_id=first, key="key") as frozen:
             await frozen.add(lines_of(5))
             async with store.runtime.database.write() as connection:
-                await connection.execute(IdempotencyKey.__table__.update().values(expires_at=db_now() - 1))
+                await connection.execute(update(IdempotencyKey).values(expires_at=db_now() - 1))
             second = await submit.reserve(store.runtime, "p", "key")
             assert isinstance(second, str)
             async with store.receiving(job_id=second, key="key") as retry:
                 await retry.add(lines_of(5))
                 await retry.finish(b"fingerprint")
             await frozen.finish(b"fingerprint")
-    assert await submit.reserve(store.runtime, "p", "key") == Replay(second, b"fingerprint")
+    assert await submit.reserve(store.runtime, "p", "key") == Replay(retry.job_id, b"fingerprint")
     assert await store.count(Job, Job.deleted_at.is_(None), Job.status == JobStatus.IN_PROGRESS) == 1
 
 
