@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator
 from importlib.metadata import version
@@ -37,6 +38,9 @@ def build(runtime: Runtime) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         lag = asyncio.create_task(_watch_lag())
+        # What was made while starting lives as long as the process: the collector need not walk it again and again.
+        gc.collect()
+        gc.freeze()
         try:
             yield
         finally:

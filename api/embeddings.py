@@ -183,10 +183,15 @@ def _items(blocks: Sequence[Matrix], *, base64: bool) -> Iterator[bytes]:
     index = 0
     for block in blocks:
         for row in block:
+            # In pieces, so that a megabyte of vectors is copied once, when the whole answer is joined.
+            yield b'{"object":"embedding","index":%d,"embedding":' % index
             if base64:
-                yield b'{"object":"embedding","index":%d,"embedding":"%b"},' % (index, vectors.base64_row(row))
+                yield b'"'
+                yield vectors.base64_row(row)
+                yield b'"},'
             else:
-                yield b'{"object":"embedding","index":%d,"embedding":%b},' % (index, vectors.json_row(row))
+                yield vectors.json_row(row)
+                yield b"},"
             index += 1
 
 

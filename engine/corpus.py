@@ -51,25 +51,25 @@ def parse_json_line(line: bytes, lines: Lines) -> None:
     """One line of ndjson: a JSON string, a token array, or an object with `text`."""
     try:
         value = _LINE.decode(line)
-    except msgspec.ValidationError:
-        lines.refuse(
-            InputError(
-                "invalid_input", "a line must be a JSON string, an array of token ids, or an object with a text"
-            ),
-            _id_of(line),
-        )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        blank = not line.strip()
-        lines.refuse(InputError("invalid_json", "the line is empty" if blank else "the line is not valid JSON"))
+        _refuse(line, lines)
     else:
         add_value(value, lines)
 
 
-def _id_of(line: bytes) -> str | None:
-    """The caller's id on a line that is good JSON but no good input."""
-    value = msgspec.json.decode(line)
+def _refuse(line: bytes, lines: Lines) -> None:
+    """Say what is wrong with a line: no JSON, or good JSON that is no input, which may still tell the caller's id."""
+    try:
+        value = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        blank = not line.strip()
+        lines.refuse(InputError("invalid_json", "the line is empty" if blank else "the line is not valid JSON"))
+        return
     given = value.get("id") if isinstance(value, dict) else None
-    return str(given) if isinstance(given, str | int) else None
+    lines.refuse(
+        InputError("invalid_input", "a line must be a JSON string, an array of token ids, or an object with a text"),
+        str(given) if isinstance(given, str | int) else None,
+    )
 
 
 def add_value(value: str | list[int] | TextLine, lines: Lines) -> None:

@@ -127,7 +127,7 @@ def _prepare_sqlite(connection: Any, entry: ConnectionPoolEntry) -> None:
         "synchronous=NORMAL",
         f"busy_timeout={int(BUSY_TIMEOUT_S * 1000)}",
         "foreign_keys=ON",
-        "cache_size=-16000",
+        "cache_size=-4000",
         "temp_store=MEMORY",
         "wal_autocheckpoint=4000",
         "journal_size_limit=67108864",

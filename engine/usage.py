@@ -71,6 +71,7 @@ class UsageBuffer:
         self._database = database
         self._waiting: list[dict[str, Any]] = []
         self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:
@@ -93,15 +94,17 @@ class UsageBuffer:
 
     async def flush(self) -> None:
         """Write what waits. Rows leave the buffer only once they are committed."""
-        while self._waiting:
-            some = self._waiting[:FLUSH_ROWS]
-            await write(self._database, some)
-            del self._waiting[: len(some)]
+        async with self._writing:
+            while self._waiting:
+                some = self._waiting[:FLUSH_ROWS]
+                await write(self._database, some)
+                del self._waiting[: len(some)]
         USAGE_WAITING.set(len(self._waiting))
 
     async def close(self) -> None:
         if self._task is not None:
-            self._task.cancel()
+            async with self._writing:  # never between a commit and the note of it: the rows would be written twice
+                self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         try:

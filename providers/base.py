@@ -70,7 +70,7 @@ def bearer(account: Account) -> dict[str, str]:
     return headers
 
 
-def rows_from_base64(texts: Sequence[str], width: int) -> Matrix:
+def rows_from_base64(texts: Sequence[str | memoryview], width: int) -> Matrix:
     """Decode base64 float32 little-endian vectors into rows of `width`. Raises UpstreamProtocolError otherwise."""
     try:
         parts = [pybase64.b64decode(text, validate=True) for text in texts]
@@ -115,8 +115,8 @@ def check_vectors(vectors: Matrix, count: int, width: int) -> None:
         )
     if count == 0:
         return
-    # One pass answers both questions: NaN and inf spread into the squares, and only a zero vector has none. Squares that
-    # run over, or vanish, for honest numbers far from 1 are looked at again, exactly.
+    # One pass answers both questions: NaN and inf spread into the squares, and only a zero vector has none. Squares
+    # that run over, or vanish, for honest numbers far from 1 are looked at again, exactly.
     with np.errstate(over="ignore", invalid="ignore"):
         squares = np.einsum("ij,ij->i", vectors, vectors)
     if np.isfinite(squares).all() and squares.all():
