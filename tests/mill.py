@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import orjson
 from sqlalchemy import select
+from starlette.types import ASGIApp
 
 from api.app import create_app
 from engine.jobs.run import run_shard
@@ -61,8 +62,13 @@ routes = [{ provider = "fake", model = "up", max_inputs_per_call = 7 }]
 @dataclass(slots=True)
 class Mill:
     runtime: Runtime
+    app: ASGIApp
     client: httpx.AsyncClient
     key: str
+
+    def transport(self) -> httpx.ASGITransport:
+        """For clients of one's own: without a key, or with another."""
+        return httpx.ASGITransport(self.app, raise_app_exceptions=False)
 
     async def embed(self, given: Any, *, model: str = "tiny", **fields: Any) -> httpx.Response:
         return await self.client.post("/v1/embeddings", json={"model": model, "input": given, **fields})
@@ -111,12 +117,10 @@ async def open_mill(folder: Path, *, config: str = CONFIG, **settings: Any) -> M
     file.write_text(config)
     runtime = Runtime.open(Settings(data_dir=folder, config=str(file), key_pepper=PEPPER, **settings))
     _, key = await create_key(runtime.database, PEPPER.encode())
-    client = httpx.AsyncClient(
-        transport=httpx.ASGITransport(create_app(runtime), raise_app_exceptions=False),
-        base_url="http://mill",
-        headers={"authorization": f"Bearer {key}"},
-    )
-    return Mill(runtime, client, key)
+    app = create_app(runtime)
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    client = httpx.AsyncClient(transport=transport, base_url="http://mill", headers={"authorization": f"Bearer {key}"})
+    return Mill(runtime, app, client, key)
 
 
 async def close_mill(mill: Mill) -> None:

@@ -1,0 +1,198 @@
+"""Every error is OpenAI's envelope, the framework's own too, and names the guilty field."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import re
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.mill import JOBS, Mill, error_of
+
+PATH = "/v1/embeddings"
+JSON = {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "code"),
+    [
+        ({}, "model", "missing_required_parameter"),
+        ({"model": "tiny"}, "input", "missing_required_parameter"),
+        ({"input": "a"}, "model", "missing_required_parameter"),
+        ({"model": 1, "input": "a"}, "model", "invalid_type"),
+        ({"model": "tiny", "input": None}, "input", "invalid_type"),
+        ({"model": "tiny", "input": 5}, "input", "invalid_type"),
+        ({"model": "tiny", "input": {}}, "input", "invalid_type"),
+        ({"model": "tiny", "input": ""}, "input", "empty_input"),
+        ({"model": "tiny", "input": []}, "input", "empty_array"),
+        ({"model": "tiny", "input": ["a", ""]}, "input[1]", "empty_input"),
+        ({"model": "tiny", "input": [[1], []]}, "input[1]", "empty_input"),
+        ({"model": "tiny", "input": ["a", "b", "c", None]}, "input[3]", "invalid_type"),
+        ({"model": "tiny", "input": ["a", "b", "c", 1.5]}, "input[3]", "invalid_type"),
+        ({"model": "tiny", "input": ["a", "b", True]}, "input[2]", "invalid_type"),
+        ({"model": "tiny", "input": ["a", {"text": "b"}]}, "input[1]", "invalid_type"),
+        ({"model": "tiny", "input": ["a", 1]}, "input[1]", "invalid_type"),
+        ({"model": "tiny", "input": ["a", [1]]}, "input[1]", "invalid_type"),
+        ({"model": "tiny", "input": [[1], "a"]}, "input[1]", "invalid_type"),
+        ({"model": "tiny", "input": [1, "a"]}, "input", "invalid_type"),
+        ({"model": "tiny", "input": [-1]}, "input", "invalid_input"),
+        ({"model": "tiny", "input": [[2**70]]}, "input[0]", "invalid_input"),
+        ({"model": "tiny", "input": ["a"] * 2049}, "input", "array_above_max_length"),
+        ({"model": "tiny", "input": "a", "dimensions": 0}, "dimensions", "invalid_value"),
+        ({"model": "tiny", "input": "a", "dimensions": 17}, "dimensions", "invalid_value"),
+        ({"model": "tiny", "input": "a", "dimensions": "5"}, "dimensions", "invalid_type"),
+        ({"model": "cut", "input": "a", "dimensions": 5}, "dimensions", "invalid_value"),
+        ({"model": "fixed", "input": "a", "dimensions": 8}, "dimensions", "invalid_value"),
+        ({"model": "tiny", "input": "a", "encoding_format": "hex"}, "encoding_format", "invalid_value"),
+        ({"model": "tiny", "input": "a", "truncate": "start"}, "truncate", "invalid_value"),
+        ({"model": "tiny", "input": "a", "user": "u" * 257}, "user", "invalid_value"),
+        ({"model": "tiny", "input": "a", "user": "nul\0"}, "user", "invalid_value"),
+        ({"model": "tiny", "input": "a", "providerOptions": {"fake": 1}}, "providerOptions", "invalid_type"),
+        ({"model": "tiny", "input": "a", "inputs": 1}, "inputs", "unknown_parameter"),
+        ({"model": "tiny", "input": "a", "stream": False}, "stream", "unknown_parameter"),
+    ],
+)  # fmt: skip
+async def test_a_bad_body_is_a_400_that_names_the_field(mill: Mill, fields: Any, param: str, code: str) -> None:
+    reply = await mill.client.post(PATH, json=fields)
+    error = error_of(reply)
+    assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
+    assert (error["code"], error["param"].removesuffix(".fake")) == (code, param)
+    assert param.split("[")[0] in error["message"] or "Supported values are" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"  ", b"{", b'{"model":"tiny","input":"\xff"}', b'{"model":"tiny","input":"\\ud800"}', b"\xef\xbb\xbf{}",
+     b'{"model":"tiny","input":"a"} x', b'{"model":"tiny","input":NaN}',
+     b'{"model":"tiny","providerOptions":' + b'{"a":' * 50_000],
+)  # fmt: skip
+async def test_what_is_not_json(mill: Mill, body: bytes) -> None:
+    reply = await mill.client.post(PATH, content=body, headers=JSON)
+    assert (reply.status_code, error_of(reply)["code"]) == (400, "invalid_json")
+
+
+@pytest.mark.parametrize("body", [b"[]", b"null", b'"a"', b"1"])
+async def test_json_that_is_no_object(mill: Mill, body: bytes) -> None:
+    reply = await mill.client.post(PATH, content=body, headers=JSON)
+    assert (reply.status_code, error_of(reply)["param"]) == (400, None)
+
+
+async def test_an_unknown_model(mill: Mill) -> None:
+    for reply in (
+        await mill.embed("a", model="nope"),
+        await mill.client.post(JOBS, json={"model": "nope", "input": "a"}),
+    ):
+        error = error_of(reply)
+        assert (reply.status_code, error["param"], error["code"]) == (404, "model", "model_not_found")
+        assert "`nope`" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "not_found"),
+        ("POST", "/v1/embedding", 404, "not_found"),
+        ("GET", "/v1/embeddings/jobs/x/y", 404, "not_found"),
+        ("GET", PATH, 405, "method_not_allowed"),
+        ("PUT", PATH, 405, "method_not_allowed"),
+        ("PATCH", JOBS, 405, "method_not_allowed"),
+        ("POST", "/healthz", 405, "method_not_allowed"),
+    ],
+)
+async def test_the_frameworks_own_errors(mill: Mill, method: str, path: str, status: int, code: str) -> None:
+    reply = await mill.client.request(method, path)
+    assert (reply.status_code, error_of(reply)["code"]) == (status, code)
+    assert path in error_of(reply)["message"] and (status != 405 or reply.headers["allow"])
+
+
+@pytest.mark.parametrize("path", [PATH, JOBS])
+@pytest.mark.parametrize("kind", ["text/html", "application/xml", "multipart/form-data; boundary=x"])
+async def test_a_media_type_that_nobody_reads(mill: Mill, path: str, kind: str) -> None:
+    reply = await mill.client.post(path, content=b"x", headers={"content-type": kind})
+    error = error_of(reply)
+    assert (reply.status_code, error["param"], error["code"]) == (415, "content-type", "unsupported_media_type")
+
+
+@pytest.mark.parametrize("path", [PATH, JOBS])
+async def test_an_encoding_that_nobody_reads(mill: Mill, path: str) -> None:
+    reply = await mill.client.post(path, content=b"x", headers={**JSON, "content-encoding": "br"})
+    assert (reply.status_code, error_of(reply)["param"]) == (415, "content-encoding")
+
+
+class Unread:
+    """A body that must not be asked for: it says how much of it was."""
+
+    def __init__(self, chunks: int = 10_000) -> None:
+        self.given = 0
+        self._chunks = chunks
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for _ in range(self._chunks):
+            self.given += 1
+            yield b" " * 65_536
+
+
+async def test_too_large_by_its_own_word_is_not_read_at_all(mill: Mill) -> None:
+    for path in (PATH, JOBS):
+        body = Unread()
+        headers = {**JSON, "content-length": str(64 * 1024 * 1024)}
+        reply = await mill.client.post(path, content=body, headers=headers)
+        assert (reply.status_code, error_of(reply)["code"]) == (413, "payload_too_large")
+        assert body.given <= 1  # the in-process transport draws one piece before the app is asked
+
+
+async def test_too_large_without_saying_so_is_read_no_further_than_the_limit(mill: Mill) -> None:
+    body = Unread()
+    reply = await mill.client.post(PATH, content=body, headers=JSON)
+    limit = mill.runtime.settings.max_body_bytes
+    assert reply.status_code == 413 and body.given * 65_536 <= limit + 3 * 65_536
+
+
+async def test_a_gzip_bomb_is_stopped(mill: Mill) -> None:
+    bomb = gzip.compress(b" " * (64 * 1024 * 1024))
+    reply = await mill.client.post(PATH, content=bomb, headers={**JSON, "content-encoding": "gzip"})
+    assert reply.status_code == 413 and error_of(reply)
+    small = gzip.compress(b'{"model":"tiny","input":"a"}')
+    headers = {**JSON, "content-encoding": "gzip"}
+    assert (await mill.client.post(PATH, content=small, headers=headers)).status_code == 200
+    cut = await mill.client.post(PATH, content=small[:-5], headers=headers)
+    assert (cut.status_code, error_of(cut)["code"]) == (400, "invalid_encoding")
+
+
+@pytest.mark.parametrize("header", [None, "Bearer", "Bearer ", "Basic eA==", "Bearer em_wrong", "x"])
+async def test_no_key_and_a_bad_one(mill: Mill, header: str | None) -> None:
+    async with httpx.AsyncClient(transport=mill.transport(), base_url="http://mill") as stranger:
+        reply = await stranger.post(PATH, content=b"not even json", headers={"authorization": header} if header else {})
+    assert (reply.status_code, error_of(reply)["code"]) == (401, "invalid_api_key")
+    assert reply.headers["www-authenticate"] == "Bearer"
+
+
+async def test_a_key_in_x_api_key(mill: Mill) -> None:
+    async with httpx.AsyncClient(transport=mill.transport(), base_url="http://mill") as other:
+        assert (await other.get("/v1/models", headers={"x-api-key": mill.key})).status_code == 200
+
+
+async def test_every_reply_has_a_request_id_of_its_own(mill: Mill) -> None:
+    paths = ["/healthz", "/v1/models", "/nowhere", f"{JOBS}/job_x", "/docs"]
+    ids = [(await mill.client.get(path)).headers["x-request-id"] for path in paths * 2]
+    assert len(set(ids)) == len(ids) and all(re.fullmatch("req_[0-9a-f]{32}", each) for each in ids)
+
+
+async def test_a_database_that_is_away_is_a_503_that_says_when(mill: Mill) -> None:
+    stranger = await mill.another_key()
+    file = mill.runtime.settings.data_dir / "embedmill.db"
+    await mill.runtime.database.close()
+    file.unlink()
+    file.mkdir()
+    reply = await mill.client.get(JOBS, headers=stranger)
+    assert reply.status_code == 503 and error_of(reply)["code"] == "storage_unavailable"
+    assert 1 <= int(reply.headers["retry-after"]) <= 60
+    await mill.runtime.database.close()
+    async with asyncio.timeout(10):  # a driver's thread that could not open the file says so to a loop that must live
+        while any("_connection_worker" in thread.name for thread in threading.enumerate()):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

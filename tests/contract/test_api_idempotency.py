@@ -1,0 +1,122 @@
+"""Idempotency-Key: however often and however close together a request is sent, there is one job."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from tests.mill import JOBS, Mill, error_of
+
+BODY = {"model": "tiny", "input": ["a", "b"]}
+
+
+async def send(mill: Mill, key: str = "k", body: object = BODY) -> httpx.Response:
+    return await mill.client.post(JOBS, json=body, headers={"idempotency-key": key})
+
+
+async def jobs(mill: Mill) -> list[str]:
+    return [job["id"] for job in (await mill.client.get(JOBS)).json()["data"]]
+
+
+async def test_the_same_again_is_the_same_job(mill: Mill) -> None:
+    first = await send(mill)
+    assert first.status_code == 202 and "idempotent-replayed" not in first.headers
+    for _ in range(3):
+        again = await send(mill)
+        assert (again.status_code, again.headers["idempotent-replayed"]) == (200, "true")
+        assert again.json()["id"] == first.json()["id"] and again.headers["location"] == first.headers["location"]
+    assert await jobs(mill) == [first.json()["id"]]
+
+
+async def test_a_replay_shows_the_job_as_it_is_now(mill: Mill) -> None:
+    job = (await send(mill)).json()
+    await mill.run(job["id"])
+    assert (await send(mill)).json()["status"] == "completed"
+
+
+async def test_another_body_under_the_same_key_is_refused(mill: Mill) -> None:
+    first = await send(mill)
+    for body in ({**BODY, "input": ["a"]}, {**BODY, "dimensions": 4}):
+        reply = await send(mill, body=body)
+        assert (reply.status_code, error_of(reply)["code"]) == (422, "idempotency_key_reused")
+    streamed = await mill.client.post(
+        JOBS,
+        params={"model": "tiny"},
+        content=b'"a"\n"b"\n',
+        headers={"idempotency-key": "k", "content-type": "application/x-ndjson"},
+    )
+    assert streamed.status_code == 422
+    assert await jobs(mill) == [first.json()["id"]]
+
+
+async def test_a_stream_is_fingerprinted_with_its_options(mill: Mill) -> None:
+    async def stream(**query: str) -> httpx.Response:
+        headers = {"idempotency-key": "k", "content-type": "application/x-ndjson"}
+        return await mill.client.post(JOBS, params={"model": "tiny", **query}, content=b'"a"\n', headers=headers)
+
+    first = await stream(dimensions="4")
+    assert (await stream(dimensions="4")).json()["id"] == first.json()["id"]
+    assert (await stream(dimensions="8")).status_code == 422
+    assert (await stream()).status_code == 422
+
+
+async def test_twenty_at_once_are_one_job(mill: Mill) -> None:
+    replies = await asyncio.gather(*(send(mill) for _ in range(20)))
+    counts = Counter(reply.status_code for reply in replies)
+    assert counts[202] == 1 and set(counts) <= {202, 200, 409}
+    (made,) = await jobs(mill)
+    for reply in replies:
+        if reply.status_code == 409:
+            assert error_of(reply)["code"] == "idempotency_in_flight"
+            assert reply.headers["x-should-retry"] == "true"
+        else:
+            assert reply.json()["id"] == made
+
+
+async def test_while_the_first_is_still_arriving_the_second_waits_its_turn(mill: Mill) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'"a"\n'
+        arrived.set()
+        await go_on.wait()
+        yield b'"b"\n'
+
+    headers = {"idempotency-key": "k", "content-type": "application/x-ndjson"}
+    first = asyncio.create_task(mill.client.post(JOBS, params={"model": "tiny"}, content=slow(), headers=headers))
+    await arrived.wait()
+    second = await mill.client.post(JOBS, params={"model": "tiny"}, content=b'"a"\n"b"\n', headers=headers)
+    assert (second.status_code, second.headers["x-should-retry"]) == (409, "true")
+    go_on.set()
+    job = (await first).json()
+    third = await mill.client.post(JOBS, params={"model": "tiny"}, content=b'"a"\n"b"\n', headers=headers)
+    assert (third.status_code, third.json()["id"]) == (200, job["id"])
+
+
+async def test_a_request_that_failed_leaves_its_key_free(mill: Mill) -> None:
+    assert (await send(mill, body={"model": "tiny", "input": [""]})).status_code == 400
+    assert (await send(mill, body={"model": "nope", "input": ["a"]})).status_code == 404
+    assert (await send(mill)).status_code == 202
+
+
+async def test_keys_are_a_projects_own(mill: Mill) -> None:
+    theirs = await mill.another_key(project="theirs")
+    ours = await send(mill)
+    reply = await mill.client.post(JOBS, json=BODY, headers={"idempotency-key": "k", **theirs})
+    assert reply.status_code == 202 and reply.json()["id"] != ours.json()["id"]
+
+
+@pytest.mark.parametrize("key", ["", "x" * 256])
+async def test_keys_that_are_none(mill: Mill, key: str) -> None:
+    reply = await send(mill, key)
+    assert (reply.status_code, error_of(reply)["param"]) == (400, "idempotency-key")
+
+
+async def test_without_a_key_every_request_is_a_job(mill: Mill) -> None:
+    for _ in range(2):
+        await mill.submit(["a"])
+    assert len(await jobs(mill)) == 2

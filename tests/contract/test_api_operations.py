@@ -1,0 +1,110 @@
+"""What machines ask that look after machines, and what becomes of callers who hang up."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import orjson
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine import presence
+from tests.mill import CONFIG, Mill, close_mill, open_mill
+
+SLOW = CONFIG.replace('kind = "fake"', 'kind = "fake"\nlatency_ms = 30_000')
+
+
+async def test_the_process_lives(mill: Mill) -> None:
+    reply = await mill.client.get("/healthz", headers={"authorization": ""})
+    assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
+
+
+async def test_ready_means_database_broker_and_workers(mill: Mill) -> None:
+    reply = await mill.client.get("/readyz", headers={"authorization": ""})
+    assert reply.status_code == 503 and int(reply.headers["retry-after"]) >= 1
+    assert reply.json() == {
+        "status": "not_ready",
+        "database": "ok",
+        "broker": "unavailable",
+        "workers": "unavailable",
+    }
+    await presence.beat(mill.runtime.database, "worker-1", 2)
+    assert (await mill.client.get("/readyz")).json()["workers"] == "ok"
+
+
+async def test_metrics_count_and_tell_no_secrets(mill: Mill) -> None:
+    await mill.embed("a private text", user="a private user")
+    await mill.submit(["a private text"], metadata={"private": "private"})
+    text = (await mill.client.get("/metrics", headers={"authorization": ""})).text
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    assert "private" not in text and mill.key not in text
+    routes = {sample.labels["route"] for sample in families["embedmill_requests"].samples if "route" in sample.labels}
+    assert "/v1/embeddings" in routes and "/v1/embeddings/jobs" in routes
+    states = {sample.labels["state"]: sample.value for sample in families["embedmill_shards"].samples}
+    assert sum(states.values()) >= 1
+    assert {"embedmill_event_loop_lag_seconds", "embedmill_jobs", "embedmill_oldest_lease_seconds"} <= set(families)
+
+
+async def test_paths_of_callers_are_no_labels(mill: Mill) -> None:
+    await mill.client.get("/v1/made-up-by-a-caller")
+    await mill.client.get("/v1/models/made-up-by-a-caller")
+    assert "made-up-by-a-caller" not in (await mill.client.get("/metrics")).text
+
+
+async def call(mill: Mill, body: bytes, gone: asyncio.Event) -> list[dict[str, Any]]:
+    """One POST over bare ASGI, whose client hangs up when told: what it was sent."""
+    sent: list[dict[str, Any]] = []
+    asked = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal asked
+        if not asked:
+            asked = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = {"authorization": f"Bearer {mill.key}", "content-type": "application/json"}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/embeddings",
+        "raw_path": b"/v1/embeddings",
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1),
+        "server": ("mill", 80),
+    }
+    await mill.app(scope, receive, send)
+    return sent
+
+
+async def test_a_caller_who_hangs_up_takes_the_upstream_calls_along(data_dir: Path) -> None:
+    mill = await open_mill(data_dir, config=SLOW)
+    gone = asyncio.Event()
+    body = orjson.dumps({"model": "short", "input": [str(i) for i in range(50)]})
+    calling = asyncio.create_task(call(mill, body, gone))
+    door = mill.runtime.upstream._doors["fake"]
+    free = door._value
+    async with asyncio.timeout(10):
+        while door._value == free:  # noqa: ASYNC110  # until calls are under way
+            await asyncio.sleep(0.01)
+        gone.set()
+        sent = await calling
+    assert sent[0]["status"] == 499 and door._value == free
+    await close_mill(mill)
+
+
+async def test_a_slow_upstream_meets_the_deadline(data_dir: Path) -> None:
+    mill = await open_mill(data_dir, config=SLOW, sync_timeout_s=0.2)
+    reply = await mill.embed("a")
+    assert reply.status_code == 504 and reply.json()["error"]["type"] == "server_error"
+    await close_mill(mill)
