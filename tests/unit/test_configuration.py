@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine import configuration
 from engine.configuration import load, parse
+from engine.known_models import KNOWN_MODELS
 from models.embedding import Alias
 from models.errors import ConfigError
 from providers import PROVIDERS
@@ -43,7 +43,8 @@ def with_model(line: str, route: str = 'provider = "main"') -> str:
 def test_what_a_short_file_means() -> None:
     alias = read(GOOD)["m"]
     (route,) = alias.routes
-    assert (alias.width, alias.allowed_dimensions, alias.max_input_tokens, alias.space) == (16, {16}, 8192, "m")
+    assert (alias.width, alias.max_input_tokens, alias.space) == (16, 8192, "m")
+    assert alias.allowed_dimensions == frozenset({16})
     assert (route.upstream_model, route.width, route.provider, route.narrowing) == ("m", 16, "main", "native")
     assert (route.account.base_url, route.account.api_key) == ("https://api.acme.test/v1", "sk-very-secret")
     assert (route.limits, route.accepts_tokens) == (PROVIDERS["openai"].limits, True)
@@ -150,7 +151,7 @@ def test_routes_have_limits_and_prices_of_their_own() -> None:
         )
     )["m"]
     (only,) = route.routes
-    assert route.allowed_dimensions == {4, 8, 16} and route.usd_per_million_tokens == Decimal("0.1")
+    assert route.allowed_dimensions == frozenset({4, 8, 16}) and route.usd_per_million_tokens == Decimal("0.1")
     assert (only.upstream_model, only.usd_per_million_tokens, only.priority) == ("up", Decimal(0), 2)
     assert (only.limits.inputs_per_call, only.limits.tokens_per_input) == (7, 99)
 
@@ -178,4 +179,4 @@ def test_the_example_file_is_a_good_configuration() -> None:
 
 
 def test_every_known_model_is_served_by_some_provider() -> None:
-    assert {known.kind for known in configuration.KNOWN_MODELS.values()} <= set(PROVIDERS)
+    assert {known.kind for known in KNOWN_MODELS.values()} <= set(PROVIDERS)

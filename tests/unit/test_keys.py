@@ -61,7 +61,7 @@ async def test_the_form_of_a_key(database: Database) -> None:
 async def test_who_a_key_belongs_to(database: Database, ring: KeyRing) -> None:
     key_id, key = await create_key(database, PEPPER, project="p", scopes=[Scope.JOBS])
     caller = await ring.caller(key)
-    assert (caller.key_id, caller.project, caller.scopes) == (key_id, "p", {"jobs"})
+    assert (caller.key_id, caller.project, caller.scopes) == (key_id, "p", frozenset({"jobs"}))
 
 
 async def test_only_a_keyed_digest_is_stored(database: Database) -> None:
