@@ -18,7 +18,7 @@ from bench.texts import write_ndjson
 def measure_ingest(stack: Stack, *, count: int, repetitions: int) -> list[dict[str, Any]]:
     """Plain and gzip ndjson. Ends the stack's worker and scheduler, so it comes last."""
     stack.stop(["worker", "scheduler"])
-    rows = []
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as folder, api_alone_on_core_0(stack):
         for name, headers in (("ndjson", NDJSON), ("ndjson, gzip", {**NDJSON, "content-encoding": "gzip"})):
             corpus = Path(folder) / "texts"

@@ -17,7 +17,7 @@ import httptools
 import orjson
 import uvloop
 
-from bench.machine import keep_large_buffers
+from engine.allocator import keep_large_buffers
 
 
 class Load:

@@ -1,9 +1,7 @@
-"""Where a figure was measured, and the one allocator setting that every measuring process shares."""
+"""Where a figure was measured."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import datetime
 import importlib.metadata
 import os
@@ -33,14 +31,6 @@ def describe_machine() -> dict[str, object]:
         "revision": _revision(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
-
-
-def keep_large_buffers() -> None:
-    """Have malloc keep large buffers: mapping 1 MB anew for each answer costs more than filling it."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
-        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def _version(package: str) -> str:

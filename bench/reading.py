@@ -58,8 +58,10 @@ def measure_polls(stack: Stack, job_id: str, *, seconds: float, repetitions: int
 def measure_downloads(stack: Stack, job_id: str, *, count: int, repetitions: int) -> list[dict[str, Any]]:
     """One caller that downloads all results, by format."""
     rows = []
+    api = stack.tree("api")
     with api_alone_on_core_0(stack):
         for name, query in DOWNLOADS.items():
+            api.reset_peak_rss()
             runs = [
                 run_load(
                     f"{stack.api.url}{JOBS}/{job_id}/results?{query}",
@@ -78,6 +80,7 @@ def measure_downloads(stack: Stack, job_id: str, *, count: int, repetitions: int
                     "mb_per_s": Spread.of([run.mb_per_s for run in runs]),
                     "vectors_per_s": Spread.of([run.requests_per_s * count for run in runs]),
                     "api_cpu_us_per_vector": Spread.of([run.cpu_ms["api"] * 1000 / count for run in runs]),
+                    "api_peak_rss_mb": max(api.peak_rss_mb().values()),
                 }
             )
     return rows

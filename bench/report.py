@@ -39,7 +39,11 @@ def page(results: dict[str, Any]) -> str:
         parts += _bulk(bulk)
     for title, name, heads in (
         ("Status polls", "polls", ["case", "polls/s", "API CPU-ms/poll", "p50 ms", "p99 ms"]),
-        ("Results download, one caller", "downloads", ["case", "MB/s", "vectors/s", "API CPU-µs/vector"]),
+        (
+            "Results download, one caller",
+            "downloads",
+            ["case", "MB/s", "vectors/s", "API CPU-µs/vector", "API peak RSS MB"],
+        ),
         (
             "Ingest: a streamed body until the 202",
             "ingest",

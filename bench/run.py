@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from bench.bulk import measure_bulk, run_job
@@ -66,7 +65,7 @@ def main() -> int:
         return 1
     print(page(results))
     if not given.quick or given.label:
-        print(f"kept in {store(results, given.label or results['machine']['date'][:10]).relative_to(Path.cwd())}")
+        print(f"kept in {store(results, given.label or results['machine']['date'][:10])}")
     _say(f"{time.monotonic() - started:.0f} s in all")
     return 0
 

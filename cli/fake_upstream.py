@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
-import ctypes
 import signal
 from pathlib import Path
 
 import uvloop
 
 from cli.fake_server import Connection, FakeServer, HeaderConnection
+from engine.allocator import keep_large_buffers
 from providers.fake import FakeScript, FakeUpstream
 
 
@@ -41,7 +40,7 @@ def serve(
     if script_path is not None:
         server.script_text = script_path.read_bytes()
         upstream.script = FakeScript.parse_text(server.script_text.decode())
-    _keep_large_buffers()
+    keep_large_buffers()
     uvloop.run(_serve(host, port, server))
 
 
@@ -55,14 +54,6 @@ async def _serve(host: str, port: int, server: FakeServer) -> None:
     print(f"listening on http://{host}:{listener.sockets[0].getsockname()[1]}/v1", flush=True)
     await stop.wait()
     listener.close()
-
-
-def _keep_large_buffers() -> None:
-    """Have malloc keep the 1 MB buffers of large answers: mapping them anew for each costs more than filling them."""
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD; some versions refuse more
-        libc.mallopt(-1, 256 << 20)  # M_TRIM_THRESHOLD
 
 
 def main() -> None:
