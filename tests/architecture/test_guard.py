@@ -1,0 +1,94 @@
+"""Deny by default, as a walk over every route of the app: no route is open by accident, and none is shut by one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from api import embeddings, jobs, models, openapi, operations
+from api.envelope import RequestEnvelope
+from api.guard import NEEDS, PUBLIC, PUBLIC_PATHS, GuardedRoute
+from models.key import Scope
+from tests.mill import Mill, error_of
+
+DECLARED = list(openapi.routes(embeddings, jobs, models, operations))
+IDS = {"job_id": "job_" + "0" * 32, "model": "tiny"}
+
+
+def walk(mill: Mill) -> Iterator[tuple[Any, str, str]]:
+    """Every route that the app has, whatever its kind: the route, a method, and a path that it matches."""
+    assert isinstance(mill.app, RequestEnvelope)
+    for route in mill.app._app.routes:  # type: ignore[attr-defined]
+        path = re.sub(r"\{(\w+)(:\w+)?\}", lambda named: IDS.get(named[1], "x"), route.path)
+        for method in sorted(route.methods or {"GET"}):
+            yield route, method, path
+
+
+def is_public(route: Any) -> bool:
+    return route.name in PUBLIC or route.path in PUBLIC_PATHS
+
+
+async def ask(mill: Mill, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
+    async with httpx.AsyncClient(transport=mill.transport(), base_url="http://mill", headers=headers) as client:
+        return await client.request(method, path)
+
+
+async def test_without_a_key_nothing_but_the_public_list_answers(mill: Mill) -> None:
+    walked = list(walk(mill))
+    assert len(walked) >= len(DECLARED) + len(PUBLIC_PATHS)
+    for route, method, path in walked:
+        for headers in ({}, {"authorization": "Bearer em_wrong"}, {"x-api-key": "wrong"}):
+            reply = await ask(mill, method, path, headers)
+            if is_public(route):
+                assert reply.status_code in (200, 503), (method, path)  # 503: not ready, and saying so
+            else:
+                assert reply.status_code == 401, (method, path)
+                assert error_of(reply)["code"] == "invalid_api_key"
+
+
+async def test_a_key_without_the_scope_is_refused_by_name(mill: Mill) -> None:
+    for route, method, path in walk(mill):
+        if is_public(route):
+            continue
+        needed = NEEDS[route.name]
+        others = [scope for scope in Scope if scope not in (needed, Scope.ADMIN)]
+        reply = await ask(mill, method, path, await mill.another_key(scopes=others))
+        assert (reply.status_code, error_of(reply)["code"]) == (403, "missing_scope"), (method, path)
+        assert f"'{needed}'" in error_of(reply)["message"]
+
+
+async def test_the_scope_and_admin_open_it(mill: Mill) -> None:
+    for route, method, path in walk(mill):
+        if is_public(route):
+            continue
+        for scope in (NEEDS[route.name], Scope.ADMIN):
+            reply = await ask(mill, method, path, await mill.another_key(scopes=[scope]))
+            assert reply.status_code not in (401, 403, 405), (method, path, scope)
+
+
+async def test_every_route_of_ours_is_guarded_by_its_class(mill: Mill) -> None:
+    for route, _, path in walk(mill):
+        assert isinstance(route, GuardedRoute) or route.path in PUBLIC_PATHS, path
+    names = {route.name for route, _, _ in walk(mill) if isinstance(route, GuardedRoute)}
+    assert names == set(NEEDS) | PUBLIC and not set(NEEDS) & PUBLIC
+
+
+def test_the_public_list_is_short_and_known() -> None:
+    assert {"healthz", "readyz", "metrics"} == PUBLIC and {"/docs", "/openapi.json"} == PUBLIC_PATHS
+
+
+def test_no_route_is_declared_twice() -> None:
+    declared = [(method, path) for method, path, _, _ in DECLARED]
+    assert len(set(declared)) == len(declared)
+    names = [endpoint.__name__ for _, _, endpoint, _ in DECLARED]
+    assert len(set(names)) == len(names), "the guard knows routes by their endpoints' names"
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/v1/", "/v1/admin/keys", "/v1/files", "/docs/x", "/openapi.yaml", "/redoc"])
+async def test_what_is_not_there_is_not_there_with_or_without_a_key(mill: Mill, prefix: str) -> None:
+    for headers in ({}, {"authorization": f"Bearer {mill.key}"}):
+        assert (await ask(mill, "GET", prefix, headers)).status_code == 404
