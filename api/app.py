@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import time
 from collections.abc import AsyncIterator
 from importlib.metadata import version
@@ -15,7 +14,7 @@ from starlette.types import ASGIApp
 from api import embeddings, errors, jobs, models, openapi, operations
 from api.envelope import RequestEnvelope
 from api.guard import GuardedRoute
-from engine.allocator import keep_large_buffers
+from engine.allocator import tune_memory
 from engine.gauges import Gauges
 from engine.runtime import Runtime
 from engine.settings import Settings
@@ -29,7 +28,6 @@ def create_app(runtime: Runtime | None = None) -> ASGIApp:
     if runtime is None:
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format)
-        keep_large_buffers()
         runtime = Runtime.open(settings)
     return RequestEnvelope(build(runtime))
 
@@ -38,9 +36,7 @@ def build(runtime: Runtime) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         lag = asyncio.create_task(_watch_lag())
-        # What was made while starting lives as long as the process: the collector need not walk it again and again.
-        gc.collect()
-        gc.freeze()
+        tune_memory()
         try:
             yield
         finally:

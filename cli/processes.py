@@ -67,8 +67,7 @@ def api(
         factory=True,
         host=host,
         port=port,
-        # Not uvloop: with aiohttp it nearly doubles the cost of megabyte replies (docs/decisions/0001).
-        loop="asyncio",
+        loop="uvloop",
         http="httptools",
         proxy_headers=False,
         access_log=False,

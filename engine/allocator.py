@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 
 # glibc's own numbers, from malloc.h.
@@ -10,6 +11,16 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -2, -3, -8
 # The most that glibc takes as a threshold; smaller blocks then come from the heap, whose pages are there already.
 LARGE_BLOCK_BYTES = 32 * 1024 * 1024
 KEPT_BYTES = 48 * 1024 * 1024
+
+
+def tune_memory() -> None:
+    """What every long-lived process of ours wants: large buffers kept, and a calmer garbage collector."""
+    keep_large_buffers()
+    # What was made while starting lives as long as the process, and requests leave little behind: the collector need
+    # not walk the same objects every few hundred allocations.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def keep_large_buffers() -> bool:

@@ -129,7 +129,7 @@ def _prepare_sqlite(connection: Any, entry: ConnectionPoolEntry) -> None:
         "foreign_keys=ON",
         "cache_size=-4000",
         "temp_store=MEMORY",
-        "wal_autocheckpoint=4000",
+        "wal_autocheckpoint=2000",
         "journal_size_limit=67108864",
     ):
         cursor.execute(f"PRAGMA {pragma}")

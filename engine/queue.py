@@ -98,7 +98,8 @@ class Doorbell:
                 app.conf.update(
                     task_ignore_result=True,
                     task_create_missing_queues=True,
-                    task_default_queue_type="quorum" if self._url.startswith("amqp") else None,
+                    # As the worker declares it: whoever comes second with another type is refused by RabbitMQ.
+                    task_create_missing_queue_type="quorum" if self._url.startswith("amqp") else None,
                     broker_transport_options=broker_options(self._url),
                     broker_connection_timeout=SOCKET_TIMEOUT_S,
                     broker_connection_retry=False,

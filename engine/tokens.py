@@ -25,7 +25,11 @@ def estimate(item: Input) -> int:
     """Tokens for packing: bytes / 3 overstates plain English by a half, so a packed call never runs over by much."""
     if isinstance(item, list):
         return len(item)
-    return len(item.encode("utf-8", "surrogatepass")) // 3 + 1
+    return _utf8_bytes(item) // 3 + 1
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def fits(item: Input, limit: int) -> bool:
@@ -33,7 +37,7 @@ def fits(item: Input, limit: int) -> bool:
     if isinstance(item, list):
         return len(item) <= limit
     # A token is at least one byte: most texts are settled here, without a tokenizer.
-    if len(item) * 4 <= limit or len(item.encode("utf-8", "surrogatepass")) <= limit:
+    if len(item) * 4 <= limit or _utf8_bytes(item) <= limit:
         return True
     return len(_first_tokens(item, limit + 1)) <= limit
 

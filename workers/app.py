@@ -11,7 +11,7 @@ from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 from kombu.entity import Queue
 
-from engine.allocator import keep_large_buffers
+from engine.allocator import tune_memory
 from engine.queue import BULK_QUEUE, broker_options
 from engine.settings import Settings
 from engine.telemetry import configure_logging
@@ -87,7 +87,7 @@ def _configure_logging(**_: object) -> None:
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _start_loop(**_: object) -> None:
     configure_logging(settings.log_level, settings.log_format)
-    keep_large_buffers()
+    tune_memory()
     loop.start(settings)
     signal.signal(DRAIN, lambda *_: loop.current().drain())
 
