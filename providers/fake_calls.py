@@ -46,7 +46,7 @@ def read_call(body: bytes) -> EmbeddingsCall | UpstreamReply:
     """The call that a body holds, or the 400 for a body that holds none."""
     try:
         return _DECODER.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         return _malformed(str(error))
 
 

@@ -91,7 +91,7 @@ class OpenAIProvider:
         frame, lifted = lift_vectors(reply.body, batch.width)
         try:
             answer = _REPLY.decode(frame)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UpstreamProtocolError("the reply is not an OpenAI embeddings object") from error
         items = answer.data
         if len(items) != len(batch.inputs):
@@ -192,7 +192,7 @@ def _error_of(body: bytes) -> tuple[str, str | None, str | None]:
     """The message, code and type of an error body, in any of the shapes that compatible servers use."""
     try:
         document = msgspec.json.decode(body[:65536])
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body[:2048].decode("utf-8", "replace"), None, None
     if isinstance(document, list) and document:
         document = document[0]
