@@ -29,7 +29,7 @@ CONFIG = """
 kind = "fake"
 script = [
     { when = { contains = "poison" }, do = { status = 400, message = "Invalid input." } },
-    { when = { contains = "broken" }, do = { status = 503 } },
+    { when = { contains = "broken" }, do = { status = 503, retry_after_ms = 1 } },
 ]
 
 [providers.local]
