@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -168,31 +169,34 @@ def _render(alias: Alias, calls: Sequence[Call], gathered: Gathered, *, base64: 
             "providerMetadata": {"gateway": metadata},
         }
     )
-    pieces = [b'{"object":"list","data":[']
-    pieces += _items(gathered.rows(), base64=base64)
-    pieces[-1] = pieces[-1][:-1]  # the comma after the last item
-    pieces += (b"],", tail[1:])
     return Response(
-        b"".join(pieces),
+        b"".join(_pieces(gathered.rows(), tail, base64=base64)),
         media_type="application/json",
         headers={"x-embedmill-provider": route.provider, "x-embedmill-space": alias.space},
     )
 
 
-def _items(blocks: Sequence[Matrix], *, base64: bool) -> Iterator[bytes]:
-    index = 0
-    for block in blocks:
-        for row in block:
-            # In pieces, so that a megabyte of vectors is copied once, when the whole answer is joined.
-            yield b'{"object":"embedding","index":%d,"embedding":' % index
-            if base64:
-                yield b'"'
-                yield vectors.base64_row(row)
-                yield b'"},'
-            else:
-                yield vectors.json_row(row)
-                yield b"},"
-            index += 1
+def _pieces(blocks: Sequence[Matrix], tail: bytes, *, base64: bool) -> list[bytes]:
+    """The answer in pieces: a megabyte of vectors is copied once, when they are joined."""
+    written = [vectors.base64_row(row) if base64 else vectors.json_row(row) for block in blocks for row in block]
+    openings = _openings(len(written), base64=base64)
+    pieces = [b""] * (2 * len(written))
+    pieces[0::2] = openings
+    pieces[1::2] = written
+    pieces += (b'"}],' if base64 else b"}],", tail[1:])
+    return pieces
+
+
+@lru_cache(maxsize=256)
+def _openings(count: int, *, base64: bool) -> tuple[bytes, ...]:
+    """What stands before each vector, the end of the one before it included."""
+    quote = b'"' if base64 else b""
+    first = b'{"object":"list","data":['
+    between = quote + b"},"
+    return tuple(
+        (between if index else first) + b'{"object":"embedding","index":%d,"embedding":' % index + quote
+        for index in range(count)
+    )
 
 
 def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) -> dict[str, Any]:
