@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
 from engine.database import migrate
@@ -30,6 +31,16 @@ def data_dir(migrated: Path, tmp_path: Path) -> Path:
     """A data directory with a migrated database in it."""
     shutil.copyfile(migrated, tmp_path / "embedmill.db")
     return tmp_path
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def shared_mill(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mill]:
+    """One gateway for the many tests that leave nothing behind; they run on the session's loop."""
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copyfile(migrated, folder / "embedmill.db")
+    mill = await open_mill(folder)
+    yield mill
+    await close_mill(mill)
 
 
 @pytest.fixture

@@ -16,8 +16,10 @@ from tests.mill import JOBS, Mill, error_of
 
 PATH = "/v1/embeddings"
 JSON = {"content-type": "application/json"}
+leaving_nothing = pytest.mark.asyncio(loop_scope="session")
 
 
+@leaving_nothing
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
@@ -57,28 +59,30 @@ JSON = {"content-type": "application/json"}
         ({"model": "tiny", "input": "a", "stream": False}, "stream", "unknown_parameter"),
     ],
 )  # fmt: skip
-async def test_a_bad_body_is_a_400_that_names_the_field(mill: Mill, fields: Any, param: str, code: str) -> None:
-    reply = await mill.client.post(PATH, json=fields)
+async def test_a_bad_body_is_a_400_that_names_the_field(shared_mill: Mill, fields: Any, param: str, code: str) -> None:
+    reply = await shared_mill.client.post(PATH, json=fields)
     error = error_of(reply)
     assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
     assert (error["code"], error["param"].removesuffix(".fake")) == (code, param)
     assert param.split("[")[0] in error["message"] or "Supported values are" in error["message"]
 
 
+@leaving_nothing
 @pytest.mark.parametrize(
     "body",
     [b"", b"  ", b"{", b'{"model":"tiny","input":"\xff"}', b'{"model":"tiny","input":"\\ud800"}', b"\xef\xbb\xbf{}",
      b'{"model":"tiny","input":"a"} x', b'{"model":"tiny","input":NaN}',
      b'{"model":"tiny","providerOptions":' + b'{"a":' * 50_000],
 )  # fmt: skip
-async def test_what_is_not_json(mill: Mill, body: bytes) -> None:
-    reply = await mill.client.post(PATH, content=body, headers=JSON)
+async def test_what_is_not_json(shared_mill: Mill, body: bytes) -> None:
+    reply = await shared_mill.client.post(PATH, content=body, headers=JSON)
     assert (reply.status_code, error_of(reply)["code"]) == (400, "invalid_json")
 
 
+@leaving_nothing
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"a"', b"1"])
-async def test_json_that_is_no_object(mill: Mill, body: bytes) -> None:
-    reply = await mill.client.post(PATH, content=body, headers=JSON)
+async def test_json_that_is_no_object(shared_mill: Mill, body: bytes) -> None:
+    reply = await shared_mill.client.post(PATH, content=body, headers=JSON)
     assert (reply.status_code, error_of(reply)["param"]) == (400, None)
 
 
@@ -92,6 +96,7 @@ async def test_an_unknown_model(mill: Mill) -> None:
         assert "`nope`" in error["message"]
 
 
+@leaving_nothing
 @pytest.mark.parametrize(
     ("method", "path", "status", "code"),
     [
@@ -104,23 +109,25 @@ async def test_an_unknown_model(mill: Mill) -> None:
         ("POST", "/healthz", 405, "method_not_allowed"),
     ],
 )
-async def test_the_frameworks_own_errors(mill: Mill, method: str, path: str, status: int, code: str) -> None:
-    reply = await mill.client.request(method, path)
+async def test_the_frameworks_own_errors(shared_mill: Mill, method: str, path: str, status: int, code: str) -> None:
+    reply = await shared_mill.client.request(method, path)
     assert (reply.status_code, error_of(reply)["code"]) == (status, code)
     assert path in error_of(reply)["message"] and (status != 405 or reply.headers["allow"])
 
 
+@leaving_nothing
 @pytest.mark.parametrize("path", [PATH, JOBS])
 @pytest.mark.parametrize("kind", ["text/html", "application/xml", "multipart/form-data; boundary=x"])
-async def test_a_media_type_that_nobody_reads(mill: Mill, path: str, kind: str) -> None:
-    reply = await mill.client.post(path, content=b"x", headers={"content-type": kind})
+async def test_a_media_type_that_nobody_reads(shared_mill: Mill, path: str, kind: str) -> None:
+    reply = await shared_mill.client.post(path, content=b"x", headers={"content-type": kind})
     error = error_of(reply)
     assert (reply.status_code, error["param"], error["code"]) == (415, "content-type", "unsupported_media_type")
 
 
+@leaving_nothing
 @pytest.mark.parametrize("path", [PATH, JOBS])
-async def test_an_encoding_that_nobody_reads(mill: Mill, path: str) -> None:
-    reply = await mill.client.post(path, content=b"x", headers={**JSON, "content-encoding": "br"})
+async def test_an_encoding_that_nobody_reads(shared_mill: Mill, path: str) -> None:
+    reply = await shared_mill.client.post(path, content=b"x", headers={**JSON, "content-encoding": "br"})
     assert (reply.status_code, error_of(reply)["param"]) == (415, "content-encoding")
 
 
@@ -164,9 +171,10 @@ async def test_a_gzip_bomb_is_stopped(mill: Mill) -> None:
     assert (cut.status_code, error_of(cut)["code"]) == (400, "invalid_encoding")
 
 
+@leaving_nothing
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer ", "Basic eA==", "Bearer em_wrong", "x"])
-async def test_no_key_and_a_bad_one(mill: Mill, header: str | None) -> None:
-    async with httpx.AsyncClient(transport=mill.transport(), base_url="http://mill") as stranger:
+async def test_no_key_and_a_bad_one(shared_mill: Mill, header: str | None) -> None:
+    async with httpx.AsyncClient(transport=shared_mill.transport(), base_url="http://mill") as stranger:
         reply = await stranger.post(PATH, content=b"not even json", headers={"authorization": header} if header else {})
     assert (reply.status_code, error_of(reply)["code"]) == (401, "invalid_api_key")
     assert reply.headers["www-authenticate"] == "Bearer"
@@ -187,6 +195,7 @@ async def test_a_database_that_is_away_is_a_503_that_says_when(mill: Mill) -> No
     stranger = await mill.another_key()
     file = mill.runtime.settings.data_dir / "embedmill.db"
     await mill.runtime.database.close()
+    before = set(threading.enumerate())
     file.unlink()
     file.mkdir()
     reply = await mill.client.get(JOBS, headers=stranger)
@@ -194,5 +203,5 @@ async def test_a_database_that_is_away_is_a_503_that_says_when(mill: Mill) -> No
     assert 1 <= int(reply.headers["retry-after"]) <= 60
     await mill.runtime.database.close()
     async with asyncio.timeout(10):  # a driver's thread that could not open the file says so to a loop that must live
-        while any("_connection_worker" in thread.name for thread in threading.enumerate()):  # noqa: ASYNC110
+        while set(threading.enumerate()) - before:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

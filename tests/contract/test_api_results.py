@@ -22,6 +22,20 @@ from tests.mill import JOBS, WIDTH, Mill, close_mill, error_of, open_mill
 TEXTS = [f"text {i}" for i in range(100)]
 BAD = {3: "poison 3", 50: "", 99: "poison 99"}
 
+RANGES: list[tuple[int | None, int | None, range]] = [
+    (0, 100, range(100)),
+    (10, 40, range(10, 40)),
+    (15, 17, range(15, 17)),
+    (3, 4, range(3, 4)),
+    (None, 5, range(5)),
+    (95, None, range(95, 100)),
+    (90, 1000, range(90, 100)),
+    (50, 50, range(0)),
+    (100, None, range(0)),
+    (10**12, None, range(0)),
+    (None, 0, range(0)),
+]
+
 
 def corpus() -> list[Any]:
     """A hundred inputs, three of them bad, every fifth with an id of its own."""
@@ -104,30 +118,15 @@ async def test_npy(small: Mill, ended: dict[str, Any]) -> None:
     assert rows[good].tobytes() == right[good].tobytes() and np.isnan(rows[list(BAD)]).all()
 
 
-@pytest.mark.parametrize(
-    ("start", "stop", "indexes"),
-    [
-        (0, 100, range(100)),
-        (10, 40, range(10, 40)),
-        (15, 17, range(15, 17)),
-        (3, 4, range(3, 4)),
-        (None, 5, range(5)),
-        (95, None, range(95, 100)),
-        (90, 1000, range(90, 100)),
-        (50, 50, range(0)),
-        (100, None, range(0)),
-        (10**12, None, range(0)),
-        (None, 0, range(0)),
-    ],
-)
-async def test_ranges(small: Mill, ended: dict[str, Any], start: int | None, stop: int | None, indexes: range) -> None:
-    query = {name: value for name, value in (("start", start), ("stop", stop)) if value is not None}
-    reply = await small.results(ended["id"], **query)
-    assert [orjson.loads(line)["index"] for line in reply.content.splitlines()] == list(indexes)
-    rows = array(await small.results(ended["id"], format="npy", **query))
+async def test_ranges(small: Mill, ended: dict[str, Any]) -> None:
     whole = array(await small.results(ended["id"], format="npy"))
-    assert rows.shape == (len(indexes), WIDTH)
-    assert np.array_equal(rows, whole[indexes.start : indexes.stop] if indexes else rows, equal_nan=True)
+    for start, stop, indexes in RANGES:
+        query = {name: value for name, value in (("start", start), ("stop", stop)) if value is not None}
+        reply = await small.results(ended["id"], **query)
+        assert [orjson.loads(line)["index"] for line in reply.content.splitlines()] == list(indexes), query
+        rows = array(await small.results(ended["id"], format="npy", **query))
+        assert rows.shape == (len(indexes), WIDTH), query
+        assert np.array_equal(rows, whole[indexes.start : indexes.stop], equal_nan=True), query
 
 
 async def test_results_while_the_job_runs(small: Mill) -> None:
