@@ -187,7 +187,7 @@ def _pieces(blocks: Sequence[Matrix], tail: bytes, *, base64: bool) -> list[byte
     return pieces
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=32)
 def _openings(count: int, *, base64: bool) -> tuple[bytes, ...]:
     """What stands before each vector, the end of the one before it included."""
     quote = b'"' if base64 else b""
