@@ -1,0 +1,211 @@
+"""kill -9 of every process in the middle of a job: nothing is lost, and only calls in flight are made again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import httpx
+import orjson
+import pytest
+import redis
+
+from tests.services import PostgresServer
+from tests.system.oracle import check, corpus
+from tests.system.stack import LEASE_S, SWEEP_S, Stack, seconds_until
+from tests.waiting import wait_until
+
+INPUTS = 6_000
+# The lease of what was lost, the sweep that finds it, and time for the work itself on a busy machine.
+RECOVERY_S = LEASE_S + SWEEP_S + 20
+Note = Callable[[str, object], None]
+
+
+@pytest.fixture(autouse=True)
+def slow_upstream(stack: Stack) -> None:
+    """Slow enough that a job of this size is caught in the middle."""
+    stack.latency(150)
+
+
+def started(stack: Stack, tag: str, count: int = INPUTS) -> tuple[str, list[str]]:
+    """A job that is well under way."""
+    texts = corpus(tag, count)
+    job_id = stack.submit(texts)
+    stack.await_progress(job_id, count // 8)
+    return job_id, texts
+
+
+def held_by(stack: Stack, job_id: str) -> dict[str, tuple[int, int]]:
+    """The shards of the job that are running: which process has them, and by which fence."""
+    rows = stack.query(f"SELECT id, worker, fence FROM shards WHERE job_id = '{job_id}' AND state = 'running'")
+    return {shard: (int(worker.rpartition(":")[2]), fence) for shard, worker, fence in rows}
+
+
+def taken_over(stack: Stack, lost: dict[str, tuple[int, int]]) -> bool:
+    """True when every one of these shards has been claimed again, or is no longer there to be claimed."""
+    names = ", ".join(f"'{shard}'" for shard in lost)
+    rows = stack.query(f"SELECT id, fence, state FROM shards WHERE id IN ({names})")
+    return all(fence > lost[shard][1] or state == "done" for shard, fence, state in rows)
+
+
+def test_without_kills_nothing_is_embedded_twice(stack: Stack) -> None:
+    stack.latency(0)
+    texts = corpus("calm", INPUTS)
+    job_id = stack.submit(texts)
+    stack.await_end(job_id, 30)
+    assert check(stack, job_id, texts) == 0
+
+
+def test_a_worker_child_is_killed(stack: Stack, record_property: Note) -> None:
+    job_id, texts = started(stack, "child")
+    held = wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
+    victim = next(iter(held.values()))[0]
+    assert victim in stack.processes.children("worker")
+    os.kill(victim, signal.SIGKILL)
+    lost = {shard: (pid, fence) for shard, (pid, fence) in held.items() if pid == victim}
+    record_property("recovery_s", seconds_until(lambda: taken_over(stack, lost), RECOVERY_S, "the lost shard's return"))
+    stack.await_end(job_id, RECOVERY_S)
+    record_property("repeated_inputs", check(stack, job_id, texts, processes_killed=1))
+    stack.processes.check()
+
+
+def test_a_worker_child_is_frozen_past_its_lease_and_wakes(stack: Stack, record_property: Note) -> None:
+    """Nobody can tell that it is not dead; what it brings when it wakes is late."""
+    job_id, texts = started(stack, "frozen")
+    held = wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
+    victim = next(iter(held.values()))[0]
+    os.kill(victim, signal.SIGSTOP)
+    try:
+        lost = {shard: (pid, fence) for shard, (pid, fence) in held.items() if pid == victim}
+        took_s = seconds_until(lambda: taken_over(stack, lost), RECOVERY_S, "the lost shard's return")
+        record_property("recovery_s", took_s)
+        stack.await_end(job_id, RECOVERY_S)
+    finally:
+        os.kill(victim, signal.SIGCONT)
+    # It works again: jobs go on until one of its shards is its own.
+    others = corpus("woken", INPUTS)
+    other_id = stack.submit(others)
+    wait_until(lambda: any(pid == victim for pid, _ in held_by(stack, other_id).values()), 20, what="the woken worker")
+    stack.await_end(other_id, RECOVERY_S)
+    assert check(stack, other_id, others) == 0
+    record_property("repeated_inputs", check(stack, job_id, texts, processes_killed=1))
+
+
+def test_the_worker_is_killed_whole(stack: Stack, record_property: Note) -> None:
+    job_id, texts = started(stack, "main")
+    lost = wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
+    stack.restart("worker")
+    record_property("recovery_s", seconds_until(lambda: taken_over(stack, lost), RECOVERY_S, "the lost shards' return"))
+    stack.await_end(job_id, RECOVERY_S)
+    record_property("repeated_inputs", check(stack, job_id, texts, processes_killed=2))
+
+
+def test_the_scheduler_is_killed_and_then_a_worker_child(stack: Stack, record_property: Note) -> None:
+    job_id, texts = started(stack, "scheduler")
+    stack.processes.kill("scheduler")
+    held = wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
+    os.kill(next(iter(held.values()))[0], signal.SIGKILL)
+    stack.processes.start("scheduler")
+    record_property("to_the_end_s", seconds_until(lambda: stack.job(job_id)["finished_at"], RECOVERY_S, "the end"))
+    record_property("repeated_inputs", check(stack, job_id, texts, processes_killed=1))
+
+
+def test_the_api_is_killed_under_a_poll(stack: Stack) -> None:
+    job_id, texts = started(stack, "polling")
+    broken: list[Exception] = []
+
+    def poll() -> None:
+        try:
+            tag = stack.api.get(f"/v1/embeddings/jobs/{job_id}").headers["etag"]
+            while True:
+                answer = httpx.get(
+                    f"{stack.url}/v1/embeddings/jobs/{job_id}?wait=30",
+                    headers=stack.headers | {"if-none-match": tag},
+                    timeout=40,
+                )
+                tag = answer.headers.get("etag", tag)
+        except (httpx.TransportError, KeyError) as error:
+            broken.append(error)
+
+    poller = threading.Thread(target=poll)
+    poller.start()
+    stack.restart("api")
+    poller.join(10)
+    assert broken
+    stack.await_ready()
+    stack.await_end(job_id, RECOVERY_S)
+    assert check(stack, job_id, texts) == 0
+
+
+def test_the_api_is_killed_during_an_upload_and_the_retry_makes_one_job(stack: Stack, record_property: Note) -> None:
+    tag = f"upload {time.time()}"
+    texts = corpus(tag, INPUTS)
+    lines = [orjson.dumps(text) + b"\n" for text in texts]
+    before = jobs(stack)
+    key = {"idempotency-key": tag}
+
+    def half_then_the_kill() -> Iterator[bytes]:
+        yield b"".join(lines[: INPUTS // 2])
+        wait_until(lambda: jobs(stack) - before, 10, what="the first shards of the upload")
+        stack.processes.kill("api")
+        yield b"".join(lines[INPUTS // 2 :])
+
+    with pytest.raises(httpx.TransportError):
+        stack.upload(half_then_the_kill(), **key)
+    [interrupted] = jobs(stack) - before
+    stack.processes.start("api")
+    stack.await_ready()
+
+    def accepted() -> httpx.Response | None:
+        answer = stack.upload([b"".join(lines)], **key)
+        assert answer.status_code in (202, 409), answer.text
+        return answer if answer.status_code == 202 else None
+
+    began = time.monotonic()
+    job_id = str(wait_until(accepted, RECOVERY_S, every_s=0.25, what="the key's release").json()["id"])  # type: ignore[union-attr]
+    record_property("recovery_s", time.monotonic() - began)
+    stack.await_end(job_id, RECOVERY_S)
+    again = stack.upload([b"".join(lines)], **key)
+    assert (again.status_code, again.json()["id"]) == (200, job_id)
+    assert again.headers["idempotent-replayed"] == "true"
+    stack.await_end(interrupted, RECOVERY_S)
+    failed = stack.job(interrupted)
+    assert failed["status"] == "failed" and failed["errors"][0]["code"] == "upload_interrupted"
+    assert jobs(stack) - before == {interrupted, job_id}
+    assert stack.job(job_id)["status"] == "completed"
+
+
+def jobs(stack: Stack) -> set[str]:
+    return {row[0] for row in stack.query("SELECT id FROM jobs")}
+
+
+def test_the_broker_is_killed_and_comes_back_with_its_log(stack: Stack, record_property: Note) -> None:
+    job_id, texts = started(stack, "valkey")
+    stack.processes.kill("valkey")
+    stack.processes.start("valkey")
+    record_property("to_the_end_s", seconds_until(lambda: stack.job(job_id)["finished_at"], RECOVERY_S, "the end"))
+    assert check(stack, job_id, texts) == 0
+    stack.processes.check()
+
+
+def test_the_broker_forgets_everything(stack: Stack, record_property: Note) -> None:
+    job_id, texts = started(stack, "flushall")
+    with redis.Redis.from_url(stack.broker_url) as client:
+        client.flushall()
+    record_property("to_the_end_s", seconds_until(lambda: stack.job(job_id)["finished_at"], RECOVERY_S, "the end"))
+    assert check(stack, job_id, texts) == 0
+
+
+def test_every_database_connection_is_cut(stack: Stack) -> None:
+    if stack.database_url.startswith("sqlite"):
+        pytest.skip("SQLite has no connections that could be cut")
+    job_id, texts = started(stack, "connections")
+    for _ in range(3):
+        wait_until(lambda: PostgresServer().end_connections(stack.database_url), 10, what="connections to cut")
+    # A poll may meet the outage and be told to come again; one of them is enough to renew the connections.
+    wait_until(lambda: stack.api.get(f"/v1/embeddings/jobs/{job_id}").status_code == 200, 10, what="an answer")
+    stack.await_end(job_id, RECOVERY_S)
+    assert check(stack, job_id, texts) == 0
