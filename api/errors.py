@@ -10,6 +10,7 @@ import orjson
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from models import errors
@@ -92,6 +93,9 @@ def install(app: FastAPI) -> None:
             response.headers[name] = value
         return response
 
+    async def hung_up(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
     async def of_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         first: dict[str, Any] = error.errors()[0]
@@ -104,5 +108,6 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(EmbedmillError, ours)
     app.add_exception_handler(HTTPException, of_http)
+    app.add_exception_handler(ClientDisconnect, hung_up)
     app.add_exception_handler(RequestValidationError, of_validation)
     app.add_exception_handler(Exception, unexpected)

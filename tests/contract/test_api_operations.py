@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from engine import presence
-from tests.mill import CONFIG, Mill, close_mill, open_mill
+from tests.mill import CONFIG, JOBS, Mill, close_mill, open_mill
 
 SLOW = CONFIG.replace('kind = "fake"', 'kind = "fake"\nlatency_ms = 30_000')
 
@@ -52,8 +53,10 @@ async def test_paths_of_callers_are_no_labels(mill: Mill) -> None:
     assert "made-up-by-a-caller" not in (await mill.client.get("/metrics")).text
 
 
-async def call(mill: Mill, body: bytes, gone: asyncio.Event) -> list[dict[str, Any]]:
-    """One POST over bare ASGI, whose client hangs up when told: what it was sent."""
+async def call(
+    mill: Mill, body: bytes, gone: asyncio.Event, path: str = "/v1/embeddings", *, unfinished: bool = False
+) -> list[dict[str, Any]]:
+    """One POST over bare ASGI, whose client hangs up when told, or with half of its body unsent: what it was sent."""
     sent: list[dict[str, Any]] = []
     asked = False
 
@@ -61,23 +64,24 @@ async def call(mill: Mill, body: bytes, gone: asyncio.Event) -> list[dict[str, A
         nonlocal asked
         if not asked:
             asked = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            return {"type": "http.request", "body": body, "more_body": unfinished}
         await gone.wait()
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    headers = {"authorization": f"Bearer {mill.key}", "content-type": "application/json"}
+    kind = "application/x-ndjson" if path == JOBS else "application/json"
+    headers = {"authorization": f"Bearer {mill.key}", "content-type": kind}
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": "POST",
         "scheme": "http",
-        "path": "/v1/embeddings",
-        "raw_path": b"/v1/embeddings",
-        "query_string": b"",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"model=tiny" if path == JOBS else b"",
         "root_path": "",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "client": ("127.0.0.1", 1),
@@ -101,6 +105,18 @@ async def test_a_caller_who_hangs_up_takes_the_upstream_calls_along(data_dir: Pa
         sent = await calling
     assert sent[0]["status"] == 499 and door._value == free
     await close_mill(mill)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", JOBS])
+async def test_hanging_up_in_the_middle_of_a_body_is_nobodys_error(
+    mill: Mill, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = asyncio.Event()
+    gone.set()
+    sent = await call(mill, b'"a"\n', gone, path, unfinished=True)
+    assert sent[0]["status"] == 499
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert (await mill.client.get(JOBS)).json()["data"] == []
 
 
 async def test_a_slow_upstream_meets_the_deadline(data_dir: Path) -> None:

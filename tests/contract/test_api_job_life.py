@@ -1,0 +1,120 @@
+"""A job over HTTP after it was made: polled, listed, cancelled, deleted; and nobody sees another project's."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from models.key import Scope
+from tests.mill import JOBS, Mill, error_of
+
+UNKNOWN = "job_" + "0" * 32
+
+
+async def test_a_poll_that_saw_it_already_costs_nothing(mill: Mill) -> None:
+    job = await mill.submit(["a", "b"])
+    url = f"{JOBS}/{job['id']}"
+    first = await mill.client.get(url)
+    tag = first.headers["etag"]
+    for seen in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+        again = await mill.client.get(url, headers={"if-none-match": seen})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+        assert again.headers["retry-after"]
+    await mill.run(job["id"])
+    changed = await mill.client.get(url, headers={"if-none-match": tag})
+    assert (changed.status_code, changed.json()["status"]) == (200, "completed")
+    assert changed.headers["etag"] != tag and "retry-after" not in changed.headers
+
+
+async def test_waiting_for_a_change_ends_with_the_change(mill: Mill) -> None:
+    job = await mill.submit(["a"])
+    url = f"{JOBS}/{job['id']}"
+    tag = (await mill.client.get(url)).headers["etag"]
+    waiting = asyncio.create_task(mill.client.get(url, params={"wait": 30}, headers={"if-none-match": tag}))
+    await mill.run(job["id"])
+    reply = await waiting
+    assert (reply.status_code, reply.json()["status"]) == (200, "completed")
+    ended = await mill.client.get(url, params={"wait": 60})  # nothing to wait for any more
+    assert ended.json()["status"] == "completed"
+
+
+@pytest.mark.parametrize("wait", ["61", "-1", "x", "1.5"])
+async def test_a_wait_that_nobody_grants(mill: Mill, wait: str) -> None:
+    job = await mill.submit(["a"])
+    reply = await mill.client.get(f"{JOBS}/{job['id']}", params={"wait": wait})
+    assert (reply.status_code, error_of(reply)["param"]) == (400, "wait")
+
+
+async def test_pages_of_jobs_newest_first(mill: Mill) -> None:
+    made = [(await mill.submit(["a"]))["id"] for _ in range(5)]
+    await mill.run(made[0])
+    seen: list[str] = []
+    query: dict[str, Any] = {"limit": 2}
+    while True:
+        page = (await mill.client.get(JOBS, params=query)).json()
+        ids = [job["id"] for job in page["data"]]
+        assert page["object"] == "list" and (page["first_id"], page["last_id"]) == (ids[0], ids[-1])
+        seen += ids
+        if not page["has_more"]:
+            break
+        query["after"] = page["last_id"]
+    assert sorted(seen) == sorted(made) and seen == sorted(made, reverse=True)
+    done = (await mill.client.get(JOBS, params={"status": "completed"})).json()
+    assert [job["id"] for job in done["data"]] == [made[0]]
+    empty = (await mill.client.get(JOBS, params={"status": "failed"})).json()
+    assert empty == {"object": "list", "data": [], "first_id": None, "last_id": None, "has_more": False}
+
+
+@pytest.mark.parametrize(
+    "query", [{"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"after": "x"}, {"status": "done"}, {"order": "asc"}]
+)
+async def test_lists_that_nobody_has(mill: Mill, query: dict[str, str]) -> None:
+    reply = await mill.client.get(JOBS, params=query)
+    assert (reply.status_code, error_of(reply)["param"]) == (400, next(iter(query)))
+
+
+async def test_ids_that_are_not_yours_are_one_404(mill: Mill) -> None:
+    theirs = await mill.another_key(project="theirs")
+    job = await mill.submit(["a"])
+    calls = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/results"), ("GET", "/errors")]
+    bodies = set()
+    for method, tail in calls:
+        for headers, job_id in ((theirs, job["id"]), ({}, UNKNOWN), ({}, "job_x"), ({}, "%00"), ({}, "..%2f..")):
+            reply = await mill.client.request(method, f"{JOBS}/{job_id}{tail}", headers=headers)
+            assert reply.status_code == 404, (method, tail, job_id)
+            bodies.add(reply.content if b"Unknown request" not in reply.content else b"")
+    assert len(bodies - {b""}) == 1
+    assert (await mill.client.get(JOBS, headers=theirs)).json()["data"] == []
+    assert (await mill.job(job["id"]))["status"] == "in_progress"
+    sibling = await mill.another_key(project="default", scopes=[Scope.JOBS])
+    assert (await mill.client.get(f"{JOBS}/{job['id']}", headers=sibling)).status_code == 200
+
+
+async def test_cancel_is_idempotent_and_a_finished_job_is_a_409(mill: Mill) -> None:
+    job = await mill.submit(["a"])
+    for _ in range(3):
+        reply = await mill.client.post(f"{JOBS}/{job['id']}/cancel")
+        assert (reply.status_code, reply.json()["status"]) == (200, "cancelled")
+    assert reply.json()["finished_at"] is not None and reply.json()["eta_seconds"] == 0
+    assert (await mill.run(job["id"]))["counts"]["completed"] == 0
+    done = await mill.submit(["a"])
+    await mill.run(done["id"])
+    refused = await mill.client.post(f"{JOBS}/{done['id']}/cancel")
+    assert (refused.status_code, error_of(refused)["code"]) == (409, "conflict")
+    assert refused.headers["x-should-retry"] == "false"
+    assert (await mill.job(done["id"]))["status"] == "completed"
+
+
+async def test_a_deleted_job_is_gone(mill: Mill) -> None:
+    for ran in (False, True):
+        job = await mill.submit(["a"])
+        if ran:
+            await mill.run(job["id"])
+        url = f"{JOBS}/{job['id']}"
+        reply = await mill.client.delete(url)
+        assert reply.json() == {"id": job["id"], "object": "embedding.job", "deleted": True}
+        for method, tail in (("GET", ""), ("DELETE", ""), ("GET", "/results"), ("GET", "/errors"), ("POST", "/cancel")):
+            assert (await mill.client.request(method, url + tail)).status_code == 404
+    assert (await mill.client.get(JOBS)).json()["data"] == []
