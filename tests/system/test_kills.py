@@ -59,13 +59,28 @@ def test_without_kills_nothing_is_embedded_twice(stack: Stack) -> None:
     assert check(stack, job_id, texts) == 0
 
 
+def frozen_worker(stack: Stack, job_id: str) -> tuple[int, dict[str, tuple[int, int]]]:
+    """A worker child, stopped in the middle of a shard, and what it holds."""
+
+    def freeze() -> tuple[int, dict[str, tuple[int, int]]] | None:
+        for victim, _ in held_by(stack, job_id).values():
+            os.kill(victim, signal.SIGSTOP)
+            lost = {shard: (pid, fence) for shard, (pid, fence) in held_by(stack, job_id).items() if pid == victim}
+            if lost:
+                return victim, lost
+            os.kill(victim, signal.SIGCONT)  # it had just come to the end of that shard
+        return None
+
+    found = wait_until(freeze, 10, what="a worker in the middle of a shard")
+    assert found is not None
+    return found
+
+
 def test_a_worker_child_is_killed(stack: Stack, record_property: Note) -> None:
     job_id, texts = started(stack, "child")
-    held = wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
-    victim = next(iter(held.values()))[0]
+    victim, lost = frozen_worker(stack, job_id)
     assert victim in stack.processes.children("worker")
     os.kill(victim, signal.SIGKILL)
-    lost = {shard: (pid, fence) for shard, (pid, fence) in held.items() if pid == victim}
     record_property("recovery_s", seconds_until(lambda: taken_over(stack, lost), RECOVERY_S, "the lost shard's return"))
     stack.await_end(job_id, RECOVERY_S)
     record_property("repeated_inputs", check(stack, job_id, texts, processes_killed=1))
@@ -75,11 +90,8 @@ def test_a_worker_child_is_killed(stack: Stack, record_property: Note) -> None:
 def test_a_worker_child_is_frozen_past_its_lease_and_wakes(stack: Stack, record_property: Note) -> None:
     """Nobody can tell that it is not dead; what it brings when it wakes is late."""
     job_id, texts = started(stack, "frozen")
-    held = wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
-    victim = next(iter(held.values()))[0]
-    os.kill(victim, signal.SIGSTOP)
+    victim, lost = frozen_worker(stack, job_id)
     try:
-        lost = {shard: (pid, fence) for shard, (pid, fence) in held.items() if pid == victim}
         took_s = seconds_until(lambda: taken_over(stack, lost), RECOVERY_S, "the lost shard's return")
         record_property("recovery_s", took_s)
         stack.await_end(job_id, RECOVERY_S)
@@ -106,8 +118,8 @@ def test_the_worker_is_killed_whole(stack: Stack, record_property: Note) -> None
 def test_the_scheduler_is_killed_and_then_a_worker_child(stack: Stack, record_property: Note) -> None:
     job_id, texts = started(stack, "scheduler")
     stack.processes.kill("scheduler")
-    held = wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
-    os.kill(next(iter(held.values()))[0], signal.SIGKILL)
+    victim, _ = frozen_worker(stack, job_id)
+    os.kill(victim, signal.SIGKILL)
     stack.processes.start("scheduler")
     record_property("to_the_end_s", seconds_until(lambda: stack.job(job_id)["finished_at"], RECOVERY_S, "the end"))
     record_property("repeated_inputs", check(stack, job_id, texts, processes_killed=1))
