@@ -20,7 +20,7 @@ def checked(reply: httpx.Response) -> httpx.Response:
     try:
         error = msgspec.json.decode(reply.content, type=ErrorEnvelope).error
         said, code = error.message, f" {error.code}" if error.code else ""
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         said, code = reply.reason_phrase or "the server refused", ""
     where = f"HTTP {reply.status_code}{code}"
     if request_id := reply.headers.get("x-request-id"):
@@ -35,5 +35,5 @@ def decoded(reply: httpx.Response, type: type[T]) -> T:
     """The body of a good reply as `type`. Raises CliError when something else than embedmill answered."""
     try:
         return msgspec.json.decode(checked(reply).content, type=type)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise CliError(f"{reply.url} did not answer as embedmill does: {error}", "is --url right?") from error

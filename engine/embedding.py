@@ -22,6 +22,7 @@ from models.errors import (
     DeadlineExceeded,
     Disposition,
     EmbedmillError,
+    UnsupportedParameter,
     UpstreamError,
     UpstreamMisconfigured,
     UpstreamProtocolError,
@@ -109,8 +110,8 @@ async def _settle(flight: Flight, batch: Batch) -> None:
 
 
 async def _over_routes(flight: Flight, batch: Batch) -> tuple[Matrix, int | None, Route]:
-    """Try the fit routes in turn. Raises the error that says most about what to do next."""
-    worst: UpstreamError | None = None
+    """Try the fit routes in turn. Raises the error that leaves the most to be done about it."""
+    failures: list[EmbedmillError] = []
     for route in flight.router.candidates(flight.alias):
         if not can_take(route, batch):
             continue
@@ -119,19 +120,41 @@ async def _over_routes(flight: Flight, batch: Batch) -> tuple[Matrix, int | None
         except UpstreamError as error:
             if error.disposition is Disposition.SPLIT:
                 raise
-            # What a caller's own options brought about says nothing about the route: others must not pay for it.
-            own_doing = isinstance(error, UpstreamMisconfigured) and bool(batch.options.provider_options)
-            if error.disposition is Disposition.FAILOVER and not own_doing:
-                flight.router.cool_down(route)
-            # A protocol error can still be split away; the others can only be waited for.
-            if worst is None or isinstance(error, UpstreamProtocolError):
-                worst = error
+            own = _own_options(batch, route)
+            if own is not None and isinstance(error, UpstreamMisconfigured):
+                # What a caller's own options brought about says nothing about the route: others must not pay for it.
+                failures.append(_refused_options(own))
+            else:
+                failures.append(error)
+                if error.disposition is Disposition.FAILOVER:
+                    flight.router.cool_down(route)
             continue
         flight.router.recovered(route)
         return rows, used, route
-    if worst is None:
+    if not failures:
         raise UpstreamRejected("no route of this model takes token arrays", code="tokens_not_supported")
-    raise worst
+    raise max(failures, key=_hope)
+
+
+def _hope(error: EmbedmillError) -> int:
+    """A bad answer can still be split away, a busy provider waited for; a refusal only be reported."""
+    if isinstance(error, UpstreamProtocolError):
+        return 2
+    return int(error.disposition is Disposition.RETRY)
+
+
+def _own_options(batch: Batch, route: Route) -> str | None:
+    """The name under which the caller sent options of its own for this route's provider."""
+    given = batch.options.provider_options
+    return next((name for name in (route.account.name, route.account.kind) if given.get(name)), None)
+
+
+def _refused_options(name: str) -> UnsupportedParameter:
+    return UnsupportedParameter(
+        f"The provider refused a parameter of the call; it was sent what is under 'providerOptions.{name}'.",
+        param=f"providerOptions.{name}",
+        code="provider_options_refused",
+    )
 
 
 async def _on_route(flight: Flight, batch: Batch, route: Route) -> tuple[Matrix, int | None]:

@@ -47,11 +47,13 @@ def surely_dead(worker: str) -> bool:
 
 @cache
 def _place() -> str:
+    # Machines may share a name, and the first namespace has the same number on all of them: only a boot is unique.
     try:
         namespace = Path("/proc/self/ns/pid").readlink().name
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
     except OSError:
-        namespace = "pid"
-    return f"{socket.gethostname()[:64]}/{namespace}"
+        namespace, boot = "pid", ""
+    return f"{socket.gethostname()[:64]}/{boot}/{namespace}"
 
 
 async def beat(database: Database, worker: str, slots: int) -> None:

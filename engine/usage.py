@@ -97,9 +97,22 @@ class UsageBuffer:
         async with self._writing:
             while self._waiting:
                 some = self._waiting[:FLUSH_ROWS]
-                await write(self._database, some)
+                await self._write(some)
                 del self._waiting[: len(some)]
         USAGE_WAITING.set(len(self._waiting))
+
+    async def _write(self, some: Sequence[dict[str, Any]]) -> None:
+        try:
+            await write(self._database, some)
+        except StorageUnavailable:
+            raise
+        except Exception:
+            # A row that the database refuses must not hold up all others: it is told from them one by one, and logged.
+            if len(some) == 1:
+                log.exception("a usage row was refused", extra={"provider": some[0]["provider"], "count": 1})
+                return
+            for record in some:
+                await self._write([record])
 
     async def close(self) -> None:
         if self._task is not None:

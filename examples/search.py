@@ -62,9 +62,9 @@ def embed_words(client: OpenAI, words: list[str], model: str = MODEL) -> npt.NDA
 
 def print_found(console: Console, words: str, found: list[Found]) -> None:
     table = Table(title=f"“{words}”", title_justify="left", title_style="bold", box=None, pad_edge=False)
-    table.add_column("near", justify="right", min_width=4)
+    table.add_column("near", justify="right", no_wrap=True, width=4)
     table.add_column("package", style="cyan", no_wrap=True, min_width=20)
-    table.add_column("summary", overflow="ellipsis", no_wrap=True)
+    table.add_column("summary", overflow="ellipsis", no_wrap=True, max_width=50)
     for each in found:
         table.add_row(f"{each.score:.2f}", Text(each.name), Text(each.text))
     console.print(table)
@@ -81,9 +81,12 @@ def main() -> None:
     given = parser.parse_args()
 
     data_dir = Path(os.environ.get("EMBEDMILL_DATA_DIR", ".embedmill"))
-    url = os.environ.get("EMBEDMILL_URL") or (data_dir / "url").read_text().strip()
-    key = os.environ.get("EMBEDMILL_API_KEY") or (data_dir / "key").read_text().strip()
-    index = TextIndex(given.texts, given.vectors)
+    try:
+        url = os.environ.get("EMBEDMILL_URL") or (data_dir / "url").read_text().strip()
+        key = os.environ.get("EMBEDMILL_API_KEY") or (data_dir / "key").read_text().strip()
+        index = TextIndex(given.texts, given.vectors)
+    except FileNotFoundError as missing:
+        parser.error(f"{missing.filename} is not there: `make up` starts a server, `make demo` makes the vectors")
     vectors = embed_words(OpenAI(base_url=f"{url}/v1", api_key=key), given.words, given.model)
     for words, vector in zip(given.words, vectors, strict=True):
         print_found(Console(), words, index.search(vector, given.count))

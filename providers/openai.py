@@ -6,6 +6,7 @@ Sources: openai/openai-openapi (2026-08), openai-python 3.52 `resources/embeddin
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 import msgspec
 
@@ -91,16 +92,15 @@ class OpenAIProvider:
         frame, lifted = lift_vectors(reply.body, batch.width)
         try:
             answer = _REPLY.decode(frame)
+            if lifted and [item.embedding for item in answer.data] != _markers(len(lifted)):
+                # Vectors somewhere else than one in each item: nothing clever is done about such a reply.
+                answer, lifted = _REPLY.decode(reply.body), []
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UpstreamProtocolError("the reply is not an OpenAI embeddings object") from error
         items = answer.data
         if len(items) != len(batch.inputs):
             raise UpstreamProtocolError(f"the reply holds {len(items)} vectors for {len(batch.inputs)} inputs")
-        embeddings: list[str | list[float]] | list[memoryview] = [item.embedding for item in items]
-        if lifted:
-            if any(embeddings) or len(lifted) != len(items):
-                raise UpstreamProtocolError("the reply holds vectors outside its items")
-            embeddings = lifted
+        embeddings: list[str | list[float]] | list[memoryview] = lifted or [item.embedding for item in items]
         texts = [e for e in embeddings if isinstance(e, str | memoryview)]
         if len(texts) == len(embeddings):
             rows = rows_from_base64(texts, batch.width)
@@ -165,11 +165,11 @@ class OpenAIProvider:
 
 
 def lift_vectors(body: bytes, width: int) -> tuple[bytes, list[memoryview]]:
-    """Take the base64 vectors out of a reply: the JSON with empty strings in their place, and the vectors in its order.
+    """Take the base64 vectors out of a reply: the JSON with a numbered marker for each, and the vectors in its order.
 
     Nine tenths of a reply is base64, which a JSON parser reads byte by byte and this does not read at all. Nothing is
-    taken on trust: what is left must be good JSON, and base64 decoding refuses whatever is not of its alphabet. A reply
-    in any other layout is left as it is.
+    taken on trust: what is left must be good JSON with the markers where vectors belong, and base64 decoding refuses
+    whatever is not of its alphabet, in which no marker could be written. A reply in another layout is left as it is.
     """
     chars = (width * 4 + 2) // 3 * 4
     whole = memoryview(body)
@@ -181,11 +181,16 @@ def lift_vectors(body: bytes, width: int) -> tuple[bytes, list[memoryview]]:
         end = start + chars
         if body[end : end + 1] != b'"':
             return body, []
-        kept.append(body[at:start])
+        kept.append(body[at:start] + b"#%d" % len(vectors))
         vectors.append(whole[start:end])
         at = end
     kept.append(body[at:])
     return b"".join(kept), vectors
+
+
+@lru_cache(maxsize=32)
+def _markers(count: int) -> list[str]:
+    return [f"#{i}" for i in range(count)]
 
 
 def _error_of(body: bytes) -> tuple[str, str | None, str | None]:

@@ -79,7 +79,7 @@ async def record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Reco
 
 async def fail_rest(runtime: Runtime, held: Claim, error: EmbedmillError) -> Recorded:
     """Give every input of the shard that has no outcome this error: its attempts are spent."""
-    reason = InputError(error.code, error.message, retryable=True)
+    reason = InputError(error.code, error.message, retryable=error.retryable)
     parts = [
         Landed([held.first_index + position], None, reason, 0, False, Decimal(0), None) for position in held.waiting()
     ]

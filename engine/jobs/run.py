@@ -18,7 +18,14 @@ from engine.jobs.keeper import Keeper
 from engine.jobs.record import fail_rest
 from engine.runtime import Runtime
 from models.embedding import Alias, Batch, Input
-from models.errors import EmbedmillError, StorageUnavailable, UnknownAlias, UpstreamError, UpstreamRateLimited
+from models.errors import (
+    EmbedmillError,
+    RequestError,
+    StorageUnavailable,
+    UnknownAlias,
+    UpstreamError,
+    UpstreamRateLimited,
+)
 
 log = logging.getLogger("embedmill.jobs")
 
@@ -143,6 +150,8 @@ async def _give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: Embed
         elif isinstance(error, UpstreamRateLimited):
             delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
             await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="quota")
+        elif isinstance(error, RequestError) and not isinstance(error, UnknownAlias):
+            await fail_rest(runtime, held, error)  # asking again would be answered alike
         elif error is not None and held.attempt >= runtime.settings.shard_attempts:
             log.warning(
                 "a shard's attempts are spent",

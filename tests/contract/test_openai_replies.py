@@ -120,3 +120,23 @@ def test_what_is_not_utf8(body: bytes) -> None:
     with pytest.raises(UpstreamProtocolError):
         read(body, 1)
     assert PROVIDER.fault(UpstreamReply(500, {}, body)).status == 500
+
+
+def test_a_vector_that_no_item_keeps_goes_to_no_input() -> None:
+    one, two = (base64_of(np.full(WIDTH, number, dtype=np.float32)) for number in (1, 2))
+
+    def body(text: str) -> bytes:
+        return text.replace("ONE", one).replace("TWO", two).encode()
+
+    doubled = body('{"data":[{"index":0,"embedding":"ONE","embedding":"TWO"},{"index":1,"embedding":""}]}')
+    with pytest.raises(UpstreamProtocolError):
+        read(doubled, 2)
+    outside = body('{"extra":{"embedding":"ONE"},"data":[{"index":0,"embedding":""}]}')
+    with pytest.raises(UpstreamProtocolError):
+        read(outside, 1)
+    beside = body('{"extra":{"embedding":"ONE"},"data":[{"index":0,"embedding":"TWO"}]}')
+    assert read(beside, 1)[0].tolist() == [2.0] * WIDTH
+
+
+def base64_of(vector: Any) -> str:
+    return pybase64.b64encode(vector.tobytes()).decode()

@@ -13,8 +13,8 @@ from engine.embedding import INTERACTIVE, Flight, Gathered, embed
 from models.embedding import Limits, Options
 from models.errors import (
     DeadlineExceeded,
-    EmbedmillError,
     NoRoute,
+    UnsupportedParameter,
     UpstreamAuthFailed,
     UpstreamRateLimited,
     UpstreamTimeout,
@@ -119,9 +119,18 @@ def test_no_fit_route_is_said_with_the_time_to_come_back() -> None:
 def test_a_callers_own_options_take_no_route_from_others() -> None:
     wire = FakeWire(up=fake())
     flying = flight(wire, alias(route()), 1)
-    with pytest.raises(EmbedmillError):
+    with pytest.raises(UnsupportedParameter) as refused:
         run(fly(flying, ["a"], options=Options(provider_options={"up": {"unheard_of": 1}})))
+    assert refused.value.param == "providerOptions.up"
     assert vectors_of(run(fly(flying, ["a"]))) == right("a")
+
+
+def test_of_several_failures_the_most_hopeful_one_is_told() -> None:
+    wire = FakeWire(a=fake({"do": {"status": 401}}), b=fake({"do": {"status": 429, "retry_after": 90}}))
+    both = alias(route("a"), route("b", priority=1))
+    with pytest.raises(UpstreamRateLimited) as told:
+        run(fly(flight(wire, both, 1, seconds=5.0), ["x"]))
+    assert told.value.retry_after_s == 90
 
 
 def test_priority_decides_and_weight_shares() -> None:

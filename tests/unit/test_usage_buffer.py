@@ -128,3 +128,13 @@ def test_a_row_for_each_route_and_none_for_refusals() -> None:
     one = by_provider["first"]
     assert (one["inputs"], one["calls"], one["prompt_tokens"], one["cost_usd"]) == (6, 2, 20, Decimal("0.000002"))
     assert (one["end_user"], one["job_id"], one["upstream_model"], one["estimated"]) == ("u", "job_1", "m", False)
+
+
+async def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(database: Moody) -> None:
+    buffer = UsageBuffer(database)
+    given = some(3)
+    bad = {**some(1)[0], "inputs": None}
+    buffer.add([given[0], bad, *given[1:]])
+    await buffer.flush()
+    await buffer.close()
+    assert await ledger(database) == sorted(row["id"] for row in given)
