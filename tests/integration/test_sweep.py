@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -183,3 +185,25 @@ async def test_a_sweep_of_a_healthy_store_changes_nothing(store: Store, other: S
     await sweep_twice(store, other)
     after = [await store.job(job) for job in (waiting, running)], await store.shards(waiting), store.bell.rung[:]
     assert after == before
+
+
+def pid_of_the_dead() -> int:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+async def test_a_worker_that_died_here_is_not_waited_for_and_one_elsewhere_is(store: Store, other: Store) -> None:
+    gone = pid_of_the_dead()
+    here = presence.process_name().rpartition(":")[0]
+    alive, dead, elsewhere = [(await store.claim_all(await store.submit()))[0].shard_id for _ in range(3)]
+    for shard_id, worker in (
+        (alive, presence.process_name()),
+        (dead, f"{here}:{gone}"),
+        (elsewhere, f"another-{here}:{gone}"),
+    ):
+        await store.set_shard(shard_id, worker=worker)
+    store.bell.rung.clear()
+    await sweep_twice(store, other)
+    assert store.bell.rung + other.bell.rung == [dead]
+    assert await store.count(Shard, Shard.state == ShardState.RUNNING) == 2
