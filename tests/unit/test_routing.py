@@ -93,7 +93,7 @@ def test_without_any_fit_route_the_error_says_when_to_come_back() -> None:
 
 
 def test_weights_share_one_priority() -> None:
-    heavy = alias("heavy", route("light", weight=1), route("heavy", weight=99))
-    firsts = [Router().candidates(heavy)[0].provider for _ in range(500)]
-    assert firsts.count("heavy") > 400
-    assert set(firsts) == {"light", "heavy"}
+    heavy = alias("heavy", route("light", weight=1), route("heavy", weight=3))
+    firsts = [Router().candidates(heavy)[0].provider for _ in range(1000)]
+    # Three in four, give or take nine standard deviations.
+    assert 630 <= firsts.count("heavy") <= 870
