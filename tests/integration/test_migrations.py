@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,8 +14,7 @@ from sqlalchemy import Connection, inspect
 from engine.database import Database, migrate, schema_revision
 from models.base import Base
 from tests.services import PostgresServer, async_url
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.system.processes import Processes
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -68,17 +64,11 @@ async def test_migrating_twice_changes_nothing(empty_url: str) -> None:
 
 
 def test_two_processes_that_migrate_at_once_do_not_meet(empty_url: str, tmp_path: Path) -> None:
-    environment = os.environ | {
-        "EMBEDMILL_DATABASE_URL": empty_url.replace("+asyncpg", "").replace("+aiosqlite", ""),
-        "EMBEDMILL_DATA_DIR": str(tmp_path),
-    }
-    command = [sys.executable, "-m", "cli", "migrate"]
-    processes = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors
+    places = {"DATABASE_URL": empty_url.replace("+asyncpg", "").replace("+aiosqlite", ""), "DATA_DIR": str(tmp_path)}
+    processes = Processes(tmp_path, places)
+    with ThreadPoolExecutor(2) as threads:
+        for migration in [threads.submit(processes.run, "migrate") for _ in range(2)]:
+            migration.result()
 
 
 async def test_migrated_schema_is_what_the_models_say(empty_url: str) -> None:
