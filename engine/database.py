@@ -25,6 +25,8 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "alembic"
 BUSY_TIMEOUT_S = 30.0
 STATEMENT_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 20_000
+# A process that is frozen, or whose machine is cut off, in the middle of a transaction keeps its locks: not for long.
+IDLE_IN_TRANSACTION_MS = 10_000
 
 
 class Database:
@@ -56,6 +58,7 @@ class Database:
                     "server_settings": {
                         "statement_timeout": str(STATEMENT_TIMEOUT_MS),
                         "lock_timeout": str(LOCK_TIMEOUT_MS),
+                        "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_MS),
                         "application_name": "embedmill",
                     },
                 },
@@ -115,9 +118,9 @@ def _as_ours(error: SQLAlchemyError) -> Exception:
 
 
 def _is_outage(error: DBAPIError) -> bool:
-    # SQLSTATE classes: 08 connection, 53 resources, 57 operator, 40 rollback (deadlock); 55P03 is a lock timeout.
+    # SQLSTATE classes: 08 connection, 53 resources, 57 operator, 40 rollback (deadlock); 25P03 and 55P03 are timeouts.
     state = str(getattr(error.orig, "sqlstate", "") or "")
-    return state[:2] in ("08", "53", "57", "40") or state == "55P03"
+    return state[:2] in ("08", "53", "57", "40") or state in ("25P03", "55P03")
 
 
 def _prepare_sqlite(connection: Any, entry: ConnectionPoolEntry) -> None:

@@ -158,3 +158,26 @@ async def test_connections_that_were_cut_are_an_outage_once_and_then_replaced(
         except StorageUnavailable:
             continue
     assert await workers(database) == 1
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_a_frozen_process_loses_its_transaction_and_with_it_its_locks(store: Store) -> None:
+    database = store.runtime.database
+    with pytest.raises(StorageUnavailable):
+        async with database.write() as connection:
+            assert (await connection.execute(text("show idle_in_transaction_session_timeout"))).scalar() == "10s"
+            await connection.execute(text("set local idle_in_transaction_session_timeout = '50ms'"))
+            await connection.execute(insert(WorkerProcess).values(worker("frozen")))
+            pid = (await connection.execute(text("select pg_backend_pid()"))).scalar_one()
+            await _end_of_session(database, pid)
+            await connection.execute(insert(WorkerProcess).values(worker("late")))
+    async with asyncio.timeout(5), database.write() as connection:
+        await connection.execute(insert(WorkerProcess).values(worker("frozen")))
+    assert await workers(database) == 1
+
+
+async def _end_of_session(database: Database, pid: int) -> None:
+    alive = text("select count(*) from pg_stat_activity where pid = :pid")
+    async with asyncio.timeout(5), database.read() as connection:
+        while (await connection.execute(alive, {"pid": pid})).scalar_one():  # noqa: ASYNC110  # it is the server's
+            await asyncio.sleep(0.02)
