@@ -100,7 +100,8 @@ class Doorbell:
                     task_create_missing_queues=True,
                     # As the worker declares it: whoever comes second with another type is refused by RabbitMQ.
                     task_create_missing_queue_type="quorum" if self._url.startswith("amqp") else None,
-                    broker_transport_options=broker_options(self._url),
+                    # One try: whoever waits for this has better things to do, and the sweep rings again.
+                    broker_transport_options=broker_options(self._url) | {"max_retries": 1, "interval_start": 0},
                     broker_connection_timeout=SOCKET_TIMEOUT_S,
                     broker_connection_retry=False,
                     broker_pool_limit=1,

@@ -30,6 +30,7 @@ from tests.system.processes import EMBEDMILL, Processes
 from tests.waiting import wait_until
 
 PATIENCE_S = 30.0
+NOT_HELD_UP_S = 3.0  # a broker that refuses connections is known to be away at once
 
 
 @pytest.fixture
@@ -175,7 +176,8 @@ async def test_a_broker_that_is_away_delays_jobs_and_refuses_none(
     ) as client:
 
         async def accepted() -> str:
-            answer = await client.post("/v1/embeddings/jobs", json=body)
+            async with asyncio.timeout(NOT_HELD_UP_S):
+                answer = await client.post("/v1/embeddings/jobs", json=body)
             assert answer.status_code == 202, answer.text
             return str(answer.json()["id"])
 
