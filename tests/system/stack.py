@@ -32,7 +32,7 @@ SETTINGS = {
     "LEASE_S": f"{LEASE_S:g}",
     "HEARTBEAT_S": "1",
     "SWEEP_S": f"{SWEEP_S:g}",
-    "RING_AGAIN_S": "3",
+    "RING_AGAIN_S": "2",
     "SHARD_INPUTS": "1024",
     "BATCH_INPUTS": f"{BATCH}",
     "SHARD_CONCURRENCY": f"{CALLS_IN_FLIGHT}",
@@ -154,6 +154,17 @@ class Stack:
 
     def await_end(self, job_id: str, timeout_s: float) -> None:
         wait_until(lambda: self.job(job_id)["finished_at"], timeout_s, what=f"the end of {job_id}")
+
+    def can_write(self) -> bool:
+        """False when someone holds the write lock of SQLite and keeps it."""
+        if not self.database_url.startswith("sqlite"):
+            return True
+        try:
+            with closing(sqlite3.connect(self.database_url.removeprefix("sqlite:///"), timeout=0.5)) as connection:
+                connection.execute("BEGIN IMMEDIATE")
+            return True
+        except sqlite3.OperationalError:
+            return False
 
     def query(self, text: str) -> list[tuple[Any, ...]]:
         """Ask the database itself."""

@@ -12,7 +12,7 @@ from tests.system.oracle import check, corpus
 from tests.system.stack import MODEL, Stack
 from tests.waiting import wait_until
 
-INPUTS = 6_000
+INPUTS = 4_000
 
 
 @pytest.fixture
