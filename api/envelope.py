@@ -12,6 +12,7 @@ from models.base import trace_id
 
 log = logging.getLogger("embedmill.requests")
 CLIENT_ID_CHARS = 128
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class RequestEnvelope:
@@ -43,7 +44,8 @@ class RequestEnvelope:
             REQUESTS.labels(path, status).inc()
             REQUEST_SECONDS.labels(path).observe(seconds)
             client_id = next((v for k, v in scope["headers"] if k == b"x-client-request-id"), None)
-            if status >= 400 or client_id is not None:
+            # Probes ask every second, and their answer is in the metrics.
+            if (status >= 400 or client_id is not None) and path not in PROBES:
                 log.info(
                     "request",
                     extra={

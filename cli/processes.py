@@ -27,7 +27,7 @@ def migrate(
     settings = Settings.from_environment()
     DataDir(settings.data_dir).make()
     bring_to(settings.sqlalchemy_url, revision)
-    err.print(f"the database is at {revision}", markup=False)
+    err.print(f"migrated: {revision}", markup=False)
 
 
 @app.command(hidden=True)

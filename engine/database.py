@@ -118,9 +118,10 @@ def _as_ours(error: SQLAlchemyError) -> Exception:
 
 
 def _is_outage(error: DBAPIError) -> bool:
-    # SQLSTATE classes: 08 connection, 53 resources, 57 operator, 40 rollback (deadlock); 25P03 and 55P03 are timeouts.
+    # SQLSTATE classes: 08 connection, 53 resources, 57 operator, 40 rollback (deadlock); 25P03 and 55P03 are
+    # timeouts; 55000 is a server that takes no connections yet.
     state = str(getattr(error.orig, "sqlstate", "") or "")
-    return state[:2] in ("08", "53", "57", "40") or state in ("25P03", "55P03")
+    return state[:2] in ("08", "53", "57", "40") or state in ("25P03", "55P03", "55000")
 
 
 def _prepare_sqlite(connection: Any, entry: ConnectionPoolEntry) -> None:

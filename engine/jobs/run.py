@@ -45,7 +45,11 @@ async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> None:
     if runtime.draining.is_set():
         await claims.decline(runtime, shard_id)
         return
-    held = await claims.claim(runtime, shard_id, worker)
+    try:
+        held = await claims.claim(runtime, shard_id, worker)
+    except StorageUnavailable:
+        log.warning("the database does not answer; the sweep rings again", extra={"shard_id": shard_id})
+        return
     if held is None:
         log.debug("nothing to do for a ring", extra={"shard_id": shard_id})
         return
