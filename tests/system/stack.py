@@ -33,7 +33,7 @@ SETTINGS = {
     "HEARTBEAT_S": "1",
     "SWEEP_S": f"{SWEEP_S:g}",
     "RING_AGAIN_S": "2",
-    "SHARD_INPUTS": "1024",
+    "SHARD_INPUTS": "512",
     "BATCH_INPUTS": f"{BATCH}",
     "SHARD_CONCURRENCY": f"{CALLS_IN_FLIGHT}",
 }

@@ -99,7 +99,7 @@ def test_a_worker_child_is_frozen_past_its_lease_and_wakes(stack: Stack, record_
     finally:
         os.kill(victim, signal.SIGCONT)
     # It works again: jobs go on until one of its shards is its own.
-    others = corpus("woken", INPUTS)
+    others = corpus("woken", INPUTS // 2)
     other_id = stack.submit(others)
     wait_until(lambda: any(pid == victim for pid, _ in held_by(stack, other_id).values()), 20, what="the woken worker")
     stack.await_end(other_id, RECOVERY_S)
