@@ -92,7 +92,7 @@ async def test_a_provider_that_is_down_costs_attempts_and_then_the_inputs(databa
 
 
 async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: Path) -> None:
-    store = scripted(database_url, tmp_path, "{do = {latency_ms = 200.0}}", heartbeat_s=0.05, shard_concurrency=1)
+    store = scripted(database_url, tmp_path, "{do = {latency_ms = 800.0}}", heartbeat_s=0.2, shard_concurrency=1)
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
     async with asyncio.timeout(10):

@@ -231,10 +231,10 @@ def machine(request: pytest.FixtureRequest) -> Iterator[tuple[type[StoreMachine]
     """The machine on one database, and how many runs of it are worth their time there."""
     if request.param == "sqlite":
         files: SqliteFiles = request.getfixturevalue("sqlite_files")
-        make, drop, examples = files.create, lambda url: None, 20
+        make, drop, examples = files.create, lambda url: None, 15
     else:
         server: PostgresServer = request.getfixturevalue("postgres")
-        make, drop, examples = lambda folder: server.create(), server.drop, 5
+        make, drop, examples = lambda folder: server.create(), server.drop, 4
 
     class Machine(StoreMachine):
         make_url = staticmethod(make)
