@@ -24,6 +24,7 @@ def run(connection: Connection) -> None:
         target_metadata=Base.metadata,
         render_as_batch=connection.dialect.name == "sqlite",
         transaction_per_migration=False,
+        transactional_ddl=True,  # SQLite's too, once its transaction is begun by hand
     )
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":

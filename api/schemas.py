@@ -96,7 +96,14 @@ class JobObject(msgspec.Struct):
     id: str
     object: Literal["embedding.job"]
     status: Literal[
-        "validating", "in_progress", "completed", "completed_with_errors", "failed", "cancelling", "cancelled"
+        "validating",
+        "in_progress",
+        "paused",
+        "completed",
+        "completed_with_errors",
+        "failed",
+        "cancelling",
+        "cancelled",
     ]
     model: str
     space: str

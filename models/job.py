@@ -19,6 +19,7 @@ from models.base import Base, Blob, Instant, Usd
 class JobStatus(StrEnum):
     VALIDATING = "validating"  # the corpus is arriving; nothing of it runs yet
     IN_PROGRESS = "in_progress"  # shards run (the corpus may still be arriving)
+    PAUSED = "paused"  # nothing of it is claimed until it is resumed: by its caller, or because its budget is spent
     COMPLETED = "completed"  # every input has its vector
     COMPLETED_WITH_ERRORS = "completed_with_errors"  # every input has a vector or an error
     FAILED = "failed"  # the corpus never arrived whole, or no input got a vector
@@ -34,6 +35,18 @@ LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     ),
     JobStatus.IN_PROGRESS: frozenset(
         {
+            JobStatus.PAUSED,
+            JobStatus.COMPLETED,
+            JobStatus.COMPLETED_WITH_ERRORS,
+            JobStatus.FAILED,
+            JobStatus.CANCELLING,
+            JobStatus.CANCELLED,
+        }
+    ),
+    # Calls that were under way when it was paused still land, and may be the last ones.
+    JobStatus.PAUSED: frozenset(
+        {
+            JobStatus.IN_PROGRESS,
             JobStatus.COMPLETED,
             JobStatus.COMPLETED_WITH_ERRORS,
             JobStatus.FAILED,
@@ -43,8 +56,9 @@ LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     ),
     JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED, JobStatus.FAILED}),
     JobStatus.COMPLETED: frozenset(),
-    JobStatus.COMPLETED_WITH_ERRORS: frozenset(),
-    JobStatus.FAILED: frozenset(),
+    # Only by a retry of what failed.
+    JobStatus.COMPLETED_WITH_ERRORS: frozenset({JobStatus.IN_PROGRESS}),
+    JobStatus.FAILED: frozenset({JobStatus.IN_PROGRESS}),
     JobStatus.CANCELLED: frozenset(),
 }
 
@@ -83,6 +97,18 @@ class Job(Base):
     cost_usd: Mapped[Decimal] = mapped_column(Usd, default=Decimal(0))
     usage_estimated: Mapped[bool] = mapped_column(Boolean, default=False)
     error_summary: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    # What a poller should know beside the errors: a quarantined route, say. `{"code", "message"}` each.
+    warnings: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list, server_default="[]")
+    # Inputs whose text occurred before in the same job: they got that vector, without a call of their own.
+    deduplicated: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    # Calls that were sent and never answered: the provider may have billed them.
+    ambiguous_calls: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    ambiguous_inputs: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    # The caller's ceiling, and how much of what is left of it running shards may still spend.
+    max_cost_usd: Mapped[Decimal | None] = mapped_column(Usd)
+    reserved_usd: Mapped[Decimal] = mapped_column(Usd, default=Decimal(0), server_default="0")
+    # Estimated tokens of the shards that have had their turn: whoever has had the fewest is next.
+    served_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
     created_at: Mapped[float] = mapped_column(Instant)
     started_at: Mapped[float | None] = mapped_column(Instant)
@@ -130,13 +156,18 @@ class Shard(Base):
     first_index: Mapped[int] = mapped_column(BigInteger)
     count: Mapped[int] = mapped_column(Integer)
     state: Mapped[str] = mapped_column(String(16))
+    tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # estimated
     attempt: Mapped[int] = mapped_column(Integer, default=0)
+    # How many of its claims ended with the worker's death: what kills workers is halved until it is found.
+    lost: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     # Grows with every claim: a worker that lost its lease can no longer change the shard's state.
     fence: Mapped[int] = mapped_column(Integer, default=0)
     lease_until: Mapped[float | None] = mapped_column(Instant)
     worker: Mapped[str | None] = mapped_column(String(128))
     next_run_at: Mapped[float] = mapped_column(Instant)
     rung_at: Mapped[float | None] = mapped_column(Instant)
+    # What its present claim may spend of the job's ceiling; null: no ceiling.
+    allowance_usd: Mapped[Decimal | None] = mapped_column(Usd)
     # One bit per input that has its outcome: first writer wins, whatever the batches of a later attempt look like.
     settled: Mapped[bytes] = mapped_column(Blob)
     last_error: Mapped[str | None] = mapped_column(Text)
@@ -149,13 +180,18 @@ class Shard(Base):
 
 
 class ShardInputs(Base):
-    """The inputs of one shard as they arrived, and the caller's ids where there are any. Both msgpack lists."""
+    """The inputs of one shard as they arrived, and the caller's ids where there are any. Both msgpack lists.
+
+    An input that is None was refused, or is a twin: a text that occurred before in the job. `twins` holds, for those,
+    two msgpack lists of equal length: positions in the shard, and the job's indexes of the first occurrence.
+    """
 
     __tablename__ = "shard_inputs"
 
     shard_id: Mapped[str] = mapped_column(String(64), ForeignKey("shards.id", ondelete="CASCADE"), primary_key=True)
     inputs: Mapped[bytes] = mapped_column(Blob)
     ids: Mapped[bytes | None] = mapped_column(Blob)
+    twins: Mapped[bytes | None] = mapped_column(Blob)
 
 
 class VectorRun(Base):
@@ -179,6 +215,24 @@ class InputFailure(Base):
     code: Mapped[str] = mapped_column(String(64))
     message: Mapped[str] = mapped_column(Text)
     retryable: Mapped[bool] = mapped_column(Boolean, default=False)
+
+
+class AmbiguousCall(Base):
+    """An upstream call that was sent and never answered. Rows are only ever added; they outlive the job."""
+
+    __tablename__ = "ambiguous_calls"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(String(64))
+    shard_id: Mapped[str] = mapped_column(String(64))
+    provider: Mapped[str] = mapped_column(String(64))
+    upstream_model: Mapped[str] = mapped_column(String(256))
+    inputs: Mapped[int] = mapped_column(Integer)
+    at: Mapped[float] = mapped_column(Instant)
+    reason: Mapped[str] = mapped_column(String(64))  # the error's code, or worker_lost
+
+    __table_args__ = (Index("ix_ambiguous_calls_job_id", "job_id"),)
 
 
 class IdempotencyKey(Base):

@@ -115,4 +115,6 @@ def test_every_change_is_another_tag() -> None:
 
 
 def test_statuses_are_the_machines() -> None:
-    assert {"validating", "in_progress", "cancelling"} | {str(each) for each in FINISHED} == {str(s) for s in JobStatus}
+    assert {"validating", "in_progress", "paused", "cancelling"} | {str(each) for each in FINISHED} == {
+        str(s) for s in JobStatus
+    }

@@ -1,0 +1,54 @@
+"""ceilings, twins, fair shares and ambiguous calls
+
+Revision: 0002
+Before: 0001
+
+Columns are added with defaults of the database's own, so that processes of the release before go on writing.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+COUNTERS = ("deduplicated", "ambiguous_calls", "ambiguous_inputs", "reserved_usd", "served_tokens")
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("warnings", sa.JSON(), nullable=False, server_default="[]"))
+    for name in COUNTERS:
+        op.add_column("jobs", sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("jobs", sa.Column("max_cost_usd", sa.BigInteger(), nullable=True))
+    op.add_column("shards", sa.Column("tokens", sa.BigInteger(), nullable=False, server_default="0"))
+    op.add_column("shards", sa.Column("lost", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("shards", sa.Column("allowance_usd", sa.BigInteger(), nullable=True))
+    op.add_column("shard_inputs", sa.Column("twins", sa.LargeBinary(), nullable=True))
+    op.create_table(
+        "ambiguous_calls",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("project", sa.String(length=64), nullable=False),
+        sa.Column("job_id", sa.String(length=64), nullable=False),
+        sa.Column("shard_id", sa.String(length=64), nullable=False),
+        sa.Column("provider", sa.String(length=64), nullable=False),
+        sa.Column("upstream_model", sa.String(length=256), nullable=False),
+        sa.Column("inputs", sa.Integer(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_ambiguous_calls")),
+    )
+    op.create_index("ix_ambiguous_calls_job_id", "ambiguous_calls", ["job_id"], unique=False)
+
+
+def downgrade() -> None:
+    op.drop_table("ambiguous_calls")
+    op.drop_column("shard_inputs", "twins")
+    for name in ("allowance_usd", "lost", "tokens"):
+        op.drop_column("shards", name)
+    for name in ("max_cost_usd", *reversed(COUNTERS), "warnings"):
+        op.drop_column("jobs", name)
