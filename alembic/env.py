@@ -12,6 +12,7 @@ import models.job
 import models.key
 import models.usage
 import models.worker  # noqa: F401  # registers its table
+from engine import failpoints
 from models.base import Base
 
 # One migration at a time, whoever starts it.
@@ -34,6 +35,7 @@ def run(connection: Connection) -> None:
             connection.exec_driver_sql("PRAGMA page_size=16384")
             connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver begins none for DDL
         context.run_migrations()
+        failpoints.hit("during_migration")
 
 
 async def online() -> None:

@@ -21,10 +21,12 @@ def migrate(
 ) -> None:
     """Bring the database's tables up to date (or back)."""
     from cli.terminal import err
+    from engine import failpoints
     from engine.database import migrate as bring_to
     from engine.settings import Settings
 
     settings = Settings.from_environment()
+    failpoints.arm(settings.failpoints)
     DataDir(settings.data_dir).make()
     bring_to(settings.sqlalchemy_url, revision)
     err.print(f"migrated: {revision}", markup=False)
@@ -34,13 +36,14 @@ def migrate(
 def prepare() -> None:
     """Check the configuration, migrate, and make the first key where there is none. Prints that key, and only that."""
     from cli.first_key import make_first_key
-    from engine import configuration
+    from engine import configuration, failpoints
     from engine.database import migrate as bring_to
     from engine.settings import Settings
     from engine.telemetry import configure_logging
 
     settings = Settings.from_environment()
     configure_logging(settings.log_level, settings.log_format)
+    failpoints.arm(settings.failpoints)
     configuration.load(settings.config)
     place = DataDir(settings.data_dir)
     place.make()

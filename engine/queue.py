@@ -17,6 +17,7 @@ from typing import Any
 from celery import Celery
 from kombu.pools import producers
 
+from engine import failpoints
 from engine.telemetry import RINGS_FAILED
 
 log = logging.getLogger("embedmill.queue")
@@ -84,6 +85,7 @@ class Doorbell:
             with producers[app.connection_for_write()].acquire(block=True, timeout=SOCKET_TIMEOUT_S) as producer:
                 for shard_id in shard_ids:
                     app.send_task(RUN_SHARD, args=(shard_id,), queue=BULK_QUEUE, producer=producer, retry=False)
+            failpoints.hit("after_publish")
             return True
         except Exception as error:  # redis, amqp and kombu raise classes without a common root
             self._away_until = time.monotonic() + AWAY_S

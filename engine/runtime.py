@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
-from engine import configuration, routing
+from engine import configuration, failpoints, routing
 from engine.database import Database
 from engine.keys import KeyRing, load_pepper
 from engine.queue import Doorbell
@@ -34,6 +34,7 @@ class Runtime:
     @classmethod
     def open(cls, settings: Settings, *, wire: Transport | None = None, pool_size: int = 5) -> Runtime:
         """Build all parts. Nothing connects yet, and nothing is bound to an event loop. Raises ConfigError."""
+        failpoints.arm(settings.failpoints)
         aliases = configuration.load(settings.config)
         database = Database(settings.sqlalchemy_url, pool_size=pool_size)
         accounts = [route.account for alias in aliases.values() for route in alias.routes]

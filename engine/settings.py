@@ -60,6 +60,7 @@ class Settings:
     worker_metrics_port: int = setting(0, "Port on which a worker serves its own /metrics; 0: none")
     job_retention_days: float = setting(30.0, "Days until a job and its results are removed")
     idempotency_hours: float = setting(24.0, "Hours that an Idempotency-Key is remembered")
+    failpoints: str = setting("", "For tests: where to kill, freeze, fail or stall processes (engine/failpoints.py)")
 
     @property
     def sqlalchemy_url(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Protocol
 
 import providers
-from engine import vectors
+from engine import failpoints, vectors
 from engine.in_process import SCHEME, InProcess
 from engine.telemetry import UPSTREAM_CALLS, UPSTREAM_SECONDS
 from models.embedding import Account, Batch, Call, Matrix, Route
@@ -67,6 +67,7 @@ class Upstream:
         status: int | None = None
         metrics = self._metrics_of(route)
         try:
+            failpoints.hit("before_upstream")
             reply = await self.send(request, deadline=deadline, timeout_s=route.account.timeout_s)
             status = reply.status
             if not 200 <= status < 300:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+from engine import failpoints
 from engine.embedding import Flight
 from engine.jobs.claim import Claim
 from engine.jobs.record import record
@@ -40,6 +41,7 @@ class Keeper:
         self.go_on = True
 
     def take(self, landed: Landed) -> None:
+        failpoints.hit("after_upstream_before_commit")
         self._landed.append(landed)
         self._inputs += len(landed.indexes)
         if self._inputs >= RECORD_INPUTS:

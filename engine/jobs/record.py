@@ -15,7 +15,7 @@ import numpy as np
 from sqlalchemy import case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine import usage
+from engine import failpoints, usage
 from engine.jobs.claim import Bits, Claim, settled_bits
 from engine.jobs.finish import FINAL_STATUS, merge_errors
 from engine.runtime import Runtime
@@ -74,6 +74,7 @@ async def record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Reco
             values |= {"state": ShardState.DONE, "lease_until": None, "rung_at": None, "worker": None}
         await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(values))
         status = await _count(connection, held, fresh, failures, ledger, done)
+        failpoints.hit("mid_commit")
     return Recorded(shard_done=done, go_on=status == JobStatus.IN_PROGRESS)
 
 
@@ -187,6 +188,7 @@ async def _count(
 
 
 async def _end(connection: AsyncConnection, job_id: str, status: Any) -> None:
+    failpoints.hit("during_finalize")
     await connection.execute(
         update(Job).where(Job.id == job_id).values(status=status, finished_at=db_now(), waiting_on=None)
     )

@@ -8,7 +8,7 @@ import logging
 import random
 import time
 
-from engine import planning
+from engine import failpoints, planning
 from engine.embedding import BULK, Flight, embed
 from engine.jobs import claim as claims
 from engine.jobs.claim import Claim
@@ -53,6 +53,7 @@ async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> None:
     if held is None:
         log.debug("nothing to do for a ring", extra={"shard_id": shard_id})
         return
+    failpoints.hit("after_claim")
     started = time.monotonic()
     keeper = Keeper(runtime, held)
     error: EmbedmillError | None = None
@@ -78,6 +79,7 @@ async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> None:
     )
     if not keeper.shard_done:
         await _give_back(runtime, held, keeper, error)
+    failpoints.hit("after_commit_before_ack")
     with contextlib.suppress(StorageUnavailable):  # the sweep dispatches too
         await dispatch(runtime)
 

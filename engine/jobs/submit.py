@@ -20,7 +20,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, and_, case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine import planning
+from engine import failpoints, planning
 from engine.corpus import Lines
 from engine.jobs.dispatch import dispatch
 from engine.jobs.ending import end_early, forget
@@ -169,6 +169,7 @@ class Intake:
                 )
                 if not mine.rowcount:
                     raise Conflict("this request took so long that another with its Idempotency-Key went first")
+        failpoints.hit("after_accept_commit")
         log.info("job accepted", extra={"job_id": self.job_id, "inputs": self._index, "model": self._wanted.alias.name})
         await self._ring()
 
@@ -248,6 +249,7 @@ class Intake:
             raise Conflict("the job was deleted while its corpus arrived")
         if count:
             await self._insert_shard(connection, lines, count)
+        failpoints.hit("after_job_insert")
         self._created = True
         self._index += count
         self._seq += 1
