@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Most of the time tests wait for processes: more at once than there are cores. Tests that share a stack stay together.
+PARALLEL ?= -n 3 --dist loadgroup
 
 .PHONY: help install demo up test check format bench clean
 
@@ -23,8 +25,8 @@ demo: install  ## Embed a real corpus, search it, see the whole system work
 up: install  ## Keep the whole stack in the foreground
 	$(BIN)/embedmill up
 
-test: install  ## Run every test; services that are missing are skipped with a reason
-	$(BIN)/python -m pytest
+test: install  ## Run the tests; services that are missing are skipped with a reason
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/faults
 
 check: install  ## Format, lint, types, import contract, unit and contract tests
 	$(BIN)/ruff format --check .

@@ -18,6 +18,21 @@ settings.register_profile("shared machine", deadline=None, suppress_health_check
 settings.load_profile("shared machine")
 
 
+# Processes that take seconds to start: under pytest-xdist the tests that share one run one after another, in one place.
+SHARED = ("sqlite_stack", "postgres_stack", "up", "server")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        names = [*getattr(item, "fixturenames", ())]
+        if "stack" in names and "callspec" in vars(item):
+            names.append(f"{item.callspec.params.get('stack')}_stack")  # type: ignore[attr-defined]
+        for name in SHARED:
+            if name in names:
+                item.add_marker(pytest.mark.xdist_group(name))
+
+
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An empty SQLite database of the newest schema, to be copied."""

@@ -212,9 +212,8 @@ def test_the_broker_forgets_everything(stack: Stack, record_property: Note) -> N
     assert check(stack, job_id, texts) == 0
 
 
+@pytest.mark.parametrize("stack", ["postgres"], indirect=True)
 def test_every_database_connection_is_cut(stack: Stack) -> None:
-    if stack.database_url.startswith("sqlite"):
-        pytest.skip("SQLite has no connections that could be cut")
     job_id, texts = started(stack, "connections")
     for _ in range(3):
         wait_until(lambda: PostgresServer().end_connections(stack.database_url), 10, what="connections to cut")

@@ -79,7 +79,7 @@ def test_gzip_with_several_members(tmp_path: Path, name: str) -> None:
     assert texts == ["a", "b"]
 
 
-@pytest.mark.parametrize("broken", [b"plain", gzip.compress(b"text\n" * 9999)[:-20]])
+@pytest.mark.parametrize("broken", [b"plain", gzip.compress(b"text\n" * 9999)[:-20]], ids=["plain", "cut"])
 def test_a_broken_gzip_file_is_an_error_of_the_file(tmp_path: Path, broken: bytes) -> None:
     path = tmp_path / "t.txt.gz"
     path.write_bytes(broken)

@@ -38,7 +38,9 @@ def test_a_stream_that_was_cut_off_is_refused(body: bytes, share: float) -> None
 
 
 @pytest.mark.parametrize(
-    "body", [b"plain text", zlib.compress(b"zlib"), gzip.compress(b"a") + b"garbage", b"\x1f\x8b\xff"]
+    "body",
+    [b"plain text", zlib.compress(b"zlib"), gzip.compress(b"a") + b"garbage", b"\x1f\x8b\xff"],
+    ids=["plain", "zlib", "garbage behind", "cut"],
 )
 def test_what_is_not_gzip(body: bytes) -> None:
     with pytest.raises(InvalidInput):
