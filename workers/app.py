@@ -16,9 +16,10 @@ from engine.queue import BULK_QUEUE, broker_options
 from engine.settings import Settings
 from engine.telemetry import configure_logging
 from models.errors import ConfigError
-from workers import loop
+from workers import loop, transport
 
 settings = Settings.from_environment()
+transport.use()
 
 # Order that must hold: upstream deadline < soft < hard < visibility timeout (300 s, engine/queue.py).
 HARD_LIMIT_MARGIN_S = 30
@@ -53,6 +54,7 @@ def make() -> Celery:
         task_default_queue=BULK_QUEUE,
         task_default_queue_type="quorum" if is_amqp else None,
         worker_detect_quorum_queues=is_amqp,
+        worker_consumer="workers.consumer:Consumer",
         broker_transport_options=broker_options(broker),
         broker_connection_retry_on_startup=True,
         # The default gives up after 100 tries; a worker must outwait any broker.

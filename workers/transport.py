@@ -1,0 +1,58 @@
+"""kombu's Redis transport, which drops what is no message of its own instead of ending the worker over it.
+
+A list in Redis may hold anything: whoever can reach it can push into it. kombu reads each item as JSON with the fields
+that it wrote itself, and an exception on the way there ends the worker's main process.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import kombu.transport
+from kombu.exceptions import DecodeError
+from kombu.transport import redis
+
+log = logging.getLogger("embedmill.queue")
+
+# What reading a stranger's bytes as JSON may end in: no JSON, no text, no date, nested too deeply.
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, DecodeError)
+
+
+class Channel(redis.Channel):  # type: ignore[misc]
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)
+        except UNREADABLE as error:
+            log.warning("the queue held what is no message; it was dropped: %s", type(error).__name__)
+            raise redis.Empty() from error
+
+
+class Transport(redis.Transport):  # type: ignore[misc]
+    Channel = Channel
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        if _is_message(message):
+            super()._deliver(message, queue)
+        else:
+            log.warning("the queue held what is no message; it was dropped")
+
+
+def _is_message(raw: Any) -> bool:
+    """True when kombu and Celery find the fields that both read unasked, and nothing of another type there."""
+    properties = raw.get("properties") if isinstance(raw, dict) else None
+    delivery = properties.get("delivery_info") if isinstance(properties, dict) else None
+    if not isinstance(delivery, dict) or not {"exchange", "routing_key"} <= delivery.keys():
+        return False
+    headers = raw.get("headers")
+    return (
+        isinstance(properties.get("delivery_tag"), str)
+        and isinstance(raw.get("body") or "", str)
+        and (headers is None or (isinstance(headers, dict) and isinstance(headers.get("task", ""), str)))
+    )
+
+
+def use() -> None:
+    """Let redis:// and rediss:// mean this transport, in this process."""
+    for scheme in ("redis", "rediss"):
+        kombu.transport.TRANSPORT_ALIASES[scheme] = f"{__name__}:{Transport.__name__}"
