@@ -16,7 +16,7 @@ from decimal import Decimal
 from engine import planning, tokens
 from engine.routing import Router, can_take
 from engine.telemetry import INPUTS, TOKENS
-from engine.upstream import Upstream
+from engine.upstream import Upstream, Witness
 from models.embedding import Alias, Batch, Call, InputError, Landed, Matrix, Route
 from models.errors import (
     DeadlineExceeded,
@@ -50,6 +50,8 @@ class Flight:
     lane: str
     deadline: float  # on time.monotonic()
     landed: OnLanded
+    # Asked before each call, and told of it.
+    witness: Witness | None = None
     calls: list[Call] = field(default_factory=list)
     # Set when a batch could not be settled: those in flight may land, no new one starts.
     stopping: EmbedmillError | None = None
@@ -162,7 +164,9 @@ async def _on_route(flight: Flight, batch: Batch, route: Route) -> tuple[Matrix,
     tries = 0
     while True:
         try:
-            return await flight.upstream.embed(batch, route, deadline=flight.deadline, calls=flight.calls)
+            return await flight.upstream.embed(
+                batch, route, deadline=flight.deadline, calls=flight.calls, witness=flight.witness
+            )
         except UpstreamError as error:
             if error.disposition is not Disposition.RETRY:
                 raise

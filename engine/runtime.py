@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from engine import configuration, failpoints, routing
 from engine.database import Database
@@ -11,6 +11,7 @@ from engine.keys import KeyRing, load_pepper
 from engine.queue import Doorbell
 from engine.routing import Router
 from engine.settings import Settings
+from engine.spool import Spool
 from engine.upstream import Transport, Upstream
 from engine.usage import UsageBuffer
 from engine.wire import Wire
@@ -28,8 +29,11 @@ class Runtime:
     doorbell: Doorbell
     keys: KeyRing
     usage: UsageBuffer
+    spool: Spool
     # Set when this process is about to stop: shards in hand start no new call, keep what lands, and go back.
     draining: asyncio.Event
+    # Ends of shards that wait for a database that is away, beside the work that goes on.
+    settling: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod
     def open(cls, settings: Settings, *, wire: Transport | None = None, pool_size: int = 5) -> Runtime:
@@ -47,6 +51,7 @@ class Runtime:
             doorbell=Doorbell(settings.broker),
             keys=KeyRing(database, load_pepper(settings.key_pepper, settings.data_dir)),
             usage=UsageBuffer(database),
+            spool=Spool(settings.data_dir / "spool", max_bytes=settings.spool_bytes),
             draining=asyncio.Event(),
         )
 
@@ -64,6 +69,9 @@ class Runtime:
         return routing.narrowed(self.aliases, alias, options.provider_options)
 
     async def close(self) -> None:
+        for task in self.settling:
+            task.cancel()
+        await asyncio.gather(*self.settling, return_exceptions=True)
         await self.usage.close()
         await self.keys.close()
         await self.upstream.close()

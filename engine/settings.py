@@ -56,6 +56,13 @@ class Settings:
     heartbeat_s: float = setting(15.0, "Seconds between heartbeats; four must fit into a lease")
     ring_again_s: float = setting(30.0, "Seconds after which a shard that nobody claimed is rung again")
     sweep_s: float = setting(2.0, "Seconds between two sweeps")
+    spool_bytes: int = setting(4 * 1024**3, "Bytes that paid results may take on disk while the database is away")
+    claim_unrung_s: float = setting(
+        5.0, "Seconds that a shard waits for its message to arrive before an idle worker takes it unasked"
+    )
+    watchdog_s: float = setting(
+        30.0, "Seconds without a message, while shards wait and the broker answers, before a worker restarts itself"
+    )
     worker_seen_s: float = setting(45.0, "Seconds after its last heartbeat that a worker counts as alive")
     worker_metrics_port: int = setting(0, "Port on which a worker serves its own /metrics; 0: none")
     job_retention_days: float = setting(30.0, "Days until a job and its results are removed")

@@ -65,6 +65,12 @@ LOOP_LAG_SECONDS = Gauge(
     registry=REGISTRY,
 )
 RINGS_FAILED = Counter("embedmill_rings_failed_total", "Messages that the broker did not take", registry=REGISTRY)
+SPOOLED = Counter(
+    "embedmill_spool_files_total",
+    "Files of paid results: written, refused by the disk, replayed, dropped as too late, bad",
+    ["outcome"],
+    registry=REGISTRY,
+)
 USAGE_WAITING = Gauge(
     "embedmill_usage_rows_waiting",
     "Ledger rows of sync calls not yet in the database",

@@ -23,6 +23,13 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
+class Witness(Protocol):
+    """Whoever must know of each call before it is made."""
+
+    def sending(self, batch: Batch, route: Route) -> None:
+        """Raises EmbedmillError where no call may start any more."""
+
+
 class Upstream:
     """The seam between the engine and all providers: requests go over the wire, or to code in this process."""
 
@@ -49,7 +56,7 @@ class Upstream:
         return await self._wire.send(request, timeout_s=left_s, max_reply_bytes=self._max_reply_bytes)
 
     async def embed(
-        self, batch: Batch, route: Route, *, deadline: float, calls: list[Call]
+        self, batch: Batch, route: Route, *, deadline: float, calls: list[Call], witness: Witness | None = None
     ) -> tuple[Matrix, int | None]:
         """Embed one batch on one route: rows of the wanted width in the batch's order, and tokens as told.
 
@@ -68,6 +75,8 @@ class Upstream:
         metrics = self._metrics_of(route)
         try:
             failpoints.hit("before_upstream")
+            if witness is not None:
+                witness.sending(batch, route)
             reply = await self.send(request, deadline=deadline, timeout_s=route.account.timeout_s)
             status = reply.status
             if not 200 <= status < 300:
@@ -131,4 +140,4 @@ async def _enter(door: asyncio.Semaphore, deadline: float) -> None:
         raise DeadlineExceeded("too many calls to this provider are under way") from None
 
 
-__all__ = ["Transport", "Upstream", "UpstreamTimeout"]
+__all__ = ["Transport", "Upstream", "UpstreamTimeout", "Witness"]

@@ -60,6 +60,8 @@ def make() -> Celery:
         # The default gives up after 100 tries; a worker must outwait any broker.
         broker_connection_max_retries=None,
         # A lost connection must not kill a task whose upstream call is already paid for.
+        # After a reconnect a slot that is free must get its message, whatever the others are still busy with.
+        worker_enable_prefetch_count_reduction=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         # Anyone who can write to the broker could otherwise stop workers.
         worker_enable_remote_control=False,

@@ -1,4 +1,4 @@
-"""Celery's consumer without the step that would declare 28 queues in RabbitMQ for delays, which no message of ours has."""
+"""Celery's consumer without the step that declares 28 queues in RabbitMQ for delays: no message of ours has one."""
 
 from __future__ import annotations
 

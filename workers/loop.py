@@ -15,11 +15,17 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from engine import presence
+from engine.jobs.replay import replay
 from engine.runtime import Runtime
 from engine.settings import Settings
+from models.errors import StorageUnavailable
+from workers.idle import Idle, MainProcess
 
 STOP_S = 15.0
 LET_GO_S = 10.0
+# A shard that this process took unasked is no task that Celery would wait for: its calls in flight land first.
+LAND_S = 75.0
+MEND_EVERY_S = 5.0
 
 
 class LoopThread:
@@ -31,16 +37,25 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedmill-loop", daemon=True)
         self._thread.start()
-        self._beating = self._submit(presence.keep_beating(self.runtime.database, self.worker, slots=1))
+        self._idle = Idle(self.runtime, self.worker, MainProcess().end)
+        self._duties = [
+            self._submit(presence.keep_beating(self.runtime.database, self.worker, slots=1)),
+            self._submit(self._keep_mending()),
+        ]
+        self._watching = self._submit(self._idle.watch())
 
-    def run(self, work: Coroutine[Any, Any, None]) -> None:
+    def run(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run a coroutine to its end; when this thread is interrupted (a time limit), cancel it and wait for it."""
         running: list[asyncio.Task[Any]] = []
 
         async def owned() -> None:
             if (task := asyncio.current_task()) is not None:
                 running.append(task)
-            await work
+            self._idle.message_came()
+            try:
+                await work
+            finally:
+                self._idle.message_done()
 
         future = self._submit(owned())
         try:
@@ -59,7 +74,11 @@ class LoopThread:
         self._loop.call_soon_threadsafe(self.runtime.draining.set)
 
     def stop(self) -> None:
-        self._beating.cancel()
+        self.drain()
+        with contextlib.suppress(CancelledError, FutureTimeout):
+            self._watching.result(timeout=LAND_S)
+        for duty in (self._watching, *self._duties):
+            duty.cancel()
         with contextlib.suppress(CancelledError, FutureTimeout):
             self._submit(self._leave()).result(timeout=STOP_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -70,6 +89,13 @@ class LoopThread:
             await presence.leave(self.runtime.database, self.worker)
         finally:
             await self.runtime.close()
+
+    async def _keep_mending(self) -> None:
+        """Bring in what processes that died here left behind."""
+        while True:
+            with contextlib.suppress(StorageUnavailable):
+                await replay(self.runtime)
+            await asyncio.sleep(MEND_EVERY_S)
 
     def _submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -7,7 +7,7 @@ import logging
 import signal
 
 from engine.jobs.dispatch import dispatch
-from engine.jobs.sweep import sweep
+from engine.jobs.sweep import spare_leases, sweep
 from engine.runtime import Runtime
 from engine.settings import Settings
 from engine.telemetry import configure_logging
@@ -26,16 +26,22 @@ async def run_forever(settings: Settings) -> None:
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     log.info("scheduler started")
     next_sweep = 0.0
+    # A scheduler that has just started cannot know how long the database was away before.
+    away = True
     try:
         while not stopping.is_set():
             now = asyncio.get_running_loop().time()
             try:
+                if away:
+                    await spare_leases(runtime)
+                    away = False
                 if now >= next_sweep:
                     next_sweep = now + settings.sweep_s
                     await sweep(runtime)
                 else:
                     await dispatch(runtime)
             except StorageUnavailable:
+                away = True
                 log.warning("the database does not answer; the sweep tries again")
             except Exception:
                 # The sweep is the last authority: one bad round must not be its last.

@@ -7,6 +7,7 @@ that it wrote itself, and an exception on the way there ends the worker's main p
 from __future__ import annotations
 
 import logging
+from queue import Empty
 from typing import Any
 
 import kombu.transport
@@ -19,21 +20,21 @@ log = logging.getLogger("embedmill.queue")
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, DecodeError)
 
 
-class Channel(redis.Channel):  # type: ignore[misc]
+class Channel(redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
         except UNREADABLE as error:
             log.warning("the queue held what is no message; it was dropped: %s", type(error).__name__)
-            raise redis.Empty() from error
+            raise Empty from error
 
 
-class Transport(redis.Transport):  # type: ignore[misc]
+class Transport(redis.Transport):
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:
         if _is_message(message):
-            super()._deliver(message, queue)
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
         else:
             log.warning("the queue held what is no message; it was dropped")
 
@@ -41,7 +42,9 @@ class Transport(redis.Transport):  # type: ignore[misc]
 def _is_message(raw: Any) -> bool:
     """True when kombu and Celery find the fields that both read unasked, and nothing of another type there."""
     properties = raw.get("properties") if isinstance(raw, dict) else None
-    delivery = properties.get("delivery_info") if isinstance(properties, dict) else None
+    if not isinstance(properties, dict):
+        return False
+    delivery = properties.get("delivery_info")
     if not isinstance(delivery, dict) or not {"exchange", "routing_key"} <= delivery.keys():
         return False
     headers = raw.get("headers")

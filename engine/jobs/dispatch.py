@@ -50,6 +50,16 @@ async def dispatch(runtime: Runtime) -> int:
     return len(rung)
 
 
+async def take_turn(runtime: Runtime) -> str | None:
+    """The shard whose turn it is, marked as rung though nothing was sent: the caller claims it now."""
+    async with runtime.database.write() as connection:
+        if not await runtime.database.alone(connection, DUTY):
+            return None
+        chosen = await _choose(connection, 1, _due(runtime.settings.shard_attempts))
+        rung = await _mark_rung(connection, chosen) if chosen else []
+    return rung[0] if rung else None
+
+
 def _due(attempts: int) -> ColumnElement[bool]:
     # A shard whose attempts are spent is the sweep's to fail: ringing it would take one more worker down with it.
     return and_(Shard.state == ShardState.QUEUED, Shard.next_run_at <= db_now(), Shard.attempt < attempts)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
 import time
 
 from engine import failpoints, planning
@@ -13,78 +12,99 @@ from engine.embedding import BULK, Flight, embed
 from engine.jobs import claim as claims
 from engine.jobs.claim import Claim
 from engine.jobs.dispatch import dispatch
-from engine.jobs.ending import let_go
+from engine.jobs.give_back import give_back
 from engine.jobs.keeper import Keeper
-from engine.jobs.record import fail_rest
+from engine.jobs.lease import Lease, ToldToStop, clock
 from engine.runtime import Runtime
 from models.embedding import Alias, Batch, Input
-from models.errors import (
-    EmbedmillError,
-    RequestError,
-    StorageUnavailable,
-    UnknownAlias,
-    UpstreamError,
-    UpstreamRateLimited,
-)
+from models.errors import EmbedmillError, StorageUnavailable
 
 log = logging.getLogger("embedmill.jobs")
 
 # Calls that started just before the budget ran out may still end; past this, they are cut off.
 CALL_GRACE_S = 15.0
-BACKOFF_CAP_S = 60.0
+# How long a worker's slot waits for a database that is away to take the last results. Then they wait beside it.
+SETTLE_S = 20.0
+SETTLE_STOPPING_S = 5.0
 
 
-class ToldToStop(EmbedmillError):
-    """The worker lets go of a shard that may go on elsewhere: budget over, lease lost, job ended, shutdown."""
-
-    code = "stopped"
-
-
-async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> None:
-    """Claim the shard, embed what is open of it, keep the results, and give back what is left."""
+async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> bool:
+    """Claim the shard, embed what is open of it, keep the results, and give back what is left. False: not claimed."""
     if runtime.draining.is_set():
         await claims.decline(runtime, shard_id)
-        return
+        return False
+    asked_at = clock()
     try:
         held = await claims.claim(runtime, shard_id, worker)
     except StorageUnavailable:
         log.warning("the database does not answer; the sweep rings again", extra={"shard_id": shard_id})
-        return
+        return False
     if held is None:
         log.debug("nothing to do for a ring", extra={"shard_id": shard_id})
-        return
+        return False
     failpoints.hit("after_claim")
     started = time.monotonic()
     keeper = Keeper(runtime, held)
+    lease = Lease(runtime, held, asked_at)
     error: EmbedmillError | None = None
+    patience_s = SETTLE_S
+    beating = asyncio.create_task(lease.keep())
     try:
-        await _embed(runtime, held, keeper)
+        await _embed(runtime, held, keeper, lease)
     except EmbedmillError as raised:
         error = raised
     except asyncio.CancelledError:
         # A time limit, or a worker that must go now. What has landed was paid for, and the shard need not wait for its
         # lease to run out: this task ends by giving both back.
-        error = ToldToStop("the worker was stopped")
-    await keeper.close()
-    log.info(
-        "shard ran",
-        extra={
-            "job_id": held.job_id,
-            "shard_id": shard_id,
-            "attempt": held.attempt,
-            "inputs": keeper.recorded,
-            "duration_ms": round((time.monotonic() - started) * 1000),
-            "code": error.code if error else None,
-        },
-    )
-    if not keeper.shard_done:
-        await _give_back(runtime, held, keeper, error)
+        error, patience_s = ToldToStop("the worker was stopped"), SETTLE_STOPPING_S
+    except Exception:
+        log.exception("a shard's run broke off", extra={"job_id": held.job_id, "shard_id": shard_id})
+        error = EmbedmillError("a fault of ours")
+    settling = asyncio.create_task(_settle(runtime, held, keeper, error, beating, started))
+    runtime.settling.add(settling)
+    settling.add_done_callback(runtime.settling.discard)
+    if runtime.draining.is_set():
+        patience_s = SETTLE_STOPPING_S
+    done, _ = await asyncio.wait({settling}, timeout=patience_s)
+    if done:
+        settling.result()
+    else:
+        log.warning("results wait beside the worker: the database does not answer", extra={"job_id": held.job_id})
+    return True
+
+
+async def _settle(
+    runtime: Runtime,
+    held: Claim,
+    keeper: Keeper,
+    error: EmbedmillError | None,
+    beating: asyncio.Task[None],
+    started: float,
+) -> None:
+    """All that follows the last call. Goes on beside the worker's next shards where the database is away."""
+    try:
+        await keeper.close()
+        log.info(
+            "shard ran",
+            extra={
+                "job_id": held.job_id,
+                "shard_id": held.shard_id,
+                "attempt": held.attempt,
+                "inputs": keeper.recorded,
+                "duration_ms": round((time.monotonic() - started) * 1000),
+                "code": error.code if error else None,
+            },
+        )
+        if not keeper.shard_done:
+            await give_back(runtime, held, keeper, error)
+    finally:
+        beating.cancel()
     failpoints.hit("after_commit_before_ack")
     with contextlib.suppress(StorageUnavailable):  # the sweep dispatches too
         await dispatch(runtime)
 
 
-async def _embed(runtime: Runtime, held: Claim, keeper: Keeper) -> None:
+async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease) -> None:
     settings = runtime.settings
     alias = runtime.narrowed(runtime.alias(held.alias), held.options)
     flight = Flight(
@@ -94,18 +114,18 @@ async def _embed(runtime: Runtime, held: Claim, keeper: Keeper) -> None:
         lane=BULK,
         deadline=time.monotonic() + settings.shard_budget_s + CALL_GRACE_S,
         landed=keeper.take,
+        witness=lease,
     )
     keeper.flight = flight
+    lease.on_lost = lambda reason: _stop(flight, reason)
     budget = asyncio.get_running_loop().call_later(
         settings.shard_budget_s, _stop, flight, "the time budget of the shard is over"
     )
-    beating = asyncio.create_task(_keep_lease(runtime, held, flight))
     leaving = asyncio.create_task(_stop_when_draining(runtime, flight))
     try:
         await embed(flight, _batches(runtime, held, alias), concurrency=settings.shard_concurrency)
     finally:
         budget.cancel()
-        beating.cancel()
         leaving.cancel()
 
 
@@ -117,26 +137,6 @@ def _batches(runtime: Runtime, held: Claim, alias: Alias) -> list[Batch]:
     return list(planning.pack(inputs, indexes, limits, held.width, held.options))
 
 
-async def _keep_lease(runtime: Runtime, held: Claim, flight: Flight) -> None:
-    """Renew the lease until cancelled. Without it no new call starts: another worker may have the shard."""
-    settings = runtime.settings
-    lease_until = time.monotonic() + settings.lease_s
-    while True:
-        await asyncio.sleep(settings.heartbeat_s)
-        try:
-            async with asyncio.timeout(settings.heartbeat_s):
-                ours = await claims.heartbeat(runtime, held)
-        except (StorageUnavailable, TimeoutError):
-            if time.monotonic() + settings.heartbeat_s > lease_until:
-                _stop(flight, "the lease could not be renewed")
-                return
-            continue
-        if not ours:
-            _stop(flight, "the shard is no longer this worker's")
-            return
-        lease_until = time.monotonic() + settings.lease_s
-
-
 async def _stop_when_draining(runtime: Runtime, flight: Flight) -> None:
     await runtime.draining.wait()
     _stop(flight, "the worker is stopping")
@@ -144,36 +144,3 @@ async def _stop_when_draining(runtime: Runtime, flight: Flight) -> None:
 
 def _stop(flight: Flight, reason: str) -> None:
     flight.stopping = flight.stopping or ToldToStop(reason)
-
-
-async def _give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: EmbedmillError | None) -> None:
-    """Release, let go, or fail what is left: by what stopped it, and by how often that has happened."""
-    try:
-        if not keeper.go_on:
-            await let_go(runtime, held.job_id, held.shard_id, held.fence)
-        elif isinstance(error, ToldToStop):
-            await claims.release(runtime, held, delay_s=0.0, spent=False, reason=error.message, waiting_on=None)
-        elif isinstance(error, UpstreamRateLimited):
-            delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
-            await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="quota")
-        elif isinstance(error, RequestError) and not isinstance(error, UnknownAlias):
-            await fail_rest(runtime, held, error)  # asking again would be answered alike
-        elif error is not None and held.attempt >= runtime.settings.shard_attempts:
-            log.warning(
-                "a shard's attempts are spent",
-                extra={"job_id": held.job_id, "shard_id": held.shard_id, "code": error.code},
-            )
-            await fail_rest(runtime, held, error)
-        else:
-            provider_down = isinstance(error, UpstreamError | UnknownAlias) or (error is not None and error.retryable)
-            delay_s = random.uniform(0.5, 1.0) * min(BACKOFF_CAP_S, 2.0**held.attempt)
-            await claims.release(
-                runtime,
-                held,
-                delay_s=max(delay_s, error.retry_after_s or 0.0) if error else delay_s,
-                spent=True,
-                reason=error.message if error else "results could not be kept",
-                waiting_on="provider" if provider_down else None,
-            )
-    except StorageUnavailable:
-        log.warning("a shard is left to its lease", extra={"job_id": held.job_id, "shard_id": held.shard_id})

@@ -18,6 +18,7 @@ from engine.jobs.dispatch import dispatch
 from engine.jobs.ending import close_shards, end_early
 from engine.jobs.finish import FINAL_STATUS
 from engine.jobs.record import fail_rest
+from engine.jobs.replay import replay
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import EmbedmillError
@@ -48,12 +49,30 @@ class WorkerLost(EmbedmillError):
 
 async def sweep(runtime: Runtime) -> None:
     """One round of every duty that has something to do. Raises StorageUnavailable."""
+    # First: what was paid for must be in its place before anybody may claim the shard again.
+    await replay(runtime)
     await free_the_dead(runtime)
     due = await _due(runtime)
     for duty in (requeue_expired, ring_again, fail_exhausted, finish_jobs, end_abandoned_intakes, purge):
         if due[duty.__name__]:
             await duty(runtime)
     await dispatch(runtime)
+
+
+async def spare_leases(runtime: Runtime) -> None:
+    """After a time without the database: whoever holds a shard gets one heartbeat's time to come back to it.
+
+    Nobody could renew a lease meanwhile, and the results of its calls wait beside its worker, paid for.
+    """
+    grace_s = runtime.settings.heartbeat_s
+    async with runtime.database.write() as connection:
+        spared = await connection.execute(
+            update(Shard)
+            .where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now() + grace_s)
+            .values(lease_until=db_now() + grace_s)
+        )
+    if spared.rowcount:
+        log.info("leases were spared after a time without the database", extra={"count": spared.rowcount})
 
 
 async def _due(runtime: Runtime) -> dict[str, bool]:

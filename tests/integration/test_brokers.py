@@ -55,6 +55,7 @@ NO_MESSAGES = (
 def processes(quiet: Store, tmp_path: Path) -> Iterator[Processes]:
     settings = quiet.runtime.settings
     places = {"DATA_DIR": str(tmp_path), "DATABASE_URL": settings.database_url, "CONFIG": settings.config}
+    places["CLAIM_UNRUNG_S"] = "0.5"
     processes = Processes(tmp_path, places)
     yield processes
     processes.close()
