@@ -15,6 +15,7 @@ from decimal import Decimal
 
 from engine import planning, tokens
 from engine.routing import Router, can_take
+from engine.search import SUSPICION, Search, Trial, is_fault
 from engine.telemetry import INPUTS, TOKENS
 from engine.upstream import Upstream, Witness
 from models.embedding import Alias, Batch, Call, InputError, Landed, Matrix, Route
@@ -28,6 +29,7 @@ from models.errors import (
     UpstreamProtocolError,
     UpstreamRateLimited,
     UpstreamRejected,
+    UpstreamTooLarge,
 )
 
 TRIES_PER_ROUTE = 3
@@ -94,15 +96,31 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
 
 async def _settle(flight: Flight, batch: Batch) -> None:
     """Bring one batch to its end: vectors, or an error for each guilty input, or an exception."""
+    trial = Trial(TRIES_PER_ROUTE)
     try:
-        rows, used, route = await _over_routes(flight, batch)
+        await _land(flight, batch, trial)
+    except UpstreamTooLarge as error:
+        await _halve(flight, batch, error)
     except UpstreamError as error:
-        if error.disposition is Disposition.SPLIT or (
-            isinstance(error, UpstreamProtocolError) and flight.deadline > time.monotonic()
-        ):
-            await _split(flight, batch, error)
-            return
-        raise
+        if error.disposition is Disposition.SPLIT:
+            await _search(flight, batch, error, trial)
+        elif is_fault(error) and flight.stopping is None:
+            answers = flight.router.answers(flight.alias)
+            if answers > trial.heard:
+                # One input has failed alone by now. For more, what was heard says nothing of each of them yet.
+                before = trial.heard if len(batch.inputs) == 1 else answers
+                await _search(flight, batch, error, trial, before=before)
+            elif flight.lane == BULK and len(batch.inputs) > 1:
+                await _search_if_any_works(flight, batch, error, trial)
+            else:
+                raise
+        else:
+            raise
+
+
+async def _land(flight: Flight, batch: Batch, trial: Trial) -> None:
+    """Embed the batch in one call, and hand over what came."""
+    rows, used, route = await _over_routes(flight, batch, trial)
     count = len(batch.inputs)
     counted = batch.tokens if used is None else used
     cost = Decimal(counted) * route.usd_per_million_tokens / MILLION
@@ -111,14 +129,14 @@ async def _settle(flight: Flight, batch: Batch) -> None:
     flight.landed(Landed(batch.indexes, rows, None, counted, used is None, cost, route))
 
 
-async def _over_routes(flight: Flight, batch: Batch) -> tuple[Matrix, int | None, Route]:
+async def _over_routes(flight: Flight, batch: Batch, trial: Trial) -> tuple[Matrix, int | None, Route]:
     """Try the fit routes in turn. Raises the error that leaves the most to be done about it."""
     failures: list[EmbedmillError] = []
     for route in flight.router.candidates(flight.alias):
         if not can_take(route, batch):
             continue
         try:
-            rows, used = await _on_route(flight, batch, route)
+            rows, used = await _on_route(flight, batch, route, trial)
         except UpstreamError as error:
             if error.disposition is Disposition.SPLIT:
                 raise
@@ -131,7 +149,6 @@ async def _over_routes(flight: Flight, batch: Batch) -> tuple[Matrix, int | None
                 if error.disposition is Disposition.FAILOVER:
                     flight.router.cool_down(route)
             continue
-        flight.router.recovered(route)
         return rows, used, route
     if not failures:
         raise UpstreamRejected("no route of this model takes token arrays", code="tokens_not_supported")
@@ -159,20 +176,23 @@ def _refused_options(name: str) -> UnsupportedParameter:
     )
 
 
-async def _on_route(flight: Flight, batch: Batch, route: Route) -> tuple[Matrix, int | None]:
+async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) -> tuple[Matrix, int | None]:
     """Call one route, again where the error says that this may help. A rate limit costs no try: it only waits."""
     tries = 0
     while True:
         try:
-            return await flight.upstream.embed(
+            answer = await flight.upstream.embed(
                 batch, route, deadline=flight.deadline, calls=flight.calls, witness=flight.witness
             )
+            flight.router.answered(route, tries)
+            return answer
         except UpstreamError as error:
             if error.disposition is not Disposition.RETRY:
                 raise
             if not isinstance(error, UpstreamRateLimited):
                 tries += 1
-            if tries >= TRIES_PER_ROUTE or flight.stopping is not None:
+                trial.failed(flight.router.answers(flight.alias))
+            if tries >= trial.most or _is_suspect(flight, error, tries, trial) or flight.stopping is not None:
                 raise
             wait_s = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_S * 2 ** (tries + 1)))
             if error.retry_after_s is not None:
@@ -183,27 +203,84 @@ async def _on_route(flight: Flight, batch: Batch, route: Route) -> tuple[Matrix,
             await asyncio.sleep(wait_s)
 
 
-async def _split(flight: Flight, batch: Batch, error: UpstreamError) -> None:
-    """Find the guilty input: by name where the upstream gave one, otherwise by halving."""
+def _is_suspect(flight: Flight, error: UpstreamError, tries: int, trial: Trial) -> bool:
+    """True when the batch fails again and again, no accident, while its routes answer others: some input is poison."""
+    if tries < 2 or trial.most < TRIES_PER_ROUTE or not is_fault(error):
+        return False
+    answers_others = flight.router.answers(flight.alias) > trial.heard
+    return answers_others and flight.router.by_chance(flight.alias, tries) < SUSPICION
+
+
+async def _search(flight: Flight, batch: Batch, error: UpstreamError, trial: Trial, *, before: int = -1) -> None:
+    search = Search(_Court(flight, batch), len(batch.inputs), trial, tries=TRIES_PER_ROUTE)
+    await search.run(error, before=before)
+
+
+async def _search_if_any_works(flight: Flight, batch: Batch, error: UpstreamError, trial: Trial) -> None:
+    """Nothing else was heard of the routes, so nobody can tell poison from an outage: ask with one input, then search.
+
+    Raises the batch's own error when that one fails too. An outage costs no more than this call.
+    """
+    before = flight.router.answers(flight.alias)
+    last = len(batch.inputs) - 1
+    if await _Court(flight, batch).send([last], 1) is not None:
+        raise error
+    await _search(flight, planning.part(batch, 0, last), error, trial, before=before)
+
+
+class _Court:
+    """What a search for poison asks of the engine, for one batch."""
+
+    def __init__(self, flight: Flight, batch: Batch) -> None:
+        self._flight = flight
+        self._batch = batch
+
+    async def send(self, positions: Sequence[int], most: int) -> UpstreamError | None:
+        if self._flight.stopping is not None:
+            raise self._flight.stopping
+        try:
+            await _land(self._flight, planning.chosen(self._batch, positions), Trial(most))
+        except UpstreamError as error:
+            if error.disposition is Disposition.SPLIT or is_fault(error):
+                return error
+            raise
+        return None
+
+    async def sentence(self, position: int, error: UpstreamError) -> None:
+        await _sentence(self._flight, planning.chosen(self._batch, [position]), error)
+
+    def answers(self) -> int:
+        return self._flight.router.answers(self._flight.alias)
+
+    def by_chance(self, faults: int) -> float:
+        return self._flight.router.by_chance(self._flight.alias, faults)
+
+    def acquit(self, faults: int) -> None:
+        self._flight.router.acquit(self._flight.alias, faults)
+
+    async def pause(self) -> None:
+        await asyncio.sleep(random.uniform(0, BACKOFF_S))
+
+
+async def _halve(flight: Flight, batch: Batch, error: UpstreamError) -> None:
+    """Settle a batch that was too large as two smaller ones."""
     if len(batch.inputs) == 1:
-        shorter = _shorter(flight, batch, error)
-        if shorter is not None:
-            await _settle(flight, shorter)
-            return
-        INPUTS.labels(flight.lane, "error").inc()
-        refusal = _refusal(flight.alias, error)
-        flight.landed(Landed(batch.indexes, None, refusal, 0, False, Decimal(0), None))
-        return
-    if error.guilty is not None and error.guilty < len(batch.inputs):
-        alone, rest = planning.without(batch, error.guilty)
-        await _split(flight, alone, error)
-        if rest is not None:
-            await _settle(flight, rest)
+        await _sentence(flight, batch, error)
         return
     for half in planning.halves(batch):
         if flight.stopping is not None:
             raise flight.stopping
         await _settle(flight, half)
+
+
+async def _sentence(flight: Flight, batch: Batch, error: UpstreamError) -> None:
+    """The one input of the batch is at fault: cut it where it is too long and may be cut, else settle it as refused."""
+    shorter = _shorter(flight, batch, error)
+    if shorter is not None:
+        await _settle(flight, shorter)
+        return
+    INPUTS.labels(flight.lane, "error").inc()
+    flight.landed(Landed(batch.indexes, None, _refusal(flight.alias, error), 0, False, Decimal(0), None))
 
 
 def _shorter(flight: Flight, batch: Batch, error: UpstreamError) -> Batch | None:
@@ -226,6 +303,8 @@ def _refusal(alias: Alias, error: UpstreamError) -> InputError:
         return InputError("input_too_long", "the input is too large for the provider by itself")
     if error.code == "tokens_not_supported":
         return InputError("tokens_not_supported", error.message)
+    if is_fault(error):
+        return InputError("upstream_rejected", "the provider fails on this input, and on no other", True)
     return InputError("upstream_rejected", "the provider refused this input")
 
 

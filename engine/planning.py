@@ -102,25 +102,21 @@ def pack(
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
     """The batch as two, in order."""
+    whole = replace(batch, single=False)
     middle = len(batch.inputs) // 2
-    return part(batch, 0, middle), part(batch, middle, len(batch.inputs))
-
-
-def without(batch: Batch, position: int) -> tuple[Batch, Batch | None]:
-    """The one input at `position`, and the rest of the batch where there is one."""
-    alone = part(batch, position, position + 1)
-    if len(batch.inputs) == 1:
-        return alone, None
-    inputs = [item for i, item in enumerate(batch.inputs) if i != position]
-    indexes = [index for i, index in enumerate(batch.indexes) if i != position]
-    return alone, replace(batch, inputs=inputs, indexes=indexes, tokens=sum(map(tokens.estimate, inputs)), single=False)
+    return part(whole, 0, middle), part(whole, middle, len(batch.inputs))
 
 
 def part(batch: Batch, start: int, stop: int) -> Batch:
-    inputs = batch.inputs[start:stop]
-    return replace(
-        batch, inputs=inputs, indexes=batch.indexes[start:stop], tokens=sum(map(tokens.estimate, inputs)), single=False
-    )
+    return chosen(batch, range(start, stop))
+
+
+def chosen(batch: Batch, positions: Sequence[int]) -> Batch:
+    """The inputs of the batch at these positions, in this order."""
+    inputs = [batch.inputs[i] for i in positions]
+    indexes = [batch.indexes[i] for i in positions]
+    single = batch.single and len(inputs) == len(batch.inputs)
+    return replace(batch, inputs=inputs, indexes=indexes, tokens=sum(map(tokens.estimate, inputs)), single=single)
 
 
 def too_long(alias_limit: int) -> InputError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from engine.health import RouteHealth
 from models.embedding import Alias, Batch, Route
 from models.errors import InvalidInput, NoRoute, UnknownAlias
 
@@ -79,6 +80,7 @@ class Router:
 
     def __init__(self) -> None:
         self._unfit_until: dict[tuple[str, str], float] = {}
+        self._health: dict[tuple[str, str], RouteHealth] = {}
 
     def candidates(self, alias: Alias) -> list[Route]:
         """Fit routes in the order to try them. Raises NoRoute when there is none.
@@ -101,9 +103,31 @@ class Router:
         """Leave the route out for a while: its credential, model or path was refused."""
         self._unfit_until[_identity(route)] = time.monotonic() + seconds
 
-    def recovered(self, route: Route) -> None:
+    def answered(self, route: Route, faults: int) -> None:
+        """The route answered well, after so many faults of the same call."""
+        self.health(route).answered(faults)
         if self._unfit_until:
             self._unfit_until.pop(_identity(route), None)
+
+    def health(self, route: Route) -> RouteHealth:
+        identity = _identity(route)
+        known = self._health.get(identity)
+        if known is None:
+            known = self._health[identity] = RouteHealth()
+        return known
+
+    def answers(self, alias: Alias) -> int:
+        """Good answers of the alias's routes so far, to whomever in this process."""
+        return sum(self.health(route).answers for route in alias.routes)
+
+    def acquit(self, alias: Alias, faults: int) -> None:
+        """So many faults of the alias's routes were no input's doing."""
+        for route in alias.routes:
+            self.health(route).passed(faults)
+
+    def by_chance(self, alias: Alias, faults: int) -> float:
+        """How likely so many faults of one call are an accident: by the flakiest of the routes."""
+        return max(self.health(route).by_chance(faults) for route in alias.routes)
 
 
 def can_take(route: Route, batch: Batch) -> bool:

@@ -16,16 +16,14 @@ from hypothesis import strategies as st
 
 from engine.embedding import Gathered
 from models.embedding import InputError, Limits, Options
-from models.errors import DeadlineExceeded
+from models.errors import DeadlineExceeded, UpstreamProtocolError
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
 from tests.fakes import MODEL, WIDTH, FakeWire, alias, fake, flight, fly, route, run
 
-POISON = {"when": {"contains": "poison"}, "do": {"status": 400, "message": "Invalid input."}}
 
-
-def outcomes(gathered: Gathered, count: int) -> list[bytes | InputError]:
-    """One outcome an input; fails when an input has two, or none."""
+def outcomes(gathered: Gathered, count: int, *, whole: bool = True) -> dict[int, bytes | InputError]:
+    """One outcome an input; fails when an input has two or, where the run came to its end, none."""
     found: dict[int, bytes | InputError] = {}
     for part in gathered.parts:
         for position, index in enumerate(part.indexes):
@@ -36,37 +34,18 @@ def outcomes(gathered: Gathered, count: int) -> list[bytes | InputError]:
             else:
                 assert part.error is not None
                 found[index] = part.error
-    assert sorted(found) == list(range(count))
-    return [found[index] for index in range(count)]
+    assert not whole or sorted(found) == list(range(count))
+    return found
 
 
 def check(gathered: Gathered, texts: list[str], guilty: dict[int, str]) -> None:
     """Exactly the guilty have errors, of these codes; every other input has its own vector."""
     rows = fake_vectors(texts, WIDTH, MODEL)
-    for index, outcome in enumerate(outcomes(gathered, len(texts))):
+    for index, outcome in outcomes(gathered, len(texts)).items():
         if index in guilty:
             assert isinstance(outcome, InputError) and outcome.code == guilty[index]
         else:
             assert outcome == rows[index].tobytes()
-
-
-@given(st.integers(1, 200), st.data())
-def test_one_poisoned_input_is_found_by_halving(count: int, data: st.DataObject) -> None:
-    at = data.draw(st.integers(0, count - 1))
-    texts = ["poison" if i == at else f"text {i}" for i in range(count)]
-    wire = FakeWire(up=fake(POISON))
-    check(run(fly(flight(wire, alias(route()), count), texts)), texts, {at: "upstream_rejected"})
-    assert len(wire.sent) <= 2 * math.ceil(math.log2(count)) + 1
-
-
-@settings(max_examples=50)
-@given(st.lists(st.booleans(), min_size=1, max_size=40))
-def test_any_number_of_poisoned_inputs(poisoned: list[bool]) -> None:
-    texts = [f"poison {i}" if bad else f"text {i}" for i, bad in enumerate(poisoned)]
-    wire = FakeWire(up=fake(POISON))
-    limits = Limits(inputs_per_call=16)
-    gathered = run(fly(flight(wire, alias(route()), len(texts)), texts, limits=limits))
-    check(gathered, texts, {i: "upstream_rejected" for i, bad in enumerate(poisoned) if bad})
 
 
 @pytest.mark.parametrize("guilty", [[0], [5], [99], [3, 50, 98]])
@@ -118,7 +97,7 @@ def test_token_arrays_on_a_route_that_takes_text_only() -> None:
     wire = FakeWire(up=fake())
     text_only = alias(dataclasses.replace(route(), accepts_tokens=False))
     gathered = run(fly(flight(wire, text_only, 2), [[1], [2]]))
-    assert [getattr(each, "code", None) for each in outcomes(gathered, 2)] == ["tokens_not_supported"] * 2
+    assert [getattr(each, "code", None) for each in outcomes(gathered, 2).values()] == ["tokens_not_supported"] * 2
     assert wire.sent == []
 
 
@@ -183,10 +162,15 @@ def test_whatever_is_done_to_replies_no_input_gets_a_wrong_vector(
         return UpstreamReply(200, {}, orjson.dumps(EDITS[name](orjson.loads(reply.body), i)))
 
     wire.edit = edit
-    limits = Limits(inputs_per_call=per_call)
-    gathered = run(fly(flight(wire, alias(route()), count), texts, limits=limits))
+    flying = flight(wire, alias(route()), count)
+    whole = True
+    try:
+        run(fly(flying, texts, limits=Limits(inputs_per_call=per_call)))
+    except UpstreamProtocolError:
+        whole = False  # nothing but bad answers for so long that nobody can tell poison from an outage
+    assert isinstance(flying.landed, Gathered)
     rows = fake_vectors(texts, WIDTH, MODEL)
-    for index, outcome in enumerate(outcomes(gathered, count)):
+    for index, outcome in outcomes(flying.landed, count, whole=whole).items():
         if isinstance(outcome, InputError):
             assert (outcome.code, outcome.retryable) == ("invalid_upstream_response", True)
         else:

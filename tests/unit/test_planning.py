@@ -77,18 +77,12 @@ def test_halves_are_the_batch_in_two(inputs: list[Input]) -> None:
 
 
 @given(st.data())
-def test_without_takes_out_the_one_named(data: st.DataObject) -> None:
+def test_the_chosen_inputs_keep_their_indexes(data: st.DataObject) -> None:
     inputs = data.draw(some_inputs.filter(bool))
-    position = data.draw(st.integers(0, len(inputs) - 1))
-    whole = batch(inputs)
-    alone, rest = planning.without(whole, position)
-    assert (alone.inputs, alone.indexes) == ([inputs[position]], [position * 10])
-    if rest is None:
-        assert len(inputs) == 1
-        return
-    assert list(rest.indexes) == [index for index in whole.indexes if index != position * 10]
-    assert [inputs[index // 10] for index in rest.indexes] == rest.inputs
-    assert rest.tokens == sum(map(tokens.estimate, rest.inputs))
+    positions = data.draw(st.lists(st.integers(0, len(inputs) - 1), min_size=1, unique=True))
+    few = planning.chosen(batch(inputs), positions)
+    assert few.inputs == [inputs[i] for i in positions] and few.indexes == [i * 10 for i in positions]
+    assert few.tokens == sum(map(tokens.estimate, few.inputs))
 
 
 def test_a_single_string_stays_one_only_while_it_is_the_whole_batch() -> None:

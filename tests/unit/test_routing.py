@@ -78,7 +78,7 @@ def test_a_route_that_was_refused_is_left_out_until_it_recovers() -> None:
     router = Router()
     router.cool_down(ONE.routes[0])
     assert [chosen.provider for chosen in router.candidates(ONE)] == ["b", "c"]
-    router.recovered(ONE.routes[0])
+    router.answered(ONE.routes[0], 0)
     assert [chosen.provider for chosen in router.candidates(ONE)] == ["a", "b", "c"]
 
 
