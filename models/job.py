@@ -29,6 +29,9 @@ class JobStatus(StrEnum):
 
 FINISHED = frozenset({JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED, JobStatus.CANCELLED})
 
+# The last of its shards to close ends such a job.
+UNDER_WAY = frozenset({JobStatus.IN_PROGRESS, JobStatus.PAUSED})
+
 LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.VALIDATING: frozenset(
         {JobStatus.IN_PROGRESS, JobStatus.FAILED, JobStatus.CANCELLING, JobStatus.CANCELLED}
@@ -69,6 +72,9 @@ class ShardState(StrEnum):
     RUNNING = "running"  # leased by one worker; when the lease runs out the sweep queues it again
     DONE = "done"  # every input of it has an outcome
     CANCELLED = "cancelled"
+
+
+OPEN_SHARD = frozenset({ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING})
 
 
 class Job(Base):

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.jobs.locks import lock_jobs, lock_shards
 from engine.runtime import Runtime
 from models.base import db_now
 from models.job import Job, JobStatus, Shard, ShardState
@@ -41,10 +42,9 @@ async def dispatch(runtime: Runtime) -> int:
     # After the commit: a message must never speak of what is not there yet.
     if rung and not await runtime.doorbell.ring(rung):
         async with runtime.database.write() as connection:
+            still = await lock_shards(connection, Shard.id.in_(rung), Shard.state == ShardState.RUNG)
             await connection.execute(
-                update(Shard)
-                .where(Shard.id.in_(rung), Shard.state == ShardState.RUNG)
-                .values(state=ShardState.QUEUED, rung_at=None)
+                update(Shard).where(Shard.id.in_(still)).values(state=ShardState.QUEUED, rung_at=None)
             )
         return 0
     return len(rung)
@@ -105,15 +105,16 @@ async def _choose(connection: AsyncConnection, room: int, due: ColumnElement[boo
 
 
 async def _mark_rung(connection: AsyncConnection, shard_ids: list[str]) -> list[str]:
+    queued = await lock_shards(connection, Shard.id.in_(shard_ids), Shard.state == ShardState.QUEUED)
     rows = (
         await connection.execute(
             update(Shard)
-            .where(Shard.id.in_(shard_ids), Shard.state == ShardState.QUEUED)
+            .where(Shard.id.in_(queued))
             .values(state=ShardState.RUNG, rung_at=db_now())
             .returning(Shard.id, Shard.job_id)
         )
     ).all()
-    jobs = sorted({row.job_id for row in rows})
+    jobs = await lock_jobs(connection, Job.id.in_({row.job_id for row in rows}))
     if jobs:
         await connection.execute(
             update(Job)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import func, select, update
+from sqlalchemy import and_, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.jobs.locks import lock_shards
 from engine.jobs.read import find
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import Conflict
-from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus, Shard, ShardState
+from models.job import FINISHED, LEGAL_MOVES, OPEN_SHARD, Job, JobStatus, Shard, ShardState
 
 
 async def cancel(runtime: Runtime, project: str, job_id: str) -> None:
@@ -57,31 +59,40 @@ async def end_early(runtime: Runtime, job_id: str, status: JobStatus, code: str 
 
 
 async def close_shards(runtime: Runtime, job_id: str) -> None:
-    """Cancel the shards that nobody holds; a cancelling job that has none left is cancelled.
+    """Cancel the shards that nobody holds, where the job has ended; a cancelling job that has none left is cancelled.
 
     A transaction of its own, in the order shards then job, as every writer of both takes them. A crash before it leaves
     the job cancelling, which the sweep brings to its end by this same call.
     """
     async with runtime.database.write() as connection:
-        closed = await connection.execute(
-            update(Shard)
-            .where(Shard.job_id == job_id, Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)))
-            .values(state=ShardState.CANCELLED, rung_at=None)
-        )
-        held = (
+        closed, last = 0, ""
+        idle = and_(Shard.job_id == job_id, Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)))
+        while ids := await lock_shards(connection, idle, Shard.id > last):
+            # Asked for once they are locked: a job may have been resumed or retried since somebody thought it over.
+            if not last and not await _is_over(connection, job_id):
+                return
             await connection.execute(
-                select(func.count()).select_from(Shard).where(Shard.job_id == job_id, Shard.state == ShardState.RUNNING)
+                update(Shard).where(Shard.id.in_(ids)).values(state=ShardState.CANCELLED, rung_at=None)
+            )
+            closed, last = closed + len(ids), ids[-1]
+        left = (
+            await connection.execute(
+                select(func.count()).select_from(Shard).where(Shard.job_id == job_id, Shard.state.in_(OPEN_SHARD))
             )
         ).scalar_one()
-        await connection.execute(
-            update(Job).where(Job.id == job_id).values(open_shards=Job.open_shards - closed.rowcount)
-        )
-        if not held:
+        if closed:
+            await connection.execute(update(Job).where(Job.id == job_id).values(open_shards=Job.open_shards - closed))
+        if not left:
             await connection.execute(
                 update(Job)
                 .where(Job.id == job_id, Job.status == JobStatus.CANCELLING)
                 .values(status=JobStatus.CANCELLED, finished_at=db_now(), version=Job.version + 1)
             )
+
+
+async def _is_over(connection: AsyncConnection, job_id: str) -> bool:
+    status = (await connection.execute(select(Job.status).where(Job.id == job_id))).scalar_one_or_none()
+    return status == JobStatus.CANCELLING or status in FINISHED
 
 
 async def let_go(runtime: Runtime, job_id: str, shard_id: str, fence: int) -> None:

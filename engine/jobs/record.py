@@ -22,7 +22,7 @@ from engine.runtime import Runtime
 from models.base import db_now
 from models.embedding import InputError, Landed, Matrix
 from models.errors import EmbedmillError
-from models.job import InputFailure, Job, JobStatus, Shard, ShardState, VectorRun
+from models.job import UNDER_WAY, InputFailure, Job, JobStatus, Shard, ShardState, VectorRun
 from models.usage import UsageRecord
 
 MARK_S = 15.0
@@ -167,7 +167,9 @@ async def _count(
     if failures:
         values[Job.error_summary] = await merge_errors(connection, held.job_id, failures)
     if vectors:
-        values |= {Job.waiting_on: None, Job.next_attempt_at: None}
+        # Work goes on; but what still lands of a paused job does not take away the reason of its pause.
+        values[Job.waiting_on] = case((Job.status == JobStatus.PAUSED, Job.waiting_on), else_=None)
+        values[Job.next_attempt_at] = None
         values |= _marks()
     if done:
         values[Job.open_shards] = Job.open_shards - 1
@@ -179,7 +181,7 @@ async def _count(
     if row is None:
         return None
     if row.open_shards == 0 and row.total is not None:
-        if row.status == JobStatus.IN_PROGRESS:
+        if row.status in UNDER_WAY:
             await _end(connection, held.job_id, FINAL_STATUS)
             return JobStatus.COMPLETED
         if row.status == JobStatus.CANCELLING:

@@ -30,7 +30,7 @@ from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.embedding import Alias, Input, InputError, Options
 from models.errors import Conflict, EmbedmillError, InputTooLong, InvalidInput, StorageUnavailable
-from models.job import IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState
+from models.job import UNDER_WAY, IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState
 
 log = logging.getLogger("embedmill.jobs")
 # Eight upstream calls of the usual 128: enough to keep a slow provider busy from one worker.
@@ -146,11 +146,11 @@ class Intake:
                         version=Job.version + 1,
                         # The last shard may have ended before the last byte arrived.
                         status=case(
-                            ((Job.open_shards == 0) & (Job.status == JobStatus.IN_PROGRESS), FINAL_STATUS),
+                            ((Job.open_shards == 0) & Job.status.in_(UNDER_WAY), FINAL_STATUS),
                             else_=Job.status,
                         ),
                         finished_at=case(
-                            ((Job.open_shards == 0) & (Job.status == JobStatus.IN_PROGRESS), db_now()),
+                            ((Job.open_shards == 0) & Job.status.in_(UNDER_WAY), db_now()),
                             else_=Job.finished_at,
                         ),
                     )

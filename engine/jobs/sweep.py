@@ -17,6 +17,7 @@ from engine.jobs import claim as claims
 from engine.jobs.dispatch import dispatch
 from engine.jobs.ending import close_shards, end_early
 from engine.jobs.finish import FINAL_STATUS
+from engine.jobs.locks import lock_jobs, lock_shards
 from engine.jobs.record import fail_rest
 from engine.jobs.replay import replay
 from engine.runtime import Runtime
@@ -24,6 +25,7 @@ from models.base import db_now
 from models.errors import EmbedmillError
 from models.job import (
     FINISHED,
+    UNDER_WAY,
     IdempotencyKey,
     InputFailure,
     Job,
@@ -102,8 +104,8 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
     return due
 
 
-_UNFINISHED = and_(Job.status == JobStatus.IN_PROGRESS, Job.open_shards == 0, Job.total.is_not(None))
-_ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, JobStatus.IN_PROGRESS)), Job.intake_until < db_now())
+_UNFINISHED = and_(Job.status.in_(UNDER_WAY), Job.open_shards == 0, Job.total.is_not(None))
+_ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)), Job.intake_until < db_now())
 _DOOMED = and_(Job.deleted_at.is_not(None), Job.status.in_(FINISHED))
 _EXPIRED = and_(Job.expires_at < db_now(), Job.status.in_(FINISHED), Job.deleted_at.is_(None))
 # A shard of a job that failed may have come back from a lost worker: nobody would claim it.
@@ -117,10 +119,11 @@ _STRAY = (
 async def requeue_expired(runtime: Runtime) -> None:
     """Shards whose worker has stopped renewing its lease."""
     async with runtime.database.write() as connection:
+        lost = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < db_now())
         rows = (
             await connection.execute(
                 update(Shard)
-                .where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now())
+                .where(Shard.id.in_(lost))
                 .values(state=ShardState.QUEUED, lease_until=None, last_error="the worker was lost")
                 .returning(Shard.id, Shard.job_id)
             )
@@ -142,9 +145,10 @@ async def free_the_dead(runtime: Runtime) -> None:
         return
     async with runtime.database.write() as connection:
         await connection.execute(delete(WorkerProcess).where(WorkerProcess.id.in_(dead)))
+        held = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead))
         freed = await connection.execute(
             update(Shard)
-            .where(Shard.state == ShardState.RUNNING, Shard.worker.in_(dead))
+            .where(Shard.id.in_(held))
             .values(state=ShardState.QUEUED, lease_until=None, last_error="the worker died")
         )
     log.warning("worker processes died", extra={"count": len(dead), "freed": freed.rowcount})
@@ -153,10 +157,11 @@ async def free_the_dead(runtime: Runtime) -> None:
 async def ring_again(runtime: Runtime) -> None:
     """Shards that were rung and never claimed: the message was lost, or every worker is busy."""
     async with runtime.database.write() as connection:
+        unheard = await lock_shards(
+            connection, Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - runtime.settings.ring_again_s
+        )
         await connection.execute(
-            update(Shard)
-            .where(Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - runtime.settings.ring_again_s)
-            .values(state=ShardState.QUEUED, rung_at=None)
+            update(Shard).where(Shard.id.in_(unheard)).values(state=ShardState.QUEUED, rung_at=None)
         )
 
 
@@ -180,9 +185,10 @@ async def fail_exhausted(runtime: Runtime) -> None:
 async def finish_jobs(runtime: Runtime) -> None:
     """Jobs that nothing is left to do for, yet are not finished."""
     async with runtime.database.write() as connection:
+        unfinished = await lock_jobs(connection, _UNFINISHED)
         await connection.execute(
             update(Job)
-            .where(_UNFINISHED)
+            .where(Job.id.in_(unfinished))
             .values(status=FINAL_STATUS, finished_at=db_now(), version=Job.version + 1, waiting_on=None)
         )
         cancelling = list(
@@ -214,9 +220,11 @@ async def end_abandoned_intakes(runtime: Runtime) -> None:
 async def purge(runtime: Runtime) -> None:
     """Deleted and expired jobs, a bounded number of rows a round; old idempotency keys; workers long gone."""
     async with runtime.database.write() as connection:
-        await connection.execute(update(Job).where(_EXPIRED).values(deleted_at=db_now()))
+        expired = await lock_jobs(connection, _EXPIRED)
+        await connection.execute(update(Job).where(Job.id.in_(expired)).values(deleted_at=db_now()))
         await connection.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < db_now()))
         await connection.execute(delete(WorkerProcess).where(WorkerProcess.seen_at < db_now() - FORGET_WORKER_S))
+    async with runtime.database.write() as connection:  # of its own, for it locks shards before the job
         doomed = (await connection.execute(select(Job.id).where(_DOOMED).limit(1))).scalar_one_or_none()
         if doomed is not None:
             await _purge_some(connection, doomed)
@@ -233,9 +241,9 @@ async def _purge_some(connection: AsyncConnection, job_id: str) -> None:
         gone = await connection.execute(delete(table).where(mine, column.in_(chosen)))
         if gone.rowcount:
             return
-    shards = select(Shard.id).where(Shard.job_id == job_id).limit(PURGE_RUNS)
-    await connection.execute(delete(ShardInputs).where(ShardInputs.shard_id.in_(shards.scalar_subquery())))
-    gone = await connection.execute(delete(Shard).where(Shard.id.in_(shards.scalar_subquery())))
-    if gone.rowcount < PURGE_RUNS:
+    shards = await lock_shards(connection, Shard.job_id == job_id, at_once=PURGE_RUNS)
+    await connection.execute(delete(ShardInputs).where(ShardInputs.shard_id.in_(shards)))
+    await connection.execute(delete(Shard).where(Shard.id.in_(shards)))
+    if len(shards) < PURGE_RUNS:
         await connection.execute(delete(Job).where(Job.id == job_id))
         log.info("a deleted job was removed", extra={"job_id": job_id})
