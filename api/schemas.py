@@ -113,6 +113,7 @@ class JobObject(msgspec.Struct):
     usage: Usage
     cost_usd: str
     usage_estimated: bool
+    deduplicated_inputs: int  # copies of a vector of the same job: no call was made for them
     rate: JobRate
     eta_seconds: int | None
     waiting_on: Literal["quota", "provider", "ingest"] | None

@@ -7,12 +7,13 @@ rather than in SQLite's sleeping busy handler, and no reader is ever upgraded in
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Insert, event, text
+from sqlalchemy import ARRAY, BigInteger, Insert, TableValuedAlias, cast, column, event, func, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -91,6 +92,13 @@ class Database:
         """An INSERT with the dialect's ON CONFLICT."""
         made: Insert = sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
         return made
+
+    def numbers(self, values: Sequence[int]) -> TableValuedAlias:
+        """Whole numbers as a table with one column, `value`: however many, they are one parameter of the statement."""
+        if self.is_sqlite:
+            return func.json_each(json.dumps(list(values))).table_valued(column("value", BigInteger), name="numbers")
+        rows = func.unnest(cast(list(values), ARRAY(BigInteger)))
+        return rows.table_valued(column("value", BigInteger)).render_derived(name="numbers")
 
     async def alone(self, connection: AsyncConnection, duty: int) -> bool:
         """True when no other transaction does this duty now. SQLite has one writer anyway."""

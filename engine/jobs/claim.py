@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import and_, or_, select, update
 
+from engine.jobs import twins
 from engine.runtime import Runtime
 from models.base import db_now
 from models.embedding import Input, Options
@@ -36,10 +38,19 @@ class Claim:
     fence: int
     settled: Bits
     inputs: list[Input | None]
+    twins: Mapping[int, int]  # position in the shard: the job's index of the first of its kind
+
+    def index(self, position: int) -> int:
+        """A position in the shard as an index of the job."""
+        return self.first_index + position
 
     def waiting(self) -> list[int]:
-        """Positions in the shard that have no outcome yet."""
+        """Positions in the shard that have no outcome yet and must be embedded for one."""
         return [i for i in range(self.count) if not self.settled[i] and self.inputs[i] is not None]
+
+    def waiting_twins(self) -> dict[int, int]:
+        """Twins that have no outcome yet: position in the shard, and the job's index of the first."""
+        return {position: first for position, first in self.twins.items() if not self.settled[position]}
 
 
 async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
@@ -86,6 +97,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
                     Shard.first_index,
                     Shard.count.label("size"),
                     ShardInputs.inputs,
+                    ShardInputs.twins,
                 )
                 .join(Shard, Shard.job_id == Job.id)
                 .join(ShardInputs, ShardInputs.shard_id == Shard.id)
@@ -108,6 +120,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
         fence=taken.fence,
         settled=settled_bits(taken.settled, row.size),
         inputs=_INPUTS.decode(row.inputs),
+        twins=twins.unpacked(row.twins),
     )
 
 

@@ -12,6 +12,7 @@ from engine.jobs.ending import let_go
 from engine.jobs.keeper import Keeper
 from engine.jobs.lease import ToldToStop, clock
 from engine.jobs.record import fail_rest
+from engine.jobs.work import FirstsOutstanding
 from engine.runtime import Runtime
 from models.errors import (
     EmbedmillError,
@@ -47,6 +48,9 @@ async def _give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: Embed
         await let_go(runtime, held.job_id, held.shard_id, held.fence)
     elif isinstance(error, ToldToStop):
         await claims.release(runtime, held, delay_s=0.0, spent=False, reason=error.message, waiting_on=None)
+    elif isinstance(error, FirstsOutstanding):
+        delay_s = random.uniform(0.5, 1.0)
+        await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on=None)
     elif isinstance(error, UpstreamRateLimited):
         delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
         await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="quota")

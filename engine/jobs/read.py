@@ -107,6 +107,7 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "usage": {"prompt_tokens": row.prompt_tokens, "total_tokens": row.prompt_tokens},
         "cost_usd": usd_text(Decimal(row.cost_usd)),
         "usage_estimated": row.usage_estimated,
+        "deduplicated_inputs": row.deduplicated,
         "rate": {"inputs_per_second": round(inputs_per_s, 1), "tokens_per_minute": round(tokens_per_s * 60)},
         "eta_seconds": None,
         "waiting_on": None if finished else _waiting_on(row, pending),

@@ -16,6 +16,7 @@ from sqlalchemy import case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine import failpoints, usage
+from engine.jobs import twins
 from engine.jobs.claim import Bits, Claim, settled_bits
 from engine.jobs.finish import FINAL_STATUS, merge_errors
 from engine.runtime import Runtime
@@ -79,10 +80,18 @@ async def record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Reco
 
 
 async def fail_rest(runtime: Runtime, held: Claim, error: EmbedmillError) -> Recorded:
-    """Give every input of the shard that has no outcome this error: its attempts are spent."""
+    """Give every input of the shard that has no outcome this error: its attempts are spent.
+
+    A twin whose first has its outcome gets that: a copy needs no attempt.
+    """
     reason = InputError(error.code, error.message, retryable=error.retryable)
-    parts = [
-        Landed([held.first_index + position], None, reason, 0, False, Decimal(0), None) for position in held.waiting()
+    parts: list[Landed] = []
+    copies = twins.Copies(held, parts.append)
+    copies.know(await twins.settled(runtime, held, list(copies.missing().values())))
+    copies.flush()
+    parts += [
+        Landed([index], None, reason, 0, False, Decimal(0), None)
+        for index in (*map(held.index, held.waiting()), *copies.missing())
     ]
     return await record(runtime, held, parts)
 
@@ -162,6 +171,8 @@ async def _count(
         Job.cost_usd: Job.cost_usd + sum((row["cost_usd"] for row in ledger), Decimal(0)),
         Job.version: Job.version + 1,
     }
+    if copied := sum(len(part.indexes) for part in fresh if twins.is_copy(part)):
+        values[Job.deduplicated] = Job.deduplicated + copied
     if any(part.tokens_estimated for part in fresh):
         values[Job.usage_estimated] = True
     if failures:

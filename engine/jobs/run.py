@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections.abc import Sequence
 
 from engine import failpoints, planning
-from engine.embedding import BULK, Flight, embed
+from engine.embedding import BULK, Flight
 from engine.jobs import claim as claims
 from engine.jobs.claim import Claim
 from engine.jobs.dispatch import dispatch
 from engine.jobs.give_back import give_back
 from engine.jobs.keeper import Keeper
 from engine.jobs.lease import Lease, ToldToStop, clock
+from engine.jobs.work import work
 from engine.runtime import Runtime
 from models.embedding import Alias, Batch, Input
 from models.errors import EmbedmillError, StorageUnavailable
@@ -123,14 +125,13 @@ async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease) ->
     )
     leaving = asyncio.create_task(_stop_when_draining(runtime, flight))
     try:
-        await embed(flight, _batches(runtime, held, alias), concurrency=settings.shard_concurrency)
+        await work(runtime, held, flight, lambda waiting: _batches(runtime, held, alias, waiting))
     finally:
         budget.cancel()
         leaving.cancel()
 
 
-def _batches(runtime: Runtime, held: Claim, alias: Alias) -> list[Batch]:
-    waiting = held.waiting()
+def _batches(runtime: Runtime, held: Claim, alias: Alias, waiting: Sequence[int]) -> list[Batch]:
     inputs: list[Input] = [item for i in waiting if (item := held.inputs[i]) is not None]
     limits = planning.limits_of(alias.routes, inputs_per_call=runtime.settings.batch_inputs)
     indexes = [held.first_index + i for i in waiting]

@@ -20,33 +20,21 @@ import numpy as np
 from sqlalchemy import ColumnElement, and_, case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine import failpoints, planning
+from engine import failpoints
 from engine.corpus import Lines
+from engine.jobs import twins
+from engine.jobs.cutting import Cut, Cutter, Wanted
 from engine.jobs.dispatch import dispatch
 from engine.jobs.ending import end_early, forget
 from engine.jobs.finish import FINAL_STATUS, merge_errors
 from engine.keys import Caller
 from engine.runtime import Runtime
 from models.base import db_now, new_id
-from models.embedding import Alias, Input, InputError, Options
-from models.errors import Conflict, EmbedmillError, InputTooLong, InvalidInput, StorageUnavailable
+from models.errors import Conflict, EmbedmillError, InvalidInput, StorageUnavailable
 from models.job import UNDER_WAY, IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState
 
 log = logging.getLogger("embedmill.jobs")
-# Eight upstream calls of the usual 128: enough to keep a slow provider busy from one worker.
-FIRST_SHARD_INPUTS = 1024
 _PACK = msgspec.msgpack.Encoder()
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the caller asked for, beside the corpus."""
-
-    alias: Alias
-    width: int
-    options: Options
-    labels: dict[str, Any]
-    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,39 +91,27 @@ class Intake:
         self._caller = caller
         self._wanted = wanted
         self._idempotency_key = idempotency_key
-        self._accepts_tokens = any(route.accepts_tokens for route in wanted.alias.routes)
-        self._waiting = Lines()
-        self._waiting_bytes = 0
+        self._cutter = Cutter(runtime.settings, wanted)
         self._created = False
-        self._seq = 0
-        self._index = 0
-        self._usable = 0
+        self._inputs = 0
         self.job_id = job_id
 
     async def add(self, lines: Lines) -> None:
         """Take lines in; writes a shard whenever one is full. Raises StorageUnavailable."""
-        settings = self._runtime.settings
-        waiting = self._waiting
-        for position, item in enumerate(lines.inputs):
-            error = lines.errors[position] if item is None else self._check(item)
-            if item is None or error is not None:
-                waiting.refuse(error or lines.errors[position], lines.ids[position])
-            else:
-                waiting.add(self._ready(item), lines.ids[position])
-                self._waiting_bytes += len(item) if isinstance(item, str) else len(item) * 4
-                self._usable += 1
-            if len(waiting.inputs) >= self._shard_inputs() or self._waiting_bytes >= settings.shard_bytes:
-                await self._write_shard()
-                waiting = self._waiting
+        async for cut in self._cutter.feed(lines):
+            async with self._runtime.database.write() as connection:
+                await self._insert(connection, cut)
+            await self._ring()
 
     async def finish(self, fingerprint: bytes) -> None:
         """The corpus is whole: make it durable. Raises InvalidInput when no line of it was usable."""
-        if not self._usable:
-            first = next(iter(self._waiting.errors.values()), None)
+        cut = await self._cutter.rest()
+        if not self._cutter.usable:
+            first = next(iter(cut.lines.errors.values()), None)
             reason = f": {first.message}" if first else ""
             raise InvalidInput(f"the corpus has no usable input{reason}", param="input", code="no_usable_input")
         async with self._runtime.database.write() as connection:
-            await self._insert_waiting(connection)
+            await self._insert(connection, cut)
             done = (
                 await connection.execute(
                     update(Job)
@@ -170,7 +146,9 @@ class Intake:
                 if not mine.rowcount:
                     raise Conflict("this request took so long that another with its Idempotency-Key went first")
         failpoints.hit("after_accept_commit")
-        log.info("job accepted", extra={"job_id": self.job_id, "inputs": self._index, "model": self._wanted.alias.name})
+        log.info(
+            "job accepted", extra={"job_id": self.job_id, "inputs": self._inputs, "model": self._wanted.alias.name}
+        )
         await self._ring()
 
     async def abandon(self, code: str, message: str) -> None:
@@ -181,7 +159,7 @@ class Intake:
                     await connection.execute(delete(IdempotencyKey).where(self._my_key()))
             if self._created:
                 await end_early(self._runtime, self.job_id, JobStatus.FAILED, code, message)
-                if not self._usable:
+                if not self._cutter.usable:
                     await forget(self._runtime, self.job_id)
         except StorageUnavailable:
             log.warning("an abandoned intake is left to the sweep", extra={"job_id": self.job_id})
@@ -214,53 +192,30 @@ class Intake:
             IdempotencyKey.job_id == self.job_id,
         )
 
-    def _check(self, item: Input) -> InputError | None:
-        try:
-            planning.check(item, self._wanted.alias, self._wanted.options, accepts_tokens=self._accepts_tokens)
-        except (InvalidInput, InputTooLong) as error:
-            return InputError(error.code, error.message)
-        return None
-
-    def _ready(self, item: Input) -> Input:
-        return planning.shortened(item, self._wanted.alias, self._wanted.options)
-
-    def _shard_inputs(self) -> int:
-        """Shards grow with the job: many small ones let every worker share a small job, few large ones cost less."""
-        return min(self._runtime.settings.shard_inputs, max(FIRST_SHARD_INPUTS, self._index // 4))
-
-    async def _write_shard(self) -> None:
-        async with self._runtime.database.write() as connection:
-            await self._insert_waiting(connection)
-        await self._ring()
-
     async def _ring(self) -> None:
         try:
             await dispatch(self._runtime)
         except StorageUnavailable:
             log.warning("dispatch is left to the sweep", extra={"job_id": self.job_id})
 
-    async def _insert_waiting(self, connection: AsyncConnection) -> None:
-        """Write what waits as one shard, and the job itself before its first."""
-        lines = self._waiting
-        count = len(lines.inputs)
+    async def _insert(self, connection: AsyncConnection, cut: Cut) -> None:
+        """Write a shard, and the job itself before its first."""
         if not self._created:
             await connection.execute(insert(Job).values(self._first_row()))
         elif not await self._still_there(connection):
             raise Conflict("the job was deleted while its corpus arrived")
-        if count:
-            await self._insert_shard(connection, lines, count)
+        if len(cut):
+            await self._insert_shard(connection, cut)
         failpoints.hit("after_job_insert")
         self._created = True
-        self._index += count
-        self._seq += 1
-        self._waiting, self._waiting_bytes = Lines(), 0
+        self._inputs += len(cut)
 
     async def _still_there(self, connection: AsyncConnection) -> bool:
         there = select(Job.id).where(Job.id == self.job_id, Job.deleted_at.is_(None))
         return (await connection.execute(there.with_for_update(read=True, key_share=True))).first() is not None
 
-    async def _insert_shard(self, connection: AsyncConnection, lines: Lines, count: int) -> None:
-        shard_id = new_id("shard")
+    async def _insert_shard(self, connection: AsyncConnection, cut: Cut) -> None:
+        shard_id, lines, count = new_id("shard"), cut.lines, len(cut)
         settled = np.zeros(count, dtype=bool)
         settled[list(lines.errors)] = True
         is_open = not settled.all()
@@ -268,9 +223,10 @@ class Intake:
             insert(Shard).values(
                 id=shard_id,
                 job_id=self.job_id,
-                seq=self._seq,
-                first_index=self._index,
+                seq=cut.seq,
+                first_index=cut.first_index,
                 count=count,
+                tokens=cut.tokens,
                 state=ShardState.QUEUED if is_open else ShardState.DONE,
                 attempt=0,
                 fence=0,
@@ -280,7 +236,9 @@ class Intake:
         )
         ids = _PACK.encode(lines.ids) if any(caller_id is not None for caller_id in lines.ids) else None
         await connection.execute(
-            insert(ShardInputs).values(shard_id=shard_id, inputs=_PACK.encode(lines.inputs), ids=ids)
+            insert(ShardInputs).values(
+                shard_id=shard_id, inputs=_PACK.encode(lines.inputs), ids=ids, twins=twins.packed(cut.twins)
+            )
         )
         values: dict[str, Any] = {
             "ingested": Job.ingested + count,
@@ -291,7 +249,7 @@ class Intake:
             "status": case((Job.status == JobStatus.VALIDATING, JobStatus.IN_PROGRESS), else_=Job.status),
         }
         if lines.errors:
-            failures = {self._index + position: error for position, error in lines.errors.items()}
+            failures = {cut.first_index + position: error for position, error in lines.errors.items()}
             await connection.execute(
                 insert(InputFailure),
                 [

@@ -88,7 +88,7 @@ class Truth:
         assert sum(entry["count"] for entry in job.error_summary) == job.failed
         assert job.prompt_tokens == self.tokens_in_ledger
         assert job.cost_usd == self.cost_in_ledger
-        assert sum(record.inputs for record in self.ledger) == job.completed
+        assert sum(record.inputs for record in self.ledger) == job.completed - job.deduplicated
         assert job.open_shards == sum(shard.state in OPEN for shard in self.shards)
         assert job.ingested == sum(shard.count for shard in self.shards)
         assert (job.finished_at is not None) == (job.status in FINISHED)

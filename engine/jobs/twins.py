@@ -1,0 +1,185 @@
+"""Twins: inputs that occurred before in their job. They get the outcome of the first, without a call of their own.
+
+The first always has the lower index, so that shards which wait for each other's inputs cannot form a ring.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+from sqlalchemy import case, func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine import vectors
+from engine.runtime import Runtime
+from models.base import Blob
+from models.embedding import InputError, Landed, Matrix
+from models.job import InputFailure, VectorRun
+
+if TYPE_CHECKING:
+    from engine.jobs.claim import Claim
+
+_PACK = msgspec.msgpack.Encoder()
+_UNPACK = msgspec.msgpack.Decoder(tuple[list[int], list[int]])
+Outcome = Matrix | InputError
+"""One row, or the reason why there is none."""
+
+ASKED_AT_ONCE = 1024
+READ_BYTES = 8 * 1024 * 1024
+RUNS_AT_ONCE = 64
+
+
+def packed(twins: Mapping[int, int]) -> bytes | None:
+    """Positions and first indexes, as `shard_inputs.twins` holds them; None where there are none."""
+    return _PACK.encode((list(twins), list(twins.values()))) if twins else None
+
+
+def unpacked(data: bytes | None) -> dict[int, int]:
+    """Position in the shard: the job's index of the first occurrence."""
+    return dict(zip(*_UNPACK.decode(data), strict=True)) if data else {}
+
+
+class Copies:
+    """Puts copies of outcomes between the outcomes that land, for the twins of one claimed shard.
+
+    A copy is handed on after its neighbour before it: what lands together becomes one row of the database, and a shard
+    in which every other input is a twin must not become thousands of rows.
+    """
+
+    def __init__(self, held: Claim, landed: Callable[[Landed], None]) -> None:
+        self._landed = landed
+        own = [held.index(position) for position in held.waiting()]
+        self._missing = {held.index(position): first for position, first in held.waiting_twins().items()}
+        here = set(own)
+        self._twins_of: dict[int, list[int]] = {}
+        self._after: dict[int, list[int]] = {}
+        self._loose: list[int] = []  # twins with no neighbour before them that is still to land
+        for index, first in self._missing.items():
+            if first in here:
+                self._twins_of.setdefault(first, []).append(index)
+            place = bisect_right(own, index)
+            (self._after.setdefault(own[place - 1], []) if place else self._loose).append(index)
+        self._known: dict[int, Outcome] = {}
+
+    def missing(self) -> dict[int, int]:
+        """Twins whose outcome is not known yet: their index and that of their first."""
+        return self._missing
+
+    def know(self, outcomes: Mapping[int, Outcome]) -> None:
+        """Take the outcomes of firsts."""
+        for index, first in list(self._missing.items()):
+            if first in outcomes:
+                self._known[index] = outcomes[first]
+                del self._missing[index]
+
+    def __call__(self, part: Landed) -> None:
+        """Hand on what landed, with the copies that are next to it."""
+        for row, index in enumerate(part.indexes):
+            for twin in self._twins_of.pop(index, ()):
+                outcome = part.error if part.vectors is None else part.vectors[row]
+                if outcome is not None and self._missing.pop(twin, None) is not None:
+                    self._known[twin] = outcome
+            self._loose += self._after.pop(index, ())
+        self._landed(part)
+        self._hand_on([index for index in self._loose if index in self._known])
+        self._loose = [index for index in self._loose if index in self._missing]
+
+    def flush(self) -> None:
+        """Hand on every copy that is known, wherever its neighbours are."""
+        self._hand_on(sorted(self._known))
+
+    def _hand_on(self, indexes: Sequence[int]) -> None:
+        outcomes = [(index, self._known.pop(index)) for index in indexes]
+        rows = [(index, outcome) for index, outcome in outcomes if not isinstance(outcome, InputError)]
+        if rows:
+            self._landed(_copy([index for index, _ in rows], np.stack([row for _, row in rows]), None))
+        for index, outcome in outcomes:
+            if isinstance(outcome, InputError):
+                self._landed(_copy([index], None, outcome))
+
+
+def is_copy(part: Landed) -> bool:
+    """True for vectors that no call was made for."""
+    return part.route is None and part.error is None
+
+
+def _copy(indexes: list[int], rows: Matrix | None, error: InputError | None) -> Landed:
+    return Landed(indexes, rows, error, 0, False, Decimal(0), None)
+
+
+async def settled(runtime: Runtime, held: Claim, firsts: Sequence[int]) -> dict[int, Outcome]:
+    """The outcomes of these inputs of the job, where they are in the database already. Raises StorageUnavailable."""
+    outcomes: dict[int, Outcome] = {}
+    wanted_firsts = sorted(set(firsts))
+    for low in range(0, len(wanted_firsts), ASKED_AT_ONCE):
+        some = wanted_firsts[low : low + ASKED_AT_ONCE]
+        async with runtime.database.read() as connection:
+            at = await _runs_of(runtime, connection, held.job_id, some)
+            for spans in _portions(at, held.width * 4):
+                for run, data in await _read(connection, held, spans):
+                    rows = vectors.from_blob(data, held.width)
+                    wanted = at[run]
+                    outcomes.update((first, rows[first - wanted[0]]) for first in wanted)
+            failures = await connection.execute(
+                select(InputFailure.index.label("at"), InputFailure.code, InputFailure.message, InputFailure.retryable)
+                .join(numbers := runtime.database.numbers(some), numbers.c.value == InputFailure.index)
+                .where(InputFailure.job_id == held.job_id)
+            )
+            outcomes.update((row.at, InputError(row.code, row.message, bool(row.retryable))) for row in failures)
+    return outcomes
+
+
+async def _runs_of(
+    runtime: Runtime, connection: AsyncConnection, job_id: str, indexes: Sequence[int]
+) -> dict[int, list[int]]:
+    """Which run of vectors holds which of the indexes: the run's first index, and those that it holds."""
+    numbers = runtime.database.numbers(indexes)
+    earlier = VectorRun.__table__.alias("earlier")
+    run = (
+        select(func.max(earlier.c.first_index))
+        .where(earlier.c.job_id == job_id, earlier.c.first_index <= numbers.c.value)
+        .scalar_subquery()
+    )
+    rows = await connection.execute(
+        select(numbers.c.value, VectorRun.first_index)
+        .join(VectorRun, (VectorRun.job_id == job_id) & (VectorRun.first_index == run))
+        .where(numbers.c.value < VectorRun.first_index + VectorRun.count)
+        .order_by(numbers.c.value)
+    )
+    held_by: dict[int, list[int]] = {}
+    for index, first in rows:
+        held_by.setdefault(first, []).append(index)
+    return held_by
+
+
+def _portions(held_by: Mapping[int, Sequence[int]], row_bytes: int) -> Iterator[dict[int, tuple[int, int]]]:
+    """What to read at a time: by run, the first byte (from 1, as SQL counts) and how many."""
+    portion: dict[int, tuple[int, int]] = {}
+    size = 0
+    for run, indexes in held_by.items():
+        span = ((indexes[0] - run) * row_bytes + 1, (indexes[-1] - indexes[0] + 1) * row_bytes)
+        if portion and (size + span[1] > READ_BYTES or len(portion) == RUNS_AT_ONCE):
+            yield portion
+            portion, size = {}, 0
+        portion[run] = span
+        size += span[1]
+    if portion:
+        yield portion
+
+
+async def _read(
+    connection: AsyncConnection, held: Claim, spans: Mapping[int, tuple[int, int]]
+) -> list[tuple[int, bytes]]:
+    start = case({run: span[0] for run, span in spans.items()}, value=VectorRun.first_index)
+    length = case({run: span[1] for run, span in spans.items()}, value=VectorRun.first_index)
+    rows = await connection.execute(
+        select(VectorRun.first_index, func.substr(VectorRun.data, start, length, type_=Blob)).where(
+            VectorRun.job_id == held.job_id, VectorRun.first_index.in_(list(spans))
+        )
+    )
+    return [(run, data) for run, data in rows]
