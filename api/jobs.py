@@ -16,8 +16,9 @@ from api import bodies
 from api.guard import caller_of, runtime_of
 from api.schemas import JobQuery, JobRequest, decode, explain
 from engine import planning, results
-from engine.corpus import PARSERS, ByteMeter, LineReader, Lines, TextLine, add_value
-from engine.jobs import ending, read, submit
+from engine.corpus import PARSERS, ByteMeter, Gunzip, LineReader, Lines, TextLine, Whole, add_value
+from engine.jobs import budget, ending, read, submit
+from engine.jobs.estimate import Estimate
 from engine.jobs.submit import Intake, Replay, Wanted
 from engine.results import Range
 from engine.runtime import Runtime
@@ -53,6 +54,10 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
     asked = decode(_REQUEST, body)
     wanted = _wanted(request, runtime, asked, asked.metadata or {}, asked.providerOptions or {})
     lines = _lines_of(asked.input)
+    if asked.dry_run:
+        estimate = Estimate(runtime, wanted)
+        await estimate.add(lines)
+        return _json(await estimate.finish())
     fingerprint = hashlib.sha256(b"application/json\0" + body).digest()
     job_id = await _reserve(request, runtime, key)
     if isinstance(job_id, Replay):
@@ -67,24 +72,40 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, kind
     asked = _query(request)
     wanted = _wanted(request, runtime, asked, _metadata_of(asked.metadata), {})
     decoder = bodies.decoding(request)
+    if asked.dry_run:
+        estimate = Estimate(runtime, wanted)
+        await _feed(request, runtime, kind, decoder, estimate, hashlib.sha256())
+        return _json(await estimate.finish())
     hasher = hashlib.sha256(f"{kind}\0{request.url.query}\0".encode())
     job_id = await _reserve(request, runtime, key)
     if isinstance(job_id, Replay):
         async for chunk in bodies.pieces(request):
             hasher.update(chunk)
         return await _replay(request, runtime, job_id, hasher.digest())
-    reader = LineReader(PARSERS[kind], max_line_bytes=runtime.settings.max_line_bytes)
-    meter = ByteMeter(runtime.settings.max_corpus_bytes)
     async with submit.receiving(runtime, caller_of(request), wanted, job_id, key) as intake:
-        async for chunk in bodies.pieces(request):
-            hasher.update(chunk)
-            for piece in decoder.feed(chunk):
-                meter.take(len(piece))
-                await intake.add(reader.feed(piece))
-        decoder.finish()
-        await intake.add(reader.finish())
+        await _feed(request, runtime, kind, decoder, intake, hasher)
         await intake.finish(hasher.digest())
     return await _accepted(request, runtime, intake)
+
+
+async def _feed(
+    request: Request,
+    runtime: Runtime,
+    kind: str,
+    decoder: Gunzip | Whole,
+    taker: Intake | Estimate,
+    hasher: hashlib._Hash,
+) -> None:
+    """Give the lines of a streamed body on, as they arrive."""
+    reader = LineReader(PARSERS[kind], max_line_bytes=runtime.settings.max_line_bytes)
+    meter = ByteMeter(runtime.settings.max_corpus_bytes)
+    async for chunk in bodies.pieces(request):
+        hasher.update(chunk)
+        for piece in decoder.feed(chunk):
+            meter.take(len(piece))
+            await taker.add(reader.feed(piece))
+    decoder.finish()
+    await taker.add(reader.finish())
 
 
 async def _reserve(request: Request, runtime: Runtime, key: str | None) -> str | Replay | None:
@@ -133,6 +154,7 @@ def _wanted(
         options=options,
         labels=metadata,
         request_id=request.scope["request_id"],
+        max_cost_usd=None if asked.max_cost_usd is None else budget.ceiling(asked.max_cost_usd),
     )
 
 

@@ -32,8 +32,9 @@ def routes(
     corpus["content"] |= {"application/x-ndjson": BINARY, "text/plain": BINARY}
     options = [
         _query(name, "Streamed forms only; in a JSON body it is a field.")
-        for name in ("model", "dimensions", "input_type", "truncate", "user", "metadata")
+        for name in ("model", "dimensions", "input_type", "truncate", "user", "metadata", "max_cost_usd", "dry_run")
     ]
+    estimate = {"description": "With `dry_run`", "content": {JSON: {"schema": _ref(schemas.JobEstimate)}}}
     key = {"name": "Idempotency-Key", "in": "header", "required": False, "schema": {"type": "string", "maxLength": 255}}
     yield (
         "POST",
@@ -44,7 +45,7 @@ def routes(
             "Jobs",
             202,
             schemas.JobObject,
-            {"requestBody": corpus, "parameters": [*options, key]},
+            {"requestBody": corpus, "parameters": [*options, key], "responses": {"200": estimate}},
         ),
     )
     yield (

@@ -39,6 +39,8 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
     truncate: Literal["none", "end"] | None = None
     providerOptions: dict[str, dict[str, Any]] | None = None  # noqa: N815
     metadata: dict[str, str] | None = None
+    max_cost_usd: str | int | float | None = None
+    dry_run: bool | None = None
 
 
 class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,6 +52,8 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     input_type: ShortText | None = None
     truncate: Literal["none", "end"] | None = None
     metadata: str | None = None  # a JSON object of strings
+    max_cost_usd: str | None = None
+    dry_run: bool | None = None
 
 
 class Usage(msgspec.Struct):
@@ -90,6 +94,13 @@ class JobError(msgspec.Struct):
     message: str
 
 
+class JobAmbiguous(msgspec.Struct):
+    """Calls that were sent and never answered, and the inputs in them: the provider may have billed them."""
+
+    calls: int
+    inputs: int
+
+
 class JobObject(msgspec.Struct):
     """A bulk job, as a poll shows it. Instants are unix seconds."""
 
@@ -112,11 +123,13 @@ class JobObject(msgspec.Struct):
     progress: float
     usage: Usage
     cost_usd: str
+    max_cost_usd: str | None
     usage_estimated: bool
     deduplicated_inputs: int  # copies of a vector of the same job: no call was made for them
+    ambiguous: JobAmbiguous
     rate: JobRate
     eta_seconds: int | None
-    waiting_on: Literal["quota", "provider", "ingest"] | None
+    waiting_on: Literal["quota", "provider", "ingest", "budget"] | None
     next_attempt_at: int | None
     errors: list[JobError]
     created_at: int
@@ -125,6 +138,26 @@ class JobObject(msgspec.Struct):
     expires_at: int
     metadata: dict[str, str]
     request_id: str
+
+
+class JobEstimate(msgspec.Struct):
+    """What a corpus would become as a job: the answer to `dry_run`."""
+
+    object: Literal["embedding.job.estimate"]
+    model: str
+    space: str
+    dimensions: int
+    inputs: int
+    usable_inputs: int
+    refused_inputs: int
+    duplicates: int  # of the usable ones: embedded and billed once
+    errors: list[JobError]
+    tokens: int  # to be billed
+    estimated: bool  # the model's own tokenizer is not at hand
+    calls: int
+    cost_usd: str
+    cost_usd_with_duplicates: str
+    eta_seconds: int | None  # what the accounts' quotas alone take; null where there are none
 
 
 class JobList(msgspec.Struct):
@@ -146,7 +179,7 @@ class ErrorEnvelope(msgspec.Struct):
     error: ErrorBody
 
 
-DOCUMENTED = (EmbeddingRequest, EmbeddingResponse, JobRequest, JobObject, JobList, ErrorEnvelope)
+DOCUMENTED = (EmbeddingRequest, EmbeddingResponse, JobRequest, JobObject, JobEstimate, JobList, ErrorEnvelope)
 
 CHOICES = {"encoding_format": "'float' and 'base64'", "truncate": "'none' and 'end'"}
 

@@ -94,6 +94,12 @@ def embed(
     truncate: Annotated[
         Truncate | None, typer.Option(help="What to do with a text that is too long. Default: none.")
     ] = None,
+    max_cost: Annotated[
+        str | None, typer.Option(metavar="USD", help="Pause the job before it costs more. Default: no ceiling.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would cost and how long it would take, and embed nothing.")
+    ] = False,
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
 ) -> None:
@@ -103,6 +109,7 @@ def embed(
 
     - `embedmill embed texts.jsonl`
     - `embedmill embed docs.csv --text-column body --id-column sku --out vectors.parquet`
+    - `embedmill embed texts.jsonl --dry-run`, then `embedmill embed texts.jsonl --max-cost 2.50`
 
     A record that cannot be embedded keeps its row (NaN in .npy, null and an error elsewhere), and the exit code is 3.
     Ctrl-C leaves the job running and says how to come back to it.
@@ -120,6 +127,8 @@ def embed(
             dimensions=dimensions,
             input_type=input_type,
             truncate=truncate.value if truncate else None,
+            max_cost=max_cost,
+            dry_run=dry_run,
             client=client,
         )
     raise typer.Exit(ended)

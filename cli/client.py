@@ -11,7 +11,7 @@ import httpx
 
 from cli.data_dir import DataDir
 from cli.errors import CliError, UsageError
-from cli.job import Job, JobPage, Model, ModelList
+from cli.job import Estimate, Job, JobPage, Model, ModelList
 from cli.patience import Patience, is_busy
 from cli.replies import checked, decoded
 from cli.upload import chunks, gzipped
@@ -84,20 +84,34 @@ class Client:
 
     def create_job(self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any], idempotency_key: str) -> Job:
         """Stream a corpus as one job. A broken upload is sent again under the same key, so that it never runs twice."""
-        headers = {"content-type": "application/x-ndjson", "idempotency-key": idempotency_key}
-        if not self.is_local:
-            headers["content-encoding"] = "gzip"
-
-        def send() -> httpx.Response:
-            body = chunks(lines()) if self.is_local else gzipped(chunks(lines()))
-            return self._http.post(JOBS, params=_given(options), headers=headers, content=body)
 
         def busy(reply: httpx.Response) -> bool:
             # 409: an earlier try under this key is still being read, unless the server says that waiting is no use.
             waits = reply.status_code == 409 and reply.headers.get("x-should-retry") != "false"
             return waits or is_busy(reply)
 
-        return decoded(self._answer(send, busy, tries=UPLOAD_TRIES), Job)
+        return decoded(self._upload(lines, options, {"idempotency-key": idempotency_key}, busy), Job)
+
+    def estimate(self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any]) -> Estimate:
+        """What the corpus would become as a job: nothing is embedded, and nothing kept."""
+        return decoded(self._upload(lines, {**options, "dry_run": "true"}, {}, is_busy), Estimate)
+
+    def _upload(
+        self,
+        lines: Callable[[], Iterable[bytes]],
+        options: Mapping[str, Any],
+        headers: Mapping[str, str],
+        busy: Callable[[httpx.Response], bool],
+    ) -> httpx.Response:
+        sent = {"content-type": "application/x-ndjson", **headers}
+        if not self.is_local:
+            sent["content-encoding"] = "gzip"
+
+        def send() -> httpx.Response:
+            body = chunks(lines()) if self.is_local else gzipped(chunks(lines()))
+            return self._http.post(JOBS, params=_given(options), headers=sent, content=body)
+
+        return self._answer(send, busy, tries=UPLOAD_TRIES)
 
     def base64_results(self, job_id: str, start: int, stop: int) -> bytes:
         """The result lines of an index range, held in memory: keep the range small."""

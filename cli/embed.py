@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cli.client import Client
 from cli.corpus import Corpus, open_corpus
 from cli.errors import CliError, ExitCode, UsageError
+from cli.estimate import print_estimate
 from cli.job import Job, Model
 from cli.progress import JobProgress, job_progress
 from cli.results import check_target, save_results
@@ -29,19 +30,28 @@ def embed(
     dimensions: int | None,
     input_type: str | None,
     truncate: str | None,
+    max_cost: str | None,
+    dry_run: bool,
     client: Client,
 ) -> ExitCode:
     """Send the file as one job, follow it, save its vectors. Whatever could be refused is checked first."""
     corpus = open_corpus(file, text_column=text_column, id_column=id_column)
     target = target or default_target(file)
-    check_target(target)
+    if not dry_run:
+        check_target(target)
+    options = {
+        "model": choose_model(client.models(), model),
+        "dimensions": dimensions,
+        "input_type": input_type,
+        "truncate": truncate,
+        "max_cost_usd": max_cost,
+    }
+    if dry_run:
+        with job_progress(err) as progress:
+            estimate = client.estimate(_lines(corpus, progress), options)
+        print_estimate(estimate)
+        return ExitCode.INPUT_ERRORS if estimate.refused_inputs else ExitCode.DONE
     with job_progress(err) as progress:
-        options = {
-            "model": choose_model(client.models(), model),
-            "dimensions": dimensions,
-            "input_type": input_type,
-            "truncate": truncate,
-        }
         job_id = _send(client, corpus, options, progress)
         job = follow(client, job_id, progress)
         if job.exit_code != ExitCode.FAILED:
@@ -74,17 +84,21 @@ def choose_model(models: list[Model], asked: str | None) -> str:
 
 
 def _send(client: Client, corpus: Corpus, options: Mapping[str, object], progress: JobProgress) -> str:
+    try:
+        # One key per run: sending again after a broken connection is the same job, running the command again is not.
+        return client.create_job(_lines(corpus, progress), options, idempotency_key=uuid.uuid4().hex).id
+    except KeyboardInterrupt:
+        raise CliError("interrupted before the whole corpus was sent; nothing is embedded", "run it again") from None
+
+
+def _lines(corpus: Corpus, progress: JobProgress) -> Callable[[], Iterator[bytes]]:
     def lines() -> Iterator[bytes]:
         for number, line in enumerate(corpus.lines()):
             if number % LINES_PER_REPORT == 0:
                 progress.reading(corpus.path.name, corpus.fraction_read())
             yield line
 
-    try:
-        # One key per run: sending again after a broken connection is the same job, running the command again is not.
-        return client.create_job(lines, options, idempotency_key=uuid.uuid4().hex).id
-    except KeyboardInterrupt:
-        raise CliError("interrupted before the whole corpus was sent; nothing is embedded", "run it again") from None
+    return lines
 
 
 def _save(client: Client, job: Job, target: Path, progress: JobProgress) -> None:

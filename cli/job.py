@@ -69,6 +69,23 @@ class Job(msgspec.Struct):
         return ExitCode.INPUT_ERRORS if self.status == "completed_with_errors" else ExitCode.FAILED
 
 
+class Estimate(msgspec.Struct):
+    """What a corpus would become as a job."""
+
+    model: str
+    dimensions: int
+    inputs: int
+    refused_inputs: int
+    duplicates: int
+    tokens: int
+    estimated: bool
+    calls: int
+    cost_usd: Decimal
+    cost_usd_with_duplicates: Decimal
+    eta_seconds: float | None = None
+    errors: list[ErrorGroup] = []
+
+
 class JobPage(msgspec.Struct):
     data: list[Job]
     has_more: bool = False

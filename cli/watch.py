@@ -17,6 +17,11 @@ def follow(client: Client, job_id: str, progress: JobProgress) -> Job:
     try:
         for job in client.changes(job_id):
             progress.working(job)
+            if job.status == "paused" and job.waiting_on == "budget":
+                raise CliError(
+                    f"{job_id} is paused: going on could cost more than its ceiling",
+                    f"raise it with `embedmill jobs resume {job_id} --max-cost USD`; what is done is kept",
+                )
     except KeyboardInterrupt:
         raise CliError(
             f"interrupted; {job_id} goes on without this command",

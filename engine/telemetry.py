@@ -35,6 +35,12 @@ UPSTREAM_SECONDS = Histogram(
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
     registry=REGISTRY,
 )
+AMBIGUOUS_CALLS = Counter(
+    "embedmill_ambiguous_calls_total",
+    "Calls that were sent and never answered: the provider may have billed them",
+    ["provider", "model"],
+    registry=REGISTRY,
+)
 TOKENS = Counter("embedmill_tokens_total", "Tokens embedded", ["provider", "model", "lane"], registry=REGISTRY)
 INPUTS = Counter("embedmill_inputs_total", "Inputs settled", ["lane", "outcome"], registry=REGISTRY)
 JOBS = Gauge("embedmill_jobs", "Jobs by status", ["status"], multiprocess_mode="mostrecent", registry=REGISTRY)

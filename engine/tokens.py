@@ -5,15 +5,19 @@ cl100k is OpenAI's tokenizer; for other models it is the best guess at hand, and
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 
 import tiktoken
 
-from models.embedding import Input
+from models.embedding import Input, Route
 
 # Whole texts are never tokenized past the point where they are surely too long: cl100k's longest tokens are runs of
 # white space, so a slice this long per token leaves no honest text out.
 SLICE_CHARS = 65_536
+# Begin, end, and the few words that some models put before a query.
+AROUND_AN_INPUT = 16
+CL100K_MODELS = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
 
 
 @lru_cache(maxsize=1)
@@ -26,6 +30,23 @@ def estimate(item: Input) -> int:
     if isinstance(item, list):
         return len(item)
     return _utf8_bytes(item) // 3 + 1
+
+
+def count(item: Input) -> int:
+    """Tokens by cl100k: OpenAI's own count, and for other models the best guess at hand. 24 µs for 600 characters."""
+    if isinstance(item, list):
+        return len(item)
+    return len(_first_tokens(item, sys.maxsize))
+
+
+def is_exact_for(route: Route) -> bool:
+    """True where the upstream counts as count() does."""
+    return route.account.kind == "openai" and route.upstream_model in CL100K_MODELS
+
+
+def at_most(item: Input) -> int:
+    """More tokens than any tokenizer makes of the input: a token is a byte at least, and some are put around a text."""
+    return AROUND_AN_INPUT + (len(item) if isinstance(item, list) else _utf8_bytes(item))
 
 
 def _utf8_bytes(text: str) -> int:

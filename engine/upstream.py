@@ -11,7 +11,7 @@ from typing import Protocol
 import providers
 from engine import failpoints, vectors
 from engine.in_process import SCHEME, InProcess
-from engine.telemetry import UPSTREAM_CALLS, UPSTREAM_SECONDS
+from engine.telemetry import AMBIGUOUS_CALLS, UPSTREAM_CALLS, UPSTREAM_SECONDS
 from models.embedding import Account, Batch, Call, Matrix, Route
 from models.errors import DeadlineExceeded, UpstreamError, UpstreamTimeout
 from providers.base import UpstreamReply, UpstreamRequest, check_vectors
@@ -95,8 +95,11 @@ class Upstream:
                     time.time(),
                     error=error.code,
                     ambiguous=error.sent and status is None,
+                    inputs=len(batch.inputs),
                 )
             )
+            if calls[-1].ambiguous:
+                AMBIGUOUS_CALLS.labels(route.provider, route.upstream_model).inc()
             metrics.failed(error.code)
             raise
         finally:

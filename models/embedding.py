@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from models.base import trace_id
+
 Matrix = npt.NDArray[np.float32]
 """Vectors as rows: float32, C-contiguous, shape (n, width)."""
 
@@ -48,6 +50,9 @@ class Account:
     api_key: str | None = field(default=None, repr=False)
     max_concurrency: int = 64
     timeout_s: float = 60.0
+    # Quotas, for each upstream model by itself; None: none is known.
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -117,6 +122,8 @@ class Call:
     ended_at: float
     error: str | None = None
     ambiguous: bool = False  # sent, but no answer came: it may have been billed
+    inputs: int = 0
+    id: str = field(default_factory=lambda: trace_id("call"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from sqlalchemy import and_, or_, select, update
 from engine.jobs import twins
 from engine.runtime import Runtime
 from models.base import db_now
-from models.embedding import Input, Options
+from models.embedding import Call, Input, Options
 from models.job import Job, JobStatus, Shard, ShardInputs, ShardState
 
 Bits = npt.NDArray[np.bool_]
@@ -39,6 +40,8 @@ class Claim:
     settled: Bits
     inputs: list[Input | None]
     twins: Mapping[int, int]  # position in the shard: the job's index of the first of its kind
+    max_cost_usd: Decimal | None = None  # of the job, when the shard was claimed
+    calls: list[Call] = field(default_factory=list)  # made for it since
 
     def index(self, position: int) -> int:
         """A position in the shard as an index of the job."""
@@ -98,6 +101,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
                     Shard.count.label("size"),
                     ShardInputs.inputs,
                     ShardInputs.twins,
+                    Job.max_cost_usd,
                 )
                 .join(Shard, Shard.job_id == Job.id)
                 .join(ShardInputs, ShardInputs.shard_id == Shard.id)
@@ -121,6 +125,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
         settled=settled_bits(taken.settled, row.size),
         inputs=_INPUTS.decode(row.inputs),
         twins=twins.unpacked(row.twins),
+        max_cost_usd=row.max_cost_usd,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import case, select
@@ -33,7 +33,12 @@ async def merge_errors(
     summary = (
         await connection.execute(select(Job.error_summary).where(Job.id == job_id).with_for_update(key_share=True))
     ).scalar_one_or_none()
-    by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary or []}
+    return tally(summary or [], failures)
+
+
+def tally(summary: Sequence[dict[str, Any]], failures: Mapping[int, InputError]) -> list[dict[str, Any]]:
+    """A summary of errors with these added: per code a count, and of its lowest index the message."""
+    by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary}
     for index in sorted(failures):
         error = failures[index]
         entry = by_code.setdefault(

@@ -7,6 +7,7 @@ import logging
 import random
 
 from engine.jobs import claim as claims
+from engine.jobs.budget import BudgetSpent, wait_or_pause
 from engine.jobs.claim import Claim
 from engine.jobs.ending import let_go
 from engine.jobs.keeper import Keeper
@@ -48,6 +49,8 @@ async def _give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: Embed
         await let_go(runtime, held.job_id, held.shard_id, held.fence)
     elif isinstance(error, ToldToStop):
         await claims.release(runtime, held, delay_s=0.0, spent=False, reason=error.message, waiting_on=None)
+    elif isinstance(error, BudgetSpent):
+        await wait_or_pause(runtime, held, error.needed_usd)
     elif isinstance(error, FirstsOutstanding):
         delay_s = random.uniform(0.5, 1.0)
         await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on=None)

@@ -6,6 +6,7 @@ that have no outcome yet. So completions commute, and nothing is ever overwritte
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -16,7 +17,7 @@ from sqlalchemy import case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine import failpoints, usage
-from engine.jobs import twins
+from engine.jobs import ambiguous, budget, twins
 from engine.jobs.claim import Bits, Claim, settled_bits
 from engine.jobs.finish import FINAL_STATUS, merge_errors
 from engine.runtime import Runtime
@@ -26,6 +27,7 @@ from models.errors import EmbedmillError
 from models.job import UNDER_WAY, InputFailure, Job, JobStatus, Shard, ShardState, VectorRun
 from models.usage import UsageRecord
 
+log = logging.getLogger("embedmill.jobs")
 MARK_S = 15.0
 
 
@@ -45,28 +47,26 @@ async def record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Reco
     async with runtime.database.write() as connection:
         shard = (
             await connection.execute(
-                select(Shard.settled, Shard.state).where(Shard.id == held.shard_id).with_for_update()
+                select(Shard.settled, Shard.state, Shard.allowance_usd)
+                .where(Shard.id == held.shard_id)
+                .with_for_update()
             )
         ).one_or_none()
         if shard is None or shard.state in (ShardState.DONE, ShardState.CANCELLED):
             return GONE
-        settled = settled_bits(shard.settled, held.count)
-        fresh = [part for part in (_fresh_of(part, held, settled) for part in parts) if part is not None]
+        settled, fresh, ledger = _news(shard.settled, held, parts)
+        if held.max_cost_usd is not None:
+            cost_usd = sum((row["cost_usd"] for row in ledger), Decimal(0))
+            allowance_usd = shard.allowance_usd if shard.state == ShardState.RUNNING else None
+            if cost_usd and not await budget.charge(connection, held, allowance_usd, cost_usd):
+                log.warning("late results would break the job's ceiling", extra={"job_id": held.job_id})
+                settled, fresh, ledger = _news(shard.settled, held, [part for part in parts if not part.cost_usd])
         vectors = _runs(held, fresh)
         failures = {index: part.error for part in fresh if part.error is not None for index in part.indexes}
         if vectors:
             await connection.execute(insert(VectorRun), vectors)
         if failures:
             await connection.execute(insert(InputFailure), _failure_rows(held.job_id, failures))
-        ledger = usage.rows(
-            fresh,
-            project=held.project,
-            key_id=held.key_id,
-            lane="bulk",
-            alias=held.alias,
-            user=held.options.user,
-            job_id=held.job_id,
-        )
         if ledger:
             await connection.execute(insert(UsageRecord).values(at=db_now()), ledger)
         done = bool(settled.all())
@@ -75,7 +75,9 @@ async def record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Reco
             values |= {"state": ShardState.DONE, "lease_until": None, "rung_at": None, "worker": None}
         await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(values))
         status = await _count(connection, held, fresh, failures, ledger, done)
+        noted = await ambiguous.note_of(runtime, connection, held)
         failpoints.hit("mid_commit")
+    ambiguous.forget(held, noted)
     return Recorded(shard_done=done, go_on=status == JobStatus.IN_PROGRESS)
 
 
@@ -94,6 +96,22 @@ async def fail_rest(runtime: Runtime, held: Claim, error: EmbedmillError) -> Rec
         for index in (*map(held.index, held.waiting()), *copies.missing())
     ]
     return await record(runtime, held, parts)
+
+
+def _news(packed: bytes, held: Claim, parts: Sequence[Landed]) -> tuple[Bits, list[Landed], list[dict[str, Any]]]:
+    """What the parts bring beyond what is settled: the bits with them, they themselves, and their ledger rows."""
+    settled = settled_bits(packed, held.count)
+    fresh = [part for part in (_fresh_of(part, held, settled) for part in parts) if part is not None]
+    ledger = usage.rows(
+        fresh,
+        project=held.project,
+        key_id=held.key_id,
+        lane="bulk",
+        alias=held.alias,
+        user=held.options.user,
+        job_id=held.job_id,
+    )
+    return settled, fresh, ledger
 
 
 def _fresh_of(part: Landed, held: Claim, settled: Bits) -> Landed | None:

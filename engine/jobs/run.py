@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from engine import failpoints, planning
 from engine.embedding import BULK, Flight
+from engine.jobs import ambiguous
 from engine.jobs import claim as claims
 from engine.jobs.claim import Claim
 from engine.jobs.dispatch import dispatch
@@ -86,6 +87,8 @@ async def _settle(
     """All that follows the last call. Goes on beside the worker's next shards where the database is away."""
     try:
         await keeper.close()
+        with contextlib.suppress(StorageUnavailable):
+            await ambiguous.note_rest(runtime, held)
         log.info(
             "shard ran",
             extra={
@@ -117,6 +120,7 @@ async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease) ->
         deadline=time.monotonic() + settings.shard_budget_s + CALL_GRACE_S,
         landed=keeper.take,
         witness=lease,
+        calls=held.calls,
     )
     keeper.flight = flight
     lease.on_lost = lambda reason: _stop(flight, reason)

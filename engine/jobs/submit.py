@@ -277,6 +277,7 @@ class Intake:
                 "provider_options": wanted.options.provider_options,
             },
             "labels": wanted.labels,
+            "max_cost_usd": wanted.max_cost_usd,
             "request_id": wanted.request_id,
             "ingested": 0,
             "completed": 0,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from engine import tokens
 from engine.embedding import Flight, embed
+from engine.jobs import budget
 from engine.jobs.claim import Claim
 from engine.jobs.twins import Copies, settled
 from engine.runtime import Runtime
@@ -24,7 +26,7 @@ class FirstsOutstanding(EmbedmillError):
 async def work(runtime: Runtime, held: Claim, flight: Flight, batches: Batches) -> None:
     """Hand an outcome for each waiting input of the shard to `flight.landed`.
 
-    Raises FirstsOutstanding, and what embed() raises: what could be done has then landed.
+    Raises FirstsOutstanding, BudgetSpent, and what embed() raises: what could be done has then landed.
     """
     if not held.waiting_twins():
         await _embed(runtime, held, flight, batches)
@@ -43,7 +45,20 @@ async def work(runtime: Runtime, held: Claim, flight: Flight, batches: Batches) 
 
 
 async def _embed(runtime: Runtime, held: Claim, flight: Flight, batches: Batches) -> None:
-    await embed(flight, batches(held.waiting()), concurrency=runtime.settings.shard_concurrency)
+    """Make the calls; under a ceiling, those that the shard's allowance covers whatever they turn out to cost."""
+    concurrency = runtime.settings.shard_concurrency
+    waiting = held.waiting()
+    if held.max_cost_usd is None or not waiting:
+        await embed(flight, batches(waiting), concurrency=concurrency)
+        return
+    flight.landed = purse = await budget.take(runtime, held, flight.alias, flight.landed)
+    while waiting:
+        await embed(flight, purse.affordable(batches(waiting)), concurrency=concurrency)
+        left = [position for position in waiting if held.index(position) not in purse.settled]
+        if left == waiting:
+            raise budget.BudgetSpent(purse.price(tokens.at_most(held.inputs[left[0]] or "")))
+        # Most calls cost less than was set aside for them: what is left may cover more.
+        waiting = left
 
 
 async def _look_up(runtime: Runtime, held: Claim, copies: Copies, under_way: set[int]) -> None:

@@ -15,6 +15,22 @@ from cli.patience import PATIENCE_S, Patience
 
 JOB_ID = "job_0123456789abcdef0123456789abcdef"
 WIDTH = 4
+ESTIMATE = {
+    "object": "embedding.job.estimate",
+    "model": "tiny",
+    "dimensions": WIDTH,
+    "inputs": 3,
+    "usable_inputs": 2,
+    "refused_inputs": 1,
+    "duplicates": 1,
+    "errors": [{"code": "empty_input", "count": 1, "example_index": 2, "message": "no"}],
+    "tokens": 1234,
+    "estimated": True,
+    "calls": 1,
+    "cost_usd": "0.0246",
+    "cost_usd_with_duplicates": "0.05",
+    "eta_seconds": 125,
+}
 
 
 class FakeApi:
@@ -27,6 +43,7 @@ class FakeApi:
         self.sleeps: list[float] = []
         self.faults: list[httpx.Response | Exception] = []  # answered first, one a request
         self.final_status: str | None = None
+        self.waiting_on: str | None = None
         self.on_request: Callable[[httpx.Request], None] = lambda request: None
         self._polls = 0
 
@@ -71,6 +88,8 @@ class FakeApi:
         if path == "/v1/models":
             return httpx.Response(200, json={"object": "list", "data": [{"id": name} for name in self.models]})
         if path == "/v1/embeddings/jobs" and request.method == "POST":
+            if request.url.params.get("dry_run"):
+                return httpx.Response(200, json=ESTIMATE)
             self.bodies.append(body)
             return httpx.Response(202, json=self.job("validating", done=0))
         if path == f"/v1/embeddings/jobs/{JOB_ID}/results":
@@ -94,6 +113,7 @@ class FakeApi:
             "cost_usd": "0.0246",
             "rate": {"inputs_per_second": 8123.4, "tokens_per_minute": 1},
             "eta_seconds": 5,
+            "waiting_on": self.waiting_on,
             "errors": errors,
         }
 

@@ -24,8 +24,8 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
 
 def embedded(api: FakeApi, file: str, **options: Any) -> int:
     """The exit code of `embedmill embed` against this API."""
-    names = ("model", "target", "text_column", "id_column", "dimensions", "input_type", "truncate")
-    given = dict.fromkeys(names) | options
+    names = ("model", "target", "text_column", "id_column", "dimensions", "input_type", "truncate", "max_cost")
+    given: dict[str, Any] = dict.fromkeys(names) | {"dry_run": False} | options
     return exit_code_of(lambda: embed(Path(file), client=api.client(), **given))
 
 
@@ -88,6 +88,32 @@ def test_ctrl_c_leaves_the_job_running(api: FakeApi, capfd: pytest.CaptureFixtur
     assert f"embedmill jobs wait {JOB_ID}" in said
     assert f"embedmill jobs results {JOB_ID} --out" in said
     assert not any(request.url.path.endswith("cancel") for request in api.requests)
+
+
+def test_a_dry_run_tells_and_saves_nothing(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("texts.txt").write_text("one\none\n\n")
+    assert embedded(api, "texts.txt", dry_run=True) == 3
+    assert dict(api.requests[-1].url.params) == {"model": "tiny", "dry_run": "true"}
+    assert "idempotency-key" not in api.requests[-1].headers
+    assert capfd.readouterr().out.splitlines() == [
+        "model   tiny, 4 wide",
+        "inputs  3, 1 of them duplicates that cost nothing",
+        "tokens  about 1,234",
+        "calls   1",
+        "cost    about $0.0246; each duplicate for itself: $0.05",
+        "time    2 min 05 s by quota",
+        "refused 1",
+        "        1 × empty_input, first at index 2: no",
+    ]
+    assert not Path("texts.npy").exists()
+
+
+def test_a_ceiling_is_sent_and_a_job_that_reached_it_is_left(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:
+    api.final_status, api.waiting_on = "paused", "budget"
+    Path("texts.txt").write_text("one\n")
+    assert embedded(api, "texts.txt", max_cost="0.5") == 1
+    assert api.requests[1].url.params["max_cost_usd"] == "0.5"
+    assert f"embedmill jobs resume {JOB_ID} --max-cost" in capfd.readouterr().err
 
 
 def test_ctrl_c_while_sending_says_so(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:

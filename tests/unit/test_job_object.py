@@ -29,6 +29,7 @@ def row(**given: Any) -> Row[Any]:
         "waiting_on": None, "next_attempt_at": None, "mark_at": None, "mark_done": 0, "mark_tokens": 0,
         "earlier_mark_at": None, "earlier_mark_done": 0, "earlier_mark_tokens": 0, "version": 3,
         "metadata": {"a": "b"}, "request_id": "req_1", "now": NOW,
+        "max_cost_usd": None, "deduplicated": 3, "ambiguous_calls": 0, "ambiguous_inputs": 0,
     }  # fmt: skip
     assert set(given) <= set(values)
     return cast("Row[Any]", SimpleNamespace(**(values | given)))

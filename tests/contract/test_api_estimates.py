@@ -1,0 +1,105 @@
+"""`dry_run` and `max_cost_usd`: what a corpus would cost, told without a trace; and a ceiling, taken or refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import orjson
+import pytest
+from sqlalchemy import func, select
+
+from api.schemas import JobEstimate
+from engine import tokens
+from models.base import Base
+from tests.mill import CONFIG, JOBS, Mill, close_mill, error_of, open_mill
+
+TEXTS = ["a cat", "a dog", "a cat", "", [1, 2], "a cat"]
+
+
+async def rows_of(mill: Mill) -> dict[str, int]:
+    async with mill.runtime.database.read() as connection:
+        return {
+            name: (await connection.execute(select(func.count()).select_from(table))).scalar_one()
+            for name, table in Base.metadata.tables.items()
+        }
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_an_estimate_leaves_no_trace(mill: Mill, streamed: bool) -> None:
+    before = await rows_of(mill)
+    if streamed:
+        reply = await mill.stream(b"\n".join(map(orjson.dumps, TEXTS)), dry_run="true")
+    else:
+        reply = await mill.client.post(
+            JOBS,
+            json={"model": "tiny", "input": TEXTS, "dry_run": True},
+            headers={"idempotency-key": "not kept"},
+        )
+    assert reply.status_code == 200, reply.text
+    body = reply.json()
+    msgspec.convert(body, JobEstimate)
+    assert (body["object"], body["model"], body["dimensions"]) == ("embedding.job.estimate", "tiny", 16)
+    assert (body["inputs"], body["usable_inputs"], body["refused_inputs"], body["duplicates"]) == (6, 5, 1, 2)
+    assert [(error["code"], error["count"], error["example_index"]) for error in body["errors"]] == [
+        ("empty_input", 1, 3)
+    ]
+    once, again = tokens.count("a cat") + tokens.count("a dog") + 2, 2 * tokens.count("a cat")
+    assert (body["tokens"], body["estimated"], body["calls"], body["eta_seconds"]) == (once, True, 1, None)
+    assert float(body["cost_usd"]) == pytest.approx(once * 0.02 / 1e6)
+    assert float(body["cost_usd_with_duplicates"]) == pytest.approx((once + again) * 0.02 / 1e6)
+    assert await rows_of(mill) == before
+
+
+async def test_calls_are_those_that_the_job_would_make(mill: Mill) -> None:
+    texts = [f"text {number}" for number in range(20)]
+    reply = await mill.client.post(JOBS, json={"model": "short", "input": texts, "dry_run": True})
+    assert reply.json()["calls"] == 3  # seven at a time
+
+
+async def test_the_models_own_tokenizer_makes_it_exact_and_quotas_give_a_time(tmp_path: Path) -> None:
+    config = (
+        CONFIG
+        + """
+[providers.openai]
+kind = "openai"
+api_key = "file:key"
+"""
+    )
+    (tmp_path / "key").write_text("sk-test")
+    mill = await open_mill(tmp_path, config=config.replace('"file:key"', f'"file:{tmp_path}/key"'))
+    reply = await mill.client.post(
+        JOBS, json={"model": "openai/text-embedding-3-small", "input": ["hello world"], "dry_run": True}
+    )
+    assert (reply.json()["tokens"], reply.json()["estimated"]) == (2, False)
+    await close_mill(mill)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [({"max_cost_usd": 0}, "max_cost_usd"), ({"max_cost_usd": "much"}, "max_cost_usd"), ({"dry_run": "x"}, "dry_run")],
+)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_is_no_ceiling_and_no_answer(mill: Mill, fields: dict[str, Any], param: str, streamed: bool) -> None:
+    if streamed:
+        reply = await mill.stream(b'"a"\n', **fields)
+    else:
+        reply = await mill.client.post(JOBS, json={"model": "tiny", "input": ["a"], **fields})
+    assert (reply.status_code, error_of(reply)["param"]) == (400, param)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_ceiling_is_shown(mill: Mill, streamed: bool) -> None:
+    if streamed:
+        job = (await mill.stream(b'"a"\n', max_cost_usd="0.250")).json()
+    else:
+        job = await mill.submit(["a"], max_cost_usd=0.25)
+    assert (job["max_cost_usd"], job["deduplicated_inputs"], job["ambiguous"]) == ("0.25", 0, {"calls": 0, "inputs": 0})
+    assert (await mill.run(job["id"]))["status"] == "completed"
+
+
+async def test_a_job_that_reaches_its_ceiling_is_paused(mill: Mill) -> None:
+    job = await mill.submit(["a text that costs something"], max_cost_usd="0.000000000002")
+    job = await mill.run(job["id"])
+    assert (job["status"], job["waiting_on"], job["cost_usd"]) == ("paused", "budget", "0")

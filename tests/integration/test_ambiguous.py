@@ -1,0 +1,52 @@
+"""Ambiguous calls: whatever was sent and never answered is written down, once, and the job says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sqlalchemy import select
+
+from engine.jobs import ambiguous
+from engine.jobs.read import find, job_object
+from engine.jobs.run import run_shard
+from models.embedding import Call
+from models.job import AmbiguousCall
+from tests.integration.store import UPSTREAM_MODEL, Store
+from tests.integration.test_run import scripted
+
+
+async def told(store: Store, job_id: str) -> dict[str, int]:
+    told: dict[str, int] = job_object(await find(store.runtime, "p", job_id))["ambiguous"]
+    return told
+
+
+async def test_a_call_that_was_never_answered_is_written_down(database_url: str, tmp_path: Path) -> None:
+    """The first try of each call is cut off, the second is answered: the job is complete, and honest."""
+    store = scripted(database_url, tmp_path, '{when = {call = 1}, do = {fault = "close"}}')
+    job_id = await store.submit(4)
+    await run_shard(store.runtime, (await store.shard_ids(job_id))[0], "w")
+    async with store.runtime.database.read() as connection:
+        rows = (await connection.execute(select(*AmbiguousCall.__table__.columns))).all()
+    assert await store.status(job_id) == "completed"
+    assert await told(store, job_id) == {"calls": len(rows), "inputs": 4 * len(rows)}
+    assert [(row.job_id, row.upstream_model, row.inputs, row.reason) for row in rows] == [
+        (job_id, UPSTREAM_MODEL, 4, "upstream_unavailable")
+    ]
+    await store.close()
+
+
+async def test_each_call_is_written_down_once(store: Store) -> None:
+    job_id = await store.submit(4)
+    [held] = await store.claim_all(job_id)
+    calls = [
+        Call("one", "m", False, None, 1.0, 2.0, error="upstream_timeout", ambiguous=True, inputs=inputs)
+        for inputs in (3, 1)
+    ]
+    held.calls.extend([*calls, Call("one", "m", True, 200, 1.0, 2.0)])
+    await ambiguous.note_rest(store.runtime, held)
+    await ambiguous.note_rest(store.runtime, held)
+    assert [call.success for call in held.calls] == [True]
+    async with store.runtime.database.write() as connection:  # as after a commit whose answer was lost
+        about = {"project": "p", "job_id": job_id, "shard_id": held.shard_id}
+        assert await ambiguous.note(store.runtime.database, connection, **about, calls=calls) == 0
+    assert await told(store, job_id) == {"calls": 2, "inputs": 4}

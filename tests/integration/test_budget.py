@@ -1,0 +1,159 @@
+"""Budget: a job never costs more than its ceiling, however many workers run it and whoever of them is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Collection
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from engine.jobs import budget
+from engine.jobs.read import find, job_object
+from engine.jobs.record import record
+from engine.jobs.run import run_shard
+from engine.jobs.sweep import sweep
+from models.errors import InvalidInput
+from models.job import JobStatus, ShardState
+from providers.fake import fake_tokens, fake_vectors
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of
+from tests.integration.test_run import scripted
+from tests.integration.truth import OPEN, Truth
+
+PRICE_USD = Decimal("0.0123457") / 1_000_000  # of a token, as the store's configuration has it
+
+
+def tokens_of(indexes: Collection[int]) -> int:
+    return sum(fake_tokens(text_of("text", index)) for index in indexes)
+
+
+async def limited(store: Store, count: int, max_cost_usd: Decimal) -> str:
+    job_id = await store.submit(count)
+    await store.set_job(job_id, max_cost_usd=max_cost_usd)
+    return job_id
+
+
+async def checked(store: Store, job_id: str) -> Truth:
+    truth = await Truth.read(store.runtime.database, job_id)
+    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    assert truth.job is not None
+    assert truth.job.cost_usd <= truth.job.max_cost_usd
+    return truth
+
+
+async def run_until_it_rests(store: Store, job_id: str) -> None:
+    """Let two workers' shards at a time run until the job has ended or is paused."""
+    async with asyncio.timeout(30):
+        while await store.status(job_id) == JobStatus.IN_PROGRESS:
+            ready = [shard.id for shard in await store.shards(job_id) if shard.state in OPEN]
+            for shard_id in ready:
+                await store.set_shard(shard_id, next_run_at=0.0)
+            await asyncio.gather(*(run_shard(store.runtime, shard_id, "w") for shard_id in ready))
+
+
+async def test_a_job_pauses_before_it_costs_more(store: Store) -> None:
+    job_id = await limited(store, 45, tokens_of(range(20)) * PRICE_USD)
+    await run_until_it_rests(store, job_id)
+    truth = await checked(store, job_id)
+    assert 10 < len(truth.with_vector) <= 20  # what is left covers no further input for sure
+    body = job_object(await find(store.runtime, "p", job_id))
+    assert (body["status"], body["waiting_on"]) == ("paused", "budget")
+    assert Decimal(body["max_cost_usd"]) == truth.job.max_cost_usd  # type: ignore[union-attr]
+    assert {shard.attempt for shard in truth.shards if shard.state != ShardState.DONE} == {0}
+
+
+async def test_a_higher_ceiling_lets_it_go_on(store: Store) -> None:
+    job_id = await limited(store, 25, tokens_of(range(9)) * PRICE_USD)
+    await run_until_it_rests(store, job_id)
+    assert await store.status(job_id) == JobStatus.PAUSED
+    with pytest.raises(InvalidInput):
+        async with store.runtime.database.write() as connection:
+            await budget.raise_ceiling(connection, job_id, Decimal("0.000000000001"))
+    async with store.runtime.database.write() as connection:
+        await budget.raise_ceiling(connection, job_id, Decimal(1))
+    await store.set_job(job_id, status=JobStatus.IN_PROGRESS)
+    await run_until_it_rests(store, job_id)
+    await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.COMPLETED
+
+
+async def test_a_ceiling_that_is_never_reached_is_never_felt(store: Store) -> None:
+    job_id = await limited(store, 45, Decimal("0.01"))
+    await run_until_it_rests(store, job_id)
+    truth = await checked(store, job_id)
+    assert (await store.status(job_id), len(truth.with_vector)) == (JobStatus.COMPLETED, 45)
+    assert [shard.attempt for shard in truth.shards] == [1] * 5
+
+
+async def test_the_dead_hold_no_money(store: Store) -> None:
+    """A worker takes all that is left and dies: until it is swept the others wait, then they go on."""
+    job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
+    dead = await store.claim((await store.shard_ids(job_id))[0])
+    await budget.take(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
+    second = (await store.shard_ids(job_id))[1]
+    await run_shard(store.runtime, second, "w")
+    assert (await checked(store, job_id)).with_vector == []
+    assert await store.status(job_id) == JobStatus.IN_PROGRESS
+    await store.expire_lease(dead.shard_id)
+    await sweep(store.runtime)
+    await store.set_shard(second, next_run_at=0.0)
+    await run_shard(store.runtime, second, "w")
+    assert (await checked(store, job_id)).with_vector
+
+
+async def test_a_late_result_is_taken_as_far_as_the_ceiling_goes(store: Store) -> None:
+    """A worker that was frozen brings what it paid for, after others have spent the money: that would be too much."""
+    job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
+    frozen, other = await store.claim_all(job_id)
+    await budget.take(store.runtime, frozen, store.runtime.alias("test/8"), lambda part: None)
+    await store.expire_lease(frozen.shard_id)
+    await sweep(store.runtime)
+    await budget.take(store.runtime, other, store.runtime.alias("test/8"), lambda part: None)
+    await record(store.runtime, other, landed(other, [0, 1, 2, 3, 4], route=store.routes[0]))
+    for part in landed(frozen, route=store.routes[0], cut=1):
+        await record(store.runtime, frozen, [part])
+    assert (await checked(store, job_id)).with_vector
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_never_more_however_many_and_whoever_dies(database_url: str, tmp_path: Path, seed: int) -> None:
+    """Workers side by side, refused inputs, ledger rounding, kills at any moment: the ceiling stands at every look."""
+    chance = random.Random(seed)
+    store = scripted(database_url, tmp_path, '{when = {contains = "number 13 "}, do = {status = 400}}')
+    others = [store.another() for _ in range(2)]
+    count = chance.randrange(40, 60)
+    job_id = await limited(store, count, tokens_of(range(count)) * PRICE_USD * chance.randrange(20, 120) / 100)
+    for _ in range(8):
+        if await store.status(job_id) != JobStatus.IN_PROGRESS:
+            break
+        running = []
+        for shard in await store.shards(job_id):
+            if shard.state in OPEN:
+                await store.set_shard(shard.id, next_run_at=0.0)
+                running.append(asyncio.create_task(run_shard(chance.choice([store, *others]).runtime, shard.id, "w")))
+        dying = chance.sample(running, len(running) // 3)
+        await asyncio.sleep(chance.random() / 50)
+        for task in dying:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+        await checked(store, job_id)
+    truth = await checked(store, job_id)
+    assert truth.job is not None
+    if truth.job.status == JobStatus.PAUSED:  # not for less than one input may cost
+        assert truth.job.max_cost_usd - truth.job.cost_usd < 60 * PRICE_USD
+    for each in (store, *others):
+        await each.close()
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "NaN", "inf", "1e9", "", "ten", "1_0", 0, 1e-13, "0.0000000000001"])
+def test_no_ceiling(given: str | float) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        budget.ceiling(given)
+    assert caught.value.param == "max_cost_usd"
+
+
+@pytest.mark.parametrize(("given", "meant"), [("0.10", "0.1"), (5, "5"), (0.1, "0.1"), (1e-7, "0.0000001")])
+def test_a_ceiling(given: str | float, meant: str) -> None:
+    assert budget.ceiling(given) == Decimal(meant)
