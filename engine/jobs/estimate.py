@@ -41,7 +41,7 @@ class Estimate:
         """The estimate as the contract shows it."""
         await self._count(await self._cutter.rest())
         alias = self._wanted.alias
-        seconds = _seconds(alias.routes, self._calls, self._tokens)
+        seconds = seconds_by_quota(alias.routes, self._calls, self._tokens)
         return {
             "object": "embedding.job.estimate",
             "model": alias.name,
@@ -87,7 +87,7 @@ def _tokens_of(inputs: Sequence[Input]) -> int:
     return sum(map(tokens.count, inputs))
 
 
-def _seconds(routes: Sequence[Route], calls: int, counted: int) -> float | None:
+def seconds_by_quota(routes: Sequence[Route], calls: int, counted: int) -> float | None:
     """How long the quotas alone hold a job up, that uses all of them at once; None where a route has none."""
     quotas = {(route.provider, route.upstream_model): route.account for route in routes}.values()
     requests_per_minute = [account.requests_per_minute for account in quotas]

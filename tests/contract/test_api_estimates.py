@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from sqlalchemy import func, select
 
 from api.schemas import JobEstimate
 from engine import tokens
+from engine.jobs.estimate import seconds_by_quota
 from models.base import Base
+from models.embedding import Account, Limits, Route
 from tests.mill import CONFIG, JOBS, Mill, close_mill, error_of, open_mill
 
 TEXTS = ["a cat", "a dog", "a cat", "", [1, 2], "a cat"]
@@ -58,22 +61,24 @@ async def test_calls_are_those_that_the_job_would_make(mill: Mill) -> None:
     assert reply.json()["calls"] == 3  # seven at a time
 
 
-async def test_the_models_own_tokenizer_makes_it_exact_and_quotas_give_a_time(tmp_path: Path) -> None:
-    config = (
-        CONFIG
-        + """
-[providers.openai]
-kind = "openai"
-api_key = "file:key"
-"""
-    )
-    (tmp_path / "key").write_text("sk-test")
-    mill = await open_mill(tmp_path, config=config.replace('"file:key"', f'"file:{tmp_path}/key"'))
-    reply = await mill.client.post(
-        JOBS, json={"model": "openai/text-embedding-3-small", "input": ["hello world"], "dry_run": True}
-    )
+async def test_where_the_models_own_tokenizer_is_at_hand_tokens_are_exact(data_dir: Path) -> None:
+    (data_dir / "openai-key").write_text("sk-test")
+    account = f'[providers.openai]\nkind = "openai"\napi_key = "file:{data_dir}/openai-key"\n'
+    mill = await open_mill(data_dir, config=CONFIG + account)
+    asked = {"model": "openai/text-embedding-3-small", "input": ["hello world"], "dry_run": True}
+    reply = await mill.client.post(JOBS, json=asked)
     assert (reply.json()["tokens"], reply.json()["estimated"]) == (2, False)
     await close_mill(mill)
+
+
+def test_the_time_is_what_the_tightest_quota_takes() -> None:
+    def route(account: str, requests: int | None, tokens_: int | None) -> Route:
+        quotas = Account(account, "fake", "", requests_per_minute=requests, tokens_per_minute=tokens_)
+        return Route(quotas, "m", 8, Limits(), Decimal(0))
+
+    assert seconds_by_quota([route("a", 60, 1000)], 90, 1000) == 90
+    assert seconds_by_quota([route("a", 60, 1000), route("b", 30, 500)], 90, 3000) == 120
+    assert seconds_by_quota([route("a", 60, None), route("b", None, None)], 90, 3000) is None
 
 
 @pytest.mark.parametrize(
