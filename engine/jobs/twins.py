@@ -126,9 +126,12 @@ async def settled(runtime: Runtime, held: Claim, firsts: Sequence[int]) -> dict[
                     wanted = at[run]
                     outcomes.update((first, rows[first - wanted[0]]) for first in wanted)
             failures = await connection.execute(
-                select(InputFailure.index.label("at"), InputFailure.code, InputFailure.message, InputFailure.retryable)
-                .join(numbers := runtime.database.numbers(some), numbers.c.value == InputFailure.index)
-                .where(InputFailure.job_id == held.job_id)
+                select(
+                    InputFailure.index.label("at"), InputFailure.code, InputFailure.message, InputFailure.retryable
+                ).where(
+                    InputFailure.job_id == held.job_id,
+                    InputFailure.index.in_(select(runtime.database.numbers(some).c.value)),
+                )
             )
             outcomes.update((row.at, InputError(row.code, row.message, bool(row.retryable))) for row in failures)
     return outcomes
