@@ -26,7 +26,7 @@ from models.errors import StorageUnavailable
 log = logging.getLogger("embedmill.spool")
 
 # All that a claim says but the inputs themselves and what was settled then: record() reads both anew.
-_LEFT_OUT = {"inputs", "settled"}
+_LEFT_OUT = {"inputs", "settled", "twins"}
 _hints = get_type_hints(Claim)
 _Held: Any = msgspec.defstruct("_Held", [(f.name, _hints[f.name]) for f in fields(Claim) if f.name not in _LEFT_OUT])
 
@@ -62,6 +62,7 @@ def unpacked(body: bytes) -> tuple[Claim, list[Landed]]:
     held = Claim(
         **msgspec.structs.asdict(results.held),
         inputs=[None] * results.held.count,
+        twins={},
         settled=np.zeros(results.held.count, dtype=np.bool_),
     )
     routes: dict[tuple[str, str], Route] = {}
