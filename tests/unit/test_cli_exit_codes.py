@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -97,12 +97,16 @@ def test_how_a_job_ends_is_how_its_command_ends(status: str, code: int) -> None:
 
 
 def test_help_comes_quickly() -> None:
-    """Help must not import the engine: what it may load is counted, and the best of three runs is timed loosely."""
+    """Help must not import the engine: what it may load is counted, and the best of three runs is timed loosely.
+
+    In seconds of its processor: a machine that is busy with other things says nothing about the command.
+    """
     script = "import sys; from cli.__main__ import run; code = run(['--help']); print(*sys.modules, file=sys.stderr)"
     times_s = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = os.times()
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-        times_s.append(time.perf_counter() - started)
+        after = os.times()
+        times_s.append(after.children_user - before.children_user + after.children_system - before.children_system)
     assert not {"httpx", "sqlalchemy", "fastapi", "celery", "numpy", "pyarrow"} & set(done.stderr.split())
     assert min(times_s) < 1.0
