@@ -47,9 +47,13 @@ model = "bench"
 
 
 class Stack:
-    """Fake upstream, Valkey, API, worker (two children) and scheduler; stopped, and their data removed, on exit."""
+    """Fake upstream, Valkey, API, worker and scheduler; stopped, and their data removed, on exit."""
 
-    def __init__(self, postgres_url: str | None = None) -> None:
+    def __init__(
+        self, postgres_url: str | None = None, *, configuration: str = CONFIGURATION, worker_processes: int = 2
+    ) -> None:
+        self._configuration = configuration
+        self._worker_processes = worker_processes
         self.database_name = "postgres" if postgres_url else "sqlite"
         self._postgres = BenchDatabase(postgres_url) if postgres_url else None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -127,7 +131,7 @@ class Stack:
         fake_port, api_port = _free_port(), _free_port()
         self.fake = Client(f"http://127.0.0.1:{fake_port}")
         config = self.folder / "bench.toml"
-        config.write_text(CONFIGURATION.format(url=f"http://127.0.0.1:{fake_port}/v1"))
+        config.write_text(self._configuration.format(url=f"http://127.0.0.1:{fake_port}/v1"))
         valkey = set_up_valkey(data)
         kept = {name: value for name, value in os.environ.items() if not re.match("EMBEDMILL_|CELERY_", name)}
         self._environment = kept | {
@@ -147,7 +151,7 @@ class Stack:
         key = orjson.loads(self._run_once("keys", "create", "--json"))["key"]
         self.api = Client(f"http://127.0.0.1:{api_port}", key)
         self._start("api", ["-m", "cli", "api", "--port", str(api_port)])
-        self._start("worker", ["-m", "cli", "worker", "--concurrency", "2"])
+        self._start("worker", ["-m", "cli", "worker", "--concurrency", str(self._worker_processes)])
         self._start("scheduler", ["-m", "cli", "scheduler"])
         self._await_ready()
 

@@ -14,6 +14,7 @@ import msgspec
 
 import providers
 from engine.known_models import KNOWN_MODELS, KnownModel
+from engine.limiter import quota
 from models.embedding import Account, Alias, Limits, Route
 from models.errors import ConfigError
 
@@ -24,6 +25,8 @@ class AccountSection(msgspec.Struct, forbid_unknown_fields=True):
     api_key: str | None = None
     max_concurrency: int = 64
     timeout_s: float = 60.0
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
     # Only for kind = "fake": scripted faults and latency, and what its upstream insists on.
     script: list[dict[str, Any]] = []
     latency_ms: float = 0.0
@@ -120,7 +123,12 @@ def _known_route(known: KnownModel, account: Account) -> Route:
         account=account,
         upstream_model=known.upstream_model,
         width=known.width,
-        limits=Limits(limits.inputs_per_call, known.max_input_tokens, limits.tokens_per_call, limits.bytes_per_call),
+        limits=Limits(
+            limits.inputs_per_call,
+            known.max_input_tokens,
+            _tokens_per_call(account, limits.tokens_per_call),
+            limits.bytes_per_call,
+        ),
         usd_per_million_tokens=known.usd_per_million_tokens,
         narrowing=known.narrowing,
         accepts_tokens=provider.accepts_tokens,
@@ -138,6 +146,11 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
         raise ConfigError(f'{where}: script and latency_ms belong to kind = "fake" only', param=f"{where}.script")
     if section.max_concurrency < 1 or section.timeout_s <= 0:
         raise ConfigError(f"{where}: max_concurrency and timeout_s must be more than 0", param=where)
+    for key in ("requests_per_minute", "tokens_per_minute"):
+        if (limit := getattr(section, key)) is not None and limit < 1:
+            raise ConfigError(
+                f"{where}.{key} must be more than 0; without a quota, leave it out", param=f"{where}.{key}"
+            )
     vendor = providers.PROVIDERS[section.kind].default_base_url
     if section.kind == "fake":
         vendor = f"inproc://fake/{name}/v1"  # an upstream for each account: each plays its own script
@@ -151,6 +164,8 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
         api_key=_secret(section.api_key, f"{where}.api_key", environ),
         max_concurrency=section.max_concurrency,
         timeout_s=section.timeout_s,
+        requests_per_minute=section.requests_per_minute,
+        tokens_per_minute=section.tokens_per_minute,
         settings={"script": section.script, "latency_ms": section.latency_ms} if section.kind == "fake" else {},
     )
 
@@ -220,7 +235,7 @@ def _route(
     limits = Limits(
         inputs_per_call=section.max_inputs_per_call or base.inputs_per_call,
         tokens_per_input=section.max_tokens_per_input or max_input_tokens,
-        tokens_per_call=section.max_tokens_per_call or base.tokens_per_call,
+        tokens_per_call=_tokens_per_call(account, section.max_tokens_per_call or base.tokens_per_call),
         bytes_per_call=section.max_bytes_per_call or base.bytes_per_call,
     )
     if min(limits.inputs_per_call, limits.tokens_per_input, limits.tokens_per_call, limits.bytes_per_call) < 1:
@@ -236,6 +251,12 @@ def _route(
         priority=section.priority,
         weight=section.weight,
     )
+
+
+def _tokens_per_call(account: Account, limit: int) -> int:
+    """The limit of one call, or what is small against the account's quota: large calls cannot be paced."""
+    of_quota = quota.largest_call(account.tokens_per_minute, account.requests_per_minute)
+    return limit if of_quota is None else min(limit, of_quota)
 
 
 def _dimensions(value: str | list[int] | None, width: int, where: str) -> frozenset[int] | range:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from engine import planning, tokens
+from engine.limiter.waits import Waits
 from engine.routing import Router, can_take
 from engine.search import SUSPICION, Search, Trial, is_fault
 from engine.telemetry import INPUTS, TOKENS
@@ -55,6 +56,8 @@ class Flight:
     # Asked before each call, and told of it.
     witness: Witness | None = None
     calls: list[Call] = field(default_factory=list)
+    # What its calls wait for: a job tells it to whoever polls.
+    waits: Waits = field(default_factory=Waits)
     # Set when a batch could not be settled: those in flight may land, no new one starts.
     stopping: EmbedmillError | None = None
 
@@ -182,16 +185,27 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
     while True:
         try:
             answer = await flight.upstream.embed(
-                batch, route, deadline=flight.deadline, calls=flight.calls, witness=flight.witness
+                batch,
+                route,
+                deadline=flight.deadline,
+                calls=flight.calls,
+                witness=flight.witness,
+                interactive=flight.lane == INTERACTIVE,
+                given_up=lambda: flight.stopping is not None,
+                waits=flight.waits,
             )
             flight.router.answered(route, tries)
             return answer
         except UpstreamError as error:
             if error.disposition is not Disposition.RETRY:
                 raise
-            if not isinstance(error, UpstreamRateLimited):
-                tries += 1
-                trial.failed(flight.router.answers(flight.alias))
+            if isinstance(error, UpstreamRateLimited):
+                # Where it was sent, the gate is closed now: the next call waits before it, or is turned away there.
+                if error.sent and flight.stopping is None:
+                    continue
+                raise
+            tries += 1
+            trial.failed(flight.router.answers(flight.alias))
             if tries >= trial.most or _is_suspect(flight, error, tries, trial) or flight.stopping is not None:
                 raise
             wait_s = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_S * 2 ** (tries + 1)))

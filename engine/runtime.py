@@ -46,7 +46,9 @@ class Runtime:
             settings=settings,
             aliases=aliases,
             database=database,
-            upstream=Upstream(wire or Wire(), accounts, max_reply_bytes=settings.max_reply_bytes),
+            upstream=Upstream(
+                wire or Wire(), accounts, max_reply_bytes=settings.max_reply_bytes, redis_url=settings.redis
+            ),
             router=Router(),
             doorbell=Doorbell(settings.broker),
             keys=KeyRing(database, load_pepper(settings.key_pepper, settings.data_dir)),

@@ -41,6 +41,40 @@ AMBIGUOUS_CALLS = Counter(
     ["provider", "model"],
     registry=REGISTRY,
 )
+PACING_WAIT_SECONDS = Histogram(
+    "embedmill_pacing_wait_seconds",
+    "Time that a call to an account with a quota waited for its start",
+    ["provider", "model", "lane"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    registry=REGISTRY,
+)
+PACING_REFUSALS = Counter(
+    "embedmill_pacing_refusals_total",
+    "Calls turned away because the quota would not allow them before their deadline",
+    ["provider", "model", "lane"],
+    registry=REGISTRY,
+)
+GATES_CLOSED = Counter(
+    "embedmill_pacing_rate_limited_total",
+    "Answers 429: each keeps all processes from the account and model until the provider's time is up",
+    ["provider", "model"],
+    registry=REGISTRY,
+)
+PLACES = Gauge(
+    "embedmill_concurrency_limit",
+    "Calls that may be under way now: of all processes for an account with a quota, else of this one",
+    ["provider", "model"],
+    multiprocess_mode="mostrecent",
+    registry=REGISTRY,
+)
+PACING_FALLBACKS = Counter(
+    "embedmill_pacing_redis_failures_total", "Questions about a quota that Redis did not answer", registry=REGISTRY
+)
+PACED_ALONE = Counter(
+    "embedmill_pacing_fallback_total",
+    "Calls paced by this process's share of the quota, because Redis was away",
+    registry=REGISTRY,
+)
 TOKENS = Counter("embedmill_tokens_total", "Tokens embedded", ["provider", "model", "lane"], registry=REGISTRY)
 INPUTS = Counter("embedmill_inputs_total", "Inputs settled", ["lane", "outcome"], registry=REGISTRY)
 JOBS = Gauge("embedmill_jobs", "Jobs by status", ["status"], multiprocess_mode="mostrecent", registry=REGISTRY)

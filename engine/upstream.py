@@ -1,20 +1,26 @@
-"""One upstream call: build, send, time, check, classify. Everything that leaves for a provider passes here."""
+"""One upstream call: wait its turn, build, send, time, check, classify. All that leaves for a provider passes here."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Protocol
 
 import providers
 from engine import failpoints, vectors
 from engine.in_process import SCHEME, InProcess
+from engine.limiter.lines import Lines
+from engine.limiter.waits import Waits
 from engine.telemetry import AMBIGUOUS_CALLS, UPSTREAM_CALLS, UPSTREAM_SECONDS
 from models.embedding import Account, Batch, Call, Matrix, Route
-from models.errors import DeadlineExceeded, UpstreamError, UpstreamTimeout
+from models.errors import DeadlineExceeded, UpstreamError
 from providers.base import UpstreamReply, UpstreamRequest, check_vectors
+from providers.quota_hints import QuotaHint
+
+
+def _never() -> bool:
+    return False
 
 
 class Transport(Protocol):
@@ -33,13 +39,15 @@ class Witness(Protocol):
 class Upstream:
     """The seam between the engine and all providers: requests go over the wire, or to code in this process."""
 
-    def __init__(self, wire: Transport, accounts: Iterable[Account], *, max_reply_bytes: int) -> None:
+    def __init__(
+        self, wire: Transport, accounts: Iterable[Account], *, max_reply_bytes: int, redis_url: str = ""
+    ) -> None:
         self._wire = wire
         known = {account.name: account for account in accounts}
         self._in_process = InProcess(list(known.values()))
         self._max_reply_bytes = max_reply_bytes
-        # Doors, one an account: how many calls this process may have under way.
-        self._doors = {name: asyncio.Semaphore(account.max_concurrency) for name, account in known.items()}
+        self._lines = Lines(redis_url)
+        self.under_way = 0  # calls of this process
         self._metrics: dict[tuple[str, str], _RouteMetrics] = {}
 
     async def send(self, request: UpstreamRequest, *, deadline: float, timeout_s: float) -> UpstreamReply:
@@ -56,57 +64,77 @@ class Upstream:
         return await self._wire.send(request, timeout_s=left_s, max_reply_bytes=self._max_reply_bytes)
 
     async def embed(
-        self, batch: Batch, route: Route, *, deadline: float, calls: list[Call], witness: Witness | None = None
+        self,
+        batch: Batch,
+        route: Route,
+        *,
+        deadline: float,
+        calls: list[Call],
+        witness: Witness | None = None,
+        interactive: bool = True,
+        given_up: Callable[[], bool] = _never,
+        waits: Waits | None = None,
     ) -> tuple[Matrix, int | None]:
         """Embed one batch on one route: rows of the wanted width in the batch's order, and tokens as told.
 
-        The call is appended to `calls` whatever became of it. Raises UpstreamError or DeadlineExceeded.
+        Starts when the account's quota allows it, the interactive lane first. A call that was made is appended to
+        `calls`, whatever became of it. Raises UpstreamError or DeadlineExceeded; where the quota lets it start only
+        after the deadline, UpstreamRateLimited before anything was sent.
         """
+        line = self._lines.of(route)
+        permit = line.at_once() or await line.enter(
+            batch.tokens, interactive=interactive, deadline=deadline, given_up=given_up, waits=waits
+        )
         provider = providers.PROVIDERS[route.account.kind]
-        asked = batch if route.narrowing == "native" else replace(batch, width=route.width)
-        request = provider.request(asked, route)
-        door = self._doors[route.account.name]
-        if door.locked():
-            await _enter(door, deadline)
-        else:
-            await door.acquire()
         started_at, clock = time.time(), time.perf_counter()
         status: int | None = None
+        used: int | None = None
+        hint: QuotaHint | None = None
+        failure: BaseException | None = None
         metrics = self._metrics_of(route)
+        self.under_way += 1
         try:
+            asked = batch if route.narrowing == "native" else replace(batch, width=route.width)
+            request = provider.request(asked, route)
             failpoints.hit("before_upstream")
             if witness is not None:
                 witness.sending(batch, route)
             reply = await self.send(request, deadline=deadline, timeout_s=route.account.timeout_s)
             status = reply.status
+            hint = provider.quota(reply)
             if not 200 <= status < 300:
                 raise provider.fault(reply)
             embedded = provider.parse(reply, asked)
+            used = embedded.tokens
             rows = vectors.cut(embedded.vectors, batch.width)
             check_vectors(rows, len(batch.inputs), batch.width)
-        except UpstreamError as error:
-            calls.append(
-                Call(
-                    route.provider,
-                    route.upstream_model,
-                    False,
-                    status or error.status,
-                    started_at,
-                    time.time(),
-                    error=error.code,
-                    ambiguous=error.sent and status is None,
-                    inputs=len(batch.inputs),
+        except BaseException as error:
+            failure = error
+            if isinstance(error, UpstreamError):
+                calls.append(
+                    Call(
+                        route.provider,
+                        route.upstream_model,
+                        False,
+                        status or error.status,
+                        started_at,
+                        time.time(),
+                        error=error.code,
+                        ambiguous=error.sent and status is None,
+                        inputs=len(batch.inputs),
+                    )
                 )
-            )
-            if calls[-1].ambiguous:
-                AMBIGUOUS_CALLS.labels(route.provider, route.upstream_model).inc()
-            metrics.failed(error.code)
+                if calls[-1].ambiguous:
+                    AMBIGUOUS_CALLS.labels(route.provider, route.upstream_model).inc()
+                metrics.failed(error.code)
             raise
         finally:
-            door.release()
+            self.under_way -= 1
+            seconds = time.perf_counter() - clock
+            line.leave(permit, seconds=seconds, estimated=batch.tokens, used=used, error=failure, hint=hint)
         calls.append(Call(route.provider, route.upstream_model, True, status, started_at, time.time()))
-        metrics.succeeded(time.perf_counter() - clock)
-        return rows, embedded.tokens
+        metrics.succeeded(seconds)
+        return rows, used
 
     def _metrics_of(self, route: Route) -> _RouteMetrics:
         key = (route.provider, route.upstream_model)
@@ -115,6 +143,7 @@ class Upstream:
         return self._metrics[key]
 
     async def close(self) -> None:
+        await self._lines.close()
         self._in_process.close()
         await self._wire.close()
 
@@ -133,14 +162,3 @@ class _RouteMetrics:
 
     def failed(self, code: str) -> None:
         UPSTREAM_CALLS.labels(*self._labels, code).inc()
-
-
-async def _enter(door: asyncio.Semaphore, deadline: float) -> None:
-    try:
-        async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-            await door.acquire()
-    except TimeoutError:
-        raise DeadlineExceeded("too many calls to this provider are under way") from None
-
-
-__all__ = ["Transport", "Upstream", "UpstreamTimeout", "Witness"]

@@ -15,6 +15,7 @@ import pybase64
 
 from models.embedding import Account, Batch, Limits, Matrix, Route
 from models.errors import UpstreamError, UpstreamProtocolError
+from providers.quota_hints import QuotaHint
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,9 @@ class Provider(Protocol):
 
     def fault(self, reply: UpstreamReply) -> UpstreamError:
         """Say what a non-2xx reply means, as an error that carries what to do next."""
+
+    def quota(self, reply: UpstreamReply) -> QuotaHint | None:
+        """What the reply's headers say about the account's quotas, where they say anything."""
 
 
 def bearer(account: Account) -> dict[str, str]:

@@ -55,3 +55,6 @@ class LocalProvider:
         if reply.status == 400:
             return UpstreamRejected(f"local model: {message}", status=400)
         return UpstreamUnavailable(f"local model: {message}", status=reply.status)
+
+    def quota(self, reply: UpstreamReply) -> None:
+        """The model in this process has none."""

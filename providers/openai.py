@@ -32,6 +32,7 @@ from providers.base import (
     rows_from_base64,
     rows_from_floats,
 )
+from providers.quota_hints import QuotaHint, quota_hint
 from providers.retry_hints import retry_after_s
 
 
@@ -162,6 +163,10 @@ class OpenAIProvider:
             status=status,
             retry_after_s=retry_after_s(reply.headers, message),
         )
+
+    def quota(self, reply: UpstreamReply) -> QuotaHint | None:
+        """OpenAI's `x-ratelimit-*` headers, which many compatible servers send too."""
+        return quota_hint(reply.headers)
 
 
 def lift_vectors(body: bytes, width: int) -> tuple[bytes, list[memoryview]]:

@@ -13,6 +13,7 @@ _IN_WORDS = re.compile(
 )
 _WORD_S = {"millisecond": 0.001, "second": 1.0, "minute": 60.0, "ms": 0.001, "s": 1.0, "m": 60.0}
 CEILING_S = 120.0
+UNIX_TIMES_FROM = 1e9  # a larger number of seconds is an instant
 
 
 def retry_after_s(headers: Mapping[str, str], message: str = "") -> float | None:
@@ -44,7 +45,28 @@ def retry_after_s(headers: Mapping[str, str], message: str = "") -> float | None
         unit = words[3].lower()
         scale = _WORD_S.get(unit) or _WORD_S.get(unit.removesuffix("s"))
         return None if scale is None else _clamp(float(words[2]) * scale)
-    return None
+    return _until_reset(headers)
+
+
+def _until_reset(headers: Mapping[str, str]) -> float | None:
+    """Of a provider that gives no other hint: when the quota that is used up is there again."""
+    spent = [kind for kind in ("requests", "tokens") if headers.get(f"x-ratelimit-remaining-{kind}", "").strip() == "0"]
+    told = [headers.get(f"x-ratelimit-reset-{kind}") for kind in spent] or [headers.get("x-ratelimit-reset")]
+    waits = [wait for text in told if (wait := _reset_s((text or "").strip(), headers.get("date", ""))) is not None]
+    return _clamp(max(waits)) if waits else None
+
+
+def _reset_s(text: str, date: str) -> float | None:
+    """A duration, seconds, or an instant as unix seconds or milliseconds, read against the reply's Date."""
+    number = _number(text)
+    if number is None:
+        return duration_s(text) if text else None
+    if number < UNIX_TIMES_FROM:
+        return number
+    try:
+        return (number / 1000 if number > UNIX_TIMES_FROM * 1000 else number) - parsedate_to_datetime(date).timestamp()
+    except (TypeError, ValueError):
+        return None
 
 
 def duration_s(text: str) -> float | None:

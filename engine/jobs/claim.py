@@ -13,6 +13,7 @@ import numpy.typing as npt
 from sqlalchemy import and_, or_, select, update
 
 from engine.jobs import twins
+from engine.limiter.waits import Waits
 from engine.runtime import Runtime
 from models.base import db_now
 from models.embedding import Call, Input, Options
@@ -42,6 +43,7 @@ class Claim:
     twins: Mapping[int, int]  # position in the shard: the job's index of the first of its kind
     max_cost_usd: Decimal | None = None  # of the job, when the shard was claimed
     calls: list[Call] = field(default_factory=list)  # made for it since
+    waits: Waits = field(default_factory=Waits, compare=False)  # of those calls, for quota
 
     def index(self, position: int) -> int:
         """A position in the shard as an index of the job."""

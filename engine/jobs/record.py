@@ -17,7 +17,7 @@ from sqlalchemy import case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine import failpoints, usage
-from engine.jobs import ambiguous, budget, twins
+from engine.jobs import ambiguous, budget, held_up, twins
 from engine.jobs.claim import Bits, Claim, settled_bits
 from engine.jobs.finish import FINAL_STATUS, merge_errors
 from engine.runtime import Runtime
@@ -196,9 +196,7 @@ async def _count(
     if failures:
         values[Job.error_summary] = await merge_errors(connection, held.job_id, failures)
     if vectors:
-        # Work goes on; but what still lands of a paused job does not take away the reason of its pause.
-        values[Job.waiting_on] = case((Job.status == JobStatus.PAUSED, Job.waiting_on), else_=None)
-        values[Job.next_attempt_at] = None
+        values |= held_up.values(held, done=done)
         values |= _marks()
     if done:
         values[Job.open_shards] = Job.open_shards - 1

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from engine import failpoints, planning
 from engine.embedding import BULK, Flight
-from engine.jobs import ambiguous
+from engine.jobs import ambiguous, held_up
 from engine.jobs import claim as claims
 from engine.jobs.claim import Claim
 from engine.jobs.dispatch import dispatch
@@ -121,17 +121,20 @@ async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease) ->
         landed=keeper.take,
         witness=lease,
         calls=held.calls,
+        waits=held.waits,
     )
     keeper.flight = flight
     lease.on_lost = lambda reason: _stop(flight, reason)
     budget = asyncio.get_running_loop().call_later(
         settings.shard_budget_s, _stop, flight, "the time budget of the shard is over"
     )
+    telling = asyncio.create_task(held_up.keep_told(runtime, held))
     leaving = asyncio.create_task(_stop_when_draining(runtime, flight))
     try:
         await work(runtime, held, flight, lambda waiting: _batches(runtime, held, alias, waiting))
     finally:
         budget.cancel()
+        telling.cancel()
         leaving.cancel()
 
 

@@ -79,6 +79,21 @@ async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(databas
     await store.close()
 
 
+async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database_url: str, tmp_path: Path) -> None:
+    store = scripted(database_url, tmp_path, "{times = 1, do = {status = 429, retry_after = 2}}")
+    job_id = await store.submit()
+    running = asyncio.create_task(run_all(store, job_id))
+    async with asyncio.timeout(20):
+        while (job := job_object(await find(store.runtime, "p", job_id)))["waiting_on"] is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await running
+    assert job["waiting_on"] == "quota" and job["next_attempt_at"] >= job["created_at"]
+    assert (await checked(store, job_id)).shards[0].attempt == 1
+    job = job_object(await find(store.runtime, "p", job_id))
+    assert (job["status"], job["waiting_on"]) == (JobStatus.COMPLETED, None)
+    await store.close()
+
+
 async def test_a_provider_that_is_down_costs_attempts_and_then_the_inputs(database_url: str, tmp_path: Path) -> None:
     store = scripted(database_url, tmp_path, "{do = {status = 401}}")
     job_id = await store.submit()

@@ -64,7 +64,7 @@ def test_a_wait_past_the_deadline_is_not_begun() -> None:
     wire = FakeWire(up=fake({"do": {"status": 429, "retry_after": 30}}))
     with pytest.raises(UpstreamRateLimited) as refused:
         run(fly(flight(wire, alias(route()), 1, seconds=20.0), ["a"]))
-    assert (len(wire.sent), refused.value.retry_after_s) == (1, 30.0)
+    assert len(wire.sent) == 1 and 30.0 <= (refused.value.retry_after_s or 0) <= 33.1
 
 
 def test_no_call_starts_after_the_deadline() -> None:
@@ -130,7 +130,7 @@ def test_of_several_failures_the_most_hopeful_one_is_told() -> None:
     both = alias(route("a"), route("b", priority=1))
     with pytest.raises(UpstreamRateLimited) as told:
         run(fly(flight(wire, both, 1, seconds=5.0), ["x"]))
-    assert told.value.retry_after_s == 90
+    assert 90 <= (told.value.retry_after_s or 0) <= 99.1
 
 
 def test_priority_decides_and_weight_shares() -> None:

@@ -1,0 +1,189 @@
+"""The rules of one account and model: who may start when, and what an answer teaches. Pure; the clock is given.
+
+This is the book of a process that has no Redis, or has lost it. `script.py` says the same in Lua, for the book that all
+processes share; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from engine.limiter.quota import UNLIMITED, Shape
+
+BUSY_ASK_S = 0.1  # when to ask again for one of the places under way
+PROBE_ASK_S = 0.25  # when to ask again while one call tries whether the provider answers again
+CUT = 0.7  # what trouble leaves of the places
+CUT_EVERY_S = 1.0  # the calls that meet the same trouble cut once
+BLIND_GATE_S = 1.0  # a 429 that says nothing: 1, 2, 4, … s
+BLIND_GATE_CAP_S = 60.0
+BULK_LEAVES = 8  # one place in so many is left to interactive calls
+
+
+class Verdict(StrEnum):
+    """What the book says to a call that wants to start."""
+
+    GO = "go"  # it may start, `wait_s` from now: its cost is charged
+    QUOTA = "quota"  # not now: the quota of this minute is spoken for
+    GATE = "gate"  # not now: the provider has said 429, or one call is trying whether it still does
+    BUSY = "busy"  # not now: as many calls are under way as may be
+
+
+class Lesson(StrEnum):
+    """What a call's end says about the provider."""
+
+    WELL = "well"
+    ANSWERED = "answered"  # an error, but not of the kind that waiting mends: no lesson, except that no gate is needed
+    LIMITED = "limited"  # 429
+    SLOW = "slow"  # it went well, but took far longer than it used to
+    STRAINED = "strained"  # it timed out or was unavailable
+    NOTHING = "nothing"  # never sent, or cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A call that wants to start. With `paid` only the gate and a place are asked for: its cost was charged before."""
+
+    slot: str
+    interactive: bool
+    tokens: float
+    patience_s: float  # a longer wait is not charged, but refused
+    paid: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    verdict: Verdict
+    wait_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A call that has ended, or was given up: what to put right in the book."""
+
+    slot: str
+    lesson: Lesson
+    tokens: float = 0.0  # used less charged: negative is a refund
+    requests: float = 0.0  # -1 when the provider never saw it
+    gate_s: float | None = None  # of a 429: when it may be asked again; None: it did not say
+    jitter: float = 0.0  # 0..1, spreads the moment at which a blind gate opens
+    brake: bool = False  # the provider says that next to nothing of the quota is left: somebody else uses it too
+
+
+@dataclass(slots=True)
+class Book:
+    """The state of one account and upstream model."""
+
+    most_under_way: int
+    slot_s: float  # a place whose call never ended is free again after this
+    tokens: Shape = UNLIMITED
+    requests: Shape = UNLIMITED
+    places: float = 0.0  # how many calls may be under way now: grows and shrinks with success and trouble
+    token_debt: float = 0.0
+    request_debt: float = 0.0
+    at: float = 0.0
+    gate_until: float = 0.0
+    shut: bool = False  # from a 429 until a probe was answered
+    probe: str = ""
+    probe_until: float = 0.0
+    strikes: int = 0
+    cut_at: float = -CUT_EVERY_S
+    slots: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.places = self.places or float(self.most_under_way)
+
+    def ask(self, ask: Ask, now: float) -> Answer:
+        """May this call start? GO charges it."""
+        self._drain(now)
+        if now < self.gate_until:
+            return Answer(Verdict.GATE, self.gate_until - now)
+        if self.shut and now < self.probe_until:
+            return Answer(Verdict.GATE, min(PROBE_ASK_S, self.probe_until - now))
+        wait_s = 0.0
+        if not ask.paid:
+            refused_s = 0.0
+            for shape, debt, cost in (
+                (self.tokens, self.token_debt, ask.tokens),
+                (self.requests, self.request_debt, 1.0),
+            ):
+                if not shape.rate:
+                    continue
+                wait_s = max(wait_s, (debt + cost - shape.burst) / shape.rate)
+                if not ask.interactive:
+                    refused_s = max(refused_s, (debt - shape.bulk) / shape.rate)
+            if refused_s > 0 or wait_s > ask.patience_s:
+                return Answer(Verdict.QUOTA, max(wait_s, refused_s))
+        if wait_s <= 0:
+            for slot in [slot for slot, until in self.slots.items() if until <= now]:
+                del self.slots[slot]
+            if len(self.slots) >= self.room(interactive=ask.interactive):
+                return Answer(Verdict.BUSY, BUSY_ASK_S)
+            self.slots[ask.slot] = now + self.slot_s
+            if self.shut:
+                self.probe, self.probe_until = ask.slot, now + self.slot_s
+        if not ask.paid:
+            self.token_debt = _charged(self.token_debt, ask.tokens, wait_s, self.tokens)
+            self.request_debt = _charged(self.request_debt, 1.0, wait_s, self.requests)
+        return Answer(Verdict.GO, wait_s)
+
+    def end(self, end: End, now: float) -> None:
+        """Give the place back, settle the cost, and learn."""
+        self._drain(now)
+        in_use = len(self.slots)
+        self.slots.pop(end.slot, None)
+        self.token_debt = _settled(self.token_debt, end.tokens, self.tokens)
+        self.request_debt = _settled(self.request_debt, end.requests, self.requests)
+        if end.brake:
+            self.token_debt = max(self.token_debt, self.tokens.burst)
+            self.request_debt = max(self.request_debt, self.requests.burst)
+        probing = self.shut and self.probe == end.slot
+        if end.lesson is Lesson.LIMITED:
+            self._close(end, now)
+        elif probing and end.lesson in (Lesson.WELL, Lesson.SLOW, Lesson.ANSWERED):
+            self.shut, self.strikes, self.probe = False, 0, ""
+        elif probing:
+            self.probe_until = 0.0  # it tells nothing: the next may try
+        if end.lesson is Lesson.WELL:
+            if in_use * 2 >= self.places:  # a limit that nobody comes near is not known to be too low
+                self.places = min(float(self.most_under_way), self.places + 1 / self.places)
+        elif end.lesson in (Lesson.LIMITED, Lesson.SLOW, Lesson.STRAINED) and now - self.cut_at >= CUT_EVERY_S:
+            self.places, self.cut_at = max(1.0, self.places * CUT), now
+
+    def room(self, *, interactive: bool) -> int:
+        """How many calls may be under way for one more of this lane to start beside them; at least 1."""
+        places = int(self.places)
+        return max(1, places if interactive else places - places // BULK_LEAVES)
+
+    def _close(self, end: End, now: float) -> None:
+        if now >= self.gate_until:
+            self.strikes += 1
+        blind_s = min(BLIND_GATE_CAP_S, BLIND_GATE_S * 2.0 ** (self.strikes - 1)) * (1 + end.jitter)
+        self.gate_until = max(self.gate_until, now + (blind_s if end.gate_s is None else end.gate_s))
+        self.shut, self.probe, self.probe_until = True, "", 0.0
+
+    def _drain(self, now: float) -> None:
+        passed_s = max(0.0, now - self.at)
+        self.at = max(self.at, now)
+        if self.token_debt > 0:
+            self.token_debt = max(0.0, self.token_debt - self.tokens.rate * passed_s)
+        if self.request_debt > 0:
+            self.request_debt = max(0.0, self.request_debt - self.requests.rate * passed_s)
+
+
+def _charged(debt: float, cost: float, wait_s: float, shape: Shape) -> float:
+    """The debt with a call that starts in `wait_s`: what drains before its start must not make room for it twice.
+
+    What a call costs beyond the burst is paid before its start, by the wait, and once more after it: the minute that
+    ends with it and the minute that begins with it are full of it both.
+    """
+    if not shape.rate:
+        return debt
+    beyond = max(0.0, cost - shape.burst)
+    return max(debt, shape.rate * wait_s - beyond) + cost + beyond
+
+
+def _settled(debt: float, change: float, shape: Shape) -> float:
+    if change >= 0:
+        return debt + change
+    return max(debt + change, min(debt, -shape.credit))

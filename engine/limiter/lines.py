@@ -1,0 +1,66 @@
+"""All lines of this process, and the news from the others: which accounts without a quota were refused lately."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from engine.limiter import script
+from engine.limiter.desk import Desk
+from engine.limiter.line import WATCH_S, Line, Permit
+from engine.limiter.shared import Shared
+from models.embedding import Account, Route
+
+NEWS_EVERY_S = 1.0
+SLOT_MARGIN_S = 30.0  # a call's place is given up for lost so long after its time limit
+
+
+class Lines:
+    """One line for each account and upstream model, made when it is first called."""
+
+    def __init__(self, redis_url: str = "") -> None:
+        self._shared = Shared(redis_url)
+        self._lines: dict[tuple[str, str], Line] = {}
+        self._news_at = 0.0
+        self._getting: asyncio.Task[None] | None = None
+
+    def of(self, route: Route) -> Line:
+        account = route.account
+        key = (account.name, route.upstream_model)
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = self._made(account, route.upstream_model)
+        if self._shared.configured and time.monotonic() >= self._news_at:
+            self.get_news()
+        return line
+
+    def get_news(self, about: str = "") -> None:
+        """Ask, beside the calls, which accounts are watched; tell the others about one."""
+        self._news_at = time.monotonic() + NEWS_EVERY_S
+        self._getting = asyncio.create_task(self._get_news(about))
+
+    async def close(self) -> None:
+        if self._getting is not None:
+            await asyncio.gather(self._getting, return_exceptions=True)
+        for line in self._lines.values():
+            await line.close()
+        await self._shared.close()
+
+    async def _get_news(self, about: str) -> None:
+        names = await self._shared.run(script.WATCH, [script.WATCHED], [about, WATCH_S])
+        for name in names or ():
+            for line in self._lines.values():
+                if line.name == name:
+                    line.watch(2 * NEWS_EVERY_S)
+
+    def _made(self, account: Account, model: str) -> Line:
+        desk = Desk(
+            self._shared,
+            f"{account.name}|{model}",
+            most_under_way=account.max_concurrency,
+            slot_s=account.timeout_s + SLOT_MARGIN_S,
+        )
+        return Line(account, model, desk, slot_prefix=self._shared.process, tell=self.get_news)
+
+
+__all__ = ["Line", "Lines", "Permit"]

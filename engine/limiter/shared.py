@@ -1,0 +1,108 @@
+"""The way to the book that all processes share: Redis or Valkey, asked quickly or not at all.
+
+A store that is away, frozen or full stops nothing: the caller goes on with its own book, and one call a second tries
+again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisError
+
+from engine.telemetry import PACING_FALLBACKS
+
+log = logging.getLogger("embedmill.pacing")
+
+ANSWER_S = 0.25
+TRY_AGAIN_S = 1.0
+# One late answer may be this process's own fault, a loop that was busy: two in a row say that Redis is away.
+LATE_ANSWERS = 2
+
+
+class Shared:
+    """One process's connection to the shared books."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._redis: Any = None  # opened on the loop of the first call
+        self._digests: dict[str, str] = {}
+        self._late = 0
+        self._away = False
+        self._try_again_at = 0.0
+        self.process = f"{os.getpid()}-{secrets.token_hex(4)}"
+        # Grows with each return from an absence: books compare it to learn that Redis missed what they did meanwhile.
+        self.returns = 0
+
+    @property
+    def configured(self) -> bool:
+        return bool(self._url)
+
+    async def run(self, text: str, keys: Sequence[str], arguments: Sequence[str | float | int]) -> list[Any] | None:
+        """Run a script; None when Redis does not answer within a quarter of a second."""
+        if not self._url:
+            return None
+        now = asyncio.get_running_loop().time()
+        if self._away:
+            if now < self._try_again_at:
+                return None
+            self._try_again_at = now + TRY_AGAIN_S  # one call tries; the others need not wait for it
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                answer: list[Any] = await self._evaluate(text, keys, arguments)
+        except TimeoutError:
+            self._late += 1
+            if self._late >= LATE_ANSWERS:
+                self._left("it does not answer in time")
+            return None
+        except (RedisError, OSError) as error:
+            self._left(type(error).__name__)
+            return None
+        self._late = 0
+        if self._away:
+            self._away = False
+            self.returns += 1
+            log.warning("Redis is back: quotas are shared by all processes again")
+        return answer
+
+    async def close(self) -> None:
+        client, self._redis, self._url = self._redis, None, ""
+        if client is not None:
+            await client.aclose()
+
+    async def _evaluate(self, text: str, keys: Sequence[str], arguments: Sequence[str | float | int]) -> Any:
+        if self._redis is None:
+            self._redis = Redis.from_url(
+                _redis_url(self._url),
+                socket_timeout=ANSWER_S,
+                socket_connect_timeout=ANSWER_S,
+                retry=Retry(NoBackoff(), 0),  # the default tries for seconds
+                decode_responses=True,
+            )
+        digest = self._digests.get(text)
+        if digest is None:
+            digest = self._digests[text] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+        try:
+            return await self._redis.evalsha(digest, len(keys), *keys, *arguments)
+        except NoScriptError:  # a Redis that is new to it, or was restarted
+            return await self._redis.eval(text, len(keys), *keys, *arguments)
+
+    def _left(self, reason: str) -> None:
+        PACING_FALLBACKS.inc()
+        self._try_again_at = asyncio.get_running_loop().time() + TRY_AGAIN_S
+        if not self._away:
+            self._away = True
+            log.warning("Redis is away (%s): each process keeps to its share of the quotas", reason)
+
+
+def _redis_url(url: str) -> str:
+    return url.replace("valkey", "redis", 1) if url.startswith("valkey") else url

@@ -1,0 +1,348 @@
+"""Pacing between processes: the book in a real Redis, and what each process does when Redis is away."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import multiprocessing
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import pytest
+import redis.asyncio
+
+from engine.limiter import quota, script
+from engine.limiter.book import Ask, Book, End, Lesson, Verdict
+from engine.limiter.desk import Desk
+from engine.limiter.shared import Shared
+from engine.telemetry import PACED_ALONE
+from engine.upstream import Upstream
+from models.embedding import Batch, Call, Options, Route
+from models.errors import DeadlineExceeded, UpstreamRateLimited
+from providers.base import UpstreamReply, UpstreamRequest
+from tests import fakes
+
+START = 1_700_000_000.0
+
+
+def value_of(counter: Any) -> float:
+    return float(counter._value.get())
+
+
+@dataclass
+class Relay:
+    """A TCP relay to Redis that can be closed, and made to say nothing."""
+
+    host: str
+    port: int
+    path: str
+    open: bool = True
+    silent: bool = False
+    server: asyncio.Server | None = None
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    @classmethod
+    def to(cls, url: str) -> Self:
+        parts = urlsplit(url)
+        return cls(parts.hostname or "127.0.0.1", parts.port or 6379, parts.path)
+
+    @property
+    def url(self) -> str:
+        assert self.server is not None
+        return f"redis://127.0.0.1:{self.server.sockets[0].getsockname()[1]}{self.path}"
+
+    async def __aenter__(self) -> Self:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self.server is not None
+        self.cut()
+        self.server.close()
+
+    def cut(self) -> None:
+        for writer in self.writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.writers.append(writer)
+        if not self.open:
+            writer.transport.abort()
+            return
+        to_reader, to_writer = await asyncio.open_connection(self.host, self.port)
+        self.writers.append(to_writer)
+
+        async def pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while (data := await source.read(65536)) and self.open:
+                    if not self.silent:
+                        sink.write(data)
+            sink.transport.abort()
+
+        await asyncio.gather(pump(reader, to_writer), pump(to_reader, writer))
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    client = redis.asyncio.Redis.from_url(redis_url, decode_responses=True)
+    yield client
+    for key in await client.keys("*em:pace:*"):
+        await client.delete(key)
+    await client.aclose()
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_redis_says_what_the_book_says(client: redis.asyncio.Redis, seed: int) -> None:
+    """The same asks and ends, at the same instants, by the rules in Lua and by those in Python."""
+    rng = random.Random(seed)
+    shapes = (quota.of_tokens(rng.choice([None, 60_000])), quota.of_requests(rng.choice([None, 30])))
+    book = Book(6, 20.0, *shapes, at=START)
+    keys = script.keys_of(f"parity|{seed}")
+    ask_script, end_script = client.register_script(script.ASK), client.register_script(script.END)
+    now = START
+    under_way: list[str] = []
+    for turn in range(300):
+        now += rng.choice([0.0, 0.01, 0.3, 2.0])
+        if under_way and rng.random() < 0.45:
+            slot = under_way.pop(rng.randrange(len(under_way)))
+            lesson = rng.choice([*Lesson, Lesson.WELL, Lesson.WELL, Lesson.WELL])
+            gate_s = rng.choice([None, 0.5, 3.0])
+            change = rng.choice([0.0, -400.0, 200.0])
+            end = End(slot, lesson, change, rng.choice([0.0, -1.0]), gate_s, rng.random(), rng.random() < 0.05)
+            book.end(end, now)
+            said = await end_script(keys[:2], script.end_arguments(end, most_under_way=6, shapes=shapes, now=now))
+            assert float(said[0]) == pytest.approx(max(0.0, book.gate_until - now), abs=1e-4)
+            assert float(said[1]) == pytest.approx(book.places, abs=1e-3)
+            continue
+        size = rng.choice([100.0, 900.0, 5000.0])
+        ask = Ask(f"s{turn}", rng.random() < 0.5, size, rng.choice([0.0, 1.0, 20.0]), rng.random() < 0.1)
+        wanted = book.ask(ask, now)
+        arguments = script.ask_arguments(ask, most_under_way=6, slot_s=20.0, shapes=shapes, now=now)
+        verdict, wait, _, tokens, requests, places = await ask_script(keys, arguments)
+        assert verdict == wanted.verdict.value and float(wait) == pytest.approx(wanted.wait_s, abs=1e-3)
+        assert float(tokens) == pytest.approx(book.token_debt, abs=0.1)
+        assert float(requests) == pytest.approx(book.request_debt, abs=0.001)
+        assert float(places) == pytest.approx(book.places, abs=1e-3)
+        if wanted.verdict is Verdict.GO:
+            under_way.append(ask.slot)
+    assert await client.ttl(keys[0]) > 0
+
+
+TOKENS_PER_S = 2000
+QUOTA = TOKENS_PER_S * 60
+
+
+def paced_route(host: str = "up", *, tokens_per_minute: int | None = QUOTA, **account: Any) -> Route:
+    plain = fakes.route(host)
+    fields = {"tokens_per_minute": tokens_per_minute, **account}
+    return replace(plain, account=replace(plain.account, **fields))
+
+
+def opened(redis_url: str, wire: fakes.FakeWire, *routes: Route) -> Upstream:
+    """What one process has: a wire and its lines."""
+    return Upstream(wire, [route.account for route in routes], max_reply_bytes=1 << 20, redis_url=redis_url)
+
+
+async def call(
+    upstream: Upstream, route: Route, *, tokens: int = 100, interactive: bool = True, seconds: float = 10.0
+) -> list[Call]:
+    text = "x" * (tokens * 4)  # as many tokens as the fake counts
+    batch = Batch([text], [0], tokens, fakes.WIDTH, Options())
+    calls: list[Call] = []
+    await upstream.embed(batch, route, deadline=time.monotonic() + seconds, calls=calls, interactive=interactive)
+    return calls
+
+
+async def heard(upstream: Upstream, route: Route) -> None:
+    """The news of the other processes has come."""
+    async with asyncio.timeout(10):
+        while not upstream._lines.of(route).paced:
+            upstream._lines.get_news()
+            assert upstream._lines._getting is not None
+            await upstream._lines._getting
+
+
+def refusing(headers: dict[str, str], refused: int) -> Callable[[UpstreamRequest], UpstreamReply]:
+    """An upstream that answers the first calls with 429, and then as usual."""
+    good, left = fakes.fake(), [refused]
+
+    def answer(request: UpstreamRequest) -> UpstreamReply:
+        left[0] -= 1
+        if left[0] >= 0:
+            return UpstreamReply(429, headers, b'{"error": {"message": "slow down", "code": "rate_limit_exceeded"}}')
+        return good.answer(request, time.time()).reply
+
+    return answer
+
+
+@pytest.mark.parametrize("tokens_per_minute", [QUOTA, None])
+async def test_a_429_closes_the_gate_for_all_processes_and_one_probe_opens_it(
+    client: redis.asyncio.Redis, redis_url: str, tokens_per_minute: int | None
+) -> None:
+    wire = fakes.FakeWire(up=refusing({"retry-after-ms": "900"}, refused=1))
+    route = paced_route(tokens_per_minute=tokens_per_minute)
+    first, *others = (opened(redis_url, wire, route) for _ in range(4))
+    for other in others:
+        other._lines.of(route)  # every process has made calls before, and so hears the news
+    loop = asyncio.get_running_loop()
+    with pytest.raises(UpstreamRateLimited):
+        await call(first, route)
+    closed_at = loop.time()
+    if tokens_per_minute is None:  # who has no quota asks nobody: the news comes within a second
+        for other in (first, *others):
+            await heard(other, route)
+    await asyncio.gather(*(call(other, route) for other in (first, *others) for _ in range(5)))
+    early = [at for at in wire.sent_at if closed_at < at < closed_at + 0.89]
+    assert early == [] and len(wire.sent) == 21
+    second_wave = sorted(at for at in wire.sent_at if at > closed_at)
+    assert second_wave[1] - second_wave[0] > 0 and wire.most_in_flight <= 20
+    for upstream in (first, *others):
+        await upstream.close()
+
+
+async def test_an_interactive_call_is_refused_at_once_when_its_deadline_is_nearer_than_its_turn(
+    client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    route = paced_route()
+    wire = fakes.FakeWire(up=fakes.fake())
+    upstream = opened(redis_url, wire, route)
+    await call(upstream, route, tokens=2600)
+    began = time.monotonic()
+    with pytest.raises(UpstreamRateLimited) as refused:
+        await call(upstream, route, tokens=2600, seconds=0.5)
+    assert time.monotonic() - began < 0.3
+    assert 0.5 < (refused.value.retry_after_s or 0) <= 2.0 and len(wire.sent) == 1
+    assert (refused.value.sent, refused.value.status) == (False, None)
+    await call(upstream, route, tokens=2600, seconds=5.0)  # who has the time waits
+    assert time.monotonic() - began > 0.5
+    await upstream.close()
+
+
+async def test_interactive_goes_before_bulk(client: redis.asyncio.Redis, redis_url: str) -> None:
+    route = paced_route()
+    wire = fakes.FakeWire(up=fakes.fake())
+    worker, api = opened(redis_url, wire, route), opened(redis_url, wire, route)
+    bulk = [asyncio.create_task(call(worker, route, tokens=1500, interactive=False)) for _ in range(4)]
+    async with asyncio.timeout(5):
+        while not wire.sent:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+    began = time.monotonic()
+    await call(api, route, tokens=400)
+    assert time.monotonic() - began < 0.3  # three bulk calls of 0.75 s each were in the line before it
+    assert not all(task.done() for task in bulk)
+    await asyncio.gather(*bulk)
+    await worker.close()
+    await api.close()
+
+
+async def test_limits_are_learned_from_headers(client: redis.asyncio.Redis, redis_url: str) -> None:
+    route = paced_route(tokens_per_minute=None)
+    headers = {"x-ratelimit-limit-tokens": str(QUOTA), "x-ratelimit-remaining-tokens": str(QUOTA - 1000)}
+    wire = fakes.FakeWire(up=fakes.fake())
+    wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
+    upstream = opened(redis_url, wire, route)
+    await call(upstream, route, tokens=8000)  # nothing is known yet
+    with pytest.raises(UpstreamRateLimited):
+        await call(upstream, route, tokens=8000, seconds=1.0)
+    await upstream.close()
+
+
+async def test_a_worker_that_dies_gives_its_places_back(client: redis.asyncio.Redis, redis_url: str) -> None:
+    route = paced_route(max_concurrency=2)
+    keys = script.keys_of(f"{route.provider}|{route.upstream_model}")
+    now = float((await client.time())[0])
+    await client.zadd(keys[1], {"dead-1": now + 0.4, "dead-2": now + 0.4, "dead-3": now - 10})
+    wire = fakes.FakeWire(up=fakes.fake())
+    upstream = opened(redis_url, wire, route)
+    began = time.monotonic()
+    await call(upstream, route)
+    assert time.monotonic() - began < 3.0
+    await upstream.close()
+    assert await client.zcard(keys[1]) == 0
+
+
+async def test_a_redis_that_is_away_leaves_each_process_its_share(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The connection goes through a relay that is closed and opened again."""
+    async with Relay.to(redis_url) as relay:
+        shared = Shared(relay.url)
+        desks = [Desk(shared, f"away|{n}", most_under_way=8, slot_s=60.0) for n in range(2)]
+        desk, before = desks[0], value_of(PACED_ALONE)
+        desk.keep_to(quota.of_tokens(QUOTA), quota.UNLIMITED)
+        desk._processes = 4  # as Redis said last
+        desk.keep_to(quota.of_tokens(QUOTA), quota.UNLIMITED)
+        relay.open = False
+        relay.cut()
+        asked = [await desk.ask(Ask(f"s{i}", True, 100.0, 0.0)) for i in range(40)]
+        granted = sum(answer.verdict is Verdict.GO for answer in asked)
+        assert granted <= 40 / 4 and value_of(PACED_ALONE) == before + 40
+        # What drains in a second for one of four processes.
+        await asyncio.sleep(0.25)
+        assert (await desk.ask(Ask("later", True, TOKENS_PER_S * 0.2 / 4, 0.0))).verdict is Verdict.GO
+        relay.open = True
+        async with asyncio.timeout(5):
+            while shared._away:
+                await asyncio.sleep(0.05)
+                await desk.ask(Ask("again", True, 1.0, 0.0))
+        await desk.end(End("later", Lesson.WELL))
+        await shared.close()
+    told = [record.message for record in caplog.records if record.name == "embedmill.pacing"]
+    assert [("away" in each, "back" in each) for each in told] == [(True, False), (False, True)]
+
+
+async def test_a_redis_that_is_frozen_costs_a_quarter_of_a_second_and_not_each_time(redis_url: str) -> None:
+    async with Relay.to(redis_url) as relay:
+        shared = Shared(relay.url)
+        desk = Desk(shared, "frozen", most_under_way=8, slot_s=60.0)
+        relay.silent = True
+        began = time.monotonic()
+        for number in range(50):
+            assert (await desk.ask(Ask(f"s{number % 4}", True, 1.0, 0.0))).verdict is Verdict.GO
+        assert time.monotonic() - began < 1.0
+        await shared.close()
+
+
+def hammer(redis_url: str, host: str, seconds: float, started: Any, report: Any) -> None:
+    """One of several processes that call as fast as they may, each against a clock of Redis."""
+
+    async def run() -> None:
+        route = paced_route(host, tokens_per_minute=QUOTA)
+        wire = fakes.FakeWire(**{host: fakes.fake()})
+        upstream = opened(redis_url, wire, route)
+        await call(upstream, route, tokens=1)
+        started.wait()
+        until, used = time.monotonic() + seconds, []
+
+        async def caller() -> None:
+            while time.monotonic() < until:
+                with contextlib.suppress(UpstreamRateLimited, DeadlineExceeded):
+                    await call(upstream, route, tokens=150, interactive=False, seconds=until - time.monotonic())
+                    used.append((time.time(), 150))
+
+        await asyncio.gather(*(caller() for _ in range(4)))
+        await upstream.close()
+        report.put(used)
+
+    asyncio.run(run())
+
+
+def test_four_processes_at_once_use_one_quota_and_no_more(redis_url: str) -> None:
+    context, seconds = multiprocessing.get_context("fork"), 2.0
+    started, report = context.Barrier(4), context.Queue()
+    arguments = (redis_url, "four", seconds, started, report)
+    processes = [context.Process(target=hammer, args=arguments) for _ in range(4)]
+    for process in processes:
+        process.start()
+    used = [part for _ in processes for part in report.get(timeout=60)]
+    for process in processes:
+        process.join(10)
+    shape = quota.of_tokens(QUOTA)
+    lasted_s = max(at for at, _ in used) - min(at for at, _ in used)
+    tokens = sum(size for _, size in used)
+    assert tokens <= shape.rate * lasted_s + shape.burst + 150 * 4
+    assert tokens >= 0.8 * shape.rate * seconds
