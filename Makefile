@@ -3,10 +3,14 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Most of the time tests wait for processes: more at once than there are cores. Tests that share a stack stay together.
-PARALLEL ?= -n 3 --dist loadgroup
+# Most of the time tests wait for processes: more at once than there are cores. Those of a file share what it started.
+PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
+FAULTS := bench/results/faults.json
+CHAOS := bench/results/chaos.json
+SECONDS ?= 60
+SEED ?= 7
 
-.PHONY: help install demo up test check format bench clean
+.PHONY: help install demo up test faults chaos check format bench clean
 
 help:  ## Show this help
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +31,14 @@ up: install  ## Keep the whole stack in the foreground
 
 test: install  ## Run the tests; services that are missing are skipped with a reason
 	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/faults
+
+faults: install  ## Break every part on purpose, one fault after another; the numbers go to docs/reliability.md
+	EMBEDMILL_TEST_FAULTS=$(FAULTS) $(BIN)/python -m pytest $(PARALLEL) -m fault
+	$(BIN)/python -m tests.faults.table $(FAULTS)
+
+chaos: install  ## Break parts at random for a while: make chaos SECONDS=600 SEED=7
+	$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --seed $(SEED) --out $(CHAOS)
+	$(BIN)/python -m tests.faults.table $(CHAOS)
 
 check: install  ## Format, lint, types, import contract, unit and contract tests
 	$(BIN)/ruff format --check .

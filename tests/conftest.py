@@ -11,6 +11,7 @@ import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
 from engine.database import migrate
+from tests.fault_report import note_rows, pytest_terminal_summary  # noqa: F401  # a hook of pytest's
 from tests.mill import Mill, close_mill, open_mill
 
 # The machine is shared: an example that is slow today is not a fault.
@@ -18,19 +19,11 @@ settings.register_profile("shared machine", deadline=None, suppress_health_check
 settings.load_profile("shared machine")
 
 
-# Processes that take seconds to start: under pytest-xdist the tests that share one run one after another, in one place.
-SHARED = ("sqlite_stack", "postgres_stack", "up", "server")
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    note_rows(items)
     for item in items:
-        names = [*getattr(item, "fixturenames", ())]
-        if "stack" in names and "callspec" in vars(item):
-            names.append(f"{item.callspec.params.get('stack')}_stack")  # type: ignore[attr-defined]
-        for name in SHARED:
-            if name in names:
-                item.add_marker(pytest.mark.xdist_group(name))
+        if item.path.parent.name == "faults":
+            item.add_marker(pytest.mark.timeout(240), append=False)
 
 
 @pytest.fixture(scope="session")

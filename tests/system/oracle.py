@@ -1,21 +1,31 @@
-"""The oracle of the whole system: what every job must have come to, whatever was killed on the way."""
+"""The oracle of the whole system: what every job must have come to, whatever was broken on the way.
+
+I1 every accepted job ends; I2 every index has one outcome; I3 vector i is the fake's function of input i; I4 ledger,
+counters and the upstream's bill agree; I5 what was embedded again; I7 no job leaves a final state by itself; I8 a
+stranger reads nothing; I9 no input and no key is in logs, metrics, job objects or the broker. (I6, recovery, is
+measured by each test; I10, no manual step, holds because none is made.)
+"""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
 from decimal import Decimal
 
+import httpx
 import numpy as np
+import redis
 
 from engine.database import Database
 from engine.jobs.keeper import RECORD_INPUTS
 from engine.settings import Settings
+from models.job import FINISHED, LEGAL_MOVES, JobStatus
 from providers.fake import fake_tokens, fake_vectors, input_hash
 from tests.integration.truth import Truth
 from tests.services import run_async
-from tests.system.stack import BATCH, CALLS_IN_FLIGHT, MODEL, PRICE, UPSTREAM_MODEL, WIDTH, Stack
+from tests.system.stack import BATCH, CALLS_IN_FLIGHT, MODEL, PRICE, UPSTREAM_KEY, UPSTREAM_MODEL, WIDTH, Stack
 
 # What one killed process may have had under way: calls in flight, and answers that waited to be recorded.
 REPEATS_PER_KILL = CALLS_IN_FLIGHT * BATCH + RECORD_INPUTS
@@ -27,13 +37,61 @@ def corpus(tag: str, count: int) -> list[str]:
     return [f"{tag} {index} {words[index % len(words)]}" for index in range(count)]
 
 
+@dataclass
+class Verdict:
+    """What became of the inputs of one run. All but `inputs` and `repeated` must be 0."""
+
+    inputs: int = 0
+    lost: int = 0  # no vector, though nothing was wrong with the input
+    duplicated: int = 0  # outcomes beyond the first
+    misaligned: int = 0  # vectors of another text
+    duplicate_ledger: int = 0  # inputs charged beyond the first time
+    repeated: int = 0  # inputs that the upstream embedded, and billed, beyond the first time
+
+    @property
+    def overhead(self) -> float:
+        return self.repeated / self.inputs if self.inputs else 0.0
+
+    @property
+    def is_clean(self) -> bool:
+        return not (self.lost or self.duplicated or self.misaligned or self.duplicate_ledger)
+
+    def __add__(self, other: Verdict) -> Verdict:
+        return Verdict(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Verdict)))
+
+
+def judge(stack: Stack, job_id: str, texts: Sequence[str], *, failed: Collection[int] = ()) -> Verdict:
+    """Count what went wrong with a job. `failed` are the inputs that had to fail."""
+    truth = read_truth(stack, job_id)
+    assert truth.job is not None, f"{job_id} is gone"
+    outcomes = Counter(truth.with_vector)
+    refused = Counter(truth.with_error)
+    expected = fake_vectors(texts, WIDTH, UPSTREAM_MODEL)
+    misaligned = 0
+    for run in truth.runs:
+        kept = np.frombuffer(run.data, dtype="<f4").reshape(run.count, WIDTH)
+        wanted = expected[run.first_index : run.first_index + run.count]
+        misaligned += int((kept != wanted).any(axis=1).sum())
+    wanted_vectors = set(range(len(texts))) - set(failed)
+    times = times_billed(stack, texts)
+    return Verdict(
+        inputs=len(texts),
+        lost=len(texts) if truth.job.status not in FINISHED else len(wanted_vectors - set(outcomes)),
+        duplicated=sum((outcomes + refused).values()) - len(outcomes + refused),
+        misaligned=misaligned,
+        duplicate_ledger=max(0, sum(record.inputs for record in truth.ledger) - len(outcomes)),
+        repeated=sum(times.values()) - len(times),
+    )
+
+
 def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: int = 0) -> int:
-    """Check everything about a finished job; how many inputs were embedded more than once."""
+    """Check everything about a job that had to succeed; how many inputs were embedded more than once."""
     job = stack.job(job_id)
     count = len(texts)
     tokens = [fake_tokens(text) for text in texts]
     assert job["status"] == "completed", job
-    assert job["counts"] == {"total": count, "completed": count, "failed": 0, "pending": 0}
+    counts = {name: job["counts"][name] for name in ("total", "completed", "failed", "pending")}
+    assert counts == {"total": count, "completed": count, "failed": 0, "pending": 0}
     assert (job["progress"], job["errors"], job["model"]) == (1.0, [], MODEL)
     assert job["usage"] == {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens)}
     assert Decimal(job["cost_usd"]) == sum(tokens) * Decimal(PRICE) / 1_000_000
@@ -43,23 +101,28 @@ def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: 
     assert answer.headers["x-embedmill-complete"] == "true"
     assert np.array_equal(np.load(io.BytesIO(answer.content)), expected)
 
-    truth = _truth(stack, job_id)
+    truth = read_truth(stack, job_id)
     truth.check(lambda indexes: expected[indexes[0] : indexes[-1] + 1])
     assert sorted(truth.with_vector) == list(range(count))
     assert truth.tokens_in_ledger == sum(tokens)
     return _check_bill(stack, texts, tokens, truth.tokens_in_ledger, processes_killed)
 
 
+def times_billed(stack: Stack, texts: Sequence[str]) -> Counter[int]:
+    """How often the upstream embedded each of the texts."""
+    index_of = {input_hash(text, UPSTREAM_MODEL): index for index, text in enumerate(texts)}
+    times: Counter[int] = Counter()
+    for call in stack.bill():
+        times.update(index_of[name] for name in call["input_hashes"] if name in index_of)
+    return times
+
+
 def _check_bill(
     stack: Stack, texts: Sequence[str], tokens: Sequence[int], in_ledger: int, processes_killed: int
 ) -> int:
     index_of = {input_hash(text, UPSTREAM_MODEL): index for index, text in enumerate(texts)}
-    times: Counter[int] = Counter()
-    billed_tokens = 0
-    for call in stack.bill():
-        if call["input_hashes"][0] in index_of:
-            times.update(index_of[name] for name in call["input_hashes"])
-            billed_tokens += call["tokens"]
+    billed_tokens = sum(call["tokens"] for call in stack.bill() if call["input_hashes"][0] in index_of)
+    times = times_billed(stack, texts)
     assert len(times) == len(texts), "an input has a vector that nobody was asked for"
     repeated = sum(times.values()) - len(texts)
     assert billed_tokens - in_ledger == sum((n - 1) * tokens[index] for index, n in times.items())
@@ -67,7 +130,7 @@ def _check_bill(
     return repeated
 
 
-def _truth(stack: Stack, job_id: str) -> Truth:
+def read_truth(stack: Stack, job_id: str) -> Truth:
     async def read() -> Truth:
         database = Database(Settings(database_url=stack.database_url).sqlalchemy_url)
         try:
@@ -76,3 +139,62 @@ def _truth(stack: Stack, job_id: str) -> Truth:
             await database.close()
 
     return run_async(read())
+
+
+def watch_history(stack: Stack) -> None:
+    """Have the database itself write down every change of a job's status, in a table of ours."""
+    if stack.database_url.startswith("sqlite"):
+        stack.query("CREATE TABLE IF NOT EXISTS witness (job_id TEXT, was TEXT, became TEXT)")
+        stack.query(
+            "CREATE TRIGGER IF NOT EXISTS witness_jobs AFTER UPDATE OF status ON jobs WHEN OLD.status <> NEW.status "
+            "BEGIN INSERT INTO witness VALUES (NEW.id, OLD.status, NEW.status); END"
+        )
+        return
+    stack.query("CREATE TABLE IF NOT EXISTS witness (job_id TEXT, was TEXT, became TEXT)")
+    stack.query(
+        "CREATE OR REPLACE FUNCTION witness_job() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN INSERT INTO witness VALUES (NEW.id, OLD.status, NEW.status); RETURN NEW; END $$"
+    )
+    stack.query(
+        "CREATE OR REPLACE TRIGGER witness_jobs AFTER UPDATE OF status ON jobs FOR EACH ROW "
+        "WHEN (OLD.status IS DISTINCT FROM NEW.status) EXECUTE FUNCTION witness_job()"
+    )
+
+
+def check_history(stack: Stack, *, retried: Collection[str] = ()) -> None:
+    """No illegal move, and none out of a final state except of jobs whose caller asked for another try (I7)."""
+    for job_id, was, became in stack.query("SELECT job_id, was, became FROM witness"):
+        assert JobStatus(became) in LEGAL_MOVES[JobStatus(was)], f"{job_id} went from {was} to {became}"
+        assert JobStatus(was) not in FINISHED or job_id in retried, f"{job_id} went from {was} to {became}"
+
+
+def check_secrets(stack: Stack, job_id: str, texts: Sequence[str]) -> None:
+    """Neither an input nor a key is anywhere but in the database (I9)."""
+    secrets = {text.encode() for text in (*texts[:3], texts[-1], stack.key, UPSTREAM_KEY)}
+    places = {str(path): path.read_bytes() for path in stack.folder.rglob("*.log")}
+    places["/metrics"] = stack.api.get("/metrics").content
+    places["the job object"] = stack.api.get(f"/v1/embeddings/jobs/{job_id}").content
+    places["the broker"] = b"".join(_broker_contents(stack.broker_url))
+    for place, content in places.items():
+        assert not [secret for secret in secrets if secret in content], f"{place} tells a secret"
+
+
+def _broker_contents(url: str) -> Iterator[bytes]:
+    with redis.Redis.from_url(url, socket_timeout=5.0) as client:
+        for key in client.scan_iter():
+            yield key
+            yield client.dump(key) or b""
+
+
+def check_strangers(stack: Stack, job_id: str) -> None:
+    """A caller of another project is told that there is no such job, whatever it asks for (I8)."""
+    with httpx.Client(base_url=stack.url, headers=stack.stranger, timeout=30, trust_env=False) as stranger:
+        place = f"/v1/embeddings/jobs/{job_id}"
+        answers = [
+            stranger.get(place),
+            stranger.get(f"{place}/results"),
+            stranger.post(f"{place}/cancel"),
+            stranger.delete(place),
+        ]
+        assert [answer.status_code for answer in answers] == [404] * len(answers)
+        assert job_id not in stranger.get("/v1/embeddings/jobs").text

@@ -22,21 +22,21 @@ LOG_LINES = 30
 class Processes:
     """Each in a session of its own, which goes with it; its output goes to `<folder>/<name>.log`."""
 
-    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str], **environment: str) -> None:
         kept = {name: value for name, value in os.environ.items() if not re.match("EMBEDMILL_|CELERY_", name)}
-        self._environment = kept | {f"EMBEDMILL_{name}": value for name, value in settings.items()}
+        self._environment = kept | environment | _named(settings)
         self._folder = folder
         self._commands: dict[str, Sequence[str]] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, name: str, command: Sequence[str] = ()) -> None:
-        """Start it; without a command, as it was started before."""
+    def start(self, name: str, command: Sequence[str] = (), **settings: str) -> None:
+        """Start it; without a command, as it was started before. `settings` are this start's alone."""
         self._commands[name] = command or self._commands[name]
         with (self._folder / f"{name}.log").open("ab") as log:
             self._running[name] = subprocess.Popen(
                 self._commands[name],
                 cwd=ROOT,
-                env=self._environment,
+                env=self._environment | _named(settings),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -77,6 +77,19 @@ class Processes:
         self.kill(name)
         return status
 
+    def revive(self) -> None:
+        """Start again what has ended, by itself or by us."""
+        for name in [*self._commands]:
+            process = self._running.get(name)
+            if process is None or process.poll() is not None:
+                if process is not None:
+                    self.kill(name)
+                self.start(name)
+
+    def forget(self, name: str) -> None:
+        """It has ended for good: no revival."""
+        self._commands.pop(name, None)
+
     def pid(self, name: str) -> int:
         return self._running[name].pid
 
@@ -98,3 +111,7 @@ class Processes:
         """End all of them, the last one started first."""
         for name in reversed([*self._running]):
             self.kill(name)
+
+
+def _named(settings: Mapping[str, str]) -> dict[str, str]:
+    return {f"EMBEDMILL_{name}": value for name, value in settings.items()}

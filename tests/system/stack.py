@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
@@ -20,13 +23,16 @@ from cli.data_dir import DataDir
 from cli.embedded_valkey import set_up_valkey
 from tests.services import run_async
 from tests.system.processes import EMBEDMILL, Processes
+from tests.system.proxy import Proxy
 from tests.waiting import wait_until
 
 MODEL, UPSTREAM_MODEL, WIDTH = "test/64", "fake", 64
 PRICE = "0.02"
 LEASE_S, SWEEP_S = 4.0, 0.5
 CALLS_IN_FLIGHT, BATCH = 4, 64
-READY_S = 40.0
+READY_S = 100.0
+WORKER = (*EMBEDMILL, "worker", "--concurrency", "2")
+UPSTREAM_KEY = "sk-stack-canary-0123456789abcdef"
 # Leases and sweeps of seconds, so that a recovery fits into a test; calls small enough that a job makes many.
 SETTINGS = {
     "LEASE_S": f"{LEASE_S:g}",
@@ -41,6 +47,8 @@ CONFIG = f"""
 [providers.up]
 kind = "openai"
 base_url = "http://127.0.0.1:{{port}}/v1"
+timeout_s = {{timeout_s}}
+api_key = "env:STACK_UPSTREAM_KEY"
 
 [models."{MODEL}"]
 dimensions = {WIDTH}
@@ -51,31 +59,64 @@ model = "{UPSTREAM_MODEL}"
 """
 
 
-class Stack:
-    """Fake upstream, embedded Valkey, API, worker and scheduler, on free ports and in a folder of their own."""
+Part = Literal["database", "broker", "upstream"]
 
-    def __init__(self, folder: Path, *, database_url: str = "") -> None:
+
+class Stack:
+    """Fake upstream, embedded Valkey, API, worker and scheduler, on free ports and in a folder of their own.
+
+    `settings` are the product's, over those above; a part that is `proxied` is reached through `proxies[part]`;
+    `workers` are the names of worker processes, each with two children; further APIs are named api-1, api-2, …
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        database_url: str = "",
+        settings: Mapping[str, str] | None = None,
+        proxied: Collection[Part] = (),
+        workers: Sequence[str] = ("worker",),
+        apis: int = 1,
+        call_timeout_s: float = 60.0,
+    ) -> None:
+        self.folder = folder
         self.database_url = database_url or f"sqlite:///{folder / 'data' / 'embedmill.db'}"
+        self.workers = tuple(workers)
         self._data = DataDir(folder / "data")
         self._data.make()
-        self.fake_port, api_port = free_port(), free_port()
-        config = folder / "embedmill.toml"
-        config.write_text(CONFIG.format(port=self.fake_port))
+        self.fake_port = free_port()
         self._valkey = set_up_valkey(self._data)
         self.broker_url = self._valkey.url
+        addresses = {
+            "database": self.database_url,
+            "broker": self.broker_url,
+            "upstream": f"http://127.0.0.1:{self.fake_port}",
+        }
+        self.proxies: dict[Part, Proxy] = {}
+        for part in proxied:
+            address = urlsplit(addresses[part])
+            proxy = self.proxies[part] = Proxy(address.hostname or "127.0.0.1", address.port or 5432)
+            place = address.netloc.rpartition("@")[0]
+            netloc = f"{place}@127.0.0.1:{proxy.port}" if place else f"127.0.0.1:{proxy.port}"
+            addresses[part] = urlunsplit(address._replace(netloc=netloc))
+        config = folder / "embedmill.toml"
+        upstream_port = urlsplit(addresses["upstream"]).port
+        config.write_text(CONFIG.format(port=upstream_port, timeout_s=call_timeout_s))
         places = {
             "DATA_DIR": str(self._data.path),
-            "DATABASE_URL": self.database_url,
-            "REDIS_URL": self.broker_url,
+            "DATABASE_URL": addresses["database"],
+            "REDIS_URL": addresses["broker"],
             "CONFIG": str(config),
         }
-        self.processes = Processes(folder, SETTINGS | places)
+        self.processes = Processes(folder, SETTINGS | places | dict(settings or {}), STACK_UPSTREAM_KEY=UPSTREAM_KEY)
         self._bill = folder / "bill.ndjson"
         fake = ["--port", str(self.fake_port), "--width", str(WIDTH), "--log", str(self._bill), "--log-inputs"]
-        self._fake_command = [sys.executable, "-m", "cli.fake_upstream", *fake]
-        self._api_command = [*EMBEDMILL, "api", "--port", str(api_port)]
+        self._fake_command = [sys.executable, "-m", "cli.fake_upstream", *fake, "--api-key", UPSTREAM_KEY]
         self.fake = httpx.Client(base_url=f"http://127.0.0.1:{self.fake_port}", timeout=10, trust_env=False)
-        self.url = f"http://127.0.0.1:{api_port}"
+        ports = [free_port() for _ in range(apis)]
+        self.urls = {name: f"http://127.0.0.1:{port}" for name, port in zip(api_names(apis), ports, strict=True)}
+        self.url = self.urls["api"]
         self.api = httpx.Client(base_url=self.url, timeout=60, trust_env=False)
 
     def __enter__(self) -> Self:
@@ -83,12 +124,14 @@ class Stack:
             self.processes.start("valkey", self._valkey.command)
             self.processes.start("fake", self._fake_command)
             self.processes.run("prepare")
-            key = self._data.key() or orjson.loads(self.processes.run("keys", "create", "--json"))["key"]
-            self.headers = {"authorization": f"Bearer {key}"}
+            self.key = self._data.key() or orjson.loads(self.processes.run("keys", "create", "--json"))["key"]
+            self.headers = {"authorization": f"Bearer {self.key}"}
             self.api.headers.update(self.headers)
-            self.processes.start("worker", [*EMBEDMILL, "worker", "--concurrency", "2"])
+            for name in self.workers:
+                self.processes.start(name, WORKER)
             self.processes.start("scheduler", [*EMBEDMILL, "scheduler"])
-            self.processes.start("api", self._api_command)
+            for name, url in self.urls.items():
+                self.processes.start(name, [*EMBEDMILL, "api", "--port", str(urlsplit(url).port)])
             self.await_ready()
         except BaseException:
             self.close()
@@ -104,11 +147,18 @@ class Stack:
         self.processes.close()
         self.api.close()
         self.fake.close()
+        for proxy in self.proxies.values():
+            proxy.close()
 
     def restart(self, name: str) -> None:
         """kill -9, and what a supervisor does about it."""
         self.processes.kill(name)
         self.processes.start(name)
+
+    def revive(self) -> None:
+        """Start what is not running, as a supervisor does, and wait until all of it answers."""
+        self.processes.revive()
+        self.await_ready()
 
     def await_ready(self) -> None:
         def ready() -> bool:
@@ -120,9 +170,18 @@ class Stack:
         wait_until(ready, READY_S, every_s=0.1, what="the stack's readiness")
 
     def latency(self, milliseconds: float) -> None:
-        """How long every upstream call takes from now on."""
-        rules = [{"do": {"latency_ms": milliseconds}}]
-        self.fake.put("/__script", content=orjson.dumps(rules)).raise_for_status()
+        """How long every upstream call takes from now on, and nothing else is wrong with it."""
+        self.script({"do": {"latency_ms": milliseconds}})
+
+    def script(self, *rules: dict[str, Any], seed: int = 0) -> None:
+        """What the upstream does wrong from now on: see providers/fake_script.py."""
+        self.fake.put("/__script", content=orjson.dumps({"rules": rules, "seed": seed})).raise_for_status()
+
+    @cached_property
+    def stranger(self) -> dict[str, str]:
+        """The headers of a caller of another project."""
+        made = orjson.loads(self.processes.run("keys", "create", "--project", "stranger", "--json"))
+        return {"authorization": f"Bearer {made['key']}"}
 
     def stats(self) -> dict[str, Any]:
         """What the fake upstream has counted."""
@@ -167,9 +226,10 @@ class Stack:
             return False
 
     def query(self, text: str) -> list[tuple[Any, ...]]:
-        """Ask the database itself."""
+        """Ask the database itself, or tell it."""
         if self.database_url.startswith("sqlite"):
-            with closing(sqlite3.connect(self.database_url.removeprefix("sqlite:///"), timeout=30)) as connection:
+            path = self.database_url.removeprefix("sqlite:///")
+            with closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as connection:
                 return connection.execute(text).fetchall()
 
         async def ask() -> list[tuple[Any, ...]]:
@@ -182,11 +242,17 @@ class Stack:
         return run_async(ask())
 
 
+def api_names(count: int) -> list[str]:
+    return ["api", *(f"api-{number}" for number in range(1, count))]
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Below the ports that outgoing connections get, so that none of those takes it before its server does."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def seconds_until(condition: Callable[[], object], timeout_s: float, what: str) -> float:

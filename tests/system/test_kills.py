@@ -14,11 +14,11 @@ import pytest
 import redis
 
 from tests.services import PostgresServer
+from tests.system.holding import INPUTS, frozen_worker, held_by, started, taken_over
 from tests.system.oracle import check, corpus
 from tests.system.stack import LEASE_S, SWEEP_S, Stack, seconds_until
 from tests.waiting import wait_until
 
-INPUTS = 4_000
 # The lease of what was lost, the sweep that finds it, and time for the work itself on a busy machine.
 RECOVERY_S = LEASE_S + SWEEP_S + 20
 Note = Callable[[str, object], None]
@@ -30,27 +30,6 @@ def slow_upstream(stack: Stack) -> None:
     stack.latency(150)
 
 
-def started(stack: Stack, tag: str, count: int = INPUTS) -> tuple[str, list[str]]:
-    """A job that is well under way."""
-    texts = corpus(tag, count)
-    job_id = stack.submit(texts)
-    stack.await_progress(job_id, count // 8)
-    return job_id, texts
-
-
-def held_by(stack: Stack, job_id: str) -> dict[str, tuple[int, int]]:
-    """The shards of the job that are running: which process has them, and by which fence."""
-    rows = stack.query(f"SELECT id, worker, fence FROM shards WHERE job_id = '{job_id}' AND state = 'running'")
-    return {shard: (int(worker.rpartition(":")[2]), fence) for shard, worker, fence in rows}
-
-
-def taken_over(stack: Stack, lost: dict[str, tuple[int, int]]) -> bool:
-    """True when every one of these shards has been claimed again, or is no longer there to be claimed."""
-    names = ", ".join(f"'{shard}'" for shard in lost)
-    rows = stack.query(f"SELECT id, fence, state FROM shards WHERE id IN ({names})")
-    return all(fence > lost[shard][1] or state == "done" for shard, fence, state in rows)
-
-
 def test_without_kills_nothing_is_embedded_twice(stack: Stack) -> None:
     stack.latency(0)
     texts = corpus("calm", INPUTS)
@@ -59,24 +38,7 @@ def test_without_kills_nothing_is_embedded_twice(stack: Stack) -> None:
     assert check(stack, job_id, texts) == 0
 
 
-def frozen_worker(stack: Stack, job_id: str) -> tuple[int, dict[str, tuple[int, int]]]:
-    """A worker child, stopped in the middle of a shard, and what it holds."""
-
-    def freeze() -> tuple[int, dict[str, tuple[int, int]]] | None:
-        for victim, _ in held_by(stack, job_id).values():
-            os.kill(victim, signal.SIGSTOP)
-            lost = {shard: (pid, fence) for shard, (pid, fence) in held_by(stack, job_id).items() if pid == victim}
-            if lost and stack.can_write():
-                return victim, lost
-            # It had just come to the end of that shard; or it holds the write lock of SQLite, which only its end frees.
-            os.kill(victim, signal.SIGCONT)
-        return None
-
-    found = wait_until(freeze, 10, what="a worker in the middle of a shard")
-    assert found is not None
-    return found
-
-
+@pytest.mark.fault(2)
 def test_a_worker_child_is_killed(stack: Stack, record_property: Note) -> None:
     job_id, texts = started(stack, "child")
     victim, lost = frozen_worker(stack, job_id)
@@ -88,6 +50,7 @@ def test_a_worker_child_is_killed(stack: Stack, record_property: Note) -> None:
     stack.processes.check()
 
 
+@pytest.mark.fault(5)
 def test_a_worker_child_is_frozen_past_its_lease_and_wakes(stack: Stack, record_property: Note) -> None:
     """Nobody can tell that it is not dead; what it brings when it wakes is late."""
     job_id, texts = started(stack, "frozen")
@@ -107,6 +70,7 @@ def test_a_worker_child_is_frozen_past_its_lease_and_wakes(stack: Stack, record_
     record_property("repeated_inputs", check(stack, job_id, texts, processes_killed=1))
 
 
+@pytest.mark.fault(1)
 def test_the_worker_is_killed_whole(stack: Stack, record_property: Note) -> None:
     job_id, texts = started(stack, "main")
     lost = wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
@@ -116,6 +80,7 @@ def test_the_worker_is_killed_whole(stack: Stack, record_property: Note) -> None
     record_property("repeated_inputs", check(stack, job_id, texts, processes_killed=2))
 
 
+@pytest.mark.fault(1)
 def test_the_scheduler_is_killed_and_then_a_worker_child(stack: Stack, record_property: Note) -> None:
     job_id, texts = started(stack, "scheduler")
     stack.processes.kill("scheduler")
@@ -153,6 +118,7 @@ def test_the_api_is_killed_under_a_poll(stack: Stack) -> None:
     assert check(stack, job_id, texts) == 0
 
 
+@pytest.mark.fault(40)
 def test_the_api_is_killed_during_an_upload_and_the_retry_makes_one_job(stack: Stack, record_property: Note) -> None:
     tag = f"upload {time.time()}"
     texts = corpus(tag, INPUTS)
@@ -195,6 +161,7 @@ def jobs(stack: Stack) -> set[str]:
     return {row[0] for row in stack.query("SELECT id FROM jobs")}
 
 
+@pytest.mark.fault(9)
 def test_the_broker_is_killed_and_comes_back_with_its_log(stack: Stack, record_property: Note) -> None:
     job_id, texts = started(stack, "valkey")
     stack.processes.kill("valkey")
@@ -204,6 +171,7 @@ def test_the_broker_is_killed_and_comes_back_with_its_log(stack: Stack, record_p
     stack.processes.check()
 
 
+@pytest.mark.fault(10)
 def test_the_broker_forgets_everything(stack: Stack, record_property: Note) -> None:
     job_id, texts = started(stack, "flushall")
     with redis.Redis.from_url(stack.broker_url) as client:
@@ -212,6 +180,7 @@ def test_the_broker_forgets_everything(stack: Stack, record_property: Note) -> N
     assert check(stack, job_id, texts) == 0
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("stack", ["postgres"], indirect=True)
 def test_every_database_connection_is_cut(stack: Stack) -> None:
     job_id, texts = started(stack, "connections")

@@ -1,0 +1,111 @@
+"""The table of the fault matrix: which rows there are, which test breaks what, and what came of it.
+
+Tests are marked `@pytest.mark.fault(row)`, wherever they live. With EMBEDMILL_TEST_FAULTS=<file> the numbers are
+written there, for tests/faults/table.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROWS = {
+    1: "worker killed in the middle of its calls",
+    2: "worker child killed, again and again",
+    3: "killed between the provider's answer and the commit",
+    4: "killed between commit and acknowledgement",
+    5: "worker frozen past its lease, then woken",
+    6: "message lost on its way to a worker",
+    7: "every message delivered ten times",
+    8: "messages about work that is over",
+    9: "broker killed and restarted",
+    10: "broker empty (FLUSHALL)",
+    11: "broker down for long",
+    12: "broker frozen",
+    13: "broker out of memory",
+    14: "worker alive but deaf",
+    15: "PostgreSQL restarted under load",
+    16: "PostgreSQL down while paid answers arrive",
+    17: "connection cut at COMMIT",
+    18: "PostgreSQL slow, tables locked",
+    19: "no database connection to be had",
+    20: "PostgreSQL's disk full",
+    21: "SQLite busy; its disk full",
+    22: "spool's disk full",
+    23: "torn spool file",
+    24: "429 in all forms",
+    25: "30 % random 500, 502, 503, 529",
+    26: "permanent 500",
+    27: "401, 403",
+    28: "one poison input",
+    29: "the provider never answers",
+    30: "the answer drips",
+    31: "the answer is cut, reset, truncated",
+    32: "too few, too many, doubled, shuffled vectors",
+    33: "wrong width, NaN, infinite, zero vectors",
+    34: "no JSON, HTML, nothing",
+    35: "huge answer, gzip bomb",
+    36: "redirects, interim floods, desync",
+    37: "floats for base64, wrong lengths",
+    38: "client hangs up",
+    39: "client repeats a job's creation",
+    40: "API killed around the accept",
+    41: "rolling deploy under load",
+    42: "old code on the new schema",
+    43: "clocks ten minutes off",
+    44: "cancel in every state",
+    45: "delete while running",
+    46: "webhook receiver down",
+    47: "killed after a webhook",
+    48: "two schedulers",
+    49: "a small job beside a huge one",
+    50: "memory over a long job",
+    51: "file descriptors used up",
+    52: "poison text",
+    53: "garbage in the broker",
+    54: "everything at random",
+}
+NOT_DONE = {
+    20: "SQLite's full disk stands for it (row 21): both meet the same code; a full PostgreSQL disk is its operator's",
+    46: "there are no webhooks yet",
+    47: "there are no webhooks yet",
+}
+
+
+def note_rows(items: list[pytest.Item]) -> None:
+    """Let each report say which rows its test is about."""
+    for item in items:
+        rows = [row for mark in item.iter_markers("fault") for row in mark.args]
+        if rows:
+            item.user_properties.append(("fault_rows", sorted(rows)))
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    by_row: dict[int, list[tuple[str, str, dict[str, Any]]]] = defaultdict(list)
+    for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
+        for report in terminalreporter.stats.get(outcome, ()):
+            noted = dict(getattr(report, "user_properties", ()))
+            for row in noted.get("fault_rows", ()):
+                by_row[row].append((report.nodeid.partition("@")[0], outcome, noted))
+    if "fault" not in str(config.option.markexpr or "") or not by_row:
+        return
+    terminalreporter.section("faults: row, test, result")
+    for row, what in ROWS.items():
+        for test, outcome, noted in by_row.get(row, ()):
+            recovery_s = noted.get("recovery_s")
+            took = f"  recovered in {recovery_s:.1f} s" if isinstance(recovery_s, float) else ""
+            terminalreporter.line(f"{row:3} {what}: {outcome}{took}  {test}")
+        if row not in by_row:
+            terminalreporter.line(f"{row:3} {what}: not run{': ' + NOT_DONE[row] if row in NOT_DONE else ''}")
+    if target := os.environ.get("EMBEDMILL_TEST_FAULTS"):
+        runs = [
+            {"row": row, "test": test, "outcome": outcome, **{k: v for k, v in noted.items() if k != "fault_rows"}}
+            for row in sorted(by_row)
+            for test, outcome, noted in by_row[row]
+        ]
+        Path(target).write_text(json.dumps(runs, indent=1) + "\n")

@@ -1,0 +1,69 @@
+"""Writes the numbers of `make faults` or `make chaos` into the table of docs/reliability.md, between its markers.
+
+python -m tests.faults.table bench/results/faults.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from tests.fault_report import NOT_DONE, ROWS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+BEGIN, END = "<!-- {name}: written by tests/faults/table.py -->", "<!-- end of {name} -->"
+COUNTS = ("lost", "duplicated", "misaligned", "duplicate_ledger")
+HEAD = (
+    "| row | fault | runs | inputs | lost | duplicated | misaligned | doubly charged | upstream overhead | "
+    "worst recovery | seeds |",
+    "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+)
+
+
+def table(runs: list[dict[str, Any]], rows: list[int]) -> list[str]:
+    """A line for each row of the matrix: sums over its runs, and the worst recovery of any."""
+    by_row: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        by_row[run["row"]].append(run)
+    lines = [*HEAD]
+    for row in rows:
+        mine = by_row[row]
+        if not mine:
+            reason = NOT_DONE.get(row, "not in this run")
+            lines.append(f"| {row} | {ROWS[row]} | – | | | | | | | | {reason} |")
+            continue
+        judged = [run["verdict"] for run in mine if "verdict" in run]
+        inputs = sum(verdict["inputs"] for verdict in judged)
+        counts = [f"{sum(verdict[name] for verdict in judged)}" if judged else "" for name in COUNTS]
+        repeated = sum(verdict["repeated"] for verdict in judged)
+        overhead = f"{repeated / inputs:.2%}" if inputs else ""
+        times = [run["recovery_s"] for run in mine if "recovery_s" in run]
+        recovery = f"{max(times):.1f} s" if times else ""
+        seeds = ", ".join(sorted({f"{run['seed']}" for run in mine if "seed" in run}))
+        failed = sum(run["outcome"] in ("failed", "error") for run in mine)
+        count = f"{len(mine)}" + (f" ({failed} failed)" if failed else "")
+        cells = [f"{row}", ROWS[row], count, f"{inputs:,}" if inputs else "", *counts, overhead, recovery, seeds]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    source = Path(sys.argv[1])
+    runs = json.loads(source.read_text())
+    name = source.stem
+    rows = [54] if name == "chaos" else [row for row in ROWS if row != 54]
+    begin, end = BEGIN.format(name=name), END.format(name=name)
+    page = PAGE.read_text("utf-8")
+    before, found, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not (found and closed):
+        raise SystemExit(f"{PAGE} has no place for {name}: {begin} … {end}")
+    PAGE.write_text("\n".join([before + begin, "", *table(runs, rows), "", end + after]), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""A broker that loses messages, is away, frozen, or full. The database is the truth: all of it costs time only."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+import redis
+
+from engine.queue import BULK_QUEUE
+from tests.faults.conftest import Trial
+from tests.system.holding import started
+from tests.system.oracle import corpus
+from tests.system.stack import MODEL, SWEEP_S, Stack, seconds_until
+from tests.waiting import wait_until
+
+RING_AGAIN_S = 2.0
+AWAY_S = 8.0
+ACCEPTED_WITHIN_S = 15.0  # a frozen broker is found out by one time-out, and then left alone
+
+
+def broker(stack: Stack) -> redis.Redis:
+    return redis.Redis.from_url(stack.broker_url, socket_timeout=5.0)
+
+
+@pytest.mark.fault(6)
+def test_messages_that_vanish_after_they_were_fetched_are_sent_again(stack: Stack, trial: Trial) -> None:
+    stack.processes.kill("worker")
+    texts = corpus("vanish", 2_000)
+    job_id = stack.submit(texts)
+    with broker(stack) as client:
+        stolen = wait_until(lambda: client.lpop(f"embedmill:{BULK_QUEUE}", 100), 10, what="messages to steal")
+    assert stolen
+    stack.processes.start("worker")
+    began = time.monotonic()
+    stack.await_end(job_id, 60)
+    trial.recovered(time.monotonic() - began, within_s=RING_AGAIN_S + SWEEP_S + 30)
+    trial.judge(stack, job_id, texts)
+
+
+@pytest.mark.fault(11)
+def test_a_broker_that_is_down_refuses_no_job_and_no_call(stack: Stack, trial: Trial) -> None:
+    stack.latency(150)
+    first, first_texts = started(stack, "before it went")
+    stack.processes.kill("valkey")
+    until = time.monotonic() + AWAY_S
+    jobs: list[tuple[str, list[str]]] = []
+    while time.monotonic() < until:
+        texts = corpus(f"meanwhile {len(jobs)}", 100)
+        jobs.append((stack.submit(texts), texts))  # 202, or it raises
+        answer = stack.api.post("/v1/embeddings", json={"model": MODEL, "input": "sync"})
+        assert answer.status_code == 200, answer.text
+    stack.processes.start("valkey")
+    began = time.monotonic()
+    for job_id, _ in [(first, first_texts), *jobs]:
+        stack.await_end(job_id, 90)
+    trial.recovered(time.monotonic() - began, within_s=90)
+    for job_id, texts in [(first, first_texts), *jobs[:3]]:
+        trial.judge(stack, job_id, texts)
+    stack.processes.check()
+
+
+@pytest.mark.fault(12)
+@pytest.mark.parametrize("how", ["stopped", "black hole"])
+def test_a_frozen_broker_holds_up_nobody(stack: Stack, trial: Trial, how: str) -> None:
+    pid, proxy = stack.processes.pid("valkey"), stack.proxies["broker"]
+    if how == "stopped":
+        os.kill(pid, signal.SIGSTOP)
+    else:
+        proxy.to_client.timeout = proxy.to_server.timeout = True
+    try:
+        texts = corpus(f"frozen broker {how}", 300)
+        began = time.monotonic()
+        job_id = stack.submit(texts)
+        assert time.monotonic() - began < ACCEPTED_WITHIN_S
+        began = time.monotonic()
+        assert stack.api.post("/v1/embeddings", json={"model": MODEL, "input": "sync"}).status_code == 200
+        assert time.monotonic() - began < 5.0
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        proxy.heal()
+    trial.recovered(
+        seconds_until(lambda: stack.job(job_id)["finished_at"], 60, "the end"),
+        within_s=60,
+    )
+    trial.judge(stack, job_id, texts)
+    stack.processes.check()
+
+
+@pytest.mark.fault(13)
+def test_a_broker_without_memory_loses_nothing(stack: Stack, trial: Trial) -> None:
+    with broker(stack) as client:
+        client.config_set("maxmemory", "1")
+        try:
+            texts = corpus("out of memory", 1_000)
+            job_id = stack.submit(texts)
+            wait_until(lambda: "the broker did not take" in log_text(stack), 20, what="a ring that is refused")
+        finally:
+            client.config_set("maxmemory", "0")
+    trial.recovered(seconds_until(lambda: stack.job(job_id)["finished_at"], 60, "the end"), within_s=60)
+    trial.judge(stack, job_id, texts)
+    stack.processes.check()
+
+
+def log_text(stack: Stack) -> str:
+    return "".join(path.read_text(errors="replace") for path in stack.folder.glob("*.log"))

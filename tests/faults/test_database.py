@@ -1,0 +1,151 @@
+"""A database that is restarted, cut off, slow, locked, or out of connections, while paid answers arrive."""
+
+from __future__ import annotations
+
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import asyncpg
+import httpx
+import pytest
+
+from tests.faults.conftest import Trial
+from tests.services import run_async
+from tests.system.cluster import ROLE, PostgresCluster
+from tests.system.holding import held_by, started
+from tests.system.oracle import REPEATS_PER_KILL, corpus
+from tests.system.processes import EMBEDMILL
+from tests.system.stack import Stack, seconds_until
+from tests.waiting import wait_until
+
+MARK_S = 15.0  # from the database's return to new results
+
+
+@pytest.mark.fault(15)
+def test_the_database_is_restarted_under_load(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+    stack.latency(200)
+    job_id, texts = started(stack, "restarts", 10_000)
+    for how in (signal.SIGQUIT, signal.SIGINT, signal.SIGQUIT):
+        time.sleep(trial.chance.uniform(0.0, 0.5))
+        cluster.restart(how)
+        before = completed(stack, job_id)
+        if before < len(texts):
+            trial.recovered(
+                seconds_until(lambda before=before: completed(stack, job_id) > before, 60, "new results"),  # type: ignore[misc]
+                within_s=MARK_S,
+            )
+    stack.await_end(job_id, 60)
+    trial.judge(stack, job_id, texts)  # what had been paid for was kept and recorded: nothing was called again
+    stack.processes.check()
+
+
+def completed(stack: Stack, job_id: str) -> int:
+    return int(str(stack.query(f"SELECT completed FROM jobs WHERE id = '{job_id}'")[0][0]))
+
+
+@pytest.mark.fault(16)
+def test_the_database_is_away_while_paid_answers_arrive(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+    stack.latency(1_000)
+    texts = corpus("away", 2_000)
+    job_id = stack.submit(texts)
+    wait_until(lambda: stack.stats()["in_flight"] >= 4, 20, what="calls in flight")
+    cluster.stop()
+    wait_until(lambda: stack.stats()["in_flight"] == 0, 20, what="their answers")
+    refused = stack.api.get(f"/v1/embeddings/jobs/{job_id}")
+    assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+    cluster.start()
+    trial.recovered(seconds_until(lambda: completed(stack, job_id), 60, "the first results"), within_s=MARK_S)
+    stack.await_end(job_id, 60)
+    trial.judge(stack, job_id, texts)
+
+
+@pytest.mark.fault(17)
+@pytest.mark.parametrize("committed", [False, True], ids=["before it", "after it"])
+def test_the_connection_is_cut_at_a_commit(stack: Stack, trial: Trial, committed: bool) -> None:
+    """Nobody knows whether it happened: whoever asked reads again."""
+    toxics = stack.proxies["database"].to_server
+    stack.latency(100)
+    job_id, texts = started(stack, f"commit {committed}")
+    cuts = toxics.resets
+    for number in range(1, 9):
+        toxics.reset_on, toxics.reset_after_passing = b"COMMIT;", committed
+        wait_until(lambda number=number: toxics.resets >= cuts + number, 20, what="a COMMIT to cut off")  # type: ignore[misc]
+    answers = wait_until(lambda: stack.api.get(f"/v1/embeddings/jobs/{job_id}").status_code == 200, 20)
+    assert answers
+    stack.await_end(job_id, 60)
+    # A job that is refused because its claim's outcome is unknown waits for its lease; nothing is paid for twice.
+    trial.judge(stack, job_id, texts)
+
+
+@pytest.mark.fault(18)
+def test_tables_are_locked_for_a_while(stack: Stack, trial: Trial) -> None:
+    stack.latency(100)
+    job_id, texts = started(stack, "locked")
+
+    async def lock() -> None:
+        connection = await asyncpg.connect(stack.database_url)
+        try:
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE jobs, shards IN ACCESS EXCLUSIVE MODE")
+                await connection.execute("SELECT pg_sleep(6)")
+        finally:
+            await connection.close()
+
+    run_async(lock())
+    trial.recovered(seconds_until(lambda: stack.job(job_id)["finished_at"], 60, "the end"), within_s=60)
+    trial.judge(stack, job_id, texts)
+
+
+@pytest.mark.fault(18)
+def test_every_answer_of_the_database_is_late(stack: Stack, trial: Trial) -> None:
+    stack.latency(50)
+    stack.proxies["database"].to_client.latency_s = 0.4
+    stack.proxies["database"].to_client.jitter_s = 0.2
+    texts = corpus("late", 2_000)
+    job_id = stack.submit(texts)
+    stack.await_end(job_id, 90)
+    trial.judge(stack, job_id, texts)
+
+
+@pytest.mark.fault(19)
+def test_there_are_no_connections_to_be_had(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+    stack.latency(200)
+    job_id, texts = started(stack, "no connections")
+    database = stack.database_url.rpartition("/")[2]
+    cluster.ask(f"ALTER ROLE {ROLE} CONNECTION LIMIT 1")
+    try:
+        cluster.ask(f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{database}'")
+
+        def call(number: int) -> httpx.Response:
+            return stack.api.get(f"/v1/embeddings/jobs/{job_id}", timeout=30)
+
+        with ThreadPoolExecutor(8) as threads:
+            answers = [*threads.map(call, range(24))]
+        assert {answer.status_code for answer in answers} <= {200, 503}
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert refused and all("retry-after" in answer.headers for answer in refused)
+    finally:
+        cluster.ask(f"ALTER ROLE {ROLE} CONNECTION LIMIT -1")
+    trial.recovered(
+        seconds_until(lambda: stack.api.get(f"/v1/embeddings/jobs/{job_id}").status_code == 200, 30, "an answer"),
+        within_s=MARK_S,
+    )
+    stack.await_end(job_id, 60)
+    trial.judge(stack, job_id, texts)
+
+
+@pytest.mark.fault(48)
+def test_two_schedulers_do_nothing_twice(stack: Stack, trial: Trial) -> None:
+    stack.processes.start("scheduler-2", [*EMBEDMILL, "scheduler"])
+    try:
+        stack.latency(100)
+        job_id, texts = started(stack, "two schedulers")
+        wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
+        stack.restart("worker")
+        stack.await_end(job_id, 60)
+        trial.judge(stack, job_id, texts, repeats=range(2 * REPEATS_PER_KILL))
+        stack.processes.check()
+    finally:
+        stack.processes.kill("scheduler-2")
+        stack.processes.forget("scheduler-2")

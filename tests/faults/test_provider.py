@@ -1,0 +1,170 @@
+"""A provider that refuses, fails, lies, drips and goes silent: what it costs, and that no wrong vector is kept.
+
+What one reply is worth is judged by tests/contract and tests/integration/test_wire.py, which are marked with their
+rows; these show the same in whole jobs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import StackFactory, Trial
+from tests.system.oracle import corpus
+from tests.system.stack import BATCH, MODEL, Stack
+from tests.waiting import wait_until
+
+CALL_TIMEOUT_S = 2.0
+SHAPES = (
+    *("short", "long", "duplicate_index", "missing_index", "shuffle", "wrong_width", "nan", "inf", "zero"),
+    *("wrong_model", "html", "empty", "not_json", "cut_json", "floats_only"),
+)
+
+
+@pytest.fixture(scope="module")
+def module_stack(make_stack: StackFactory) -> Stack:
+    return make_stack(proxied=("upstream",), call_timeout_s=CALL_TIMEOUT_S, settings={"SHARD_ATTEMPTS": "3"})
+
+
+def finished(stack: Stack, texts: list[str], timeout_s: float = 60) -> dict[str, Any]:
+    job_id = stack.submit(texts)
+    stack.await_end(job_id, timeout_s)
+    return stack.job(job_id)
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize(
+    "hint",
+    [{"retry_after": 1}, {"retry_after_ms": 700}, {"retry_after": -5}, {"retry_after": "soon"}],
+    ids=["seconds", "milliseconds", "negative", "words"],
+)
+def test_a_rate_limit_costs_neither_attempts_nor_inputs(stack: Stack, trial: Trial, hint: dict[str, Any]) -> None:
+    stack.script({"do": {"status": 429, **hint}, "times": 6})
+    texts = corpus(f"429 {hint}", 600)
+    job = finished(stack, texts)
+    assert stack.query(f"SELECT max(attempt) FROM shards WHERE job_id = '{job['id']}'") == [(1,)]
+    trial.judge(stack, job["id"], texts)
+
+
+@pytest.mark.fault(25)
+def test_a_third_of_all_calls_fail(stack: Stack, trial: Trial) -> None:
+    stack.script(
+        *({"when": {"probability": 0.1}, "do": {"status": status}} for status in (500, 502, 503, 529)), seed=trial.seed
+    )
+    texts = corpus("thirty percent", 4_000)
+    trial.judge(stack, finished(stack, texts, 90)["id"], texts)
+
+
+@pytest.mark.fault(26)
+def test_a_provider_that_always_fails_is_given_up(stack: Stack, trial: Trial) -> None:
+    stack.script({"do": {"status": 500}})
+    texts = corpus("always", 100)
+    job = finished(stack, texts, 90)
+    assert job["status"] == "failed" and job["counts"]["failed"] == len(texts)
+    assert job["errors"][0]["code"]
+    trial.judge(stack, job["id"], texts, failed=range(len(texts)))
+
+
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_makes_no_storm(stack: Stack, trial: Trial, status: int) -> None:
+    stack.script({"do": {"status": status}})
+    calls = stack.stats()["calls"]
+    texts = corpus(f"refused {status}", 400)
+    job_id = stack.submit(texts)
+    wait_until(lambda: stack.stats()["calls"] > calls, 20, what="a call")
+    # Each call in flight may be told once; then the account is left alone for a while.
+    until = time.monotonic() + 2.0
+    while time.monotonic() < until:
+        assert stack.stats()["calls"] - calls <= 16
+        time.sleep(0.1)
+    stack.latency(0)
+    stack.await_end(job_id, 90)
+    failed = () if stack.job(job_id)["status"] == "completed" else range(len(texts))
+    trial.judge(stack, job_id, texts, failed=failed)
+
+
+@pytest.mark.fault(28)
+def test_one_poison_input_costs_its_own_index_and_a_few_calls(stack: Stack, trial: Trial) -> None:
+    texts = corpus("poison", 512)
+    texts[200] = "poison: the guilty one"
+    stack.script({"when": {"contains": "the guilty one"}, "do": {"status": 400}})
+    calls = stack.stats()["calls"]
+    job = finished(stack, texts)
+    assert job["status"] == "completed_with_errors" and job["errors"][0]["example_index"] == 200
+    assert stack.stats()["calls"] - calls <= len(texts) / BATCH + 2 * math.log2(BATCH)
+    trial.judge(stack, job["id"], texts, failed=[200])
+
+
+@pytest.mark.fault(29)
+@pytest.mark.parametrize("how", ["never answers", "black hole", "connection refused"])
+def test_a_silent_provider_is_waited_for_so_long_and_no_longer(stack: Stack, trial: Trial, how: str) -> None:
+    texts = corpus(how, 300)
+    proxy = stack.proxies["upstream"]
+    if how == "never answers":
+        stack.script({"do": {"fault": "hang"}, "times": 3})
+    elif how == "black hole":
+        proxy.to_client.timeout = True
+    else:
+        proxy.down()
+    job_id = stack.submit(texts)
+    if how != "never answers":
+        began = time.monotonic()
+        answer = stack.api.post("/v1/embeddings", json={"model": MODEL, "input": "sync"}, timeout=90)
+        assert answer.status_code >= 500
+        assert time.monotonic() - began < 4 * (CALL_TIMEOUT_S + 8)
+        proxy.heal()
+    stack.await_end(job_id, 90)
+    # What the black hole swallowed was billed, and the caller is charged once.
+    trial.judge(stack, job_id, texts, repeats=range(10_000 if how == "black hole" else 1))
+
+
+@pytest.mark.fault(30)
+def test_an_answer_that_drips_is_cut_at_its_deadline(stack: Stack, trial: Trial) -> None:
+    proxy = stack.proxies["upstream"]
+    proxy.to_client.bytes_per_s, proxy.to_client.slice_bytes = 200.0, 20
+    texts = corpus("drip", 200)
+    began, job_id = time.monotonic(), stack.submit(texts)
+    wait_until(lambda: stack.stats()["calls"] and len(stack.bill()), 20)
+    wait_until(lambda: time.monotonic() - began > CALL_TIMEOUT_S + 1, 10)
+    assert stack.job(job_id)["counts"]["completed"] == 0
+    proxy.heal()
+    stack.await_end(job_id, 90)
+    trial.judge(stack, job_id, texts, repeats=range(10_000))
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize("how", ["reset", "close", "truncate", "limit_data", "reset by the way"])
+def test_half_an_answer_is_none(stack: Stack, trial: Trial, how: str) -> None:
+    proxy, texts = stack.proxies["upstream"], corpus(f"half {how}", 600)
+    if how == "limit_data":
+        proxy.reset()  # each connection passes half an answer and ends
+        proxy.to_client.limit_bytes = 9_000
+    elif how == "reset by the way":
+        stack.latency(200)
+    else:
+        stack.script({"when": {"every": 2}, "do": {"fault": how}, "times": 5})
+    job_id = stack.submit(texts)
+    if how == "limit_data":
+        wait_until(lambda: len(stack.bill()) and proxy.accepted > 3, 20)
+    elif how == "reset by the way":
+        wait_until(lambda: stack.stats()["in_flight"], 20)
+        assert proxy.reset()
+    proxy.heal()
+    stack.await_end(job_id, 90)
+    trial.judge(stack, job_id, texts, repeats=range(10_000))
+
+
+@pytest.mark.fault(32, 33, 34)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_wrong_answer_is_never_kept(stack: Stack, trial: Trial, shape: str) -> None:
+    """Now and then: what is refused is asked for again, and every input has its own vector in the end."""
+    stack.script({"when": {"every": 3}, "do": {"reply": shape}, "times": 2})
+    texts = corpus(f"shape {shape}", 400)
+    job = finished(stack, texts, 90)
+    assert job["status"] == "completed"
+    # A refused answer was billed: what it was about is embedded again, by halves perhaps.
+    trial.judge(stack, job["id"], texts, repeats=range(2 * BATCH * 2 + 1))
