@@ -38,6 +38,7 @@ async def test_a_replay_shows_the_job_as_it_is_now(mill: Mill) -> None:
     assert (await send(mill)).json()["status"] == "completed"
 
 
+@pytest.mark.fault(39)
 async def test_another_body_under_the_same_key_is_refused(mill: Mill) -> None:
     first = await send(mill)
     for body in ({**BODY, "input": ["a"]}, {**BODY, "dimensions": 4}):
@@ -64,6 +65,7 @@ async def test_a_stream_is_fingerprinted_with_its_options(mill: Mill) -> None:
     assert (await stream()).status_code == 422
 
 
+@pytest.mark.fault(39)
 async def test_twenty_at_once_are_one_job(mill: Mill) -> None:
     replies = await asyncio.gather(*(send(mill) for _ in range(20)))
     counts = Counter(reply.status_code for reply in replies)

@@ -80,6 +80,7 @@ def test_no_credit_is_not_a_rate_limit(error: dict[str, str]) -> None:
     assert isinstance(said, UpstreamAuthFailed) and said.code == "upstream_quota"
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
     ("headers", "message", "seconds"),
     [

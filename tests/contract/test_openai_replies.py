@@ -78,6 +78,7 @@ def documents(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     return {name: document[name] for name in draw(st.permutations(sorted(document)))}, count
 
 
+@pytest.mark.fault(37)
 @settings(max_examples=300)
 @given(documents(), st.sampled_from(STYLES))
 def test_a_good_reply_is_read_alike_in_every_layout(
@@ -88,6 +89,7 @@ def test_a_good_reply_is_read_alike_in_every_layout(
     assert read(body, count).tobytes() == plainly(body)
 
 
+@pytest.mark.fault(34)
 @settings(max_examples=300)
 @given(documents(), st.sampled_from(STYLES), st.data())
 def test_a_reply_damaged_anywhere_is_refused_or_reads_as_what_it_now_says(
@@ -108,6 +110,7 @@ def test_a_reply_damaged_anywhere_is_refused_or_reads_as_what_it_now_says(
     assert reference is None or rows.tobytes() == reference
 
 
+@pytest.mark.fault(34)
 @pytest.mark.parametrize("count", [1, 2])
 @given(body=st.binary(max_size=60) | other_documents)
 def test_anything_else_is_refused_in_the_one_way(body: bytes, count: int) -> None:

@@ -83,12 +83,14 @@ def test_a_good_reply_is_its_vectors_to_the_bit(dialect: Dialect) -> None:
     assert embedded.vectors.dtype == np.float32 and embedded.tokens == 7
 
 
+@pytest.mark.fault(32)
 @each_with_indexes
 def test_a_shuffled_reply_is_put_right(dialect: Dialect) -> None:
     order = [2, 0, 1]
     assert read(dialect, dialect.say(vectors()[order], order)).vectors.tobytes() == vectors().tobytes()
 
 
+@pytest.mark.fault(32)
 @each_with_indexes
 @pytest.mark.parametrize(
     "indexes", [[0, 0, 2], [0, 1, 3], [1, 2, 3], [-1, 0, 1], [0, 1, 2**70]], ids=["doubled", *"abcd"]
@@ -98,6 +100,7 @@ def test_each_index_exactly_once(dialect: Dialect, indexes: list[int]) -> None:
         read(dialect, dialect.say(vectors(), indexes))
 
 
+@pytest.mark.fault(32)
 @each_dialect
 @pytest.mark.parametrize("count", [0, 1, 2, 4])
 def test_neither_short_nor_long(dialect: Dialect, count: int) -> None:
@@ -105,6 +108,7 @@ def test_neither_short_nor_long(dialect: Dialect, count: int) -> None:
         read(dialect, dialect.say(vectors(count), range(count)))
 
 
+@pytest.mark.fault(33)
 @each_dialect
 @pytest.mark.parametrize("width", [0, WIDTH - 1, WIDTH + 1, WIDTH * 2])
 def test_the_width_that_was_asked_for(dialect: Dialect, width: int) -> None:
@@ -112,6 +116,7 @@ def test_the_width_that_was_asked_for(dialect: Dialect, width: int) -> None:
         read(dialect, dialect.say(vectors(width=width), range(3)))
 
 
+@pytest.mark.fault(33)
 @each_dialect
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_only_finite_numbers(dialect: Dialect, wrong: float) -> None:
@@ -121,6 +126,7 @@ def test_only_finite_numbers(dialect: Dialect, wrong: float) -> None:
         read(dialect, dialect.say(spoiled, range(3)))
 
 
+@pytest.mark.fault(33)
 @each_dialect
 def test_no_zero_vector(dialect: Dialect) -> None:
     spoiled = vectors()
@@ -129,6 +135,7 @@ def test_no_zero_vector(dialect: Dialect) -> None:
         read(dialect, dialect.say(spoiled, range(3)))
 
 
+@pytest.mark.fault(34)
 @each_dialect
 @pytest.mark.parametrize(
     "body",

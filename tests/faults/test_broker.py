@@ -13,7 +13,7 @@ from engine.queue import BULK_QUEUE
 from tests.faults.conftest import Trial
 from tests.system.holding import started
 from tests.system.oracle import corpus
-from tests.system.stack import MODEL, SWEEP_S, Stack, seconds_until
+from tests.system.stack import MODEL, SWEEP_S, WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
 RING_AGAIN_S = 2.0
@@ -82,7 +82,7 @@ def test_a_frozen_broker_holds_up_nobody(stack: Stack, trial: Trial, how: str) -
         os.kill(pid, signal.SIGCONT)
         proxy.heal()
     trial.recovered(
-        seconds_until(lambda: stack.job(job_id)["finished_at"], 60, "the end"),
+        seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"),
         within_s=60,
     )
     trial.judge(stack, job_id, texts)
@@ -99,9 +99,31 @@ def test_a_broker_without_memory_loses_nothing(stack: Stack, trial: Trial) -> No
             wait_until(lambda: "the broker did not take" in log_text(stack), 20, what="a ring that is refused")
         finally:
             client.config_set("maxmemory", "0")
-    trial.recovered(seconds_until(lambda: stack.job(job_id)["finished_at"], 60, "the end"), within_s=60)
+    trial.recovered(seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"), within_s=60)
     trial.judge(stack, job_id, texts)
     stack.processes.check()
+
+
+@pytest.mark.fault(14)
+def test_a_worker_that_has_gone_deaf_restarts_itself(stack: Stack, trial: Trial) -> None:
+    """Alive, with a connection that nobody hears: the message queue's own client may not find out for a minute."""
+    stack.processes.kill("worker")
+    stack.processes.start("worker", WORKER, WATCHDOG_S="4", CLAIM_UNRUNG_S="1")
+    first = corpus("heard", 200)
+    stack.await_end(stack.submit(first), 60)
+    main = stack.processes.pid("worker")
+    assert stack.proxies["broker"].stall()
+    stack.latency(300)
+    texts = corpus("deaf", 6_000)
+    job_id = stack.submit(texts)
+    began = time.monotonic()
+    wait_until(lambda: stack.processes.has_ended("worker"), 60, what="the deaf worker's end")
+    trial.recovered(time.monotonic() - began, within_s=60)
+    assert "messages do not arrive" in log_text(stack)
+    stack.revive()
+    assert stack.processes.pid("worker") != main
+    stack.await_end(job_id, 90)
+    trial.judge(stack, job_id, texts)
 
 
 def log_text(stack: Stack) -> str:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import asyncpg
 import httpx
 import pytest
 
 from tests.faults.conftest import Trial
-from tests.services import run_async
+from tests.services import is_away, run_async
 from tests.system.cluster import ROLE, PostgresCluster
 from tests.system.holding import held_by, started
 from tests.system.oracle import REPEATS_PER_KILL, corpus
 from tests.system.processes import EMBEDMILL
-from tests.system.stack import Stack, seconds_until
+from tests.system.stack import WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
 MARK_S = 15.0  # from the database's return to new results
@@ -60,6 +62,78 @@ def test_the_database_is_away_while_paid_answers_arrive(stack: Stack, cluster: P
     trial.judge(stack, job_id, texts)
 
 
+@pytest.mark.fault(16)
+def test_paid_answers_outlive_their_worker(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+    """Spooled while the database is away; the worker that wrote them dies; another brings them in."""
+    stack.latency(1_000)
+    texts = corpus("spooled", 2_000)
+    job_id = stack.submit(texts)
+    without_database(stack, cluster)
+    wait_until(lambda: len(spool(stack, ".spool")) >= 2, 20, what="spool files of both children")
+    stack.restart("worker")
+    cluster.start()
+    trial.recovered(seconds_until(lambda: completed(stack, job_id), 60, "what was spooled"), within_s=30)
+    stack.await_end(job_id, 60)
+    wait_until(lambda: not spool(stack, ""), 20, what="an empty spool")
+    trial.judge(stack, job_id, texts)
+
+
+@pytest.mark.fault(23)
+def test_a_spool_file_that_was_not_finished_is_no_result(
+    stack: Stack, cluster: PostgresCluster, trial: Trial, tmp_path: Path
+) -> None:
+    stack.processes.kill("worker")
+    stack.processes.start("worker", WORKER, FAILPOINTS=f"during_spool_write=kill,times=1,shared={tmp_path}")
+    stack.latency(1_000)
+    texts = corpus("torn", 2_000)
+    job_id = stack.submit(texts)
+    without_database(stack, cluster)
+    wait_until(lambda: [*tmp_path.iterdir()], 20, what="a death in the middle of a spool file")
+    cluster.start()
+    began = time.monotonic()
+    stack.await_end(job_id, 60)
+    trial.recovered(time.monotonic() - began, within_s=60)
+    trial.judge(stack, job_id, texts, repeats=range(1, REPEATS_PER_KILL))
+    wait_until(lambda: not spool(stack, ""), 20, what="an empty spool")
+    stack.restart("worker")
+
+
+@pytest.mark.fault(22)
+def test_a_spool_without_room_keeps_results_in_memory(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+    folder = stack.folder / "data" / "spool"
+    folder.mkdir(exist_ok=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", folder], capture_output=True, check=False, text=True
+    )
+    if mounted.returncode:
+        is_away("a small disk", mounted.stderr.strip() or "mount failed")
+    try:
+        stack.latency(1_000)
+        texts = corpus("no room", 2_000)
+        job_id = stack.submit(texts)
+        without_database(stack, cluster)
+        log = stack.folder / "worker.log"
+        wait_until(lambda: "the spool does not take them" in log.read_text(), 20, what="a spool that is full")
+        cluster.start()
+        trial.recovered(seconds_until(lambda: completed(stack, job_id), 60, "the first results"), within_s=MARK_S)
+        stack.await_end(job_id, 60)
+        assert not spool(stack, ".bad")
+        trial.judge(stack, job_id, texts)
+    finally:
+        subprocess.run(["umount", "-l", folder], check=False)
+
+
+def without_database(stack: Stack, cluster: PostgresCluster) -> None:
+    """Stop it while calls are under way, and wait for their answers."""
+    wait_until(lambda: stack.stats()["in_flight"] >= 4, 20, what="calls in flight")
+    cluster.stop()
+    wait_until(lambda: stack.stats()["in_flight"] == 0, 20, what="their answers")
+
+
+def spool(stack: Stack, ending: str) -> list[Path]:
+    return [path for path in (stack.folder / "data" / "spool").glob("*") if path.name.endswith(ending)]
+
+
 @pytest.mark.fault(17)
 @pytest.mark.parametrize("committed", [False, True], ids=["before it", "after it"])
 def test_the_connection_is_cut_at_a_commit(stack: Stack, trial: Trial, committed: bool) -> None:
@@ -93,7 +167,7 @@ def test_tables_are_locked_for_a_while(stack: Stack, trial: Trial) -> None:
             await connection.close()
 
     run_async(lock())
-    trial.recovered(seconds_until(lambda: stack.job(job_id)["finished_at"], 60, "the end"), within_s=60)
+    trial.recovered(seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"), within_s=60)
     trial.judge(stack, job_id, texts)
 
 

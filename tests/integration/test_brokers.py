@@ -135,6 +135,7 @@ def send_garbage(url: str) -> None:
     app.close()
 
 
+@pytest.mark.fault(53)
 async def test_jobs_complete_and_garbage_in_the_queue_does_no_harm(
     quiet: Store, broker_url: str, processes: Processes
 ) -> None:
@@ -161,6 +162,7 @@ async def test_bytes_that_are_no_message_at_all_do_no_harm(
     await store.close()
 
 
+@pytest.mark.fault(7, 8)
 async def test_a_message_that_comes_many_times_is_worked_on_once(
     quiet: Store, broker_url: str, processes: Processes
 ) -> None:
@@ -178,6 +180,7 @@ async def test_a_message_that_comes_many_times_is_worked_on_once(
     await store.close()
 
 
+@pytest.mark.fault(11)
 async def test_a_broker_that_is_away_delays_jobs_and_refuses_none(
     quiet: Store, valkey: EmbeddedValkey, processes: Processes
 ) -> None:

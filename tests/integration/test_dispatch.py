@@ -58,6 +58,7 @@ async def test_the_window_grows_with_the_workers_alive(quiet: Store) -> None:
     assert len(await quiet.shards(job_id)) > 8 * RINGS_PER_SLOT
 
 
+@pytest.mark.fault(49)
 async def test_a_small_job_does_not_wait_behind_a_huge_one(store: Store) -> None:
     huge = await store.submit(200)
     small = await store.submit(20)
@@ -86,6 +87,7 @@ async def test_projects_take_turns_however_many_jobs_each_has(quiet: Store) -> N
     assert "b" in second[:3] and set(second[:3]) - {"b"} == set(jobs) - {*first, "b"}
 
 
+@pytest.mark.fault(48)
 async def test_two_dispatchers_at_once_ring_nothing_twice(quiet: Store) -> None:
     other = quiet.another()
     await quiet.submit(200)

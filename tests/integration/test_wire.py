@@ -196,6 +196,7 @@ async def test_any_status_is_a_reply(wire: Wire) -> None:
     assert (reply.status, reply.headers["retry-after"], reply.body) == (503, "7", b"busy")
 
 
+@pytest.mark.fault(36)
 async def test_does_not_follow_redirects(wire: Wire) -> None:
     visited: list[str] = []
 
@@ -210,6 +211,7 @@ async def test_does_not_follow_redirects(wire: Wire) -> None:
     assert visited == []
 
 
+@pytest.mark.fault(35)
 async def test_does_not_inflate_a_compressed_reply(wire: Wire) -> None:
     bomb = gzip.compress(bytes(20_000_000))
     raw = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(bomb), bomb)
@@ -228,6 +230,7 @@ async def test_refuses_a_second_event_loop(wire: Wire) -> None:
 # --- Time -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(30)
 async def test_the_deadline_is_total_against_a_slow_drip(wire: Wire) -> None:
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -245,6 +248,7 @@ async def test_the_deadline_is_total_against_a_slow_drip(wire: Wire) -> None:
     assert caught.value.sent
 
 
+@pytest.mark.fault(29)
 async def test_a_silent_upstream_counts_as_sent(wire: Wire) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
@@ -256,6 +260,7 @@ async def test_a_silent_upstream_counts_as_sent(wire: Wire) -> None:
     assert caught.value.sent
 
 
+@pytest.mark.fault(29)
 async def test_a_connect_that_never_ends_is_cut_and_was_not_sent(wire: Wire) -> None:
     with deaf_port() as port, pytest.raises(UpstreamTimeout) as caught:
         await send(wire, f"http://127.0.0.1:{port}")
@@ -268,6 +273,7 @@ async def test_no_time_left_is_not_sent(wire: Wire) -> None:
     assert not caught.value.sent
 
 
+@pytest.mark.fault(36)
 async def test_a_flood_of_interim_replies_ends_at_the_deadline(wire: Wire) -> None:
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
@@ -351,6 +357,7 @@ async def test_cancelling_in_the_middle_of_a_body_drops_the_connection(wire: Wir
 # --- Size -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(35)
 async def test_refuses_a_reply_by_its_announced_length(wire: Wire) -> None:
     dropped = asyncio.Event()
 
@@ -366,6 +373,7 @@ async def test_refuses_a_reply_by_its_announced_length(wire: Wire) -> None:
         await asyncio.wait_for(dropped.wait(), PATIENCE_S)
 
 
+@pytest.mark.fault(35)
 async def test_refuses_an_endless_chunked_reply(wire: Wire) -> None:
     dropped = asyncio.Event()
 
@@ -388,6 +396,7 @@ async def test_refuses_an_endless_chunked_reply(wire: Wire) -> None:
 # --- Broken transport -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(31)
 @pytest.mark.parametrize(
     "raw",
     [
@@ -461,6 +470,7 @@ async def test_a_request_that_was_read_is_never_sent_again(wire: Wire) -> None:
     assert len(bodies) == 2
 
 
+@pytest.mark.fault(36)
 async def test_bytes_after_a_reply_are_not_taken_for_the_next_reply(wire: Wire) -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
     async with serving(replying(raw)) as url:

@@ -86,6 +86,9 @@ class Processes:
                     self.kill(name)
                 self.start(name)
 
+    def has_ended(self, name: str) -> bool:
+        return self._running[name].poll() is not None
+
     def forget(self, name: str) -> None:
         """It has ended for good: no revival."""
         self._commands.pop(name, None)

@@ -79,6 +79,13 @@ class Proxy:
         """RST on every open connection; how many there were."""
         return self._call(self._reset_all())
 
+    def stall(self) -> int:
+        """Half-open for ever: nothing passes on the connections of now, later ones work. How many there are."""
+        links = [*self._links]
+        for link in links:
+            link.stalled = True
+        return len(links)
+
     def heal(self) -> None:
         """No toxics, and connections are taken."""
         self.to_server.clear()
@@ -148,6 +155,7 @@ class _Link:
 
     def __init__(self, near: Stream, far: Stream) -> None:
         self._near, self._far = near, far
+        self.stalled = False
         self.ended = asyncio.Event()
 
     async def run(self, to_server: Toxics, to_client: Toxics, uniform: Callable[[float, float], float]) -> None:
@@ -203,7 +211,7 @@ class _Pipe:
                 due, data = await chunks.get()
                 if (left_s := due - clock()) > 0:
                     await asyncio.sleep(left_s)
-                while toxics.timeout:  # noqa: ASYNC110  # toggled from another thread
+                while toxics.timeout or self._link.stalled:  # noqa: ASYNC110  # toggled from another thread
                     await asyncio.sleep(BLACK_HOLE_POLL_S)
                 if not data:
                     break

@@ -59,6 +59,7 @@ model = "{UPSTREAM_MODEL}"
 """
 
 
+NOTHING_YET: dict[str, Any] = {"finished_at": None, "counts": {"completed": 0}}
 Part = Literal["database", "broker", "upstream"]
 
 
@@ -209,10 +210,20 @@ class Stack:
 
     def await_progress(self, job_id: str, completed: int) -> None:
         what = f"{completed} inputs of {job_id}"
-        wait_until(lambda: self.job(job_id)["counts"]["completed"] >= completed, 30, what=what)
+        wait_until(lambda: (self.polled(job_id) or NOTHING_YET)["counts"]["completed"] >= completed, 60, what=what)
 
     def await_end(self, job_id: str, timeout_s: float) -> None:
-        wait_until(lambda: self.job(job_id)["finished_at"], timeout_s, what=f"the end of {job_id}")
+        wait_until(lambda: (self.polled(job_id) or NOTHING_YET)["finished_at"], timeout_s, what=f"the end of {job_id}")
+
+    def polled(self, job_id: str) -> dict[str, Any] | None:
+        """The job; None where the answer was to come again, as pollers are told during an outage."""
+        with suppress(httpx.TransportError):
+            answer = self.api.get(f"/v1/embeddings/jobs/{job_id}")
+            if answer.status_code != 503:
+                assert answer.status_code == 200, answer.text
+                body: dict[str, Any] = answer.json()
+                return body
+        return None
 
     def can_write(self) -> bool:
         """False when someone holds the write lock of SQLite and keeps it."""

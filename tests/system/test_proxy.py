@@ -118,6 +118,16 @@ def test_timeout_keeps_the_connection_and_passes_nothing(proxy: Proxy, client: s
     assert received(client, 4) == b"hole"
 
 
+def test_stall_is_for_the_connections_of_now(proxy: Proxy, client: socket.socket) -> None:
+    assert proxy.stall() == 1
+    client.settimeout(BRIEF_S)
+    client.sendall(b"hole")
+    with pytest.raises(TimeoutError):
+        client.recv(4)
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=LONG_S) as another:
+        assert echoed(another, b"works") == b"works"
+
+
 def test_reset_is_a_reset_and_the_next_connection_works(proxy: Proxy, client: socket.socket) -> None:
     assert proxy.reset() == 1
     with pytest.raises(ConnectionResetError):

@@ -20,6 +20,7 @@ def stack(sqlite_stack: Stack) -> Stack:
     return sqlite_stack
 
 
+@pytest.mark.fault(41)
 def test_a_worker_told_to_stop_loses_nothing_and_repeats_nothing(stack: Stack) -> None:
     stack.latency(150)
     texts = corpus("deploy", INPUTS)

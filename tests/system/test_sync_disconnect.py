@@ -57,6 +57,7 @@ async def call_and_hang_up(stack: Stack, texts: list[str]) -> None:
         await asyncio.gather(*calls, return_exceptions=True)
 
 
+@pytest.mark.fault(38)
 def test_hanging_up_cancels_the_upstream_call_and_leaks_nothing(stack: Stack) -> None:
     stack.latency(0)
     before = sync_inputs(stack)

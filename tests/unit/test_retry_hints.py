@@ -12,6 +12,7 @@ DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
 text_like = st.text("0123456789.:-+eE smhnaif,GMT", max_size=30)
 
 
+@pytest.mark.fault(24)
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -67,6 +68,7 @@ def test_a_header_says_more_than_words() -> None:
     assert retry_after_s({"retry-after": "4"}, "try again in 9s") == 4.0
 
 
+@pytest.mark.fault(24)
 @given(st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "date"]), text_like | st.text()), st.text())
 def test_whatever_is_said_the_wait_is_bounded(headers: dict[str, str], message: str) -> None:
     seconds = retry_after_s(headers, message)
