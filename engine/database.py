@@ -15,6 +15,7 @@ from typing import Any
 
 from sqlalchemy import ARRAY, BigInteger, Insert, TableValuedAlias, cast, column, event, func, text
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -36,6 +37,7 @@ class Database:
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self.url = url
         self.is_sqlite = url.startswith("sqlite")
+        self.sqlite_path = make_url(url).database if self.is_sqlite else None
         self._reads: AsyncEngine
         self._writes: AsyncEngine
         if self.is_sqlite:

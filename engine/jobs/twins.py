@@ -5,10 +5,14 @@ The first always has the lower index, so that shards which wait for each other's
 
 from __future__ import annotations
 
+import asyncio
+import sqlite3
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from decimal import Decimal
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import msgspec
 import numpy as np
@@ -16,9 +20,11 @@ from sqlalchemy import case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine import vectors
+from engine.database import BUSY_TIMEOUT_S
 from engine.runtime import Runtime
 from models.base import Blob
 from models.embedding import InputError, Landed, Matrix
+from models.errors import StorageUnavailable
 from models.job import InputFailure, VectorRun
 
 if TYPE_CHECKING:
@@ -121,7 +127,7 @@ async def settled(runtime: Runtime, held: Claim, firsts: Sequence[int]) -> dict[
         async with runtime.database.read() as connection:
             at = await _runs_of(runtime, connection, held.job_id, some)
             for spans in _portions(at, held.width * 4):
-                for run, data in await _read(connection, held, spans):
+                for run, data in await _read(runtime, connection, held, spans):
                     rows = vectors.from_blob(data, held.width)
                     wanted = at[run]
                     outcomes.update((first, rows[first - wanted[0]]) for first in wanted)
@@ -176,8 +182,10 @@ def _portions(held_by: Mapping[int, Sequence[int]], row_bytes: int) -> Iterator[
 
 
 async def _read(
-    connection: AsyncConnection, held: Claim, spans: Mapping[int, tuple[int, int]]
+    runtime: Runtime, connection: AsyncConnection, held: Claim, spans: Mapping[int, tuple[int, int]]
 ) -> list[tuple[int, bytes]]:
+    if (path := runtime.database.sqlite_path) is not None:
+        return await asyncio.to_thread(_read_slices, path, held.job_id, spans)
     start = case({run: span[0] for run, span in spans.items()}, value=VectorRun.first_index)
     length = case({run: span[1] for run, span in spans.items()}, value=VectorRun.first_index)
     rows = await connection.execute(
@@ -186,3 +194,21 @@ async def _read(
         )
     )
     return [(run, data) for run, data in rows]
+
+
+def _read_slices(path: str, job_id: str, spans: Mapping[int, tuple[int, int]]) -> list[tuple[int, bytes]]:
+    """What SQLite's substr() would give, at a tenth of its cost: that reads the whole blob, and this its slice."""
+    found: list[tuple[int, bytes]] = []
+    try:
+        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as connection:
+            for run, (start, length) in spans.items():
+                row = connection.execute(
+                    "select rowid from vectors where job_id = ? and first_index = ?", (job_id, run)
+                ).fetchone()
+                if row is None:  # deleted meanwhile
+                    continue
+                with connection.blobopen("vectors", "data", row[0], readonly=True) as blob:
+                    found.append((run, blob[start - 1 : start - 1 + length]))
+    except sqlite3.OperationalError as error:
+        raise StorageUnavailable("the database does not answer", retry_after_s=2.0) from error
+    return found
