@@ -27,6 +27,9 @@ class AccountSection(msgspec.Struct, forbid_unknown_fields=True):
     timeout_s: float = 60.0
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    expect_model: bool | str = False
+    allow_zero_vectors: bool = False
+    canary: str | None = None
     # Only for kind = "fake": scripted faults and latency, and what its upstream insists on.
     script: list[dict[str, Any]] = []
     latency_ms: float = 0.0
@@ -43,6 +46,7 @@ class RouteSection(msgspec.Struct, forbid_unknown_fields=True):
     max_tokens_per_call: int | None = None
     max_tokens_per_input: int | None = None
     max_bytes_per_call: int | None = None
+    expect_model: bool | str | None = None
 
 
 class ModelSection(msgspec.Struct, forbid_unknown_fields=True):
@@ -132,6 +136,7 @@ def _known_route(known: KnownModel, account: Account) -> Route:
         usd_per_million_tokens=known.usd_per_million_tokens,
         narrowing=known.narrowing,
         accepts_tokens=provider.accepts_tokens,
+        expect_model=_expected(account.expect_model, known.upstream_model),
     )
 
 
@@ -166,6 +171,9 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
         timeout_s=section.timeout_s,
         requests_per_minute=section.requests_per_minute,
         tokens_per_minute=section.tokens_per_minute,
+        expect_model=section.expect_model,
+        allow_zero_vectors=section.allow_zero_vectors,
+        canary=section.canary or None,
         settings={"script": section.script, "latency_ms": section.latency_ms} if section.kind == "fake" else {},
     )
 
@@ -240,9 +248,11 @@ def _route(
     )
     if min(limits.inputs_per_call, limits.tokens_per_input, limits.tokens_per_call, limits.bytes_per_call) < 1:
         raise ConfigError(f"{where}: limits must be more than 0", param=where)
+    upstream_model = section.model or (known.upstream_model if known else alias)
+    expected = account.expect_model if section.expect_model is None else section.expect_model
     return Route(
         account=account,
-        upstream_model=section.model or (known.upstream_model if known else alias),
+        upstream_model=upstream_model,
         width=width,
         limits=limits,
         usd_per_million_tokens=alias_price if price is None else price,
@@ -250,6 +260,7 @@ def _route(
         accepts_tokens=provider.accepts_tokens,
         priority=section.priority,
         weight=section.weight,
+        expect_model=_expected(expected, upstream_model),
     )
 
 
@@ -257,6 +268,11 @@ def _tokens_per_call(account: Account, limit: int) -> int:
     """The limit of one call, or what is small against the account's quota: large calls cannot be paced."""
     of_quota = quota.largest_call(account.tokens_per_minute, account.requests_per_minute)
     return limit if of_quota is None else min(limit, of_quota)
+
+
+def _expected(wanted: bool | str, upstream_model: str) -> str | None:
+    """The model that replies must name: the one asked for, or the one named; None: whatever they name."""
+    return wanted if isinstance(wanted, str) else upstream_model if wanted else None
 
 
 def _dimensions(value: str | list[int] | None, width: int, where: str) -> frozenset[int] | range:

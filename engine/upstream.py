@@ -15,7 +15,7 @@ from engine.limiter.waits import Waits
 from engine.telemetry import AMBIGUOUS_CALLS, UPSTREAM_CALLS, UPSTREAM_SECONDS
 from models.embedding import Account, Batch, Call, Matrix, Route
 from models.errors import DeadlineExceeded, UpstreamError
-from providers.base import UpstreamReply, UpstreamRequest, check_vectors
+from providers.base import UpstreamReply, UpstreamRequest, check_embedded
 from providers.quota_hints import QuotaHint
 
 
@@ -61,7 +61,8 @@ class Upstream:
             raise DeadlineExceeded("no time was left for an upstream call")
         if request.url.startswith(SCHEME):
             return await self._in_process.send(request, timeout_s=left_s)
-        return await self._wire.send(request, timeout_s=left_s, max_reply_bytes=self._max_reply_bytes)
+        most = min(request.most_reply_bytes or self._max_reply_bytes, self._max_reply_bytes)
+        return await self._wire.send(request, timeout_s=left_s, max_reply_bytes=most)
 
     async def embed(
         self,
@@ -107,7 +108,7 @@ class Upstream:
             embedded = provider.parse(reply, asked)
             used = embedded.tokens
             rows = vectors.cut(embedded.vectors, batch.width)
-            check_vectors(rows, len(batch.inputs), batch.width)
+            check_embedded(embedded, rows, batch, route)
         except BaseException as error:
             failure = error
             if isinstance(error, UpstreamError):

@@ -53,6 +53,11 @@ class Account:
     # Quotas, for each upstream model by itself; None: none is known.
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
+    expect_model: bool | str = False  # that its replies must name the model asked for (True), or this one
+    # A vector of zeros is else taken for a fault.
+    allow_zero_vectors: bool = False
+    # A text whose vector is asked for now and then: when it changes, so did the model behind the account's routes.
+    canary: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -70,6 +75,7 @@ class Route:
     accepts_tokens: bool = False
     priority: int = 0
     weight: int = 1
+    expect_model: str | None = None  # the model that replies must name, where they name one
 
     @property
     def provider(self) -> str:

@@ -157,11 +157,15 @@ class UpstreamAuthFailed(UpstreamError):
 
 
 class UpstreamTooLarge(UpstreamError):
-    """The batch as a whole was too large."""
+    """The batch as a whole was too large. `limit` says for what: "inputs", "tokens" or "bytes" in one call."""
 
     code = "upstream_too_large"
     disposition = Disposition.SPLIT
     retryable = False
+
+    def __init__(self, message: str, *, status: int | None = None, limit: str = "bytes") -> None:
+        super().__init__(message, status=status)
+        self.limit = limit
 
 
 class UpstreamRejected(UpstreamError):

@@ -26,6 +26,8 @@ class UpstreamRequest:
     url: str
     headers: Mapping[str, str] = field(repr=False)  # holds credentials
     body: bytes = field(repr=False)
+    # More than an honest answer can be: what is longer is not read to its end. None: as much as the settings allow.
+    most_reply_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class Embedded:
     vectors: Matrix
     tokens: int | None  # None: the provider did not say
     upstream_model: str | None = None
+
+
+# Beyond any number of an embedding. Floats read from the wrong end scatter over all exponents, and pass it at once.
+HUGE = 1e9
 
 
 class Provider(Protocol):
@@ -72,6 +78,11 @@ def bearer(account: Account) -> dict[str, str]:
     if account.api_key:
         headers["authorization"] = f"Bearer {account.api_key}"
     return headers
+
+
+def most_reply_bytes(batch: Batch) -> int:
+    """The longest honest answer: every number written out with its white space, and room for all that is around."""
+    return 1024 * 1024 + len(batch.inputs) * (batch.width * 32 + 1024)
 
 
 def rows_from_base64(texts: Sequence[str | memoryview], width: int) -> Matrix:
@@ -111,8 +122,16 @@ def in_input_order(vectors: Matrix, indexes: Sequence[int] | None, count: int) -
     return ordered
 
 
-def check_vectors(vectors: Matrix, count: int, width: int) -> None:
-    """The last gate, run by the engine on every reply: shape, finite, not all zero. Raises UpstreamProtocolError."""
+def check_embedded(embedded: Embedded, rows: Matrix, batch: Batch, route: Route) -> None:
+    """What the engine asks of every reply, whoever read it. Raises UpstreamProtocolError."""
+    check_vectors(rows, len(batch.inputs), batch.width, zeros=route.account.allow_zero_vectors)
+    told = embedded.upstream_model
+    if route.expect_model is not None and told is not None and told != route.expect_model:
+        raise UpstreamProtocolError("the reply is by another model than the one expected", code="upstream_wrong_model")
+
+
+def check_vectors(vectors: Matrix, count: int, width: int, *, zeros: bool = False) -> None:
+    """The last gate: shape, finite, and not all zero unless `zeros` may pass. Raises UpstreamProtocolError."""
     if vectors.shape != (count, width):
         raise UpstreamProtocolError(
             f"the reply holds vectors of shape {vectors.shape} where {(count, width)} was asked for"
@@ -127,5 +146,7 @@ def check_vectors(vectors: Matrix, count: int, width: int) -> None:
         return
     if not np.isfinite(vectors).all():
         raise UpstreamProtocolError("a vector of the reply holds NaN or infinity")
-    if not vectors.any(axis=1).all():
+    if not zeros and not vectors.any(axis=1).all():
         raise UpstreamProtocolError("a vector of the reply is all zeros")
+    if np.abs(vectors).max() > HUGE and np.abs(swapped := vectors.byteswap())[np.isfinite(swapped)].max() < HUGE:
+        raise UpstreamProtocolError("the vectors of the reply are big-endian")

@@ -17,7 +17,7 @@ from models.errors import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
-from providers.base import Embedded, UpstreamReply, UpstreamRequest
+from providers.base import Embedded, UpstreamReply, UpstreamRequest, most_reply_bytes
 
 CONTENT_TYPE = "application/x-embedmill-f32"
 
@@ -38,7 +38,9 @@ class LocalProvider:
     def request(self, batch: Batch, route: Route) -> UpstreamRequest:
         texts = [text for text in batch.inputs if isinstance(text, str)]
         body = msgspec.msgpack.encode(LocalRequest(route.upstream_model, texts, batch.width))
-        return UpstreamRequest("POST", f"{route.account.base_url}/{route.upstream_model}", {}, body)
+        return UpstreamRequest(
+            "POST", f"{route.account.base_url}/{route.upstream_model}", {}, body, most_reply_bytes(batch)
+        )
 
     def parse(self, reply: UpstreamReply, batch: Batch) -> Embedded:
         count = len(batch.inputs)
@@ -46,7 +48,7 @@ class LocalProvider:
             raise UpstreamProtocolError(f"the local model answered {len(reply.body)} bytes for {count} inputs")
         rows = np.frombuffer(reply.body, dtype="<f4").reshape(count, batch.width)
         tokens = reply.headers.get("x-tokens")
-        return Embedded(rows, int(tokens) if tokens else None)
+        return Embedded(rows, int(tokens) if tokens and tokens.isdecimal() else None)
 
     def fault(self, reply: UpstreamReply) -> UpstreamError:
         message = reply.body.decode("utf-8", "replace")[:500]

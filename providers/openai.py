@@ -5,7 +5,9 @@ Sources: openai/openai-openapi (2026-08), openai-python 3.52 `resources/embeddin
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 
 import msgspec
@@ -29,6 +31,7 @@ from providers.base import (
     UpstreamRequest,
     bearer,
     in_input_order,
+    most_reply_bytes,
     rows_from_base64,
     rows_from_floats,
 )
@@ -85,7 +88,11 @@ class OpenAIProvider:
         if isinstance(extra, dict):
             body = {**extra, **body}
         return UpstreamRequest(
-            "POST", f"{route.account.base_url}/embeddings", bearer(route.account), _ENCODER.encode(body)
+            "POST",
+            f"{route.account.base_url}/embeddings",
+            bearer(route.account),
+            _ENCODER.encode(body),
+            most_reply_bytes(batch),
         )
 
     def parse(self, reply: UpstreamReply, batch: Batch) -> Embedded:
@@ -99,6 +106,8 @@ class OpenAIProvider:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise UpstreamProtocolError("the reply is not an OpenAI embeddings object") from error
         items = answer.data
+        if not _says_each_key_once(frame if lifted else reply.body, items):
+            raise UpstreamProtocolError("the reply says the same key twice")
         if len(items) != len(batch.inputs):
             raise UpstreamProtocolError(f"the reply holds {len(items)} vectors for {len(batch.inputs)} inputs")
         embeddings: list[str | list[float]] | list[memoryview] = lifted or [item.embedding for item in items]
@@ -129,12 +138,18 @@ class OpenAIProvider:
             )
         if code == "invalid_api_key" or status in (401, 403):
             return UpstreamAuthFailed("the provider refused the account's credential", status=status)
+        if 300 <= status < 400:
+            return UpstreamMisconfigured("the provider answers with a redirect, which is not followed", status=status)
         if code == "model_not_found" or status == 404:
             return UpstreamMisconfigured("the provider does not know the upstream model or path", status=status)
         if "max_tokens_per_request" in (code, kind) or "maximum request size is" in words:
-            return UpstreamTooLarge("too many tokens in one call", status=status)
+            return UpstreamTooLarge("too many tokens in one call", status=status, limit="tokens")
         if status == 413 or code == "array_above_max_length" or "2048 or less" in words or "array too long" in words:
-            return UpstreamTooLarge("too many inputs or bytes in one call", status=status)
+            return UpstreamTooLarge(
+                "too many inputs or bytes in one call", status=status, limit=_limit_named(code, words)
+            )
+        if status in (400, 422) and "batch size" in words:  # text-embeddings-inference
+            return UpstreamTooLarge("too many inputs in one call", status=status, limit="inputs")
         if "maximum context length" in words or "maximum input length" in words:
             return UpstreamRejected(
                 "the input is longer than the model takes",
@@ -193,6 +208,37 @@ def lift_vectors(body: bytes, width: int) -> tuple[bytes, list[memoryview]]:
     return b"".join(kept), vectors
 
 
+def _says_each_key_once(body: bytes, items: Sequence[_Item]) -> bool:
+    """False when an object of the reply has a key twice: which of the two is meant, nobody can know.
+
+    The parser takes the last without a word. As many keys as values shows that there is none; only where that does not
+    hold (keys of another object, escapes, odd white space) the reply is read again, slowly.
+    """
+    if (
+        body.count(b'"index":') == sum(item.index is not None for item in items)
+        and body.count(b'"embedding":') == len(items)
+        and body.count(b'"data":') == 1
+        and b"\\" not in body
+    ):
+        return True
+    try:
+        json.loads(body, object_pairs_hook=_distinct)
+    except _KeyTwice:
+        return False
+    except (ValueError, RecursionError):  # what only the other parser reads has been read by it
+        return True
+    return True
+
+
+class _KeyTwice(Exception):
+    pass
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> None:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise _KeyTwice
+
+
 @lru_cache(maxsize=32)
 def _markers(count: int) -> list[str]:
     return [f"#{i}" for i in range(count)]
@@ -214,6 +260,11 @@ def _error_of(body: bytes) -> tuple[str, str | None, str | None]:
     message = error.get("message") or error.get("detail") or document.get("detail") or ""
     code, kind = error.get("code"), error.get("type")
     return str(message)[:2048], code if isinstance(code, str) else None, kind if isinstance(kind, str) else None
+
+
+def _limit_named(code: str | None, words: str) -> str:
+    named = code == "array_above_max_length" or any(each in words for each in ("2048 or less", "array", "batch size"))
+    return "inputs" if named else "bytes"
 
 
 def _guilty(message: str) -> int | None:

@@ -100,3 +100,18 @@ def test_when_to_come_back(headers: dict[str, str], message: str, seconds: float
 @pytest.mark.parametrize("status", [408, 499, 504, 524])
 def test_running_out_of_time(status: int) -> None:
     assert isinstance(fault(status, {"message": "timeout"}), UpstreamTimeout)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "limit"),
+    [
+        (413, "Request body too large.", "bytes"),
+        (413, "batch size 64 > maximum allowed batch size 32", "inputs"),
+        (422, "batch size 64 > maximum allowed batch size 32", "inputs"),
+        (400, "'$.input' is invalid. The array length must be 2048 or less.", "inputs"),
+        (400, "Requested 453357 tokens, maximum request size is 300000 tokens", "tokens"),
+    ],
+)
+def test_too_large_for_what(status: int, message: str, limit: str) -> None:
+    said = fault(status, {"message": message})
+    assert isinstance(said, UpstreamTooLarge) and said.limit == limit

@@ -143,3 +143,38 @@ def test_a_vector_that_no_item_keeps_goes_to_no_input() -> None:
 
 def base64_of(vector: Any) -> str:
     return pybase64.b64encode(vector.tobytes()).decode()
+
+
+ONE = '{"index":0,"embedding":[1,2,3,4,5]}'
+TWO = '{"index":1,"embedding":[6,7,8,9,10]}'
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        f'[{ONE},{{"index":0,"index":1,"embedding":[6,7,8,9,10]}}]',
+        f'[{ONE},{{"index":1,"embedding":[1,2,3,4,5],"embedding":[6,7,8,9,10]}}]',
+        f'[{ONE},{{"index":1,"embedding":[6,7,8,9,10],"\\u0069ndex":1}}]',
+        f'[{TWO},{ONE}],"data":[{ONE},{TWO}]',
+        f'[{ONE},{{"index":1,"embedding":[1e999,7,8,9,10]}}]',
+        f'[{ONE},{{"index":1,"embedding":["6","7","8","9","10"]}}]',
+        f'[{ONE},{{"index":1,"embedding":[[6,7,8,9,10]]}}]',
+        f'[{ONE},{{"index":1,"embedding":[6,7,8,9,null]}}]',
+        f'[{ONE},{{"index":"1","embedding":[6,7,8,9,10]}}]',
+        f'[{ONE},{{"index":1,"embedding":[6,7,8,9,10],"deep":{DEEP}}}]',
+        f'[{ONE},{TWO}],"deep":{DEEP}',
+        DEEP,
+    ],
+    ids=["index", "embedding", "escaped", "data", "1e999", "strings", "nested", "null", "index text", *"abc"],
+)
+def test_json_that_must_not_be_guessed_at(data: str) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        read(f'{{"data":{data}}}'.encode(), 2)
+
+
+def test_keys_elsewhere_and_byte_order_marks() -> None:
+    good = f'{{"data":[{TWO},{ONE}],"meta":{{"index":5,"data":[]}}}}'.encode()
+    assert read(good, 2)[:, 0].tolist() == [1.0, 6.0]
+    with pytest.raises(UpstreamProtocolError):
+        read(b"\xef\xbb\xbf" + good, 2)

@@ -5,6 +5,8 @@ A reply goes through `parse` and then through `check_vectors`, as `engine/upstre
 
 from __future__ import annotations
 
+import gzip
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -26,7 +28,7 @@ from models.errors import (
     UpstreamUnavailable,
 )
 from providers import PROVIDERS
-from providers.base import Embedded, UpstreamReply, check_vectors
+from providers.base import Embedded, UpstreamReply, check_embedded, check_vectors
 from tests.contract.dialects import DIALECTS, SECRET, Dialect
 
 WIDTH = 6
@@ -65,10 +67,10 @@ def route(kind: str) -> Route:
     return Route(account, "m", WIDTH, provider.limits, Decimal(1), accepts_tokens=provider.accepts_tokens)
 
 
-def read(dialect: Dialect, reply: UpstreamReply, asked: Batch | None = None) -> Embedded:
+def read(dialect: Dialect, reply: UpstreamReply, asked: Batch | None = None, by: Route | None = None) -> Embedded:
     asked = asked or batch()
     embedded = PROVIDERS[dialect.kind].parse(reply, asked)
-    check_vectors(embedded.vectors, len(asked.inputs), asked.width)
+    check_embedded(embedded, embedded.vectors, asked, by or route(dialect.kind))
     return embedded
 
 
@@ -136,6 +138,82 @@ def test_no_zero_vector(dialect: Dialect) -> None:
 
 
 @pytest.mark.fault(34)
+@each_dialect
+def test_a_zero_vector_where_the_account_allows_it(dialect: Dialect) -> None:
+    spoiled = vectors()
+    spoiled[2] = 0.0
+    usual = route(dialect.kind)
+    allowing = replace(usual, account=replace(usual.account, allow_zero_vectors=True))
+    assert read(dialect, dialect.say(spoiled, range(3)), by=allowing).vectors.tobytes() == spoiled.tobytes()
+    spoiled[1, 1] = np.nan
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, dialect.say(spoiled, range(3)), by=allowing)
+
+
+@each_dialect
+def test_the_model_expected_where_the_reply_names_one(dialect: Dialect) -> None:
+    reply = dialect.say(vectors(), range(3))
+    usual = route(dialect.kind)
+    for expected in (None, "m"):
+        read(dialect, reply, by=replace(usual, expect_model=expected))
+    if dialect.has_indexes:  # these dialects name their model
+        with pytest.raises(UpstreamProtocolError) as refused:
+            read(dialect, reply, by=replace(usual, expect_model="m-2026-11"))
+        assert refused.value.code == "upstream_wrong_model"
+    else:
+        read(dialect, reply, by=replace(usual, expect_model="m-2026-11"))
+
+
+@each_dialect
+def test_vectors_read_from_the_wrong_end_are_known(dialect: Dialect) -> None:
+    wide = np.random.default_rng(7).standard_normal((3, 64)).astype(np.float32)
+    if dialect.name == "openai, floats":  # numbers as words have no ends
+        return
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, dialect.say(wide.byteswap(), range(3)), replace(batch(), width=64))
+
+
+@each_dialect
+@given(cut=st.integers(1, 3))
+def test_a_vector_with_half_a_number(dialect: Dialect, cut: int) -> None:
+    whole = dialect.say(vectors(), range(3))
+    body = whole.body[:-cut] if dialect.name == "local" else whole.body.replace(b'==",', b'",').replace(b'=",', b'",')
+    if dialect.name != "openai, floats":
+        body = body.replace(b'"},', b'AAA="},')
+        with pytest.raises(UpstreamProtocolError):
+            read(dialect, UpstreamReply(200, whole.headers, body))
+
+
+@each_dialect
+@pytest.mark.parametrize("status", [200, 201, 204])
+def test_a_success_without_a_body(dialect: Dialect, status: int) -> None:
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, UpstreamReply(status, {}, b""))
+
+
+@each_dialect
+def test_compressed_although_not_asked_for(dialect: Dialect) -> None:
+    whole = dialect.say(vectors(), range(3))
+    with pytest.raises(UpstreamProtocolError):
+        read(dialect, UpstreamReply(200, {"content-encoding": "gzip"}, gzip.compress(whole.body)))
+
+
+@each_kind
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_a_redirect_is_a_wrong_address(kind: str, status: int) -> None:
+    fault = PROVIDERS[kind].fault(UpstreamReply(status, {"location": "https://elsewhere.test"}, b""))
+    assert kind == "local" or isinstance(fault, UpstreamMisconfigured)
+
+
+@each_kind
+def test_no_request_asks_for_a_reply_without_end(kind: str) -> None:
+    request = PROVIDERS[kind].request(batch(), route(kind))
+    assert request.most_reply_bytes is not None and request.most_reply_bytes < 2 * 1024 * 1024
+    for dialect in DIALECTS:
+        if dialect.kind == kind:
+            assert len(dialect.say(vectors(), range(3)).body) < request.most_reply_bytes
+
+
 @each_dialect
 @pytest.mark.parametrize(
     "body",
