@@ -57,7 +57,16 @@ async def create_embeddings(request: Request) -> Response:
         landed=gathered,
     )
     limits = planning.limits_of(alias.routes)
-    batches = planning.pack(inputs, range(len(inputs)), limits, width, options, single=isinstance(asked.input, str))
+    batches = planning.pack(
+        inputs,
+        range(len(inputs)),
+        limits,
+        width,
+        options,
+        single=isinstance(asked.input, str),
+        per_byte=runtime.router.per_byte(alias),
+        exact=planning.countable(alias.routes),
+    )
     try:
         with cancelled_on_disconnect(request):
             await embed(flight, batches, concurrency=SIDE_BY_SIDE)

@@ -15,6 +15,7 @@ import msgspec
 import providers
 from engine.known_models import KNOWN_MODELS, KnownModel
 from engine.limiter import quota
+from engine.tokens import AT_HAND
 from models.embedding import Account, Alias, Limits, Route
 from models.errors import ConfigError
 
@@ -47,6 +48,7 @@ class RouteSection(msgspec.Struct, forbid_unknown_fields=True):
     max_tokens_per_input: int | None = None
     max_bytes_per_call: int | None = None
     expect_model: bool | str | None = None
+    tokenizer: str | None = None
 
 
 class ModelSection(msgspec.Struct, forbid_unknown_fields=True):
@@ -136,6 +138,7 @@ def _known_route(known: KnownModel, account: Account) -> Route:
         usd_per_million_tokens=known.usd_per_million_tokens,
         narrowing=known.narrowing,
         accepts_tokens=provider.accepts_tokens,
+        tokenizer=known.tokenizer,
         expect_model=_expected(account.expect_model, known.upstream_model),
     )
 
@@ -236,6 +239,8 @@ def _route(
             param=f"{where}.provider",
         )
     provider = providers.PROVIDERS[account.kind]
+    if section.tokenizer not in (None, AT_HAND):
+        raise ConfigError(f'{where}.tokenizer must be "{AT_HAND}", or left out', param=f"{where}.tokenizer")
     if section.narrowing not in (None, "native", "cut"):
         raise ConfigError(f'{where}.narrowing must be "native" or "cut"', param=f"{where}.narrowing")
     price = _price(section.input_usd_per_million_tokens, f"{where}.input_usd_per_million_tokens")
@@ -260,6 +265,7 @@ def _route(
         accepts_tokens=provider.accepts_tokens,
         priority=section.priority,
         weight=section.weight,
+        tokenizer=section.tokenizer or (known.tokenizer if known else None),
         expect_model=_expected(expected, upstream_model),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
@@ -68,7 +68,7 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
     A refused input is an outcome, not an exception. Raises the first error that says nothing about the inputs (upstream
     down, quota, deadline): what was in flight has then landed, and the rest was not started.
     """
-    queue = iter(batches)
+    queue = _within_lessons(flight, batches)
     first = next(queue, None)
     if first is None:
         return
@@ -97,11 +97,25 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
         raise flight.stopping
 
 
-async def _settle(flight: Flight, batch: Batch) -> None:
-    """Bring one batch to its end: vectors, or an error for each guilty input, or an exception."""
+def _within_lessons(flight: Flight, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, cut smaller where calls of their size have been refused since they were packed."""
+    for batch in batches:
+        lesson = flight.router.lesson(flight.alias)
+        if lesson is None or planning.fits(batch, lesson):
+            yield batch
+        else:
+            yield from planning.repack(batch, lesson)
+
+
+async def _settle(flight: Flight, batch: Batch) -> bool:
+    """Bring one batch to its end: vectors, or an error for each guilty input, or an exception.
+
+    True when it was taken as it was, in one call.
+    """
     trial = Trial(TRIES_PER_ROUTE)
     try:
         await _land(flight, batch, trial)
+        return True
     except UpstreamTooLarge as error:
         await _halve(flight, batch, error)
     except UpstreamError as error:
@@ -119,6 +133,7 @@ async def _settle(flight: Flight, batch: Batch) -> None:
                 raise
         else:
             raise
+    return False
 
 
 async def _land(flight: Flight, batch: Batch, trial: Trial) -> None:
@@ -126,6 +141,8 @@ async def _land(flight: Flight, batch: Batch, trial: Trial) -> None:
     rows, used, route = await _over_routes(flight, batch, trial)
     count = len(batch.inputs)
     counted = batch.tokens if used is None else used
+    if used is not None and batch.bytes:
+        flight.router.sizes(route).learn(batch.bytes, used)
     cost = Decimal(counted) * route.usd_per_million_tokens / MILLION
     TOKENS.labels(route.provider, route.upstream_model, flight.lane).inc(counted)
     INPUTS.labels(flight.lane, "vector").inc(count)
@@ -276,15 +293,19 @@ class _Court:
         await asyncio.sleep(random.uniform(0, BACKOFF_S))
 
 
-async def _halve(flight: Flight, batch: Batch, error: UpstreamError) -> None:
-    """Settle a batch that was too large as two smaller ones."""
+async def _halve(flight: Flight, batch: Batch, error: UpstreamTooLarge) -> None:
+    """Settle a batch that was too large as two smaller ones, and send none of its size for a while."""
     if len(batch.inputs) == 1:
         await _sentence(flight, batch, error)
         return
+    taken = True
     for half in planning.halves(batch):
         if flight.stopping is not None:
             raise flight.stopping
-        await _settle(flight, half)
+        taken = await _settle(flight, half) and taken
+    if taken:  # so it was the size, and not one of the inputs
+        for route in flight.alias.routes:
+            flight.router.sizes(route).too_large(planning.halves(batch)[1], error.limit)
 
 
 async def _sentence(flight: Flight, batch: Batch, error: UpstreamError) -> None:

@@ -17,6 +17,7 @@ class KnownModel:
     usd_per_million_tokens: Decimal
     source: str
     narrowing: str = "native"
+    tokenizer: str | None = None
 
 
 def _openai(model: str, width: int, price: str, *, fixed: bool = False) -> KnownModel:
@@ -29,6 +30,7 @@ def _openai(model: str, width: int, price: str, *, fixed: bool = False) -> Known
         space=f"openai/{model}",
         usd_per_million_tokens=Decimal(price),
         source="public price maps, 2026-11",
+        tokenizer="cl100k",
     )
 
 

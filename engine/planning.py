@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import msgspec
+
 from engine import tokens
 from models.embedding import Alias, Batch, Input, InputError, Limits, Options, Route
 from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
 
-# Room for the JSON around the texts, and for what escaping adds.
-BYTES_AROUND_AN_INPUT = 8
+# Room for the JSON around the texts: commas and brackets, and the other fields of a call.
+BYTES_AROUND_AN_INPUT = 2
+BYTES_AROUND_A_CALL = 512
 MAX_TOKEN_ID = 2**31 - 1
 
 
@@ -59,13 +62,22 @@ def shortened(item: Input, alias: Alias, options: Options) -> Input:
 
 def limits_of(routes: Sequence[Route], *, inputs_per_call: int | None = None) -> Limits:
     """The tightest of the routes' limits, so that a batch packed for one of them fits all."""
-    each = [route.limits for route in routes]
+    limits = tightest([route.limits for route in routes])
+    return replace(limits, inputs_per_call=min(limits.inputs_per_call, inputs_per_call or limits.inputs_per_call))
+
+
+def tightest(each: Sequence[Limits]) -> Limits:
     return Limits(
-        inputs_per_call=min([limit.inputs_per_call for limit in each] + ([inputs_per_call] if inputs_per_call else [])),
+        inputs_per_call=min(limit.inputs_per_call for limit in each),
         tokens_per_input=min(limit.tokens_per_input for limit in each),
         tokens_per_call=min(limit.tokens_per_call for limit in each),
         bytes_per_call=min(limit.bytes_per_call for limit in each),
     )
+
+
+def countable(routes: Sequence[Route]) -> bool:
+    """True when the tokenizer of all these routes is at hand."""
+    return all(map(tokens.is_exact_for, routes))
 
 
 def pack(
@@ -76,28 +88,129 @@ def pack(
     options: Options,
     *,
     single: bool = False,
+    per_byte: float = tokens.SAFE_PER_BYTE,
+    exact: bool = False,
 ) -> Iterator[Batch]:
-    """Cut a run of inputs into batches, in order, each within all four limits.
+    """Cut a run of inputs into batches, in order, each as large as all four limits let it be.
 
-    An input that breaks a limit by itself travels alone: the upstream, not an estimate, says no.
+    Tokens are `per_byte` of the texts' bytes; or, with `exact`, counted where bounds do not settle the matter. An input
+    that breaks a limit by itself travels alone: the upstream, not an estimate, says no.
     """
+    load = _Load(limits, exact)
     start = 0
-    batch_tokens = batch_bytes = 0
     for position, item in enumerate(inputs):
-        weight = tokens.estimate(item)
-        size = (weight * 3 if isinstance(item, str) else len(item) * 7) + BYTES_AROUND_AN_INPUT
-        full = (
-            position - start >= limits.inputs_per_call
-            or batch_tokens + weight > limits.tokens_per_call
-            or batch_bytes + size > limits.bytes_per_call
-        )
-        if full and position > start:
-            yield Batch(inputs[start:position], indexes[start:position], batch_tokens, width, options)
-            start, batch_tokens, batch_bytes = position, 0, 0
-        batch_tokens += weight
-        batch_bytes += size
+        if isinstance(item, str):
+            size = tokens.utf8_bytes(item)
+            weight = int(size * per_byte) + 1
+        else:
+            size = 0
+            weight = len(item)
+        alone = weight > limits.tokens_per_input and not (exact and tokens.fits(item, limits.tokens_per_input))
+        if position > start and (alone or not load.takes(item, size, weight)):
+            yield load.batch(inputs[start:position], indexes[start:position], width, options)
+            start = position
+            load = _Load(limits, exact)
+            load.takes(item, size, weight)
+        elif position == start:
+            load.takes(item, size, weight)
+        if alone:
+            yield load.batch(inputs[start : position + 1], indexes[start : position + 1], width, options, single)
+            start = position + 1
+            load = _Load(limits, exact)
     if start < len(inputs):
-        yield Batch(inputs[start:], indexes[start:], batch_tokens, width, options, single=single)
+        yield load.batch(inputs[start:], indexes[start:], width, options, single)
+
+
+class _Load:
+    """What the batch that is being filled weighs: by bounds that cost nothing, counted out only where they matter."""
+
+    def __init__(self, limits: Limits, exact: bool) -> None:
+        self._limits = limits
+        self._exact = exact
+        self._items: list[Input] = []
+        self._tokens: list[int] = []  # each input's, or a bound
+        self._bytes: list[int] = []
+        self._all_tokens = 0
+        self._all_bytes = BYTES_AROUND_A_CALL
+        # How many of them have been counted, and are no bound any more.
+        self._tokens_counted = self._bytes_counted = 0
+        self._estimate = self._text_bytes = 0
+        self._only_texts = True
+
+    def takes(self, item: Input, size: int, weight: int) -> bool:
+        """Add an input; False when that breaks a limit, and the batch is full without it. The first is always taken."""
+        # A token is at least a byte; a byte of text becomes at most six of JSON, a token id at most eleven.
+        tokens_bound = (size or weight) if self._exact else weight
+        bytes_bound = (size * 6 if size else weight * 11) + BYTES_AROUND_AN_INPUT
+        self._items.append(item)
+        self._tokens.append(tokens_bound)
+        self._bytes.append(bytes_bound)
+        self._all_tokens += tokens_bound
+        self._all_bytes += bytes_bound
+        if len(self._items) > 1 and not self._fits():
+            self._items.pop()
+            self._all_tokens -= self._tokens.pop()
+            self._all_bytes -= self._bytes.pop()
+            return False
+        self._estimate += weight
+        self._text_bytes += size
+        self._only_texts = self._only_texts and size > 0
+        return True
+
+    def _fits(self) -> bool:
+        limits = self._limits
+        if len(self._items) > limits.inputs_per_call:
+            return False
+        if self._all_tokens > limits.tokens_per_call:
+            if not self._exact:
+                return False
+            for i in range(self._tokens_counted, len(self._items)):
+                self._tokens[i] = tokens.count(self._items[i])
+            self._all_tokens, self._tokens_counted = sum(self._tokens), len(self._items)
+            if self._all_tokens > limits.tokens_per_call:
+                return False
+        if self._all_bytes > limits.bytes_per_call:
+            for i in range(self._bytes_counted, len(self._items)):
+                self._bytes[i] = _json_bytes(self._items[i]) + BYTES_AROUND_AN_INPUT
+            self._all_bytes, self._bytes_counted = BYTES_AROUND_A_CALL + sum(self._bytes), len(self._items)
+        return self._all_bytes <= limits.bytes_per_call
+
+    def batch(
+        self, inputs: Sequence[Input], indexes: Sequence[int], width: int, options: Options, single: bool = False
+    ) -> Batch:
+        counted = min(self._estimate, self._all_tokens) if self._exact else self._estimate
+        text_bytes = self._text_bytes if self._only_texts else 0
+        return Batch(inputs, indexes, counted, width, options, bytes=text_bytes, single=single)
+
+
+def _json_bytes(item: Input) -> int:
+    try:
+        return len(msgspec.json.encode(item))
+    except UnicodeEncodeError:  # a lone surrogate: no provider takes it, and it weighs what its escape would
+        return 6 * len(item)
+
+
+def fits(batch: Batch, limits: Limits) -> bool:
+    """By the batch's own figures: its inputs, its estimated tokens, the bytes of its texts."""
+    return (
+        len(batch.inputs) <= limits.inputs_per_call
+        and batch.tokens <= limits.tokens_per_call
+        and batch.bytes <= limits.bytes_per_call
+    )
+
+
+def repack(batch: Batch, limits: Limits) -> Iterator[Batch]:
+    """The batch in as few parts as fit, by the same figures."""
+    parts = 1
+    start = 0
+    while start < len(batch.inputs):
+        stop = start + max(1, -(-(len(batch.inputs) - start) // parts))
+        some = part(batch, start, stop)
+        if len(some.inputs) > 1 and not fits(some, limits):
+            parts += 1
+            continue
+        yield some
+        start, parts = stop, max(1, parts - 1)
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
@@ -115,8 +228,13 @@ def chosen(batch: Batch, positions: Sequence[int]) -> Batch:
     """The inputs of the batch at these positions, in this order."""
     inputs = [batch.inputs[i] for i in positions]
     indexes = [batch.indexes[i] for i in positions]
-    single = batch.single and len(inputs) == len(batch.inputs)
-    return replace(batch, inputs=inputs, indexes=indexes, tokens=sum(map(tokens.estimate, inputs)), single=single)
+    whole = len(inputs) == len(batch.inputs)
+    text_bytes = 0
+    count = sum(map(tokens.estimate, inputs))
+    if batch.bytes:
+        text_bytes = sum(tokens.utf8_bytes(item) for item in inputs if isinstance(item, str))
+        count = max(len(inputs), round(batch.tokens * text_bytes / batch.bytes))
+    return replace(batch, inputs=inputs, indexes=indexes, tokens=count, bytes=text_bytes, single=batch.single and whole)
 
 
 def too_long(alias_limit: int) -> InputError:

@@ -10,8 +10,10 @@ from typing import Any
 
 import msgspec
 
+from engine import planning
 from engine.health import RouteHealth
-from models.embedding import Alias, Batch, Route
+from engine.sizes import RouteSizes
+from models.embedding import Alias, Batch, Limits, Route
 from models.errors import InvalidInput, NoRoute, UnknownAlias
 
 COOL_DOWN_S = 20.0
@@ -81,6 +83,7 @@ class Router:
     def __init__(self) -> None:
         self._unfit_until: dict[tuple[str, str], float] = {}
         self._health: dict[tuple[str, str], RouteHealth] = {}
+        self._sizes: dict[tuple[str, str], RouteSizes] = {}
 
     def candidates(self, alias: Alias) -> list[Route]:
         """Fit routes in the order to try them. Raises NoRoute when there is none.
@@ -115,6 +118,22 @@ class Router:
         if known is None:
             known = self._health[identity] = RouteHealth()
         return known
+
+    def sizes(self, route: Route) -> RouteSizes:
+        identity = _identity(route)
+        known = self._sizes.get(identity)
+        if known is None:
+            known = self._sizes[identity] = RouteSizes()
+        return known
+
+    def per_byte(self, alias: Alias) -> float:
+        """Tokens to reckon with for a byte of text, on whichever of the alias's routes it goes."""
+        return max(self.sizes(route).per_byte for route in alias.routes)
+
+    def lesson(self, alias: Alias) -> Limits | None:
+        """What calls may hold at the most since larger ones were refused; None: nothing was refused of late."""
+        taught = [lesson for route in alias.routes if (lesson := self.sizes(route).lesson()) is not None]
+        return taught[0] if len(taught) == 1 else planning.tightest(taught) if taught else None
 
     def answers(self, alias: Alias) -> int:
         """Good answers of the alias's routes so far, to whomever in this process."""

@@ -18,6 +18,9 @@ SLICE_CHARS = 65_536
 # Begin, end, and the few words that some models put before a query.
 AROUND_AN_INPUT = 16
 CL100K_MODELS = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
+# Tokens a byte, before a route's own counts are known.
+SAFE_PER_BYTE = 1 / 3
+AT_HAND = "cl100k"
 
 
 @lru_cache(maxsize=1)
@@ -29,7 +32,7 @@ def estimate(item: Input) -> int:
     """Tokens for packing: bytes / 3 overstates plain English by a half, so a packed call never runs over by much."""
     if isinstance(item, list):
         return len(item)
-    return _utf8_bytes(item) // 3 + 1
+    return utf8_bytes(item) // 3 + 1
 
 
 def count(item: Input) -> int:
@@ -41,15 +44,15 @@ def count(item: Input) -> int:
 
 def is_exact_for(route: Route) -> bool:
     """True where the upstream counts as count() does."""
-    return route.account.kind == "openai" and route.upstream_model in CL100K_MODELS
+    return route.tokenizer == AT_HAND or (route.account.kind == "openai" and route.upstream_model in CL100K_MODELS)
 
 
 def at_most(item: Input) -> int:
     """More tokens than any tokenizer makes of the input: a token is a byte at least, and some are put around a text."""
-    return AROUND_AN_INPUT + (len(item) if isinstance(item, list) else _utf8_bytes(item))
+    return AROUND_AN_INPUT + (len(item) if isinstance(item, list) else utf8_bytes(item))
 
 
-def _utf8_bytes(text: str) -> int:
+def utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
@@ -58,7 +61,7 @@ def fits(item: Input, limit: int) -> bool:
     if isinstance(item, list):
         return len(item) <= limit
     # A token is at least one byte: most texts are settled here, without a tokenizer.
-    if len(item) * 4 <= limit or _utf8_bytes(item) <= limit:
+    if len(item) * 4 <= limit or utf8_bytes(item) <= limit:
         return True
     return len(_first_tokens(item, limit + 1)) <= limit
 

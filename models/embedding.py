@@ -75,6 +75,7 @@ class Route:
     accepts_tokens: bool = False
     priority: int = 0
     weight: int = 1
+    tokenizer: str | None = None  # "cl100k", where it is at hand here; None: tokens are estimated
     expect_model: str | None = None  # the model that replies must name, where they name one
 
     @property
@@ -104,6 +105,7 @@ class Batch:
     tokens: int  # estimated
     width: int  # of the vectors wanted back
     options: Options
+    bytes: int = 0  # of its texts in UTF-8; 0: not known, or token arrays are among them
     single: bool = False  # the caller gave one bare string: it stays one upstream
 
 

@@ -62,10 +62,10 @@ _VECTOR = b'"embedding":"'
 
 
 class OpenAIProvider:
-    # 2,048 inputs, 8,192 tokens an input and 300,000 a call: openai-openapi 2026-08. Tokens are estimated when packing,
-    # so the sum keeps 10 % of room. The byte limit is ours: what such a sum can weigh at the most.
+    # 2,048 inputs, 8,192 tokens an input and 300,000 a call: openai-openapi 2026-08. The byte limit
+    # is ours: what such a sum can weigh at the most.
     limits = Limits(
-        inputs_per_call=2048, tokens_per_input=8192, tokens_per_call=270_000, bytes_per_call=8 * 1024 * 1024
+        inputs_per_call=2048, tokens_per_input=8192, tokens_per_call=300_000, bytes_per_call=8 * 1024 * 1024
     )
     accepts_tokens = True
     default_base_url = "https://api.openai.com/v1"

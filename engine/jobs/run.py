@@ -142,7 +142,8 @@ def _batches(runtime: Runtime, held: Claim, alias: Alias, waiting: Sequence[int]
     inputs: list[Input] = [item for i in waiting if (item := held.inputs[i]) is not None]
     limits = planning.limits_of(alias.routes, inputs_per_call=runtime.settings.batch_inputs)
     indexes = [held.first_index + i for i in waiting]
-    return list(planning.pack(inputs, indexes, limits, held.width, held.options))
+    per_byte, exact = runtime.router.per_byte(alias), planning.countable(alias.routes)
+    return list(planning.pack(inputs, indexes, limits, held.width, held.options, per_byte=per_byte, exact=exact))
 
 
 async def _stop_when_draining(runtime: Runtime, flight: Flight) -> None:

@@ -52,14 +52,17 @@ def check(gathered: Gathered, texts: list[str], guilty: dict[int, str]) -> None:
 def test_an_input_that_the_upstream_names_needs_no_search(guilty: list[int]) -> None:
     texts = ["b" * 32_772 if i in guilty else f"text {i}" for i in range(100)]
     wire = FakeWire(up=fake())
-    check(run(fly(flight(wire, alias(route()), 100), texts)), texts, dict.fromkeys(guilty, "input_too_long"))
+    flying = flight(wire, alias(route()), 100)
+    together = Limits(tokens_per_input=20_000)  # else the long ones travel alone
+    check(run(fly(flying, texts, limits=together)), texts, dict.fromkeys(guilty, "input_too_long"))
     assert len(wire.sent) == len(guilty) + 1
 
 
 def test_an_older_upstream_names_nobody_and_is_searched() -> None:
     texts = ["b" * 32_772 if i == 11 else f"text {i}" for i in range(32)]
     wire = FakeWire(up=fake(names_guilty_input=False))
-    check(run(fly(flight(wire, alias(route()), 32), texts)), texts, {11: "input_too_long"})
+    together = Limits(tokens_per_input=20_000)
+    check(run(fly(flight(wire, alias(route()), 32), texts, limits=together)), texts, {11: "input_too_long"})
     assert len(wire.sent) <= 11
 
 
@@ -77,6 +80,36 @@ def test_a_batch_that_is_too_large_is_halved_until_it_is_not() -> None:
 
     texts = [f"text {i}" for i in range(10)]
     check(run(fly(flight(FakeWire(up=small_only), alias(route()), 10), texts)), texts, {})
+
+
+@pytest.mark.parametrize(
+    ("message", "most"),
+    [("batch size > maximum allowed batch size", 3), ("Request body too large.", 3), ("maximum request size is 9", 3)],
+)
+def test_a_call_that_was_too_large_is_not_made_again(message: str, most: int) -> None:
+    refused = 0
+
+    def small_only(request: UpstreamRequest) -> UpstreamReply:
+        nonlocal refused
+        if len(orjson.loads(request.body)["input"]) > most:
+            refused += 1
+            return UpstreamReply(413, {}, orjson.dumps({"error": {"message": message}}))
+        return fake().answer(request, 0.0).reply
+
+    texts = [f"text {i:04}" for i in range(400)]
+    flying = flight(FakeWire(up=small_only), alias(route()), 400)
+    check(run(fly(flying, texts, limits=Limits(inputs_per_call=16), concurrency=1)), texts, {})
+    # The first batch and its parts (16, 8, 4, 4, 8, 4, 4), and the same of the one that was taken up with it.
+    assert refused == 14
+
+
+def test_a_poison_that_is_called_too_large_teaches_nothing() -> None:
+    rule = {"when": {"contains": "poison"}, "do": {"status": 413, "message": "No."}}
+    texts = ["poison" if i == 5 else f"text {i}" for i in range(320)]
+    wire = FakeWire(up=fake(rule))
+    flying = flight(wire, alias(route()), 320)
+    check(run(fly(flying, texts, limits=Limits(inputs_per_call=32), concurrency=1)), texts, {5: "input_too_long"})
+    assert [len(orjson.loads(request.body)["input"]) for request in wire.sent[-9:]] == [32] * 9
 
 
 def test_an_input_too_large_by_itself() -> None:

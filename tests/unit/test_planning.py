@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 
+import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine import planning, tokens
+from engine.sizes import EVIDENCE_CALLS, RouteSizes
 from models.embedding import Account, Alias, Batch, Input, Limits, Options, Route
 from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
 
@@ -54,17 +58,88 @@ def test_a_batch_breaks_a_limit_only_when_it_is_one_input(inputs: list[Input], l
         if len(each.inputs) == 1:
             continue
         assert len(each.inputs) <= limits.inputs_per_call
+        assert max(map(tokens.estimate, each.inputs)) <= limits.tokens_per_input
         assert each.tokens <= limits.tokens_per_call
         assert sum(map(json_bytes, each.inputs)) <= limits.bytes_per_call
 
 
-@given(some_inputs, some_limits)
-def test_no_batch_could_have_taken_the_next_input(inputs: list[Input], limits: Limits) -> None:
-    batches = list(planning.pack(inputs, range(len(inputs)), limits, 16, NO_OPTIONS))
-    for each, following in itertools.pairwise(batches):
-        more = [*each.inputs, following.inputs[0]]
-        roomy = Limits(limits.inputs_per_call, 1, limits.tokens_per_call, limits.bytes_per_call)
-        assert len(list(planning.pack(more, range(len(more)), roomy, 16, NO_OPTIONS))) == 2
+SCRIPTS = [
+    "the quick brown fox ",
+    "données ",
+    "東京タワーは高い",
+    "x = foo(bar)\n",
+    "😀🎉",
+    "\u0000\x07",
+    '"\\"',
+    "7391 ",
+    " " * 9,
+]
+any_script: st.SearchStrategy[list[Input]] = st.lists(
+    st.lists(st.sampled_from(SCRIPTS), min_size=1, max_size=12).map("".join)
+    | st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=30),
+    max_size=40,
+)
+
+
+def sizes(items: Sequence[Input]) -> tuple[int, int, int, int]:
+    """Inputs, tokens of the longest, tokens in all, bytes of the JSON around all: exactly."""
+    counts = [tokens.count(item) for item in items]
+    return len(items), max(counts), sum(counts), len(orjson.dumps(items)) + planning.BYTES_AROUND_A_CALL
+
+
+def within(items: Sequence[Input], limits: Limits) -> bool:
+    inputs, longest, together, size = sizes(items)
+    return (
+        inputs <= limits.inputs_per_call
+        and longest <= limits.tokens_per_input
+        and together <= limits.tokens_per_call
+        and size <= limits.bytes_per_call
+    )
+
+
+@settings(max_examples=150)
+@given(
+    any_script,
+    st.builds(
+        Limits,
+        inputs_per_call=st.integers(1, 30),
+        tokens_per_input=st.integers(5, 60),
+        tokens_per_call=st.integers(5, 400),
+        bytes_per_call=st.integers(500, 2500),
+    ),
+)
+def test_counted_batches_keep_every_limit_and_are_as_few_as_can_be(inputs: list[Input], limits: Limits) -> None:
+    batches = list(planning.pack(inputs, range(len(inputs)), limits, 16, NO_OPTIONS, exact=True))
+    assert [item for each in batches for item in each.inputs] == inputs
+    for each, following in itertools.zip_longest(batches, batches[1:]):
+        assert len(each.inputs) == 1 or within(each.inputs, limits)
+        assert each.tokens <= limits.tokens_per_call or len(each.inputs) == 1
+        # In order, whoever fills each call to the brim needs the fewest. Two bytes an input are allowed for a comma.
+        if following is not None:
+            more = [*each.inputs, following.inputs[0]]
+            tight = replace(limits, bytes_per_call=limits.bytes_per_call - 2 * len(more))
+            assert not within(more, tight)
+
+
+@pytest.mark.parametrize(
+    ("words", "truth"), [("plain English words ", 1 / 4.5), ("東京タワー", 1 / 2.2), ("0x7f3a", 0.6)]
+)
+def test_a_route_teaches_how_many_tokens_its_texts_are(words: str, truth: float) -> None:
+    route_sizes = RouteSizes()
+    text_bytes = tokens.utf8_bytes(words) * 500
+    for call in range(EVIDENCE_CALLS - 1):
+        route_sizes.learn(text_bytes, int(text_bytes * truth))
+        assert route_sizes.per_byte >= tokens.SAFE_PER_BYTE, call
+    route_sizes.learn(text_bytes, int(text_bytes * truth))
+    assert truth < route_sizes.per_byte <= truth * 1.2
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), min_size=EVIDENCE_CALLS, max_size=60))
+def test_whatever_is_reported_the_ratio_stays_one(calls: list[tuple[int, int]]) -> None:
+    route_sizes = RouteSizes()
+    for text_bytes, counted in calls:
+        route_sizes.learn(text_bytes, counted)
+    assert 1 / 8 <= route_sizes.per_byte <= 1.0
 
 
 @given(some_inputs.filter(bool))
