@@ -47,6 +47,7 @@ async def create_embeddings(request: Request) -> Response:
     )
     alias = runtime.narrowed(alias, options)
     inputs = _inputs(asked.input, alias, options, runtime.settings.max_inputs_per_request)
+    await runtime.canaries.look()
     gathered = Gathered(len(inputs), width)
     flight = Flight(
         upstream=runtime.upstream,

@@ -87,6 +87,11 @@ class JobRate(msgspec.Struct):
     tokens_per_minute: int
 
 
+class JobWarning(msgspec.Struct):
+    code: str
+    message: str
+
+
 class JobError(msgspec.Struct):
     code: str
     count: int
@@ -132,6 +137,7 @@ class JobObject(msgspec.Struct):
     waiting_on: Literal["quota", "provider", "ingest", "budget"] | None
     next_attempt_at: int | None
     errors: list[JobError]
+    warnings: list[JobWarning]
     created_at: int
     started_at: int | None
     finished_at: int | None

@@ -14,9 +14,10 @@ from engine import planning
 from engine.health import RouteHealth
 from engine.sizes import RouteSizes
 from models.embedding import Alias, Batch, Limits, Route
-from models.errors import InvalidInput, NoRoute, UnknownAlias
+from models.errors import InvalidInput, NoRoute, RouteQuarantined, UnknownAlias
 
 COOL_DOWN_S = 20.0
+QUARANTINE_RETRY_S = 30.0
 FIELD = "providerOptions.gateway"
 
 
@@ -82,6 +83,8 @@ class Router:
 
     def __init__(self) -> None:
         self._unfit_until: dict[tuple[str, str], float] = {}
+        # Account, upstream model and space of routes whose canary has changed; `engine/canary.py` keeps it.
+        self.quarantined: frozenset[tuple[str, str, str]] = frozenset()
         self._health: dict[tuple[str, str], RouteHealth] = {}
         self._sizes: dict[tuple[str, str], RouteSizes] = {}
 
@@ -91,13 +94,19 @@ class Router:
         All routes of an alias share one vector space, so any may stand in for any other.
         """
         now = time.monotonic()
-        if len(alias.routes) == 1 and not self._unfit_until:
+        if len(alias.routes) == 1 and not self._unfit_until and not self.quarantined:
             return list(alias.routes)
-        fit = [route for route in alias.routes if self._unfit_until.get(_identity(route), 0.0) <= now]
+        trusted = [route for route in alias.routes if (*_identity(route), alias.space) not in self.quarantined]
+        if not trusted:
+            raise RouteQuarantined(
+                f"every provider of the model {alias.name} is quarantined: its vectors have changed",
+                retry_after_s=QUARANTINE_RETRY_S,
+            )
+        fit = [route for route in trusted if self._unfit_until.get(_identity(route), 0.0) <= now]
         if not fit:
             raise NoRoute(
                 f"no provider of the model {alias.name} can be used right now",
-                retry_after_s=max(1.0, min(self._unfit_until[_identity(route)] for route in alias.routes) - now),
+                retry_after_s=max(1.0, min(self._unfit_until[_identity(route)] for route in trusted) - now),
             )
         # Weighted shuffle within a priority: the classic key is random ** (1 / weight), largest first.
         return sorted(fit, key=lambda route: (route.priority, -(random.random() ** (1.0 / max(route.weight, 1)))))

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from engine import configuration, failpoints, routing
+from engine.canary import Canaries
 from engine.database import Database
 from engine.keys import KeyRing, load_pepper
 from engine.queue import Doorbell
@@ -26,6 +27,7 @@ class Runtime:
     database: Database
     upstream: Upstream
     router: Router
+    canaries: Canaries
     doorbell: Doorbell
     keys: KeyRing
     usage: UsageBuffer
@@ -42,14 +44,24 @@ class Runtime:
         aliases = configuration.load(settings.config)
         database = Database(settings.sqlalchemy_url, pool_size=pool_size)
         accounts = [route.account for alias in aliases.values() for route in alias.routes]
+        upstream = Upstream(
+            wire or Wire(), accounts, max_reply_bytes=settings.max_reply_bytes, redis_url=settings.redis
+        )
+        router = Router()
         return cls(
             settings=settings,
             aliases=aliases,
             database=database,
-            upstream=Upstream(
-                wire or Wire(), accounts, max_reply_bytes=settings.max_reply_bytes, redis_url=settings.redis
+            upstream=upstream,
+            router=router,
+            canaries=Canaries(
+                database,
+                upstream,
+                router,
+                aliases.values(),
+                every_s=settings.canary_every_s,
+                similarity=settings.canary_similarity,
             ),
-            router=Router(),
             doorbell=Doorbell(settings.broker),
             keys=KeyRing(database, load_pepper(settings.key_pepper, settings.data_dir)),
             usage=UsageBuffer(database),
@@ -74,6 +86,7 @@ class Runtime:
         for task in self.settling:
             task.cancel()
         await asyncio.gather(*self.settling, return_exceptions=True)
+        await self.canaries.close()
         await self.usage.close()
         await self.keys.close()
         await self.upstream.close()

@@ -46,6 +46,11 @@ class Settings:
     sync_timeout_s: float = setting(60.0, "Deadline of a sync request, in seconds")
     max_reply_bytes: int = setting(256 * 1024 * 1024, "Largest upstream answer read, in bytes")
 
+    canary_every_s: float = setting(600.0, "Seconds between two checks of a route's canary, where its account has one")
+    canary_similarity: float = setting(
+        0.999, "Cosine with its first answer below which a canary's route is quarantined"
+    )
+
     shard_inputs: int = setting(4096, "Inputs in one shard at the most")
     shard_bytes: int = setting(4 * 1024 * 1024, "Bytes of text in one shard at the most")
     batch_inputs: int = setting(128, "Inputs in one upstream call at the most (a provider's lower limit wins)")

@@ -104,6 +104,13 @@ LOOP_LAG_SECONDS = Gauge(
     multiprocess_mode="mostrecent",
     registry=REGISTRY,
 )
+QUARANTINED = Gauge(
+    "embedmill_route_quarantined",
+    "1: another model answers the route's canary than before, and nothing is sent to it",
+    ["provider", "model", "space"],
+    multiprocess_mode="mostrecent",
+    registry=REGISTRY,
+)
 RINGS_FAILED = Counter("embedmill_rings_failed_total", "Messages that the broker did not take", registry=REGISTRY)
 SPOOLED = Counter(
     "embedmill_spool_files_total",

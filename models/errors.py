@@ -197,6 +197,12 @@ class NoRoute(EmbedmillError):
     retryable = True
 
 
+class RouteQuarantined(NoRoute):
+    """Every route left gives vectors of another space than it should, until an operator has looked."""
+
+    code = "route_quarantined"
+
+
 # --- Our own capacity -------------------------------------------------------------------------------------------------
 
 

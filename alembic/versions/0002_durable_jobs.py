@@ -43,9 +43,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_ambiguous_calls")),
     )
     op.create_index("ix_ambiguous_calls_job_id", "ambiguous_calls", ["job_id"], unique=False)
+    op.create_table(
+        "canaries",
+        sa.Column("account", sa.String(length=64), nullable=False),
+        sa.Column("upstream_model", sa.String(length=256), nullable=False),
+        sa.Column("space", sa.String(length=256), nullable=False),
+        sa.Column("text_digest", sa.String(length=64), nullable=False),
+        sa.Column("vector", sa.LargeBinary(), nullable=True),
+        sa.Column("checked_at", sa.Double(), nullable=False),
+        sa.Column("similarity", sa.Double(), nullable=True),
+        sa.Column("quarantined_at", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("account", "upstream_model", "space", name=op.f("pk_canaries")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("canaries")
     op.drop_table("ambiguous_calls")
     op.drop_column("shard_inputs", "twins")
     for name in ("allowance_usd", "lost", "tokens"):

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 
+from engine import canary
 from engine.jobs import claim as claims
 from engine.jobs.budget import BudgetSpent, wait_or_pause
 from engine.jobs.claim import Claim
@@ -18,6 +19,7 @@ from engine.runtime import Runtime
 from models.errors import (
     EmbedmillError,
     RequestError,
+    RouteQuarantined,
     StorageUnavailable,
     UnknownAlias,
     UpstreamError,
@@ -57,6 +59,10 @@ async def _give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: Embed
     elif isinstance(error, UpstreamRateLimited):
         delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
         await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="quota")
+    elif isinstance(error, RouteQuarantined):
+        await canary.warn(runtime.database, runtime.alias(held.alias), runtime.router.quarantined, held.job_id)
+        delay_s = error.retry_after_s or BACKOFF_CAP_S
+        await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="provider")
     elif isinstance(error, RequestError) and not isinstance(error, UnknownAlias):
         await fail_rest(runtime, held, error)  # asking again would be answered alike
     elif error is not None and held.attempt >= runtime.settings.shard_attempts:

@@ -115,6 +115,7 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "waiting_on": None if finished else _waiting_on(row, pending),
         "next_attempt_at": None if finished or row.next_attempt_at is None else int(row.next_attempt_at),
         "errors": row.error_summary,
+        "warnings": row.warnings,
         "created_at": int(row.created_at),
         "started_at": None if row.started_at is None else int(row.started_at),
         "finished_at": None if row.finished_at is None else int(row.finished_at),

@@ -23,7 +23,7 @@ from engine.jobs.finish import FINAL_STATUS, merge_errors
 from engine.runtime import Runtime
 from models.base import db_now
 from models.embedding import InputError, Landed, Matrix
-from models.errors import EmbedmillError
+from models.errors import EmbedmillError, UpstreamProtocolError
 from models.job import UNDER_WAY, InputFailure, Job, JobStatus, Shard, ShardState, VectorRun
 from models.usage import UsageRecord
 
@@ -86,7 +86,8 @@ async def fail_rest(runtime: Runtime, held: Claim, error: EmbedmillError) -> Rec
 
     A twin whose first has its outcome gets that: a copy needs no attempt.
     """
-    reason = InputError(error.code, error.message, retryable=error.retryable)
+    code = "invalid_upstream_response" if isinstance(error, UpstreamProtocolError) else error.code
+    reason = InputError(code, error.message, retryable=error.retryable)
     parts: list[Landed] = []
     copies = twins.Copies(held, parts.append)
     copies.know(await twins.settled(runtime, held, list(copies.missing().values())))

@@ -112,6 +112,7 @@ async def _settle(
 async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease) -> None:
     settings = runtime.settings
     alias = runtime.narrowed(runtime.alias(held.alias), held.options)
+    await runtime.canaries.look()
     flight = Flight(
         upstream=runtime.upstream,
         router=runtime.router,

@@ -24,7 +24,7 @@ def row(**given: Any) -> Row[Any]:
     values: dict[str, Any] = {
         "id": "job_" + "0" * 32, "status": "in_progress", "alias": "m", "space": "s", "dimensions": 16,
         "total": 1000, "ingested": 1000, "completed": 400, "failed": 10, "prompt_tokens": 8200,
-        "cost_usd": Decimal("0.000164"), "usage_estimated": False, "error_summary": [],
+        "cost_usd": Decimal("0.000164"), "usage_estimated": False, "error_summary": [], "warnings": [],
         "created_at": NOW - 60, "started_at": NOW - 41.0, "finished_at": None, "expires_at": NOW + 86400,
         "waiting_on": None, "next_attempt_at": None, "mark_at": None, "mark_done": 0, "mark_tokens": 0,
         "earlier_mark_at": None, "earlier_mark_done": 0, "earlier_mark_tokens": 0, "version": 3,

@@ -1,0 +1,182 @@
+"""Canaries: a model that changes behind a route is noticed, the route left out by all, and the job says so."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from engine import canary
+from engine.embedding import BULK, Flight, Gathered, embed
+from engine.jobs.read import find, job_object
+from engine.jobs.run import run_shard
+from engine.planning import limits_of, pack
+from engine.runtime import Runtime
+from models.canary import Canary
+from models.embedding import Options
+from models.errors import RouteQuarantined
+from models.job import ShardState
+from providers.base import UpstreamReply, UpstreamRequest
+from tests.fakes import FakeWire, fake
+from tests.integration.store import MODEL, WIDTH, ListeningBell, Store
+
+CONFIG = f"""
+[providers.one]
+kind = "openai"
+base_url = "http://one/v1"
+canary = "a text that never changes"
+[providers.two]
+kind = "openai"
+base_url = "http://two/v1"
+
+[models."{MODEL}"]
+dimensions = {WIDTH}
+space = "s"
+[[models."{MODEL}".routes]]
+provider = "one"
+model = "m"
+"""
+SECOND = f"""
+[[models."{MODEL}".routes]]
+provider = "two"
+model = "m"
+priority = 1
+"""
+
+
+async def wait_until_async(condition: Callable[[], Awaitable[bool]], timeout_s: float, *, what: str) -> None:
+    gives_up_at = time.monotonic() + timeout_s
+    while not await condition():
+        assert time.monotonic() < gives_up_at, f"{what} did not come within {timeout_s:g} s"
+        await asyncio.sleep(0.01)
+
+
+class Changing:
+    """An upstream whose model becomes another one."""
+
+    def __init__(self) -> None:
+        self.model = "m"
+        self.asked = 0
+        self.wrong_once = False
+        self._fake = fake()
+        self._fake.width = WIDTH
+
+    def __call__(self, request: UpstreamRequest) -> UpstreamReply:
+        call = orjson.loads(request.body)
+        model = self.model
+        if call["input"] == ["a text that never changes"]:
+            self.asked += 1
+            model, self.wrong_once = ("another model" if self.wrong_once else model), False
+        body = orjson.dumps(call | {"model": model})
+        return self._fake.answer(UpstreamRequest("POST", request.url, request.headers, body), 0.0).reply
+
+
+class Place:
+    """Processes that share a database and an upstream."""
+
+    def __init__(self, store: Store, folder: Path, routes: str) -> None:
+        self.store = store
+        self.upstream = Changing()
+        self._config = folder / "canary.toml"
+        self._config.write_text(CONFIG + routes)
+        self._opened: list[Runtime] = []
+
+    def process(self) -> Store:
+        settings = self.store.runtime.settings
+        changes: dict[str, Any] = {"config": str(self._config), "canary_every_s": 0.01}
+        changed = type(settings)(**{name: getattr(settings, name) for name in settings.__slots__} | changes)
+        second = fake()
+        second.width = WIDTH
+        runtime = Runtime.open(changed, wire=FakeWire(one=self.upstream, two=second))
+        runtime.doorbell = bell = ListeningBell()
+        self._opened.append(runtime)
+        return Store(runtime, bell)
+
+    async def close(self) -> None:
+        for runtime in self._opened:
+            await runtime.close()
+
+
+@pytest.fixture(params=["", SECOND], ids=["alone", "with another"])
+async def place(store: Store, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Place]:
+    made = Place(store, tmp_path, request.param)
+    yield made
+    await made.close()
+
+
+async def looked(process: Store, *, until_asked: int, place: Place) -> None:
+    async def asked() -> bool:
+        await process.runtime.canaries.look()
+        return place.upstream.asked >= until_asked
+
+    await wait_until_async(asked, 10.0, what="the canary's check")
+
+
+async def quarantined(process: Store) -> bool:
+    await process.runtime.canaries.look()
+    return bool(process.runtime.router.quarantined)
+
+
+async def hosts(process: Store) -> list[str]:
+    """Which upstreams an embedding goes to now."""
+    runtime = process.runtime
+    alias = runtime.alias(MODEL)
+    flight = Flight(runtime.upstream, runtime.router, alias, BULK, 2.0**62, Gathered(1, WIDTH))
+    await embed(flight, pack(["x"], [0], limits_of(alias.routes), WIDTH, Options()), concurrency=1)
+    return [call.provider for call in flight.calls]
+
+
+async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place: Place) -> None:
+    first = place.process()
+    alone = len(first.runtime.alias(MODEL).routes) == 1
+    job_id = await first.submit(10)
+    await looked(first, until_asked=3, place=place)
+    assert not await quarantined(first) and await hosts(first) == ["one"]
+
+    place.upstream.model = "another model"
+    second = place.process()  # knows the reference from the database alone
+    await wait_until_async(lambda: quarantined(second), 10.0, what="the quarantine")
+    await wait_until_async(lambda: quarantined(first), 10.0, what="the quarantine in the other process")
+    third = place.process()
+    await third.runtime.canaries.look()  # one look, before its first call, is enough
+    assert third.runtime.router.quarantined == {("one", "m", "s")}
+
+    [shard_id] = await first.shard_ids(job_id)
+    await run_shard(third.runtime, shard_id, "w")
+    job = job_object(await find(first.runtime, "p", job_id))
+    [warning] = job["warnings"]
+    assert warning["code"] == "route_quarantined" and "one" in warning["message"]
+    if alone:
+        [shard] = await first.shards(job_id)
+        assert (shard.state, shard.attempt, job["waiting_on"]) == (ShardState.QUEUED, 0, "provider")
+        with pytest.raises(RouteQuarantined):
+            await hosts(third)
+    else:
+        assert job["status"] == "completed" and await hosts(third) == ["two"]
+
+    assert [row.account for row in await canary.quarantined(first.runtime.database)] == ["one"]
+    assert await canary.release(first.runtime.database, "one") == 1
+
+    async def released() -> bool:
+        return not await quarantined(third)
+
+    await wait_until_async(released, 10.0, what="the release")
+    assert await hosts(third) == ["one"]
+
+
+async def test_an_answer_that_is_wrong_once_is_no_other_model(place: Place) -> None:
+    process = place.process()
+    await looked(process, until_asked=2, place=place)
+    place.upstream.wrong_once = True
+    await looked(process, until_asked=place.upstream.asked + 4, place=place)
+    assert not place.upstream.wrong_once and not await quarantined(process)
+
+
+async def test_without_a_canary_nothing_is_asked_or_read(store: Store) -> None:
+    await store.runtime.canaries.look()
+    assert await store.count(Canary) == 0
