@@ -149,11 +149,18 @@ def models(as_json: JsonOption = False, url: UrlOption = None, api_key: ApiKeyOp
 
 
 @app.command(rich_help_panel=OPERATIONS)
-def doctor(as_json: JsonOption = False, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
+def doctor(
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+    release: Annotated[
+        str | None, typer.Option(metavar="ACCOUNT", help="Let an account serve again whose canary has changed.")
+    ] = None,
+) -> None:
     """Check this installation: each line says ok, warn or fail, and what to do."""
     from cli.doctor import doctor as examine
 
-    raise typer.Exit(examine(url=url, api_key=api_key, as_json=as_json))
+    raise typer.Exit(examine(url=url, api_key=api_key, as_json=as_json, release=release))
 
 
 app.add_typer(processes.app)

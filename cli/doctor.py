@@ -7,9 +7,10 @@ import importlib.metadata
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,7 +22,7 @@ from cli.data_dir import DataDir
 from cli.errors import CliError, ExitCode
 from cli.patience import Patience
 from cli.terminal import out, print_json, table
-from engine import configuration
+from engine import canary, configuration
 from engine.database import Database, schema_revision
 from engine.in_process import LocalModel
 from engine.queue import Doorbell
@@ -29,6 +30,8 @@ from engine.settings import Settings
 from engine.telemetry import configure_logging
 from models.embedding import Alias
 from models.errors import EmbedmillError
+
+T = TypeVar("T")
 
 LOW_DISK_BYTES = 2 * 1024**3
 NO_DISK_BYTES = 200 * 1024**2
@@ -52,7 +55,7 @@ class Finding:
     fix: str = ""
 
 
-def doctor(*, url: str | None, api_key: str | None, as_json: bool) -> ExitCode:
+def doctor(*, url: str | None, api_key: str | None, as_json: bool, release: str | None = None) -> ExitCode:
     """Run every check and print one line each. FAILED when anything is broken, not when something is merely absent."""
     configure_logging("WARNING", "text")  # what the parts log would be between the lines of the report
     place = DataDir.from_environment()
@@ -65,7 +68,10 @@ def doctor(*, url: str | None, api_key: str | None, as_json: bool) -> ExitCode:
     else:
         source = settings.config or "the built-in default"
         findings.append(Finding("configuration", "ok", f"{source}: {', '.join(sorted(aliases))}"))
+        if release is not None:
+            findings.append(guarded("release", lambda: released(settings, release)))
         findings += [guarded("database", lambda: database(settings)), guarded("broker", lambda: broker(settings))]
+        findings.append(guarded("canaries", lambda: canaries(settings, aliases)))
         findings += local_models(aliases)
     findings.append(server(url or place.url(), api_key or place.key()))
     if as_json:
@@ -141,6 +147,34 @@ def database(settings: Settings) -> Finding:
     if current != wanted:
         return Finding("database", "fail", f"{shown} is at revision {current}, not {wanted}", "run `embedmill migrate`")
     return Finding("database", "ok", f"{shown} at revision {current}")
+
+
+def canaries(settings: Settings, aliases: dict[str, Alias]) -> Finding:
+    """A finding that fails while a route is quarantined."""
+    watched = {route.provider for alias in aliases.values() for route in alias.routes if route.account.canary}
+    if not watched:
+        return Finding("canaries", "ok", "no account has one")
+    rows = asyncio.run(_on_database(settings, canary.quarantined))
+    if not rows:
+        return Finding("canaries", "ok", ", ".join(sorted(watched)))
+    told = "; ".join(f"{row.account} {row.upstream_model} ({row.space}): cosine {row.similarity:.6f}" for row in rows)
+    fix = f"another model answers there; when that is right: `embedmill doctor --release {rows[0].account}`"
+    return Finding("canaries", "fail", f"quarantined: {told}", fix)
+
+
+def released(settings: Settings, account: str) -> Finding:
+    count = asyncio.run(_on_database(settings, lambda opened: canary.release(opened, account)))
+    if not count:
+        return Finding("release", "warn", f"no canary of {account} is known", "is this the account's name?")
+    return Finding("release", "ok", f"{count} routes of {account} serve again; their next answers are the references")
+
+
+async def _on_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
+    opened = Database(settings.sqlalchemy_url)
+    try:
+        return await work(opened)
+    finally:
+        await opened.close()
 
 
 def broker(settings: Settings) -> Finding:
