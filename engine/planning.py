@@ -105,7 +105,8 @@ def pack(
         else:
             size = 0
             weight = len(item)
-        alone = weight > limits.tokens_per_input and not (exact and tokens.fits(item, limits.tokens_per_input))
+        most = limits.tokens_per_input
+        alone = not tokens.fits(item, most) if exact else weight > most
         if position > start and (alone or not load.takes(item, size, weight)):
             yield load.batch(inputs[start:position], indexes[start:position], width, options)
             start = position
