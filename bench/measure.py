@@ -44,6 +44,14 @@ class Tree:
                 ticks += sum(fields[_UTIME : _CSTIME + 1])
         return ticks / _TICKS_PER_S
 
+    def rss_mb(self) -> float:
+        """The resident size of all living processes of the tree together, in MB."""
+        pages = 0
+        for pid in self.pids():
+            with suppress(OSError):
+                pages += int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE") / 2**20
+
     def peak_rss_mb(self) -> dict[str, float]:
         """The largest resident size of each living process since `reset_peak_rss`, in MB, parents first."""
         peaks = {}

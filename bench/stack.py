@@ -84,6 +84,15 @@ class Stack:
 
         return f"SQLite {sqlite3.sqlite_version}"
 
+    @property
+    def database_url(self) -> str:
+        return self._postgres.url if self._postgres else f"sqlite:///{self.folder / 'data' / 'embedmill.db'}"
+
+    def latency(self, low_ms: float, jitter_ms: float = 0.0) -> None:
+        """How long every upstream call takes from now on."""
+        rules = [{"do": {"latency_ms": low_ms, "jitter_ms": jitter_ms}}]
+        self.fake.call("PUT", "/__script", orjson.dumps(rules))
+
     def trees(self) -> list[Tree]:
         """All processes of the system, the fake upstream too, and PostgreSQL's where it runs on this machine."""
         trees = [Tree(name, process.pid) for name, process in self._processes.items()]

@@ -75,6 +75,11 @@ class ShardState(StrEnum):
 
 
 OPEN_SHARD = frozenset({ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING})
+IN_TURN = "status = 'in_progress' and blocked_until is null"
+
+
+def _partial(name: str, *columns: str, where: str) -> Index:
+    return Index(name, *columns, postgresql_where=text(where), sqlite_where=text(where))
 
 
 class Job(Base):
@@ -113,7 +118,8 @@ class Job(Base):
     # The caller's ceiling, and how much of what is left of it running shards may still spend.
     max_cost_usd: Mapped[Decimal | None] = mapped_column(Usd)
     reserved_usd: Mapped[Decimal] = mapped_column(Usd, default=Decimal(0), server_default="0")
-    # Estimated tokens of the shards that have had their turn: whoever has had the fewest is next.
+    # Estimated tokens of the shards that have had their turn, counted from where the job joined its project's line:
+    # whoever has had the fewest is next.
     served_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
 
     created_at: Mapped[float] = mapped_column(Instant)
@@ -124,8 +130,9 @@ class Job(Base):
 
     # While the corpus arrives, the receiving process keeps this lease alive; null afterwards.
     intake_until: Mapped[float | None] = mapped_column(Instant)
-    # Whose turn it is: the job that was rung longest ago is next.
-    rung_at: Mapped[float | None] = mapped_column(Instant)
+    rung_at: Mapped[float | None] = mapped_column(Instant)  # used by releases that took turns by it
+    # Nothing of it is due before this moment, so dispatch passes it over. Never far ahead, so never wrong for long.
+    blocked_until: Mapped[float | None] = mapped_column(Instant)
     waiting_on: Mapped[str | None] = mapped_column(String(16))
     next_attempt_at: Mapped[float | None] = mapped_column(Instant)
     # Two marks of progress, shifted every 15 s, give a rate over the last 15 to 30 s without any history table.
@@ -140,15 +147,31 @@ class Job(Base):
 
     __table_args__ = (
         Index("ix_jobs_project_id", "project", "id"),
-        Index("ix_jobs_status", "status"),
-        Index("ix_jobs_expires_at", "expires_at"),
-        Index(
-            "ix_jobs_deleted_at",
-            "deleted_at",
-            postgresql_where=text("deleted_at is not null"),
-            sqlite_where=text("deleted_at is not null"),
-        ),
+        # Jobs that dispatch may take from, in the order of their turns.
+        _partial("ix_jobs_turn", "project", "served_tokens", "id", where=IN_TURN),
+        _partial("ix_jobs_blocked_until", "blocked_until", where="blocked_until is not null"),
+        # What the sweep asks every few seconds is answered without a look at the jobs that are in order.
+        Index("ix_jobs_status_open_shards", "status", "open_shards"),
+        _partial("ix_jobs_intake_until", "intake_until", where="intake_until is not null"),
+        _partial("ix_jobs_expires_at", "expires_at", where="deleted_at is null"),
+        _partial("ix_jobs_deleted_at", "deleted_at", where="deleted_at is not null"),
     )
+
+
+class FairShare(Base):
+    """Where one project stands in the line of projects. The row without a name stands for all of them.
+
+    The other two are about the line below: the jobs of the project, or all projects.
+    """
+
+    __tablename__ = "fair_shares"
+
+    project: Mapped[str] = mapped_column(String(64), primary_key=True)
+    served_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    # Nobody who waited in it stands further back than this: who does was away.
+    rear_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    # Where newcomers join it: the middle of the line, which moves on with all that is served.
+    joining_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class Shard(Base):
@@ -181,7 +204,7 @@ class Shard(Base):
     __table_args__ = (
         Index("uq_shards_job_id_seq", "job_id", "seq", unique=True),
         Index("ix_shards_job_id_state_seq", "job_id", "state", "seq"),
-        Index("ix_shards_state", "state"),
+        Index("ix_shards_state_attempt", "state", "attempt"),
     )
 
 
@@ -251,3 +274,5 @@ class IdempotencyKey(Base):
     job_id: Mapped[str] = mapped_column(String(64))
     fingerprint: Mapped[bytes | None] = mapped_column(Blob)
     expires_at: Mapped[float] = mapped_column(Instant)
+
+    __table_args__ = (Index("ix_idempotency_keys_expires_at", "expires_at"),)

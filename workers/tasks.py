@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.jobs import run
+from engine.jobs.answer import answer
 from engine.queue import RUN_SHARD
 from workers import loop
 from workers.app import app
@@ -11,4 +11,4 @@ from workers.app import app
 @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
 def run_shard(shard_id: str) -> None:
     here = loop.current()
-    here.run(run.run_shard(here.runtime, str(shard_id), here.worker))
+    here.run(answer(here.runtime, str(shard_id), here.worker))

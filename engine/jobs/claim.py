@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy import and_, or_, select, update
 
-from engine.jobs import twins
+from engine.jobs import turns, twins
 from engine.limiter.waits import Waits
 from engine.runtime import Runtime
 from models.base import db_now
@@ -40,6 +40,7 @@ class Claim:
     fence: int
     settled: Bits
     inputs: list[Input | None]
+    tokens: int  # estimated, of what was open when it was claimed: what its turn was charged for
     twins: Mapping[int, int]  # position in the shard: the job's index of the first of its kind
     max_cost_usd: Decimal | None = None  # of the job, when the shard was claimed
     calls: list[Call] = field(default_factory=list)  # made for it since
@@ -84,11 +85,13 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
                     worker=worker,
                     rung_at=None,
                 )
-                .returning(Shard.attempt, Shard.fence, Shard.settled)
+                .returning(Shard.job_id, Shard.attempt, Shard.fence, Shard.settled, Shard.count, Shard.tokens)
             )
         ).one_or_none()
-    if taken is None:
-        return None
+        if taken is None:
+            return None
+        tokens = _open_tokens(taken)
+        await turns.charge(runtime.database, connection, taken.job_id, tokens)
     async with runtime.database.read() as connection:
         row = (
             await connection.execute(
@@ -128,6 +131,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
         inputs=_INPUTS.decode(row.inputs),
         twins=twins.unpacked(row.twins),
         max_cost_usd=row.max_cost_usd,
+        tokens=tokens,
     )
 
 
@@ -173,13 +177,28 @@ async def release(
                 attempt=Shard.attempt if spent else Shard.attempt - 1,
                 last_error=reason[:500],
             )
+            .returning(Shard.settled, Shard.count, Shard.tokens)
         )
-        if given_back.rowcount and waiting_on is not None:
+        shard = given_back.one_or_none()
+        if shard is not None:
+            await turns.give_back(connection, held.job_id, _open_tokens(shard))
+        if shard is not None and waiting_on is not None:
             await connection.execute(
                 update(Job)
                 .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
-                .values(waiting_on=waiting_on, next_attempt_at=db_now() + delay_s, version=Job.version + 1)
+                .values(
+                    waiting_on=waiting_on,
+                    # Nobody knows when its turn comes.
+                    next_attempt_at=None if waiting_on == "fairness" else db_now() + delay_s,
+                    version=Job.version + 1,
+                )
             )
+
+
+def _open_tokens(shard: Any) -> int:
+    """The estimated tokens of the inputs that have no outcome yet; inputs are counted where nobody has estimated."""
+    still_open = shard.count - int(settled_bits(shard.settled, shard.count).sum())
+    return int((shard.tokens or shard.count) * still_open // shard.count)
 
 
 def settled_bits(packed: bytes, count: int) -> Bits:

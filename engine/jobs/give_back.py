@@ -11,6 +11,7 @@ from engine.jobs import claim as claims
 from engine.jobs.budget import BudgetSpent, wait_or_pause
 from engine.jobs.claim import Claim
 from engine.jobs.ending import let_go
+from engine.jobs.give_way import GaveWay
 from engine.jobs.keeper import Keeper
 from engine.jobs.lease import ToldToStop, clock
 from engine.jobs.record import fail_rest
@@ -50,7 +51,8 @@ async def _give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: Embed
     if not keeper.go_on:
         await let_go(runtime, held.job_id, held.shard_id, held.fence)
     elif isinstance(error, ToldToStop):
-        await claims.release(runtime, held, delay_s=0.0, spent=False, reason=error.message, waiting_on=None)
+        waiting_on = "fairness" if isinstance(error, GaveWay) else None
+        await claims.release(runtime, held, delay_s=0.0, spent=False, reason=error.message, waiting_on=waiting_on)
     elif isinstance(error, BudgetSpent):
         await wait_or_pause(runtime, held, error.needed_usd)
     elif isinstance(error, FirstsOutstanding):

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine import failpoints, planning
 from engine.embedding import BULK, Flight
@@ -15,6 +15,7 @@ from engine.jobs import claim as claims
 from engine.jobs.claim import Claim
 from engine.jobs.dispatch import dispatch
 from engine.jobs.give_back import give_back
+from engine.jobs.give_way import LEAST_VISIT_S, GaveWay, Receive, give_way
 from engine.jobs.keeper import Keeper
 from engine.jobs.lease import Lease, ToldToStop, clock
 from engine.jobs.work import work
@@ -31,8 +32,19 @@ SETTLE_S = 20.0
 SETTLE_STOPPING_S = 5.0
 
 
-async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> bool:
-    """Claim the shard, embed what is open of it, keep the results, and give back what is left. False: not claimed."""
+async def run_shard(
+    runtime: Runtime,
+    shard_id: str,
+    worker: str,
+    *,
+    until: float | None = None,
+    on_claim: Callable[[], None] = lambda: None,
+) -> bool:
+    """Claim the shard, embed what is open of it, keep the results, and give back what is left. False: not claimed.
+
+    `until`, on time.monotonic(): when the worker's time is over; by default a shard's budget from now. Shards that the
+    worker lets in meanwhile have ended too when this returns.
+    """
     if runtime.draining.is_set():
         await claims.decline(runtime, shard_id)
         return False
@@ -46,20 +58,31 @@ async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> bool:
         log.debug("nothing to do for a ring", extra={"shard_id": shard_id})
         return False
     failpoints.hit("after_claim")
+    on_claim()
     started = time.monotonic()
+    until = started + runtime.settings.shard_budget_s if until is None else until
+    guests: list[asyncio.Task[bool]] = []
+
+    def receive(guest_id: str, on_arrival: Callable[[], None]) -> asyncio.Task[bool]:
+        guest = asyncio.create_task(run_shard(runtime, guest_id, worker, until=until, on_claim=on_arrival))
+        guests.append(guest)
+        return guest
+
     keeper = Keeper(runtime, held)
     lease = Lease(runtime, held, asked_at)
     error: EmbedmillError | None = None
     patience_s = SETTLE_S
     beating = asyncio.create_task(lease.keep())
     try:
-        await _embed(runtime, held, keeper, lease)
+        await _embed(runtime, held, keeper, lease, until, receive)
     except EmbedmillError as raised:
         error = raised
     except asyncio.CancelledError:
         # A time limit, or a worker that must go now. What has landed was paid for, and the shard need not wait for its
         # lease to run out: this task ends by giving both back.
         error, patience_s = ToldToStop("the worker was stopped"), SETTLE_STOPPING_S
+        for guest in guests:
+            guest.cancel()
     except Exception:
         log.exception("a shard's run broke off", extra={"job_id": held.job_id, "shard_id": shard_id})
         error = EmbedmillError("a fault of ours")
@@ -73,6 +96,7 @@ async def run_shard(runtime: Runtime, shard_id: str, worker: str) -> bool:
         settling.result()
     else:
         log.warning("results wait beside the worker: the database does not answer", extra={"job_id": held.job_id})
+    await asyncio.gather(*guests)
     return True
 
 
@@ -109,16 +133,17 @@ async def _settle(
         await dispatch(runtime)
 
 
-async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease) -> None:
+async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease, until: float, receive: Receive) -> None:
     settings = runtime.settings
     alias = runtime.narrowed(runtime.alias(held.alias), held.options)
     await runtime.canaries.look()
+    stop_at = max(until, time.monotonic() + min(LEAST_VISIT_S, settings.shard_budget_s))
     flight = Flight(
         upstream=runtime.upstream,
         router=runtime.router,
         alias=alias,
         lane=BULK,
-        deadline=time.monotonic() + settings.shard_budget_s + CALL_GRACE_S,
+        deadline=stop_at + CALL_GRACE_S,
         landed=keeper.take,
         witness=lease,
         calls=held.calls,
@@ -127,16 +152,18 @@ async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease) ->
     keeper.flight = flight
     lease.on_lost = lambda reason: _stop(flight, reason)
     budget = asyncio.get_running_loop().call_later(
-        settings.shard_budget_s, _stop, flight, "the time budget of the shard is over"
+        stop_at - time.monotonic(), _stop, flight, "the time budget of the shard is over"
     )
     telling = asyncio.create_task(held_up.keep_told(runtime, held))
     leaving = asyncio.create_task(_stop_when_draining(runtime, flight))
+    looking = asyncio.create_task(_stop_for_a_guest(runtime, held, flight, until, receive))
     try:
         await work(runtime, held, flight, lambda waiting: _batches(runtime, held, alias, waiting))
     finally:
         budget.cancel()
         telling.cancel()
         leaving.cancel()
+        looking.cancel()
 
 
 def _batches(runtime: Runtime, held: Claim, alias: Alias, waiting: Sequence[int]) -> list[Batch]:
@@ -150,6 +177,11 @@ def _batches(runtime: Runtime, held: Claim, alias: Alias, waiting: Sequence[int]
 async def _stop_when_draining(runtime: Runtime, flight: Flight) -> None:
     await runtime.draining.wait()
     _stop(flight, "the worker is stopping")
+
+
+async def _stop_for_a_guest(runtime: Runtime, held: Claim, flight: Flight, until: float, receive: Receive) -> None:
+    await give_way(runtime, held, until, receive)
+    flight.stopping = flight.stopping or GaveWay("gave way to a job that has had less")
 
 
 def _stop(flight: Flight, reason: str) -> None:

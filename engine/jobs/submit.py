@@ -27,6 +27,7 @@ from engine.jobs.cutting import Cut, Cutter, Wanted
 from engine.jobs.dispatch import dispatch
 from engine.jobs.ending import end_early, forget
 from engine.jobs.finish import FINAL_STATUS, merge_errors
+from engine.jobs.turns import newcomer
 from engine.keys import Caller
 from engine.runtime import Runtime
 from models.base import db_now, new_id
@@ -287,6 +288,7 @@ class Intake:
             "cost_usd": Decimal(0),
             "usage_estimated": False,
             "error_summary": [],
+            "served_tokens": newcomer(self._caller.project),
             "created_at": db_now(),
             "expires_at": db_now() + settings.job_retention_days * 86400.0,
             "intake_until": db_now() + settings.lease_s,

@@ -7,10 +7,8 @@ all found here, by what the database says and by its clock.
 from __future__ import annotations
 
 import logging
-from typing import Any
 
-from sqlalchemy import and_, delete, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import and_, delete, select, update
 
 from engine import presence
 from engine.jobs import claim as claims
@@ -18,6 +16,7 @@ from engine.jobs.dispatch import dispatch
 from engine.jobs.ending import close_shards, end_early
 from engine.jobs.finish import FINAL_STATUS
 from engine.jobs.locks import lock_jobs, lock_shards
+from engine.jobs.purge import DOOMED, EXPIRED, OLD_KEY, OLD_WORKER, purge
 from engine.jobs.record import fail_rest
 from engine.jobs.replay import replay
 from engine.runtime import Runtime
@@ -27,21 +26,16 @@ from models.job import (
     FINISHED,
     UNDER_WAY,
     IdempotencyKey,
-    InputFailure,
     Job,
     JobStatus,
     Shard,
-    ShardInputs,
     ShardState,
-    VectorRun,
 )
 from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
 
-PURGE_RUNS = 50
-PURGE_ROWS = 5000
-FORGET_WORKER_S = 3600.0
+AT_ONCE = 50
 
 
 class WorkerLost(EmbedmillError):
@@ -78,8 +72,12 @@ async def spare_leases(runtime: Runtime) -> None:
 
 
 async def _due(runtime: Runtime) -> dict[str, bool]:
-    """Which duties have something to do, in one statement that locks nothing: nearly always none has."""
+    """Which duties have something to do, in one statement that locks nothing: nearly always none has.
+
+    Each question is answered from an index that leads to what is out of order, past all that is in order.
+    """
     settings = runtime.settings
+    # Ordered, and the first only: a planner that expects many matches would else read the table from its beginning.
     questions = {
         "requeue_expired": select(Shard.id).where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
         "ring_again": select(Shard.id).where(
@@ -88,31 +86,37 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
         "fail_exhausted": select(Shard.id).where(
             Shard.state == ShardState.QUEUED, Shard.attempt >= settings.shard_attempts
         ),
-        "finish_jobs": select(Job.id).where(or_(_UNFINISHED, Job.status == JobStatus.CANCELLING)),
-        "close_stray_shards": _STRAY,
-        "end_abandoned_intakes": select(Job.id).where(_ABANDONED),
-        "purge": select(Job.id).where(or_(_DOOMED, _EXPIRED)),
-        "forget_keys": select(IdempotencyKey.key).where(IdempotencyKey.expires_at < db_now()),
-        "forget_workers": select(WorkerProcess.id).where(WorkerProcess.seen_at < db_now() - FORGET_WORKER_S),
+        "finish_jobs": select(Job.id).where(_UNFINISHED).order_by(Job.status, Job.open_shards),
+        "end_cancelling": select(Job.id).where(Job.status == JobStatus.CANCELLING),
+        "close_stray_shards": _STRAY.order_by(Job.status, Job.open_shards),
+        "end_abandoned_intakes": select(Job.id).where(_ABANDONED).order_by(Job.intake_until),
+        "purge": select(Job.id).where(DOOMED).order_by(Job.deleted_at),
+        "expire": select(Job.id).where(EXPIRED).order_by(Job.expires_at),
+        "forget_keys": select(IdempotencyKey.key).where(OLD_KEY).order_by(IdempotencyKey.expires_at),
+        "forget_workers": select(WorkerProcess.id).where(OLD_WORKER),
     }
-    columns = [question.exists().label(name) for name, question in questions.items()]
+    columns = [question.limit(1).scalar_subquery().is_not(None).label(name) for name, question in questions.items()]
     async with runtime.database.read() as connection:
         row = (await connection.execute(select(*columns))).one()
     due = dict(row._mapping)
-    due["finish_jobs"] |= due.pop("close_stray_shards")
-    due["purge"] |= due.pop("forget_keys") | due.pop("forget_workers")
+    due["finish_jobs"] |= due.pop("end_cancelling") | due.pop("close_stray_shards")
+    due["purge"] |= due.pop("expire") | due.pop("forget_keys") | due.pop("forget_workers")
     return due
 
 
-_UNFINISHED = and_(Job.status.in_(UNDER_WAY), Job.open_shards == 0, Job.total.is_not(None))
+_UNFINISHED = and_(Job.status.in_(UNDER_WAY), Job.open_shards < 1, Job.total.is_not(None))
 _ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)), Job.intake_until < db_now())
-_DOOMED = and_(Job.deleted_at.is_not(None), Job.status.in_(FINISHED))
-_EXPIRED = and_(Job.expires_at < db_now(), Job.status.in_(FINISHED), Job.deleted_at.is_(None))
 # A shard of a job that failed may have come back from a lost worker: nobody would claim it.
-_STRAY = (
-    select(Shard.job_id)
-    .join(Job, Job.id == Shard.job_id)
-    .where(Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)), Job.status.in_(FINISHED))
+# Asked of the jobs, for few of those have ended with open shards, while there may be a million queued shards.
+_STRAY = select(Job.id).where(
+    Job.status.in_(FINISHED),
+    Job.open_shards > 0,
+    select(Shard.id)
+    .where(Shard.job_id == Job.id, Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)))
+    .limit(1)
+    .correlate(Job)
+    .scalar_subquery()
+    .is_not(None),
 )
 
 
@@ -171,7 +175,7 @@ async def fail_exhausted(runtime: Runtime) -> None:
     async with runtime.database.read() as connection:
         ids = (
             await connection.execute(
-                select(Shard.id).where(Shard.state == ShardState.QUEUED, Shard.attempt >= cap).limit(PURGE_RUNS)
+                select(Shard.id).where(Shard.state == ShardState.QUEUED, Shard.attempt >= cap).limit(AT_ONCE)
             )
         ).scalars()
         spent = list(ids)
@@ -197,7 +201,7 @@ async def finish_jobs(runtime: Runtime) -> None:
     for job_id in cancelling:
         await close_shards(runtime, job_id)
     async with runtime.database.read() as connection:
-        stray = list((await connection.execute(_STRAY.distinct().limit(PURGE_RUNS))).scalars())
+        stray = list((await connection.execute(_STRAY.limit(AT_ONCE))).scalars())
     for job_id in stray:
         await close_shards(runtime, job_id)
 
@@ -215,35 +219,3 @@ async def end_abandoned_intakes(runtime: Runtime) -> None:
             "upload_interrupted",
             "the server stopped while the corpus arrived: send it again",
         )
-
-
-async def purge(runtime: Runtime) -> None:
-    """Deleted and expired jobs, a bounded number of rows a round; old idempotency keys; workers long gone."""
-    async with runtime.database.write() as connection:
-        expired = await lock_jobs(connection, _EXPIRED)
-        await connection.execute(update(Job).where(Job.id.in_(expired)).values(deleted_at=db_now()))
-        await connection.execute(delete(IdempotencyKey).where(IdempotencyKey.expires_at < db_now()))
-        await connection.execute(delete(WorkerProcess).where(WorkerProcess.seen_at < db_now() - FORGET_WORKER_S))
-    async with runtime.database.write() as connection:  # of its own, for it locks shards before the job
-        doomed = (await connection.execute(select(Job.id).where(_DOOMED).limit(1))).scalar_one_or_none()
-        if doomed is not None:
-            await _purge_some(connection, doomed)
-
-
-async def _purge_some(connection: AsyncConnection, job_id: str) -> None:
-    """Remove one step's worth of a deleted job: its vectors first, for they weigh the most, itself last."""
-    steps: tuple[tuple[Any, Any, Any, int], ...] = (
-        (VectorRun, VectorRun.first_index, VectorRun.job_id == job_id, PURGE_RUNS),
-        (InputFailure, InputFailure.index, InputFailure.job_id == job_id, PURGE_ROWS),
-    )
-    for table, column, mine, some in steps:
-        chosen = select(column).where(mine).limit(some).scalar_subquery()
-        gone = await connection.execute(delete(table).where(mine, column.in_(chosen)))
-        if gone.rowcount:
-            return
-    shards = await lock_shards(connection, Shard.job_id == job_id, at_once=PURGE_RUNS)
-    await connection.execute(delete(ShardInputs).where(ShardInputs.shard_id.in_(shards)))
-    await connection.execute(delete(Shard).where(Shard.id.in_(shards)))
-    if len(shards) < PURGE_RUNS:
-        await connection.execute(delete(Job).where(Job.id == job_id))
-        log.info("a deleted job was removed", extra={"job_id": job_id})

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
+from engine.jobs import turns
 from engine.jobs.dispatch import take_turn
 from engine.runtime import Runtime
 from models.base import db_now
-from models.job import Job, JobStatus, Shard, ShardState
+from models.job import Shard, ShardState
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,30 +24,20 @@ class Unrung:
 async def find_unrung(runtime: Runtime) -> Unrung | None:
     """A shard that has waited too long for its message, in the order of dispatch. Raises StorageUnavailable."""
     # Before the sweep rings it again, which would hide how long it has waited.
-    waited = db_now() - min(runtime.settings.claim_unrung_s, runtime.settings.ring_again_s / 2)
+    waited_s = min(runtime.settings.claim_unrung_s, runtime.settings.ring_again_s / 2)
     async with runtime.database.read() as connection:
         # Rung shards were chosen in their turn already: the oldest of them is next.
         rung = (
             await connection.execute(
                 select(Shard.id)
-                .where(Shard.state == ShardState.RUNG, Shard.rung_at < waited)
+                .where(Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - waited_s)
                 .order_by(Shard.rung_at, Shard.id)
                 .limit(1)
             )
         ).scalar_one_or_none()
         if rung is not None:
             return Unrung(rung, rung=True)
-        queued = (
-            select(Shard.id)
-            .join(Job, Job.id == Shard.job_id)
-            .where(
-                Shard.state == ShardState.QUEUED,
-                Shard.next_run_at < waited,
-                Job.status == JobStatus.IN_PROGRESS,
-                Job.deleted_at.is_(None),
-            )
-        )
-        if (await connection.execute(queued.limit(1))).first() is None:
+        if not await turns.waiting_long(connection, waited_s):
             return None
     # They lie here unrung only where the broker takes no message, or nobody dispatches.
     chosen = await take_turn(runtime)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from engine.jobs import ending
+from engine.jobs.purge import purge
 from engine.jobs.record import GONE, Recorded, fail_rest, record
-from engine.jobs.sweep import purge, requeue_expired
+from engine.jobs.sweep import requeue_expired
 from models.embedding import Matrix
 from models.errors import UpstreamUnavailable
 from models.job import FINISHED, JobStatus

@@ -1,0 +1,93 @@
+"""`python -m bench.small_jobs`: thousands of small jobs: does accepting and finishing them slow down on the way?"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import orjson
+
+from bench.bulk import JOBS
+from bench.client import BenchError
+from bench.costs import ask
+from bench.machine import describe_machine
+from bench.measure import CpuMeter
+from bench.report import RESULTS
+from bench.stack import MODEL, Stack
+from bench.texts import text_of
+
+CALLERS = 4
+
+
+def measure(stack: Stack, count: int) -> dict[str, Any]:
+    """Submit `count` jobs of 3 to 10 inputs as fast as they are taken, then wait until all are through."""
+    meter, started = CpuMeter(stack.trees()), time.perf_counter()
+
+    def submit(number: int) -> float:
+        inputs = [text_of(number * 10 + place) for place in range(3 + number % 8)]
+        asked = time.perf_counter()
+        stack.api.json("POST", JOBS, {"model": MODEL, "input": inputs}, expect=202)
+        return time.perf_counter() - asked
+
+    with ThreadPoolExecutor(CALLERS) as callers:
+        took = np.array(list(callers.map(submit, range(count)))) * 1000
+    accepted_s = time.perf_counter() - started
+    at_acceptance = _finished(stack)
+    marks = [(time.perf_counter(), at_acceptance)]
+    while marks[-1][1] < count:
+        time.sleep(1.0)
+        marks.append((time.perf_counter(), _finished(stack)))
+        if marks[-1][0] - started > 3600:
+            raise BenchError(f"{marks[-1][1]} of {count} jobs after an hour")
+    finished_s = time.perf_counter() - started
+    bad = ask(stack.database_url, "select count(*) from jobs where status <> 'completed'")
+    if bad:
+        raise BenchError(f"{bad} jobs did not complete")
+    fifth = count // 5
+    middle = next((at for at, done in marks if done >= (at_acceptance + count) / 2), marks[-1][0])
+    rest = count - at_acceptance
+    return {
+        "database": stack.database,
+        "jobs": count,
+        "accepted_s": accepted_s,
+        "finished_s": finished_s,
+        "accept_ms_first_fifth": float(np.median(took[:fifth])),
+        "accept_ms_last_fifth": float(np.median(took[-fifth:])),
+        "accept_ms_p99": float(np.percentile(took, 99)),
+        "waiting_when_all_were_accepted": rest,
+        "jobs_per_s_first_half_of_these": rest / 2 / max(middle - marks[0][0], 0.001),
+        "jobs_per_s_second_half_of_these": rest / 2 / max(marks[-1][0] - middle, 0.001),
+        "cpu_ms_per_job": {name: spent / count * 1000 for name, spent in meter.spent_s().items()},
+    }
+
+
+def _finished(stack: Stack) -> int:
+    return int(ask(stack.database_url, "select count(*) from jobs where finished_at is not null"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench.small_jobs", description=__doc__)
+    parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
+    given = parser.parse_args()
+    server = os.environ.get("EMBEDMILL_TEST_POSTGRES_URL") if given.database == "postgres" else None
+    machine = describe_machine()
+    try:
+        with Stack(server) as stack:
+            figures = measure(stack, given.n)
+    except BenchError as error:
+        print(f"no figures: {error}", file=sys.stderr)
+        return 1
+    print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode())
+    kept = RESULTS / f"small-jobs-{given.database}.json"
+    kept.write_bytes(orjson.dumps({"machine": machine} | figures, option=orjson.OPT_INDENT_2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Give way: a job that comes while every worker is busy with a slow shard is let in by one of them, and only by one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from engine.jobs.answer import answer
+from engine.jobs.read import find, job_object
+from models.job import JobStatus, ShardState
+from providers.fake import fake_vectors
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
+from tests.integration.test_run import scripted
+from tests.integration.truth import Truth
+
+SLOW = '{when = {contains = "slow"}, do = {latency_ms = 300.0}}'
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(30):
+        while not await condition():  # noqa: ASYNC110  # it is in the database
+            await asyncio.sleep(0.02)
+
+
+async def is_running(store: Store, job_id: str, shards: int) -> bool:
+    return [shard.state for shard in await store.shards(job_id)].count(ShardState.RUNNING) == shards
+
+
+async def is_completed(store: Store, job_id: str) -> bool:
+    return await store.status(job_id) == JobStatus.COMPLETED
+
+
+async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tmp_path: Path) -> None:
+    store = scripted(database_url, tmp_path, SLOW, shard_inputs=200, shard_concurrency=2)
+    large = await store.submit(600, tag="slow")
+    workers = [asyncio.create_task(answer(store.runtime, store.bell.rung[number], "w")) for number in range(2)]
+    await until(lambda: is_running(store, large, 2))
+    small = await store.submit(10, tag="text")
+    await until(lambda: is_completed(store, small))
+    job = await store.job(small)
+    # Alone, the two shards would take half a minute. The mark, 5 s, is for a machine that does nothing else.
+    assert 1.0 <= job.finished_at - job.created_at < 15.0
+
+    # One of the two ends, its shard goes back as it is, and costs no attempt; the other goes on.
+    done, going_on = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
+    assert (len(done), len(going_on)) == (1, 1)
+    shards = await store.shards(large)
+    assert sorted(shard.state for shard in shards)[-1:] == [ShardState.RUNNING]
+    [given_back] = [shard for shard in shards if shard.last_error]
+    assert (given_back.attempt, given_back.lease_until) == (0, None) and any(given_back.settled)
+
+    for worker in going_on:
+        worker.cancel()
+    await asyncio.gather(*going_on, return_exceptions=True)
+    truth = await Truth.read(store.runtime.database, large)
+    truth.check(lambda indexes: fake_vectors([text_of("slow", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    await store.close()
+
+
+async def test_a_job_that_gave_way_says_so_until_its_turn(database_url: str, tmp_path: Path) -> None:
+    store = scripted(database_url, tmp_path, SLOW, shard_inputs=200, shard_concurrency=1)
+    large = await store.submit(200, tag="slow")
+    worker = asyncio.create_task(answer(store.runtime, store.bell.rung[0], "w"))
+    await until(lambda: is_running(store, large, 1))
+    await store.submit(10)
+    await worker
+    body = job_object(await find(store.runtime, "p", large))
+    assert (body["waiting_on"], body["next_attempt_at"]) == ("fairness", None)
+    await store.claim((await store.shard_ids(large))[0])
+    assert job_object(await find(store.runtime, "p", large))["waiting_on"] is None
+    await store.close()

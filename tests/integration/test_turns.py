@@ -1,0 +1,172 @@
+"""Turns: whoever has had the fewest tokens is next, newcomers start where the line stands, and nobody saves up."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from engine.jobs import claim as claims
+from engine.jobs import turns
+from engine.jobs.answer import answer
+from engine.jobs.claim import Claim
+from engine.jobs.dispatch import BLOCKED_AT_MOST_S, dispatch
+from engine.jobs.record import record
+from models.base import db_now, new_id
+from models.job import FairShare, JobStatus, Shard
+from tests.integration.store import SHARD_INPUTS, Store, landed
+
+
+@pytest.fixture
+async def quiet(store: Store) -> Store:
+    """A store whose bell does not work, so that every due shard is there to be claimed, and none is rung."""
+    store.bell.works = False
+    return store
+
+
+async def submit(store: Store, shards: int, tokens: int, project: str = "p") -> str:
+    """A job of so many shards, each estimated at so many tokens."""
+    job_id = await store.submit(shards * SHARD_INPUTS, project=project, tag=new_id("tag"))
+    async with store.runtime.database.write() as connection:
+        await connection.execute(update(Shard).where(Shard.job_id == job_id).values(tokens=tokens))
+    return job_id
+
+
+async def take_turn(store: Store) -> Claim | None:
+    """What a worker takes that hears a ring."""
+    async with store.runtime.database.read() as connection:
+        shard_id = await turns.first_waiting(connection)
+    return None if shard_id is None else await store.claim(shard_id)
+
+
+async def take_turns(store: Store, jobs: Mapping[str, str], count: int) -> str:
+    """The names of the jobs whose turn it was, each shard run to its end."""
+    by_id = {job_id: name for name, job_id in jobs.items()}
+    taken = ""
+    for _ in range(count):
+        held = await take_turn(store)
+        assert held is not None
+        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        taken += by_id[held.job_id]
+    return taken
+
+
+async def shares(store: Store) -> dict[str, Any]:
+    async with store.runtime.database.read() as connection:
+        return {row.project: row for row in (await connection.execute(select(*FairShare.__table__.columns))).all()}
+
+
+async def test_jobs_of_a_project_share_by_tokens_not_by_shards(quiet: Store) -> None:
+    jobs = {"a": await submit(quiet, 4, 300), "b": await submit(quiet, 12, 100)}
+    taken = await take_turns(quiet, jobs, 12)
+    assert Counter(taken) == {"a": 3, "b": 9}
+    # And at any moment neither is ahead by more than a shard.
+    for done in range(12):
+        assert abs(taken[:done].count("a") * 300 - taken[:done].count("b") * 100) <= 300
+
+
+async def test_projects_share_by_tokens_however_many_jobs_they_have(quiet: Store) -> None:
+    jobs = {name: await submit(quiet, 2, 100, "many") for name in "abcd"} | {"z": await submit(quiet, 8, 100, "one")}
+    taken = await take_turns(quiet, jobs, 12)
+    assert taken.count("z") == 6
+    assert set(taken[:8]) == set("abcdz")
+
+
+async def test_a_newcomer_starts_where_the_line_stands(quiet: Store) -> None:
+    jobs = {"a": await submit(quiet, 20, 100), "b": await submit(quiet, 20, 100)}
+    await take_turns(quiet, jobs, 10)
+    jobs["c"] = await submit(quiet, 20, 100)
+    following = await take_turns(quiet, jobs, 9)
+    # It is served at once, and has no claim to what the others had before it came.
+    assert "c" in following[:3] and following.count("c") in (3, 4)
+
+
+async def test_who_was_away_saves_nothing_up(quiet: Store) -> None:
+    jobs = {"a": await submit(quiet, 20, 100), "b": await submit(quiet, 20, 100), "x": await submit(quiet, 9, 100, "q")}
+    await take_turns(quiet, jobs, 2)
+    away = (jobs["a"], jobs["x"])
+    for job_id in away:
+        await quiet.set_job(job_id, status=JobStatus.PAUSED)
+    await take_turns(quiet, jobs, 9)
+    for job_id in away:
+        await quiet.set_job(job_id, status=JobStatus.IN_PROGRESS)
+    following = await take_turns(quiet, jobs, 12)
+    assert following.count("x") in (6, 7)
+    # At the most the one turn that began while it was away, and one for being the older.
+    assert following.count("a") - following.count("b") <= 2
+
+
+async def test_a_stream_of_small_jobs_leaves_a_large_one_its_share(quiet: Store) -> None:
+    large = await submit(quiet, 20, 100)
+    await take_turns(quiet, {"l": large}, 1)
+    taken = Counter[str]()
+    await submit(quiet, 1, 50)
+    for _ in range(24):
+        await submit(quiet, 1, 50)  # one more is always there
+        held = await take_turn(quiet)
+        assert held is not None
+        await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
+        taken["large" if held.job_id == large else "small"] += 1
+    assert taken["large"] >= 2
+
+
+async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
+    job_id = await submit(quiet, 2, 100)
+    held = await take_turn(quiet)
+    assert held is not None and held.tokens == 100
+    assert (await quiet.job(job_id)).served_tokens == (await shares(quiet))["p"].served_tokens == 100
+    await record(quiet.runtime, held, landed(held, range(4), route=quiet.routes[0]))
+    await claims.release(quiet.runtime, held, delay_s=0.0, spent=False, reason="", waiting_on="fairness")
+    job = await quiet.job(job_id)
+    assert job.served_tokens == (await shares(quiet))["p"].served_tokens == 40
+    assert (job.waiting_on, job.next_attempt_at) == ("fairness", None)
+    again = await take_turn(quiet)
+    assert again is not None and (again.shard_id, again.tokens) == (held.shard_id, 60)
+    job = await quiet.job(job_id)
+    assert (job.served_tokens, job.waiting_on) == (100, None)
+
+
+async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) -> None:
+    large = await submit(store, 9, 100)
+    [first, second, third, fourth] = store.bell.rung
+    await answer(store.runtime, first, "w")
+    # The window is full of the large job's shards, and yet the small one goes before them.
+    small = await submit(store, 1, 10)
+    await answer(store.runtime, second, "w")
+    assert await store.status(small) == JobStatus.COMPLETED
+    states = {shard.id: shard.state for shard in await store.shards(large)}
+    assert [states[each] for each in (first, second, third, fourth)] == ["done", "rung", "rung", "rung"]
+    # The shard whose ring was used for another was rung again, so every one is rung as often as it needs.
+    for number, shard_id in enumerate(store.bell.rung):  # it grows meanwhile
+        if number >= 2:
+            await answer(store.runtime, shard_id, "w")
+    assert store.bell.rung.count(second) == 2
+    assert await store.status(large) == JobStatus.COMPLETED
+
+
+async def test_old_and_doubled_rings_change_nothing(store: Store) -> None:
+    job_id = await submit(store, 1, 100)
+    [shard_id] = await store.shard_ids(job_id)
+    for ring in (shard_id, shard_id, "shard_unknown"):
+        await answer(store.runtime, ring, "w")
+    assert await store.status(job_id) == JobStatus.COMPLETED
+    assert [shard.attempt for shard in await store.shards(job_id)] == [1]
+
+
+async def test_a_job_with_nothing_due_is_passed_over_until_it_has(quiet: Store) -> None:
+    blocked, ready = await submit(quiet, 1, 100), await submit(quiet, 1, 100)
+    [later] = await quiet.shard_ids(blocked)
+    await quiet.set_shard(later, next_run_at=db_now() + 60.0)
+    quiet.bell.works = True
+    assert await dispatch(quiet.runtime) == 1
+    job = await quiet.job(blocked)
+    assert 0 < job.blocked_until - job.created_at < BLOCKED_AT_MOST_S + 5.0
+    assert (await quiet.job(ready)).blocked_until is None
+    await quiet.set_shard(later, next_run_at=db_now())
+    assert await dispatch(quiet.runtime) == 0
+    await quiet.set_job(blocked, blocked_until=db_now())
+    assert await dispatch(quiet.runtime) == 1
+    assert quiet.bell.rung[-1] == later
