@@ -208,7 +208,8 @@ def _read_slices(path: str, job_id: str, spans: Mapping[int, tuple[int, int]]) -
                 if row is None:  # deleted meanwhile
                     continue
                 with connection.blobopen("vectors", "data", row[0], readonly=True) as blob:
-                    found.append((run, blob[start - 1 : start - 1 + length]))
+                    blob.seek(start - 1)
+                    found.append((run, blob.read(length)))
     except sqlite3.OperationalError as error:
         raise StorageUnavailable("the database does not answer", retry_after_s=2.0) from error
     return found
