@@ -142,6 +142,10 @@ class UpstreamUnavailable(UpstreamError):
     code = "upstream_unavailable"
 
 
+class UpstreamOverloaded(UpstreamUnavailable):
+    """Unavailable because it has too much to do: fewer calls at once may help."""
+
+
 class UpstreamProtocolError(UpstreamError):
     """A 2xx that cannot be trusted: wrong count, index, width or number."""
 

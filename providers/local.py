@@ -13,6 +13,7 @@ from models.embedding import Batch, Limits, Route
 from models.errors import (
     UpstreamError,
     UpstreamMisconfigured,
+    UpstreamOverloaded,
     UpstreamProtocolError,
     UpstreamRejected,
     UpstreamUnavailable,
@@ -56,6 +57,8 @@ class LocalProvider:
             return UpstreamMisconfigured(f"local model: {message}", status=404)
         if reply.status == 400:
             return UpstreamRejected(f"local model: {message}", status=400)
+        if reply.status == 503:
+            return UpstreamOverloaded(f"local model: {message}", status=503)
         return UpstreamUnavailable(f"local model: {message}", status=reply.status)
 
     def quota(self, reply: UpstreamReply) -> None:

@@ -18,6 +18,7 @@ from models.errors import (
     UpstreamAuthFailed,
     UpstreamError,
     UpstreamMisconfigured,
+    UpstreamOverloaded,
     UpstreamProtocolError,
     UpstreamRateLimited,
     UpstreamRejected,
@@ -173,7 +174,8 @@ class OpenAIProvider:
             return UpstreamMisconfigured("the provider does not serve embeddings at this path", status=status)
         if status in (408, 499, 504, 524):
             return UpstreamTimeout("the provider ran out of time", status=status)
-        return UpstreamUnavailable(
+        unavailable = UpstreamOverloaded if status in (503, 529) else UpstreamUnavailable
+        return unavailable(
             f"the provider failed with status {status}",
             status=status,
             retry_after_s=retry_after_s(reply.headers, message),

@@ -25,8 +25,8 @@ from models.errors import StorageUnavailable
 
 log = logging.getLogger("embedmill.spool")
 
-# All that a claim says but the inputs themselves and what was settled then: record() reads both anew.
-_LEFT_OUT = {"inputs", "settled", "twins"}
+# All that a claim says but the inputs themselves and what was settled then, which record() reads anew, and its waits.
+_LEFT_OUT = {"inputs", "settled", "twins", "waits"}
 _hints = get_type_hints(Claim)
 _Held: Any = msgspec.defstruct("_Held", [(f.name, _hints[f.name]) for f in fields(Claim) if f.name not in _LEFT_OUT])
 

@@ -20,6 +20,7 @@ from models.embedding import Account
 from models.errors import (
     EmbedmillError,
     UpstreamError,
+    UpstreamOverloaded,
     UpstreamRateLimited,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -28,7 +29,6 @@ from providers.quota_hints import QuotaHint
 
 WATCH_S = 120.0  # how long all processes ask each other about an account without a quota after its last 429
 NEARLY_SPENT = 0.003  # share of a quota that, by the provider's word, only somebody else can have used up
-STRAINED_STATUSES = (None, 503, 529)
 LEARNING = 0.2
 
 
@@ -198,7 +198,7 @@ class Line:
             return Lesson.LIMITED
         if isinstance(error, UpstreamTimeout):
             return Lesson.STRAINED
-        if isinstance(error, UpstreamUnavailable) and error.status in STRAINED_STATUSES:
+        if isinstance(error, UpstreamOverloaded) or (isinstance(error, UpstreamUnavailable) and error.status is None):
             return Lesson.STRAINED
         answered = isinstance(error, UpstreamError) and error.status is not None
         return Lesson.ANSWERED if answered else Lesson.NOTHING

@@ -21,6 +21,7 @@ from models.errors import (
     UpstreamAuthFailed,
     UpstreamError,
     UpstreamMisconfigured,
+    UpstreamOverloaded,
     UpstreamProtocolError,
     UpstreamRateLimited,
     UpstreamRejected,
@@ -42,7 +43,7 @@ MEANS: dict[int, tuple[type[UpstreamError], Disposition]] = {
     429: (UpstreamRateLimited, Disposition.RETRY),
     500: (UpstreamUnavailable, Disposition.RETRY),
     501: (EmbeddingsUnsupported, Disposition.FAILOVER),
-    503: (UpstreamUnavailable, Disposition.RETRY),
+    503: (UpstreamOverloaded, Disposition.RETRY),
 }
 ERRORS = [(dialect, status) for dialect in DIALECTS for status in dialect.errors]
 
