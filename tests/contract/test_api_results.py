@@ -178,10 +178,18 @@ async def test_a_job_and_a_sync_call_agree(small: Mill) -> None:
 
 
 async def test_an_upstream_that_is_down_gives_the_shard_back(small: Mill) -> None:
-    job = await small.submit(["broken", "fine"])
+    job = await small.submit(["broken", "broken too"])
     waiting = await small.run(job["id"])
     assert (waiting["status"], waiting["waiting_on"]) == ("in_progress", "provider")
     assert waiting["next_attempt_at"] >= waiting["created_at"] and waiting["counts"]["pending"] == 2
+
+
+async def test_an_upstream_that_fails_on_one_input_alone_costs_that_input_alone(small: Mill) -> None:
+    job = await small.submit(["broken", "fine"])
+    ended = await small.run(job["id"])
+    assert (ended["status"], ended["counts"]["completed"]) == ("completed_with_errors", 1)
+    [error] = ended["errors"]
+    assert (error["code"], error["example_index"]) == ("upstream_rejected", 0)
 
 
 @pytest.mark.parametrize(
