@@ -27,6 +27,9 @@ NEEDS: dict[str, Scope] = {
     "get_results": Scope.JOBS,
     "get_errors": Scope.JOBS,
     "cancel_job": Scope.JOBS,
+    "pause_job": Scope.JOBS,
+    "resume_job": Scope.JOBS,
+    "retry_job": Scope.JOBS,
     "delete_job": Scope.JOBS,
 }
 NO_KEY = "You didn't provide an API key. Send it as `Authorization: Bearer <key>`."

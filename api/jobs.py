@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -14,10 +15,10 @@ from starlette.responses import Response, StreamingResponse
 
 from api import bodies
 from api.guard import caller_of, runtime_of
-from api.schemas import JobQuery, JobRequest, decode, explain
+from api.schemas import JobQuery, JobRequest, ResumeRequest, decode, explain
 from engine import planning, results
 from engine.corpus import PARSERS, ByteMeter, Gunzip, LineReader, Lines, TextLine, Whole, add_value
-from engine.jobs import budget, ending, read, submit
+from engine.jobs import budget, control, ending, read, retry, submit
 from engine.jobs.estimate import Estimate
 from engine.jobs.submit import Intake, Replay, Wanted
 from engine.results import Range
@@ -27,9 +28,11 @@ from models.errors import IdempotencyMismatch, InvalidInput, UnsupportedMediaTyp
 from models.job import FINISHED
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
+_RESUME = msgspec.json.Decoder(ResumeRequest)
 POLL_AGAIN_S = 1
 MOST_METADATA = 16
 WAIT_CEILING_S = 60
+MOST_OPTIONS_BYTES = 4096
 
 
 async def create_job(request: Request) -> Response:
@@ -272,8 +275,30 @@ async def get_errors(request: Request) -> Response:
 
 
 async def cancel_job(request: Request) -> Response:
+    return await _steered(request, ending.cancel)
+
+
+async def pause_job(request: Request) -> Response:
+    return await _steered(request, control.pause)
+
+
+async def resume_job(request: Request) -> Response:
+    bodies.only(request)
+    body = await bodies.read(request, MOST_OPTIONS_BYTES)
+    asked = decode(_RESUME, body) if body.strip() else ResumeRequest()
+    ceiling = None if asked.max_cost_usd is None else budget.ceiling(asked.max_cost_usd)
+    return await _steered(request, partial(control.resume, max_cost_usd=ceiling))
+
+
+async def retry_job(request: Request) -> Response:
+    return await _steered(request, retry.retry)
+
+
+async def _steered(request: Request, verb: Callable[[Runtime, str, str], Awaitable[None]]) -> Response:
+    """Do something about the job, and answer with what it is then."""
+    bodies.only(request)
     runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
-    await ending.cancel(runtime, project, job_id)
+    await verb(runtime, project, job_id)
     return _job_response(await read.find(runtime, project, job_id), 200, {})
 
 

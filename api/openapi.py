@@ -81,12 +81,24 @@ def routes(
         jobs.delete_job,
         _doc("Delete a job and its results", "Jobs", 200, None, {"parameters": [_id()]}),
     )
-    yield (
-        "POST",
-        f"{one}/cancel",
-        jobs.cancel_job,
-        _doc("Cancel a job; finished work is kept", "Jobs", 200, schemas.JobObject, {"parameters": [_id()]}),
-    )
+    ceiling = _body({JSON: schemas.ResumeRequest}) | {"required": False}
+    for verb, endpoint, summary, extra in (
+        ("cancel", jobs.cancel_job, "Cancel a job; finished work is kept", {}),
+        ("pause", jobs.pause_job, "Pause a job: no new calls until it is resumed", {}),
+        (
+            "resume",
+            jobs.resume_job,
+            "Let a paused job go on, under a new ceiling if you like",
+            {"requestBody": ceiling},
+        ),
+        ("retry", jobs.retry_job, "Try the failed inputs of a finished job again, into the same job", {}),
+    ):
+        yield (
+            "POST",
+            f"{one}/{verb}",
+            endpoint,
+            _doc(summary, "Jobs", 200, schemas.JobObject, {"parameters": [_id()], **extra}),
+        )
     ranged = [
         _query("format", "ndjson or npy"),
         _query("encoding_format", "float or base64, for ndjson"),

@@ -56,6 +56,12 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     dry_run: bool | None = None
 
 
+class ResumeRequest(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/embeddings/jobs/{id}/resume; the body may be left out."""
+
+    max_cost_usd: str | int | float | None = None  # a new ceiling, for the whole job
+
+
 class Usage(msgspec.Struct):
     prompt_tokens: int
     total_tokens: int
@@ -134,7 +140,7 @@ class JobObject(msgspec.Struct):
     ambiguous: JobAmbiguous
     rate: JobRate
     eta_seconds: int | None
-    waiting_on: Literal["quota", "provider", "ingest", "budget"] | None
+    waiting_on: Literal["quota", "provider", "budget", "fairness", "ingest"] | None
     next_attempt_at: int | None
     errors: list[JobError]
     warnings: list[JobWarning]
@@ -185,7 +191,16 @@ class ErrorEnvelope(msgspec.Struct):
     error: ErrorBody
 
 
-DOCUMENTED = (EmbeddingRequest, EmbeddingResponse, JobRequest, JobObject, JobEstimate, JobList, ErrorEnvelope)
+DOCUMENTED = (
+    EmbeddingRequest,
+    EmbeddingResponse,
+    JobRequest,
+    ResumeRequest,
+    JobObject,
+    JobEstimate,
+    JobList,
+    ErrorEnvelope,
+)
 
 CHOICES = {"encoding_format": "'float' and 'base64'", "truncate": "'none' and 'end'"}
 

@@ -156,8 +156,10 @@ class Client:
         if rest:
             yield rest
 
-    def cancel(self, job_id: str) -> Job:
-        return decoded(self._once("POST", f"{JOBS}/{job_id}/cancel"), Job)
+    def steer(self, job_id: str, verb: str, options: Mapping[str, Any] | None = None) -> Job:
+        """Cancel, pause, resume or retry a job: what it is then."""
+        given = _given(options or {})
+        return decoded(self._once("POST", f"{JOBS}/{job_id}/{verb}", given or None), Job)
 
     def delete(self, job_id: str) -> None:
         self._once("DELETE", f"{JOBS}/{job_id}")
@@ -171,9 +173,9 @@ class Client:
         # Floats hardly pack, and on one machine nothing is gained by packing text either.
         return {"accept-encoding": "identity"} if self.is_local or format == "npy" else {}
 
-    def _once(self, method: str, path: str) -> httpx.Response:
+    def _once(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         try:
-            return checked(self._http.request(method, path))
+            return checked(self._http.request(method, path, json=body))
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 

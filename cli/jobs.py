@@ -61,7 +61,10 @@ def show(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> 
 
 @app.command()
 def wait(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
-    """Follow a job until it is finished. Exit code 0: all vectors; 3: some inputs failed; 1: the job failed."""
+    """Follow a job to its end, through a pause too. Exit code 0: all vectors; 3: some inputs failed; 1: it failed.
+
+    Also 1 when it is paused because its budget is spent.
+    """
     from cli.client import connect
     from cli.progress import job_progress
     from cli.terminal import err
@@ -134,8 +137,50 @@ def cancel(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -
     from cli.terminal import out
 
     with connect(url, api_key) as client:
-        job = client.cancel(job_id)
+        job = client.steer(job_id, "cancel")
     out.print(f"{job.id} is {job.status}", markup=False)
+
+
+@app.command()
+def pause(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
+    """Make no new calls for a job until it is resumed. What is finished is kept and can be fetched."""
+    from cli.client import connect
+    from cli.terminal import out
+
+    with connect(url, api_key) as client:
+        job = client.steer(job_id, "pause")
+    out.print(f"{job.id} is {job.status}: `embedmill jobs resume {job.id}` lets it go on", markup=False)
+
+
+@app.command()
+def resume(
+    job_id: JobId,
+    max_cost: Annotated[
+        str | None,
+        typer.Option("--max-cost", metavar="USD", help="A new ceiling for the whole job, what is spent included."),
+    ] = None,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Let a paused job go on."""
+    from cli.client import connect
+    from cli.terminal import out
+
+    with connect(url, api_key) as client:
+        job = client.steer(job_id, "resume", {"max_cost_usd": max_cost})
+    out.print(f"{job.id} is {job.status}", markup=False)
+
+
+@app.command()
+def retry(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
+    """Try the failed inputs of a finished job again, into the same job. Its vectors stay, and nothing is paid twice."""
+    from cli.client import connect
+    from cli.progress import describe
+    from cli.terminal import out
+
+    with connect(url, api_key) as client:
+        job = client.steer(job_id, "retry")
+    out.print(f"{job.id} is {job.status}: {describe(job)}", markup=False)
 
 
 @app.command()

@@ -76,7 +76,7 @@ class BarProgress:
     def working(self, job: Job) -> None:
         self._progress.update(
             self._task,
-            description=job.status.replace("_", " "),
+            description=standing(job),
             total=job.counts.total,
             completed=job.counts.settled,
             facts=describe(job),
@@ -96,7 +96,7 @@ class LineProgress:
         self._clock = clock
         self._said_at = clock()
         self._said_fraction = 0.0
-        self._has_said_end = False
+        self._last_status = ""
 
     def __enter__(self) -> Self:
         return self
@@ -119,14 +119,29 @@ class LineProgress:
     def working(self, job: Job) -> None:
         fraction = job.counts.settled / job.counts.total if job.counts.total else 0.0
         due = self._clock() - self._said_at >= LINE_EVERY_S or fraction >= self._said_fraction + LINE_EVERY_FRACTION
-        if (job.finished and not self._has_said_end) or (due and not job.finished):
-            self._has_said_end = job.finished
-            self._say(f"{job.status.replace('_', ' ')}: {describe(job)}", fraction)
+        # An end or a pause is said at once, and then once only.
+        stands = job.finished or job.status == "paused"
+        if (stands and job.status != self._last_status) or (due and not stands):
+            hint = f" ({how_to_resume(job)})" if job.status == "paused" else ""
+            self._say(f"{standing(job)}: {describe(job)}{hint}", fraction)
+        self._last_status = job.status
 
     def _say(self, line: str, fraction: float) -> None:
         self._console.print(Text(line))
         self._said_at = self._clock()
         self._said_fraction = fraction
+
+
+def standing(job: Job) -> str:
+    """The status in words, and why a paused job is paused."""
+    if job.status == "paused":
+        return "paused, its budget is spent" if job.waiting_on == "budget" else "paused by its caller"
+    return job.status.replace("_", " ")
+
+
+def how_to_resume(job: Job) -> str:
+    ceiling = " --max-cost USD" if job.waiting_on == "budget" else ""
+    return f"`embedmill jobs resume {job.id}{ceiling}` lets it go on"
 
 
 def describe(job: Job) -> str:
@@ -144,6 +159,6 @@ def describe(job: Job) -> str:
     facts.append(f"${job.cost_usd.normalize():f}")
     if counts.failed:
         facts.append(f"{counts.failed:,} failed")
-    if job.waiting_on:
+    if job.waiting_on and job.status != "paused":
         facts.append(f"waiting on {job.waiting_on}")
     return " · ".join(facts)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from cli.client import Client
 from cli.errors import CliError
 from cli.job import Job
-from cli.progress import JobProgress, describe
+from cli.progress import JobProgress, describe, how_to_resume, standing
 from cli.terminal import duration, err
 
 SHOWN_ERRORS = 3
 
 
 def follow(client: Client, job_id: str, progress: JobProgress) -> Job:
-    """Wait until the job is finished. Ctrl-C leaves it running and says how to come back to it."""
-    job = None
+    """Wait until the job is finished, through pauses too. Ctrl-C leaves it as it is and says how to come back to it."""
+    job: Job | None = None
     try:
         for job in client.changes(job_id):
             progress.working(job)
@@ -23,6 +23,8 @@ def follow(client: Client, job_id: str, progress: JobProgress) -> Job:
                     f"raise it with `embedmill jobs resume {job_id} --max-cost USD`; what is done is kept",
                 )
     except KeyboardInterrupt:
+        if job is not None and job.status == "paused":
+            raise CliError(f"interrupted; {job_id} is {standing(job)}", how_to_resume(job)) from None
         raise CliError(
             f"interrupted; {job_id} goes on without this command",
             f"follow it with `embedmill jobs wait {job_id}`, then `embedmill jobs results {job_id} --out FILE`; "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from sqlalchemy import and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.jobs import claim as claims
+from engine.jobs.claim import Claim
 from engine.jobs.locks import lock_shards
 from engine.jobs.read import find
 from engine.runtime import Runtime
@@ -95,17 +97,23 @@ async def _is_over(connection: AsyncConnection, job_id: str) -> bool:
     return status == JobStatus.CANCELLING or status in FINISHED
 
 
-async def let_go(runtime: Runtime, job_id: str, shard_id: str, fence: int) -> None:
-    """A worker lets go of a shard whose job wants no more of it."""
+async def let_go(runtime: Runtime, held: Claim) -> None:
+    """A worker lets go of a shard whose job wants no more of it: for good, or, where the job is paused, for now."""
     async with runtime.database.write() as connection:
-        closed = await connection.execute(
-            update(Shard)
-            .where(Shard.id == shard_id, Shard.fence == fence, Shard.state == ShardState.RUNNING)
-            .values(state=ShardState.CANCELLED, lease_until=None, worker=None)
+        mine = await lock_shards(
+            connection, Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING
         )
-        if closed.rowcount:
-            await connection.execute(update(Job).where(Job.id == job_id).values(open_shards=Job.open_shards - 1))
-    await close_shards(runtime, job_id)
+        over = await _is_over(connection, held.job_id)
+        if mine and over:
+            await connection.execute(
+                update(Shard)
+                .where(Shard.id.in_(mine))
+                .values(state=ShardState.CANCELLED, lease_until=None, worker=None)
+            )
+            await connection.execute(update(Job).where(Job.id == held.job_id).values(open_shards=Job.open_shards - 1))
+    if mine and not over:
+        await claims.release(runtime, held, delay_s=0.0, spent=False, reason="the job was paused", waiting_on=None)
+    await close_shards(runtime, held.job_id)
 
 
 async def remove(runtime: Runtime, project: str, job_id: str) -> None:
@@ -113,12 +121,19 @@ async def remove(runtime: Runtime, project: str, job_id: str) -> None:
 
     The job is gone for every caller at once; the sweep then removes its rows in small steps.
     """
-    row = await find(runtime, project, job_id)
-    if row.status not in FINISHED:
-        await end_early(runtime, job_id, JobStatus.CANCELLED)
-    await forget(runtime, job_id)
+    await find(runtime, project, job_id)
+    while not await forget(runtime, job_id):
+        # It runs; or it runs again, for somebody resumed or retried it since it was looked at.
+        if not await end_early(runtime, job_id, JobStatus.CANCELLED):
+            await find(runtime, project, job_id)
 
 
-async def forget(runtime: Runtime, job_id: str) -> None:
+async def forget(runtime: Runtime, job_id: str) -> bool:
+    """Hide a job that has ended, or is ending. False: it is not."""
     async with runtime.database.write() as connection:
-        await connection.execute(update(Job).where(Job.id == job_id).values(deleted_at=db_now()))
+        hidden = await connection.execute(
+            update(Job)
+            .where(Job.id == job_id, Job.status.in_((*FINISHED, JobStatus.CANCELLING)))
+            .values(deleted_at=func.coalesce(Job.deleted_at, db_now()))
+        )
+    return bool(hidden.rowcount)

@@ -40,11 +40,13 @@ def tally(summary: Sequence[dict[str, Any]], failures: Mapping[int, InputError])
     """A summary of errors with these added: per code a count, and of its lowest index the message."""
     by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary}
     for index in sorted(failures):
-        error = failures[index]
-        entry = by_code.setdefault(
-            error.code, {"code": error.code, "count": 0, "example_index": index, "message": error.message}
-        )
-        entry["count"] += 1
-        if entry["example_index"] is None or index < entry["example_index"]:
-            entry["example_index"], entry["message"] = index, error.message
+        add_error(by_code, index, failures[index].code, failures[index].message)
     return list(by_code.values())
+
+
+def add_error(by_code: dict[str, dict[str, Any]], index: int, code: str, message: str) -> None:
+    """Count one failure in an error summary."""
+    entry = by_code.setdefault(code, {"code": code, "count": 0, "example_index": index, "message": message})
+    entry["count"] += 1
+    if entry["example_index"] is None or index < entry["example_index"]:
+        entry["example_index"], entry["message"] = index, message

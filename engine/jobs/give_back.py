@@ -49,7 +49,7 @@ async def give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: Embedm
 
 async def _give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: EmbedmillError | None) -> None:
     if not keeper.go_on:
-        await let_go(runtime, held.job_id, held.shard_id, held.fence)
+        await let_go(runtime, held)
     elif isinstance(error, ToldToStop):
         waiting_on = "fairness" if isinstance(error, GaveWay) else None
         await claims.release(runtime, held, delay_s=0.0, spent=False, reason=error.message, waiting_on=waiting_on)

@@ -39,12 +39,19 @@ class Lease:
         self._runtime = runtime
         self._held = held
         self._until = asked_at + runtime.settings.lease_s
+        self._forbidden: str | None = None
         self.on_lost: Callable[[str], None] = lambda reason: None
 
     def sending(self, batch: Batch, route: Route) -> None:
-        """Asked before each call. Raises ToldToStop when another worker may have the shard by now."""
+        """Asked before each call. Raises ToldToStop when another worker may have the shard by now, or nobody shall."""
+        if self._forbidden is not None:
+            raise ToldToStop(self._forbidden)
         if clock() >= self._until:
             raise ToldToStop("the lease ran out")
+
+    def forbid(self, reason: str) -> None:
+        """From now on no call starts, not even one that only waits to be made again."""
+        self._forbidden = reason
 
     async def keep(self) -> None:
         """Renew the lease until cancelled, or until it is lost."""

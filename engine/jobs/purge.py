@@ -37,7 +37,7 @@ async def purge(runtime: Runtime) -> None:
     until = time.monotonic() + ROUND_S
     async with runtime.database.write() as connection:
         some = select(Job.id).where(EXPIRED).order_by(Job.expires_at).limit(STEP_ROWS)
-        expired = await lock_jobs(connection, Job.id.in_((await connection.execute(some)).scalars().all()))
+        expired = await lock_jobs(connection, Job.id.in_((await connection.execute(some)).scalars().all()), EXPIRED)
         await connection.execute(update(Job).where(Job.id.in_(expired)).values(deleted_at=db_now()))
         key = tuple_(IdempotencyKey.project, IdempotencyKey.key)
         old = select(IdempotencyKey.project, IdempotencyKey.key).where(OLD_KEY).limit(STEP_ROWS)

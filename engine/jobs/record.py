@@ -47,13 +47,16 @@ async def record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Reco
     async with runtime.database.write() as connection:
         shard = (
             await connection.execute(
-                select(Shard.settled, Shard.state, Shard.allowance_usd)
+                select(Shard.settled, Shard.state, Shard.fence, Shard.allowance_usd)
                 .where(Shard.id == held.shard_id)
                 .with_for_update()
             )
         ).one_or_none()
         if shard is None or shard.state in (ShardState.DONE, ShardState.CANCELLED):
             return GONE
+        if shard.fence != held.fence:
+            # Another has the shard, or a retry has opened it again. What was paid for is welcome; a failure is not.
+            parts = [part for part in parts if part.error is None]
         settled, fresh, ledger = _news(shard.settled, held, parts)
         if held.max_cost_usd is not None:
             cost_usd = sum((row["cost_usd"] for row in ledger), Decimal(0))

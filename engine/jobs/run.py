@@ -13,6 +13,7 @@ from engine.embedding import BULK, Flight
 from engine.jobs import ambiguous, held_up
 from engine.jobs import claim as claims
 from engine.jobs.claim import Claim
+from engine.jobs.control import until_unwanted
 from engine.jobs.dispatch import dispatch
 from engine.jobs.give_back import give_back
 from engine.jobs.give_way import LEAST_VISIT_S, GaveWay, Receive, give_way
@@ -157,6 +158,7 @@ async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease, un
     telling = asyncio.create_task(held_up.keep_told(runtime, held))
     leaving = asyncio.create_task(_stop_when_draining(runtime, flight))
     looking = asyncio.create_task(_stop_for_a_guest(runtime, held, flight, until, receive))
+    unwanted = asyncio.create_task(_stop_when_unwanted(runtime, held, keeper, lease, flight))
     try:
         await work(runtime, held, flight, lambda waiting: _batches(runtime, held, alias, waiting))
     finally:
@@ -164,6 +166,7 @@ async def _embed(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease, un
         telling.cancel()
         leaving.cancel()
         looking.cancel()
+        unwanted.cancel()
 
 
 def _batches(runtime: Runtime, held: Claim, alias: Alias, waiting: Sequence[int]) -> list[Batch]:
@@ -182,6 +185,13 @@ async def _stop_when_draining(runtime: Runtime, flight: Flight) -> None:
 async def _stop_for_a_guest(runtime: Runtime, held: Claim, flight: Flight, until: float, receive: Receive) -> None:
     await give_way(runtime, held, until, receive)
     flight.stopping = flight.stopping or GaveWay("gave way to a job that has had less")
+
+
+async def _stop_when_unwanted(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease, flight: Flight) -> None:
+    await until_unwanted(runtime, held.job_id)
+    keeper.go_on = False
+    lease.forbid("the job wants no more of this shard")
+    _stop(flight, "the job wants no more of this shard")
 
 
 def _stop(flight: Flight, reason: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from sqlalchemy import and_, delete, select, update
+from sqlalchemy import Select, and_, delete, select, update
 
 from engine import presence
 from engine.jobs import claim as claims
@@ -49,7 +49,16 @@ async def sweep(runtime: Runtime) -> None:
     await replay(runtime)
     await free_the_dead(runtime)
     due = await _due(runtime)
-    for duty in (requeue_expired, ring_again, fail_exhausted, finish_jobs, end_abandoned_intakes, purge):
+    duties = (
+        requeue_expired,
+        ring_again,
+        fail_exhausted,
+        finish_jobs,
+        end_abandoned_intakes,
+        end_forgotten_pauses,
+        purge,
+    )
+    for duty in duties:
         if due[duty.__name__]:
             await duty(runtime)
     await dispatch(runtime)
@@ -62,13 +71,12 @@ async def spare_leases(runtime: Runtime) -> None:
     """
     grace_s = runtime.settings.heartbeat_s
     async with runtime.database.write() as connection:
-        spared = await connection.execute(
-            update(Shard)
-            .where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now() + grace_s)
-            .values(lease_until=db_now() + grace_s)
+        spared = await lock_shards(
+            connection, Shard.state == ShardState.RUNNING, Shard.lease_until < db_now() + grace_s
         )
-    if spared.rowcount:
-        log.info("leases were spared after a time without the database", extra={"count": spared.rowcount})
+        await connection.execute(update(Shard).where(Shard.id.in_(spared)).values(lease_until=db_now() + grace_s))
+    if spared:
+        log.info("leases were spared after a time without the database", extra={"count": len(spared)})
 
 
 async def _due(runtime: Runtime) -> dict[str, bool]:
@@ -83,13 +91,12 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
         "ring_again": select(Shard.id).where(
             Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - settings.ring_again_s
         ),
-        "fail_exhausted": select(Shard.id).where(
-            Shard.state == ShardState.QUEUED, Shard.attempt >= settings.shard_attempts
-        ),
+        "fail_exhausted": _exhausted(settings.shard_attempts),
         "finish_jobs": select(Job.id).where(_UNFINISHED).order_by(Job.status, Job.open_shards),
         "end_cancelling": select(Job.id).where(Job.status == JobStatus.CANCELLING),
         "close_stray_shards": _STRAY.order_by(Job.status, Job.open_shards),
         "end_abandoned_intakes": select(Job.id).where(_ABANDONED).order_by(Job.intake_until),
+        "end_forgotten_pauses": select(Job.id).where(_FORGOTTEN).order_by(Job.expires_at),
         "purge": select(Job.id).where(DOOMED).order_by(Job.deleted_at),
         "expire": select(Job.id).where(EXPIRED).order_by(Job.expires_at),
         "forget_keys": select(IdempotencyKey.key).where(OLD_KEY).order_by(IdempotencyKey.expires_at),
@@ -106,6 +113,7 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
 
 _UNFINISHED = and_(Job.status.in_(UNDER_WAY), Job.open_shards < 1, Job.total.is_not(None))
 _ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)), Job.intake_until < db_now())
+_FORGOTTEN = and_(Job.expires_at < db_now(), Job.status == JobStatus.PAUSED, Job.deleted_at.is_(None))
 # A shard of a job that failed may have come back from a lost worker: nobody would claim it.
 # Asked of the jobs, for few of those have ended with open shards, while there may be a million queued shards.
 _STRAY = select(Job.id).where(
@@ -118,6 +126,14 @@ _STRAY = select(Job.id).where(
     .scalar_subquery()
     .is_not(None),
 )
+
+
+def _exhausted(cap: int) -> Select[tuple[str]]:
+    """Shards whose attempts are spent; those of a paused job wait until it is resumed."""
+    status = select(Job.status).where(Job.id == Shard.job_id).scalar_subquery()
+    return select(Shard.id).where(
+        Shard.state == ShardState.QUEUED, Shard.attempt >= cap, status == JobStatus.IN_PROGRESS
+    )
 
 
 async def requeue_expired(runtime: Runtime) -> None:
@@ -173,11 +189,7 @@ async def fail_exhausted(runtime: Runtime) -> None:
     """Shards that took worker after worker down with them: what is left of them fails, input by input."""
     cap = runtime.settings.shard_attempts
     async with runtime.database.read() as connection:
-        ids = (
-            await connection.execute(
-                select(Shard.id).where(Shard.state == ShardState.QUEUED, Shard.attempt >= cap).limit(AT_ONCE)
-            )
-        ).scalars()
+        ids = (await connection.execute(_exhausted(cap).limit(AT_ONCE))).scalars()
         spent = list(ids)
     for shard_id in spent:
         held = await claims.claim(runtime, shard_id, "sweep")
@@ -219,3 +231,11 @@ async def end_abandoned_intakes(runtime: Runtime) -> None:
             "upload_interrupted",
             "the server stopped while the corpus arrived: send it again",
         )
+
+
+async def end_forgotten_pauses(runtime: Runtime) -> None:
+    """Jobs that were paused for so long that they expire: cancelled, they go as every other."""
+    async with runtime.database.read() as connection:
+        ids = list((await connection.execute(select(Job.id).where(_FORGOTTEN).limit(AT_ONCE))).scalars())
+    for job_id in ids:
+        await end_early(runtime, job_id, JobStatus.CANCELLED)

@@ -78,7 +78,8 @@ async def test_lists_that_nobody_has(mill: Mill, query: dict[str, str]) -> None:
 async def test_ids_that_are_not_yours_are_one_404(mill: Mill) -> None:
     theirs = await mill.another_key(project="theirs")
     job = await mill.submit(["a"])
-    calls = [("GET", ""), ("DELETE", ""), ("POST", "/cancel"), ("GET", "/results"), ("GET", "/errors")]
+    calls = [("GET", ""), ("DELETE", ""), ("GET", "/results"), ("GET", "/errors")]
+    calls += [("POST", f"/{verb}") for verb in ("cancel", "pause", "resume", "retry")]
     bodies = set()
     for method, tail in calls:
         for headers, job_id in ((theirs, job["id"]), ({}, UNKNOWN), ({}, "job_x"), ({}, "%00"), ({}, "..%2f..")):
@@ -105,6 +106,70 @@ async def test_cancel_is_idempotent_and_a_finished_job_is_a_409(mill: Mill) -> N
     assert (refused.status_code, error_of(refused)["code"]) == (409, "conflict")
     assert refused.headers["x-should-retry"] == "false"
     assert (await mill.job(done["id"]))["status"] == "completed"
+
+
+async def test_pause_and_resume_are_idempotent_and_a_finished_job_is_a_409(mill: Mill) -> None:
+    job = await mill.submit(["a", "b"])
+    url = f"{JOBS}/{job['id']}"
+    tags = set()
+    for _ in range(2):
+        reply = await mill.client.post(f"{url}/pause")
+        assert (reply.status_code, reply.json()["status"]) == (200, "paused")
+        tags.add(reply.headers["etag"])
+    assert len(tags) == 1 and reply.headers["retry-after"]
+    body = await mill.run(job["id"])
+    assert (body["status"], body["counts"]["completed"], body["eta_seconds"]) == ("paused", 0, None)
+    assert (body["waiting_on"], body["next_attempt_at"], body["rate"]["inputs_per_second"]) == (None, None, 0.0)
+    assert [each["id"] for each in (await mill.client.get(JOBS, params={"status": "paused"})).json()["data"]] == [
+        job["id"]
+    ]
+    for sent in (b"", b"{}", b'{"max_cost_usd": 1.5}', b'{"max_cost_usd": "2"}'):
+        reply = await mill.client.post(f"{url}/resume", content=sent)
+        assert (reply.status_code, reply.json()["status"]) == (200, "in_progress"), sent
+    assert (await mill.run(job["id"]))["status"] == "completed"
+    for verb in ("pause", "resume", "retry"):
+        refused = await mill.client.post(f"{url}/{verb}")
+        assert (refused.status_code, error_of(refused)["code"]) == (409, "conflict")
+        assert refused.headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("sent", "param"),
+    [
+        (b'{"max_cost_usd": 0}', "max_cost_usd"),
+        (b'{"max_cost_usd": -1}', "max_cost_usd"),
+        (b'{"max_cost_usd": "NaN"}', "max_cost_usd"),
+        (b'{"max_cost_usd": 1e30}', "max_cost_usd"),
+        (b'{"max_cost_usd": "a lot"}', "max_cost_usd"),
+        (b'{"max_cost_usd": true}', "max_cost_usd"),
+        (b'{"ceiling": 1}', "ceiling"),
+        (b"{", None),
+    ],
+)
+async def test_a_ceiling_that_is_none(mill: Mill, sent: bytes, param: str | None) -> None:
+    job = await mill.submit(["a"])
+    await mill.client.post(f"{JOBS}/{job['id']}/pause")
+    reply = await mill.client.post(f"{JOBS}/{job['id']}/resume", content=sent)
+    assert (reply.status_code, error_of(reply)["param"]) == (400, param)
+    assert (await mill.job(job["id"]))["status"] == "paused"
+
+
+async def test_a_retry_runs_only_what_failed(mill: Mill) -> None:
+    job = await mill.submit(["a", "poison", "b", ""])
+    url = f"{JOBS}/{job['id']}"
+    done = await mill.run(job["id"])
+    assert (done["status"], done["counts"]["completed"], done["counts"]["failed"]) == ("completed_with_errors", 2, 2)
+    first = (await mill.client.get(f"{url}/results", params={"stop": 1})).content
+    reply = await mill.client.post(f"{url}/retry")
+    again = reply.json()
+    assert (reply.status_code, again["status"], again["finished_at"]) == (200, "in_progress", None)
+    assert again["counts"] == {"total": 4, "completed": 2, "failed": 1, "pending": 1}
+    assert [(each["count"], each["example_index"]) for each in again["errors"]] == [(1, 3)]
+    assert again["usage"] == done["usage"]
+    assert (await mill.client.get(f"{url}/results", params={"stop": 1})).content == first
+    ended = await mill.run(job["id"])
+    assert (ended["status"], ended["counts"]["failed"]) == ("completed_with_errors", 2)
+    assert ended["usage"] == done["usage"], "what had its vector was paid again"
 
 
 async def test_a_deleted_job_is_gone(mill: Mill) -> None:

@@ -60,7 +60,7 @@ async def test_a_stale_worker_can_neither_extend_nor_release_nor_let_go(store: S
     before = await store.shards(job_id)
     assert not await claims.heartbeat(store.runtime, stale)
     await claims.release(store.runtime, stale, delay_s=9.0, spent=True, reason="late", waiting_on="provider")
-    await ending.let_go(store.runtime, job_id, shard_id, stale.fence)
+    await ending.let_go(store.runtime, stale)
     assert await store.shards(job_id) == before
     assert (await store.job(job_id)).waiting_on is None
 

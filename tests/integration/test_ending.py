@@ -55,7 +55,7 @@ async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: S
     await ending.cancel(store.runtime, "p", job_id)
     assert await store.status(job_id) == JobStatus.CANCELLING
     assert not (await record(store.runtime, held, landed(held, range(3), route=store.routes[0]))).go_on
-    await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+    await ending.let_go(store.runtime, held)
     truth = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     assert sorted(truth.with_vector) == [10, 11, 12]
@@ -92,7 +92,7 @@ async def test_cancel_against_finish_ends_in_one_of_the_two(store: Store) -> Non
             return_exceptions=True,
         )
         for held in holders:
-            await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+            await ending.let_go(store.runtime, held)
         await checked(store, job_id)
         assert await store.status(job_id) in (JobStatus.CANCELLED, JobStatus.COMPLETED)
     await other.close()
@@ -155,7 +155,7 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
         assert not (await record(store.runtime, held, landed(held, range(10), route=store.routes[0]))).go_on
         assert not await claims.heartbeat(store.runtime, held)
         await claims.release(store.runtime, held, delay_s=0, spent=True, reason="", waiting_on="quota")
-        await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+        await ending.let_go(store.runtime, held)
     assert set((await rows_of(store, job_id)).values()) == {0}
     assert await store.count(UsageRecord, UsageRecord.job_id == job_id) == 2
 
@@ -174,7 +174,7 @@ async def test_deleting_and_recording_at_once_leaves_no_rows(store: Store) -> No
             delete(job_id), *(record(store.runtime, held, landed(held, route=store.routes[0])) for held in holders)
         )
         for held in holders:
-            await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+            await ending.let_go(store.runtime, held)
         for _ in range(5):
             await sweep(store.runtime)
         assert set((await rows_of(store, job_id)).values()) == {0}

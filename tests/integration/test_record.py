@@ -175,7 +175,7 @@ async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Stor
     for job_id in (cancelled, removed):
         [held] = await store.claim_all(job_id)
         await ending.cancel(store.runtime, "p", job_id)
-        await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+        await ending.let_go(store.runtime, held)
         if job_id == removed:
             await ending.remove(store.runtime, "p", job_id)
             await purge(store.runtime)
@@ -189,7 +189,7 @@ async def test_what_was_under_way_when_the_job_was_cancelled_still_lands(store: 
     await ending.cancel(store.runtime, "p", job_id)
     recorded = await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
     assert recorded == Recorded(shard_done=False, go_on=False)
-    await ending.let_go(store.runtime, job_id, held.shard_id, held.fence)
+    await ending.let_go(store.runtime, held)
     truth = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     assert sorted(truth.with_vector) == [0, 1, 2, 3]

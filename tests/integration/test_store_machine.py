@@ -1,16 +1,23 @@
-"""Any order of claims, records, lost leases, releases, cancels, sweeps and deletes leaves the store true to itself.
+"""Any order of claims, records, lost leases, releases, pauses, retries, cancels, sweeps and deletes leaves the store
+true to itself.
 
 Workers of this machine may be as late as they like: a claim, once made, is kept and used again long after it was lost.
+The database itself notes every change of a state, so that no forbidden move hides between two looks.
+
+EMBEDMILL_TEST_MACHINE_RUNS=500 makes it run so many times, with new steps each time; by default it makes the same few
+runs, in seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -23,16 +30,19 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from sqlalchemy import select
 
 from engine.jobs import claim as claims
-from engine.jobs import ending
+from engine.jobs import control, ending
 from engine.jobs.claim import Claim
+from engine.jobs.read import job_object
 from engine.jobs.record import record
+from engine.jobs.retry import retry
 from engine.jobs.sweep import sweep
 from models.base import db_now
 from models.embedding import Landed, Matrix
 from models.errors import Conflict, JobNotFound
-from models.job import FINISHED, LEGAL_MOVES, JobStatus
+from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
 from tests.integration.store import SHARD_INPUTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.truth import Truth
@@ -41,6 +51,16 @@ from tests.services import PostgresServer, SqliteFiles
 T = TypeVar("T")
 SHARDS = 3
 TOTAL = SHARDS * SHARD_INPUTS - 4
+
+RUNS = os.environ.get("EMBEDMILL_TEST_MACHINE_RUNS")
+# Whence a shard may go: a late result may end one that waits, and only a retry opens one again.
+SHARD_MOVES = {
+    ShardState.QUEUED: {ShardState.RUNG, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
+    ShardState.RUNG: {ShardState.QUEUED, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
+    ShardState.RUNNING: {ShardState.QUEUED, ShardState.DONE, ShardState.CANCELLED},
+    ShardState.DONE: {ShardState.QUEUED},
+    ShardState.CANCELLED: set[ShardState](),
+}
 
 shards = st.integers(0, SHARDS - 1)
 picks = st.integers(0, 99)
@@ -63,7 +83,12 @@ class StoreMachine(RuleBasedStateMachine):
         self.seen_status = JobStatus.IN_PROGRESS
         self.seen_outcomes: dict[int, bytes | str] = {}
         self.seen_ledger = 0
+        self.seen_moves = 0
+        self.seen_version = 0
+        self.seen_done = 0
+        self.retried = False
         self.deleted = False
+        self.run(_note_every_move(self.store))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
@@ -77,7 +102,18 @@ class StoreMachine(RuleBasedStateMachine):
     def claim(self, shard: int) -> None:
         held = self.run(claims.claim(self.store.runtime, self.shard_ids[shard], "w"))
         if held is not None:
+            assert self.seen_status == JobStatus.IN_PROGRESS, f"a shard of a job that is {self.seen_status} was claimed"
             self.held.append(held)
+
+    @rule(shard=shards)
+    def a_ring_comes_thrice(self, shard: int) -> None:
+        async def answer() -> list[Claim | None]:
+            ring = self.shard_ids[shard]
+            return await asyncio.gather(*(claims.claim(self.store.runtime, ring, f"w{n}") for n in range(3)))
+
+        taken = [held for held in self.run(answer()) if held is not None]
+        assert len(taken) <= 1
+        self.held += taken
 
     @precondition(lambda self: self.held)
     @rule(
@@ -93,7 +129,10 @@ class StoreMachine(RuleBasedStateMachine):
         if good := [position for position in could if position not in guilty]:
             parts += landed(held, good, route=self.store.routes[pick % 2], cut=cut)
         parts += refused(held, [position for position in could if position in guilty])
+        fence, failed = self.run(self._fence_and_failed(held))
         self.run(record(self.store.runtime, held, parts))
+        if fence is not None and fence != held.fence:
+            assert self.run(self._fence_and_failed(held))[1] in (None, failed), "a stale worker failed an input"
 
     @precondition(lambda self: self.held)
     @rule(pick=picks)
@@ -112,15 +151,15 @@ class StoreMachine(RuleBasedStateMachine):
     def beat(self, pick: int) -> None:
         held = self._any_claim(pick)
         ours = self.run(claims.heartbeat(self.store.runtime, held))
-        newest = max(one.fence for one in self.held if one.shard_id == held.shard_id)
-        assert not ours or held.fence == newest, "a stale worker extended a lease"
+        assert not ours or held.fence == self.run(self._fence_and_failed(held))[0], "a stale worker extended a lease"
+        assert not ours or self.seen_status == JobStatus.IN_PROGRESS
 
     @precondition(lambda self: self.held)
     @rule(pick=picks)
     def let_go_if_told(self, pick: int) -> None:
         held = self._any_claim(pick)
         if self.seen_status != JobStatus.IN_PROGRESS:
-            self.run(ending.let_go(self.store.runtime, self.job_id, held.shard_id, held.fence))
+            self.run(ending.let_go(self.store.runtime, held))
 
     @rule(shard=shards)
     def lease_runs_out(self, shard: int) -> None:
@@ -147,6 +186,32 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.seen_status in FINISHED
 
     @rule()
+    def pause(self) -> None:
+        self._steer(control.pause, {JobStatus.IN_PROGRESS, JobStatus.PAUSED})
+
+    @rule()
+    def resume(self) -> None:
+        self._steer(control.resume, {JobStatus.IN_PROGRESS, JobStatus.PAUSED})
+
+    @rule()
+    def retry(self) -> None:
+        # Also refused where every failed input was so when it arrived.
+        if self._steer(retry, {JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED}, may_refuse=True):
+            self.retried = True
+
+    @rule()
+    def retry_and_sweep_at_once(self) -> None:
+        async def both() -> object:
+            outcomes = await asyncio.gather(
+                retry(self.store.runtime, "p", self.job_id), sweep(self.store.runtime), return_exceptions=True
+            )
+            return outcomes[0]
+
+        outcome = self.run(both())
+        assert outcome is None or isinstance(outcome, Conflict | JobNotFound), outcome
+        self.retried |= outcome is None
+
+    @rule()
     def delete(self) -> None:
         try:
             self.run(ending.remove(self.store.runtime, "p", self.job_id))
@@ -162,6 +227,7 @@ class StoreMachine(RuleBasedStateMachine):
     def everything_agrees(self) -> None:
         if not self.shard_ids:
             return
+        self._check_moves()
         truth = self.run(Truth.read(self.store.runtime.database, self.job_id))
         truth.check(_expected)
         assert truth.tokens_in_ledger >= self.seen_ledger, "the ledger lost rows"
@@ -169,13 +235,39 @@ class StoreMachine(RuleBasedStateMachine):
         if truth.job is None:
             assert self.deleted
             return
-        assert _may_move(self.seen_status, truth.job.status), f"{self.seen_status} became {truth.job.status}"
         self.seen_status = JobStatus(truth.job.status)
         outcomes = _outcomes(truth)
         if not self.deleted:
+            if self.retried:  # failures may go, vectors may not
+                self.seen_outcomes = {i: was for i, was in self.seen_outcomes.items() if isinstance(was, bytes)}
+                self.seen_done = 0
             lost = {index for index, was in self.seen_outcomes.items() if outcomes.get(index) != was}
             assert not lost, f"outcomes of {lost} were changed or lost"
             self.seen_outcomes = outcomes
+            self._check_what_a_poller_sees(truth.job, len(outcomes))
+        self.retried = False
+
+    def _check_what_a_poller_sees(self, job: Any, outcomes: int) -> None:
+        done = job.completed + job.failed
+        assert done == outcomes and done >= self.seen_done, "progress went back"
+        assert job.version >= self.seen_version
+        self.seen_done, self.seen_version = done, job.version
+        if self.seen_status in (JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS):
+            assert done == TOTAL
+        row = SimpleNamespace(**job._mapping, now=job.created_at + 1.0, workers_live=False)
+        body = job_object(cast("Any", row))
+        assert (body["progress"] == 1.0) == (done == TOTAL)
+        assert (body["waiting_on"] is None) or self.seen_status == JobStatus.IN_PROGRESS
+
+    def _check_moves(self) -> None:
+        """Every move since the last look, in the order in which they were made."""
+        moves = self.run(_moves_after(self.store, self.seen_moves))
+        for seq, thing, before, after in moves:
+            self.seen_moves = seq
+            legal: Any = LEGAL_MOVES[JobStatus(before)] if thing == "job" else SHARD_MOVES[ShardState(before)]
+            assert after in legal, f"a {thing} that was {before} became {after}"
+            ended = before in FINISHED if thing == "job" else before == ShardState.DONE
+            assert not ended or self.retried, f"a {thing} that was {before} rose again"
 
     def teardown(self) -> None:
         """However it went, the job comes to its end by sweeps and honest workers alone."""
@@ -189,6 +281,7 @@ class StoreMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def _bring_to_its_end(self) -> None:
+        self.resume()
         for _ in range(12):
             for shard in range(SHARDS):
                 self.claim(shard)
@@ -197,20 +290,66 @@ class StoreMachine(RuleBasedStateMachine):
                     self.run(record(self.store.runtime, held, landed(held, route=self.store.routes[0])))
                 self.lease_runs_out(shard)
             self.sweep()
-        self.everything_agrees()
-        assert self.seen_status in FINISHED, f"the job is {self.seen_status} for ever"
+            self.everything_agrees()
+            if self.seen_status in FINISHED:
+                return
+        raise AssertionError(f"the job is {self.seen_status} for ever")
 
     def _any_claim(self, pick: int) -> Claim:
         return self.held[pick % len(self.held)]
 
+    def _steer(self, verb: Any, where: set[JobStatus], *, may_refuse: bool = False) -> bool:
+        """Ask for something as a caller would: it is done where it may be, and refused where it may not."""
+        try:
+            self.run(verb(self.store.runtime, "p", self.job_id))
+        except JobNotFound:
+            assert self.deleted
+        except Conflict:
+            assert may_refuse or self.seen_status not in where
+        else:
+            assert self.seen_status in where
+            return True
+        return False
 
-def _may_move(before: JobStatus, after: str) -> bool:
-    """Along legal moves, several of which may lie between two looks."""
-    reached, front = {before}, {before}
-    while front:
-        front = {target for state in front for target in LEGAL_MOVES[state]} - reached
-        reached |= front
-    return after in reached
+    async def _fence_and_failed(self, held: Claim) -> tuple[int | None, int | None]:
+        async with self.store.runtime.database.read() as connection:
+            failed = (await connection.execute(select(Job.failed).where(Job.id == held.job_id))).scalar_one_or_none()
+            fence = (
+                await connection.execute(select(Shard.fence).where(Shard.id == held.shard_id))
+            ).scalar_one_or_none()
+        return fence, failed
+
+
+async def _note_every_move(store: Store) -> None:
+    """Have the database itself write down each change of a job's status and a shard's state."""
+    tables = (("job", "jobs", "status"), ("shard", "shards", "state"))
+    if store.runtime.database.is_sqlite:
+        statements = ["create table moves (seq integer primary key, thing text, before text, after text)"]
+        statements += [
+            f"create trigger note_{thing} after update of {column} on {table} when old.{column} <> new.{column} begin "
+            f"insert into moves (thing, before, after) values ('{thing}', old.{column}, new.{column}); end"
+            for thing, table, column in tables
+        ]
+    else:
+        statements = ["create table moves (seq bigserial primary key, thing text, before text, after text)"]
+        for thing, table, column in tables:
+            statements += [
+                f"create function note_{thing}() returns trigger language plpgsql as $$ begin insert into moves "
+                f"(thing, before, after) values ('{thing}', old.{column}, new.{column}); return null; end $$",
+                f"create trigger note_{thing} after update of {column} on {table} for each row "
+                f"when (old.{column} is distinct from new.{column}) execute function note_{thing}()",
+            ]
+    async with store.runtime.database.write() as connection:
+        for statement in statements:
+            await connection.exec_driver_sql(statement)
+
+
+async def _moves_after(store: Store, seq: int) -> list[Any]:
+    async with store.runtime.database.read() as connection:
+        rows = await connection.exec_driver_sql(
+            f"select seq, thing, before, after from moves where seq > {seq} order by 1"
+        )
+        return [tuple(row) for row in rows.all()]
 
 
 def _outcomes(truth: Truth) -> dict[int, bytes | str]:
@@ -231,10 +370,10 @@ def machine(request: pytest.FixtureRequest) -> Iterator[tuple[type[StoreMachine]
     """The machine on one database, and how many runs of it are worth their time there."""
     if request.param == "sqlite":
         files: SqliteFiles = request.getfixturevalue("sqlite_files")
-        make, drop, examples = files.create, lambda url: None, 15
+        make, drop, examples = files.create, lambda url: None, int(RUNS or 8)
     else:
         server: PostgresServer = request.getfixturevalue("postgres")
-        make, drop, examples = lambda folder: server.create(), server.drop, 4
+        make, drop, examples = lambda folder: server.create(), server.drop, int(RUNS or 3)
 
     class Machine(StoreMachine):
         make_url = staticmethod(make)
@@ -251,7 +390,8 @@ def test_the_store_stays_true_to_itself(machine: tuple[type[StoreMachine], int])
             max_examples=examples,
             stateful_step_count=30,
             deadline=None,
-            derandomize=True,
+            derandomize=RUNS is None,
+            print_blob=True,
             # No shrinking: it may take minutes, and the steps are printed as they are.
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),

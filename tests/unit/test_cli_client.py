@@ -161,3 +161,18 @@ def test_where_the_server_and_the_key_come_from(tmp_path: Path, monkeypatch: pyt
     for wrong in ("localhost:8080", "ftp://x", "http://"):
         with pytest.raises(UsageError, match="is not a URL"):
             connect(wrong, None)
+
+
+def test_steering_a_job_sends_what_was_given_and_nothing_else() -> None:
+    api = FakeApi()
+    api.bodies = [b'"a"\n']
+    api.faults = [
+        httpx.Response(200, json=api.job(status, done=0)) for status in ("paused", "in_progress", "in_progress")
+    ]
+    client = api.client()
+    assert client.steer(JOB_ID, "pause").status == "paused"
+    client.steer(JOB_ID, "resume", {"max_cost_usd": None})
+    client.steer(JOB_ID, "resume", {"max_cost_usd": "2.50"})
+    assert [(request.url.path.rpartition("/")[2], request.content) for request in api.requests] == [
+        ("pause", b""), ("resume", b""), ("resume", b'{"max_cost_usd":"2.50"}')
+    ]  # fmt: skip

@@ -116,6 +116,24 @@ def test_a_ceiling_is_sent_and_a_job_that_reached_it_is_left(api: FakeApi, capfd
     assert f"embedmill jobs resume {JOB_ID} --max-cost" in capfd.readouterr().err
 
 
+def test_ctrl_c_in_a_pause_says_how_to_resume(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:
+    polls = []
+
+    def interrupt(request: httpx.Request) -> None:
+        if request.url.path.endswith(JOB_ID):
+            polls.append(request)
+            if len(polls) == 1:
+                api.faults.append(httpx.Response(200, json=api.job("paused", done=0)))
+            else:
+                raise KeyboardInterrupt
+
+    api.on_request = interrupt
+    Path("texts.txt").write_text("one\n")
+    assert embedded(api, "texts.txt") == 1
+    said = capfd.readouterr().err
+    assert f"{JOB_ID} is paused by its caller (`embedmill jobs resume {JOB_ID}` lets it go on)" in said
+
+
 def test_ctrl_c_while_sending_says_so(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:
     def interrupt(request: httpx.Request) -> None:
         if request.method == "POST":

@@ -69,6 +69,19 @@ def test_lines_come_every_ten_per_cent_or_five_seconds() -> None:
     ]
 
 
+def test_a_pause_is_said_at_once_and_once_with_its_reason_and_its_end() -> None:
+    written = io.StringIO()
+    spent = job("paused", done=100)
+    spent.waiting_on = "budget"
+    with LineProgress(Console(file=written, soft_wrap=True), clock=lambda: 0.0) as shown:
+        for each in (job("paused", done=100), job("paused", done=101), job(done=102), spent, spent):
+            shown.working(each)
+    lines = written.getvalue().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["paused by its caller", "paused, its budget is spent"]
+    assert lines[0].endswith("(`embedmill jobs resume job_1` lets it go on)")
+    assert lines[1].endswith("(`embedmill jobs resume job_1 --max-cost USD` lets it go on)")
+
+
 def test_a_terminal_gets_a_bar() -> None:
     written = io.StringIO()
     console = Console(file=written, force_terminal=True, width=120)

@@ -28,7 +28,7 @@ def row(**given: Any) -> Row[Any]:
         "created_at": NOW - 60, "started_at": NOW - 41.0, "finished_at": None, "expires_at": NOW + 86400,
         "waiting_on": None, "next_attempt_at": None, "mark_at": None, "mark_done": 0, "mark_tokens": 0,
         "earlier_mark_at": None, "earlier_mark_done": 0, "earlier_mark_tokens": 0, "version": 3,
-        "metadata": {"a": "b"}, "request_id": "req_1", "now": NOW,
+        "metadata": {"a": "b"}, "request_id": "req_1", "now": NOW, "workers_live": False,
         "max_cost_usd": None, "deduplicated": 3, "ambiguous_calls": 0, "ambiguous_inputs": 0,
     }  # fmt: skip
     assert set(given) <= set(values)
@@ -78,9 +78,46 @@ def test_while_the_corpus_arrives_nobody_knows_the_end() -> None:
 
 def test_what_a_job_waits_for() -> None:
     body = job_object(row(waiting_on="quota", next_attempt_at=NOW + 4.6))
-    assert (body["waiting_on"], body["next_attempt_at"]) == ("quota", int(NOW) + 4)
+    assert (body["waiting_on"], body["next_attempt_at"]) == ("quota", int(NOW) + 5)
     ended = row(waiting_on="quota", next_attempt_at=NOW, status="cancelled", finished_at=NOW)
     assert (job_object(ended)["waiting_on"], job_object(ended)["next_attempt_at"]) == (None, None)
+
+
+@given(st.floats(-100, 100), st.floats(0, 1))
+def test_the_next_attempt_is_never_in_the_past(ahead_s: float, part: float) -> None:
+    body = job_object(row(waiting_on="provider", next_attempt_at=NOW + part + ahead_s, now=NOW + part))
+    assert body["waiting_on"] == "provider"
+    assert (body["next_attempt_at"] is None) == (NOW + part + ahead_s <= NOW + part)
+    assert body["next_attempt_at"] is None or NOW + part < body["next_attempt_at"] <= NOW + part + ahead_s + 1
+
+
+def test_a_tag_changes_with_what_time_alone_changes() -> None:
+    waiting: dict[str, Any] = {"waiting_on": "quota", "next_attempt_at": NOW + 4}
+    assert etag(row(**waiting)) != etag(row(**waiting, now=NOW + 5))
+    fresh: dict[str, Any] = {"started_at": None, "created_at": NOW - 1, "completed": 0, "failed": 0}
+    assert etag(row(**fresh, workers_live=True)) != etag(row(**fresh, workers_live=True, now=NOW + 5))
+
+
+def test_a_job_whose_turn_has_not_come_waits_for_fairness() -> None:
+    untouched: dict[str, Any] = {"started_at": None, "completed": 0, "failed": 0, "created_at": NOW - 5}
+    assert job_object(row(**untouched, workers_live=True))["waiting_on"] == "fairness"
+    assert job_object(row(**untouched, workers_live=False))["waiting_on"] is None  # nobody is there to be fair
+    just_made = untouched | {"created_at": NOW - 1}
+    assert job_object(row(**just_made, workers_live=True))["waiting_on"] is None
+
+
+def test_a_paused_job_stands_still() -> None:
+    paused: dict[str, Any] = {"status": "paused", "mark_at": NOW - 6, "mark_done": 10, "next_attempt_at": NOW + 9}
+    body = job_object(row(**paused, waiting_on="quota"))
+    assert body["rate"] == {"inputs_per_second": 0.0, "tokens_per_minute": 0}
+    assert (body["eta_seconds"], body["waiting_on"], body["next_attempt_at"]) == (None, None, None)
+    assert job_object(row(**paused, waiting_on="budget"))["waiting_on"] == "budget"
+    assert etag(row(**paused)) == etag(row(**paused, now=NOW + 1000))
+
+
+def test_no_end_is_foretold_of_a_job_that_hardly_moves() -> None:
+    body = job_object(row(started_at=NOW - 10**6, completed=1, failed=0))
+    assert (body["rate"]["inputs_per_second"], body["eta_seconds"]) == (0.0, None)
 
 
 @pytest.mark.parametrize("status", sorted(FINISHED))

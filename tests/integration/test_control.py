@@ -1,0 +1,305 @@
+"""Pause, resume and retry, at each state a job can be in, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from engine.jobs import claim as claims
+from engine.jobs import control, ending
+from engine.jobs.claim import Claim
+from engine.jobs.dispatch import dispatch
+from engine.jobs.read import find, job_object
+from engine.jobs.record import fail_rest, record
+from engine.jobs.retry import retry
+from engine.jobs.sweep import WorkerLost, sweep
+from models.base import db_now
+from models.errors import Conflict, InvalidInput, JobNotFound
+from models.job import InputFailure, JobStatus, ShardState
+from tests.integration.store import ATTEMPTS, Store, landed, refused
+from tests.integration.test_ending import checked, some_lines
+
+ENDED = (JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+async def brought_to(store: Store, status: JobStatus) -> str:
+    """A job in this status, of three shards; where it runs or lets go, somebody holds its first."""
+    job_id = await store.submit(30)
+    if status in (JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED):
+        good = {JobStatus.COMPLETED: 10, JobStatus.COMPLETED_WITH_ERRORS: 8, JobStatus.FAILED: 0}[status]
+        await work(store, await store.claim_all(job_id), good=range(good))
+    elif status == JobStatus.CANCELLED:
+        await ending.cancel(store.runtime, "p", job_id)
+    else:
+        await store.claim((await store.shard_ids(job_id))[0])
+        if status == JobStatus.PAUSED:
+            await control.pause(store.runtime, "p", job_id)
+        elif status == JobStatus.CANCELLING:
+            await ending.cancel(store.runtime, "p", job_id)
+    assert await store.status(job_id) == status
+    return job_id
+
+
+async def work(store: Store, holders: Sequence[Claim], *, good: Sequence[int] = range(10)) -> None:
+    for held in holders:
+        waiting = held.waiting()
+        kept = [position for position in waiting if position in good]
+        parts = landed(held, kept, route=store.routes[0]) if kept else []
+        await record(store.runtime, held, [*parts, *refused(held, [each for each in waiting if each not in good])])
+
+
+async def test_a_paused_job_is_neither_rung_nor_claimed_until_it_is_resumed(store: Store) -> None:
+    job_id = await store.submit(30)
+    rung = {shard.state for shard in await store.shards(job_id)}
+    assert rung == {ShardState.RUNG}
+    before = (await store.job(job_id)).version
+    for _ in range(2):
+        await control.pause(store.runtime, "p", job_id)
+    assert (await store.job(job_id)).version == before + 1
+    assert {shard.state for shard in await store.shards(job_id)} == {ShardState.QUEUED}
+    store.bell.rung.clear()
+    await sweep(store.runtime)
+    assert await dispatch(store.runtime) == 0 and not store.bell.rung
+    assert [await claims.claim(store.runtime, shard_id, "w") for shard_id in await store.shard_ids(job_id)] == [
+        None
+    ] * 3
+    for _ in range(2):
+        await control.resume(store.runtime, "p", job_id)
+    assert len(store.bell.rung) == 3
+    await work(store, await store.claim_all(job_id))
+    await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.COMPLETED
+
+
+async def test_who_holds_a_shard_of_a_paused_job_keeps_what_lands_and_gives_the_rest_back_unspent(store: Store) -> None:
+    job_id = await store.submit(20)
+    one, two = await store.claim_all(job_id)
+    await control.pause(store.runtime, "p", job_id)
+    assert not (await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))).go_on
+    assert not await claims.heartbeat(store.runtime, two)
+    for held in (one, two):
+        await ending.let_go(store.runtime, held)
+    truth = await checked(store, job_id)
+    assert [(shard.state, shard.attempt) for shard in truth.shards] == [(ShardState.QUEUED, 0)] * 2
+    assert await store.status(job_id) == JobStatus.PAUSED and truth.job is not None and truth.job.completed == 4
+    await control.resume(store.runtime, "p", job_id)
+    await work(store, await store.claim_all(job_id))
+    truth = await checked(store, job_id)
+    assert truth.job is not None and truth.job.completed == 20 and sum(row.inputs for row in truth.ledger) == 20
+
+
+async def test_a_job_whose_last_call_lands_in_a_pause_ends(store: Store) -> None:
+    job_id = await store.submit(10)
+    (held,) = await store.claim_all(job_id)
+    await control.pause(store.runtime, "p", job_id)
+    await store.set_job(job_id, waiting_on="budget")
+    assert (await record(store.runtime, held, landed(held, range(5), route=store.routes[0]))).shard_done is False
+    assert (await store.job(job_id)).waiting_on == "budget"  # what lands does not take the reason away
+    assert (await record(store.runtime, held, landed(held, range(5, 10), route=store.routes[0]))).shard_done
+    truth = await checked(store, job_id)
+    assert truth.job is not None and (truth.job.status, truth.job.waiting_on) == (JobStatus.COMPLETED, None)
+    with pytest.raises(Conflict):
+        await control.resume(store.runtime, "p", job_id)
+
+
+async def test_pausing_while_the_corpus_arrives_stops_the_work_and_not_the_intake(store: Store) -> None:
+    async with store.receiving() as intake:
+        await intake.add(some_lines(25))
+        await control.pause(store.runtime, "p", intake.job_id)
+        await intake.add(some_lines(25))
+        await intake.finish(b"fingerprint")
+    job = await store.job(intake.job_id)
+    assert (job.status, job.total, job.open_shards) == (JobStatus.PAUSED, 50, 5)
+    await control.resume(store.runtime, "p", intake.job_id)
+    await work(store, await store.claim_all(intake.job_id))
+    assert await store.status(intake.job_id) == JobStatus.COMPLETED
+
+
+async def test_an_intake_that_broke_off_in_a_pause_fails_the_job(store: Store) -> None:
+    async with store.receiving() as intake:
+        await intake.add(some_lines(25))
+        await control.pause(store.runtime, "p", intake.job_id)
+        await store.set_job(intake.job_id, intake_until=db_now() - 1.0)
+        await sweep(store.runtime)
+        assert await store.status(intake.job_id) == JobStatus.FAILED
+        with pytest.raises(Conflict, match="whole"):
+            await retry(store.runtime, "p", intake.job_id)
+
+
+@pytest.mark.parametrize("status", JobStatus)
+async def test_what_may_be_asked_of_a_job_in_each_status(store: Store, status: JobStatus) -> None:
+    if status == JobStatus.VALIDATING:
+        pytest.skip("a job's row is written with its first shard: nobody sees it validating")
+    allowed = {
+        control.pause: {JobStatus.IN_PROGRESS, JobStatus.PAUSED},
+        control.resume: {JobStatus.PAUSED, JobStatus.IN_PROGRESS},
+        retry: {JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED},
+        ending.cancel: set(JobStatus) - {JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED},
+        ending.remove: set(JobStatus),
+    }
+    for verb, where in allowed.items():
+        job_id = await brought_to(store, status)
+        if status in where:
+            await verb(store.runtime, "p", job_id)
+        else:
+            with pytest.raises(Conflict) as refusal:
+                await verb(store.runtime, "p", job_id)
+            assert not refusal.value.should_retry
+            assert await store.status(job_id) == status
+        await checked(store, job_id)
+
+
+async def test_another_project_s_job_cannot_be_steered(store: Store) -> None:
+    job_id = await store.submit()
+    for verb in (control.pause, control.resume, retry):
+        for project, name in (("q", job_id), ("p", "job_" + "0" * 32), ("p", "nonsense"), ("p", "job_\0")):
+            with pytest.raises(JobNotFound):
+                await verb(store.runtime, project, name)
+    assert await store.status(job_id) == JobStatus.IN_PROGRESS
+
+
+async def test_the_rate_after_a_pause_is_that_of_the_work_since(store: Store) -> None:
+    job_id = await store.submit(20)
+    one, two = await store.claim_all(job_id)
+    await record(store.runtime, one, landed(one, route=store.routes[0]))
+    await control.pause(store.runtime, "p", job_id)
+    await ending.let_go(store.runtime, two)
+    long_ago = (await store.job(job_id)).mark_at - 7200.0
+    await store.set_job(job_id, started_at=long_ago, mark_at=long_ago)
+    body = job_object(await find(store.runtime, "p", job_id))
+    assert (body["rate"]["inputs_per_second"], body["eta_seconds"]) == (0.0, None)
+    await control.resume(store.runtime, "p", job_id)
+    job = await store.job(job_id)
+    assert (job.mark_done, job.earlier_mark_done) == (10, 10) and min(job.mark_at, job.earlier_mark_at) > long_ago
+    assert job_object(await find(store.runtime, "p", job_id))["rate"]["inputs_per_second"] == 0.0  # nothing yet
+    again = await store.claim(two.shard_id)
+    await record(store.runtime, again, landed(again, range(5), route=store.routes[0]))
+    assert job_object(await find(store.runtime, "p", job_id))["rate"]["inputs_per_second"] > 0.1
+
+
+async def test_a_new_ceiling_must_be_above_what_is_spent(store: Store) -> None:
+    job_id = await brought_to(store, JobStatus.PAUSED)
+    await store.set_job(job_id, cost_usd=Decimal("0.5"))
+    for ceiling in ("0.5", "0.1"):
+        with pytest.raises(InvalidInput, match=r"0\.5 USD"):
+            await control.resume(store.runtime, "p", job_id, Decimal(ceiling))
+    assert await store.status(job_id) == JobStatus.PAUSED
+    for ceiling in ("0.6", "0.7"):  # the second finds it running
+        await control.resume(store.runtime, "p", job_id, Decimal(ceiling))
+        job = await store.job(job_id)
+        assert (job.status, job.max_cost_usd) == (JobStatus.IN_PROGRESS, Decimal(ceiling))
+
+
+async def test_a_pause_that_is_never_ended_expires_with_the_job(store: Store) -> None:
+    job_id = await brought_to(store, JobStatus.PAUSED)
+    running = await brought_to(store, JobStatus.IN_PROGRESS)
+    for each in (job_id, running):
+        await store.set_job(each, expires_at=db_now() - 1.0)
+    for shard_id in await store.shard_ids(job_id):
+        await store.expire_lease(shard_id)
+    for _ in range(4):
+        await sweep(store.runtime)
+    with pytest.raises(JobNotFound):
+        await find(store.runtime, "p", job_id)
+    assert await store.status(running) == JobStatus.IN_PROGRESS
+
+
+async def test_a_retry_runs_what_failed_and_nothing_else(store: Store) -> None:
+    job_id = await store.submit(30, bad={3, 17})
+    await work(store, await store.claim_all(job_id), good=(0, 1, 2, 4, 6))
+    before = await checked(store, job_id)
+    assert before.job is not None and (before.job.status, before.job.failed) == ("completed_with_errors", 15)
+    await store.set_job(job_id, expires_at=db_now() + 5.0)
+    await retry(store.runtime, "p", job_id)
+    after = await checked(store, job_id)
+    assert after.job is not None
+    job = after.job
+    assert (job.status, job.finished_at, job.open_shards) == ("in_progress", None, 3)
+    assert (job.completed, job.failed, job.version) == (before.job.completed, 2, before.job.version + 1)
+    assert job.expires_at > before.job.expires_at and sorted(after.with_error) == [3, 17]
+    assert [(entry["count"], entry["example_index"]) for entry in job.error_summary] == [(2, 3)]
+    assert sorted(after.with_vector) == sorted(before.with_vector) and after.ledger == before.ledger
+    assert {(shard.state, shard.attempt, shard.lost) for shard in after.shards} == {(ShardState.RUNG, 0, 0)}
+    with pytest.raises(Conflict, match="in_progress"):
+        await retry(store.runtime, "p", job_id)
+    holders = await store.claim_all(job_id)
+    assert [held.waiting() for held in holders] == [[5, 7, 8, 9], [3, 5, 8, 9], [3, 5, 7, 8, 9]]
+    await work(store, holders)
+    done = await checked(store, job_id)
+    assert done.job is not None and (done.job.status, done.job.failed) == ("completed_with_errors", 2)
+    assert sum(row.inputs for row in done.ledger) == 28 and set(before.ledger) <= set(done.ledger)
+    with pytest.raises(Conflict, match="refused when it arrived"):
+        await retry(store.runtime, "p", job_id)
+
+
+async def test_a_job_that_failed_whole_is_tried_again_whole(store: Store) -> None:
+    job_id = await store.submit(30)
+    for shard_id in await store.shard_ids(job_id):
+        await store.set_shard(shard_id, attempt=ATTEMPTS, lost=2, last_error="x")
+    for held in await store.claim_all(job_id):
+        await fail_rest(store.runtime, held, WorkerLost("gone"))
+    assert await store.status(job_id) == JobStatus.FAILED
+    await retry(store.runtime, "p", job_id)
+    await work(store, await store.claim_all(job_id))
+    truth = await checked(store, job_id)
+    assert truth.job is not None and truth.job.status == JobStatus.COMPLETED and truth.job.error_summary == []
+
+
+async def test_of_many_retries_at_once_one_counts(store: Store) -> None:
+    other = store.another()
+    job_id = await brought_to(store, JobStatus.COMPLETED_WITH_ERRORS)
+    version = (await store.job(job_id)).version
+    outcomes = await asyncio.gather(
+        *(retry(each.runtime, "p", job_id) for each in (store, other) * 3), return_exceptions=True
+    )
+    assert [type(each) for each in outcomes if each is not None] == [Conflict] * 5
+    truth = await checked(store, job_id)
+    assert truth.job is not None and truth.job.version == version + 1 and truth.job.failed == 0
+    await other.close()
+
+
+async def test_who_held_a_shard_before_a_retry_can_fail_nothing_of_it(store: Store) -> None:
+    job_id = await store.submit(10)
+    (zombie,) = await store.claim_all(job_id)
+    await work(store, [zombie], good=range(6))
+    await retry(store.runtime, "p", job_id)
+    await record(store.runtime, zombie, refused(zombie, [7]))
+    await fail_rest(store.runtime, zombie, WorkerLost("gone"))
+    assert not await claims.heartbeat(store.runtime, zombie)
+    await claims.release(store.runtime, zombie, delay_s=9, spent=True, reason="", waiting_on="quota")
+    await ending.let_go(store.runtime, zombie)
+    assert await store.count(InputFailure, InputFailure.job_id == job_id) == 0
+    await record(store.runtime, zombie, landed(zombie, [8], route=store.routes[0]))  # it was paid for
+    (held,) = await store.claim_all(job_id)
+    assert held.waiting() == [6, 7, 9]
+    await work(store, [held])
+    truth = await checked(store, job_id)
+    assert truth.job is not None and truth.job.status == JobStatus.COMPLETED
+
+
+async def test_retry_and_delete_at_once_leave_no_job_that_nobody_removes(store: Store) -> None:
+    other = store.another()
+    for _ in range(3):
+        job_id = await brought_to(store, JobStatus.COMPLETED_WITH_ERRORS)
+        await asyncio.gather(
+            retry(other.runtime, "p", job_id), ending.remove(store.runtime, "p", job_id), return_exceptions=True
+        )
+        for _ in range(6):
+            await sweep(store.runtime)
+        assert await store.count(InputFailure, InputFailure.job_id == job_id) == 0
+        with pytest.raises(IndexError):
+            await store.job(job_id)
+    await other.close()
+
+
+async def test_a_retried_job_is_not_closed_by_one_who_knows_no_better(store: Store) -> None:
+    """The sweep chose it as a finished job with stray shards, and comes a moment late."""
+    job_id = await brought_to(store, JobStatus.COMPLETED_WITH_ERRORS)
+    await retry(store.runtime, "p", job_id)
+    await ending.close_shards(store.runtime, job_id)
+    states: set[Any] = {shard.state for shard in await store.shards(job_id)}
+    assert ShardState.CANCELLED not in states
