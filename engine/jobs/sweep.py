@@ -128,7 +128,7 @@ _STRAY = select(Job.id).where(
 )
 
 
-def _exhausted(cap: int) -> Select[tuple[str]]:
+def _exhausted(cap: int) -> Select[str]:
     """Shards whose attempts are spent; those of a paused job wait until it is resumed."""
     status = select(Job.status).where(Job.id == Shard.job_id).scalar_subquery()
     return select(Shard.id).where(

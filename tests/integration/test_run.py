@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from engine import presence
-from engine.jobs import ending
+from engine.jobs import control, ending
 from engine.jobs.read import find, job_object
 from engine.jobs.run import run_shard
 from engine.usage import UsageBuffer
@@ -119,6 +119,28 @@ async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: P
     assert len(truth.with_vector) <= 4  # the one batch that was in flight
     await ending.close_shards(store.runtime, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["{do = {latency_ms = 900.0}}", "{do = {status = 503, retry_after = 2}}"],
+    ids=["slow", "to be repeated"],
+)
+async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path, rule: str) -> None:
+    """Nothing lands within a second and no heartbeat is due: the worker learns it all the same."""
+    store = scripted(database_url, tmp_path, rule, shard_concurrency=1)
+    job_id = await store.submit()
+    running = asyncio.create_task(run_all(store, job_id))
+    async with asyncio.timeout(20):
+        while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
+            await asyncio.sleep(0.01)
+        await control.pause(store.runtime, "p", job_id)
+        await running
+    truth = await checked(store, job_id)
+    assert len(truth.with_vector) <= 8  # the call that was in flight, and one that began in the second after
+    assert [(shard.state, shard.attempt) for shard in truth.shards] == [(ShardState.QUEUED, 0)]
+    assert await store.status(job_id) == JobStatus.PAUSED
     await store.close()
 
 
