@@ -64,6 +64,7 @@ SHARD_MOVES = {
 
 shards = st.integers(0, SHARDS - 1)
 picks = st.integers(0, 99)
+rarely = st.integers(0, 5)  # what is 0 happens: after an end that is final there is little to see
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -129,10 +130,14 @@ class StoreMachine(RuleBasedStateMachine):
         if good := [position for position in could if position not in guilty]:
             parts += landed(held, good, route=self.store.routes[pick % 2], cut=cut)
         parts += refused(held, [position for position in could if position in guilty])
-        fence, failed = self.run(self._fence_and_failed(held))
-        self.run(record(self.store.runtime, held, parts))
-        if fence is not None and fence != held.fence:
-            assert self.run(self._fence_and_failed(held))[1] in (None, failed), "a stale worker failed an input"
+        self._record(held, parts)
+
+    @precondition(lambda self: self.held)
+    @rule(pick=picks)
+    def fail_all(self, pick: int) -> None:
+        """As one does whose attempts are spent; it may be a zombie that has long lost its shard."""
+        held = self._any_claim(pick)
+        self._record(held, refused(held, held.waiting()))
 
     @precondition(lambda self: self.held)
     @rule(pick=picks)
@@ -165,6 +170,11 @@ class StoreMachine(RuleBasedStateMachine):
     def lease_runs_out(self, shard: int) -> None:
         self.run(self.store.expire_lease(self.shard_ids[shard]))
 
+    @rule(shard=shards)
+    def another_takes_over(self, shard: int) -> None:
+        self.lease_runs_out(shard)
+        self.claim(shard)
+
     @rule()
     def sweep(self) -> None:
         self.run(sweep(self.store.runtime))
@@ -176,8 +186,10 @@ class StoreMachine(RuleBasedStateMachine):
 
         self.run(both())
 
-    @rule()
-    def cancel(self) -> None:
+    @rule(chance=rarely)
+    def cancel(self, chance: int) -> None:
+        if chance:
+            return
         try:
             self.run(ending.cancel(self.store.runtime, "p", self.job_id))
         except JobNotFound:
@@ -211,8 +223,10 @@ class StoreMachine(RuleBasedStateMachine):
         assert outcome is None or isinstance(outcome, Conflict | JobNotFound), outcome
         self.retried |= outcome is None
 
-    @rule()
-    def delete(self) -> None:
+    @rule(chance=rarely)
+    def delete(self, chance: int) -> None:
+        if chance:
+            return
         try:
             self.run(ending.remove(self.store.runtime, "p", self.job_id))
         except JobNotFound:
@@ -282,6 +296,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _bring_to_its_end(self) -> None:
         self.resume()
+        self.everything_agrees()
         for _ in range(12):
             for shard in range(SHARDS):
                 self.claim(shard)
@@ -310,6 +325,12 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.seen_status in where
             return True
         return False
+
+    def _record(self, held: Claim, parts: list[Landed]) -> None:
+        fence, failed = self.run(self._fence_and_failed(held))
+        self.run(record(self.store.runtime, held, parts))
+        if fence is not None and fence != held.fence:
+            assert self.run(self._fence_and_failed(held))[1] in (None, failed), "a stale worker failed an input"
 
     async def _fence_and_failed(self, held: Claim) -> tuple[int | None, int | None]:
         async with self.store.runtime.database.read() as connection:
