@@ -41,14 +41,14 @@ class BudgetSpent(EmbedmillError):
 def ceiling(given: str | float) -> Decimal:
     """An amount of US dollars as the caller wrote it. Raises InvalidInput."""
     text = str(given)
-    amount = Decimal(text).quantize(PICODOLLAR, ROUND_DOWN) if _AMOUNT.match(text) else Decimal(0)
-    if not 0 < amount <= MOST_USD:
+    amount = Decimal(text) if _AMOUNT.match(text) else Decimal(0)
+    if not PICODOLLAR <= amount <= MOST_USD:
         raise InvalidInput(
             f"Invalid 'max_cost_usd': expected US dollars, more than 0 and at most {MOST_USD:,}.",
             param="max_cost_usd",
             code="invalid_value",
         )
-    return amount
+    return amount.quantize(PICODOLLAR, ROUND_DOWN)
 
 
 async def raise_ceiling(connection: AsyncConnection, job_id: str, max_cost_usd: Decimal) -> None:

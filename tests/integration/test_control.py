@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from engine.corpus import Lines
 from engine.jobs import claim as claims
 from engine.jobs import control, ending
 from engine.jobs.claim import Claim
@@ -16,12 +18,15 @@ from engine.jobs.dispatch import dispatch
 from engine.jobs.read import find, job_object
 from engine.jobs.record import fail_rest, record
 from engine.jobs.retry import retry
+from engine.jobs.run import run_shard
 from engine.jobs.sweep import WorkerLost, sweep
 from models.base import db_now
 from models.errors import Conflict, InvalidInput, JobNotFound
 from models.job import InputFailure, JobStatus, ShardState
-from tests.integration.store import ATTEMPTS, Store, landed, refused
+from providers.fake import fake_vectors
+from tests.integration.store import ATTEMPTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_ending import checked, some_lines
+from tests.integration.test_run import scripted
 
 ENDED = (JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED, JobStatus.CANCELLED)
 
@@ -50,6 +55,13 @@ async def work(store: Store, holders: Sequence[Claim], *, good: Sequence[int] = 
         kept = [position for position in waiting if position in good]
         parts = landed(held, kept, route=store.routes[0]) if kept else []
         await record(store.runtime, held, [*parts, *refused(held, [each for each in waiting if each not in good])])
+
+
+def lines_of(texts: Iterable[str]) -> Lines:
+    lines = Lines()
+    for text in texts:
+        lines.add(text)
+    return lines
 
 
 async def test_a_paused_job_is_neither_rung_nor_claimed_until_it_is_resumed(store: Store) -> None:
@@ -110,7 +122,7 @@ async def test_pausing_while_the_corpus_arrives_stops_the_work_and_not_the_intak
     async with store.receiving() as intake:
         await intake.add(some_lines(25))
         await control.pause(store.runtime, "p", intake.job_id)
-        await intake.add(some_lines(25))
+        await intake.add(lines_of(text_of("more", index) for index in range(25)))
         await intake.finish(b"fingerprint")
     job = await store.job(intake.job_id)
     assert (job.status, job.total, job.open_shards) == (JobStatus.PAUSED, 50, 5)
@@ -185,7 +197,7 @@ async def test_a_new_ceiling_must_be_above_what_is_spent(store: Store) -> None:
     job_id = await brought_to(store, JobStatus.PAUSED)
     await store.set_job(job_id, cost_usd=Decimal("0.5"))
     for ceiling in ("0.5", "0.1"):
-        with pytest.raises(InvalidInput, match=r"0\.5 USD"):
+        with pytest.raises(InvalidInput, match=r"0\.5 already"):
             await control.resume(store.runtime, "p", job_id, Decimal(ceiling))
     assert await store.status(job_id) == JobStatus.PAUSED
     for ceiling in ("0.6", "0.7"):  # the second finds it running
@@ -247,6 +259,29 @@ async def test_a_job_that_failed_whole_is_tried_again_whole(store: Store) -> Non
     await work(store, await store.claim_all(job_id))
     truth = await checked(store, job_id)
     assert truth.job is not None and truth.job.status == JobStatus.COMPLETED and truth.job.error_summary == []
+
+
+async def test_twins_that_failed_with_their_first_are_tried_again_with_it(database_url: str, tmp_path: Path) -> None:
+    """One in the shard of the first, one in another; the provider has got well meanwhile."""
+    ill = scripted(database_url, tmp_path, '{when = {contains = "number 3 "}, do = {status = 400}}')
+    texts = [text_of("text", 3 if index in (5, 15) else index) for index in range(20)]
+    async with ill.receiving() as intake:
+        await intake.add(lines_of(texts))
+        await intake.finish(b"fingerprint")
+    job_id = intake.job_id
+    well = scripted(database_url, tmp_path)
+    for store, failed in ((ill, [3, 5, 15]), (well, list[int]())):
+        for shard_id in (await store.shard_ids(job_id)) * 2:
+            await store.set_shard(shard_id, next_run_at=0.0)
+            await run_shard(store.runtime, shard_id, "w")
+        truth = await checked(store, job_id)
+        assert sorted(truth.with_error) == failed and truth.job is not None
+        if failed:
+            await retry(store.runtime, "p", job_id)
+    assert truth.job is not None and (truth.job.status, truth.job.deduplicated) == (JobStatus.COMPLETED, 2)
+    truth.check(lambda indexes: fake_vectors([texts[index] for index in indexes], WIDTH, UPSTREAM_MODEL))
+    for store in (ill, well):
+        await store.close()
 
 
 async def test_of_many_retries_at_once_one_counts(store: Store) -> None:
