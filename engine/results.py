@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine import vectors
 from engine.jobs.claim import settled_bits
+from engine.jobs.halve import HALVES_FROM
 from engine.runtime import Runtime
 from models.embedding import Matrix
 from models.job import FINISHED, InputFailure, Shard, ShardInputs, VectorRun
@@ -155,28 +156,32 @@ async def errors_ndjson(runtime: Runtime, job: Row[Any]) -> AsyncIterator[bytes]
 
 
 async def _shards(runtime: Runtime, job_id: str, wanted: Range) -> AsyncIterator[Any]:
-    """The shards that the range touches, in order, a page at a time."""
-    after = -1
-    while len(wanted):
+    """The shards that the range touches, in order of their indexes, a page at a time."""
+    if not len(wanted):
+        return
+    touched = (
+        select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled)
+        .where(Shard.job_id == job_id, Shard.first_index < wanted.stop, Shard.first_index + Shard.count > wanted.start)
+        .order_by(Shard.seq)
+    )
+    after, told = -1, 0
+    while True:
         async with runtime.database.read() as connection:
-            page = (
-                await connection.execute(
-                    select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled)
-                    .where(
-                        Shard.job_id == job_id,
-                        Shard.seq > after,
-                        Shard.first_index < wanted.stop,
-                        Shard.first_index + Shard.count > wanted.start,
-                    )
-                    .order_by(Shard.seq)
-                    .limit(SHARDS_AT_ONCE)
-                )
-            ).all()
-        for row in page:
-            yield row
-        if len(page) < SHARDS_AT_ONCE:
+            whole = touched.where(Shard.seq > after, Shard.seq < HALVES_FROM).limit(SHARDS_AT_ONCE)
+            page = list(await connection.execute(whole))
+            is_last = len(page) < SHARDS_AT_ONCE
+            # Second halves, of which there are few, are numbered apart.
+            halves = touched.where(Shard.seq >= HALVES_FROM, Shard.first_index >= told)
+            if not is_last:
+                halves = halves.where(Shard.first_index < page[-1].first_index)
+            page += await connection.execute(halves)
+        after = max((row.seq for row in page if row.seq < HALVES_FROM), default=after)
+        for row in sorted(page, key=lambda row: row.first_index):
+            if row.first_index >= told:  # else it was cut off what was read before as a whole
+                yield row
+                told = row.first_index + row.size
+        if is_last:
             return
-        after = page[-1].seq
 
 
 async def _pieces(

@@ -20,6 +20,7 @@ from engine import failpoints, usage
 from engine.jobs import ambiguous, budget, held_up, twins
 from engine.jobs.claim import Bits, Claim, settled_bits
 from engine.jobs.finish import FINAL_STATUS, merge_errors
+from engine.jobs.halve import halves_of, parts_in
 from engine.runtime import Runtime
 from models.base import db_now
 from models.embedding import InputError, Landed, Matrix
@@ -42,16 +43,32 @@ class Recorded:
 GONE = Recorded(shard_done=True, go_on=False)
 
 
+class Halved(Exception):
+    """The claim is of a shard that was larger."""
+
+
 async def record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Recorded:
-    """Keep what landed. Raises StorageUnavailable, having kept nothing."""
+    """Keep what landed. Raises StorageUnavailable: then nothing was kept, or its answer was lost."""
+    try:
+        return await _record(runtime, held, parts)
+    except Halved:
+        halves = await halves_of(runtime, held)
+        recorded = [await record(runtime, half, parts_in(half, parts)) for half in halves]
+        # None of them is the claim's any more: there is nothing to give back, and nothing to go on with.
+        return Recorded(shard_done=all(each.shard_done for each in recorded), go_on=False)
+
+
+async def _record(runtime: Runtime, held: Claim, parts: Sequence[Landed]) -> Recorded:
     async with runtime.database.write() as connection:
         shard = (
             await connection.execute(
-                select(Shard.settled, Shard.state, Shard.fence, Shard.allowance_usd)
+                select(Shard.settled, Shard.state, Shard.fence, Shard.count.label("size"), Shard.allowance_usd)
                 .where(Shard.id == held.shard_id)
                 .with_for_update()
             )
         ).one_or_none()
+        if shard is not None and shard.size != held.count:
+            raise Halved
         if shard is None or shard.state in (ShardState.DONE, ShardState.CANCELLED):
             return GONE
         if shard.fence != held.fence:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 
-from sqlalchemy import Select, and_, delete, select, update
+from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 
 from engine import presence
 from engine.jobs import claim as claims
 from engine.jobs.dispatch import dispatch
 from engine.jobs.ending import close_shards, end_early
 from engine.jobs.finish import FINAL_STATUS
+from engine.jobs.halve import WORKERS_LOST, halve
 from engine.jobs.locks import lock_jobs, lock_shards
 from engine.jobs.purge import DOOMED, EXPIRED, OLD_KEY, OLD_WORKER, purge
 from engine.jobs.record import fail_rest
@@ -49,10 +50,11 @@ async def sweep(runtime: Runtime) -> None:
     await replay(runtime)
     await free_the_dead(runtime)
     due = await _due(runtime)
+    due["halve_the_deadly"] |= due["requeue_expired"]  # which may bring the loss that is one too many
     duties = (
         requeue_expired,
         ring_again,
-        fail_exhausted,
+        halve_the_deadly,
         finish_jobs,
         end_abandoned_intakes,
         end_forgotten_pauses,
@@ -91,7 +93,7 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
         "ring_again": select(Shard.id).where(
             Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - settings.ring_again_s
         ),
-        "fail_exhausted": _exhausted(settings.shard_attempts),
+        "halve_the_deadly": select(Shard.id).where(_deadly(runtime)),
         "finish_jobs": select(Job.id).where(_UNFINISHED).order_by(Job.status, Job.open_shards),
         "end_cancelling": select(Job.id).where(Job.status == JobStatus.CANCELLING),
         "close_stray_shards": _STRAY.order_by(Job.status, Job.open_shards),
@@ -128,14 +130,6 @@ _STRAY = select(Job.id).where(
 )
 
 
-def _exhausted(cap: int) -> Select[str]:
-    """Shards whose attempts are spent; those of a paused job wait until it is resumed."""
-    status = select(Job.status).where(Job.id == Shard.job_id).scalar_subquery()
-    return select(Shard.id).where(
-        Shard.state == ShardState.QUEUED, Shard.attempt >= cap, status == JobStatus.IN_PROGRESS
-    )
-
-
 async def requeue_expired(runtime: Runtime) -> None:
     """Shards whose worker has stopped renewing its lease."""
     async with runtime.database.write() as connection:
@@ -144,7 +138,9 @@ async def requeue_expired(runtime: Runtime) -> None:
             await connection.execute(
                 update(Shard)
                 .where(Shard.id.in_(lost))
-                .values(state=ShardState.QUEUED, lease_until=None, last_error="the worker was lost")
+                .values(
+                    state=ShardState.QUEUED, lease_until=None, lost=Shard.lost + 1, last_error="the worker was lost"
+                )
                 .returning(Shard.id, Shard.job_id)
             )
         ).all()
@@ -169,7 +165,7 @@ async def free_the_dead(runtime: Runtime) -> None:
         freed = await connection.execute(
             update(Shard)
             .where(Shard.id.in_(held))
-            .values(state=ShardState.QUEUED, lease_until=None, last_error="the worker died")
+            .values(state=ShardState.QUEUED, lease_until=None, lost=Shard.lost + 1, last_error="the worker died")
         )
     log.warning("worker processes died", extra={"count": len(dead), "freed": freed.rowcount})
 
@@ -185,17 +181,32 @@ async def ring_again(runtime: Runtime) -> None:
         )
 
 
-async def fail_exhausted(runtime: Runtime) -> None:
-    """Shards that took worker after worker down with them: what is left of them fails, input by input."""
-    cap = runtime.settings.shard_attempts
+async def halve_the_deadly(runtime: Runtime) -> None:
+    """Shards that took worker after worker down with them are halved; a single input that does so fails."""
     async with runtime.database.read() as connection:
-        ids = (await connection.execute(_exhausted(cap).limit(AT_ONCE))).scalars()
-        spent = list(ids)
-    for shard_id in spent:
+        ids = (await connection.execute(select(Shard.id, Shard.lost).where(_deadly(runtime)).limit(AT_ONCE))).all()
+    for shard_id, lost in ids:
+        # Another sweep may have halved it since: then it is not deadly any more.
+        halves = await halve(runtime, shard_id, _deadly(runtime)) if lost else 1
+        if halves == 2:
+            log.warning("a shard that lost its workers was halved", extra={"shard_id": shard_id, "count": lost})
+        if halves != 1:
+            continue
         held = await claims.claim(runtime, shard_id, "sweep")
         if held is not None:
             log.warning("a shard's attempts are spent", extra={"job_id": held.job_id, "shard_id": shard_id})
             await fail_rest(runtime, held, WorkerLost("workers were lost again and again on this part of the job"))
+
+
+def _deadly(runtime: Runtime) -> ColumnElement[bool]:
+    """Shards that have had their chances; those of a paused job wait until it is resumed."""
+    attempts = runtime.settings.shard_attempts
+    status = select(Job.status).where(Job.id == Shard.job_id).scalar_subquery()
+    return and_(
+        Shard.state == ShardState.QUEUED,
+        or_(Shard.lost >= WORKERS_LOST, Shard.attempt >= attempts),
+        status == JobStatus.IN_PROGRESS,
+    )
 
 
 async def finish_jobs(runtime: Runtime) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import insert, select
 from engine import presence
 from engine.corpus import Lines
 from engine.jobs import submit
+from engine.jobs.halve import WORKERS_LOST
 from engine.jobs.purge import FORGET_WORKER_S
 from engine.jobs.record import record
 from engine.jobs.sweep import sweep
@@ -20,7 +21,7 @@ from models.base import db_now
 from models.job import IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState, VectorRun
 from models.usage import UsageRecord
 from models.worker import WorkerProcess
-from tests.integration.store import ATTEMPTS, Store, landed, text_of
+from tests.integration.store import Store, landed, text_of
 from tests.integration.truth import Truth
 
 
@@ -65,23 +66,32 @@ async def test_a_lost_message_is_rung_again_once_its_time_is_over(store: Store, 
     assert store.bell.rung + other.bell.rung == [shard_id, shard_id]
 
 
-async def test_a_shard_that_kills_worker_after_worker_fails_input_by_input(store: Store, other: Store) -> None:
+async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails(store: Store, other: Store) -> None:
     job_id = await store.submit(20, bad={19})
     deadly, fine = await store.claim_all(job_id)
-    await record(store.runtime, deadly, landed(deadly, range(3), route=store.routes[0]))
+    await record(store.runtime, deadly, landed(deadly, range(8), route=store.routes[0]))
     await record(store.runtime, fine, landed(fine, route=store.routes[0]))
-    for attempt in range(1, ATTEMPTS + 1):
-        assert (await store.shards(job_id))[0].attempt == attempt
+    for lost in range(1, WORKERS_LOST):
         await store.expire_lease(deadly.shard_id)
-        if attempt < ATTEMPTS:
-            await sweep_twice(store, other)
-            await store.claim(deadly.shard_id)
+        await sweep_twice(store, other)
+        assert [shard.lost for shard in await store.shards(job_id)] == [lost, 0]
+        await store.claim(deadly.shard_id)
+    await store.expire_lease(deadly.shard_id)
     await sweep_twice(store, other)
+    await sweep(store.runtime)
+    assert [(shard.first_index, shard.count) for shard in await store.shards(job_id)] == [(0, 9), (10, 10), (9, 1)]
+    await checked(store, job_id)
+    for shard in await store.shards(job_id):
+        if shard.state != ShardState.DONE:
+            await store.claim(shard.id)
+            await store.expire_lease(shard.id)
+    await sweep_twice(store, other)
+    await sweep(store.runtime)
     truth = await checked(store, job_id)
     assert {row.code for row in truth.failures if row.index < 10} == {"worker_lost"}
-    assert sorted(truth.with_error) == [3, 4, 5, 6, 7, 8, 9, 19]
+    assert sorted(truth.with_error) == [8, 9, 19]
     job = await store.job(job_id)
-    assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED_WITH_ERRORS, 12, 8)
+    assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED_WITH_ERRORS, 17, 3)
 
 
 async def test_a_job_with_nothing_left_to_do_is_finished(store: Store, other: Store) -> None:

@@ -1,0 +1,114 @@
+"""Halving: however it is cut no index is lost or doubled, late results find their place, the guilty input is found."""
+
+from __future__ import annotations
+
+import random
+from math import ceil, log2
+
+import orjson
+import pytest
+
+from engine import results
+from engine.jobs.halve import WORKERS_LOST, halve
+from engine.jobs.read import find
+from engine.jobs.record import record
+from engine.jobs.sweep import sweep
+from models.job import Job, JobStatus, Shard, ShardState
+from providers.fake import fake_vectors
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
+from tests.integration.truth import Truth
+
+
+async def checked(store: Store, job_id: str) -> Truth:
+    truth = await Truth.read(store.runtime.database, job_id)
+    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    covered = [index for shard in truth.shards for index in range(shard.first_index, shard.first_index + shard.count)]
+    assert truth.job is not None and sorted(covered) == list(range(truth.job.ingested))
+    return truth
+
+
+async def queue_again(store: Store, shard_id: str) -> None:
+    await store.set_shard(shard_id, state=ShardState.QUEUED, lease_until=None)
+
+
+async def lines(store: Store, job_id: str) -> list[dict[str, object]]:
+    job = await find(store.runtime, "p", job_id)
+    whole = results.Range.of(job, None, None)
+    told = b"".join([piece async for piece in results.ndjson(store.runtime, job, whole, "float")])
+    return [orjson.loads(line) for line in told.splitlines()]
+
+
+async def test_the_input_that_kills_its_worker_is_found_and_fails_alone(store: Store) -> None:
+    guilty, count = 13, 20
+    job_id = await store.submit(count)
+    kills = 0
+    for _ in range(60):
+        if await store.status(job_id) != JobStatus.IN_PROGRESS:
+            break
+        await sweep(store.runtime)
+        for shard in await store.shards(job_id):
+            if shard.state not in (ShardState.QUEUED, ShardState.RUNG):
+                continue
+            held = await store.claim(shard.id)
+            if guilty in (held.first_index + position for position in held.waiting()):
+                kills += 1
+                await store.expire_lease(shard.id)
+            else:
+                await record(store.runtime, held, landed(held, route=store.routes[0]))
+    truth = await checked(store, job_id)
+    [failure] = truth.failures
+    assert (failure.index, failure.code) == (guilty, "worker_lost")
+    assert kills <= WORKERS_LOST + ceil(log2(10)) + 1
+    assert await store.status(job_id) == JobStatus.COMPLETED_WITH_ERRORS
+    assert [line["index"] for line in await lines(store, job_id)] == list(range(count))
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: int) -> None:
+    chance = random.Random(seed)
+    job_id = await store.submit(26, bad={chance.randrange(26)}, with_ids=True)
+    kept = []  # claims of every age: their holders may come back with results at any time
+    for _ in range(12):
+        shard = chance.choice(
+            [each for each in await store.shards(job_id) if each.state in (ShardState.QUEUED, ShardState.RUNG)]
+            or [None]
+        )
+        if shard is not None and chance.random() < 0.6:
+            kept.append(await store.claim(shard.id))
+            await queue_again(store, shard.id)
+        elif shard is not None:
+            await store.set_shard(shard.id, state=ShardState.QUEUED)
+            await halve(store.runtime, shard.id)
+        if kept and chance.random() < 0.6:
+            held = chance.choice(kept)
+            some = [position for position in held.waiting() if chance.random() < 0.3]
+            parts = landed(held, some, route=store.routes[0], cut=3)
+            if some and chance.random() < 0.3:
+                parts = refused(held, some)
+            await record(store.runtime, held, parts)
+        await checked(store, job_id)
+    for shard_id in await store.shard_ids(job_id):
+        [shard] = [each for each in await store.shards(job_id) if each.id == shard_id]
+        if shard.state != ShardState.DONE:
+            held = await store.claim(shard_id)
+            await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await checked(store, job_id)
+    told = await lines(store, job_id)
+    assert [(line["index"], line["id"]) for line in told] == [(index, f"id-{index}") for index in range(26)]
+    job = await find(store.runtime, "p", job_id)
+    middle = results.Range.of(job, 7, 19)
+    rows = b"".join([bytes(piece) async for piece in results.npy(store.runtime, job, middle)])
+    assert len(rows) == results.npy_bytes(job, middle)
+
+
+async def test_what_is_not_queued_or_has_one_open_input_is_not_halved(store: Store) -> None:
+    job_id = await store.submit(10)
+    [shard_id] = await store.shard_ids(job_id)
+    held = await store.claim(shard_id)
+    assert await halve(store.runtime, shard_id) == 0
+    await record(store.runtime, held, landed(held, range(9), route=store.routes[0]))
+    await queue_again(store, shard_id)
+    assert await halve(store.runtime, shard_id) == 1
+    assert await halve(store.runtime, shard_id, Shard.lost > 0) == 0
+    assert await halve(store.runtime, "no such shard") == 0
+    assert await store.count(Job) == 1 and len(await store.shards(job_id)) == 1

@@ -1,0 +1,299 @@
+"""A database that goes away under paid results, a frozen worker, a silent broker: nothing is lost or paid twice."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.database import Database
+from engine.jobs import claim as claims
+from engine.jobs.dispatch import dispatch
+from engine.jobs.keeper import Keeper
+from engine.jobs.record import record
+from engine.jobs.replay import packed, replay, unpacked
+from engine.jobs.run import run_shard
+from engine.jobs.sweep import spare_leases, sweep
+from engine.upstream import Upstream
+from models.base import db_now
+from models.errors import StorageUnavailable
+from models.job import JobStatus, ShardState
+from providers.base import UpstreamReply, UpstreamRequest
+from providers.fake import fake_vectors
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, ListeningBell, Store, landed, text_of
+from tests.integration.truth import Truth
+from workers.idle import Idle
+
+
+class FailingDatabase(Database):
+    """A database that can go away, and that can lose the answer to a commit."""
+
+    away = False
+    answers_lost = 0
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        self._check()
+        async with super().read() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        self._check()
+        async with super().write() as connection:
+            yield connection
+        if self.answers_lost:
+            self.answers_lost -= 1
+            raise StorageUnavailable("the answer was lost")
+
+    def _check(self) -> None:
+        if self.away:
+            raise StorageUnavailable("away")
+
+
+class WatchedUpstream(Upstream):
+    """Counts the calls, and lets something happen before the reply to one of them."""
+
+    calls = 0
+    at_call: Any = None
+
+    async def send(self, request: UpstreamRequest, *, deadline: float, timeout_s: float) -> UpstreamReply:
+        self.calls += 1
+        reply = await super().send(request, deadline=deadline, timeout_s=timeout_s)
+        if self.at_call is not None:
+            self.at_call(self.calls)
+        return reply
+
+
+class Bench:
+    """A store on a database that fails on demand, with an upstream whose calls are counted."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        runtime = store.runtime
+        self.database = FailingDatabase(runtime.database.url)
+        self._real, runtime.database = runtime.database, self.database
+        accounts = [route.account for route in store.routes]
+        self.upstream = WatchedUpstream(runtime.upstream._wire, accounts, max_reply_bytes=1 << 20)
+        runtime.upstream = self.upstream
+
+    async def close(self) -> None:
+        await self._real.close()
+        self.database.away = False
+        await self.store.close()
+
+    def spooled(self) -> list[Path]:
+        return sorted((self.store.runtime.settings.data_dir / "spool").glob("*"))
+
+
+@pytest.fixture
+async def bench(database_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(Store.open(database_url, tmp_path, shard_concurrency=1, lease_s=4.0, heartbeat_s=1.0))
+    yield bench
+    await bench.close()
+
+
+async def checked(store: Store, job_id: str) -> Truth:
+    truth = await Truth.read(store.runtime.database, job_id)
+    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    return truth
+
+
+async def only(store: Store, job_id: str) -> str:
+    [shard_id] = await store.shard_ids(job_id)
+    return shard_id
+
+
+async def test_results_outlast_an_outage_in_the_spool_and_are_paid_once(bench: Bench) -> None:
+    store = bench.store
+    shard_id = await only(store, job_id := await store.submit(10))
+    bench.upstream.at_call = lambda number: setattr(bench.database, "away", True)
+    running = asyncio.create_task(run_shard(store.runtime, shard_id, "w"))
+    async with asyncio.timeout(15):
+        while not bench.spooled():  # noqa: ASYNC110  # it is on the disk
+            await asyncio.sleep(0.02)
+        assert await replay(store.runtime) == 0  # its worker lives
+        bench.upstream.at_call, bench.database.away = None, False
+        await running
+    assert bench.upstream.calls == 3 and bench.spooled() == []
+    await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.COMPLETED
+
+
+async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claimed_again(bench: Bench) -> None:
+    store = bench.store
+    held = await store.claim(await only(store, job_id := await store.submit(10)))
+    keeper = Keeper(store.runtime, held)
+    bench.database.away = True
+    for part in landed(held, range(8), route=store.routes[0]):
+        keeper.take(part)
+    closing = asyncio.create_task(keeper.close())
+    await asyncio.sleep(0.05)
+    closing.cancel()  # the process ends
+    await asyncio.gather(closing, return_exceptions=True)
+    [file] = bench.spooled()
+    assert file.suffix == ".spool"
+    bench.database.away = False
+    await store.expire_lease(held.shard_id)
+    await asyncio.gather(sweep(store.runtime), sweep(store.runtime))
+    assert bench.spooled() == []
+    assert (await store.claim(held.shard_id)).waiting() == [8, 9]
+    await checked(store, job_id)
+
+
+async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) -> None:
+    job_id = await store.submit(10)
+    [held] = await store.claim_all(job_id)
+    parts = landed(held, route=store.routes[0])
+    spool = store.runtime.spool
+    for body in (packed(held, parts)[:-9], b"not ours", packed(held, parts), packed(held, parts)):
+        file = spool.write(held.shard_id, body)
+        assert file is not None
+        file.let_go()
+    assert await replay(store.runtime) == 4
+    left = list((store.runtime.settings.data_dir / "spool").iterdir())
+    assert [path.suffix for path in left] == [".bad", ".bad"]
+    truth = await checked(store, job_id)
+    assert len(truth.with_vector) == 10 and await store.status(job_id) == JobStatus.COMPLETED
+
+
+async def test_a_spool_file_says_all_that_a_record_needs(store: Store) -> None:
+    [held] = await store.claim_all(await store.submit(10, bad={3}))
+    parts = landed(held, route=store.routes[1])
+    again, same = unpacked(packed(held, parts))
+    assert (again.shard_id, again.fence, again.options, again.count) == (held.shard_id, held.fence, held.options, 10)
+    for before, after in zip(parts, same, strict=True):
+        assert before.vectors is not None and after.vectors is not None
+        assert (before.vectors == after.vectors).all() and before.cost_usd == after.cost_usd
+        assert (before.indexes, before.tokens) == (after.indexes, after.tokens)
+        assert after.route is not None and after.route.provider == store.routes[1].provider
+
+
+async def test_a_commit_whose_answer_was_lost_is_not_counted_twice(bench: Bench) -> None:
+    store = bench.store
+    held = await store.claim(await only(store, job_id := await store.submit(10)))
+    keeper = Keeper(store.runtime, held)
+    bench.database.answers_lost = 2
+    for part in landed(held, range(6), route=store.routes[0]):
+        keeper.take(part)
+    await keeper.close()
+    assert bench.database.answers_lost == 0
+    truth = await checked(store, job_id)
+    assert sorted(truth.with_vector) == list(range(6))
+
+
+async def test_a_worker_that_was_frozen_past_its_lease_starts_no_call(bench: Bench) -> None:
+    store = bench.store
+    shard_id = await only(store, job_id := await store.submit(10))
+
+    def freeze(number: int) -> None:
+        if number == 1:
+            time.sleep(4.2)  # nothing of the process runs, its heartbeat neither
+
+    bench.upstream.at_call = freeze
+    await run_shard(store.runtime, shard_id, "w")
+    assert bench.upstream.calls == 1
+    truth = await checked(store, job_id)
+    assert len(truth.with_vector) == 4  # what it had paid for is kept
+    assert (await store.shards(job_id))[0].state != ShardState.RUNNING
+
+
+async def test_leases_are_spared_after_a_time_without_the_database(store: Store) -> None:
+    lost, fresh = await store.submit(), await store.submit()
+    [held], _ = await store.claim_all(lost), await store.claim_all(fresh)
+    untouched = (await store.shards(fresh))[0].lease_until
+    await store.expire_lease(held.shard_id)
+    await spare_leases(store.runtime)
+    await sweep(store.runtime)
+    assert (await store.shards(lost))[0].state == ShardState.RUNNING
+    assert (await store.shards(fresh))[0].lease_until == untouched
+    assert await claims.heartbeat(store.runtime, held)
+
+
+async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -> None:
+    other = store.another()
+    store.bell.works = False
+    jobs = [await store.submit(20) for _ in range(4)]
+    store.bell.works = True
+    for job_id in jobs[:2]:
+        for held in await store.claim_all(job_id):
+            await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
+            await store.expire_lease(held.shard_id)
+    both = (store.runtime, other.runtime)
+    await asyncio.gather(*(duty(runtime) for duty in (sweep, dispatch, sweep) for runtime in both))
+    await asyncio.gather(*(dispatch(runtime) for runtime in both))
+    rung = store.bell.rung + other.bell.rung
+    assert len(rung) == len(set(rung)) == 4
+    for job_id in jobs:
+        assert {shard.lost for shard in await store.shards(job_id)} == ({1} if job_id in jobs[:2] else {0})
+        await checked(store, job_id)
+    await other.close()
+
+
+class AnsweringBell(ListeningBell):
+    """A broker that takes messages and answers, and whose messages arrive nowhere."""
+
+    async def reachable(self) -> bool:
+        await asyncio.sleep(0)
+        return self.works
+
+
+async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_when_it_is_deaf(
+    database_url: str, tmp_path: Path
+) -> None:
+    store = Store.open(database_url, tmp_path, claim_unrung_s=0.05, watchdog_s=0.3)
+    store.runtime.doorbell = bell = AnsweringBell()
+    ended: list[bool] = []
+
+    async def end(draining: asyncio.Event) -> None:
+        ended.append(True)
+
+    idle = Idle(store.runtime, "w", end)
+
+    async def look_at_one() -> None:
+        before = await done(store, job_id)
+        async with asyncio.timeout(5):
+            while await done(store, job_id) == before:
+                await idle.look()
+                await asyncio.sleep(0.02)
+        assert await done(store, job_id) == before + 1
+
+    bell.works = False  # the broker is away: shards stay queued
+    job_id = await store.submit(40)
+    await look_at_one()
+    bell.works = True  # it answers, and messages do not arrive
+    assert await dispatch(store.runtime)
+    await look_at_one()
+    idle.message_came()
+    idle.message_done()
+    await look_at_one()
+    assert not ended
+    await asyncio.sleep(0.35)
+    async with asyncio.timeout(5):
+        while not ended:
+            await idle.look()
+            await asyncio.sleep(0.02)
+    assert await done(store, job_id) == 3
+    await checked(store, job_id)
+    await store.close()
+
+
+async def done(store: Store, job_id: str) -> int:
+    return [shard.state for shard in await store.shards(job_id)].count(ShardState.DONE)
+
+
+async def test_a_shard_is_not_taken_unasked_before_its_time(store: Store) -> None:
+    await store.submit(10)
+    idle = Idle(store.runtime, "w", None)  # type: ignore[arg-type]
+    await idle.look()
+    [shard] = (await store.shards(job_id := await store.submit(10)))[:1]
+    assert shard.state == ShardState.RUNG and shard.attempt == 0
+    await store.set_shard(shard.id, rung_at=db_now() - 6.0)
+    await idle.look()
+    assert await store.status(job_id) == JobStatus.COMPLETED

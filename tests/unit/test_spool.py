@@ -1,0 +1,110 @@
+"""The spool: a file is whole or nothing, one process has it at a time, and a disk that refuses it is no disaster."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.spool import DamagedFile, Spool
+
+BODY = b"paid for" * 1000
+LEAVES_A_FILE = """
+import os, signal, sys
+from pathlib import Path
+from engine.spool import Spool
+assert Spool(Path(sys.argv[1]), max_bytes=1 << 20).write("shard", b"left behind")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def spool(folder: Path, max_bytes: int = 1 << 20) -> Spool:
+    return Spool(folder / "spool", max_bytes=max_bytes)
+
+
+def leave(folder: Path) -> Path:
+    """A file whose process is gone."""
+    file = spool(folder).write("shard", BODY)
+    assert file is not None
+    file.let_go()
+    return file.path
+
+
+def test_a_file_is_its_writer_s_until_it_lets_go(tmp_path: Path) -> None:
+    mine = spool(tmp_path).write("shard", BODY)
+    assert mine is not None and mine.read() == BODY
+    assert list(spool(tmp_path).abandoned()) == []
+    mine.let_go()
+    [other] = spool(tmp_path).abandoned()
+    assert other.read() == BODY
+    assert list(spool(tmp_path).abandoned()) == []
+    other.remove()
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_found(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", LEAVES_A_FILE, str(tmp_path / "spool")], check=False)
+    [file] = spool(tmp_path).abandoned()
+    assert file.read() == b"left behind"
+    file.let_go()
+
+
+@pytest.mark.parametrize("keep", [0, 7, 32, 33, len(BODY)])
+def test_a_file_cut_short_anywhere_is_not_believed(tmp_path: Path, keep: int) -> None:
+    path = leave(tmp_path)
+    path.write_bytes(path.read_bytes()[:keep])
+    [file] = spool(tmp_path).abandoned()
+    with pytest.raises(DamagedFile):
+        file.read()
+    file.set_aside()
+    assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".bad"]
+    assert list(spool(tmp_path).abandoned()) == []
+
+
+@pytest.mark.parametrize("at", [0, 8, 20, 500])
+def test_a_file_with_one_byte_altered_is_not_believed(tmp_path: Path, at: int) -> None:
+    path = leave(tmp_path)
+    altered = bytearray(path.read_bytes())
+    altered[at] ^= 1
+    path.write_bytes(altered)
+    [file] = spool(tmp_path).abandoned()
+    with pytest.raises(DamagedFile):
+        file.read()
+    file.let_go()
+
+
+def test_a_file_that_was_never_finished_is_removed(tmp_path: Path) -> None:
+    path = leave(tmp_path)
+    path.rename(path.with_suffix(".part"))
+    assert list(spool(tmp_path).abandoned()) == []
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_the_spool_takes_no_more_than_it_may(tmp_path: Path) -> None:
+    small = spool(tmp_path, max_bytes=len(BODY) + 100)
+    first = small.write("one", BODY)
+    assert first is not None
+    assert small.write("two", BODY) is None
+    first.remove()
+    again = small.write("three", BODY)
+    assert again is not None
+    again.let_go()
+
+
+def test_a_disk_that_takes_no_such_file_leaves_nothing_behind(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        assert spool(tmp_path).write("shard", BODY) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "spool").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_no_disaster(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("a file where the folder should be")
+    assert spool(tmp_path).write("shard", BODY) is None
+    assert list(spool(tmp_path).abandoned()) == []
