@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from engine import configuration, failpoints, routing
 from engine.canary import Canaries
 from engine.database import Database
+from engine.flight_log import FlightLog
 from engine.keys import KeyRing, load_pepper
 from engine.queue import Doorbell
 from engine.routing import Router
@@ -31,6 +32,7 @@ class Runtime:
     doorbell: Doorbell
     keys: KeyRing
     usage: UsageBuffer
+    flights: FlightLog
     spool: Spool
     # Set when this process is about to stop: shards in hand start no new call, keep what lands, and go back.
     draining: asyncio.Event
@@ -65,6 +67,7 @@ class Runtime:
             doorbell=Doorbell(settings.broker),
             keys=KeyRing(database, load_pepper(settings.key_pepper, settings.data_dir)),
             usage=UsageBuffer(database),
+            flights=FlightLog(settings.data_dir / "flights"),
             spool=Spool(settings.data_dir / "spool", max_bytes=settings.spool_bytes),
             draining=asyncio.Event(),
         )
@@ -87,6 +90,7 @@ class Runtime:
             task.cancel()
         await asyncio.gather(*self.settling, return_exceptions=True)
         await self.canaries.close()
+        self.flights.close()
         await self.usage.close()
         await self.keys.close()
         await self.upstream.close()

@@ -13,6 +13,7 @@ from engine.in_process import SCHEME, InProcess
 from engine.limiter.lines import Lines
 from engine.limiter.waits import Waits
 from engine.telemetry import AMBIGUOUS_CALLS, UPSTREAM_CALLS, UPSTREAM_SECONDS
+from models.base import trace_id
 from models.embedding import Account, Batch, Call, Matrix, Route
 from models.errors import DeadlineExceeded, UpstreamError
 from providers.base import UpstreamReply, UpstreamRequest, check_embedded
@@ -32,8 +33,11 @@ class Transport(Protocol):
 class Witness(Protocol):
     """Whoever must know of each call before it is made."""
 
-    def sending(self, batch: Batch, route: Route) -> None:
-        """Raises EmbedmillError where no call may start any more."""
+    def sending(self, batch: Batch, route: Route) -> str:
+        """The id of a call that is about to be sent. Raises EmbedmillError where none may start any more."""
+
+    def failed(self, call_id: str, *, ambiguous: bool) -> None:
+        """The call brought no result; an ambiguous one may have been billed all the same."""
 
 
 class Upstream:
@@ -92,6 +96,7 @@ class Upstream:
         used: int | None = None
         hint: QuotaHint | None = None
         failure: BaseException | None = None
+        call_id = ""
         metrics = self._metrics_of(route)
         self.under_way += 1
         try:
@@ -99,7 +104,7 @@ class Upstream:
             request = provider.request(asked, route)
             failpoints.hit("before_upstream")
             if witness is not None:
-                witness.sending(batch, route)
+                call_id = witness.sending(batch, route)
             reply = await self.send(request, deadline=deadline, timeout_s=route.account.timeout_s)
             status = reply.status
             hint = provider.quota(reply)
@@ -111,6 +116,9 @@ class Upstream:
             check_embedded(embedded, rows, batch, route)
         except BaseException as error:
             failure = error
+            ambiguous = isinstance(error, UpstreamError) and error.sent and status is None
+            if witness is not None and call_id and isinstance(error, UpstreamError | DeadlineExceeded):
+                witness.failed(call_id, ambiguous=ambiguous)
             if isinstance(error, UpstreamError):
                 calls.append(
                     Call(
@@ -121,8 +129,9 @@ class Upstream:
                         started_at,
                         time.time(),
                         error=error.code,
-                        ambiguous=error.sent and status is None,
+                        ambiguous=ambiguous,
                         inputs=len(batch.inputs),
+                        id=call_id or trace_id("call"),
                     )
                 )
                 if calls[-1].ambiguous:

@@ -15,6 +15,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from engine import presence
+from engine.jobs.lost_calls import note_lost_calls
 from engine.jobs.replay import replay
 from engine.runtime import Runtime
 from engine.settings import Settings
@@ -95,6 +96,7 @@ class LoopThread:
         while True:
             with contextlib.suppress(StorageUnavailable):
                 await replay(self.runtime)
+                await note_lost_calls(self.runtime)
             await asyncio.sleep(MEND_EVERY_S)
 
     def _submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:

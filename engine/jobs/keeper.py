@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine import failpoints
@@ -54,6 +55,8 @@ class Keeper:
         self._closing = False
         self._task = asyncio.create_task(self._run())
         self.flight: Flight | None = None
+        # Told of results that are safe: in the database, or in the spool.
+        self.on_kept: Callable[[list[Landed]], None] = lambda parts: None
         self.recorded = 0
         self.shard_done = False
         self.go_on = True
@@ -132,6 +135,7 @@ class Keeper:
     def _note(self, waiting: _Waiting, recorded: Recorded) -> None:
         if waiting.file is not None:
             waiting.file.remove()
+        self.on_kept(waiting.parts)
         self.recorded += sum(len(part.indexes) for part in waiting.parts)
         self.shard_done = recorded.shard_done
         if not recorded.go_on and not recorded.shard_done:
@@ -143,6 +147,8 @@ class Keeper:
         for waiting in self._waiting:
             if waiting.file is None:
                 waiting.file = await asyncio.to_thread(self._write, waiting)
+                if waiting.file is not None:
+                    self.on_kept(waiting.parts)
 
     def _write(self, waiting: _Waiting) -> SpooledFile | None:
         return self._runtime.spool.write(self._held.shard_id, packed(self._held, waiting.parts))
@@ -153,6 +159,7 @@ class Keeper:
         for waiting in self._waiting:
             file = waiting.file or self._write(waiting)
             if file is not None:
+                self.on_kept(waiting.parts)
                 file.let_go()
             else:
                 inputs = sum(len(part.indexes) for part in waiting.parts)

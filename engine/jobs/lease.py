@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from engine.jobs import claim as claims
 from engine.jobs.claim import Claim
+from engine.jobs.under_way import UnderWay
 from engine.runtime import Runtime
 from models.embedding import Batch, Route
 from models.errors import EmbedmillError, StorageUnavailable
@@ -36,18 +37,23 @@ class Lease:
     """`asked_at`: clock() before the claim was asked for. `on_lost` is told why the shard is not ours any more."""
 
     def __init__(self, runtime: Runtime, held: Claim, asked_at: float) -> None:
+        self.under_way = UnderWay(runtime.flights, held)
         self._runtime = runtime
         self._held = held
         self._until = asked_at + runtime.settings.lease_s
         self._forbidden: str | None = None
         self.on_lost: Callable[[str], None] = lambda reason: None
 
-    def sending(self, batch: Batch, route: Route) -> None:
+    def sending(self, batch: Batch, route: Route) -> str:
         """Asked before each call. Raises ToldToStop when another worker may have the shard by now, or nobody shall."""
         if self._forbidden is not None:
             raise ToldToStop(self._forbidden)
         if clock() >= self._until:
             raise ToldToStop("the lease ran out")
+        return self.under_way.sending(batch, route)
+
+    def failed(self, call_id: str, *, ambiguous: bool) -> None:
+        self.under_way.failed(call_id, ambiguous=ambiguous)
 
     def forbid(self, reason: str) -> None:
         """From now on no call starts, not even one that only waits to be made again."""

@@ -19,6 +19,7 @@ from engine.jobs.give_back import give_back
 from engine.jobs.give_way import LEAST_VISIT_S, GaveWay, Receive, give_way
 from engine.jobs.keeper import Keeper
 from engine.jobs.lease import Lease, ToldToStop, clock
+from engine.jobs.lost_calls import note_unanswered
 from engine.jobs.work import work
 from engine.runtime import Runtime
 from models.embedding import Alias, Batch, Input
@@ -71,6 +72,7 @@ async def run_shard(
 
     keeper = Keeper(runtime, held)
     lease = Lease(runtime, held, asked_at)
+    keeper.on_kept = lease.under_way.kept
     error: EmbedmillError | None = None
     patience_s = SETTLE_S
     beating = asyncio.create_task(lease.keep())
@@ -87,7 +89,7 @@ async def run_shard(
     except Exception:
         log.exception("a shard's run broke off", extra={"job_id": held.job_id, "shard_id": shard_id})
         error = EmbedmillError("a fault of ours")
-    settling = asyncio.create_task(_settle(runtime, held, keeper, error, beating, started))
+    settling = asyncio.create_task(_settle(runtime, held, keeper, lease, error, beating, started))
     runtime.settling.add(settling)
     settling.add_done_callback(runtime.settling.discard)
     if runtime.draining.is_set():
@@ -105,6 +107,7 @@ async def _settle(
     runtime: Runtime,
     held: Claim,
     keeper: Keeper,
+    lease: Lease,
     error: EmbedmillError | None,
     beating: asyncio.Task[None],
     started: float,
@@ -114,6 +117,7 @@ async def _settle(
         await keeper.close()
         with contextlib.suppress(StorageUnavailable):
             await ambiguous.note_rest(runtime, held)
+        await note_unanswered(runtime, held, lease.under_way)
         log.info(
             "shard ran",
             extra={

@@ -17,6 +17,7 @@ from engine.jobs.ending import close_shards, end_early
 from engine.jobs.finish import FINAL_STATUS
 from engine.jobs.halve import WORKERS_LOST, halve
 from engine.jobs.locks import lock_jobs, lock_shards
+from engine.jobs.lost_calls import note_lost_calls
 from engine.jobs.purge import DOOMED, EXPIRED, OLD_KEY, OLD_WORKER, purge
 from engine.jobs.record import fail_rest
 from engine.jobs.replay import replay
@@ -48,6 +49,7 @@ async def sweep(runtime: Runtime) -> None:
     """One round of every duty that has something to do. Raises StorageUnavailable."""
     # First: what was paid for must be in its place before anybody may claim the shard again.
     await replay(runtime)
+    await note_lost_calls(runtime)
     await free_the_dead(runtime)
     due = await _due(runtime)
     due["halve_the_deadly"] |= due["requeue_expired"]  # which may bring the loss that is one too many

@@ -1,0 +1,82 @@
+"""Lost calls: what was under way when a process was killed is written down as ambiguous, once, by whoever finds it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+
+from engine import flight_log
+from engine.flight_log import Note
+from engine.jobs import ambiguous
+from engine.jobs.claim import Claim
+from engine.jobs.under_way import UnderWay
+from engine.runtime import Runtime
+from engine.telemetry import AMBIGUOUS_CALLS
+from models.embedding import Call
+from models.errors import StorageUnavailable
+
+log = logging.getLogger("embedmill.flights")
+
+
+async def note_lost_calls(runtime: Runtime) -> int:
+    """Write down the calls of dead processes; how many there were. Raises StorageUnavailable."""
+    found = 0
+    for left in flight_log.abandoned(runtime.flights.folder):
+        try:
+            by_shard: dict[tuple[str, str, str], list[Note]] = defaultdict(list)
+            for note in left.notes:
+                by_shard[note.project, note.job_id, note.shard_id].append(note)
+            for (project, job_id, shard_id), notes in by_shard.items():
+                async with runtime.database.write() as connection:
+                    found += await ambiguous.note(
+                        runtime.database,
+                        connection,
+                        project=project,
+                        job_id=job_id,
+                        shard_id=shard_id,
+                        calls=[_call(note) for note in notes],
+                    )
+        except (StorageUnavailable, asyncio.CancelledError):
+            left.let_go()  # a call is known by its id: to write it down again changes nothing
+            raise
+        left.forget()
+        for note in left.notes:
+            AMBIGUOUS_CALLS.labels(note.provider, note.upstream_model).inc()
+        if left.notes:
+            log.warning("a worker died with calls under way", extra={"count": len(left.notes)})
+    return found
+
+
+async def note_unanswered(runtime: Runtime, held: Claim, under_way: UnderWay) -> None:
+    """Write down the calls of a run that were cut off. A database that is away leaves that to whoever reads the log."""
+    calls = under_way.unanswered()
+    if calls:
+        try:
+            async with runtime.database.write() as connection:
+                await ambiguous.note(
+                    runtime.database,
+                    connection,
+                    project=held.project,
+                    job_id=held.job_id,
+                    shard_id=held.shard_id,
+                    calls=calls,
+                )
+        except StorageUnavailable:
+            return
+    under_way.clear()
+
+
+def _call(note: Note) -> Call:
+    return Call(
+        note.provider,
+        note.upstream_model,
+        False,
+        None,
+        note.started_at,
+        note.started_at,
+        error="worker_lost",
+        ambiguous=True,
+        inputs=note.inputs,
+        id=note.call_id,
+    )

@@ -1,0 +1,77 @@
+"""Calls of a killed worker are ambiguous: written down once, whoever finds them, and shown in the job."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from engine.flight_log import FlightLog, Note
+from engine.jobs.lost_calls import note_lost_calls
+from engine.jobs.run import run_shard
+from engine.jobs.sweep import sweep
+from models.base import db_now
+from models.job import AmbiguousCall, JobStatus
+from tests.integration.store import Store
+
+
+@pytest.fixture
+async def other(store: Store) -> AsyncIterator[Store]:
+    other = store.another()
+    yield other
+    await other.close()
+
+
+def left_by_a_dead_worker(folder: Path, job_id: str, count: int) -> None:
+    log = FlightLog(folder)
+    for number in range(count):
+        log.depart(Note(f"call_{os.urandom(4).hex()}", "p", job_id, "shard", 1, "one", "m", 10 + number, 1.0))
+    log.close()
+
+
+async def test_calls_of_the_dead_are_counted_once(store: Store, other: Store) -> None:
+    job_id = await store.submit()
+    folder = store.runtime.flights.folder
+    left_by_a_dead_worker(folder, job_id, 3)
+    left_by_a_dead_worker(folder, "a job that was deleted", 1)
+    await asyncio.gather(sweep(store.runtime), sweep(other.runtime), note_lost_calls(other.runtime))
+    await sweep(store.runtime)
+    job = await store.job(job_id)
+    assert (job.ambiguous_calls, job.ambiguous_inputs) == (3, 33)
+    assert await store.count(AmbiguousCall) == 4
+    assert await store.count(AmbiguousCall, AmbiguousCall.reason == "worker_lost") == 4
+    assert list(folder.iterdir()) == []
+
+
+async def test_calls_that_came_to_their_end_leave_no_trace(store: Store) -> None:
+    job_id = await store.submit()
+    [shard_id] = await store.shard_ids(job_id)
+    await run_shard(store.runtime, shard_id, "w")
+    assert await store.status(job_id) == JobStatus.COMPLETED
+    assert await store.count(AmbiguousCall) == 0
+    store.runtime.flights.close()
+    assert list(store.runtime.flights.folder.iterdir()) == []
+
+
+async def test_a_call_that_was_cut_off_is_ambiguous(database_url: str, tmp_path: Path) -> None:
+    store = Store.open(database_url, tmp_path)
+    config = tmp_path / "embedmill.toml"
+    slow = 'kind = "fake"\nscript = [{when = {contains = "number 0 "}, do = {latency_ms = 60000.0}}]'
+    config.write_text(config.read_text().replace('kind = "fake"', slow))
+    store = store.another()
+    job_id = await store.submit(8)
+    [shard_id] = await store.shard_ids(job_id)
+    running = asyncio.create_task(run_shard(store.runtime, shard_id, "w"))
+    async with asyncio.timeout(10):
+        while (await store.job(job_id)).completed < 4:  # noqa: ASYNC110  # it is in the database
+            await asyncio.sleep(0.02)
+    running.cancel()
+    await asyncio.wait({running})
+    job = await store.job(job_id)
+    assert (job.ambiguous_calls, job.ambiguous_inputs, job.completed) == (1, 4, 4)
+    await store.set_shard(shard_id, next_run_at=db_now())
+    await store.close()
+    assert list((tmp_path / "flights").iterdir()) == []
