@@ -62,7 +62,8 @@ SHARD_MOVES = {
     ShardState.CANCELLED: set[ShardState](),
 }
 
-shards = st.integers(0, SHARDS - 1)
+# More than there are at first: those that are cut off later are asked for too.
+shards = st.integers(0, 2 * SHARDS - 1)
 picks = st.integers(0, 99)
 rarely = st.integers(0, 5)  # what is 0 happens: after an end that is final there is little to see
 
@@ -101,7 +102,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(shard=shards)
     def claim(self, shard: int) -> None:
-        held = self.run(claims.claim(self.store.runtime, self.shard_ids[shard], "w"))
+        held = self.run(claims.claim(self.store.runtime, self.shard_ids[shard % len(self.shard_ids)], "w"))
         if held is not None:
             assert self.seen_status == JobStatus.IN_PROGRESS, f"a shard of a job that is {self.seen_status} was claimed"
             self.held.append(held)
@@ -109,7 +110,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(shard=shards)
     def a_ring_comes_thrice(self, shard: int) -> None:
         async def answer() -> list[Claim | None]:
-            ring = self.shard_ids[shard]
+            ring = self.shard_ids[shard % len(self.shard_ids)]
             return await asyncio.gather(*(claims.claim(self.store.runtime, ring, f"w{n}") for n in range(3)))
 
         taken = [held for held in self.run(answer()) if held is not None]
@@ -168,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(shard=shards)
     def lease_runs_out(self, shard: int) -> None:
-        self.run(self.store.expire_lease(self.shard_ids[shard]))
+        self.run(self.store.expire_lease(self.shard_ids[shard % len(self.shard_ids)]))
 
     @rule(shard=shards)
     def another_takes_over(self, shard: int) -> None:
@@ -178,6 +179,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         self.run(sweep(self.store.runtime))
+        self._notice_halves()
 
     @rule()
     def two_sweeps_at_once(self) -> None:
@@ -185,6 +187,7 @@ class StoreMachine(RuleBasedStateMachine):
             await asyncio.gather(sweep(self.store.runtime), sweep(self.store.runtime))
 
         self.run(both())
+        self._notice_halves()
 
     @rule(chance=rarely)
     def cancel(self, chance: int) -> None:
@@ -298,7 +301,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.resume()
         self.everything_agrees()
         for _ in range(12):
-            for shard in range(SHARDS):
+            for shard in range(len(self.shard_ids)):
                 self.claim(shard)
                 if self.held and self.held[-1].shard_id == self.shard_ids[shard]:
                     held = self.held[-1]
@@ -309,6 +312,11 @@ class StoreMachine(RuleBasedStateMachine):
             if self.seen_status in FINISHED:
                 return
         raise AssertionError(f"the job is {self.seen_status} for ever")
+
+    def _notice_halves(self) -> None:
+        """A shard that lost its workers was cut: its other half is there to be claimed too."""
+        now = self.run(self.store.shard_ids(self.job_id))
+        self.shard_ids += [shard_id for shard_id in now if shard_id not in self.shard_ids]
 
     def _any_claim(self, pick: int) -> Claim:
         return self.held[pick % len(self.held)]
