@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import fields
 from decimal import Decimal
 from typing import Any, get_type_hints
 
@@ -25,10 +24,24 @@ from models.errors import StorageUnavailable
 
 log = logging.getLogger("embedmill.spool")
 
-# All that a claim says but the inputs themselves and what was settled then, which record() reads anew, and its waits.
-_LEFT_OUT = {"inputs", "settled", "twins", "waits"}
+# What record() needs of a claim. The inputs themselves and what was settled then, it reads anew or does not need.
+_KEPT = (
+    "shard_id",
+    "job_id",
+    "project",
+    "key_id",
+    "alias",
+    "width",
+    "options",
+    "first_index",
+    "count",
+    "attempt",
+    "fence",
+    "max_cost_usd",
+    "calls",
+)
 _hints = get_type_hints(Claim)
-_Held: Any = msgspec.defstruct("_Held", [(f.name, _hints[f.name]) for f in fields(Claim) if f.name not in _LEFT_OUT])
+_Held: Any = msgspec.defstruct("_Held", [(name, _hints[name]) for name in _KEPT])
 
 
 class _Part(msgspec.Struct):
@@ -52,7 +65,7 @@ _decoder = msgspec.msgpack.Decoder(_Results)
 
 def packed(held: Claim, parts: Sequence[Landed]) -> bytes:
     """What a spool file holds: everything that record() needs."""
-    kept = {f.name: getattr(held, f.name) for f in fields(Claim) if f.name not in _LEFT_OUT}
+    kept = {name: getattr(held, name) for name in _KEPT}
     return msgspec.msgpack.encode(_Results(_Held(**kept), [_packed_part(part) for part in parts]))
 
 
