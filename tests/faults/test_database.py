@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.system.stack import WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
 QUIET_S = 2.5  # longer than a call takes in these tests
+SPOOLED_S = 6.0  # longer than a worker pauses between two tries of the database
 MARK_S = 15.0  # from the database's return to new results
 
 
@@ -70,7 +72,8 @@ def test_paid_answers_outlive_their_worker(stack: Stack, cluster: PostgresCluste
     texts = corpus("spooled", 2_000)
     job_id = stack.submit(texts)
     without_database(stack, cluster)
-    wait_until(lambda: spool(stack, ".spool"), 20, what="spool files")
+    steady(lambda: len(spool(stack, ".spool")), SPOOLED_S)
+    assert spool(stack, ".spool"), stack.processes.log_of("worker")
     stack.restart("worker")
     cluster.start()
     trial.recovered(seconds_until(lambda: completed(stack, job_id), 60, "what was spooled"), within_s=30)
@@ -128,15 +131,21 @@ def without_database(stack: Stack, cluster: PostgresCluster) -> None:
     """Stop it while calls are under way, and wait until no worker starts one any more: none can renew its lease."""
     wait_until(lambda: stack.stats()["in_flight"] >= 4, 60, what="calls in flight")
     cluster.stop()
-    last: list[tuple[int, float]] = [(-1, 0.0)]
+    steady(lambda: stack.stats()["calls"], QUIET_S)
+    wait_until(lambda: stack.stats()["in_flight"] == 0, 20, what="the end of the calls")
 
-    def quiet() -> bool:
-        calls = stack.stats()["calls"]
-        if calls != last[0][0]:
-            last[0] = (calls, time.monotonic())
-        return stack.stats()["in_flight"] == 0 and time.monotonic() - last[0][1] > QUIET_S
 
-    wait_until(quiet, 60, what="the end of the calls")
+def steady(count: Callable[[], int], for_s: float) -> None:
+    """Wait until a count has not changed for so long."""
+    seen: list[tuple[int, float]] = [(-1, 0.0)]
+
+    def is_steady() -> bool:
+        now, value = time.monotonic(), count()
+        if value != seen[0][0]:
+            seen[0] = (value, now)
+        return now - seen[0][1] > for_s
+
+    wait_until(is_steady, 90, what="a count that stays")
 
 
 def spool(stack: Stack, ending: str) -> list[Path]:
