@@ -185,7 +185,7 @@ class Chaos:
     def _freeze_child(self, choice: int) -> float:
         """Past its lease; whatever it brings when it wakes is late."""
         name = self._stack.workers[choice % len(self._stack.workers)]
-        children = self._stack.processes.children(name)
+        children = wait_until(lambda: self._stack.processes.children(name), 60, what=f"children of {name}")
         victim = children[choice % len(children)]
         with suppress(ProcessLookupError):
             os.kill(victim, signal.SIGSTOP)

@@ -211,7 +211,9 @@ class _Pipe:
                 due, data = await chunks.get()
                 if (left_s := due - clock()) > 0:
                     await asyncio.sleep(left_s)
-                while toxics.timeout or self._link.stalled:  # noqa: ASYNC110  # toggled from another thread
+                while toxics.timeout or self._link.stalled:
+                    if writer.is_closing():
+                        return
                     await asyncio.sleep(BLACK_HOLE_POLL_S)
                 if not data:
                     break
