@@ -26,6 +26,7 @@ RUN_SHARD = "embedmill.run_shard"
 BULK_QUEUE = "embedmill.bulk"
 SOCKET_TIMEOUT_S = 5.0
 AWAY_S = 3.0
+RING_S = 4.0
 
 
 def broker_options(url: str) -> dict[str, Any]:
@@ -63,7 +64,13 @@ class Doorbell:
             return False
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="doorbell")
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._publish, list(shard_ids))
+        publishing = asyncio.get_running_loop().run_in_executor(self._thread, self._publish, list(shard_ids))
+        # A frozen broker takes the transport twenty seconds to find out: no caller waits for that. Should the rings get
+        # out after all, they are only early.
+        if not (await asyncio.wait({publishing}, timeout=RING_S))[0]:
+            self._away_until = time.monotonic() + AWAY_S
+            return False
+        return publishing.result()
 
     async def reachable(self) -> bool:
         """True when the broker answers now."""
