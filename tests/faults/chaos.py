@@ -60,6 +60,7 @@ PROVIDER = (
 )
 RECOVERY_MARK_S = 30.0
 OVERHEAD_MARK = 0.05
+MISBEHAVES_S = 1.0  # how long the provider does
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,7 @@ class Chaos:
 
     def _provider(self, choice: int) -> float:
         self._stack.script({"do": {"latency_ms": 100}}, PROVIDER[choice % len(PROVIDER)], seed=choice)
-        time.sleep(1.0)
+        time.sleep(MISBEHAVES_S)
         self._stack.latency(100)
         return self._until_progress()
 

@@ -29,6 +29,8 @@ from providers.fake import fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, ListeningBell, Store, landed, text_of
 from tests.integration.truth import Truth
 from workers.idle import Idle
+FROZEN_S = 4.2  # past the lease of these tests
+SILENCE_S = 0.35  # past what the watchdog of these tests lets pass
 
 
 class FailingDatabase(Database):
@@ -194,7 +196,7 @@ async def test_a_worker_that_was_frozen_past_its_lease_starts_no_call(bench: Ben
 
     def freeze(number: int) -> None:
         if number == 1:
-            time.sleep(4.2)  # nothing of the process runs, its heartbeat neither
+            time.sleep(FROZEN_S)  # nothing of the process runs, its heartbeat neither
 
     bench.upstream.at_call = freeze
     await run_shard(store.runtime, shard_id, "w")
@@ -274,7 +276,7 @@ async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_wh
     idle.message_done()
     await look_at_one()
     assert not ended
-    await asyncio.sleep(0.35)
+    await asyncio.sleep(SILENCE_S)
     async with asyncio.timeout(5):
         while not ended:
             await idle.look()
