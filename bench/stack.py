@@ -27,7 +27,7 @@ from cli.embedded_valkey import set_up_valkey
 REPOSITORY = Path(__file__).parents[1]
 MODEL = "bench/1536"
 WIDTH = 1536
-READY_WITHIN_S = 60.0
+READY_WITHIN_S = 240.0
 
 CONFIGURATION = """
 [providers.up]

@@ -13,6 +13,7 @@ from tests.system.stack import Stack
 
 LATENCY_MS = 1500.0
 FIRST_RESULT_S = 5.0
+ALONE_S = LATENCY_MS / 1000 + 0.5
 
 
 @pytest.fixture(params=[1, 2])
@@ -30,15 +31,24 @@ def workers(request: pytest.FixtureRequest, sqlite_stack: Stack) -> Iterator[int
         processes.start("worker", [*EMBEDMILL, "worker", "--concurrency", "2"])
 
 
+def seconds_of_ten(stack: Stack, tag: str) -> float:
+    """How long a job of ten inputs takes, from its submission to its end."""
+    texts = oracle.corpus(tag, 10)
+    submitted = time.monotonic()
+    job_id = stack.submit(texts)
+    stack.await_end(job_id, 60.0)
+    took_s = time.monotonic() - submitted
+    oracle.check(stack, job_id, texts)
+    return took_s
+
+
 def test_ten_inputs_beside_a_large_job(sqlite_stack: Stack, workers: int) -> None:
     stack = sqlite_stack
+    # On a machine that is busy with other things, as much more is allowed as the job takes longer by itself.
+    busy_s = max(0.0, seconds_of_ten(stack, f"alone {workers}") - ALONE_S)
     large = stack.submit(oracle.corpus(f"large {workers}", 6000))
     stack.await_progress(large, 1)
-    texts = oracle.corpus(f"small {workers}", 10)
-    submitted = time.monotonic()
-    small = stack.submit(texts)
-    stack.await_end(small, FIRST_RESULT_S * 2)
-    took_s = time.monotonic() - submitted
-    oracle.check(stack, small, texts)
+    took_s = seconds_of_ten(stack, f"small {workers}")
+    assert stack.job(large)["finished_at"] is None
     assert stack.api.delete(f"/v1/embeddings/jobs/{large}").status_code == 200
-    assert took_s < FIRST_RESULT_S
+    assert took_s < FIRST_RESULT_S + 2 * busy_s
