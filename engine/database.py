@@ -8,6 +8,7 @@ rather than in SQLite's sleeping busy handler, and no reader is ever upgraded in
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -27,6 +28,9 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "alembic"
 BUSY_TIMEOUT_S = 30.0
 STATEMENT_TIMEOUT_MS = 60_000
 LOCK_TIMEOUT_MS = 20_000
+# SQLite shortens its log by itself, but only in a moment without a reader, and on a busy machine there may be none.
+LONG_LOG_BYTES = 256 * 1024 * 1024
+TRIM_PATIENCE_S = 1.0
 # A process that is frozen, or whose machine is cut off, in the middle of a transaction keeps its locks: not for long.
 IDLE_IN_TRANSACTION_MS = 10_000
 
@@ -109,6 +113,15 @@ class Database:
         got = await connection.execute(text("select pg_try_advisory_xact_lock(:duty)"), {"duty": duty})
         return bool(got.scalar())
 
+    async def trim_log(self, longer_than: int = LONG_LOG_BYTES) -> None:
+        """Shorten SQLite's log where it has grown long; readers are waited for, but not for long. Else nothing."""
+        if not self.is_sqlite or _size_of(self.url.partition(":///")[2] + "-wal") <= longer_than:
+            return
+        async with self.read() as connection:
+            await connection.exec_driver_sql(f"PRAGMA busy_timeout={int(TRIM_PATIENCE_S * 1000)}")
+            await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            await connection.exec_driver_sql(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+
     async def ping(self) -> None:
         async with self.read() as connection:
             await connection.execute(text("select 1"))
@@ -125,6 +138,13 @@ def _as_ours(error: SQLAlchemyError) -> Exception:
     ):
         return StorageUnavailable("the database does not answer", retry_after_s=2.0)
     return error
+
+
+def _size_of(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
 
 
 def _is_outage(error: DBAPIError) -> bool:

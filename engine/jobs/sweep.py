@@ -65,6 +65,7 @@ async def sweep(runtime: Runtime) -> None:
     for duty in duties:
         if due[duty.__name__]:
             await duty(runtime)
+    await runtime.database.trim_log()
     await dispatch(runtime)
 
 

@@ -181,3 +181,20 @@ async def _end_of_session(database: Database, pid: int) -> None:
     async with asyncio.timeout(5), database.read() as connection:
         while (await connection.execute(alive, {"pid": pid})).scalar_one():  # noqa: ASYNC110  # it is the server's
             await asyncio.sleep(0.02)
+
+
+async def test_a_long_log_is_shortened_unless_somebody_reads_in_it(store: Store) -> None:
+    database = store.runtime.database
+    log = store.runtime.settings.data_dir / "embedmill.db-wal"
+    async with database.write() as connection:
+        await connection.execute(insert(WorkerProcess).values(worker("one")))
+    await database.trim_log()
+    assert not database.is_sqlite or log.stat().st_size > 0  # it is not long
+    other = store.another()
+    async with other.runtime.database.write() as reader:
+        await reader.execute(select(WorkerProcess.id))
+        await database.trim_log(longer_than=1)  # another time
+    await database.trim_log(longer_than=1)
+    assert not database.is_sqlite or log.stat().st_size == 0
+    assert await workers(database) == 1
+    await other.close()

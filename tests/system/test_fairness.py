@@ -21,13 +21,13 @@ def workers(request: pytest.FixtureRequest, sqlite_stack: Stack) -> Iterator[int
     """So many worker processes, and calls that take seconds."""
     processes = sqlite_stack.processes
     count: int = request.param
-    assert processes.terminate("worker") == 0
+    processes.kill("worker")
     processes.start("worker", [*EMBEDMILL, "worker", "--concurrency", str(count)])
     sqlite_stack.latency(LATENCY_MS)
     yield count
     sqlite_stack.latency(0)
     if count != 2:
-        processes.terminate("worker")
+        processes.kill("worker")
         processes.start("worker", [*EMBEDMILL, "worker", "--concurrency", "2"])
 
 
