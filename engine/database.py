@@ -8,7 +8,6 @@ rather than in SQLite's sleeping busy handler, and no reader is ever upgraded in
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -142,7 +141,7 @@ def _as_ours(error: SQLAlchemyError) -> Exception:
 
 def _size_of(path: str) -> int:
     try:
-        return os.stat(path).st_size
+        return Path(path).stat().st_size
     except OSError:
         return 0
 

@@ -29,6 +29,7 @@ from providers.fake import fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, ListeningBell, Store, landed, text_of
 from tests.integration.truth import Truth
 from workers.idle import Idle
+
 FROZEN_S = 4.2  # past the lease of these tests
 SILENCE_S = 0.35  # past what the watchdog of these tests lets pass
 
