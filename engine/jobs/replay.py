@@ -37,6 +37,7 @@ _KEPT = (
     "count",
     "attempt",
     "fence",
+    "tokens",
     "max_cost_usd",
     "calls",
 )
