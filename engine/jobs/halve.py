@@ -60,7 +60,9 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
         ).one()
         tokens, first, second = _cut(stored, cut)
         of_first = round(shard.tokens * tokens)
-        fresh = {"attempt": 0, "lost": WORKERS_LOST - 1, "next_run_at": db_now()}
+        # One more loss, and this half is cut too. What it costs in attempts leaves it the others.
+        attempt = min(WORKERS_LOST, runtime.settings.shard_attempts) - 1
+        fresh = {"attempt": attempt, "lost": WORKERS_LOST - 1, "next_run_at": db_now()}
         await connection.execute(
             update(Shard)
             .where(Shard.id == shard_id)
@@ -87,6 +89,7 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
                 count=shard.size - cut,
                 state=ShardState.QUEUED,
                 tokens=shard.tokens - of_first,
+                fence=shard.fence + 1,
                 settled=np.packbits(settled[cut:]).tobytes(),
                 last_error=shard.last_error,
                 **fresh,

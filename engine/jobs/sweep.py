@@ -207,6 +207,8 @@ def _deadly(runtime: Runtime) -> ColumnElement[bool]:
     status = select(Job.status).where(Job.id == Shard.job_id).scalar_subquery()
     return and_(
         Shard.state == ShardState.QUEUED,
+        # Whoever lost its worker so often was claimed as often: the index knows attempts.
+        Shard.attempt >= min(WORKERS_LOST, attempts),
         or_(Shard.lost >= WORKERS_LOST, Shard.attempt >= attempts),
         status == JobStatus.IN_PROGRESS,
     )
