@@ -2,7 +2,7 @@
 
 The first answer is kept in the database, so that all processes compare with the same one, whatever restarts. A route
 whose answer has changed is quarantined for its space: nothing is sent there until an operator has released it. Why the
-database, and why like this: docs/decisions/0009-canaries.md.
+database, and why like this: docs/decisions/0012-canaries.md.
 """
 
 from __future__ import annotations

@@ -115,9 +115,8 @@ class Job(Base):
     # Calls that were sent and never answered: the provider may have billed them.
     ambiguous_calls: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     ambiguous_inputs: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    # The caller's ceiling, and how much of what is left of it running shards may still spend.
+    # The caller's ceiling. What is spoken for of it is the sum of the running shards' allowances.
     max_cost_usd: Mapped[Decimal | None] = mapped_column(Usd)
-    reserved_usd: Mapped[Decimal] = mapped_column(Usd, default=Decimal(0), server_default="0")
     # Estimated tokens of the shards that have had their turn, counted from where the job joined its project's line:
     # whoever has had the fewest is next.
     served_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")

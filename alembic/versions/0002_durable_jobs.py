@@ -17,7 +17,7 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-COUNTERS = ("deduplicated", "ambiguous_calls", "ambiguous_inputs", "reserved_usd", "served_tokens")
+COUNTERS = ("deduplicated", "ambiguous_calls", "ambiguous_inputs", "served_tokens")
 
 
 def upgrade() -> None:

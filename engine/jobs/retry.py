@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -148,7 +147,6 @@ async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
         "mark_done": job.completed + job.failed - plan.reopened,
         "earlier_mark_done": job.completed + job.failed - plan.reopened,
         "open_shards": len(ids),
-        "reserved_usd": Decimal(0),  # nobody holds a shard
         "error_summary": list(plan.kept.values()),
     }
     async with runtime.database.write() as connection:
