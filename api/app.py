@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from api import embeddings, errors, jobs, models, openapi, operations
 from api.envelope import RequestEnvelope
 from api.guard import GuardedRoute
+from engine import presence
 from engine.allocator import tune_memory
 from engine.gauges import Gauges
 from engine.runtime import Runtime
@@ -35,12 +36,18 @@ def create_app(runtime: Runtime | None = None) -> ASGIApp:
 def build(runtime: Runtime) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        lag = asyncio.create_task(_watch_lag())
+        duties = [
+            asyncio.create_task(_watch_lag()),
+            asyncio.create_task(
+                presence.keep_sharing(runtime.database, runtime.upstream, runtime.settings.worker_seen_s)
+            ),
+        ]
         tune_memory()
         try:
             yield
         finally:
-            lag.cancel()
+            for duty in duties:
+                duty.cancel()
             await runtime.close()
 
     app = FastAPI(

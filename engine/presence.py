@@ -16,6 +16,7 @@ from pathlib import Path
 from sqlalchemy import delete, func, select
 
 from engine.database import Database
+from engine.upstream import Upstream
 from models.base import db_now
 from models.errors import StorageUnavailable
 from models.worker import WorkerProcess
@@ -87,3 +88,11 @@ async def alive(database: Database, seen_s: float) -> int:
             select(func.count()).select_from(WorkerProcess).where(WorkerProcess.seen_at > db_now() - seen_s)
         )
         return int(counted.scalar_one())
+
+
+async def keep_sharing(database: Database, upstream: Upstream, seen_s: float) -> None:
+    """Without Redis: divide each quota by the worker processes seen lately and one API, until cancelled."""
+    while not upstream.quotas_are_shared:
+        with contextlib.suppress(StorageUnavailable):
+            upstream.share_quotas_among(await alive(database, seen_s) + 1)
+        await asyncio.sleep(BEAT_S)

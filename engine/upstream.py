@@ -54,6 +54,15 @@ class Upstream:
         self.under_way = 0  # calls of this process
         self._metrics: dict[tuple[str, str], _RouteMetrics] = {}
 
+    @property
+    def quotas_are_shared(self) -> bool:
+        """True when all processes keep one book of the quotas, in Redis."""
+        return self._lines.shared
+
+    def share_quotas_among(self, processes: int) -> None:
+        """Where they keep none: keep to the part of one of so many processes."""
+        self._lines.share_among(processes)
+
     async def send(self, request: UpstreamRequest, *, deadline: float, timeout_s: float) -> UpstreamReply:
         """Send a finished request and read the whole reply.
 

@@ -42,6 +42,7 @@ class LoopThread:
         self._duties = [
             self._submit(presence.keep_beating(self.runtime.database, self.worker, slots=1)),
             self._submit(self._keep_mending()),
+            self._submit(presence.keep_sharing(self.runtime.database, self.runtime.upstream, settings.worker_seen_s)),
         ]
         self._watching = self._submit(self._idle.watch())
 

@@ -52,6 +52,12 @@ class Desk:
         """A 429 has come: nobody here starts before the book is told how long the gate is closed."""
         self._gate_until = max(self._gate_until, asyncio.get_running_loop().time() + seconds)
 
+    def share_among(self, processes: int) -> None:
+        """So many processes keep to the quotas, as far as one without Redis can know."""
+        if not self._shared.configured and processes != self._processes:
+            self._processes = max(1, processes)
+            self._share()
+
     def keep_to(self, tokens: Shape, requests: Shape) -> None:
         """From now on keep to these quotas, of all processes together."""
         self._shapes = (tokens, requests)

@@ -21,8 +21,21 @@ class Lines:
     def __init__(self, redis_url: str = "") -> None:
         self._shared = Shared(redis_url)
         self._lines: dict[tuple[str, str], Line] = {}
+        self._desks: list[Desk] = []
         self._news_at = 0.0
         self._getting: asyncio.Task[None] | None = None
+        self._processes = 1
+
+    @property
+    def shared(self) -> bool:
+        """True when there is a Redis, whose book all processes keep."""
+        return self._shared.configured
+
+    def share_among(self, processes: int) -> None:
+        """Without Redis: so many processes keep to the quotas, each to its part."""
+        self._processes = processes
+        for desk in self._desks:
+            desk.share_among(processes)
 
     def of(self, route: Route) -> Line:
         account = route.account
@@ -60,6 +73,8 @@ class Lines:
             most_under_way=account.max_concurrency,
             slot_s=account.timeout_s + SLOT_MARGIN_S,
         )
+        desk.share_among(self._processes)
+        self._desks.append(desk)
         return Line(account, model, desk, slot_prefix=self._shared.process, tell=self.get_news)
 
 

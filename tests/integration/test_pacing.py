@@ -297,6 +297,21 @@ async def test_a_redis_that_is_away_leaves_each_process_its_share(
     assert [("away" in each, "back" in each) for each in told] == [(True, False), (False, True)]
 
 
+@pytest.mark.parametrize("processes", [1, 4])
+async def test_without_any_redis_each_process_keeps_to_its_part(processes: int) -> None:
+    upstream = Upstream(fakes.FakeWire(), [], max_reply_bytes=1 << 20)
+    assert not upstream.quotas_are_shared
+    upstream.share_quotas_among(processes)
+    line = upstream._lines.of(paced_route("first"))
+    later = upstream._lines.of(paced_route("later"))
+    for each in (line, later):
+        granted = 0
+        while (await each._desk.ask(Ask(f"s{granted}", True, QUOTA * 0.001, 0.0))).verdict is Verdict.GO:
+            granted += 1
+        assert granted == 22 // processes  # of a burst of 2.2 % of the quota
+    await upstream.close()
+
+
 async def test_a_redis_that_is_frozen_costs_a_quarter_of_a_second_and_not_each_time(redis_url: str) -> None:
     async with Relay.to(redis_url) as relay:
         shared = Shared(relay.url)

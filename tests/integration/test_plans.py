@@ -1,10 +1,15 @@
-"""Plans: what runs all the time is answered from indexes, and costs the same with a thousand jobs as with a million."""
+"""Plans: what runs all the time is answered from indexes, and costs the same with a thousand jobs as with a million.
+
+EMBEDMILL_TEST_PLANS=bench/results keeps them there, to be read.
+"""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,10 +118,25 @@ async def test_nothing_that_runs_all_the_time_reads_all_jobs(crowded: Store) -> 
     with statements(crowded) as asked:
         await one_round(crowded)
     assert len(asked) > 10
+    plans: dict[str, str] = {}
     for statement, parameters in dict.fromkeys((s, repr(p)) for s, p in asked):
         given = next(p for s, p in asked if (s, repr(p)) == (statement, parameters))
         plan = await plan_of(crowded, statement, given)
         assert reads_it_all(plan) is None, f"{statement}\n\n{plan}"
+        plans[statement] = plan
+    if folder := os.environ.get("EMBEDMILL_TEST_PLANS"):
+        keep(plans, Path(folder) / f"plans-{'sqlite' if crowded.runtime.database.is_sqlite else 'postgres'}.md")
+
+
+def keep(plans: dict[str, str], path: Path) -> None:
+    lines = [
+        "# Query plans of one round",
+        "",
+        f"Dispatch, look about, claim, record and sweep, with {3 * JOBS:,} jobs.",
+    ]
+    for statement, plan in plans.items():
+        lines += ["", "```sql", statement, "```", "", "```", plan, "```"]
+    path.write_text("\n".join([*lines, ""]))
 
 
 async def test_gauges_do_not_count_ended_jobs_each_time(crowded: Store) -> None:
