@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import shutil
 import tempfile
 import warnings
+from pathlib import Path
 
 from celery.platforms import SecurityWarning
+
+METRICS_FOLDER = "embedmill-metrics-"
 
 
 def main() -> None:
@@ -21,7 +26,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=SecurityWarning)
     # Before anything imports prometheus_client, which decides by it where counters live. The children's counters are
     # told by the API where it shares the folder, and by a port of this process where one is asked for.
-    os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="embedmill-metrics-"))
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = _folder_of_its_own(Path(tempfile.gettempdir()))
     from workers.app import app, settings
 
     if settings.worker_metrics_port:
@@ -39,6 +45,22 @@ def main() -> None:
             "--loglevel=WARNING",
         ]
     )
+
+
+def _folder_of_its_own(place: Path) -> str:
+    """A folder for this worker's counters. Removes those of workers of this machine that were killed."""
+    for left in place.glob(f"{METRICS_FOLDER}*"):
+        pid = left.name.removeprefix(METRICS_FOLDER).partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{METRICS_FOLDER}{os.getpid()}-", dir=place)
+    atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not a child of it
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _serve_metrics(port: int) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -12,6 +15,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from engine.telemetry import FIELDS, REGISTRY, JsonFormatter, TextFormatter
+from workers.__main__ import METRICS_FOLDER, _folder_of_its_own
 
 SECRETS: dict[str, Any] = {"input": "private text", "embedding": [0.123456], "api_key": "em_secret", "body": b"private"}
 
@@ -82,3 +86,16 @@ def test_metrics_have_the_names_that_dashboards_know() -> None:
         "embedmill_oldest_lease_seconds",
         "embedmill_event_loop_lag_seconds",
     } <= names
+
+
+def test_a_worker_removes_the_counters_of_those_that_were_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, lives, other = (tmp_path / name for name in (f"{METRICS_FOLDER}{ended.pid}-x", f"{METRICS_FOLDER}1-x", "x"))
+    for folder in (left, lives, other):
+        folder.mkdir()
+    monkeypatch.setattr(atexit, "register", lambda *_: None)
+    own = Path(_folder_of_its_own(tmp_path))
+    assert sorted(tmp_path.iterdir()) == sorted([lives, other, own])
