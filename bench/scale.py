@@ -31,6 +31,7 @@ from bench.stack import MODEL, WIDTH, Stack
 from bench.texts import text_of
 from providers.fake import fake_vectors
 
+MILLION = 1_000_000
 SAMPLED = ("api", "worker", "scheduler")
 SAMPLE_S = 1.0
 BLOCK = 2000
@@ -215,7 +216,7 @@ def _database_mb(stack: Stack) -> float:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    parser.add_argument("--n", type=int, default=1_000_000)
+    parser.add_argument("--n", type=int, default=MILLION)
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
     given = parser.parse_args()
     server = os.environ.get("EMBEDMILL_TEST_POSTGRES_URL") if given.database == "postgres" else None
@@ -228,7 +229,8 @@ def main() -> int:
         return 1
     figures = {name: round(value, 2) if isinstance(value, float) else value for name, value in figures.items()}
     print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode())
-    kept = RESULTS / f"scale-{given.database}.json"
+    size = "" if given.n == MILLION else f"-{given.n / MILLION:g}m"
+    kept = RESULTS / f"scale-{given.database}{size}.json"
     kept.write_bytes(orjson.dumps({"machine": machine} | figures, option=orjson.OPT_INDENT_2))
     return 0
 
