@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, literal_column, select, update
+from sqlalchemy import ColumnElement, Double, Select, and_, bindparam, case, func, literal_column, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.database import Database
@@ -49,15 +49,13 @@ class Place:
 
 async def first_waiting(connection: AsyncConnection) -> str | None:
     """The due shard, rung or not, whose turn it is."""
-    found = (await connection.execute(_waiting(_first_due_shard(waited_s=0.0)))).all()
+    found = (await connection.execute(_WAITING, {"waited_s": 0.0})).all()
     return next((row[0] for row in found if row[0] is not None), None)
 
 
 async def waiting_long(connection: AsyncConnection, waited_s: float) -> list[str]:
     """Due shards that nobody took for so long: of each project, that of the next job, and of the next new one."""
-    due = _first_due_shard(waited_s=waited_s)
-    new = _first_due_shard(Job.started_at.is_(None), waited_s=waited_s)
-    found = (await connection.execute(_waiting(due, new))).all()
+    found = (await connection.execute(_WAITING_LONG, {"waited_s": waited_s})).all()
     return [shard_id for row in found for shard_id in dict.fromkeys(row) if shard_id is not None]
 
 
@@ -160,14 +158,14 @@ def _waiting(*shards_of: Any) -> Select[Any]:
     return select(*columns).select_from(line).order_by(line.c.position, line.c.project)
 
 
-def _first_due_shard(*which: ColumnElement[bool], waited_s: float) -> Any:
+def _first_due_shard(*which: ColumnElement[bool]) -> Any:
     # Not EXISTS: a planner may turn that into a join of all jobs with all shards.
     due = (
         select(Shard.id)
         .where(
             Shard.job_id == Job.id,
             Shard.state.in_((literal_column("'queued'"), literal_column("'rung'"))),
-            Shard.next_run_at <= db_now() - waited_s,
+            Shard.next_run_at <= db_now() - bindparam("waited_s", type_=Double),
         )
         .limit(1)
         .correlate(Job)
@@ -199,6 +197,9 @@ def _earlier(a: Any, b: Any) -> ColumnElement[int]:
     return case((a < b, a), else_=b)
 
 
+# Built once: to build a statement costs more than to run it.
+_WAITING = _waiting(_first_due_shard())
+_WAITING_LONG = _waiting(_first_due_shard(), _first_due_shard(Job.started_at.is_(None)))
 _PLACES = (
     select(
         Shard.id.label("shard_id"),
