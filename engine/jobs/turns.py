@@ -13,7 +13,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, Select, and_, bindparam, case, func, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.database import Database
@@ -26,6 +38,8 @@ ALL_PROJECTS = ""
 # Projects furthest back that are looked at. Each that has no shard to give has a worker on one.
 PROJECTS = 32
 COUNTED_JOBS = 100
+# A shard that has taken so many workers with it is the sweep's to halve, and nobody's to run as it is.
+WORKERS_LOST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +61,20 @@ class Place:
         return self.of_project < other.of_project + within
 
 
-async def first_waiting(connection: AsyncConnection) -> str | None:
-    """The due shard, rung or not, whose turn it is."""
-    found = (await connection.execute(_WAITING, {"waited_s": 0.0})).all()
+def may_run(attempts: Any) -> ColumnElement[bool]:
+    """Not of shards whose attempts are spent: the sweep halves or fails them, and a run might cost one more worker."""
+    return and_(Shard.attempt < attempts, Shard.lost < WORKERS_LOST)
+
+
+async def first_waiting(connection: AsyncConnection, attempts: int) -> str | None:
+    """The due shard, rung or not, whose turn it is. `attempts`: how many a shard may have."""
+    found = (await connection.execute(_WAITING, {"waited_s": 0.0, "attempts": attempts})).all()
     return next((row[0] for row in found if row[0] is not None), None)
 
 
-async def waiting_long(connection: AsyncConnection, waited_s: float) -> list[str]:
+async def waiting_long(connection: AsyncConnection, attempts: int, waited_s: float) -> list[str]:
     """Due shards that nobody took for so long: of each project, that of the next job, and of the next new one."""
-    found = (await connection.execute(_WAITING_LONG, {"waited_s": waited_s})).all()
+    found = (await connection.execute(_WAITING_LONG, {"waited_s": waited_s, "attempts": attempts})).all()
     return [shard_id for row in found for shard_id in dict.fromkeys(row) if shard_id is not None]
 
 
@@ -166,6 +185,7 @@ def _first_due_shard(*which: ColumnElement[bool]) -> Any:
             Shard.job_id == Job.id,
             Shard.state.in_((literal_column("'queued'"), literal_column("'rung'"))),
             Shard.next_run_at <= db_now() - bindparam("waited_s", type_=Double),
+            may_run(bindparam("attempts", type_=Integer)),
         )
         .limit(1)
         .correlate(Job)
