@@ -17,6 +17,7 @@ from engine import planning, tokens
 from engine.limiter.waits import Waits
 from engine.routing import Router, can_take
 from engine.search import SUSPICION, Search, Trial, is_fault
+from engine.sizes import UNLIMITED
 from engine.telemetry import INPUTS, TOKENS
 from engine.upstream import Upstream, Witness
 from models.embedding import Alias, Batch, Call, InputError, Landed, Matrix, Route
@@ -98,9 +99,14 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
 
 
 def _within_lessons(flight: Flight, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, cut smaller where calls of their size have been refused since they were packed."""
+    """The batches, cut smaller where calls of their size have been refused, or a quota told, since they were packed."""
     for batch in batches:
         lesson = flight.router.lesson(flight.alias)
+        # Nobody cuts what a caller waits for: one call in its turn is sooner through than many.
+        most = flight.upstream.learned_tokens_per_call(flight.alias.routes) if flight.lane == BULK else None
+        if most is not None:
+            lesson = lesson or UNLIMITED
+            lesson = replace(lesson, tokens_per_call=min(most, lesson.tokens_per_call))
         if lesson is None or planning.fits(batch, lesson):
             yield batch
         else:

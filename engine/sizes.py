@@ -20,6 +20,7 @@ MOST_PER_BYTE = 1.0
 LEAST_PER_BYTE = 1 / 8
 LESSON_S = 600.0
 ANY = 2**62
+UNLIMITED = Limits(ANY, ANY, ANY, ANY)
 
 
 class RouteSizes:
@@ -30,7 +31,7 @@ class RouteSizes:
         self.per_byte = SAFE_PER_BYTE
         self._bytes = self._tokens = self._wrong = 0.0
         self._calls = 0
-        self._lesson = Limits(ANY, ANY, ANY, ANY)
+        self._lesson = UNLIMITED
         self._lesson_until = 0.0
 
     def learn(self, text_bytes: int, tokens: int) -> None:
@@ -47,7 +48,7 @@ class RouteSizes:
 
     def too_large(self, fitting: Batch, limit: str) -> None:
         """Calls larger than this one in inputs, tokens or bytes were refused: send none for a while."""
-        known = self.lesson() or Limits(ANY, ANY, ANY, ANY)
+        known = self.lesson() or UNLIMITED
         self._lesson = Limits(
             min(known.inputs_per_call, len(fitting.inputs)) if limit == "inputs" else known.inputs_per_call,
             ANY,

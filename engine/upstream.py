@@ -63,6 +63,11 @@ class Upstream:
         """Where they keep none: keep to the part of one of so many processes."""
         self._lines.share_among(processes)
 
+    def learned_tokens_per_call(self, routes: Iterable[Route]) -> int | None:
+        """What a bulk call may hold under the tightest quota that these routes' replies told; None: they told none."""
+        told = [most for route in routes if (most := self._lines.learned_tokens_per_call(route)) is not None]
+        return min(told, default=None)
+
     async def send(self, request: UpstreamRequest, *, deadline: float, timeout_s: float) -> UpstreamReply:
         """Send a finished request and read the whole reply.
 

@@ -29,7 +29,7 @@ async def answer(runtime: Runtime, rung: str, worker: str) -> None:
 async def _whose_turn(runtime: Runtime, rung: str) -> str:
     """The shard to run for this ring. As many stay rung as there are messages: a queued one changes places with it."""
     async with runtime.database.read() as connection:
-        first = await turns.first_waiting(connection)
+        first = await turns.first_waiting(connection, runtime.settings.shard_attempts)
         if first is None or first == rung:
             return rung
         places = await turns.places(connection, [first, rung])

@@ -16,7 +16,8 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine import planning, tokens
-from engine.jobs.claim import Claim
+from engine.jobs import turns
+from engine.jobs.claim import Claim, open_tokens
 from engine.runtime import Runtime
 from models.base import PICODOLLAR, db_now, usd_text
 from models.embedding import Alias, Batch, Landed
@@ -152,8 +153,12 @@ async def wait_or_pause(runtime: Runtime, held: Claim, needed_usd: Decimal) -> N
                 attempt=Shard.attempt - 1,
                 last_error="the budget is spent",
             )
+            .returning(Shard.settled, Shard.count, Shard.tokens)
         )
-        if not given_back.rowcount or needed_usd <= await _left(connection, held):
+        shard = given_back.one_or_none()
+        if shard is not None:
+            await turns.give_back(connection, held.job_id, open_tokens(shard))
+        if shard is None or needed_usd <= await _left(connection, held):
             return
         if await _held_by_others(connection, held):
             return

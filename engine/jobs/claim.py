@@ -90,7 +90,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> Claim | None:
         ).one_or_none()
         if taken is None:
             return None
-        tokens = _open_tokens(taken)
+        tokens = open_tokens(taken)
         await turns.charge(runtime.database, connection, taken.job_id, tokens)
     async with runtime.database.read() as connection:
         row = (
@@ -181,7 +181,7 @@ async def release(
         )
         shard = given_back.one_or_none()
         if shard is not None:
-            await turns.give_back(connection, held.job_id, _open_tokens(shard))
+            await turns.give_back(connection, held.job_id, open_tokens(shard))
         if shard is not None and waiting_on is not None:
             await connection.execute(
                 update(Job)
@@ -195,7 +195,7 @@ async def release(
             )
 
 
-def _open_tokens(shard: Any) -> int:
+def open_tokens(shard: Any) -> int:
     """The estimated tokens of the inputs that have no outcome yet; inputs are counted where nobody has estimated."""
     still_open = shard.count - int(settled_bits(shard.settled, shard.count).sum())
     return int((shard.tokens or shard.count) * still_open // shard.count)
@@ -214,4 +214,4 @@ def _options(stored: dict[str, Any]) -> Options:
     )
 
 
-__all__ = ["Bits", "Claim", "claim", "decline", "heartbeat", "release", "settled_bits"]
+__all__ = ["Bits", "Claim", "claim", "decline", "heartbeat", "open_tokens", "release", "settled_bits"]

@@ -16,9 +16,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, case, func, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.halve import WORKERS_LOST
 from engine.jobs.locks import lock_jobs, lock_shards
-from engine.jobs.turns import PROJECTS, READY, line_of_projects
+from engine.jobs.turns import PROJECTS, READY, line_of_projects, may_run
 from engine.runtime import Runtime
 from models.base import db_now
 from models.job import Job, Shard, ShardState
@@ -82,13 +81,7 @@ async def take_turn(runtime: Runtime) -> str | None:
 
 
 def _due(attempts: int) -> ColumnElement[bool]:
-    # A shard whose attempts are spent is the sweep's to halve or fail: ringing it would take one more worker with it.
-    return and_(
-        Shard.state == ShardState.QUEUED,
-        Shard.next_run_at <= db_now(),
-        Shard.attempt < attempts,
-        Shard.lost < WORKERS_LOST,
-    )
+    return and_(Shard.state == ShardState.QUEUED, Shard.next_run_at <= db_now(), may_run(attempts))
 
 
 async def _room(connection: AsyncConnection, seen_s: float) -> int:

@@ -63,7 +63,7 @@ async def _look(runtime: Runtime, held: Claim, ran_s: float) -> str | None:
     if ran_s < SLICE_FOR_NEW_S:
         return None
     async with runtime.database.read() as connection:
-        waiting = await turns.waiting_long(connection, WAITED_S)
+        waiting = await turns.waiting_long(connection, runtime.settings.shard_attempts, WAITED_S)
         if not waiting:
             return None
         places = await turns.places(connection, [held.shard_id, *waiting])

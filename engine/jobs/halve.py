@@ -16,13 +16,12 @@ import numpy as np
 from sqlalchemy import ColumnElement, func, insert, select, update
 
 from engine.jobs.claim import Claim, settled_bits
+from engine.jobs.turns import WORKERS_LOST
 from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.embedding import Landed
 from models.job import Job, JobStatus, Shard, ShardInputs, ShardState
 
-# Workers that a shard may lose before it is halved; a half that loses one more is halved at once.
-WORKERS_LOST = 3
 # Halves are numbered from here, far above what a corpus may still bring: readers sort them in by their first index.
 HALVES_FROM = 1_000_000_000
 

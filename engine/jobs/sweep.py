@@ -15,12 +15,13 @@ from engine.jobs import claim as claims
 from engine.jobs.dispatch import dispatch
 from engine.jobs.ending import close_shards, end_early
 from engine.jobs.finish import FINAL_STATUS
-from engine.jobs.halve import WORKERS_LOST, halve
+from engine.jobs.halve import halve
 from engine.jobs.locks import lock_jobs, lock_shards
 from engine.jobs.lost_calls import note_lost_calls
 from engine.jobs.purge import DOOMED, EXPIRED, OLD_KEY, OLD_WORKER, purge
 from engine.jobs.record import fail_rest
 from engine.jobs.replay import replay
+from engine.jobs.turns import WORKERS_LOST
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import EmbedmillError

@@ -13,7 +13,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, literal_column, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    select,
+    update,
+)
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.database import Database
@@ -26,6 +38,8 @@ ALL_PROJECTS = ""
 # Projects furthest back that are looked at. Each that has no shard to give has a worker on one.
 PROJECTS = 32
 COUNTED_JOBS = 100
+# A shard that has taken so many workers with it is the sweep's to halve, and nobody's to run as it is.
+WORKERS_LOST = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +61,20 @@ class Place:
         return self.of_project < other.of_project + within
 
 
-async def first_waiting(connection: AsyncConnection) -> str | None:
-    """The due shard, rung or not, whose turn it is."""
-    found = (await connection.execute(_waiting(_first_due_shard(waited_s=0.0)))).all()
+def may_run(attempts: Any) -> ColumnElement[bool]:
+    """Not of shards whose attempts are spent: the sweep halves or fails them, and a run might cost one more worker."""
+    return and_(Shard.attempt < attempts, Shard.lost < WORKERS_LOST)
+
+
+async def first_waiting(connection: AsyncConnection, attempts: int) -> str | None:
+    """The due shard, rung or not, whose turn it is. `attempts`: how many a shard may have."""
+    found = (await connection.execute(_WAITING, {"waited_s": 0.0, "attempts": attempts})).all()
     return next((row[0] for row in found if row[0] is not None), None)
 
 
-async def waiting_long(connection: AsyncConnection, waited_s: float) -> list[str]:
+async def waiting_long(connection: AsyncConnection, attempts: int, waited_s: float) -> list[str]:
     """Due shards that nobody took for so long: of each project, that of the next job, and of the next new one."""
-    due = _first_due_shard(waited_s=waited_s)
-    new = _first_due_shard(Job.started_at.is_(None), waited_s=waited_s)
-    found = (await connection.execute(_waiting(due, new))).all()
+    found = (await connection.execute(_WAITING_LONG, {"waited_s": waited_s, "attempts": attempts})).all()
     return [shard_id for row in found for shard_id in dict.fromkeys(row) if shard_id is not None]
 
 
@@ -160,14 +177,15 @@ def _waiting(*shards_of: Any) -> Select[Any]:
     return select(*columns).select_from(line).order_by(line.c.position, line.c.project)
 
 
-def _first_due_shard(*which: ColumnElement[bool], waited_s: float) -> Any:
+def _first_due_shard(*which: ColumnElement[bool]) -> Any:
     # Not EXISTS: a planner may turn that into a join of all jobs with all shards.
     due = (
         select(Shard.id)
         .where(
             Shard.job_id == Job.id,
             Shard.state.in_((literal_column("'queued'"), literal_column("'rung'"))),
-            Shard.next_run_at <= db_now() - waited_s,
+            Shard.next_run_at <= db_now() - bindparam("waited_s", type_=Double),
+            may_run(bindparam("attempts", type_=Integer)),
         )
         .limit(1)
         .correlate(Job)
@@ -199,6 +217,9 @@ def _earlier(a: Any, b: Any) -> ColumnElement[int]:
     return case((a < b, a), else_=b)
 
 
+# Built once: to build a statement costs more than to run it.
+_WAITING = _waiting(_first_due_shard())
+_WAITING_LONG = _waiting(_first_due_shard(), _first_due_shard(Job.started_at.is_(None)))
 _PLACES = (
     select(
         Shard.id.label("shard_id"),

@@ -37,7 +37,7 @@ async def find_unrung(runtime: Runtime) -> Unrung | None:
         ).scalar_one_or_none()
         if rung is not None:
             return Unrung(rung, rung=True)
-        if not await turns.waiting_long(connection, waited_s):
+        if not await turns.waiting_long(connection, runtime.settings.shard_attempts, waited_s):
             return None
     # They lie here unrung only where the broker takes no message, or nobody dispatches.
     chosen = await take_turn(runtime)

@@ -56,6 +56,7 @@ class Line:
         self._tell = tell  # lets the other processes know that this line is watched
         self._slots = 0
         self._learned: QuotaHint | None = None
+        self.learned_tokens_per_call: int | None = None
         self._watched_until = 0.0  # on time.monotonic()
         self._pulse = Pulse()
         self._used_by_estimated = 1.0
@@ -208,6 +209,8 @@ class Line:
         requests = quota.tightest(self._account.requests_per_minute, learned[0])
         tokens = quota.tightest(self._account.tokens_per_minute, learned[1])
         self._desk.keep_to(quota.of_tokens(tokens), quota.of_requests(requests))
+        if self._learned is not None:
+            self.learned_tokens_per_call = quota.largest_call(tokens, requests)
         if self._desk.limited:
             self._door.send_elsewhere()
 

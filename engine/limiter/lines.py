@@ -47,6 +47,11 @@ class Lines:
             self.get_news()
         return line
 
+    def learned_tokens_per_call(self, route: Route) -> int | None:
+        """What one call of bulk may hold under the quota that the route's replies told; None: they told none."""
+        line = self._lines.get((route.account.name, route.upstream_model))
+        return None if line is None else line.learned_tokens_per_call
+
     def get_news(self, about: str = "") -> None:
         """Ask, beside the calls, which accounts are watched; tell the others about one."""
         self._news_at = time.monotonic() + NEWS_EVERY_S

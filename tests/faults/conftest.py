@@ -18,6 +18,13 @@ from tests.system.stack import Stack
 
 Note = Callable[[str, object], None]
 
+# Outages as long as the fault matrix has them, or so short that all of it is through in ten minutes.
+LONG = os.environ.get("EMBEDMILL_TEST_LONG", "") not in ("", "0")
+
+
+def lasting(short_s: float, long_s: float) -> float:
+    return long_s if LONG else short_s
+
 
 class Trial:
     """One run of one fault. Its numbers go into the table of docs/reliability.md."""

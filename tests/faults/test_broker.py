@@ -10,14 +10,15 @@ import pytest
 import redis
 
 from engine.queue import BULK_QUEUE
-from tests.faults.conftest import Trial
+from tests.faults.conftest import Trial, lasting
 from tests.system.holding import started
 from tests.system.oracle import corpus
 from tests.system.stack import MODEL, SWEEP_S, WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
 RING_AGAIN_S = 2.0
-AWAY_S = 8.0
+AWAY_S = lasting(8.0, 300.0)
+FROZEN_S = lasting(0.0, 60.0)
 ACCEPTED_WITHIN_S = 15.0  # a frozen broker is found out by one time-out, and then left alone
 
 
@@ -41,6 +42,7 @@ def test_messages_that_vanish_after_they_were_fetched_are_sent_again(stack: Stac
 
 
 @pytest.mark.fault(11)
+@pytest.mark.timeout(120 + 2 * AWAY_S)
 def test_a_broker_that_is_down_refuses_no_job_and_no_call(stack: Stack, trial: Trial) -> None:
     stack.latency(150)
     first, first_texts = started(stack, "before it went")
@@ -50,6 +52,7 @@ def test_a_broker_that_is_down_refuses_no_job_and_no_call(stack: Stack, trial: T
     while time.monotonic() < until:
         texts = corpus(f"meanwhile {len(jobs)}", 100)
         jobs.append((stack.submit(texts), texts))  # 202, or it raises
+        time.sleep(AWAY_S / 60)
         answer = stack.api.post("/v1/embeddings", json={"model": MODEL, "input": "sync"})
         assert answer.status_code == 200, answer.text
     stack.processes.start("valkey")
@@ -63,6 +66,7 @@ def test_a_broker_that_is_down_refuses_no_job_and_no_call(stack: Stack, trial: T
 
 
 @pytest.mark.fault(12)
+@pytest.mark.timeout(180 + FROZEN_S)
 @pytest.mark.parametrize("how", ["stopped", "black hole"])
 def test_a_frozen_broker_holds_up_nobody(stack: Stack, trial: Trial, how: str) -> None:
     pid, proxy = stack.processes.pid("valkey"), stack.proxies["broker"]
@@ -78,6 +82,7 @@ def test_a_frozen_broker_holds_up_nobody(stack: Stack, trial: Trial, how: str) -
         began = time.monotonic()
         assert stack.api.post("/v1/embeddings", json={"model": MODEL, "input": "sync"}).status_code == 200
         assert time.monotonic() - began < 5.0
+        time.sleep(FROZEN_S)
     finally:
         os.kill(pid, signal.SIGCONT)
         proxy.heal()

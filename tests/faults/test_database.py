@@ -13,7 +13,7 @@ import asyncpg
 import httpx
 import pytest
 
-from tests.faults.conftest import Trial
+from tests.faults.conftest import Trial, lasting
 from tests.services import is_away, run_async
 from tests.system.cluster import ROLE, PostgresCluster
 from tests.system.holding import held_by, started
@@ -24,14 +24,19 @@ from tests.waiting import wait_until
 
 QUIET_S = 2.5  # longer than a call takes in these tests
 SPOOLED_S = 6.0  # longer than a worker pauses between two tries of the database
+AWAY_S = lasting(0.0, 120.0)
+LOCKED_S = lasting(6.0, 30.0)
+RESTARTS = int(lasting(3, 10))
 MARK_S = 15.0  # from the database's return to new results
 
 
 @pytest.mark.fault(15)
+@pytest.mark.timeout(120 + 30 * RESTARTS)
 def test_the_database_is_restarted_under_load(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
     stack.latency(200)
-    job_id, texts = started(stack, "restarts", 10_000)
-    for how in (signal.SIGQUIT, signal.SIGINT, signal.SIGQUIT):
+    job_id, texts = started(stack, "restarts", RESTARTS * 4_000)
+    for number in range(RESTARTS):
+        how = signal.SIGINT if number % 3 == 1 else signal.SIGQUIT
         time.sleep(trial.chance.uniform(0.0, 0.5))
         cluster.restart(how)
         before = completed(stack, job_id)
@@ -50,6 +55,7 @@ def completed(stack: Stack, job_id: str) -> int:
 
 
 @pytest.mark.fault(16)
+@pytest.mark.timeout(240 + AWAY_S)
 def test_the_database_is_away_while_paid_answers_arrive(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
     stack.latency(1_000)
     texts = corpus("away", 2_000)
@@ -59,6 +65,7 @@ def test_the_database_is_away_while_paid_answers_arrive(stack: Stack, cluster: P
     wait_until(lambda: stack.stats()["in_flight"] == 0, 20, what="their answers")
     refused = stack.api.get(f"/v1/embeddings/jobs/{job_id}")
     assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
+    time.sleep(AWAY_S)
     cluster.start()
     trial.recovered(seconds_until(lambda: completed(stack, job_id), 60, "the first results"), within_s=MARK_S)
     stack.await_end(job_id, 60)
@@ -66,6 +73,7 @@ def test_the_database_is_away_while_paid_answers_arrive(stack: Stack, cluster: P
 
 
 @pytest.mark.fault(16)
+@pytest.mark.timeout(240 + AWAY_S)
 def test_paid_answers_outlive_their_worker(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
     """Spooled while the database is away; the worker that wrote them dies; another brings them in."""
     stack.latency(1_000)
@@ -74,6 +82,7 @@ def test_paid_answers_outlive_their_worker(stack: Stack, cluster: PostgresCluste
     without_database(stack, cluster)
     steady(lambda: len(spool(stack, ".spool")), SPOOLED_S)
     assert spool(stack, ".spool"), stack.processes.log_of("worker")
+    time.sleep(AWAY_S)
     stack.restart("worker")
     cluster.start()
     trial.recovered(seconds_until(lambda: completed(stack, job_id), 60, "what was spooled"), within_s=30)
@@ -180,7 +189,7 @@ def test_tables_are_locked_for_a_while(stack: Stack, trial: Trial) -> None:
         try:
             async with connection.transaction():
                 await connection.execute("LOCK TABLE jobs, shards IN ACCESS EXCLUSIVE MODE")
-                await connection.execute("SELECT pg_sleep(6)")
+                await connection.execute(f"SELECT pg_sleep({LOCKED_S})")
         finally:
             await connection.close()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.system.stack import BATCH, MODEL, Stack
 from tests.waiting import wait_until
 
 CALL_TIMEOUT_S = 2.0
+DATE = "HTTP date"
 SHAPES = (
     *("short", "long", "duplicate_index", "missing_index", "shuffle", "wrong_width", "nan", "inf", "zero"),
     *("wrong_model", "html", "empty", "not_json", "cut_json", "floats_only"),
@@ -38,10 +40,12 @@ def finished(stack: Stack, texts: list[str], timeout_s: float = 60) -> dict[str,
 @pytest.mark.fault(24)
 @pytest.mark.parametrize(
     "hint",
-    [{"retry_after": 1}, {"retry_after_ms": 700}, {"retry_after": -5}, {"retry_after": "soon"}],
-    ids=["seconds", "milliseconds", "negative", "words"],
+    [{"retry_after": 1}, {"retry_after_ms": 700}, {"retry_after": -5}, {"retry_after": "soon"}, {"retry_after": DATE}],
+    ids=["seconds", "milliseconds", "negative", "words", "date"],
 )
 def test_a_rate_limit_costs_neither_attempts_nor_inputs(stack: Stack, trial: Trial, hint: dict[str, Any]) -> None:
+    if hint.get("retry_after") == DATE:
+        hint = {"retry_after": formatdate(time.time() + 3, usegmt=True)}
     stack.script({"do": {"status": 429, **hint}, "times": 6})
     texts = corpus(f"429 {hint}", 600)
     job = finished(stack, texts)

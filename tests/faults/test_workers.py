@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.faults.conftest import StackFactory, Trial
+from tests.faults.conftest import StackFactory, Trial, lasting
 from tests.services import is_away
 from tests.system.holding import held_by, started, taken_over
 from tests.system.oracle import REPEATS_PER_KILL, corpus
@@ -23,6 +23,7 @@ from tests.system.stack import BATCH, LEASE_S, MODEL, SWEEP_S, WORKER, Stack, se
 from tests.waiting import wait_until
 
 KILLS = 2
+WORKER_KILLS = int(lasting(3, 20))
 RECOVERY_S = LEASE_S + SWEEP_S + 25
 
 
@@ -44,10 +45,11 @@ def restart_worker(stack: Stack, **settings: str) -> None:
 
 
 @pytest.mark.fault(1)
+@pytest.mark.timeout(120 + 40 * WORKER_KILLS)
 def test_workers_are_killed_again_and_again(stack: Stack, trial: Trial) -> None:
     stack.latency(300)
-    job_id, texts = started(stack, "again and again", 8_000)
-    for _ in range(3):
+    job_id, texts = started(stack, "again and again", 2_700 * WORKER_KILLS)
+    for _ in range(WORKER_KILLS):
         wait_until(lambda: held_by(stack, job_id), 20, what="a running shard")
         time.sleep(trial.chance.uniform(0.0, 0.3))
         lost = held_by(stack, job_id)
@@ -57,9 +59,9 @@ def test_workers_are_killed_again_and_again(stack: Stack, trial: Trial) -> None:
                 seconds_until(lambda lost=lost: taken_over(stack, lost), RECOVERY_S, "the lost shards"),  # type: ignore[misc]
                 within_s=RECOVERY_S,
             )
-    stack.await_end(job_id, 60)
+    stack.await_end(job_id, 120)
     # Two children each time.
-    trial.judge(stack, job_id, texts, repeats=range(3 * 2 * REPEATS_PER_KILL))
+    trial.judge(stack, job_id, texts, repeats=range(WORKER_KILLS * 2 * REPEATS_PER_KILL))
 
 
 @pytest.mark.fault(2)
@@ -100,7 +102,15 @@ def test_a_worker_is_killed_at(stack: Stack, trial: Trial, place: str, repeats: 
     assert kills == (1 if place == "during_finalize" and kills == 1 else KILLS)
     trial.recovered(time.monotonic() - began, within_s=RECOVERY_S)
     allowed = range(repeats.start, repeats.stop * kills) if isinstance(repeats, range) else repeats * kills
-    trial.judge(stack, job_id, texts, repeats=allowed)
+    verdict = trial.judge(stack, job_id, texts, repeats=allowed)
+    # What may have been paid for twice is told: by those who come after, for the dead cannot.
+    wait_until(
+        lambda: stack.job(job_id)["ambiguous"]["inputs"] == verdict.repeated,
+        30,
+        what=f"{verdict.repeated} ambiguous inputs",
+    )
+    if place == "after_upstream_before_commit":
+        assert stack.job(job_id)["ambiguous"]["calls"] == kills
 
 
 @pytest.mark.fault(41)

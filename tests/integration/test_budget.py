@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from engine.jobs import budget
+from engine.jobs.claim import open_tokens
 from engine.jobs.read import find, job_object
 from engine.jobs.record import record
 from engine.jobs.run import run_shard
@@ -62,6 +63,16 @@ async def test_a_job_pauses_before_it_costs_more(store: Store) -> None:
     assert (body["status"], body["waiting_on"]) == ("paused", "budget")
     assert Decimal(body["max_cost_usd"]) == truth.job.max_cost_usd  # type: ignore[union-attr]
     assert {shard.attempt for shard in truth.shards if shard.state != ShardState.DONE} == {0}
+
+
+async def test_a_shard_that_was_taken_in_vain_is_no_turn(store: Store) -> None:
+    job_id = await limited(store, 45, tokens_of(range(20)) * PRICE_USD)
+    while await store.status(job_id) == JobStatus.IN_PROGRESS:
+        shard_id = next(shard.id for shard in await store.shards(job_id) if shard.state in OPEN)
+        await store.set_shard(shard_id, next_run_at=0.0)
+        await run_shard(store.runtime, shard_id, "w")
+    done = [shard.tokens - open_tokens(shard) for shard in await store.shards(job_id)]
+    assert (await store.job(job_id)).served_tokens == sum(done) > 0
 
 
 async def test_a_higher_ceiling_lets_it_go_on(store: Store) -> None:

@@ -9,10 +9,11 @@ import orjson
 import pytest
 
 from engine import results
-from engine.jobs.halve import WORKERS_LOST, halve
+from engine.jobs.halve import halve
 from engine.jobs.read import find
 from engine.jobs.record import record
 from engine.jobs.sweep import sweep
+from engine.jobs.turns import WORKERS_LOST
 from models.job import Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import orjson
 import pytest
 import redis.asyncio
 
+from engine import planning
+from engine.embedding import embed
 from engine.limiter import quota, script
 from engine.limiter.book import Ask, Book, End, Lesson, Verdict
 from engine.limiter.desk import Desk
@@ -246,9 +249,28 @@ async def test_limits_are_learned_from_headers(client: redis.asyncio.Redis, redi
     wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
     upstream = opened(redis_url, wire, route)
     await call(upstream, route, tokens=8000)  # nothing is known yet
+    assert upstream.learned_tokens_per_call([route]) == QUOTA * quota.BULK_CALL
     with pytest.raises(UpstreamRateLimited):
         await call(upstream, route, tokens=8000, seconds=1.0)
     await upstream.close()
+
+
+async def test_calls_of_bulk_shrink_with_a_quota_that_was_learned(redis_url: str) -> None:
+    route = paced_route(tokens_per_minute=None)
+    headers = {"x-ratelimit-limit-tokens": str(QUOTA), "x-ratelimit-remaining-tokens": str(QUOTA - 1000)}
+    wire = fakes.FakeWire(up=fakes.fake())
+    wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
+    texts = [f"text {n} " + "word " * 100 for n in range(32)]
+    flying = replace(fakes.flight(wire, fakes.alias(route), len(texts)), upstream=opened(redis_url, wire, route))
+    limits = replace(route.limits, inputs_per_call=28)
+    [most, rest] = planning.pack(texts, range(len(texts)), limits, fakes.WIDTH, Options())
+    assert most.tokens > QUOTA * quota.BULK_CALL  # it was packed before anything was known
+    first, second = planning.part(rest, 0, 2), planning.part(rest, 2, 4)
+    await embed(flying, [first, second, most], concurrency=1)
+    sizes = [len(orjson.loads(request.body)["input"]) for request in wire.sent]
+    assert sizes[:2] == [2, 2] and len(sizes) > 3 and sum(sizes) == len(texts)
+    assert max(sizes) * most.tokens / len(most.inputs) <= QUOTA * quota.BULK_CALL
+    await flying.upstream.close()
 
 
 async def test_a_worker_that_dies_gives_its_places_back(client: redis.asyncio.Redis, redis_url: str) -> None:

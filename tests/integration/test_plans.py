@@ -104,9 +104,9 @@ async def one_round(store: Store) -> None:
     """A dispatch, a look about, a claim, a record, a sweep: what happens all the time."""
     await dispatch(store.runtime)
     async with store.runtime.database.read() as connection:
-        shard_id = await turns.first_waiting(connection)
+        shard_id = await turns.first_waiting(connection, 8)
         assert shard_id is not None
-        await turns.waiting_long(connection, 0.0)
+        await turns.waiting_long(connection, 8, 0.0)
         await turns.places(connection, [shard_id])
     held = await store.claim(shard_id)
     await record(store.runtime, held, landed(held, route=store.routes[0]))

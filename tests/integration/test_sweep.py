@@ -13,10 +13,10 @@ from sqlalchemy import insert, select
 from engine import presence
 from engine.corpus import Lines
 from engine.jobs import submit
-from engine.jobs.halve import WORKERS_LOST
 from engine.jobs.purge import FORGET_WORKER_S
 from engine.jobs.record import record
 from engine.jobs.sweep import sweep
+from engine.jobs.turns import WORKERS_LOST
 from models.base import db_now
 from models.job import IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState, VectorRun
 from models.usage import UsageRecord

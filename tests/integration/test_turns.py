@@ -38,7 +38,7 @@ async def submit(store: Store, shards: int, tokens: int, project: str = "p") -> 
 async def take_turn(store: Store) -> Claim | None:
     """What a worker takes that hears a ring."""
     async with store.runtime.database.read() as connection:
-        shard_id = await turns.first_waiting(connection)
+        shard_id = await turns.first_waiting(connection, store.runtime.settings.shard_attempts)
     return None if shard_id is None else await store.claim(shard_id)
 
 
@@ -145,6 +145,16 @@ async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) 
             await answer(store.runtime, shard_id, "w")
     assert store.bell.rung.count(second) == 2
     assert await store.status(large) == JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("deadly", [{"lost": turns.WORKERS_LOST}, {"attempt": 8}], ids=["lost workers", "attempts"])
+async def test_no_turn_is_of_a_shard_that_is_the_sweeps_to_halve_or_fail(quiet: Store, deadly: dict[str, int]) -> None:
+    job_id = await submit(quiet, 2, 10)
+    first, second = await quiet.shard_ids(job_id)
+    await quiet.set_shard(first, **deadly)
+    held = await take_turn(quiet)
+    assert held is not None and held.shard_id == second
+    assert await take_turn(quiet) is None
 
 
 async def test_old_and_doubled_rings_change_nothing(store: Store) -> None:
