@@ -1,4 +1,4 @@
-"""kombu's Redis transport, which drops what is no message of its own instead of ending the worker over it.
+"""kombu's Redis transport, mended where it would end or deafen a worker.
 
 A list in Redis may hold anything: whoever can reach it can push into it. kombu reads each item as JSON with the fields
 that it wrote itself, and an exception on the way there ends the worker's main process.
@@ -20,7 +20,30 @@ log = logging.getLogger("embedmill.queue")
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, DecodeError)
 
 
+class QoS(redis.QoS):
+    """Counts the messages that this worker has not acknowledged, and fetches none beyond its prefetch count.
+
+    kombu keeps one whose acknowledgement did not reach Redis, for ever: once there is one for each slot the worker
+    fetches nothing any more, though it is connected. Here such a message gives its place up. Redis still has it as
+    unacknowledged and delivers it again later, which does no harm.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        try:
+            super().ack(delivery_tag)  # type: ignore[no-untyped-call]
+        finally:
+            self._quick_ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        try:
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]
+        finally:
+            self._quick_ack(delivery_tag)
+
+
 class Channel(redis.Channel):
+    QoS = QoS
+
     def _brpop_read(self, **options: Any) -> Any:
         try:
             return super()._brpop_read(**options)  # type: ignore[no-untyped-call]

@@ -102,14 +102,12 @@ async def charge(database: Database, connection: AsyncConnection, job_id: str, t
     in_line = select(Job.id).where(READY, Job.project == job.project)
     # The rear is where the least served of the others stands, should this one have been let in out of turn.
     behind = select(func.min(Job.served_tokens)).where(READY, Job.project == job.project, Job.id != job_id)
-    rear = (
-        await connection.execute(select(_earlier(func.coalesce(behind.scalar_subquery(), start), start)))
-    ).scalar_one()
     # Newcomers join further on with all that is served, shared by those in line, so that a stream of new jobs does not
     # keep an old one waiting for ever. Not further than the shard that begins now, for its rest may be given back.
-    count = (
-        await connection.execute(select(func.count()).select_from(in_line.limit(COUNTED_JOBS).subquery()))
-    ).scalar_one()
+    counted = select(func.count()).select_from(in_line.limit(COUNTED_JOBS).subquery()).scalar_subquery()
+    rear, count = (
+        await connection.execute(select(_earlier(func.coalesce(behind.scalar_subquery(), start), start), counted))
+    ).one()
     step = tokens // count if count > 1 else 0
     share, everyone = FairShare.__table__.c, _rear_of(literal_column("''"))
     moved = (

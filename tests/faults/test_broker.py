@@ -11,13 +11,14 @@ import redis
 
 from engine.queue import BULK_QUEUE
 from tests.faults.conftest import Trial, lasting
-from tests.system.holding import started
+from tests.system.holding import held_by, started
 from tests.system.oracle import corpus
 from tests.system.stack import MODEL, SWEEP_S, WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
 RING_AGAIN_S = 2.0
 AWAY_S = lasting(8.0, 300.0)
+WORKS_AGAIN_S = 10.0
 FROZEN_S = lasting(0.0, 60.0)
 ACCEPTED_WITHIN_S = 15.0  # a frozen broker is found out by one time-out, and then left alone
 
@@ -38,6 +39,24 @@ def test_messages_that_vanish_after_they_were_fetched_are_sent_again(stack: Stac
     began = time.monotonic()
     stack.await_end(job_id, 60)
     trial.recovered(time.monotonic() - began, within_s=RING_AGAIN_S + SWEEP_S + 30)
+    trial.judge(stack, job_id, texts)
+
+
+@pytest.mark.fault(9)
+def test_a_worker_whose_acknowledgements_were_lost_hears_messages_again(stack: Stack, trial: Trial) -> None:
+    """Both children are at work when the broker goes, and are through before it comes back."""
+    stack.latency(1_000)
+    texts = corpus("acknowledgements", 1_000)
+    job_id = stack.submit(texts)
+    wait_until(lambda: len(held_by(stack, job_id)) == 2, 20, what="both children at work")
+    stack.processes.kill("valkey")
+    wait_until(lambda: "Couldn't ack" in log_text(stack), 30, what="an acknowledgement that is lost")
+    stack.await_end(job_id, 60)
+    stack.latency(0)
+    stack.processes.start("valkey")
+    main = stack.processes.pid("worker")
+    trial.recovered(seconds_until(lambda: hears(stack), 60, "a message that is heard"), within_s=WORKS_AGAIN_S)
+    assert stack.processes.pid("worker") == main and not stack.processes.has_ended("worker")
     trial.judge(stack, job_id, texts)
 
 
@@ -62,7 +81,17 @@ def test_a_broker_that_is_down_refuses_no_job_and_no_call(stack: Stack, trial: T
     trial.recovered(time.monotonic() - began, within_s=90)
     for job_id, texts in [(first, first_texts), *jobs[:3]]:
         trial.judge(stack, job_id, texts)
+    wait_until(lambda: hears(stack), 60, what="a message that is heard")
     stack.processes.check()
+
+
+def hears(stack: Stack) -> bool:
+    """True when a new job's message reached a worker. Shards are taken unasked too, but that is said."""
+    job_id = stack.submit(corpus(f"heard {time.monotonic()}", 10))
+    stack.await_end(job_id, 30)
+    [(shard_id,)] = stack.query(f"SELECT id FROM shards WHERE job_id = '{job_id}'")
+    lines = [line for line in log_text(stack).splitlines() if str(shard_id) in line]
+    return not any("taken without a message" in line for line in lines)
 
 
 @pytest.mark.fault(12)

@@ -170,7 +170,7 @@ def check_history(stack: Stack, *, retried: Collection[str] = ()) -> None:
 
 def check_secrets(stack: Stack, job_id: str, texts: Sequence[str]) -> None:
     """Neither an input nor a key is anywhere but in the database (I9)."""
-    secrets = {text.encode() for text in (*texts[:3], texts[-1], stack.key, UPSTREAM_KEY)}
+    secrets = {text.encode() for text in (*texts[:3], texts[-1], stack.key, UPSTREAM_KEY) if text}
     places = {str(path): path.read_bytes() for path in stack.folder.rglob("*.log")}
     places["/metrics"] = stack.api.get("/metrics").content
     places["the job object"] = stack.api.get(f"/v1/embeddings/jobs/{job_id}").content
