@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -38,10 +39,10 @@ def measure(stack: Stack, count: int) -> dict[str, Any]:
         took = np.array(list(callers.map(submit, range(count)))) * 1000
     accepted_s = time.perf_counter() - started
     at_acceptance = _finished(stack)
-    marks = [(time.perf_counter(), at_acceptance)]
+    marks = [_mark(stack, meter)]
     while marks[-1][1] < count:
         time.sleep(1.0)
-        marks.append((time.perf_counter(), _finished(stack)))
+        marks.append(_mark(stack, meter))
         if marks[-1][0] - started > 3600:
             raise BenchError(f"{marks[-1][1]} of {count} jobs after an hour")
     finished_s = time.perf_counter() - started
@@ -49,7 +50,6 @@ def measure(stack: Stack, count: int) -> dict[str, Any]:
     if bad:
         raise BenchError(f"{bad} jobs did not complete")
     fifth = count // 5
-    middle = next((at for at, done in marks if done >= (at_acceptance + count) / 2), marks[-1][0])
     rest = count - at_acceptance
     return {
         "database": stack.database,
@@ -60,10 +60,31 @@ def measure(stack: Stack, count: int) -> dict[str, Any]:
         "accept_ms_last_fifth": float(np.median(took[-fifth:])),
         "accept_ms_p99": float(np.percentile(took, 99)),
         "waiting_when_all_were_accepted": rest,
-        "jobs_per_s_first_half_of_these": rest / 2 / max(middle - marks[0][0], 0.001),
-        "jobs_per_s_second_half_of_these": rest / 2 / max(marks[-1][0] - middle, 0.001),
+        "of_these_by_quarters": _by_quarters(marks),
         "cpu_ms_per_job": {name: spent / count * 1000 for name, spent in meter.spent_s().items()},
     }
+
+
+Mark = tuple[float, int, float]
+
+
+def _mark(stack: Stack, meter: CpuMeter) -> Mark:
+    """Now, jobs that have finished, and CPU seconds of all processes but the fake's."""
+    spent = meter.spent_s()
+    return time.perf_counter(), _finished(stack), sum(spent.values()) - spent["fake"]
+
+
+def _by_quarters(marks: list[Mark]) -> list[dict[str, float]]:
+    """Speed and cost of each quarter of the time: what a growing cost would show in."""
+    first, last = marks[0][1], marks[-1][1]
+    cuts = [next(mark for mark in marks if mark[1] >= first + (last - first) * part / 4) for part in range(5)]
+    return [
+        {
+            "jobs_per_s": (later[1] - mark[1]) / (later[0] - mark[0]),
+            "cpu_ms_per_job": (later[2] - mark[2]) / (later[1] - mark[1]) * 1000,
+        }
+        for mark, later in itertools.pairwise(cuts)
+    ]
 
 
 def _finished(stack: Stack) -> int:
