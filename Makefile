@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 PARALLEL ?= -n 3 --dist loadfile --no-loadscope-reorder
 FAULTS := bench/results/faults.json
 CHAOS := bench/results/chaos.json
+PAGE := docs/reliability.md
 SECONDS ?= 60
 SEED ?= 7
 
@@ -34,11 +35,11 @@ test: install  ## Run the tests; services that are missing are skipped with a re
 
 faults: install  ## Break every part on purpose, one fault after another; the numbers go to docs/reliability.md
 	EMBEDMILL_TEST_FAULTS=$(FAULTS) $(BIN)/python -m pytest $(PARALLEL) -m fault
-	$(BIN)/python -m tests.faults.table $(FAULTS)
+	$(BIN)/python -m tests.faults.table $(FAULTS) $(PAGE)
 
 chaos: install  ## Break parts at random for a while: make chaos SECONDS=600 SEED=7
 	$(BIN)/python -m tests.faults.chaos --seconds $(SECONDS) --seed $(SEED) --out $(CHAOS)
-	$(BIN)/python -m tests.faults.table $(CHAOS)
+	$(BIN)/python -m tests.faults.table $(CHAOS) $(PAGE)
 
 check: install  ## Format, lint, types, import contract, unit and contract tests
 	$(BIN)/ruff format --check .

@@ -72,6 +72,7 @@ ROWS = {
 }
 NOT_DONE = {
     20: "SQLite's full disk stands for it (row 21): both meet the same code; a full PostgreSQL disk is its operator's",
+    42: "nothing older than this schema has been released, so there is no old code to run on it",
     46: "there are no webhooks yet",
     47: "there are no webhooks yet",
 }

@@ -1,6 +1,6 @@
-"""Writes the numbers of `make faults` or `make chaos` into the table of docs/reliability.md, between its markers.
+"""Writes the numbers of `make faults` or `make chaos` into a table of docs/reliability.md, between its markers.
 
-python -m tests.faults.table bench/results/faults.json
+python -m tests.faults.table bench/results/faults.json docs/reliability.md
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Any
 
 from tests.fault_report import NOT_DONE, ROWS
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- {name}: written by tests/faults/table.py -->", "<!-- end of {name} -->"
 COUNTS = ("lost", "duplicated", "misaligned", "duplicate_ledger")
 HEAD = (
@@ -52,17 +50,17 @@ def table(runs: list[dict[str, Any]], rows: list[int]) -> list[str]:
 
 
 def main() -> None:
-    source = Path(sys.argv[1])
+    source, target = map(Path, sys.argv[1:])
     runs = json.loads(source.read_text())
     name = source.stem
     rows = [54] if name == "chaos" else [row for row in ROWS if row != 54]
     begin, end = BEGIN.format(name=name), END.format(name=name)
-    page = PAGE.read_text("utf-8")
+    page = target.read_text("utf-8")
     before, found, rest = page.partition(begin)
     _, closed, after = rest.partition(end)
     if not (found and closed):
-        raise SystemExit(f"{PAGE} has no place for {name}: {begin} … {end}")
-    PAGE.write_text("\n".join([before + begin, "", *table(runs, rows), "", end + after]), "utf-8")
+        raise SystemExit(f"{target} has no place for {name}: {begin} … {end}")
+    target.write_text("\n".join([before + begin, "", *table(runs, rows), "", end + after]), "utf-8")
 
 
 if __name__ == "__main__":

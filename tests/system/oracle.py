@@ -84,8 +84,8 @@ def judge(stack: Stack, job_id: str, texts: Sequence[str], *, failed: Collection
     )
 
 
-def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: int = 0) -> int:
-    """Check everything about a job that had to succeed; how many inputs were embedded more than once."""
+def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: int = 0) -> Verdict:
+    """Check everything about a job that had to succeed."""
     job = stack.job(job_id)
     count = len(texts)
     tokens = [fake_tokens(text) for text in texts]
@@ -105,7 +105,10 @@ def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: 
     truth.check(lambda indexes: expected[indexes[0] : indexes[-1] + 1])
     assert sorted(truth.with_vector) == list(range(count))
     assert truth.tokens_in_ledger == sum(tokens)
-    return _check_bill(stack, texts, tokens, truth.tokens_in_ledger, processes_killed)
+    _check_bill(stack, texts, tokens, truth.tokens_in_ledger, processes_killed)
+    verdict = judge(stack, job_id, texts)
+    assert verdict.is_clean, verdict
+    return verdict
 
 
 def times_billed(stack: Stack, texts: Sequence[str]) -> Counter[int]:
@@ -119,7 +122,7 @@ def times_billed(stack: Stack, texts: Sequence[str]) -> Counter[int]:
 
 def _check_bill(
     stack: Stack, texts: Sequence[str], tokens: Sequence[int], in_ledger: int, processes_killed: int
-) -> int:
+) -> None:
     index_of = {input_hash(text, UPSTREAM_MODEL): index for index, text in enumerate(texts)}
     billed_tokens = sum(call["tokens"] for call in stack.bill() if call["input_hashes"][0] in index_of)
     times = times_billed(stack, texts)
@@ -127,7 +130,6 @@ def _check_bill(
     repeated = sum(times.values()) - len(texts)
     assert billed_tokens - in_ledger == sum((n - 1) * tokens[index] for index, n in times.items())
     assert repeated <= processes_killed * REPEATS_PER_KILL, f"{repeated} inputs were embedded again"
-    return repeated
 
 
 def read_truth(stack: Stack, job_id: str) -> Truth:
