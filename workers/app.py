@@ -68,8 +68,8 @@ def make() -> Celery:
         worker_send_task_events=False,
         task_soft_time_limit=SOFT_LIMIT_S,
         task_time_limit=SOFT_LIMIT_S + HARD_LIMIT_MARGIN_S,
-        # Backstops against leaks of whatever runs in the child.
-        worker_max_tasks_per_child=2000,
+        # A backstop against leaks of whatever runs in the child. Not a number of tasks too: Celery sometimes gives the
+        # child that takes another's place no messages, and a child that does not leak need not be replaced.
         worker_max_memory_per_child=450_000,  # KiB
         worker_soft_shutdown_timeout=20.0,
         worker_enable_soft_shutdown_on_idle=False,
