@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from tests.system.stack import BATCH, MODEL, Stack
 from tests.waiting import wait_until
 
 CALL_TIMEOUT_S = 2.0
+GROWTH_BYTES = 64 * 1024 * 1024
 DATE = "HTTP date"
 SHAPES = (
     *("short", "long", "duplicate_index", "missing_index", "shuffle", "wrong_width", "nan", "inf", "zero"),
@@ -172,3 +174,26 @@ def test_a_wrong_answer_is_never_kept(stack: Stack, trial: Trial, shape: str) ->
     assert job["status"] == "completed"
     # A refused answer was billed: what it was about is embedded again, by halves perhaps.
     trial.judge(stack, job["id"], texts, repeats=range(2 * BATCH * 2 + 1))
+
+
+@pytest.mark.fault(35)
+def test_an_answer_of_hundreds_of_megabytes_is_cut_off_early(stack: Stack, trial: Trial) -> None:
+    texts = corpus("before the flood", 2_000)
+    stack.await_end(stack.submit(texts), 60)
+    before = most_memory_bytes(stack)
+    stack.script({"do": {"big_body_bytes": 400_000_000}, "times": 3})
+    texts = corpus("flood", 400)
+    job = finished(stack, texts, 90)
+    after = most_memory_bytes(stack)
+    assert set(after) == set(before)  # no child was replaced
+    assert max(after[pid] - before[pid] for pid in before) <= GROWTH_BYTES
+    trial.judge(stack, job["id"], texts, repeats=range(3 * BATCH * 2 + 1))
+
+
+def most_memory_bytes(stack: Stack) -> dict[int, int]:
+    """The most that each worker child has ever had."""
+    lines = {pid: Path(f"/proc/{pid}/status").read_text().splitlines() for pid in stack.processes.children("worker")}
+    return {
+        pid: int(next(line for line in each if line.startswith("VmHWM")).split()[1]) * 1024
+        for pid, each in lines.items()
+    }
