@@ -31,7 +31,7 @@ RING_S = 4.0
 
 def broker_options(url: str) -> dict[str, Any]:
     """Transport options for publishing and consuming. Without socket timeouts a half-open connection hangs for ever."""
-    if url.startswith(("redis", "rediss", "valkey")):
+    if url.startswith("redis"):
         return {
             "visibility_timeout": 300,
             "unacked_restore_interval": 5,

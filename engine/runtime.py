@@ -36,7 +36,7 @@ class Runtime:
     spool: Spool
     # Set when this process is about to stop: shards in hand start no new call, keep what lands, and go back.
     draining: asyncio.Event
-    # Ends of shards that wait for a database that is away, beside the work that goes on.
+    # What goes on beside the work: ends of shards that wait for a database that is away, rings of a slow broker.
     settling: set[asyncio.Task[None]] = field(default_factory=set)
 
     @classmethod

@@ -24,6 +24,9 @@ def setting(default: Any, doc: str) -> Any:
     return field(default=default, metadata={"doc": doc})
 
 
+SAME_SCHEMES = {"valkey": "redis", "valkeys": "rediss", "pyamqp": "amqp", "py-amqp": "amqp"}
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     data_dir: Path = setting(lambda: Path(".embedmill"), "Folder for the database, the embedded Valkey and keys")
@@ -86,12 +89,13 @@ class Settings:
     @property
     def broker(self) -> str:
         """The broker's URL; empty when none is configured and no embedded one has been started."""
-        return self.broker_url or self.redis
+        return _by_usual_scheme(self.broker_url) or self.redis
 
     @property
     def redis(self) -> str:
+        """Redis's URL; empty when none is configured and no embedded one has been started."""
         if self.redis_url:
-            return self.redis_url
+            return _by_usual_scheme(self.redis_url)
         kept = self.data_dir / "redis_url"
         return kept.read_text().strip() if kept.is_file() else ""
 
@@ -127,3 +131,9 @@ class Settings:
         if settings.heartbeat_s * 4 > settings.lease_s:
             raise ConfigError("four heartbeats must fit into a lease: HEARTBEAT_S x 4 <= LEASE_S", param="HEARTBEAT_S")
         return settings
+
+
+def _by_usual_scheme(url: str) -> str:
+    """The URL with the scheme that all libraries know, where it has another name for the same protocol."""
+    scheme, separator, rest = url.partition("://")
+    return SAME_SCHEMES.get(scheme, scheme) + separator + rest

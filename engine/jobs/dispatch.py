@@ -28,7 +28,9 @@ log = logging.getLogger("embedmill.jobs")
 DUTY = 0x656D_0001  # the advisory lock's number
 RINGS_PER_SLOT = 2
 LEAST_WINDOW = 4
-# Jobs are looked at a page at a time. Whoever has nothing due is blocked, and no page has it again for a while.
+# Jobs are looked at a page at a time, the first one small: it nearly always holds what is wanted. Whoever has nothing
+# due is blocked, and no page has it again for a while.
+FIRST_PAGE_JOBS = 8
 PAGE_JOBS = 32
 PAGES = 4
 WOKEN_AT_ONCE = 500
@@ -146,15 +148,16 @@ async def _jobs(
         select(Job.id, Job.served_tokens, first.label("shard_id"), queued.label("queued_id"))
         .where(READY, Job.project == project, Job.deleted_at.is_(None))
         .order_by(Job.served_tokens, Job.id)
-        .limit(PAGE_JOBS)
     )
     found: list[Any] = []
+    size = min(room + FIRST_PAGE_JOBS, PAGE_JOBS)
     for _ in range(PAGES):
-        rows = (await connection.execute(page)).all()
+        rows = (await connection.execute(page.limit(size))).all()
         found += [row for row in rows if row.shard_id is not None]
         blocked += [row.id for row in rows if row.shard_id is None and row.queued_id is not None]
-        if len(rows) < PAGE_JOBS or len(found) >= room:
+        if len(rows) < size or len(found) >= room:
             break
+        size = PAGE_JOBS
         last = rows[-1]
         page = page.where(tuple_(Job.served_tokens, Job.id) > tuple_(last.served_tokens, last.id))
     chosen = found[:room]

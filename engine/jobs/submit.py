@@ -35,6 +35,7 @@ from models.errors import Conflict, EmbedmillError, InvalidInput, StorageUnavail
 from models.job import UNDER_WAY, IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState
 
 log = logging.getLogger("embedmill.jobs")
+RING_PATIENCE_S = 0.2
 _PACK = msgspec.msgpack.Encoder()
 
 
@@ -95,6 +96,7 @@ class Intake:
         self._cutter = Cutter(runtime.settings, wanted)
         self._created = False
         self._inputs = 0
+        self._ringing: asyncio.Task[None] | None = None
         self.job_id = job_id
 
     async def add(self, lines: Lines) -> None:
@@ -194,10 +196,21 @@ class Intake:
         )
 
     async def _ring(self) -> None:
+        """Ring what waits. Nobody who hands in a job waits long for a slow broker: the sweep rings too."""
+        if self._ringing is not None and not self._ringing.done():
+            return
+        self._ringing = asyncio.create_task(self._dispatch())
+        self._runtime.settling.add(self._ringing)
+        self._ringing.add_done_callback(self._runtime.settling.discard)
+        await asyncio.wait({self._ringing}, timeout=RING_PATIENCE_S)
+
+    async def _dispatch(self) -> None:
         try:
             await dispatch(self._runtime)
         except StorageUnavailable:
             log.warning("dispatch is left to the sweep", extra={"job_id": self.job_id})
+        except Exception:  # the job is there, whatever became of its rings
+            log.exception("dispatch broke off", extra={"job_id": self.job_id})
 
     async def _insert(self, connection: AsyncConnection, cut: Cut) -> None:
         """Write a shard, and the job itself before its first."""

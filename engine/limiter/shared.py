@@ -82,7 +82,7 @@ class Shared:
     async def _evaluate(self, text: str, keys: Sequence[str], arguments: Sequence[str | float | int]) -> Any:
         if self._redis is None:
             self._redis = Redis.from_url(
-                _redis_url(self._url),
+                self._url,
                 socket_timeout=None,  # `_in_time` bounds all of it
                 retry=Retry(NoBackoff(), 0),  # the default tries for seconds
                 decode_responses=True,
@@ -119,7 +119,3 @@ async def _in_time(asked: Coroutine[Any, Any, list[Any]]) -> list[Any]:
     finally:
         if not asking.done():
             asking.cancel()  # drops the connection too
-
-
-def _redis_url(url: str) -> str:
-    return url.replace("valkey", "redis", 1) if url.startswith("valkey") else url

@@ -20,7 +20,7 @@ RING_AGAIN_S = 2.0
 AWAY_S = lasting(8.0, 300.0)
 WORKS_AGAIN_S = 10.0
 FROZEN_S = lasting(0.0, 60.0)
-ACCEPTED_WITHIN_S = 15.0  # a frozen broker is found out by one time-out, and then left alone
+ACCEPTED_WITHIN_S = 1.0  # of a frozen broker
 
 
 def broker(stack: Stack) -> redis.Redis:

@@ -109,3 +109,18 @@ def test_the_example_lists_exactly_the_settings_with_their_defaults() -> None:
         assert each.metadata["doc"] in EXAMPLE.read_text(), f"{each.name} is explained in other words"
         default = getattr(settings, each.name)
         assert type(default)(listed[each.name.upper()].strip()) == default, each.name
+
+
+@pytest.mark.parametrize(
+    ("given", "usual"),
+    [
+        ("valkey://cache:6379/1", "redis://cache:6379/1"),
+        ("valkeys://u:p@cache", "rediss://u:p@cache"),
+        ("rediss://cache", "rediss://cache"),
+        ("pyamqp://guest@mq//", "amqp://guest@mq//"),
+        ("amqps://mq", "amqps://mq"),
+    ],
+)
+def test_other_names_of_a_protocol_mean_the_same(given: str, usual: str) -> None:
+    assert Settings(broker_url=given).broker == usual
+    assert Settings(redis_url=given).broker == Settings(redis_url=given).redis == usual
