@@ -79,7 +79,7 @@ class Sync:
 
 def measure(postgres_url: str | None, seconds: float) -> dict[str, Any]:
     """Run it once."""
-    configuration = CONFIGURATION.replace("max_concurrency = 64", f"max_concurrency = 64\n{QUOTAS}")
+    configuration = CONFIGURATION.replace('base_url = "{url}"', f'base_url = "{{url}}"\n{QUOTAS}')
     limits = {"requests_per_minute": REQUESTS_PER_MINUTE, "tokens_per_minute": TOKENS_PER_MINUTE}
     with Stack(postgres_url, configuration=configuration, worker_processes=WORKER_PROCESSES) as stack:
         stack.fake.json("PUT", "/__script", [{"do": {"latency_ms": UPSTREAM_S * 1000}}])

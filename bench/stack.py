@@ -33,7 +33,6 @@ CONFIGURATION = """
 [providers.up]
 kind = "openai"
 base_url = "{url}"
-max_concurrency = 64
 
 [models."bench/1536"]
 dimensions = 1536

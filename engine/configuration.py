@@ -19,16 +19,18 @@ from engine.tokens import AT_HAND
 from models.embedding import Account, Alias, Limits, Route
 from models.errors import ConfigError
 
+MAX_CONCURRENCY = 64
+
 
 class AccountSection(msgspec.Struct, forbid_unknown_fields=True):
     kind: str
     base_url: str | None = None
     api_key: str | None = None
-    max_concurrency: int = 64
+    max_concurrency: int | None = None
     timeout_s: float = 60.0
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    expect_model: bool | str = False
+    expect_model: bool | str | None = None
     allow_zero_vectors: bool = False
     canary: str | None = None
     # Only for kind = "fake": scripted faults and latency, and what its upstream insists on.
@@ -140,6 +142,7 @@ def _known_route(known: KnownModel, account: Account) -> Route:
         accepts_tokens=provider.accepts_tokens,
         tokenizer=known.tokenizer,
         expect_model=_expected(account.expect_model, known.upstream_model),
+        any_model=account.expect_model is False,
     )
 
 
@@ -152,7 +155,7 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
         )
     if section.kind != "fake" and (section.script or section.latency_ms):
         raise ConfigError(f'{where}: script and latency_ms belong to kind = "fake" only', param=f"{where}.script")
-    if section.max_concurrency < 1 or section.timeout_s <= 0:
+    if (section.max_concurrency is not None and section.max_concurrency < 1) or section.timeout_s <= 0:
         raise ConfigError(f"{where}: max_concurrency and timeout_s must be more than 0", param=where)
     for key in ("requests_per_minute", "tokens_per_minute"):
         if (limit := getattr(section, key)) is not None and limit < 1:
@@ -170,7 +173,8 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
         kind=section.kind,
         base_url=base_url,
         api_key=_secret(section.api_key, f"{where}.api_key", environ),
-        max_concurrency=section.max_concurrency,
+        max_concurrency=section.max_concurrency or MAX_CONCURRENCY,
+        shares_places=section.max_concurrency is not None,
         timeout_s=section.timeout_s,
         requests_per_minute=section.requests_per_minute,
         tokens_per_minute=section.tokens_per_minute,
@@ -267,6 +271,7 @@ def _route(
         weight=section.weight,
         tokenizer=section.tokenizer or (known.tokenizer if known else None),
         expect_model=_expected(expected, upstream_model),
+        any_model=expected is False,
     )
 
 
@@ -276,7 +281,7 @@ def _tokens_per_call(account: Account, limit: int) -> int:
     return limit if of_quota is None else min(limit, of_quota)
 
 
-def _expected(wanted: bool | str, upstream_model: str) -> str | None:
+def _expected(wanted: bool | str | None, upstream_model: str) -> str | None:
     """The model that replies must name: the one asked for, or the one named; None: whatever they name."""
     return wanted if isinstance(wanted, str) else upstream_model if wanted else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from engine.limiter.waits import Waits
 from engine.telemetry import AMBIGUOUS_CALLS, UPSTREAM_CALLS, UPSTREAM_SECONDS
 from models.base import trace_id
 from models.embedding import Account, Batch, Call, Matrix, Route
-from models.errors import DeadlineExceeded, UpstreamError
+from models.errors import DeadlineExceeded, UpstreamError, UpstreamProtocolError
 from providers.base import UpstreamReply, UpstreamRequest, check_embedded
 from providers.quota_hints import QuotaHint
 
@@ -53,6 +54,7 @@ class Upstream:
         self._lines = Lines(redis_url)
         self.under_way = 0  # calls of this process
         self._metrics: dict[tuple[str, str], _RouteMetrics] = {}
+        self._named: set[tuple[str, str]] = set()  # routes whose replies have named the model asked for
 
     @property
     def quotas_are_shared(self) -> bool:
@@ -128,6 +130,7 @@ class Upstream:
             used = embedded.tokens
             rows = vectors.cut(embedded.vectors, batch.width)
             check_embedded(embedded, rows, batch, route)
+            self._check_name(route, embedded.upstream_model)
         except BaseException as error:
             failure = error
             ambiguous = isinstance(error, UpstreamError) and error.sent and status is None
@@ -160,6 +163,19 @@ class Upstream:
         metrics.succeeded(seconds)
         return rows, used
 
+    def _check_name(self, route: Route, told: str | None) -> None:
+        """A route that names the model asked for, and then another, has changed it. Raises UpstreamProtocolError.
+
+        Dates and owners around the name are no change; and who never names what was asked for tells nothing by it.
+        """
+        asked, key = route.upstream_model, (route.provider, route.upstream_model)
+        if told is None or route.any_model or route.expect_model is not None:
+            return
+        if told == asked:
+            self._named.add(key)
+        elif key in self._named and _bare(told) != _bare(asked):
+            raise UpstreamProtocolError("the reply is by another model than those before", code="upstream_wrong_model")
+
     def _metrics_of(self, route: Route) -> _RouteMetrics:
         key = (route.provider, route.upstream_model)
         if key not in self._metrics:
@@ -170,6 +186,15 @@ class Upstream:
         await self._lines.close()
         self._in_process.close()
         await self._wire.close()
+
+
+# A name's date or tag: -2026-11-01, @20240101, :latest.
+_DATE = re.compile(r"(?:[-@:.]v?\d{4,}[\d-]*|:latest)$")
+
+
+def _bare(model: str) -> str:
+    """A model's name without its owner and its date."""
+    return _DATE.sub("", model.rpartition("/")[2].lower())
 
 
 class _RouteMetrics:

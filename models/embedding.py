@@ -49,11 +49,14 @@ class Account:
     base_url: str
     api_key: str | None = field(default=None, repr=False)
     max_concurrency: int = 64
+    shares_places: bool = False  # max_concurrency is of all processes together; else of each, where there is no quota
     timeout_s: float = 60.0
     # Quotas, for each upstream model by itself; None: none is known.
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    expect_model: bool | str = False  # that its replies must name the model asked for (True), or this one
+    # That its replies must name the model asked for (True), or this one; False: any. None: no other, once they have
+    # named the one asked for.
+    expect_model: bool | str | None = None
     # A vector of zeros is else taken for a fault.
     allow_zero_vectors: bool = False
     # A text whose vector is asked for now and then: when it changes, so did the model behind the account's routes.
@@ -77,6 +80,7 @@ class Route:
     weight: int = 1
     tokenizer: str | None = None  # "cl100k", where it is at hand here; None: tokens are estimated
     expect_model: str | None = None  # the model that replies must name, where they name one
+    any_model: bool = False  # they may name any, and another one each time
 
     @property
     def provider(self) -> str:

@@ -21,8 +21,11 @@ UNKNOWN_PROCESSES = 4
 class Desk:
     """Asks and ends calls, in Redis where it can. The clock of its own book is the event loop's."""
 
-    def __init__(self, shared: Shared, name: str, *, most_under_way: int, slot_s: float) -> None:
+    def __init__(
+        self, shared: Shared, name: str, *, most_under_way: int, slot_s: float, shares_places: bool = False
+    ) -> None:
         self._shared = shared
+        self._shares_places = shares_places and shared.configured
         self._keys = script.keys_of(name)
         self._most_under_way = most_under_way
         self._slot_s = slot_s
@@ -43,6 +46,11 @@ class Desk:
     @property
     def limited(self) -> bool:
         return bool(self._shapes[0].rate or self._shapes[1].rate)
+
+    @property
+    def needed(self) -> bool:
+        """True where each call must be asked for: there is a quota, or places that all processes share."""
+        return self.limited or self._shares_places
 
     def gate_s(self) -> float:
         """Seconds until the gate opens, as far as this process knows; 0: it is open."""

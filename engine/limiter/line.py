@@ -44,7 +44,10 @@ UNPACED = Permit()
 
 
 class Line:
-    """Where there is a quota, or lately was a 429, each call is asked for at the desk. Else only places are counted."""
+    """Where there is a quota, or shared places, or lately was a 429, each call is asked for at the desk.
+
+    Elsewhere only this process's places are counted.
+    """
 
     def __init__(
         self, account: Account, model: str, desk: Desk, *, slot_prefix: str, tell: Callable[[str], None]
@@ -77,7 +80,7 @@ class Line:
 
     @property
     def paced(self) -> bool:
-        return self._desk.limited or (self._watched_until > 0.0 and time.monotonic() < self._watched_until)
+        return self._desk.needed or (self._watched_until > 0.0 and time.monotonic() < self._watched_until)
 
     def watch(self, seconds: float) -> None:
         """Ask at the desk for the next while: some process was answered 429."""
@@ -211,7 +214,7 @@ class Line:
         self._desk.keep_to(quota.of_tokens(tokens), quota.of_requests(requests))
         if self._learned is not None:
             self.learned_tokens_per_call = quota.largest_call(tokens, requests)
-        if self._desk.limited:
+        if self._desk.needed:
             self._door.send_elsewhere()
 
 

@@ -77,6 +77,7 @@ class Lines:
             f"{account.name}|{model}",
             most_under_way=account.max_concurrency,
             slot_s=account.timeout_s + SLOT_MARGIN_S,
+            shares_places=account.shares_places,
         )
         desk.share_among(self._processes)
         self._desks.append(desk)

@@ -45,6 +45,36 @@ def test_trouble_that_passes_is_tried_again(trouble: dict[str, object]) -> None:
     assert [call.success for call in flying.calls] == [False, False, True]
 
 
+def test_a_route_that_has_named_the_model_asked_for_names_no_other() -> None:
+    wire = FakeWire(up=fake({"when": {"call": 2}, "do": {"reply": "wrong_model"}}))
+    flying = flight(wire, alias(route()), 1)
+    for _ in range(2):
+        run(fly(flying, ["a"]))
+    assert [call.error for call in flying.calls] == [None, "upstream_wrong_model", None]
+
+
+@pytest.mark.parametrize("rule", [{"reply": "wrong_model"}, {}])
+def test_a_route_that_never_names_it_or_may_name_any_is_believed(rule: dict[str, object]) -> None:
+    """Many servers name what they please."""
+    wire = FakeWire(up=fake({"times": 2, "do": {"reply": "wrong_model"}}, {"do": rule}))
+    flying = flight(wire, alias(route(any_model=not rule)), 1)
+    for _ in range(4):
+        run(fly(flying, ["a"]))
+    assert len(flying.calls) == 4
+
+
+@pytest.mark.parametrize("told", ["Owner/{}", "{}-2026-11-01", "{}@20261101", "{}:latest"])
+def test_owners_dates_and_tags_are_no_other_model(told: str) -> None:
+    wire = FakeWire(up=fake())
+    flying = flight(wire, alias(route()), 1)
+    run(fly(flying, ["a"]))
+    renamed = orjson.dumps(told.format(MODEL))
+    wire.edit = lambda reply: dataclasses.replace(reply, body=reply.body.replace(orjson.dumps(MODEL), renamed))
+    run(fly(flying, ["a"]))
+    assert renamed in wire.edit(UpstreamReply(200, {}, orjson.dumps(MODEL))).body
+    assert [call.success for call in flying.calls] == [True, True]
+
+
 def test_the_third_failure_is_the_last() -> None:
     wire = FakeWire(up=fake({"do": {"status": 500}}))
     with pytest.raises(UpstreamUnavailable):
