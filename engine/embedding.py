@@ -142,9 +142,9 @@ async def _settle(flight: Flight, batch: Batch) -> bool:
     return False
 
 
-async def _land(flight: Flight, batch: Batch, trial: Trial) -> None:
-    """Embed the batch in one call, and hand over what came."""
-    rows, used, route = await _over_routes(flight, batch, trial)
+async def _land(flight: Flight, batch: Batch, trial: Trial, only: Route | None = None) -> Route:
+    """Embed the batch in one call, and hand over what came; the route that it came by."""
+    rows, used, route = await _over_routes(flight, batch, trial, only)
     count = len(batch.inputs)
     counted = batch.tokens if used is None else used
     if used is not None and batch.bytes:
@@ -153,12 +153,15 @@ async def _land(flight: Flight, batch: Batch, trial: Trial) -> None:
     TOKENS.labels(route.provider, route.upstream_model, flight.lane).inc(counted)
     INPUTS.labels(flight.lane, "vector").inc(count)
     flight.landed(Landed(batch.indexes, rows, None, counted, used is None, cost, route))
+    return route
 
 
-async def _over_routes(flight: Flight, batch: Batch, trial: Trial) -> tuple[Matrix, int | None, Route]:
-    """Try the fit routes in turn. Raises the error that leaves the most to be done about it."""
+async def _over_routes(
+    flight: Flight, batch: Batch, trial: Trial, only: Route | None
+) -> tuple[Matrix, int | None, Route]:
+    """Try the fit routes in turn, or one alone. Raises the error that leaves the most to be done about it."""
     failures: list[EmbedmillError] = []
-    for route in flight.router.candidates(flight.alias):
+    for route in flight.router.candidates(flight.alias) if only is None else (only,):
         if not can_take(route, batch):
             continue
         try:
@@ -229,7 +232,8 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
                 raise
             tries += 1
             trial.failed(flight.router.answers(flight.alias))
-            if tries >= trial.most or _is_suspect(flight, error, tries, trial) or flight.stopping is not None:
+            spent = trial.faults if trial.on_all else tries
+            if spent >= trial.most or _is_suspect(flight, error, trial) or flight.stopping is not None:
                 raise
             wait_s = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_S * 2 ** (tries + 1)))
             if error.retry_after_s is not None:
@@ -240,12 +244,12 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
             await asyncio.sleep(wait_s)
 
 
-def _is_suspect(flight: Flight, error: UpstreamError, tries: int, trial: Trial) -> bool:
+def _is_suspect(flight: Flight, error: UpstreamError, trial: Trial) -> bool:
     """True when the batch fails again and again, no accident, while its routes answer others: some input is poison."""
-    if tries < 2 or trial.most < TRIES_PER_ROUTE or not is_fault(error):
+    if trial.faults < 2 or trial.most < TRIES_PER_ROUTE or not is_fault(error):
         return False
     answers_others = flight.router.answers(flight.alias) > trial.heard
-    return answers_others and flight.router.by_chance(flight.alias, tries) < SUSPICION
+    return answers_others and flight.router.by_chance(flight.alias, trial.faults) < SUSPICION
 
 
 async def _search(flight: Flight, batch: Batch, error: UpstreamError, trial: Trial, *, before: int = -1) -> None:
@@ -271,17 +275,25 @@ class _Court:
     def __init__(self, flight: Flight, batch: Batch) -> None:
         self._flight = flight
         self._batch = batch
+        self._answering: Route | None = None
 
     async def send(self, positions: Sequence[int], most: int) -> UpstreamError | None:
         if self._flight.stopping is not None:
             raise self._flight.stopping
+        asked = planning.chosen(self._batch, positions)
+        # To halve a group on every route would find no more. Whoever stands alone is given each of them.
+        only = None if len(positions) == 1 else self._answering or self._first_for(asked)
         try:
-            await _land(self._flight, planning.chosen(self._batch, positions), Trial(most))
+            self._answering = await _land(self._flight, asked, Trial(most, on_all=True), only)
         except UpstreamError as error:
             if error.disposition is Disposition.SPLIT or is_fault(error):
                 return error
             raise
         return None
+
+    def _first_for(self, asked: Batch) -> Route | None:
+        routes = self._flight.router.candidates(self._flight.alias)
+        return next((route for route in routes if can_take(route, asked)), None)
 
     async def sentence(self, position: int, error: UpstreamError) -> None:
         await _sentence(self._flight, planning.chosen(self._batch, [position]), error)

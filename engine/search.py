@@ -36,6 +36,7 @@ class Trial:
     """How one batch fares: how often it may be tried on a route, and what else was heard since it first failed."""
 
     most: int
+    on_all: bool = False  # so often on all routes together, though once on each
     faults: int = 0
     heard: int = 0  # good answers of its routes by the time of its first fault
 

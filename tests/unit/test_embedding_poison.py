@@ -92,6 +92,17 @@ def test_inputs_that_a_healthy_route_fails_on_are_found_too(rule: dict[str, Any]
     assert len(flying.calls) <= bound(texts) + (4 if len(texts) < 32 else 0)
 
 
+@pytest.mark.parametrize("routes", [2, 3])
+@pytest.mark.parametrize("position", [0, 1, 63, 64, 100, 127])
+def test_to_search_on_one_route_is_enough(routes: int, position: int) -> None:
+    """Each is tried with the whole at first and with the guilty one in the end, and one with what is between."""
+    texts = ["poison" if i == position else f"text {i}" for i in range(128)]
+    hosts = {f"up{number}": fake(FAILED) for number in range(routes)}
+    flying = flight(FakeWire(**hosts), alias(*(route(host) for host in hosts)), 128)
+    check(run(beside_traffic(flying, texts)), texts, {position: "upstream_rejected"})
+    assert len(flying.calls) <= bound(texts) + 3 * (routes - 2)
+
+
 @pytest.mark.parametrize("position", [0, 1, 62, 63, 64, 99, 126, 127])
 def test_one_such_input_needs_no_traffic_beside_it(position: int) -> None:
     texts = ["poison" if i == position else f"text {i}" for i in range(128)]
