@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from engine.jobs.budget import raise_ceiling
-from engine.jobs.dispatch import dispatch
+from engine.jobs.dispatch import ring_soon
 from engine.jobs.locks import lock_shards
 from engine.jobs.read import find
 from engine.runtime import Runtime
@@ -67,8 +67,7 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
             .values(going_on(runtime))
         )
     if resumed.rowcount:
-        with contextlib.suppress(StorageUnavailable):  # the sweep dispatches too
-            await dispatch(runtime)
+        await ring_soon(runtime)
         return
     row = await find(runtime, project, job_id)
     if row.status not in RUNS:

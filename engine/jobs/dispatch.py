@@ -7,6 +7,7 @@ lets one ring at a time, on SQLite the write lock does.
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import logging
 from collections.abc import Sequence
@@ -20,11 +21,13 @@ from engine.jobs.locks import lock_jobs, lock_shards
 from engine.jobs.turns import PROJECTS, READY, line_of_projects, may_run
 from engine.runtime import Runtime
 from models.base import db_now
+from models.errors import StorageUnavailable
 from models.job import Job, Shard, ShardState
 from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.jobs")
 
+RING_PATIENCE_S = 0.2
 DUTY = 0x656D_0001  # the advisory lock's number
 RINGS_PER_SLOT = 2
 LEAST_WINDOW = 4
@@ -70,6 +73,24 @@ async def dispatch(runtime: Runtime) -> int:
             )
         return 0
     return len(rung)
+
+
+async def ring_soon(runtime: Runtime) -> asyncio.Task[None]:
+    """Dispatch, and wait a moment for it: no caller of ours waits for a slow broker, and the sweep dispatches too."""
+    ringing = asyncio.create_task(_dispatch_or_leave_it(runtime))
+    runtime.settling.add(ringing)
+    ringing.add_done_callback(runtime.settling.discard)
+    await asyncio.wait({ringing}, timeout=RING_PATIENCE_S)
+    return ringing
+
+
+async def _dispatch_or_leave_it(runtime: Runtime) -> None:
+    try:
+        await dispatch(runtime)
+    except StorageUnavailable:
+        log.warning("dispatch is left to the sweep")
+    except Exception:  # what was rung for is done, whatever became of the ring
+        log.exception("dispatch broke off")
 
 
 async def take_turn(runtime: Runtime) -> str | None:

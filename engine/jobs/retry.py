@@ -6,7 +6,6 @@ does it all, unless the job is no longer as it was read. So a crash leaves the j
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,13 +16,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.claim import settled_bits
 from engine.jobs.control import going_on
-from engine.jobs.dispatch import dispatch
+from engine.jobs.dispatch import ring_soon
 from engine.jobs.finish import add_error
 from engine.jobs.locks import AT_ONCE, lock_shards
 from engine.jobs.read import find
 from engine.runtime import Runtime
 from models.base import db_now
-from models.errors import Conflict, StorageUnavailable
+from models.errors import Conflict
 from models.job import InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState
 
 RETRIED = (JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED)
@@ -56,8 +55,7 @@ async def retry(runtime: Runtime, project: str, job_id: str) -> None:
         if not plan.reopened:
             raise Conflict("Every input that failed was refused when it arrived: trying it again would change nothing.")
         if await _reopen(runtime, job, plan):
-            with contextlib.suppress(StorageUnavailable):  # the sweep dispatches too
-                await dispatch(runtime)
+            await ring_soon(runtime)
             return
     raise Conflict("the job is being changed by others", should_retry=True)
 

@@ -24,7 +24,7 @@ from engine import failpoints
 from engine.corpus import Lines
 from engine.jobs import twins
 from engine.jobs.cutting import Cut, Cutter, Wanted
-from engine.jobs.dispatch import dispatch
+from engine.jobs.dispatch import ring_soon
 from engine.jobs.ending import end_early, forget
 from engine.jobs.finish import FINAL_STATUS, merge_errors
 from engine.jobs.turns import newcomer
@@ -35,7 +35,6 @@ from models.errors import Conflict, EmbedmillError, InvalidInput, StorageUnavail
 from models.job import UNDER_WAY, IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState
 
 log = logging.getLogger("embedmill.jobs")
-RING_PATIENCE_S = 0.2
 _PACK = msgspec.msgpack.Encoder()
 
 
@@ -196,21 +195,10 @@ class Intake:
         )
 
     async def _ring(self) -> None:
-        """Ring what waits. Nobody who hands in a job waits long for a slow broker: the sweep rings too."""
+        """Ring what waits, unless the broker is still taking its time over the last ring."""
         if self._ringing is not None and not self._ringing.done():
             return
-        self._ringing = asyncio.create_task(self._dispatch())
-        self._runtime.settling.add(self._ringing)
-        self._ringing.add_done_callback(self._runtime.settling.discard)
-        await asyncio.wait({self._ringing}, timeout=RING_PATIENCE_S)
-
-    async def _dispatch(self) -> None:
-        try:
-            await dispatch(self._runtime)
-        except StorageUnavailable:
-            log.warning("dispatch is left to the sweep", extra={"job_id": self.job_id})
-        except Exception:  # the job is there, whatever became of its rings
-            log.exception("dispatch broke off", extra={"job_id": self.job_id})
+        self._ringing = await ring_soon(self._runtime)
 
     async def _insert(self, connection: AsyncConnection, cut: Cut) -> None:
         """Write a shard, and the job itself before its first."""
