@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import io
 import logging
 import subprocess
@@ -88,14 +87,11 @@ def test_metrics_have_the_names_that_dashboards_know() -> None:
     } <= names
 
 
-def test_a_worker_removes_the_counters_of_those_that_were_killed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_removes_the_counters_of_those_that_were_killed(tmp_path: Path) -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
     left, lives, other = (tmp_path / name for name in (f"{METRICS_FOLDER}{ended.pid}-x", f"{METRICS_FOLDER}1-x", "x"))
     for folder in (left, lives, other):
         folder.mkdir()
-    monkeypatch.setattr(atexit, "register", lambda *_: None)
     own = Path(_folder_of_its_own(tmp_path))
     assert sorted(tmp_path.iterdir()) == sorted([lives, other, own])
