@@ -31,6 +31,7 @@ from models.errors import (
     UpstreamProtocolError,
     UpstreamRateLimited,
     UpstreamRejected,
+    UpstreamTimeout,
     UpstreamTooLarge,
 )
 
@@ -75,7 +76,12 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
         return
     second = next(queue, None)
     if second is None:  # most sync requests: no task, no group
-        await _settle(flight, first)
+        try:
+            await _settle(flight, first)
+        except UpstreamTimeout:
+            raise  # it had its time: a provider that hangs costs an attempt, whatever ended the wait for it
+        except EmbedmillError as error:
+            raise flight.stopping or error from None
         return
     ahead = [first, second]
 

@@ -111,14 +111,16 @@ class Line:
         left_s = deadline - time.monotonic()
         start_by = deadline - min(self._pulse.usual_s, left_s / 2)
         began = asyncio.get_running_loop().time()
+        may_start = False
         try:
             await Turn(self._lanes[interactive], permit.slot, permit.tokens, start_by, given_up, waits).take()
+            may_start = True
         except UpstreamRateLimited:
             self._refusals[interactive].inc()
             raise
         finally:
             if waits is not None:
-                waits.over(permit.slot)
+                waits.over(permit.slot, may_start=may_start)
         self._wait_seconds[interactive].observe(asyncio.get_running_loop().time() - began)
         return permit
 
