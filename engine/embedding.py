@@ -18,6 +18,7 @@ from engine.limiter.waits import Waits
 from engine.routing import Router, can_take
 from engine.search import SUSPICION, Search, Trial, is_fault
 from engine.sizes import UNLIMITED
+from engine.stop import Stop
 from engine.telemetry import INPUTS, TOKENS
 from engine.upstream import Upstream, Witness
 from models.embedding import Alias, Batch, Call, InputError, Landed, Matrix, Route
@@ -60,8 +61,12 @@ class Flight:
     calls: list[Call] = field(default_factory=list)
     # What its calls wait for: a job tells it to whoever polls.
     waits: Waits = field(default_factory=Waits)
-    # Set when a batch could not be settled: those in flight may land, no new one starts.
-    stopping: EmbedmillError | None = None
+    # Given when a batch could not be settled, or from outside: calls under way may land, no new one starts.
+    stop: Stop = field(default_factory=Stop)
+
+    @property
+    def stopping(self) -> EmbedmillError | None:
+        return self.stop.reason
 
 
 async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -> None:
@@ -93,7 +98,7 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
             try:
                 await _settle(flight, batch)
             except EmbedmillError as error:
-                flight.stopping = flight.stopping or error
+                flight.stop.give(error)
                 if flight.lane == INTERACTIVE:  # the answer is an error already: what else is under way is in vain
                     for task in lanes:
                         task.cancel()
@@ -167,6 +172,8 @@ async def _over_routes(flight: Flight, batch: Batch, trial: Trial) -> tuple[Matr
     for route in flight.router.candidates(flight.alias):
         if not can_take(route, batch):
             continue
+        if failures and flight.stopping is not None:
+            break
         try:
             rows, used = await _on_route(flight, batch, route, trial)
         except UpstreamError as error:
@@ -212,6 +219,7 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
     """Call one route, again where the error says that this may help. A rate limit costs no try: it only waits."""
     tries = 0
     while True:
+        flight.stop.check()
         try:
             answer = await flight.upstream.embed(
                 batch,
@@ -220,7 +228,7 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
                 calls=flight.calls,
                 witness=flight.witness,
                 interactive=flight.lane == INTERACTIVE,
-                given_up=lambda: flight.stopping is not None,
+                stop=flight.stop,
                 waits=flight.waits,
             )
             flight.router.answered(route, tries)
@@ -243,7 +251,9 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
                 wait_s = error.retry_after_s + random.uniform(0, 0.1 + error.retry_after_s / 10)
             if time.monotonic() + wait_s >= flight.deadline:
                 raise
-            await asyncio.sleep(wait_s)
+            await flight.stop.sleep(wait_s)
+            if flight.stopping is not None:
+                raise
 
 
 def _is_suspect(flight: Flight, error: UpstreamError, tries: int, trial: Trial) -> bool:

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from engine.embedding import INTERACTIVE, Flight, Gathered, embed
+from engine.jobs.lease import ToldToStop
 from models.embedding import Limits, Options
 from models.errors import (
     DeadlineExceeded,
@@ -76,6 +77,39 @@ def test_a_wait_past_the_deadline_is_not_begun() -> None:
     with pytest.raises(UpstreamRateLimited) as refused:
         run(fly(flight(wire, alias(route()), 1, seconds=20.0), ["a"]))
     assert len(wire.sent) == 1 and 30.0 <= (refused.value.retry_after_s or 0) <= 33.1
+
+
+async def stopped_after(flying: Flight, seconds: float, texts: list[str], concurrency: int = 4) -> float:
+    """Fly until a worker that stops says so; how long it took from there to the end."""
+    loop = asyncio.get_running_loop()
+    given_at: list[float] = []
+
+    def stop() -> None:
+        given_at.append(loop.time())
+        flying.stop.give(ToldToStop("the worker is stopping"))
+
+    loop.call_later(seconds, stop)
+    with pytest.raises(ToldToStop):
+        await fly(flying, texts, limits=ONE_EACH, concurrency=concurrency)
+    return loop.time() - given_at[0]
+
+
+@pytest.mark.parametrize("status", [503, 429])
+@pytest.mark.parametrize("hosts", [["up"], ["up", "other"]])
+def test_a_wait_ends_when_the_run_is_told_to_stop_and_no_call_follows_it(status: int, hosts: list[str]) -> None:
+    wire = FakeWire(**{host: fake({"do": {"status": status, "retry_after": 4}}) for host in hosts})
+    flying = flight(wire, alias(*(route(host, priority=place) for place, host in enumerate(hosts))), 1)
+    assert run(stopped_after(flying, 0.3, ["a"])) < 0.1
+    assert len(wire.sent) == 1
+
+
+def test_who_waits_for_a_place_leaves_when_the_run_is_told_to_stop() -> None:
+    wire = FakeWire(up=fake({"do": {"latency_ms": 2000}}))
+    narrow = route()
+    narrow = dataclasses.replace(narrow, account=dataclasses.replace(narrow.account, max_concurrency=1))
+    flying = flight(wire, alias(narrow), 3)
+    run(stopped_after(flying, 0.3, ["a", "b", "c"]))
+    assert len(wire.sent) == 1 and isinstance(flying.landed, Gathered) and len(flying.landed.parts) == 1
 
 
 def test_no_call_starts_after_the_deadline() -> None:
