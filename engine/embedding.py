@@ -7,6 +7,7 @@ differ only in their deadline, their lane, and in what they do with a partial fa
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from models.errors import (
     Disposition,
     EmbedmillError,
     UnsupportedParameter,
+    UpstreamAuthFailed,
     UpstreamError,
     UpstreamMisconfigured,
     UpstreamProtocolError,
@@ -185,7 +187,9 @@ async def _over_routes(flight: Flight, batch: Batch, trial: Trial) -> tuple[Matr
                 failures.append(_refused_options(own))
             else:
                 failures.append(error)
-                if error.disposition is Disposition.FAILOVER:
+                if isinstance(error, UpstreamAuthFailed):
+                    flight.router.refused(route)
+                elif error.disposition is Disposition.FAILOVER:
                     flight.router.cool_down(route)
             continue
         return rows, used, route
@@ -221,16 +225,7 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
     while True:
         flight.stop.check()
         try:
-            answer = await flight.upstream.embed(
-                batch,
-                route,
-                deadline=flight.deadline,
-                calls=flight.calls,
-                witness=flight.witness,
-                interactive=flight.lane == INTERACTIVE,
-                stop=flight.stop,
-                waits=flight.waits,
-            )
+            answer = await _call(flight, batch, route)
             flight.router.answered(route, tries)
             return answer
         except UpstreamError as error:
@@ -254,6 +249,24 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
             await flight.stop.sleep(wait_s)
             if flight.stopping is not None:
                 raise
+
+
+async def _call(flight: Flight, batch: Batch, route: Route) -> tuple[Matrix, int | None]:
+    call = functools.partial(
+        flight.upstream.embed,
+        batch,
+        route,
+        deadline=flight.deadline,
+        calls=flight.calls,
+        witness=flight.witness,
+        interactive=flight.lane == INTERACTIVE,
+        stop=flight.stop,
+        waits=flight.waits,
+    )
+    if flight.router.first_calls.is_open(route):
+        return await call()
+    async with flight.router.first_calls.turn(route, flight.deadline, flight.stop):
+        return await call()
 
 
 def _is_suspect(flight: Flight, error: UpstreamError, tries: int, trial: Trial) -> bool:

@@ -203,6 +203,36 @@ def test_what_becomes_of_siblings(lane: str, cancelled: int, landed: int) -> Non
     assert (wire.cancelled, len(flying.landed.parts), len(wire.sent)) == (cancelled, landed, 3)
 
 
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_credential_is_tried_by_one_call_for_all(status: int) -> None:
+    wire = FakeWire(up=fake({"do": {"status": status, "latency_ms": 200}}))
+    flying = flight(wire, alias(route()), 16)
+    with pytest.raises(UpstreamAuthFailed):
+        run(fly(flying, [str(i) for i in range(16)], limits=ONE_EACH, concurrency=16))
+    assert len(wire.sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "latest_s"),
+    [({"latency_ms": 100}, 0.2), ({"latency_ms": 9000}, 2.1), ({"status": 429, "retry_after": 1}, 3.0)],
+)
+def test_an_answer_that_is_no_refusal_lets_the_others_call_and_a_slow_one_too(
+    first: dict[str, object], latest_s: float
+) -> None:
+    wire = FakeWire(up=fake({"times": 1, "do": first}))
+    run(fly(flight(wire, alias(route()), 8), [str(i) for i in range(8)], limits=ONE_EACH, concurrency=8))
+    began = wire.sent_at[0]
+    assert len([at for at in wire.sent_at if at - began <= latest_s]) >= 8
+    assert len([at for at in wire.sent_at if at - began < 0.09]) == 1
+
+
+def test_a_first_call_without_an_answer_is_followed_by_another() -> None:
+    wire = FakeWire(up=fake({"times": 2, "do": {"fault": "close"}}))
+    flying = flight(wire, alias(route()), 8)
+    assert vectors_of(run(fly(flying, list("abcdefgh"), limits=ONE_EACH, concurrency=8))) == right(*"abcdefgh")
+
+
 def test_cancelling_embed_cancels_its_calls() -> None:
     async def cancel_in_the_middle(flying: Flight, wire: FakeWire) -> None:
         task = asyncio.create_task(fly(flying, ["slow 1", "slow 2"], limits=ONE_EACH))
