@@ -24,7 +24,6 @@ from engine.telemetry import INPUTS, TOKENS
 from engine.upstream import Upstream, Witness
 from models.embedding import Alias, Batch, Call, InputError, Landed, Matrix, Route
 from models.errors import (
-    DeadlineExceeded,
     Disposition,
     EmbedmillError,
     UnsupportedParameter,
@@ -376,40 +375,3 @@ def _refusal(alias: Alias, error: UpstreamError) -> InputError:
     if is_fault(error):
         return InputError("upstream_rejected", "the provider fails on this input, and on no other", True)
     return InputError("upstream_rejected", "the provider refused this input")
-
-
-class Gathered:
-    """A `landed` for callers who want everything at once: rows in input order, or the first refused input."""
-
-    def __init__(self, count: int, width: int) -> None:
-        self._count = count
-        self._width = width
-        self._parts: list[Landed] = []
-
-    def __call__(self, landed: Landed) -> None:
-        self._parts.append(landed)
-
-    @property
-    def parts(self) -> Sequence[Landed]:
-        return self._parts
-
-    def refused(self) -> tuple[int, InputError] | None:
-        """The lowest index without a vector, and why."""
-        bad = [(part.indexes[0], part.error) for part in self._parts if part.error is not None]
-        return min(bad, key=lambda pair: pair[0]) if bad else None
-
-    def rows(self) -> list[Matrix]:
-        """Vectors in input order, as the blocks they came in. Raises when an input has none: never a gap or a guess."""
-        if len(self._parts) == 1 and self._parts[0].vectors is not None:
-            blocks = [self._parts[0].vectors]
-        else:
-            rows: list[Matrix | None] = [None] * self._count
-            for part in self._parts:
-                if part.vectors is None:
-                    continue
-                for position, index in enumerate(part.indexes):
-                    rows[index] = part.vectors[position : position + 1]
-            blocks = [row for row in rows if row is not None]
-        if sum(len(block) for block in blocks) != self._count:
-            raise DeadlineExceeded("not every input got its vector")
-        return blocks

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.embedding import Flight, Gathered, embed
+from engine.embedding import Flight, embed
+from engine.gathered import Gathered
 from engine.planning import pack
 from engine.stop import Stop
 from models.embedding import InputError, Limits, Options

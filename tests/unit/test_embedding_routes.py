@@ -9,7 +9,8 @@ from decimal import Decimal
 import orjson
 import pytest
 
-from engine.embedding import INTERACTIVE, Flight, Gathered, embed
+from engine.embedding import INTERACTIVE, Flight, embed
+from engine.gathered import Gathered
 from engine.jobs.lease import ToldToStop
 from models.embedding import Limits, Options
 from models.errors import (
