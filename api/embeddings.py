@@ -20,7 +20,8 @@ from api.errors import CLIENT_GONE
 from api.guard import caller_of, runtime_of
 from api.schemas import EmbeddingRequest, decode
 from engine import planning, usage, vectors
-from engine.embedding import INTERACTIVE, Flight, Gathered, embed
+from engine.embedding import INTERACTIVE, Flight, embed
+from engine.gathered import Gathered
 from models.base import trace_id, usd_text
 from models.embedding import Alias, Call, Input, Matrix, Options, Route
 from models.errors import InputTooLong, InvalidInput, UnsupportedMediaType, UpstreamProtocolError

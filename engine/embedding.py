@@ -7,6 +7,7 @@ differ only in their deadline, their lane, and in what they do with a partial fa
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,19 +19,21 @@ from engine.limiter.waits import Waits
 from engine.routing import Router, can_take
 from engine.search import SUSPICION, Search, Trial, is_fault
 from engine.sizes import UNLIMITED
+from engine.stop import Stop
 from engine.telemetry import INPUTS, TOKENS
 from engine.upstream import Upstream, Witness
 from models.embedding import Alias, Batch, Call, InputError, Landed, Matrix, Route
 from models.errors import (
-    DeadlineExceeded,
     Disposition,
     EmbedmillError,
     UnsupportedParameter,
+    UpstreamAuthFailed,
     UpstreamError,
     UpstreamMisconfigured,
     UpstreamProtocolError,
     UpstreamRateLimited,
     UpstreamRejected,
+    UpstreamTimeout,
     UpstreamTooLarge,
 )
 
@@ -59,8 +62,12 @@ class Flight:
     calls: list[Call] = field(default_factory=list)
     # What its calls wait for: a job tells it to whoever polls.
     waits: Waits = field(default_factory=Waits)
-    # Set when a batch could not be settled: those in flight may land, no new one starts.
-    stopping: EmbedmillError | None = None
+    # Given when a batch could not be settled, or from outside: calls under way may land, no new one starts.
+    stop: Stop = field(default_factory=Stop)
+
+    @property
+    def stopping(self) -> EmbedmillError | None:
+        return self.stop.reason
 
 
 async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -> None:
@@ -75,7 +82,12 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
         return
     second = next(queue, None)
     if second is None:  # most sync requests: no task, no group
-        await _settle(flight, first)
+        try:
+            await _settle(flight, first)
+        except UpstreamTimeout:
+            raise  # it had its time: a provider that hangs costs an attempt, whatever ended the wait for it
+        except EmbedmillError as error:
+            raise flight.stopping or error from None
         return
     ahead = [first, second]
 
@@ -87,7 +99,7 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
             try:
                 await _settle(flight, batch)
             except EmbedmillError as error:
-                flight.stopping = flight.stopping or error
+                flight.stop.give(error)
                 if flight.lane == INTERACTIVE:  # the answer is an error already: what else is under way is in vain
                     for task in lanes:
                         task.cancel()
@@ -164,6 +176,8 @@ async def _over_routes(
     for route in flight.router.candidates(flight.alias) if only is None else (only,):
         if not can_take(route, batch):
             continue
+        if failures and flight.stopping is not None:
+            break
         try:
             rows, used = await _on_route(flight, batch, route, trial)
         except UpstreamError as error:
@@ -175,7 +189,9 @@ async def _over_routes(
                 failures.append(_refused_options(own))
             else:
                 failures.append(error)
-                if error.disposition is Disposition.FAILOVER:
+                if isinstance(error, UpstreamAuthFailed):
+                    flight.router.refused(route)
+                elif error.disposition is Disposition.FAILOVER:
                     flight.router.cool_down(route)
             continue
         return rows, used, route
@@ -209,17 +225,9 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
     """Call one route, again where the error says that this may help. A rate limit costs no try: it only waits."""
     tries = 0
     while True:
+        flight.stop.check()
         try:
-            answer = await flight.upstream.embed(
-                batch,
-                route,
-                deadline=flight.deadline,
-                calls=flight.calls,
-                witness=flight.witness,
-                interactive=flight.lane == INTERACTIVE,
-                given_up=lambda: flight.stopping is not None,
-                waits=flight.waits,
-            )
+            answer = await _call(flight, batch, route)
             flight.router.answered(route, tries)
             return answer
         except UpstreamError as error:
@@ -241,7 +249,27 @@ async def _on_route(flight: Flight, batch: Batch, route: Route, trial: Trial) ->
                 wait_s = error.retry_after_s + random.uniform(0, 0.1 + error.retry_after_s / 10)
             if time.monotonic() + wait_s >= flight.deadline:
                 raise
-            await asyncio.sleep(wait_s)
+            await flight.stop.sleep(wait_s)
+            if flight.stopping is not None:
+                raise
+
+
+async def _call(flight: Flight, batch: Batch, route: Route) -> tuple[Matrix, int | None]:
+    call = functools.partial(
+        flight.upstream.embed,
+        batch,
+        route,
+        deadline=flight.deadline,
+        calls=flight.calls,
+        witness=flight.witness,
+        interactive=flight.lane == INTERACTIVE,
+        stop=flight.stop,
+        waits=flight.waits,
+    )
+    if flight.router.first_calls.is_open(route):
+        return await call()
+    async with flight.router.first_calls.turn(route, flight.deadline, flight.stop):
+        return await call()
 
 
 def _is_suspect(flight: Flight, error: UpstreamError, trial: Trial) -> bool:
@@ -359,40 +387,3 @@ def _refusal(alias: Alias, error: UpstreamError) -> InputError:
     if is_fault(error):
         return InputError("upstream_rejected", "the provider fails on this input, and on no other", True)
     return InputError("upstream_rejected", "the provider refused this input")
-
-
-class Gathered:
-    """A `landed` for callers who want everything at once: rows in input order, or the first refused input."""
-
-    def __init__(self, count: int, width: int) -> None:
-        self._count = count
-        self._width = width
-        self._parts: list[Landed] = []
-
-    def __call__(self, landed: Landed) -> None:
-        self._parts.append(landed)
-
-    @property
-    def parts(self) -> Sequence[Landed]:
-        return self._parts
-
-    def refused(self) -> tuple[int, InputError] | None:
-        """The lowest index without a vector, and why."""
-        bad = [(part.indexes[0], part.error) for part in self._parts if part.error is not None]
-        return min(bad, key=lambda pair: pair[0]) if bad else None
-
-    def rows(self) -> list[Matrix]:
-        """Vectors in input order, as the blocks they came in. Raises when an input has none: never a gap or a guess."""
-        if len(self._parts) == 1 and self._parts[0].vectors is not None:
-            blocks = [self._parts[0].vectors]
-        else:
-            rows: list[Matrix | None] = [None] * self._count
-            for part in self._parts:
-                if part.vectors is None:
-                    continue
-                for position, index in enumerate(part.indexes):
-                    rows[index] = part.vectors[position : position + 1]
-            blocks = [row for row in rows if row is not None]
-        if sum(len(block) for block in blocks) != self._count:
-            raise DeadlineExceeded("not every input got its vector")
-        return blocks

@@ -11,12 +11,15 @@ from typing import Any
 import msgspec
 
 from engine import planning
+from engine.first_calls import FirstCalls
 from engine.health import RouteHealth
 from engine.sizes import RouteSizes
 from models.embedding import Alias, Batch, Limits, Route
 from models.errors import InvalidInput, NoRoute, RouteQuarantined, UnknownAlias
 
 COOL_DOWN_S = 20.0
+# After a credential was refused once, twice, … in a row: somebody must give us another, and that takes people a while.
+REFUSED_S = (20.0, 60.0, 300.0, 600.0)
 QUARANTINE_RETRY_S = 30.0
 FIELD = "providerOptions.gateway"
 
@@ -83,6 +86,8 @@ class Router:
 
     def __init__(self) -> None:
         self._unfit_until: dict[tuple[str, str], float] = {}
+        self._refusals: dict[tuple[str, str], int] = {}
+        self.first_calls = FirstCalls()
         # Account, upstream model and space of routes whose canary has changed; `engine/canary.py` keeps it.
         self.quarantined: frozenset[tuple[str, str, str]] = frozenset()
         self._health: dict[tuple[str, str], RouteHealth] = {}
@@ -112,14 +117,26 @@ class Router:
         return sorted(fit, key=lambda route: (route.priority, -(random.random() ** (1.0 / max(route.weight, 1)))))
 
     def cool_down(self, route: Route, seconds: float = COOL_DOWN_S) -> None:
-        """Leave the route out for a while: its credential, model or path was refused."""
+        """Leave the route out for a while: its model or path was refused."""
         self._unfit_until[_identity(route)] = time.monotonic() + seconds
+
+    def refused(self, route: Route) -> None:
+        """Leave the route out, for longer each time in a row: its credential was refused."""
+        self.first_calls.shut(route)
+        identity = _identity(route)
+        if self._unfit_until.get(identity, 0.0) > time.monotonic():
+            return  # told by a call that had started before
+        before = self._refusals.get(identity, 0)
+        self._refusals[identity] = before + 1
+        self.cool_down(route, REFUSED_S[min(before, len(REFUSED_S) - 1)])
 
     def answered(self, route: Route, faults: int) -> None:
         """The route answered well, after so many faults of the same call."""
         self.health(route).answered(faults)
         if self._unfit_until:
             self._unfit_until.pop(_identity(route), None)
+        if self._refusals:
+            self._refusals.pop(_identity(route), None)
 
     def health(self, route: Route) -> RouteHealth:
         identity = _identity(route)

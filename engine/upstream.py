@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,16 +13,13 @@ from engine import failpoints, vectors
 from engine.in_process import SCHEME, InProcess
 from engine.limiter.lines import Lines
 from engine.limiter.waits import Waits
+from engine.stop import Stop
 from engine.telemetry import AMBIGUOUS_CALLS, UPSTREAM_CALLS, UPSTREAM_SECONDS
 from models.base import trace_id
 from models.embedding import Account, Batch, Call, Matrix, Route
 from models.errors import DeadlineExceeded, UpstreamError, UpstreamProtocolError
 from providers.base import UpstreamReply, UpstreamRequest, check_embedded
 from providers.quota_hints import QuotaHint
-
-
-def _never() -> bool:
-    return False
 
 
 class Transport(Protocol):
@@ -93,18 +90,18 @@ class Upstream:
         calls: list[Call],
         witness: Witness | None = None,
         interactive: bool = True,
-        given_up: Callable[[], bool] = _never,
+        stop: Stop | None = None,
         waits: Waits | None = None,
     ) -> tuple[Matrix, int | None]:
         """Embed one batch on one route: rows of the wanted width in the batch's order, and tokens as told.
 
         Starts when the account's quota allows it, the interactive lane first. A call that was made is appended to
         `calls`, whatever became of it. Raises UpstreamError or DeadlineExceeded; where the quota lets it start only
-        after the deadline, UpstreamRateLimited before anything was sent.
+        after the deadline, UpstreamRateLimited before anything was sent. Once `stop` was given no call starts.
         """
         line = self._lines.of(route)
         permit = line.at_once() or await line.enter(
-            batch.tokens, interactive=interactive, deadline=deadline, given_up=given_up, waits=waits
+            batch.tokens, interactive=interactive, deadline=deadline, stop=stop, waits=waits
         )
         provider = providers.PROVIDERS[route.account.kind]
         started_at, clock = time.time(), time.perf_counter()
@@ -116,6 +113,8 @@ class Upstream:
         metrics = self._metrics_of(route)
         self.under_way += 1
         try:
+            if stop is not None:  # it may have been given with the permit, which is then given back
+                stop.check()
             asked = batch if route.narrowing == "native" else replace(batch, width=route.width)
             request = provider.request(asked, route)
             failpoints.hit("before_upstream")

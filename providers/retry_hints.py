@@ -17,35 +17,48 @@ UNIX_TIMES_FROM = 1e9  # a larger number of seconds is an instant
 
 
 def retry_after_s(headers: Mapping[str, str], message: str = "") -> float | None:
-    """Seconds to wait, within 0..120; None when nothing usable is said.
+    """Seconds to wait, more than 0 and at most 120; None when nothing usable is said.
 
     `retry-after-ms` wins over `retry-after`, as in OpenAI's own SDK; a date is read against the reply's own Date
-    header, because a provider must not need a clock.
+    header, because a provider must not need a clock. Who refuses and says "at once", or "some time ago", has said
+    nothing: obeyed, it would be asked as fast as it can refuse.
     """
+    hints = (
+        _in_milliseconds(headers),
+        _in_seconds_or_date(headers),
+        _in_words(message),
+        _until_reset(headers),
+    )
+    return next((min(seconds, CEILING_S) for seconds in hints if seconds is not None and seconds > 0), None)
+
+
+def _in_milliseconds(headers: Mapping[str, str]) -> float | None:
     milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return _clamp(milliseconds / 1000)
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def _in_seconds_or_date(headers: Mapping[str, str]) -> float | None:
     text = (headers.get("retry-after") or "").strip()
     seconds = _number(text)
-    if seconds is not None:
-        return _clamp(seconds)
-    if text:
-        duration = duration_s(text)
-        if duration is not None:
-            return _clamp(duration)
-        try:
-            then = parsedate_to_datetime(text)
-            return _clamp((then - parsedate_to_datetime(headers.get("date", ""))).total_seconds())
-        except (TypeError, ValueError):
-            pass
+    if seconds is None and text:
+        seconds = duration_s(text)
+    if seconds is not None or not text:
+        return seconds
+    try:
+        return (parsedate_to_datetime(text) - parsedate_to_datetime(headers.get("date", ""))).total_seconds()
+    except (TypeError, ValueError):
+        return None
+
+
+def _in_words(message: str) -> float | None:
     words = _IN_WORDS.search(message)
-    if words:
-        if words[1]:
-            return _clamp(duration_s(words[1].lower()) or 0.0)
-        unit = words[3].lower()
-        scale = _WORD_S.get(unit) or _WORD_S.get(unit.removesuffix("s"))
-        return None if scale is None else _clamp(float(words[2]) * scale)
-    return _until_reset(headers)
+    if not words:
+        return None
+    if words[1]:
+        return duration_s(words[1].lower())
+    unit = words[3].lower()
+    scale = _WORD_S.get(unit) or _WORD_S.get(unit.removesuffix("s"))
+    return None if scale is None else float(words[2]) * scale
 
 
 def _until_reset(headers: Mapping[str, str]) -> float | None:
@@ -53,7 +66,7 @@ def _until_reset(headers: Mapping[str, str]) -> float | None:
     spent = [kind for kind in ("requests", "tokens") if headers.get(f"x-ratelimit-remaining-{kind}", "").strip() == "0"]
     told = [headers.get(f"x-ratelimit-reset-{kind}") for kind in spent] or [headers.get("x-ratelimit-reset")]
     waits = [wait for text in told if (wait := _reset_s((text or "").strip(), headers.get("date", ""))) is not None]
-    return _clamp(max(waits)) if waits else None
+    return max(waits, default=None)
 
 
 def _reset_s(text: str, date: str) -> float | None:
@@ -82,7 +95,3 @@ def _number(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if value is not None and value == value else None
-
-
-def _clamp(seconds: float) -> float:
-    return min(max(seconds, 0.0), CEILING_S)

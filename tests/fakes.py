@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from engine import planning
-from engine.embedding import BULK, Flight, Gathered, embed
+from engine.embedding import BULK, Flight, embed
+from engine.gathered import Gathered
 from engine.routing import Router
 from engine.upstream import Upstream
 from models.embedding import Account, Alias, Input, Limits, Options, Route

@@ -18,6 +18,7 @@ from engine.jobs.record import fail_rest
 from engine.jobs.work import FirstsOutstanding
 from engine.runtime import Runtime
 from models.errors import (
+    DeadlineExceeded,
     EmbedmillError,
     RequestError,
     RouteQuarantined,
@@ -51,14 +52,15 @@ async def _give_back(runtime: Runtime, held: Claim, keeper: Keeper, error: Embed
     if not keeper.go_on:
         await let_go(runtime, held)
     elif isinstance(error, ToldToStop):
-        waiting_on = "fairness" if isinstance(error, GaveWay) else None
+        waiting_on = "fairness" if isinstance(error, GaveWay) else "quota" if held.waits.in_vain else None
         await claims.release(runtime, held, delay_s=0.0, spent=False, reason=error.message, waiting_on=waiting_on)
     elif isinstance(error, BudgetSpent):
         await wait_or_pause(runtime, held, error.needed_usd)
     elif isinstance(error, FirstsOutstanding):
         delay_s = random.uniform(0.5, 1.0)
         await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on=None)
-    elif isinstance(error, UpstreamRateLimited):
+    elif isinstance(error, UpstreamRateLimited) or (isinstance(error, DeadlineExceeded) and held.waits.in_vain):
+        # The provider was not asked, or said to come later: that it failed is not known.
         delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
         await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="quota")
     elif isinstance(error, RouteQuarantined):

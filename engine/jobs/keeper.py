@@ -166,5 +166,5 @@ class Keeper:
                 log.error("paid results were lost", extra={"job_id": self._held.job_id, "inputs": inputs})
 
     def _stop(self, reason: str) -> None:
-        if self.flight is not None and self.flight.stopping is None:
-            self.flight.stopping = EmbedmillError(reason)
+        if self.flight is not None:
+            self.flight.stop.give(EmbedmillError(reason))

@@ -188,7 +188,7 @@ async def _stop_when_draining(runtime: Runtime, flight: Flight) -> None:
 
 async def _stop_for_a_guest(runtime: Runtime, held: Claim, flight: Flight, until: float, receive: Receive) -> None:
     await give_way(runtime, held, until, receive)
-    flight.stopping = flight.stopping or GaveWay("gave way to a job that has had less")
+    flight.stop.give(GaveWay("gave way to a job that has had less"))
 
 
 async def _stop_when_unwanted(runtime: Runtime, held: Claim, keeper: Keeper, lease: Lease, flight: Flight) -> None:
@@ -199,4 +199,4 @@ async def _stop_when_unwanted(runtime: Runtime, held: Claim, keeper: Keeper, lea
 
 
 def _stop(flight: Flight, reason: str) -> None:
-    flight.stopping = flight.stopping or ToldToStop(reason)
+    flight.stop.give(ToldToStop(reason))

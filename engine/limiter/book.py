@@ -15,7 +15,7 @@ BUSY_ASK_S = 0.1  # when to ask again for one of the places under way
 PROBE_ASK_S = 0.25  # when to ask again while one call tries whether the provider answers again
 CUT = 0.7  # what trouble leaves of the places
 CUT_EVERY_S = 1.0  # the calls that meet the same trouble cut once
-BLIND_GATE_S = 1.0  # a 429 that says nothing: 1, 2, 4, … s
+BLIND_GATE_S = 1.0  # a 429 that says nothing: 1, 2, 4, … s; at the least, from the second in a row that says something
 BLIND_GATE_CAP_S = 60.0
 BULK_LEAVES = 8  # one place in so many is left to interactive calls
 
@@ -139,7 +139,7 @@ class Book:
             self.request_debt = max(self.request_debt, self.requests.burst)
         probing = self.shut and self.probe == end.slot
         if end.lesson is Lesson.LIMITED:
-            self._close(end, now)
+            self._close(end, now, probing=probing)
         elif probing and end.lesson in (Lesson.WELL, Lesson.SLOW, Lesson.ANSWERED):
             self.shut, self.strikes, self.probe = False, 0, ""
         elif probing:
@@ -155,11 +155,13 @@ class Book:
         places = int(self.places)
         return max(1, places if interactive else places - places // BULK_LEAVES)
 
-    def _close(self, end: End, now: float) -> None:
-        if now >= self.gate_until:
+    def _close(self, end: End, now: float, *, probing: bool) -> None:
+        if probing or not self.shut:  # others had started before the gate was closed: they tell nothing new
             self.strikes += 1
         blind_s = min(BLIND_GATE_CAP_S, BLIND_GATE_S * 2.0 ** (self.strikes - 1)) * (1 + end.jitter)
-        self.gate_until = max(self.gate_until, now + (blind_s if end.gate_s is None else end.gate_s))
+        # It was waited for as long as was told, and refused all the same: that word alone is not enough any more.
+        gate_s = blind_s if end.gate_s is None else max(end.gate_s, blind_s if self.strikes > 1 else 0.0)
+        self.gate_until = max(self.gate_until, now + gate_s)
         self.shut, self.probe, self.probe_until = True, "", 0.0
 
     def _drain(self, now: float) -> None:

@@ -7,6 +7,7 @@ import time
 from collections import deque
 
 from engine.limiter.book import CUT, CUT_EVERY_S, Lesson
+from engine.stop import Stop
 from models.errors import DeadlineExceeded
 
 
@@ -29,15 +30,15 @@ class Door:
         self.under_way += 1
         return True
 
-    async def wait(self, deadline: float) -> bool:
+    async def wait(self, deadline: float, stop: Stop) -> bool:
         """Wait for a place; False when it was not given one, but told to look elsewhere.
 
-        `deadline` is on time.monotonic(). Raises DeadlineExceeded.
+        `deadline` is on time.monotonic(). Raises DeadlineExceeded then, or once the stop is given.
         """
         mine: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._queue.append(mine)
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+            async with stop.within(deadline - time.monotonic()):
                 return await mine
         except BaseException as error:
             if mine.done() and not mine.cancelled():
@@ -47,6 +48,7 @@ class Door:
                 mine.cancel()
                 self._queue.remove(mine)
             if isinstance(error, TimeoutError):
+                stop.check()
                 raise DeadlineExceeded("too many calls to this provider are under way") from None
             raise
 

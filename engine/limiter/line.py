@@ -15,6 +15,7 @@ from engine.limiter.door import Door
 from engine.limiter.pulse import Pulse
 from engine.limiter.turn import Lane, Turn
 from engine.limiter.waits import Waits
+from engine.stop import Stop
 from engine.telemetry import GATES_CLOSED, PACING_REFUSALS, PACING_WAIT_SECONDS, PLACES
 from models.embedding import Account
 from models.errors import (
@@ -97,16 +98,17 @@ class Line:
         *,
         interactive: bool,
         deadline: float,
-        given_up: Callable[[], bool] = lambda: False,
+        stop: Stop | None = None,
         waits: Waits | None = None,
     ) -> Permit:
         """Wait for leave to make a call of so many estimated tokens. `deadline` is on time.monotonic().
 
         Raises UpstreamRateLimited, at once and saying how long, when the wait would pass the deadline; DeadlineExceeded
-        when it has passed for want of a place, or the wait is `given_up`.
+        when it has passed for want of a place, or the `stop` was given.
         """
+        stop = stop or Stop()
         while not self.paced:
-            if self._door.at_once() or await self._door.wait(deadline):
+            if self._door.at_once() or await self._door.wait(deadline, stop):
                 return UNPACED
         self._slots += 1
         permit = Permit(f"{self._slot_prefix}-{self._slots}", max(1.0, tokens * self._used_by_estimated))
@@ -114,14 +116,16 @@ class Line:
         left_s = deadline - time.monotonic()
         start_by = deadline - min(self._pulse.usual_s, left_s / 2)
         began = asyncio.get_running_loop().time()
+        may_start = False
         try:
-            await Turn(self._lanes[interactive], permit.slot, permit.tokens, start_by, given_up, waits).take()
+            await Turn(self._lanes[interactive], permit.slot, permit.tokens, start_by, stop, waits).take()
+            may_start = True
         except UpstreamRateLimited:
             self._refusals[interactive].inc()
             raise
         finally:
             if waits is not None:
-                waits.over(permit.slot)
+                waits.over(permit.slot, may_start=may_start)
         self._wait_seconds[interactive].observe(asyncio.get_running_loop().time() - began)
         return permit
 

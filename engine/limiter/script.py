@@ -163,10 +163,9 @@ local in_use = redis.call('ZCARD', KEYS[2])
 redis.call('ZREM', KEYS[2], slot)
 local probing = shut and probe == slot
 if lesson == 'limited' then
-  if now >= gate then strikes = strikes + 1 end
-  if gate_s < 0 then
-    gate_s = math.min({BLIND_GATE_CAP_S}, {BLIND_GATE_S} * 2 ^ (strikes - 1)) * (1 + tonumber(ARGV[7]))
-  end
+  if probing or not shut then strikes = strikes + 1 end
+  local blind_s = math.min({BLIND_GATE_CAP_S}, {BLIND_GATE_S} * 2 ^ (strikes - 1)) * (1 + tonumber(ARGV[7]))
+  if gate_s < 0 or (strikes > 1 and gate_s < blind_s) then gate_s = blind_s end
   gate, shut, probe, probe_until = math.max(gate, now + gate_s), true, '', 0
 elseif probing and (lesson == 'well' or lesson == 'slow' or lesson == 'answered') then
   shut, strikes, probe = false, 0, ''

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.limiter.book import Answer, Ask, End, Lesson, Verdict
 from engine.limiter.desk import Desk
 from engine.limiter.waits import Waits
+from engine.stop import Stop
 from models.errors import DeadlineExceeded, UpstreamRateLimited
 
-SLICE_S = 0.5  # nobody sleeps longer without looking whether the wait is still wanted
+SLICE_S = 0.5  # nobody sleeps longer without looking how long is left
 LEAST_PAUSE_S = 0.002
 
 
@@ -34,7 +34,7 @@ class Turn:
     slot: str
     tokens: float
     deadline: float  # for the start, on time.monotonic()
-    given_up: Callable[[], bool]
+    stop: Stop
     waits: Waits | None
 
     async def take(self) -> None:
@@ -42,9 +42,10 @@ class Turn:
         lane = self.lane
         self._check(lane.desk.gate_s())
         try:
-            async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
+            async with self.stop.within(self.deadline - time.monotonic()):
                 await lane.turn.acquire()
         except TimeoutError:
+            self.stop.check()
             raise self._turned_away(max(1.0, lane.desk.gate_s())) from None
         try:
             answer = await self._charged()
@@ -60,6 +61,7 @@ class Turn:
             if gate_s > 0:  # known here: nobody needs to be asked
                 await self._pause(Answer(Verdict.GATE, gate_s))
                 continue
+            self.stop.check()
             answer = await self.lane.desk.ask(self._ask(paid=False))
             if answer.verdict is Verdict.GO:
                 return answer
@@ -90,15 +92,14 @@ class Turn:
             free = self.lane.place_free
             free.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(answer.wait_s):
+                async with self.stop.within(answer.wait_s):
                     await free.wait()
             return
         # A little late, and not all processes in the same moment: the book leaves room for it.
-        await asyncio.sleep(min(SLICE_S, answer.wait_s + random.uniform(LEAST_PAUSE_S, 0.01)))
+        await self.stop.sleep(min(SLICE_S, answer.wait_s + random.uniform(LEAST_PAUSE_S, 0.01)))
 
     def _check(self, wait_s: float) -> None:
-        if self.given_up():
-            raise DeadlineExceeded("the wait for the provider's quota was given up")
+        self.stop.check()
         left_s = self.deadline - time.monotonic()
         if wait_s > left_s:
             raise self._turned_away(wait_s)

@@ -14,6 +14,8 @@ class Waits:
         self._began: dict[str, float] = {}
         self._next_at = 0.0
         self._held_up_until = 0.0
+        # True while the wait that ended last was ended by something else than its turn.
+        self.in_vain = False
 
     def waiting(self, slot: str, wait_s: float) -> None:
         """This call waits, and will ask again in so many seconds."""
@@ -21,8 +23,9 @@ class Waits:
         self._began.setdefault(slot, now)
         self._next_at = now + wait_s
 
-    def over(self, slot: str) -> None:
+    def over(self, slot: str, *, may_start: bool) -> None:
         now = time.monotonic()
+        self.in_vain = not may_start
         began = self._began.pop(slot, now)
         if now - began >= HELD_UP_S:
             self._held_up_until = now + HELD_UP_S

@@ -12,7 +12,8 @@ import orjson
 import pytest
 
 from engine import canary
-from engine.embedding import BULK, Flight, Gathered, embed
+from engine.embedding import BULK, Flight, embed
+from engine.gathered import Gathered
 from engine.jobs.read import find, job_object
 from engine.jobs.run import run_shard
 from engine.planning import limits_of, pack

@@ -113,7 +113,7 @@ async def test_redis_says_what_the_book_says(client: redis.asyncio.Redis, seed: 
         if under_way and rng.random() < 0.45:
             slot = under_way.pop(rng.randrange(len(under_way)))
             lesson = rng.choice([*Lesson, Lesson.WELL, Lesson.WELL, Lesson.WELL])
-            gate_s = rng.choice([None, 0.5, 3.0])
+            gate_s = rng.choice([None, 0.0, 0.05, 0.5, 3.0])
             change = rng.choice([0.0, -400.0, 200.0])
             end = End(slot, lesson, change, rng.choice([0.0, -1.0]), gate_s, rng.random(), rng.random() < 0.05)
             book.end(end, now)

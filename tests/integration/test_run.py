@@ -11,10 +11,13 @@ from sqlalchemy import select
 
 from engine import presence
 from engine.jobs import control, ending
+from engine.jobs.give_back import give_back
+from engine.jobs.keeper import Keeper
 from engine.jobs.read import find, job_object
 from engine.jobs.run import run_shard
 from engine.usage import UsageBuffer
 from models.base import new_id
+from models.errors import DeadlineExceeded
 from models.job import JobStatus, ShardState
 from models.usage import UsageRecord
 from providers.fake import fake_tokens, fake_vectors
@@ -77,6 +80,43 @@ async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(databas
     assert job["waiting_on"] == "quota"
     assert 60 < job["next_attempt_at"] - job["created_at"] < 200
     await store.close()
+
+
+@pytest.mark.parametrize("ended_by", ["budget", "drain"])
+async def test_one_batch_that_waits_for_quota_costs_no_attempt_when_its_worker_stops(
+    database_url: str, tmp_path: Path, ended_by: str
+) -> None:
+    """The gate opens within the flight's deadline, so the wait is worth it, until something else ends it."""
+    rule = "{do = {status = 429, retry_after = 8}}"
+    budget_s = 1.0 if ended_by == "budget" else 30.0
+    store = scripted(database_url, tmp_path, rule, shard_budget_s=budget_s, batch_inputs=10)
+    job_id = await store.submit()
+    lines = store.runtime.upstream._lines
+    running = asyncio.create_task(run_all(store, job_id))
+    async with asyncio.timeout(20):
+        while not any(lines.of(route).paced for route in store.routes):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    if ended_by == "drain":
+        store.runtime.draining.set()
+    await running
+    [shard] = (await checked(store, job_id)).shards
+    assert (shard.lease_until, shard.attempt) == (None, 0)
+    assert job_object(await find(store.runtime, "p", job_id))["waiting_on"] == "quota"
+    await store.close()
+
+
+@pytest.mark.parametrize(("waited", "attempt", "waiting_on"), [(True, 0, "quota"), (False, 1, "provider")])
+async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
+    store: Store, waited: bool, attempt: int, waiting_on: str
+) -> None:
+    job_id = await store.submit()
+    held = await store.claim((await store.shard_ids(job_id))[0])
+    assert held is not None
+    held.waits.waiting("slot", 1.0)
+    held.waits.over("slot", may_start=not waited)
+    await give_back(store.runtime, held, Keeper(store.runtime, held), DeadlineExceeded("too late"))
+    assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
+    assert job_object(await find(store.runtime, "p", job_id))["waiting_on"] == waiting_on
 
 
 async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database_url: str, tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.embedding import Flight, Gathered, embed
+from engine.embedding import Flight, embed
+from engine.gathered import Gathered
 from engine.planning import pack
+from engine.stop import Stop
 from models.embedding import InputError, Limits, Options
 from models.errors import EmbedmillError, UpstreamProtocolError, UpstreamUnavailable
 from providers.base import UpstreamReply
@@ -68,7 +70,7 @@ async def beside_traffic(flying: Flight, texts: list[str]) -> Gathered:
 
     async def others() -> None:
         while True:
-            beside = dataclasses.replace(flying, landed=Gathered(1, WIDTH), calls=[], stopping=None)
+            beside = dataclasses.replace(flying, landed=Gathered(1, WIDTH), calls=[], stop=Stop())
             try:
                 await fly(beside, ["beside"])
             except EmbedmillError:
@@ -158,7 +160,7 @@ def test_a_route_that_fails_at_random_condemns_nobody() -> None:
         flying = flight(FakeWire(up=upstream), alias(route()), len(texts))
         left = list(range(len(texts)))
         for _ in range(9):  # as many claims as a shard gets
-            flying = dataclasses.replace(flying, stopping=None)
+            flying = dataclasses.replace(flying, stop=Stop())
             batches = pack([texts[i] for i in left], left, Limits(inputs_per_call=128), WIDTH, Options())
             try:
                 run(embed(flying, batches, concurrency=4))

@@ -9,7 +9,9 @@ from decimal import Decimal
 import orjson
 import pytest
 
-from engine.embedding import INTERACTIVE, Flight, Gathered, embed
+from engine.embedding import INTERACTIVE, Flight, embed
+from engine.gathered import Gathered
+from engine.jobs.lease import ToldToStop
 from models.embedding import Limits, Options
 from models.errors import (
     DeadlineExceeded,
@@ -87,7 +89,18 @@ def test_a_rate_limit_is_waited_out_as_told_and_costs_no_try() -> None:
     assert vectors_of(run(fly(flight(wire, alias(route()), 1), ["a"]))) == right("a")
     pauses = [later - earlier for earlier, later in zip(wire.sent_at, wire.sent_at[1:], strict=False)]
     # Never sooner than told, and with jitter on top, so that not all come back in the same moment.
-    assert len(pauses) == 6 and all(5.0 <= pause <= 5.7 for pause in pauses) and len(set(pauses)) > 1
+    assert len(pauses) == 6 and all(pause >= 5.0 for pause in pauses)
+    assert all(pause <= 5.7 for pause in pauses[:2]) and pauses[0] != pauses[1]
+
+
+@pytest.mark.fault(24)
+@pytest.mark.parametrize("told", [0, -3, 0.01, "Wed, 21 Oct 2015 07:28:00 GMT"])
+def test_a_provider_that_refuses_and_says_at_once_is_not_hammered(told: float | str) -> None:
+    wire = FakeWire(up=fake({"times": 5, "do": {"status": 429, "retry_after": told}}))
+    assert vectors_of(run(fly(flight(wire, alias(route()), 1), ["a"]))) == right("a")
+    pauses = [later - earlier for earlier, later in zip(wire.sent_at, wire.sent_at[1:], strict=False)]
+    assert len(pauses) == 5 and all(pause >= least for pause, least in zip(pauses[1:], [2, 4, 8, 16], strict=True))
+    assert pauses[0] >= (told if told == 0.01 else 1.0)
 
 
 def test_a_wait_past_the_deadline_is_not_begun() -> None:
@@ -95,6 +108,39 @@ def test_a_wait_past_the_deadline_is_not_begun() -> None:
     with pytest.raises(UpstreamRateLimited) as refused:
         run(fly(flight(wire, alias(route()), 1, seconds=20.0), ["a"]))
     assert len(wire.sent) == 1 and 30.0 <= (refused.value.retry_after_s or 0) <= 33.1
+
+
+async def stopped_after(flying: Flight, seconds: float, texts: list[str], concurrency: int = 4) -> float:
+    """Fly until a worker that stops says so; how long it took from there to the end."""
+    loop = asyncio.get_running_loop()
+    given_at: list[float] = []
+
+    def stop() -> None:
+        given_at.append(loop.time())
+        flying.stop.give(ToldToStop("the worker is stopping"))
+
+    loop.call_later(seconds, stop)
+    with pytest.raises(ToldToStop):
+        await fly(flying, texts, limits=ONE_EACH, concurrency=concurrency)
+    return loop.time() - given_at[0]
+
+
+@pytest.mark.parametrize("status", [503, 429])
+@pytest.mark.parametrize("hosts", [["up"], ["up", "other"]])
+def test_a_wait_ends_when_the_run_is_told_to_stop_and_no_call_follows_it(status: int, hosts: list[str]) -> None:
+    wire = FakeWire(**{host: fake({"do": {"status": status, "retry_after": 4}}) for host in hosts})
+    flying = flight(wire, alias(*(route(host, priority=place) for place, host in enumerate(hosts))), 1)
+    assert run(stopped_after(flying, 0.3, ["a"])) < 0.1
+    assert len(wire.sent) == 1
+
+
+def test_who_waits_for_a_place_leaves_when_the_run_is_told_to_stop() -> None:
+    wire = FakeWire(up=fake({"do": {"latency_ms": 2000}}))
+    narrow = route()
+    narrow = dataclasses.replace(narrow, account=dataclasses.replace(narrow.account, max_concurrency=1))
+    flying = flight(wire, alias(narrow), 3)
+    run(stopped_after(flying, 0.3, ["a", "b", "c"]))
+    assert len(wire.sent) == 1 and isinstance(flying.landed, Gathered) and len(flying.landed.parts) == 1
 
 
 def test_no_call_starts_after_the_deadline() -> None:
@@ -186,6 +232,36 @@ def test_what_becomes_of_siblings(lane: str, cancelled: int, landed: int) -> Non
         run(fly(flying, ["slow 1", "slow 2", "bad", "never", "never", "never"], limits=ONE_EACH, concurrency=3))
     assert isinstance(flying.landed, Gathered)
     assert (wire.cancelled, len(flying.landed.parts), len(wire.sent)) == (cancelled, landed, 3)
+
+
+@pytest.mark.fault(27)
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_credential_is_tried_by_one_call_for_all(status: int) -> None:
+    wire = FakeWire(up=fake({"do": {"status": status, "latency_ms": 200}}))
+    flying = flight(wire, alias(route()), 16)
+    with pytest.raises(UpstreamAuthFailed):
+        run(fly(flying, [str(i) for i in range(16)], limits=ONE_EACH, concurrency=16))
+    assert len(wire.sent) == 1
+
+
+@pytest.mark.parametrize(
+    ("first", "latest_s"),
+    [({"latency_ms": 100}, 0.2), ({"latency_ms": 9000}, 2.1), ({"status": 429, "retry_after": 1}, 3.0)],
+)
+def test_an_answer_that_is_no_refusal_lets_the_others_call_and_a_slow_one_too(
+    first: dict[str, object], latest_s: float
+) -> None:
+    wire = FakeWire(up=fake({"times": 1, "do": first}))
+    run(fly(flight(wire, alias(route()), 8), [str(i) for i in range(8)], limits=ONE_EACH, concurrency=8))
+    began = wire.sent_at[0]
+    assert len([at for at in wire.sent_at if at - began <= latest_s]) >= 8
+    assert len([at for at in wire.sent_at if at - began < 0.09]) == 1
+
+
+def test_a_first_call_without_an_answer_is_followed_by_another() -> None:
+    wire = FakeWire(up=fake({"times": 2, "do": {"fault": "close"}}))
+    flying = flight(wire, alias(route()), 8)
+    assert vectors_of(run(fly(flying, list("abcdefgh"), limits=ONE_EACH, concurrency=8))) == right(*"abcdefgh")
 
 
 def test_cancelling_embed_cancels_its_calls() -> None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.embedding import Gathered
+from engine.gathered import Gathered
 from models.embedding import InputError, Limits, Options
 from models.errors import DeadlineExceeded, UpstreamProtocolError
 from providers.base import UpstreamReply, UpstreamRequest

@@ -192,14 +192,34 @@ def test_a_probe_whose_process_died_is_given_up_for_lost() -> None:
     assert paced.ask(ask("d"), START + 91.1).verdict is Verdict.GO
 
 
-def test_a_429_that_says_nothing_closes_the_gate_for_longer_each_time() -> None:
-    paced, now, closed_s = book(), START, []
+@pytest.mark.parametrize(
+    ("told_s", "closed_s"),
+    [
+        (None, [1, 2, 4, 8, 16, 32, 60, 60]),
+        (0.05, [0.05, 2, 4, 8, 16, 32, 60, 60]),  # believed once
+        (10.0, [10, 10, 10, 10, 16, 32, 60, 60]),
+    ],
+)
+def test_a_429_after_the_wait_that_it_named_closes_the_gate_for_longer_each_time(
+    told_s: float | None, closed_s: list[float]
+) -> None:
+    paced, now, seen_s = book(), START, []
     for strike in range(8):
-        paced.ask(ask(f"{strike}"), now)
-        paced.end(End(f"{strike}", Lesson.LIMITED), now)
-        closed_s.append(paced.gate_until - now)
+        assert paced.ask(ask(f"{strike}"), now).verdict is Verdict.GO
+        paced.end(End(f"{strike}", Lesson.LIMITED, gate_s=told_s), now)
+        seen_s.append(paced.gate_until - now)
         now = paced.gate_until
-    assert closed_s == pytest.approx([1, 2, 4, 8, 16, 32, 60, 60])
+    assert seen_s == pytest.approx(closed_s)
+
+
+def test_calls_that_had_started_before_the_gate_was_closed_do_not_make_it_longer() -> None:
+    paced = book()
+    slots = [f"{number}" for number in range(12)]
+    for slot in slots:
+        assert paced.ask(ask(slot), START).verdict is Verdict.GO
+    for number, slot in enumerate(slots):  # each is refused after the gate of the one before has opened
+        paced.end(End(slot, Lesson.LIMITED, gate_s=0.05), START + number / 10)
+    assert paced.gate_until == pytest.approx(START + 1.15)
 
 
 def test_places_shrink_with_trouble_once_a_second_and_grow_with_success() -> None:

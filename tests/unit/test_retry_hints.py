@@ -19,8 +19,8 @@ text_like = st.text("0123456789.:-+eE smhnaif,GMT", max_size=30)
         ({}, None),
         ({"retry-after": "3"}, 3.0),
         ({"retry-after": " 2.5 "}, 2.5),
-        ({"retry-after": "0"}, 0.0),
-        ({"retry-after": "-4"}, 0.0),
+        ({"retry-after": "0"}, None),
+        ({"retry-after": "-4"}, None),
         ({"retry-after": "86400"}, CEILING_S),
         ({"retry-after": "inf"}, CEILING_S),
         ({"retry-after": "nan"}, None),
@@ -29,11 +29,13 @@ text_like = st.text("0123456789.:-+eE smhnaif,GMT", max_size=30)
         ({"retry-after-ms": "250"}, 0.25),
         ({"retry-after-ms": "250", "retry-after": "9"}, 0.25),
         ({"retry-after-ms": "x", "retry-after": "9"}, 9.0),
+        ({"retry-after-ms": "0"}, None),
+        ({"retry-after-ms": "0", "retry-after": "9"}, 9.0),
         ({"retry-after": "20ms"}, 0.02),
         ({"retry-after": "1m2.5s"}, 62.5),
         ({"retry-after": "34s"}, 34.0),
         ({"retry-after": DATE, "date": "Wed, 21 Oct 2026 07:27:30 GMT"}, 30.0),
-        ({"retry-after": DATE, "date": "Wed, 21 Oct 2026 07:29:00 GMT"}, 0.0),
+        ({"retry-after": DATE, "date": "Wed, 21 Oct 2026 07:29:00 GMT"}, None),
         ({"retry-after": DATE}, None),
         ({"retry-after": DATE, "date": "today"}, None),
     ],
@@ -47,6 +49,7 @@ def test_headers(headers: dict[str, str], seconds: float | None) -> None:
     [
         ("Please try again in 2.812s. Visit the site.", 2.812),
         ("Please try again in 20ms.", 0.02),
+        ("Please try again in 0s.", None),
         ("Please try again in 6m0s.", 120.0),
         ("Please try again in 1m30.5s.", 90.5),
         ("Please retry after 7 seconds.", 7.0),
@@ -66,19 +69,20 @@ def test_words(message: str, seconds: float | None) -> None:
 
 def test_a_header_says_more_than_words() -> None:
     assert retry_after_s({"retry-after": "4"}, "try again in 9s") == 4.0
+    assert retry_after_s({"retry-after": "0"}, "try again in 9s") == 9.0
 
 
 @pytest.mark.fault(24)
 @given(st.dictionaries(st.sampled_from(["retry-after", "retry-after-ms", "date"]), text_like | st.text()), st.text())
 def test_whatever_is_said_the_wait_is_bounded(headers: dict[str, str], message: str) -> None:
     seconds = retry_after_s(headers, message)
-    assert seconds is None or 0.0 <= seconds <= CEILING_S
+    assert seconds is None or 0.0 < seconds <= CEILING_S
 
 
 @given(text_like)
 def test_try_again_in_anything(words: str) -> None:
     seconds = retry_after_s({}, f"Please try again in {words}")
-    assert seconds is None or 0.0 <= seconds <= CEILING_S
+    assert seconds is None or 0.0 < seconds <= CEILING_S
 
 
 @pytest.mark.parametrize(

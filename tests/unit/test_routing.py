@@ -82,6 +82,23 @@ def test_a_route_that_was_refused_is_left_out_until_it_recovers() -> None:
     assert [chosen.provider for chosen in router.candidates(ONE)] == ["a", "b", "c"]
 
 
+def test_a_refused_credential_is_left_alone_for_longer_each_time() -> None:
+    router, pauses = Router(), []
+    for _ in range(5):
+        router.refused(TWIN.routes[0])
+        router.refused(TWIN.routes[0])  # another call that was under way meets the same refusal
+        with pytest.raises(NoRoute) as raised:
+            router.candidates(TWIN)
+        pauses.append(raised.value.retry_after_s)
+        router._unfit_until.clear()  # the pause is over
+    assert pauses == pytest.approx([20.0, 60.0, 300.0, 600.0, 600.0], abs=1.0)
+    router.answered(TWIN.routes[0], 0)
+    router.refused(TWIN.routes[0])
+    with pytest.raises(NoRoute) as raised:
+        router.candidates(TWIN)
+    assert raised.value.retry_after_s == pytest.approx(20.0, abs=1.0)
+
+
 def test_without_any_fit_route_the_error_says_when_to_come_back() -> None:
     router = Router()
     for refused in ONE.routes:
