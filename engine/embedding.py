@@ -90,8 +90,10 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
             raise flight.stopping or error from None
         return
     ahead = [first, second]
+    hung: UpstreamTimeout | None = None
 
     async def lane() -> None:
+        nonlocal hung
         while flight.stopping is None:
             batch = ahead.pop(0) if ahead else next(queue, None)
             if batch is None:
@@ -99,6 +101,7 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
             try:
                 await _settle(flight, batch)
             except EmbedmillError as error:
+                hung = error if isinstance(error, UpstreamTimeout) else hung
                 flight.stop.give(error)
                 if flight.lane == INTERACTIVE:  # the answer is an error already: what else is under way is in vain
                     for task in lanes:
@@ -106,6 +109,8 @@ async def embed(flight: Flight, batches: Iterable[Batch], *, concurrency: int) -
 
     async with asyncio.TaskGroup() as group:
         lanes = [group.create_task(lane()) for _ in range(concurrency)]
+    if hung is not None and not any(call.success for call in flight.calls):
+        raise hung  # as above: else a provider that hangs for ever would be asked for ever
     if flight.stopping is not None:
         raise flight.stopping
 

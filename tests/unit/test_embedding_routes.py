@@ -77,6 +77,20 @@ def test_owners_dates_and_tags_are_no_other_model(told: str) -> None:
     assert [call.success for call in flying.calls] == [True, True]
 
 
+@pytest.mark.parametrize("first", ["answered", "hangs"])
+def test_a_provider_that_hangs_is_told_of_although_the_run_was_stopped(first: str) -> None:
+    """Else its shard would be given back unspent for ever. Where something was answered, the stop is what counts."""
+    wire = FakeWire(up=fake({"when": {"contains": "hangs"}, "do": {"fault": "hang"}}))
+    flying = flight(wire, alias(route(limits=ONE_EACH)), 4, seconds=200.0)
+
+    async def stopped() -> None:
+        asyncio.get_running_loop().call_later(5.0, flying.stop.give, ToldToStop("the time is over"))
+        await fly(flying, [first, "hangs 1", "hangs 2", "hangs 3"], concurrency=2)
+
+    with pytest.raises(ToldToStop if first == "answered" else UpstreamTimeout):
+        run(stopped())
+
+
 def test_the_third_failure_is_the_last() -> None:
     wire = FakeWire(up=fake({"do": {"status": 500}}))
     with pytest.raises(UpstreamUnavailable):
