@@ -22,7 +22,7 @@ settings.load_profile("shared machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     note_rows(items)
     for item in items:
-        if item.path.parent.name == "faults":
+        if item.path.parent.name == "faults" and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(240), append=False)
 
 
