@@ -318,7 +318,8 @@ def main() -> None:
     print(f"jobs {report.jobs}, inputs {verdict.inputs}, deaths of workers {report.kills}")
     print(f"sync calls: {dict(report.sync_statuses)}")
     print(f"lost {verdict.lost}, duplicated {verdict.duplicated}, misaligned {verdict.misaligned}")
-    print(f"duplicate ledger {verdict.duplicate_ledger}, upstream overhead {verdict.overhead:.2%}")
+    print(f"duplicate ledger {verdict.duplicate_ledger}, ledger wrong {verdict.unbalanced}")
+    print(f"upstream overhead {verdict.overhead:.2%}")
     print(f"worst recovery {report.worst_recovery_s:.1f} s")
     for breach in report.breaches:
         print(f"BREACH: {breach}")

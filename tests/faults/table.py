@@ -14,11 +14,11 @@ from typing import Any
 from tests.fault_report import NOT_DONE, ROWS
 
 BEGIN, END = "<!-- {name}: written by tests/faults/table.py -->", "<!-- end of {name} -->"
-COUNTS = ("lost", "duplicated", "misaligned", "duplicate_ledger")
+COUNTS = ("lost", "duplicated", "misaligned", "duplicate_ledger", "unbalanced")
 HEAD = (
-    "| row | fault | runs | inputs | lost | duplicated | misaligned | doubly charged | upstream overhead | "
-    "worst recovery | seeds |",
-    "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+    "| row | fault | runs | inputs | lost | duplicated | misaligned | doubly charged | ledger wrong | "
+    "upstream overhead | worst recovery | seeds |",
+    "|---:|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
 )
 
 
@@ -32,11 +32,12 @@ def table(runs: list[dict[str, Any]], rows: list[int]) -> list[str]:
         mine = by_row[row]
         if not mine:
             reason = NOT_DONE.get(row, "not in this run")
-            lines.append(f"| {row} | {ROWS[row]} | – | | | | | | | | {reason} |")
+            lines.append(f"| {row} | {ROWS[row]} | – | | | | | | | | | {reason} |")
             continue
         judged = [run["verdict"] for run in mine if "verdict" in run]
         inputs = sum(verdict["inputs"] for verdict in judged)
-        counts = [f"{sum(verdict[name] for verdict in judged)}" if judged else "" for name in COUNTS]
+        # Runs of before a count was made have none of it.
+        counts = [f"{sum(verdict.get(name, 0) for verdict in judged)}" if judged else "" for name in COUNTS]
         repeated = sum(verdict["repeated"] for verdict in judged)
         overhead = f"{repeated / inputs:.2%}" if inputs else ""
         times = [run["recovery_s"] for run in mine if "recovery_s" in run]
