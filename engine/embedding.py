@@ -293,13 +293,15 @@ async def _search(flight: Flight, batch: Batch, error: UpstreamError, trial: Tri
 async def _search_if_any_works(flight: Flight, batch: Batch, error: UpstreamError, trial: Trial) -> None:
     """Nothing else was heard of the routes, so nobody can tell poison from an outage: ask with one input, then search.
 
-    Raises the batch's own error when that one fails too. An outage costs no more than this call.
+    Raises the batch's own error when that one fails too. An outage costs no more than this call. Any input will do, and
+    another one each time: should it be the guilty one, the shard's next attempt hardly asks with it again.
     """
     before = flight.router.answers(flight.alias)
-    last = len(batch.inputs) - 1
-    if await _Court(flight, batch).send([last], 1) is not None:
+    asked = random.randrange(len(batch.inputs))
+    if await _Court(flight, batch).send([asked], 1) is not None:
         raise error
-    await _search(flight, planning.part(batch, 0, last), error, trial, before=before)
+    others = [position for position in range(len(batch.inputs)) if position != asked]
+    await _search(flight, planning.chosen(batch, others), error, trial, before=before)
 
 
 class _Court:

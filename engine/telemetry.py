@@ -37,7 +37,7 @@ UPSTREAM_SECONDS = Histogram(
 )
 AMBIGUOUS_CALLS = Counter(
     "embedmill_ambiguous_calls_total",
-    "Calls that were sent and never answered: the provider may have billed them",
+    "Calls that were sent and never answered, or cut off: the provider may have billed them",
     ["provider", "model"],
     registry=REGISTRY,
 )

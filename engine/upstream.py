@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ class Transport(Protocol):
 
 
 class Witness(Protocol):
-    """Whoever must know of each call before it is made."""
+    """Whoever must know of each call before it is made, and sees to it that one which is cut off is counted."""
 
     def sending(self, batch: Batch, route: Route) -> str:
         """The id of a call that is about to be sent. Raises EmbedmillError where none may start any more."""
@@ -110,6 +111,7 @@ class Upstream:
         hint: QuotaHint | None = None
         failure: BaseException | None = None
         call_id = ""
+        sent = False
         metrics = self._metrics_of(route)
         self.under_way += 1
         try:
@@ -120,6 +122,7 @@ class Upstream:
             failpoints.hit("before_upstream")
             if witness is not None:
                 call_id = witness.sending(batch, route)
+            sent = True
             reply = await self.send(request, deadline=deadline, timeout_s=route.account.timeout_s)
             status = reply.status
             hint = provider.quota(reply)
@@ -150,9 +153,11 @@ class Upstream:
                         id=call_id or trace_id("call"),
                     )
                 )
-                if calls[-1].ambiguous:
-                    AMBIGUOUS_CALLS.labels(route.provider, route.upstream_model).inc()
                 metrics.failed(error.code)
+            # A witness counts the calls that were cut off when it writes them down, and knows which those are.
+            is_cut_off = isinstance(error, asyncio.CancelledError) and witness is None and sent and status is None
+            if ambiguous or is_cut_off:
+                metrics.unanswered()
             raise
         finally:
             self.under_way -= 1
@@ -207,6 +212,9 @@ class _RouteMetrics:
     def succeeded(self, seconds: float) -> None:
         self._ok.inc()
         self._seconds.observe(seconds)
+
+    def unanswered(self) -> None:
+        AMBIGUOUS_CALLS.labels(*self._labels).inc()
 
     def failed(self, code: str) -> None:
         UPSTREAM_CALLS.labels(*self._labels, code).inc()

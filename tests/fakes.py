@@ -14,6 +14,7 @@ from engine import planning
 from engine.embedding import BULK, Flight, embed
 from engine.gathered import Gathered
 from engine.routing import Router
+from engine.telemetry import REGISTRY
 from engine.upstream import Upstream
 from models.embedding import Account, Alias, Input, Limits, Options, Route
 from models.errors import UpstreamTimeout, UpstreamUnavailable
@@ -107,6 +108,12 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """Run to the end without waiting. For code that uses no threads."""
     with asyncio.Runner(loop_factory=SkippingLoop) as runner:
         return runner.run(work)
+
+
+def unanswered_calls(provider: str, model: str = MODEL) -> float:
+    """What the metric of ambiguous calls has come to in this process."""
+    labels = {"provider": provider, "model": model}
+    return REGISTRY.get_sample_value("embedmill_ambiguous_calls_total", labels) or 0.0
 
 
 def route(host: str = "up", *, priority: int = 0, limits: Limits | None = None, **fields: Any) -> Route:

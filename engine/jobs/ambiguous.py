@@ -21,13 +21,13 @@ def unanswered(held: Claim) -> list[Call]:
 
 async def note(
     database: Database, connection: AsyncConnection, *, project: str, job_id: str, shard_id: str, calls: Sequence[Call]
-) -> int:
-    """Write down calls of a job that were never answered; how many were new. The order of locks: shard, then job.
+) -> list[Call]:
+    """Write down calls of a job that were never answered; those that were new. The order of locks: shard, then job.
 
     A call is known by its id: one that was written down before, by whomever, is not again.
     """
     if not calls:
-        return 0
+        return []
     rows = [
         {
             "id": call.id,
@@ -42,19 +42,20 @@ async def note(
         }
         for call in calls
     ]
-    statement = database.insert(AmbiguousCall).values(rows).on_conflict_do_nothing().returning(AmbiguousCall.inputs)
-    new = (await connection.execute(statement)).scalars().all()
+    statement = database.insert(AmbiguousCall).values(rows).on_conflict_do_nothing().returning(AmbiguousCall.id)
+    ids = set((await connection.execute(statement)).scalars())
+    new = [call for call in calls if call.id in ids]
     if new:
         await connection.execute(
             update(Job)
             .where(Job.id == job_id)
             .values(
                 ambiguous_calls=Job.ambiguous_calls + len(new),
-                ambiguous_inputs=Job.ambiguous_inputs + sum(new),
+                ambiguous_inputs=Job.ambiguous_inputs + sum(call.inputs for call in new),
                 version=Job.version + 1,
             )
         )
-    return len(new)
+    return new
 
 
 async def note_of(runtime: Runtime, connection: AsyncConnection, held: Claim) -> list[Call]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
+from collections.abc import Sequence
 
 from engine import flight_log
 from engine.flight_log import Note
 from engine.jobs import ambiguous
 from engine.jobs.claim import Claim
-from engine.jobs.under_way import UnderWay
+from engine.jobs.under_way import CUT_OFF, UnderWay
 from engine.runtime import Runtime
 from engine.telemetry import AMBIGUOUS_CALLS
 from models.embedding import Call
@@ -23,13 +24,14 @@ async def note_lost_calls(runtime: Runtime) -> int:
     """Write down the calls of dead processes; how many there were. Raises StorageUnavailable."""
     found = 0
     for left in flight_log.abandoned(runtime.flights.folder):
+        new: list[Call] = []
         try:
             by_shard: dict[tuple[str, str, str], list[Note]] = defaultdict(list)
             for note in left.notes:
                 by_shard[note.project, note.job_id, note.shard_id].append(note)
             for (project, job_id, shard_id), notes in by_shard.items():
                 async with runtime.database.write() as connection:
-                    found += await ambiguous.note(
+                    new += await ambiguous.note(
                         runtime.database,
                         connection,
                         project=project,
@@ -41,8 +43,8 @@ async def note_lost_calls(runtime: Runtime) -> int:
             left.let_go()  # a call is known by its id: to write it down again changes nothing
             raise
         left.forget()
-        for note in left.notes:
-            AMBIGUOUS_CALLS.labels(note.provider, note.upstream_model).inc()
+        _count(new)
+        found += len(new)
         if left.notes:
             log.warning("a worker died with calls under way", extra={"count": len(left.notes)})
     return found
@@ -54,7 +56,7 @@ async def note_unanswered(runtime: Runtime, held: Claim, under_way: UnderWay) ->
     if calls:
         try:
             async with runtime.database.write() as connection:
-                await ambiguous.note(
+                new = await ambiguous.note(
                     runtime.database,
                     connection,
                     project=held.project,
@@ -64,7 +66,14 @@ async def note_unanswered(runtime: Runtime, held: Claim, under_way: UnderWay) ->
                 )
         except StorageUnavailable:
             return
+        # The others came to an error, and were counted with it.
+        _count([call for call in new if call.error == CUT_OFF])
     under_way.clear()
+
+
+def _count(calls: Sequence[Call]) -> None:
+    for call in calls:
+        AMBIGUOUS_CALLS.labels(call.provider, call.upstream_model).inc()
 
 
 def _call(note: Note) -> Call:

@@ -15,13 +15,15 @@ from engine.jobs.claim import Claim
 from models.base import trace_id
 from models.embedding import Batch, Call, Landed, Route
 
+CUT_OFF = "cut_off"  # by a cancellation or a time limit; or its results could not be kept
+
 
 @dataclass(slots=True)
 class _Call:
     note: Note
     slot: int | None
     first_index: int
-    code: str = "cut_off"
+    code: str = CUT_OFF
 
 
 class UnderWay:
@@ -59,7 +61,7 @@ class UnderWay:
         if self._calls:
             safe = {index for part in parts for index in part.indexes}
             for call_id in [
-                key for key, call in self._calls.items() if call.first_index in safe and call.code == "cut_off"
+                key for key, call in self._calls.items() if call.first_index in safe and call.code == CUT_OFF
             ]:
                 self._flights.arrive(self._calls.pop(call_id).slot)
 

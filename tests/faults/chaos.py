@@ -17,22 +17,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import httpx
-import numpy as np
 import redis
 
 from engine.jobs.keeper import RECORD_INPUTS
-from providers.fake import fake_vectors
+from tests.faults.sync_calls import SyncCalls
 from tests.system.cluster import PostgresCluster
 from tests.system.holding import held_by, taken_over
 from tests.system.oracle import Verdict, check_history, check_secrets, check_strangers, corpus, judge, watch_history
-from tests.system.stack import LEASE_S, MODEL, UPSTREAM_MODEL, WIDTH, Stack
+from tests.system.stack import LEASE_S, Stack
 from tests.waiting import wait_until
 
 JOB_INPUTS = 6_000
@@ -44,6 +42,7 @@ SETTINGS = {"BATCH_INPUTS": f"{BATCH}", "SHARD_CONCURRENCY": f"{CALLS}", "SHARD_
 REPEATS_PER_DEATH = CALLS * BATCH + RECORD_INPUTS
 FAULT_EVERY_S = 2.5
 KILL_EVERY_S = 10.0
+CALL_TIMEOUT_S = 5.0
 KILLS = ("kill_worker", "freeze_child")
 OTHERS = ("kill_broker", "flush_broker", "restart_database", "terminate_worker", "terminate_api", "provider")
 PROVIDER = (
@@ -53,6 +52,10 @@ PROVIDER = (
     {"when": {"every": 4}, "do": {"fault": "reset"}},
     {"when": {"every": 4}, "do": {"fault": "truncate", "billed": False}},
     {"when": {"every": 9}, "do": {"fault": "hang"}, "times": 2},
+    # One process leaves the account alone for a while, the others go on.
+    {"do": {"status": 401}, "times": 1},
+    # The rest of the answer comes after the call's time is over.
+    {"when": {"every": 4}, "do": {"slow_body_ms": CALL_TIMEOUT_S * 1_600, "billed": False}, "times": 4},
     *(
         {"when": {"every": 4}, "do": {"reply": shape, "billed": False}, "times": 8}
         for shape in ("short", "shuffle", "duplicate_index", "nan", "html", "cut_json", "wrong_width")
@@ -92,7 +95,7 @@ class Report:
     events: list[str] = field(default_factory=list)
     kills: int = 0  # of processes that hold shards
     jobs: int = 0
-    sync_statuses: Counter[str] = field(default_factory=Counter)
+    sync_statuses: dict[str, int] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=Verdict)
     worst_recovery_s: float = 0.0
     breaches: list[str] = field(default_factory=list)
@@ -105,10 +108,10 @@ class Chaos:
         self._stack, self._cluster, self._report = stack, cluster, report
         self._stop = threading.Event()
         self._jobs: dict[str, list[str]] = {}
-        self._chance = random.Random(report.seed)
+        self._calls = SyncCalls(stack, report.seed)
 
     def run(self) -> None:
-        threads = [threading.Thread(target=self._feed), threading.Thread(target=self._call)]
+        threads = [threading.Thread(target=each) for each in (self._feed, self._call)]
         wait_until(self._progress_of_first, 30, what="the first results")
         for thread in threads:
             thread.start()
@@ -142,25 +145,7 @@ class Chaos:
                     self._submit()
 
     def _call(self) -> None:
-        number = 0
-        while not self._stop.wait(0.05):
-            number += 1
-            text = f"sync {self._report.seed} {number}"
-            try:
-                answer = httpx.post(
-                    f"{self._chance.choice([*self._stack.urls.values()])}/v1/embeddings",
-                    json={"model": MODEL, "input": text},
-                    headers=self._stack.headers,
-                    timeout=20,
-                )
-            except httpx.TransportError as error:
-                self._report.sync_statuses[type(error).__name__] += 1
-                continue
-            self._report.sync_statuses[str(answer.status_code)] += 1
-            if answer.status_code == 200:
-                got = np.array(answer.json()["data"][0]["embedding"], dtype="<f4")
-                if not np.array_equal(got, fake_vectors([text], WIDTH, UPSTREAM_MODEL)[0]):
-                    self._report.breaches.append(f"the sync call of {text!r} got another text's vector")
+        self._calls.go_on_until(self._stop)
 
     def _break_things(self) -> None:
         began = time.monotonic()
@@ -209,20 +194,23 @@ class Chaos:
         return self._until_progress()
 
     def _terminate_worker(self, choice: int) -> float:
-        return self._terminate(self._stack.workers[choice % len(self._stack.workers)])
-
-    def _terminate_api(self, choice: int) -> float:
-        return self._terminate([*self._stack.urls][choice % len(self._stack.urls)])
-
-    def _terminate(self, name: str) -> float:
+        name = self._stack.workers[choice % len(self._stack.workers)]
         self._stack.processes.terminate(name)
         self._stack.processes.start(name)
         return self._until_progress()
 
+    def _terminate_api(self, choice: int) -> float:
+        name = [*self._stack.urls][choice % len(self._stack.urls)]
+        with self._calls.ending(name):
+            self._stack.processes.terminate(name)
+            self._stack.processes.start(name)
+        return self._until_progress()
+
     def _provider(self, choice: int) -> float:
-        self._stack.script({"do": {"latency_ms": 100}}, PROVIDER[choice % len(PROVIDER)], seed=choice)
-        time.sleep(MISBEHAVES_S)
-        self._stack.latency(100)
+        with self._calls.misbehaving():
+            self._stack.script({"do": {"latency_ms": 100}}, PROVIDER[choice % len(PROVIDER)], seed=choice)
+            time.sleep(MISBEHAVES_S)
+            self._stack.latency(100)
         return self._until_progress()
 
     # What they have in common.
@@ -265,6 +253,8 @@ class Chaos:
     def _judge(self) -> None:
         report = self._report
         report.jobs = len(self._jobs)
+        report.sync_statuses = dict(self._calls.statuses)
+        report.breaches += self._calls.breaches
         for job_id, texts in self._jobs.items():
             report.verdict += judge(self._stack, job_id, texts)
             self._expect(lambda job_id=job_id, texts=texts: check_secrets(self._stack, job_id, texts))  # type: ignore[misc]
@@ -297,7 +287,7 @@ def run(seconds: float, seed: int) -> Report:
             settings=SETTINGS,
             workers=("worker", "worker-2"),
             apis=2,
-            call_timeout_s=5.0,
+            call_timeout_s=CALL_TIMEOUT_S,
         ) as stack,
     ):
         watch_history(stack)
@@ -316,9 +306,10 @@ def main() -> None:
     report = run(given.seconds, given.seed)
     verdict = report.verdict
     print(f"jobs {report.jobs}, inputs {verdict.inputs}, deaths of workers {report.kills}")
-    print(f"sync calls: {dict(report.sync_statuses)}")
+    print(f"sync calls: {report.sync_statuses}")
     print(f"lost {verdict.lost}, duplicated {verdict.duplicated}, misaligned {verdict.misaligned}")
-    print(f"duplicate ledger {verdict.duplicate_ledger}, upstream overhead {verdict.overhead:.2%}")
+    print(f"duplicate ledger {verdict.duplicate_ledger}, ledger wrong {verdict.unbalanced}")
+    print(f"upstream overhead {verdict.overhead:.2%}")
     print(f"worst recovery {report.worst_recovery_s:.1f} s")
     for breach in report.breaches:
         print(f"BREACH: {breach}")

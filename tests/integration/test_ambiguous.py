@@ -48,5 +48,5 @@ async def test_each_call_is_written_down_once(store: Store) -> None:
     assert [call.success for call in held.calls] == [True]
     async with store.runtime.database.write() as connection:  # as after a commit whose answer was lost
         about = {"project": "p", "job_id": job_id, "shard_id": held.shard_id}
-        assert await ambiguous.note(store.runtime.database, connection, **about, calls=calls) == 0
+        assert await ambiguous.note(store.runtime.database, connection, **about, calls=calls) == []
     assert await told(store, job_id) == {"calls": 2, "inputs": 4}

@@ -103,6 +103,7 @@ async def test_there_is_nothing_to_claim_of_what_is_unknown_done_cancelled_or_de
         assert await claims.claim(store.runtime, shard_id, "w") is None
 
 
+@pytest.mark.fault(44)
 async def test_the_heartbeat_tells_a_worker_that_its_job_was_cancelled(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
     await ending.cancel(store.runtime, "p", job_id)

@@ -142,6 +142,7 @@ async def test_an_intake_that_broke_off_in_a_pause_fails_the_job(store: Store) -
             await retry(store.runtime, "p", intake.job_id)
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize("status", JobStatus)
 async def test_what_may_be_asked_of_a_job_in_each_status(store: Store, status: JobStatus) -> None:
     if status == JobStatus.VALIDATING:

@@ -39,6 +39,7 @@ def some_lines(count: int) -> Lines:
     return lines
 
 
+@pytest.mark.fault(44)
 async def test_cancelling_a_job_that_nobody_works_on_ends_it_at_once(store: Store) -> None:
     job_id = await store.submit(30)
     await ending.cancel(store.runtime, "p", job_id)
@@ -48,6 +49,7 @@ async def test_cancelling_a_job_that_nobody_works_on_ends_it_at_once(store: Stor
     await ending.cancel(store.runtime, "p", job_id)
 
 
+@pytest.mark.fault(44)
 async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: Store) -> None:
     job_id = await store.submit(30)
     held = await store.claim((await store.shard_ids(job_id))[1])
@@ -61,6 +63,7 @@ async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: S
     assert sorted(truth.with_vector) == [10, 11, 12]
 
 
+@pytest.mark.fault(44)
 async def test_a_shard_that_ends_while_its_job_is_cancelling_ends_the_job(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
     await ending.cancel(store.runtime, "p", job_id)
@@ -69,6 +72,7 @@ async def test_a_shard_that_ends_while_its_job_is_cancelling_ends_the_job(store:
     assert await store.status(job_id) == JobStatus.CANCELLED
 
 
+@pytest.mark.fault(44)
 @pytest.mark.parametrize("errors", [0, 4, 10])
 async def test_a_finished_job_cannot_be_cancelled(store: Store, errors: int) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
@@ -82,6 +86,7 @@ async def test_a_finished_job_cannot_be_cancelled(store: Store, errors: int) -> 
     assert await store.job(job_id) == before
 
 
+@pytest.mark.fault(44)
 async def test_cancel_against_finish_ends_in_one_of_the_two(store: Store) -> None:
     other = store.another()
     for _ in range(4):
@@ -98,6 +103,7 @@ async def test_cancel_against_finish_ends_in_one_of_the_two(store: Store) -> Non
     await other.close()
 
 
+@pytest.mark.fault(44)
 async def test_a_job_cancelled_while_its_corpus_arrives_stays_cancelled(store: Store) -> None:
     async with store.receiving() as intake:
         await intake.add(some_lines(25))

@@ -15,7 +15,8 @@ from engine.jobs.run import run_shard
 from engine.jobs.sweep import sweep
 from models.base import db_now
 from models.job import AmbiguousCall, JobStatus
-from tests.integration.store import Store
+from tests.fakes import unanswered_calls
+from tests.integration.store import UPSTREAM_MODEL, Store
 
 
 @pytest.fixture
@@ -32,16 +33,22 @@ def left_by_a_dead_worker(folder: Path, job_id: str, count: int) -> None:
     log.close()
 
 
+def of_all_routes() -> float:
+    return sum(unanswered_calls(provider, UPSTREAM_MODEL) for provider in ("one", "two"))
+
+
 async def test_calls_of_the_dead_are_counted_once(store: Store, other: Store) -> None:
     job_id = await store.submit()
     folder = store.runtime.flights.folder
     left_by_a_dead_worker(folder, job_id, 3)
     left_by_a_dead_worker(folder, "a job that was deleted", 1)
+    counted = unanswered_calls("one")
     await asyncio.gather(sweep(store.runtime), sweep(other.runtime), note_lost_calls(other.runtime))
     await sweep(store.runtime)
     job = await store.job(job_id)
     assert (job.ambiguous_calls, job.ambiguous_inputs) == (3, 33)
     assert await store.count(AmbiguousCall) == 4
+    assert unanswered_calls("one") - counted == 4
     assert await store.count(AmbiguousCall, AmbiguousCall.reason == "worker_lost") == 4
     assert list(folder.iterdir()) == []
 
@@ -64,6 +71,7 @@ async def test_a_call_that_was_cut_off_is_ambiguous(database_url: str, tmp_path:
     store = store.another()
     job_id = await store.submit(8)
     [shard_id] = await store.shard_ids(job_id)
+    counted = of_all_routes()
     running = asyncio.create_task(run_shard(store.runtime, shard_id, "w"))
     async with asyncio.timeout(10):
         while (await store.job(job_id)).completed < 4:  # noqa: ASYNC110  # it is in the database
@@ -72,6 +80,21 @@ async def test_a_call_that_was_cut_off_is_ambiguous(database_url: str, tmp_path:
     await asyncio.wait({running})
     job = await store.job(job_id)
     assert (job.ambiguous_calls, job.ambiguous_inputs, job.completed) == (1, 4, 4)
+    assert of_all_routes() - counted == 1
     await store.set_shard(shard_id, next_run_at=db_now())
     await store.close()
     assert list((tmp_path / "flights").iterdir()) == []
+
+
+async def test_a_call_that_is_found_twice_is_counted_once(store: Store) -> None:
+    """Its process had written it down, and was killed before it could clear its note."""
+    job_id = await store.submit()
+    folder = store.runtime.flights.folder
+    left_by_a_dead_worker(folder, job_id, 1)
+    [log] = folder.iterdir()
+    copy = log.read_bytes()
+    counted = unanswered_calls("one")
+    assert await note_lost_calls(store.runtime) == 1
+    log.write_bytes(copy)
+    assert await note_lost_calls(store.runtime) == 0
+    assert unanswered_calls("one") - counted == 1

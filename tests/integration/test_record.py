@@ -170,6 +170,7 @@ async def test_the_rest_of_a_shard_fails_input_by_input(store: Store) -> None:
     assert await store.status(job_id) in FINISHED
 
 
+@pytest.mark.fault(44)
 async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Store) -> None:
     cancelled, removed = await store.submit(), await store.submit()
     for job_id in (cancelled, removed):
@@ -184,6 +185,7 @@ async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Stor
         assert not truth.runs and not truth.ledger
 
 
+@pytest.mark.fault(44)
 async def test_what_was_under_way_when_the_job_was_cancelled_still_lands(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
     await ending.cancel(store.runtime, "p", job_id)

@@ -146,6 +146,7 @@ async def test_a_provider_that_is_down_costs_attempts_and_then_the_inputs(databa
     await store.close()
 
 
+@pytest.mark.fault(44)
 async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: Path) -> None:
     store = scripted(database_url, tmp_path, "{do = {latency_ms = 800.0}}", heartbeat_s=0.2, shard_concurrency=1)
     job_id = await store.submit()

@@ -106,6 +106,7 @@ async def test_a_job_with_nothing_left_to_do_is_finished(store: Store, other: St
     assert (job.status, job.version) == (JobStatus.COMPLETED, version + 1)
 
 
+@pytest.mark.fault(44)
 async def test_a_cancel_that_was_cut_off_is_brought_to_its_end(store: Store, other: Store) -> None:
     job_id = await store.submit(30)
     first = (await store.shard_ids(job_id))[0]

@@ -81,14 +81,28 @@ class Truth:
         if expected is not None:
             self._check_vectors(expected)
 
+    @property
+    def inputs_in_ledger(self) -> int:
+        return sum(record.inputs for record in self.ledger)
+
+    def unbalanced(self) -> list[str]:
+        """Where the job's counters, its outcomes and its ledger do not say the same."""
+        job = self.job
+        assert job is not None
+        pairs = {
+            "inputs with a vector": (job.completed, len(self.with_vector)),
+            "inputs with an error": (job.failed, len(self.with_error)),
+            "inputs in the error summary": (sum(entry["count"] for entry in job.error_summary), job.failed),
+            "tokens": (job.prompt_tokens, self.tokens_in_ledger),
+            "cost": (job.cost_usd, self.cost_in_ledger),
+            "inputs in the ledger": (self.inputs_in_ledger, job.completed - job.deduplicated),
+        }
+        return [f"{what}: {one} and {other}" for what, (one, other) in pairs.items() if one != other]
+
     def _check_counters(self) -> None:
         job = self.job
         assert job is not None
-        assert (job.completed, job.failed) == (len(self.with_vector), len(self.with_error))
-        assert sum(entry["count"] for entry in job.error_summary) == job.failed
-        assert job.prompt_tokens == self.tokens_in_ledger
-        assert job.cost_usd == self.cost_in_ledger
-        assert sum(record.inputs for record in self.ledger) == job.completed - job.deduplicated
+        assert not self.unbalanced()
         assert job.open_shards == sum(shard.state in OPEN for shard in self.shards)
         assert job.ingested == sum(shard.count for shard in self.shards)
         assert (job.finished_at is not None) == (job.status in FINISHED)

@@ -9,7 +9,7 @@ measured by each test; I10, no manual step, holds because none is made.)
 from __future__ import annotations
 
 import io
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
@@ -46,6 +46,7 @@ class Verdict:
     duplicated: int = 0  # outcomes beyond the first
     misaligned: int = 0  # vectors of another text
     duplicate_ledger: int = 0  # inputs charged beyond the first time
+    unbalanced: int = 0  # figures of an ended job that differ: outcomes, counters, ledger, and the upstream's bill
     repeated: int = 0  # inputs that the upstream embedded, and billed, beyond the first time
 
     @property
@@ -54,7 +55,7 @@ class Verdict:
 
     @property
     def is_clean(self) -> bool:
-        return not (self.lost or self.duplicated or self.misaligned or self.duplicate_ledger)
+        return not (self.lost or self.duplicated or self.misaligned or self.duplicate_ledger or self.unbalanced)
 
     def __add__(self, other: Verdict) -> Verdict:
         return Verdict(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Verdict)))
@@ -73,15 +74,85 @@ def judge(stack: Stack, job_id: str, texts: Sequence[str], *, failed: Collection
         wanted = expected[run.first_index : run.first_index + run.count]
         misaligned += int((kept != wanted).any(axis=1).sum())
     wanted_vectors = set(range(len(texts))) - set(failed)
-    times = times_billed(stack, texts)
+    bill = Bill.of(stack, texts)
+    has_ended = truth.job.status in FINISHED
+    unbalanced = unbalanced_figures(truth, texts, bill) if has_ended else []
+    for figure in unbalanced:
+        print(f"{job_id}: {figure}")
     return Verdict(
         inputs=len(texts),
-        lost=len(texts) if truth.job.status not in FINISHED else len(wanted_vectors - set(outcomes)),
+        lost=len(wanted_vectors - set(outcomes)) if has_ended else len(texts),
         duplicated=sum((outcomes + refused).values()) - len(outcomes + refused),
         misaligned=misaligned,
-        duplicate_ledger=max(0, sum(record.inputs for record in truth.ledger) - len(outcomes)),
-        repeated=sum(times.values()) - len(times),
+        duplicate_ledger=max(0, truth.inputs_in_ledger - len({texts[index] for index in outcomes})),
+        unbalanced=len(unbalanced),
+        repeated=bill.repeated,
     )
+
+
+@dataclass(frozen=True)
+class Bill:
+    """What the upstream charges for the texts of one job. Twins are one text, which is embedded once."""
+
+    times: Counter[str]  # how often it embedded each text
+    tokens: int
+    # Calls of which a part may have been recorded after another call had brought the rest. Nobody but the upstream
+    # knows what each input of a call cost, so such a part is charged its share by number.
+    shared: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, stack: Stack, texts: Sequence[str]) -> Bill:
+        text_of = {input_hash(text, UPSTREAM_MODEL): text for text in texts}
+        lines = [line for line in stack.bill() if text_of.keys() & set(line["input_hashes"])]
+        calls = [[text_of[name] for name in line["input_hashes"] if name in text_of] for line in lines]
+        by_text: dict[str, set[int]] = defaultdict(set)
+        for number, call in enumerate(calls):
+            for text in call:
+                by_text[text].add(number)
+        shared = [
+            call
+            for number, call in enumerate(calls)
+            if any(not set(calls[other]) >= set(call) for text in call for other in by_text[text] - {number})
+        ]
+        times = Counter(text for call in calls for text in call)
+        return cls(times, sum(line["tokens"] for line in lines), shared)
+
+    @property
+    def repeated(self) -> int:
+        return sum(self.times.values()) - len(self.times)
+
+    @property
+    def doubt_tokens(self) -> int:
+        """By how much the ledger may differ from the tokens of what was recorded; 0 where no calls overlapped."""
+        return sum(_most_off_by_number([fake_tokens(text) for text in call]) for call in self.shared)
+
+
+def _most_off_by_number(tokens: Sequence[int]) -> int:
+    """How wrong the share by number can be, whichever part of a call it is for: the dearest or the cheapest inputs."""
+    mean = sum(tokens) / len(tokens)
+    off = np.cumsum(np.sort(np.asarray(tokens, dtype=float)) - mean)
+    return int(np.ceil(np.abs(off).max() + 0.5))
+
+
+def unbalanced_figures(truth: Truth, texts: Sequence[str], bill: Bill) -> list[str]:
+    """What does not add up in a job that has ended: outcomes, counters, ledger and the upstream's bill (I4)."""
+    found = truth.unbalanced()
+    embedded = {texts[index] for index in truth.with_vector}
+    if truth.inputs_in_ledger != len(embedded):
+        found.append(f"the ledger is of {truth.inputs_in_ledger} inputs, and {len(embedded)} texts have vectors")
+    tokens, in_ledger, doubt = sum(map(fake_tokens, embedded)), truth.tokens_in_ledger, bill.doubt_tokens
+    if abs(in_ledger - tokens) > doubt:
+        found.append(f"the ledger is of {in_ledger} tokens, and the vectors' texts have {tokens}, give or take {doubt}")
+    # Each share's tokens are rounded to whole ones, its cost is not.
+    usd_per_token = Decimal(PRICE) / 1_000_000
+    if abs(truth.cost_in_ledger - in_ledger * usd_per_token) > usd_per_token * len(bill.shared):
+        found.append(f"the ledger's cost of {truth.cost_in_ledger} USD is not that of {in_ledger} tokens")
+    if unknown := len(embedded - bill.times.keys()):
+        found.append(f"{unknown} texts have vectors that the upstream was never asked for")
+    asked = sum(times * fake_tokens(text) for text, times in bill.times.items())
+    if bill.tokens != asked or in_ledger > bill.tokens + doubt:
+        found.append(f"the bill is of {bill.tokens} tokens, for {asked}, and {in_ledger} were charged")
+    return found
 
 
 def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: int = 0) -> Verdict:
@@ -104,32 +175,10 @@ def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: 
     truth = read_truth(stack, job_id)
     truth.check(lambda indexes: expected[indexes[0] : indexes[-1] + 1])
     assert sorted(truth.with_vector) == list(range(count))
-    assert truth.tokens_in_ledger == sum(tokens)
-    _check_bill(stack, texts, tokens, truth.tokens_in_ledger, processes_killed)
     verdict = judge(stack, job_id, texts)
     assert verdict.is_clean, verdict
+    assert verdict.repeated <= processes_killed * REPEATS_PER_KILL, f"{verdict.repeated} inputs were embedded again"
     return verdict
-
-
-def times_billed(stack: Stack, texts: Sequence[str]) -> Counter[int]:
-    """How often the upstream embedded each of the texts."""
-    index_of = {input_hash(text, UPSTREAM_MODEL): index for index, text in enumerate(texts)}
-    times: Counter[int] = Counter()
-    for call in stack.bill():
-        times.update(index_of[name] for name in call["input_hashes"] if name in index_of)
-    return times
-
-
-def _check_bill(
-    stack: Stack, texts: Sequence[str], tokens: Sequence[int], in_ledger: int, processes_killed: int
-) -> None:
-    index_of = {input_hash(text, UPSTREAM_MODEL): index for index, text in enumerate(texts)}
-    billed_tokens = sum(call["tokens"] for call in stack.bill() if call["input_hashes"][0] in index_of)
-    times = times_billed(stack, texts)
-    assert len(times) == len(texts), "an input has a vector that nobody was asked for"
-    repeated = sum(times.values()) - len(texts)
-    assert billed_tokens - in_ledger == sum((n - 1) * tokens[index] for index, n in times.items())
-    assert repeated <= processes_killed * REPEATS_PER_KILL, f"{repeated} inputs were embedded again"
 
 
 def read_truth(stack: Stack, job_id: str) -> Truth:

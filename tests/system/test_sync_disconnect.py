@@ -41,6 +41,11 @@ def sync_inputs(stack: Stack) -> int:
     return int(stack.query("SELECT coalesce(sum(inputs), 0) FROM usage WHERE lane = 'interactive'")[0][0])
 
 
+def unanswered_calls(stack: Stack) -> float:
+    lines = stack.api.get("/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("embedmill_ambiguous_calls_total{"))
+
+
 async def call_and_hang_up(stack: Stack, texts: list[str]) -> None:
     async with httpx.AsyncClient(base_url=stack.url, headers=stack.headers, trust_env=False) as client:
         calls_before = stack.stats()["calls"]
@@ -65,6 +70,7 @@ def test_hanging_up_cancels_the_upstream_call_and_leaks_nothing(stack: Stack) ->
     wait_until(lambda: sync_inputs(stack) == before + 1, 10, what="the ledger of the first call")
     files = open_files(stack)
     stack.latency(LATENCY_S * 1000)
+    unanswered = unanswered_calls(stack)
     billed, in_ledger = len(stack.bill()), sync_inputs(stack)
     asyncio.run(call_and_hang_up(stack, [f"hung up {number}" for number in range(CALLERS)]))
     wait_until(lambda: connections_to_fake(stack) == 0, LATENCY_S / 2, what="the calls' cancellation")
@@ -73,6 +79,7 @@ def test_hanging_up_cancels_the_upstream_call_and_leaks_nothing(stack: Stack) ->
     wait_until(lambda: stack.stats()["in_flight"] == 0, LATENCY_S + 5, what="the end of the fake's calls")
     calls = stack.bill()[billed:]
     assert [call["caller_gone"] for call in calls] == [True] * CALLERS
+    assert unanswered_calls(stack) - unanswered == CALLERS
     # Nobody is charged for an answer that never came.
     stack.latency(0)
     stack.api.post("/v1/embeddings", json={"model": MODEL, "input": "after"}).raise_for_status()

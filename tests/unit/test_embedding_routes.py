@@ -24,7 +24,7 @@ from models.errors import (
 )
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import FakeUpstream, fake_vectors
-from tests.fakes import MODEL, WIDTH, FakeWire, alias, fake, flight, fly, route, run
+from tests.fakes import MODEL, WIDTH, FakeWire, alias, fake, flight, fly, route, run, unanswered_calls
 
 ONE_EACH = Limits(inputs_per_call=1)
 
@@ -167,9 +167,29 @@ def test_no_call_starts_after_the_deadline() -> None:
 def test_an_upstream_that_hangs_is_left_at_the_deadline() -> None:
     wire = FakeWire(up=fake({"do": {"fault": "hang"}}))
     flying = flight(wire, alias(route()), 1, seconds=0.05)
+    counted = unanswered_calls("up")
     with pytest.raises((UpstreamTimeout, DeadlineExceeded)):
         run(fly(flying, ["a"]))
     assert all(call.ambiguous and not call.success for call in flying.calls) and flying.calls
+    assert unanswered_calls("up") - counted == len(flying.calls)
+
+
+@pytest.mark.parametrize(("trouble", "unanswered"), [({"fault": "hang"}, 1), ({"status": 503, "retry_after": 30}, 0)])
+def test_a_caller_who_hangs_up_leaves_what_was_not_answered_ambiguous(
+    trouble: dict[str, object], unanswered: int
+) -> None:
+    wire = FakeWire(up=fake({"do": trouble}))
+
+    async def hang_up() -> None:
+        flying = asyncio.create_task(fly(flight(wire, alias(route()), 1, lane=INTERACTIVE), ["a"]))
+        await asyncio.wait({flying}, timeout=1.0)
+        flying.cancel()
+        await asyncio.wait({flying})
+
+    counted = unanswered_calls("up")
+    run(hang_up())
+    assert len(wire.sent) == 1
+    assert unanswered_calls("up") - counted == unanswered
 
 
 @pytest.mark.parametrize(
