@@ -293,15 +293,18 @@ async def _search(flight: Flight, batch: Batch, error: UpstreamError, trial: Tri
 async def _search_if_any_works(flight: Flight, batch: Batch, error: UpstreamError, trial: Trial) -> None:
     """Nothing else was heard of the routes, so nobody can tell poison from an outage: ask with one input, then search.
 
-    Raises the batch's own error when that one fails too. An outage costs no more than this call. Any input will do, and
-    another one each time: should it be the guilty one, the shard's next attempt hardly asks with it again.
+    Asks with a second one when that fails, for it may be the guilty one. Raises the batch's own error when both do: an
+    outage costs no more than these two calls. Which two is up to chance, so that two who are guilty are not asked with
+    at each attempt of their shard.
     """
     before = flight.router.answers(flight.alias)
-    asked = random.randrange(len(batch.inputs))
-    if await _Court(flight, batch).send([asked], 1) is not None:
-        raise error
-    others = [position for position in range(len(batch.inputs)) if position != asked]
-    await _search(flight, planning.chosen(batch, others), error, trial, before=before)
+    count = len(batch.inputs)
+    for asked in random.sample(range(count), min(count, 2)):
+        if await _Court(flight, batch).send([asked], 1) is None:
+            others = [position for position in range(count) if position != asked]
+            await _search(flight, planning.chosen(batch, others), error, trial, before=before)
+            return
+    raise error
 
 
 class _Court:
