@@ -92,7 +92,8 @@ def test_a_caller_who_hangs_up_leaves_what_was_not_answered_ambiguous(
 
     async def hang_up() -> None:
         flying = asyncio.create_task(fly(flight(wire, alias(route()), 1, lane=INTERACTIVE), ["a"]))
-        await asyncio.sleep(1.0)
+        while not wire.sent or wire.in_flight != unanswered:  # noqa: ASYNC110  # nobody is told of either
+            await asyncio.sleep(0.01)
         flying.cancel()
         await asyncio.wait({flying})
 
