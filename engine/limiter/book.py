@@ -15,7 +15,8 @@ BUSY_ASK_S = 0.1  # when to ask again for one of the places under way
 PROBE_ASK_S = 0.25  # when to ask again while one call tries whether the provider answers again
 CUT = 0.7  # what trouble leaves of the places
 CUT_EVERY_S = 1.0  # the calls that meet the same trouble cut once
-BLIND_GATE_S = 1.0  # a 429 that says nothing: 1, 2, 4, … s; at the least, from the second in a row that says something
+BLIND_GATE_S = 1.0  # a 429 that says nothing: 1, 2, 4, … s
+AGAIN_GATE_CAP_S = 4.0  # so much of that, from the second in a row on, where less is said
 BLIND_GATE_CAP_S = 60.0
 BULK_LEAVES = 8  # one place in so many is left to interactive calls
 
@@ -160,7 +161,8 @@ class Book:
             self.strikes += 1
         blind_s = min(BLIND_GATE_CAP_S, BLIND_GATE_S * 2.0 ** (self.strikes - 1)) * (1 + end.jitter)
         # It was waited for as long as was told, and refused all the same: that word alone is not enough any more.
-        gate_s = blind_s if end.gate_s is None else max(end.gate_s, blind_s if self.strikes > 1 else 0.0)
+        again_s = min(blind_s, AGAIN_GATE_CAP_S) if self.strikes > 1 else 0.0
+        gate_s = blind_s if end.gate_s is None else max(end.gate_s, again_s)
         self.gate_until = max(self.gate_until, now + gate_s)
         self.shut, self.probe, self.probe_until = True, "", 0.0
 

@@ -35,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from engine.limiter.book import (
+    AGAIN_GATE_CAP_S,
     BLIND_GATE_CAP_S,
     BLIND_GATE_S,
     BULK_LEAVES,
@@ -165,7 +166,8 @@ local probing = shut and probe == slot
 if lesson == 'limited' then
   if probing or not shut then strikes = strikes + 1 end
   local blind_s = math.min({BLIND_GATE_CAP_S}, {BLIND_GATE_S} * 2 ^ (strikes - 1)) * (1 + tonumber(ARGV[7]))
-  if gate_s < 0 or (strikes > 1 and gate_s < blind_s) then gate_s = blind_s end
+  if gate_s < 0 then gate_s = blind_s
+  elseif strikes > 1 then gate_s = math.max(gate_s, math.min(blind_s, {AGAIN_GATE_CAP_S})) end
   gate, shut, probe, probe_until = math.max(gate, now + gate_s), true, '', 0
 elseif probing and (lesson == 'well' or lesson == 'slow' or lesson == 'answered') then
   shut, strikes, probe = false, 0, ''

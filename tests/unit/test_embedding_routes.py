@@ -103,8 +103,7 @@ def test_a_rate_limit_is_waited_out_as_told_and_costs_no_try() -> None:
     assert vectors_of(run(fly(flight(wire, alias(route()), 1), ["a"]))) == right("a")
     pauses = [later - earlier for earlier, later in zip(wire.sent_at, wire.sent_at[1:], strict=False)]
     # Never sooner than told, and with jitter on top, so that not all come back in the same moment.
-    assert len(pauses) == 6 and all(pause >= 5.0 for pause in pauses)
-    assert all(pause <= 5.7 for pause in pauses[:2]) and pauses[0] != pauses[1]
+    assert len(pauses) == 6 and all(5.0 <= pause <= 5.7 for pause in pauses) and len(set(pauses)) > 1
 
 
 @pytest.mark.fault(24)
@@ -113,8 +112,8 @@ def test_a_provider_that_refuses_and_says_at_once_is_not_hammered(told: float | 
     wire = FakeWire(up=fake({"times": 5, "do": {"status": 429, "retry_after": told}}))
     assert vectors_of(run(fly(flight(wire, alias(route()), 1), ["a"]))) == right("a")
     pauses = [later - earlier for earlier, later in zip(wire.sent_at, wire.sent_at[1:], strict=False)]
-    assert len(pauses) == 5 and all(pause >= least for pause, least in zip(pauses[1:], [2, 4, 8, 16], strict=True))
-    assert pauses[0] >= (told if told == 0.01 else 1.0)
+    least = [0.01, 2, 4, 4, 4] if told == 0.01 else [1, 2, 4, 8, 16]
+    assert all(pause >= few for pause, few in zip(pauses, least, strict=True))
 
 
 def test_a_wait_past_the_deadline_is_not_begun() -> None:
