@@ -64,6 +64,7 @@ def test_the_api_is_killed_around_the_accept(stack: Stack, trial: Trial, place: 
     durable = {row[0] for row in stack.query("SELECT id FROM jobs")} - before
     assert len(durable) == (1 if place == "after_accept_commit" else 0)
     began = time.monotonic()
+    wait_until(lambda: stack.processes.has_ended("api"), 10, what="the API's end")
     stack.revive()
 
     def accepted() -> str | None:

@@ -191,18 +191,25 @@ class _Pipe:
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(IN_FLIGHT_CHUNKS)
         writing = asyncio.create_task(self._write(chunks, writer))
-        clock = asyncio.get_running_loop().time
+        reading = asyncio.create_task(self._read(chunks, reader))
         try:
-            with suppress(OSError):
-                while data := await reader.read(CHUNK_BYTES):
-                    delay_s = self._toxics.latency_s
-                    if self._toxics.jitter_s:
-                        delay_s += self._uniform(0.0, self._toxics.jitter_s)
-                    await chunks.put((clock() + delay_s, data))
-            await chunks.put((0.0, b""))
-            await writing
+            # Once nobody takes what is written, there is nothing to read for either.
+            await asyncio.wait({reading, writing}, return_when=asyncio.FIRST_COMPLETED)
+            if reading.done():
+                await writing
         finally:
+            reading.cancel()
             writing.cancel()
+
+    async def _read(self, chunks: asyncio.Queue[tuple[float, bytes]], reader: asyncio.StreamReader) -> None:
+        clock = asyncio.get_running_loop().time
+        with suppress(OSError):
+            while data := await reader.read(CHUNK_BYTES):
+                delay_s = self._toxics.latency_s
+                if self._toxics.jitter_s:
+                    delay_s += self._uniform(0.0, self._toxics.jitter_s)
+                await chunks.put((clock() + delay_s, data))
+        await chunks.put((0.0, b""))
 
     async def _write(self, chunks: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
         toxics, clock = self._toxics, asyncio.get_running_loop().time

@@ -170,3 +170,19 @@ def test_a_server_that_is_away_is_a_reset(echo_port: int) -> None:
                 client.connect(("127.0.0.1", proxy.port))  # told here already, where the proxy is quick
                 client.recv(1)
             wait_until(lambda: proxy.connections == 0, LONG_S)
+
+
+class Flood(socketserver.BaseRequestHandler):
+    def handle(self) -> None:
+        with suppress(OSError):
+            self.request.sendall(bytes(256 * 1024 * 1024))
+
+
+def test_a_client_that_goes_in_the_middle_of_a_flood_leaves_no_connection() -> None:
+    with EchoServer(("127.0.0.1", 0), Flood) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with Proxy("127.0.0.1", server.server_address[1]) as proxy:
+            with socket.create_connection(("127.0.0.1", proxy.port), timeout=LONG_S) as client:
+                assert received(client, 100_000)
+            wait_until(lambda: proxy.connections == 0, LONG_S, what="the end of the connection")
+        server.shutdown()
