@@ -6,9 +6,7 @@ Needs 20 GB of free disk for a million inputs. With --database postgres, EMBEDMI
 
 from __future__ import annotations
 
-import argparse
 import http.client
-import os
 import sys
 import tempfile
 import threading
@@ -25,13 +23,11 @@ import pybase64
 
 from bench.bulk import ENDED, JOBS, NDJSON
 from bench.client import BenchError
-from bench.machine import describe_machine
-from bench.report import RESULTS
+from bench.one_run import one_run
 from bench.stack import MODEL, WIDTH, Stack
 from bench.texts import text_of
 from providers.fake import fake_vectors
 
-MILLION = 1_000_000
 SAMPLED = ("api", "worker", "scheduler")
 SAMPLE_S = 1.0
 BLOCK = 2000
@@ -107,7 +103,7 @@ def measure(stack: Stack, count: int) -> dict[str, Any]:
     figures["mb_per_100k_inputs"] = {phase: memory.slopes(phase, skip) for phase in ("run", "npy", "ndjson")}
     figures["peak_rss_mb"] = memory.peaks()
     figures["peak_wal_mb"] = round(memory.wal_mb, 1)
-    return figures
+    return {name: round(value, 2) if isinstance(value, float) else value for name, value in figures.items()}
 
 
 def _submit(stack: Stack, count: int, memory: Memory) -> tuple[str, float]:
@@ -214,26 +210,5 @@ def _database_mb(stack: Stack) -> float:
     return float(ask(stack.database_url, "select pg_database_size(current_database())")) // 2**20
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.scale", description=__doc__)
-    parser.add_argument("--n", type=int, default=MILLION)
-    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
-    given = parser.parse_args()
-    server = os.environ.get("EMBEDMILL_TEST_POSTGRES_URL") if given.database == "postgres" else None
-    machine = describe_machine()
-    try:
-        with Stack(server) as stack:
-            figures = measure(stack, given.n)
-    except BenchError as error:
-        print(f"no figures: {error}", file=sys.stderr)
-        return 1
-    figures = {name: round(value, 2) if isinstance(value, float) else value for name, value in figures.items()}
-    print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode())
-    size = "" if given.n == MILLION else f"-{given.n / MILLION:g}m"
-    kept = RESULTS / f"scale-{given.database}{size}.json"
-    kept.write_bytes(orjson.dumps({"machine": machine} | figures, option=orjson.OPT_INDENT_2))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(one_run("scale", __doc__, measure, n=1_000_000))

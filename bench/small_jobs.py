@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import orjson
 
 from bench.bulk import JOBS
 from bench.client import BenchError
 from bench.costs import ask
-from bench.machine import describe_machine
 from bench.measure import CpuMeter
-from bench.report import RESULTS
+from bench.one_run import one_run
 from bench.stack import MODEL, Stack
 from bench.texts import text_of
 
@@ -91,24 +87,5 @@ def _finished(stack: Stack) -> int:
     return int(ask(stack.database_url, "select count(*) from jobs where finished_at is not null"))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.small_jobs", description=__doc__)
-    parser.add_argument("--n", type=int, default=10_000)
-    parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
-    given = parser.parse_args()
-    server = os.environ.get("EMBEDMILL_TEST_POSTGRES_URL") if given.database == "postgres" else None
-    machine = describe_machine()
-    try:
-        with Stack(server) as stack:
-            figures = measure(stack, given.n)
-    except BenchError as error:
-        print(f"no figures: {error}", file=sys.stderr)
-        return 1
-    print(orjson.dumps(figures, option=orjson.OPT_INDENT_2).decode())
-    kept = RESULTS / f"small-jobs-{given.database}.json"
-    kept.write_bytes(orjson.dumps({"machine": machine} | figures, option=orjson.OPT_INDENT_2))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(one_run("small_jobs", __doc__, measure, n=10_000))
