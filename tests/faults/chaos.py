@@ -57,7 +57,8 @@ PROVIDER = (
     # The rest of the answer comes after the call's time is over.
     {"when": {"every": 4}, "do": {"slow_body_ms": CALL_TIMEOUT_S * 1_600, "billed": False}, "times": 4},
     *(
-        {"when": {"every": 4}, "do": {"reply": shape, "billed": False}, "times": 8}
+        # Shuffled answers are put right and kept, so they are paid for.
+        {"when": {"every": 4}, "do": {"reply": shape, "billed": shape == "shuffle"}, "times": 8}
         for shape in ("short", "shuffle", "duplicate_index", "nan", "html", "cut_json", "wrong_width")
     ),
 )
