@@ -61,7 +61,13 @@ async def note(
 async def note_of(runtime: Runtime, connection: AsyncConnection, held: Claim) -> list[Call]:
     """Write down those of a run, in the caller's transaction; once that is committed, `forget` them."""
     calls = unanswered(held)
-    await note(
+    await note_for(runtime, connection, held, calls)
+    return calls
+
+
+async def note_for(runtime: Runtime, connection: AsyncConnection, held: Claim, calls: Sequence[Call]) -> list[Call]:
+    """Write down these calls of a run; those that were not known yet."""
+    return await note(
         runtime.database,
         connection,
         project=held.project,
@@ -69,7 +75,6 @@ async def note_of(runtime: Runtime, connection: AsyncConnection, held: Claim) ->
         shard_id=held.shard_id,
         calls=calls,
     )
-    return calls
 
 
 def forget(held: Claim, calls: Sequence[Call]) -> None:

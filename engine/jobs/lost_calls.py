@@ -56,14 +56,7 @@ async def note_unanswered(runtime: Runtime, held: Claim, under_way: UnderWay) ->
     if calls:
         try:
             async with runtime.database.write() as connection:
-                new = await ambiguous.note(
-                    runtime.database,
-                    connection,
-                    project=held.project,
-                    job_id=held.job_id,
-                    shard_id=held.shard_id,
-                    calls=calls,
-                )
+                new = await ambiguous.note_for(runtime, connection, held, calls)
         except StorageUnavailable:
             return
         # The others came to an error, and were counted with it.
