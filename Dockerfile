@@ -5,11 +5,11 @@ FROM python:3.12-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/venv
 WORKDIR /app
-# Dependencies first: this layer is built again only when they change.
-COPY pyproject.toml README.md LICENSE ./
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > /tmp/requirements.txt \
-    && /opt/venv/bin/pip install --requirement /tmp/requirements.txt
+# Dependencies first: this layer is built again only when they change. Each is the locked version with the locked hash.
+COPY requirements-build.lock requirements.lock ./
+RUN /opt/venv/bin/pip install --require-hashes --requirement requirements-build.lock \
+    && VIRTUAL_ENV=/opt/venv /opt/venv/bin/uv pip install --no-cache --compile-bytecode --require-hashes --requirement requirements.lock
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY alembic ./alembic
 COPY models ./models
 COPY providers ./providers
@@ -17,7 +17,8 @@ COPY engine ./engine
 COPY api ./api
 COPY workers ./workers
 COPY cli ./cli
-RUN /opt/venv/bin/pip install --no-deps --editable . && python -m compileall -q .
+RUN VIRTUAL_ENV=/opt/venv /opt/venv/bin/uv pip install --no-deps --no-build-isolation --editable . \
+    && /opt/venv/bin/pip uninstall --yes uv && python -m compileall -q .
 
 FROM python:3.12-slim-bookworm
 RUN useradd --uid 10001 --home-dir /data --create-home --shell /usr/sbin/nologin embedmill
