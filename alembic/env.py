@@ -11,9 +11,12 @@ from sqlalchemy.ext.asyncio import create_async_engine
 import models.canary
 import models.job
 import models.key
+import models.outage
+import models.process
 import models.usage
 import models.worker  # noqa: F401  # registers its table
-from engine import failpoints
+from engine.observability import failpoints
+from engine.storage import postgres
 from models.base import Base
 
 # One migration at a time, whoever starts it.
@@ -41,8 +44,12 @@ def run(connection: Connection) -> None:
 
 async def online() -> None:
     url = context.config.attributes.get("url") or context.config.get_main_option("sqlalchemy.url")
-    options = {"isolation_level": None, "timeout": 30.0} if url.startswith("sqlite") else {}
-    engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=options)
+    if url.startswith("sqlite"):
+        options = {"isolation_level": None, "timeout": 30.0}
+        engine = create_async_engine(url, poolclass=pool.NullPool, connect_args=options)
+    else:
+        # Without the timeouts of the product's sessions: a migration may take its time.
+        engine = postgres.create_engine(url, {}, poolclass=pool.NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(run)
         await connection.commit()

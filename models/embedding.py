@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +39,15 @@ class Options:
     user: str | None = None
     provider_options: dict[str, Any] = field(default_factory=dict)
 
+    def sent_to(self, account: Account) -> str | None:
+        """The field of the request in which the caller sent something of its own for this account, where it did.
+
+        `user` too: gateways have limits and refusals for single users.
+        """
+        names = (account.name, account.kind)
+        field_name = next((f"providerOptions.{name}" for name in names if self.provider_options.get(name)), None)
+        return field_name or ("user" if self.user else None)
+
 
 @dataclass(frozen=True, slots=True)
 class Account:
@@ -61,7 +70,14 @@ class Account:
     allow_zero_vectors: bool = False
     # A text whose vector is asked for now and then: when it changes, so did the model behind the account's routes.
     canary: str | None = None
+    # The HTTP proxy of its calls; "": none. None: EMBEDMILL_UPSTREAM_PROXY's. It may hold a credential.
+    proxy: str | None = field(default=None, repr=False)
+    encoding: str = "base64"  # how vectors are asked for: "base64" or "float"
+    # Names that callers may set under `providerOptions`; None: all that are not refused everywhere.
+    allowed_options: frozenset[str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    # Where its secrets lie that a running process reads again: `api_key` or `proxy`, and the file's path.
+    secret_files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +97,8 @@ class Route:
     tokenizer: str | None = None  # "cl100k", where it is at hand here; None: tokens are estimated
     expect_model: str | None = None  # the model that replies must name, where they name one
     any_model: bool = False  # they may name any, and another one each time
+    alias: str = ""  # the model of the configuration that it belongs to, for messages
+    encoding: str = "base64"  # how vectors are asked for: "base64" or "float"
 
     @property
     def provider(self) -> str:
@@ -111,6 +129,7 @@ class Batch:
     options: Options
     bytes: int = 0  # of its texts in UTF-8; 0: not known, or token arrays are among them
     single: bool = False  # the caller gave one bare string: it stays one upstream
+    is_cut: bool = False  # its one input is the beginning of what the caller sent: the provider took no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,10 +155,16 @@ class Call:
     ambiguous: bool = False  # sent, but no answer came: it may have been billed
     inputs: int = 0
     id: str = field(default_factory=lambda: trace_id("call"))
+    wasted: bool = False  # answered with a 2xx, and so billed, but nobody gets what it brought
+    # Of a wasted or an ambiguous call: its tokens as reported or estimated, and their cost (of an ambiguous one, the
+    # most that it can have cost).
+    tokens: int = 0
+    tokens_estimated: bool = False
+    cost_usd: Decimal = Decimal(0)
+    doubt: str | None = None  # why what the reply says of its tokens is not believed
 
 
-@dataclass(frozen=True, slots=True)
-class Landed:
+class BatchOutcome(NamedTuple):
     """What one finished batch brought: a vector for each of `indexes`, or an error for each of them."""
 
     indexes: Sequence[int]
@@ -149,3 +174,4 @@ class Landed:
     tokens_estimated: bool
     cost_usd: Decimal
     route: Route | None
+    truncated: Sequence[int] = ()  # those of `indexes` that were not embedded whole

@@ -72,6 +72,31 @@ class PayloadTooLarge(RequestError):
     code = "payload_too_large"
 
 
+class MalformedRequest(RequestError):
+    """Bytes that are no HTTP request. The connection is closed after the answer."""
+
+    code = "malformed_request"
+
+
+class HeadersTooLarge(RequestError):
+    """A head, or the trailers and chunk extensions of a body, beyond its bounds. The connection is closed."""
+
+    code = "headers_too_large"
+
+
+class UrlTooLong(RequestError):
+    """A request line beyond its bound. The connection is closed."""
+
+    code = "url_too_long"
+
+
+class RequestTimeout(RequestError):
+    """The request did not arrive in time: its head, or progress of its body. The connection is closed."""
+
+    code = "request_timeout"
+    retryable = True
+
+
 class ContentBlocked(RequestError):
     code = "content_filter"
 
@@ -82,6 +107,20 @@ class NotAuthenticated(RequestError):
 
 class NotPermitted(RequestError):
     code = "permission_denied"
+
+
+class RateLimited(RequestError):
+    """The caller's key has used up its share of a budget: others are served meanwhile."""
+
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class BodyTooSlow(RequestTimeout):
+    """A body that arrives so slowly, or takes so long, that nobody waits for the rest of it."""
+
+    code = "body_too_slow"
+    retryable = True
 
 
 class JobNotFound(RequestError):
@@ -96,6 +135,20 @@ class Conflict(RequestError):
     def __init__(self, message: str, *, code: str | None = None, should_retry: bool = False) -> None:
         super().__init__(message, code=code)
         self.should_retry = should_retry
+
+
+class ResultsChanged(Conflict):
+    """Rows went while a reader was at them: the job was deleted, has expired, or what failed of it runs again.
+
+    In the middle of an answer it breaks off the connection, so that no client takes a part for the whole.
+    """
+
+    code = "results_changed"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the job was deleted or run again while its results were read: read them again", should_retry=True
+        )
 
 
 class IdempotencyMismatch(RequestError):
@@ -121,17 +174,35 @@ class UpstreamError(EmbedmillError):
         sent: bool = True,
         code: str | None = None,
         param: str | None = None,
-        guilty: int | None = None,
+        offending_position: int | None = None,
+        route_fault: bool = False,
+        reported_tokens: int | None = None,
+        advice: str = "",
     ) -> None:
         super().__init__(message, code=code, param=param, retry_after_s=retry_after_s)
         self.status = status
         self.sent = sent
+        # True where the route would answer any call like this one (a wrong width, base64 refused): settled after one
+        # call, never retried or bisected.
+        self.route_fault = route_fault
+        # Tokens that a refused reply reported, so billed; None: it reported none that can be believed.
+        self.reported_tokens = reported_tokens
+        # What the operator does about it, in one sentence for logs, job status and `doctor`.
+        self.advice = advice
+        # The route that was called; set where the call is made.
+        self.account = ""
+        self.upstream_model = ""
         # Position in the batch of the one input that the upstream named, where it named one.
-        self.guilty = guilty
+        self.offending_position = offending_position
 
 
 class UpstreamRateLimited(UpstreamError):
+    """The provider's rate limit is, or would be, reached. `quota`: "tokens" or "requests", where the provider says."""
+
     code = "upstream_rate_limited"
+    quota = ""
+    shut_gate = False  # all calls to the route wait, for a while
+    is_own = False  # drawn by inputs of this batch alone, again and again, while a call of ours was answered
 
 
 class UpstreamTimeout(UpstreamError):
@@ -173,11 +244,16 @@ class UpstreamTooLarge(UpstreamError):
 
 
 class UpstreamRejected(UpstreamError):
-    """A refusal that will repeat for the same payload; some input in it may be poison."""
+    """A refusal that will repeat for the same payload; some input in it may be poison.
+
+    `token_limit` and `token_count`: what the provider itself named of an input that is too long, where it named it.
+    """
 
     code = "upstream_rejected"
     disposition = Disposition.SPLIT
     retryable = False
+    token_limit: int | None = None
+    token_count: int | None = None
 
 
 class UpstreamMisconfigured(UpstreamError):
@@ -186,6 +262,12 @@ class UpstreamMisconfigured(UpstreamError):
     code = "upstream_misconfigured"
     disposition = Disposition.FAILOVER
     retryable = False
+
+
+class EncodingRefused(UpstreamMisconfigured):
+    """The route does not give vectors in the encoding that it was asked for (base64)."""
+
+    code = "upstream_encoding_refused"
 
 
 class EmbeddingsUnsupported(UpstreamError):
@@ -199,6 +281,13 @@ class NoRoute(EmbedmillError):
 
     code = "no_route_available"
     retryable = True
+
+
+class RouteDown(NoRoute):
+    """Every route left is known to be down; the message names the account, the cause and what the operator does.
+
+    Raised by routing without a call. Callers of sync requests see 503 with Retry-After; jobs wait.
+    """
 
 
 class RouteQuarantined(NoRoute):
@@ -217,17 +306,47 @@ class CapacityError(EmbedmillError):
 
 
 class Overloaded(CapacityError):
-    pass
+    """A budget of this process as a whole is used up, whoever uses it."""
 
 
 class DeadlineExceeded(CapacityError):
     code = "deadline_exceeded"
 
 
+class UploadInterrupted(CapacityError):
+    """The process that received a corpus stood still for so long that its job was given up: 503, to be sent again."""
+
+    code = "upload_interrupted"
+
+
 class StorageUnavailable(CapacityError):
-    """The database does not answer."""
+    """The database cannot be used now: no answer, read-only, full, locked. `advice`: what the operator does."""
 
     code = "storage_unavailable"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, advice: str = "") -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.advice = advice
+
+
+class StorageBlocked(StorageUnavailable):
+    """The database answers, and refuses our statements until an operator acts: no such table, login, privilege."""
+
+
+class BrokerUnavailable(CapacityError):
+    """Redis or the broker cannot be used now. For logs: no caller meets it, for jobs wait in the database."""
+
+    code = "broker_unavailable"
+
+    def __init__(self, message: str, *, advice: str = "") -> None:
+        super().__init__(message)
+        self.advice = advice
+
+
+class StorageRefused(EmbedmillError):
+    """The database can never store these values. Callers see a 500; what was paid for is not paid for again."""
+
+    code = "storage_refused"
 
 
 class ConfigError(EmbedmillError):

@@ -1,8 +1,9 @@
-"""The ledger: what was consumed, by whom, at what cost. Rows are only ever added."""
+"""The ledger: every token that a provider bills, by whom, at what cost, what came of it. Rows are only ever added."""
 
 from __future__ import annotations
 
 from decimal import Decimal
+from enum import StrEnum
 
 from sqlalchemy import BigInteger, Boolean, Index, Integer, String
 from sqlalchemy.orm import Mapped, mapped_column
@@ -10,8 +11,20 @@ from sqlalchemy.orm import Mapped, mapped_column
 from models.base import Base, Instant, Usd
 
 
+class UsageKind(StrEnum):
+    """What became of tokens that a provider has billed, or may have."""
+
+    DELIVERED = "delivered"  # their vectors were taken
+    WASTED = "wasted"  # a reply that was refused, came too late, or was asked for to test the route
+    AMBIGUOUS = "ambiguous"  # sent and never answered: estimated tokens, and the most that it can have cost
+
+
+# The project of calls that serve no caller: drift checks.
+OPERATOR_PROJECT = ""
+
+
 class UsageRecord(Base):
-    """One sync call, or one recorded part of a shard. Outlives the job it speaks of."""
+    """One sync call, one recorded part of a shard, or one call whose reply nobody got. Outlives the job it is of."""
 
     __tablename__ = "usage"
 
@@ -30,5 +43,7 @@ class UsageRecord(Base):
     prompt_tokens: Mapped[int] = mapped_column(BigInteger)
     cost_usd: Mapped[Decimal] = mapped_column(Usd)
     estimated: Mapped[bool] = mapped_column(Boolean)
+    kind: Mapped[str] = mapped_column(String(16), default=UsageKind.DELIVERED, server_default=UsageKind.DELIVERED)
+    code: Mapped[str | None] = mapped_column(String(64))  # why it was not delivered
 
     __table_args__ = (Index("ix_usage_project_at", "project", "at"), Index("ix_usage_job_id", "job_id"))

@@ -11,12 +11,14 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from models.errors import EmbedmillError
 
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+OPEN_STATUSES = "('validating', 'in_progress', 'paused', 'cancelling')"
 COUNTERS = ("deduplicated", "ambiguous_calls", "ambiguous_inputs", "served_tokens")
 
 
@@ -58,6 +60,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    _refuse_while_jobs_need_it()
     op.drop_table("canaries")
     op.drop_table("ambiguous_calls")
     op.drop_column("shard_inputs", "twins")
@@ -65,3 +68,27 @@ def downgrade() -> None:
         op.drop_column("shards", name)
     for name in ("max_cost_usd", *reversed(COUNTERS), "warnings"):
         op.drop_column("jobs", name)
+
+
+def _refuse_while_jobs_need_it() -> None:
+    """Revision 0001 has no place for duplicates and ceilings: jobs that rely on them would stay open, or spend more."""
+    counted = op.get_bind().execute(
+        sa.text(
+            f"""
+            select count(*) from jobs
+            where status in {OPEN_STATUSES}
+            and (
+                max_cost_usd is not null
+                or exists (
+                    select 1 from shards join shard_inputs on shard_inputs.shard_id = shards.id
+                    where shards.job_id = jobs.id and shard_inputs.twins is not null
+                )
+            )
+            """
+        )
+    )
+    if count := counted.scalar_one():
+        raise EmbedmillError(
+            f"{count} jobs have not ended that hold duplicate inputs or a ceiling of cost, which revision 0001 cannot"
+            " express. Let them end, or cancel them (embedmill jobs cancel), then go down again. Nothing was changed."
+        )
