@@ -1,8 +1,8 @@
 """The fake provider: OpenAI's wire format, answered by a deterministic, scriptable upstream here or over HTTP.
 
 It ships with the product: tests, benches and dry runs use it. `FakeUpstream` is pure as every provider is; time is an
-argument, and waiting, hanging up and writing the bill are left to whoever serves it (`engine/in_process.py` in process,
-`cli/fake_upstream.py` over HTTP).
+argument, and waiting, hanging up and writing the bill are left to whoever serves it (`engine/upstream/in_process.py`
+in process, `cli/fake_upstream.py` over HTTP).
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class FakeUpstream:
         decision = _AS_USUAL
         if script.rules:
             with self._lock:
-                decision = script.decide(inputs, model, total_tokens, now)
+                decision = script.decide(inputs, model, total_tokens, now, call.encoding_format)
         delay_s = self.latency_s + decision.delay_s
         action, quota = decision.action, decision.quota
         if decision.refusal:
@@ -160,8 +160,9 @@ class FakeProvider(OpenAIProvider):
 
 
 def _over_quota(refusal: Refusal, quota: SlidingWindow | None, model: str, tokens: int, now: float) -> UpstreamReply:
-    headers = retry_headers(refusal.wait_s) | (quota.headers(now) if quota else {})
-    message = refusal_message(refusal, model, tokens)
+    states_wait = quota is None or quota.rate.states_wait
+    headers = (retry_headers(refusal.wait_s) if states_wait else {}) | (quota.headers(now) if quota else {})
+    message = refusal_message(refusal, model, tokens, states_wait=states_wait)
     return error_reply(429, message, kind=refusal.kind, code="rate_limit_exceeded", headers=headers)
 
 

@@ -16,6 +16,8 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     window_s: float = 60.0
+    states_limits: bool = True  # in headers, as OpenAI does
+    states_wait: bool = True  # of a refusal, in headers and in words
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,8 @@ class SlidingWindow:
 
     def headers(self, now: float) -> dict[str, str]:
         """OpenAI's x-ratelimit-* headers, as of the last call taken."""
+        if not self.rate.states_limits:
+            return {}
         oldest = self._calls[0][0] if self._calls else now
         reset = go_duration(max(0.0, oldest + self.rate.window_s - now))
         headers = {}
@@ -79,14 +83,14 @@ class SlidingWindow:
         return headers
 
 
-def refusal_message(refusal: Refusal, model: str, tokens: int) -> str:
+def refusal_message(refusal: Refusal, model: str, tokens: int, *, states_wait: bool = True) -> str:
     """OpenAI's words for a call over its quota."""
     unit, asked = ("requests per min (RPM)", 1) if refusal.kind == "requests" else ("tokens per min (TPM)", tokens)
     return (
         f"Rate limit reached for {model} in organization org-fake on {unit}: "
         f"Limit {refusal.limit}, Used {refusal.used}, Requested {asked}. "
-        f"Please try again in {go_duration(refusal.wait_s)}. "
-        "Visit https://platform.openai.com/account/rate-limits to learn more."
+        + (f"Please try again in {go_duration(refusal.wait_s)}. " if states_wait else "")
+        + "Visit https://platform.openai.com/account/rate-limits to learn more."
     )
 
 

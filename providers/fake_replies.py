@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import orjson
 import pybase64
@@ -69,7 +71,11 @@ def scripted_error(action: Action) -> UpstreamReply:
         headers["retry-after"] = f"{action.retry_after}"
     if action.retry_after_ms is not None:
         headers["retry-after-ms"] = f"{action.retry_after_ms:g}"
-    return error_reply(status, action.message or message, kind=kind, code=action.code or code, headers=headers)
+    reply = error_reply(status, action.message or message, kind=kind, code=action.code or code, headers=headers)
+    if action.body is not None:
+        body = action.body.encode() if isinstance(action.body, str) else orjson.dumps(action.body)
+        reply = UpstreamReply(status, reply.headers, body)
+    return _compressed(reply) if action.gzip else reply
 
 
 def embeddings_body(rows: Matrix, model: str, tokens: int, *, base64: bool) -> bytes:
@@ -111,7 +117,12 @@ def shaped_reply(
         body = body[: len(body) // 2]
     if len(body) < action.big_body_bytes:
         body += b" " * (action.big_body_bytes - len(body))
-    return UpstreamReply(200, headers, body)
+    reply = UpstreamReply(200, headers, body)
+    return _compressed(reply) if action.gzip else reply
+
+
+def _compressed(reply: UpstreamReply) -> UpstreamReply:
+    return UpstreamReply(reply.status, {**reply.headers, "content-encoding": "gzip"}, gzip.compress(reply.body))
 
 
 def _object_body(action: Action, rows: Matrix, model: str, tokens: int, *, base64: bool) -> bytes:
@@ -142,6 +153,8 @@ def _object_body(action: Action, rows: Matrix, model: str, tokens: int, *, base6
         del document["usage"]
     elif shape == "wrong_model":
         document["model"] = f"{model}-other"
+    if action.usage is not None:
+        document["usage"] = action.usage
     body = orjson.dumps(document)
     if shape in ("nan", "inf") and not base64:
         # A number that JSON does not have, as careless servers print it: the last one of the last vector.

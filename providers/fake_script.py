@@ -18,7 +18,7 @@ import math
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -27,7 +27,7 @@ from models.errors import ConfigError
 from providers.fake_quota import RateLimit, Refusal, SlidingWindow
 
 Fault = Literal["hang", "close", "reset", "truncate"]
-Shape = Literal[
+BrokenReply = Literal[
     "shuffle", "short", "long", "duplicate_index", "missing_index", "wrong_width", "nan", "inf", "zero",
     "html", "empty", "not_json", "cut_json", "floats_only", "no_usage", "wrong_model",
 ]  # fmt: skip
@@ -39,26 +39,32 @@ class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     contains: str | None = None
     probability: float | None = None
     model: str | None = None
+    longer_than: int | None = None  # some text of the call has more characters
+    encoding_format: Literal["float", "base64"] | None = None  # what the call asks for
 
 
 class Action(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     status: int | None = None  # an error answer, with OpenAI's own message and code unless given here
     code: str | None = None
     message: str | None = None
+    body: str | dict[str, Any] | list[Any] | None = None  # the error's body in another vendor's form: a text, or JSON
+    usage: Any = None  # of a 200, in place of the right one
+    gzip: bool = False  # compressed, although nobody asked for it
     retry_after: int | float | str | None = None  # seconds or an HTTP date, sent as it is written here
     retry_after_ms: float | None = None
     latency_ms: float = 0.0
     jitter_ms: float = 0.0  # added to the latency, uniform, seeded
     slow_body_ms: float = 0.0  # the second half of the body comes so much later
     fault: Fault | None = None
-    reply: Shape | None = None
+    reply: BrokenReply | None = None
     big_body_bytes: int = 0  # the reply is padded with white space to this size
     billed: bool | None = None  # default: every 200 is billed, a hang, close or reset is not
     rate_limit: RateLimit | None = None
 
     @property
     def changes_answer(self) -> bool:
-        return bool(self.status or self.fault or self.reply or self.big_body_bytes or self.slow_body_ms)
+        odd_body = self.usage is not None or self.gzip or self.big_body_bytes or self.slow_body_ms
+        return bool(self.status or self.fault or self.reply or odd_body)
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -112,7 +118,9 @@ class FakeScript:
             except tomllib.TOMLDecodeError as not_toml:
                 raise ConfigError(f"fake script: neither JSON ({not_json}) nor TOML ({not_toml})") from not_toml
 
-    def decide(self, inputs: Sequence[Input], model: str, tokens: int, now: float) -> Decision:
+    def decide(
+        self, inputs: Sequence[Input], model: str, tokens: int, now: float, encoding_format: str | None = None
+    ) -> Decision:
         """Count the call and say what becomes of it."""
         self.calls += 1
         delay_s = 0.0
@@ -123,7 +131,7 @@ class FakeScript:
             action = rule.do
             if action.changes_answer and (chosen or refusal):
                 continue
-            if self._left[position] <= 0 or not self._matches(position, rule.when, inputs, model):
+            if self._left[position] <= 0 or not self._matches(position, rule.when, inputs, model, encoding_format):
                 continue
             self._left[position] -= 1
             delay_s += (action.latency_ms + action.jitter_ms * self._chance(position, "jitter")) / 1000
@@ -135,9 +143,13 @@ class FakeScript:
                 chosen = action
         return Decision(delay_s, chosen, refusal, quota)
 
-    def _matches(self, position: int, when: When, inputs: Sequence[Input], model: str) -> bool:
+    def _matches(
+        self, position: int, when: When, inputs: Sequence[Input], model: str, encoding_format: str | None
+    ) -> bool:
         return (
-            (when.call is None or self.calls == when.call)
+            (when.longer_than is None or any(isinstance(item, str) and len(item) > when.longer_than for item in inputs))
+            and (when.encoding_format is None or when.encoding_format == (encoding_format or "float"))
+            and (when.call is None or self.calls == when.call)
             and (when.every is None or self.calls % when.every == 0)
             and (when.model is None or when.model == model)
             and (when.contains is None or any(isinstance(item, str) and when.contains in item for item in inputs))

@@ -1,7 +1,7 @@
 """The wire format of the model that runs inside this process (`kind = "local"`): msgpack in, raw float32 out.
 
 The format is ours, and is the same seam as any other provider's: a request, a reply, nothing else. The model itself is
-loaded and run by `engine/in_process.py`.
+loaded and run by `engine/upstream/in_process.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from models.errors import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
-from providers.base import Embedded, UpstreamReply, UpstreamRequest, most_reply_bytes
+from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, believed_tokens, max_reply_bytes_of
 
 CONTENT_TYPE = "application/x-embedmill-f32"
 
@@ -40,16 +40,17 @@ class LocalProvider:
         texts = [text for text in batch.inputs if isinstance(text, str)]
         body = msgspec.msgpack.encode(LocalRequest(route.upstream_model, texts, batch.width))
         return UpstreamRequest(
-            "POST", f"{route.account.base_url}/{route.upstream_model}", {}, body, most_reply_bytes(batch)
+            "POST", f"{route.account.base_url}/{route.upstream_model}", {}, body, max_reply_bytes_of(batch)
         )
 
-    def parse(self, reply: UpstreamReply, batch: Batch) -> Embedded:
+    def parse(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
         count = len(batch.inputs)
         if len(reply.body) != count * batch.width * 4:
             raise UpstreamProtocolError(f"the local model answered {len(reply.body)} bytes for {count} inputs")
         rows = np.frombuffer(reply.body, dtype="<f4").reshape(count, batch.width)
-        tokens = reply.headers.get("x-tokens")
-        return Embedded(rows, int(tokens) if tokens and tokens.isdecimal() else None)
+        tokens = reply.headers.get("x-tokens", "")
+        reported = believed_tokens([int(tokens)] if tokens.isdecimal() and len(tokens) < 16 else [], batch)
+        return EmbeddingReply(rows, reported.tokens, tokens_doubt=reported.doubt)
 
     def fault(self, reply: UpstreamReply) -> UpstreamError:
         message = reply.body.decode("utf-8", "replace")[:500]

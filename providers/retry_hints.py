@@ -65,11 +65,11 @@ def _until_reset(headers: Mapping[str, str]) -> float | None:
     """Of a provider that gives no other hint: when the quota that is used up is there again."""
     spent = [kind for kind in ("requests", "tokens") if headers.get(f"x-ratelimit-remaining-{kind}", "").strip() == "0"]
     told = [headers.get(f"x-ratelimit-reset-{kind}") for kind in spent] or [headers.get("x-ratelimit-reset")]
-    waits = [wait for text in told if (wait := _reset_s((text or "").strip(), headers.get("date", ""))) is not None]
+    waits = [wait for text in told if (wait := reset_s((text or "").strip(), headers.get("date", ""))) is not None]
     return max(waits, default=None)
 
 
-def _reset_s(text: str, date: str) -> float | None:
+def reset_s(text: str, date: str) -> float | None:
     """A duration, seconds, or an instant as unix seconds or milliseconds, read against the reply's Date."""
     number = _number(text)
     if number is None:

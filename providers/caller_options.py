@@ -1,0 +1,163 @@
+"""What callers may send to a provider under `providerOptions.<provider>`, and what they may not.
+
+Options become fields of the upstream's body. A name that carries an address, a credential or a header would send the
+call elsewhere where the upstream is a gateway (CVE-2024-6587's class); a name that the adapter sets itself would change
+what the reply means. Both are refused by name, in any spelling and at any depth.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from models.embedding import Alias, Options, Route
+from models.errors import InvalidInput, UnsupportedParameter
+
+# Compared by letters and digits alone, without case: `apiBase` is `api_base`.
+_ADDRESSES_AND_CREDENTIALS = frozenset(
+    {
+        "apibase", "baseurl", "apiurl", "url", "uri", "endpoint", "host", "hostname", "proxy", "proxies", "httpproxy",
+        "httpsproxy", "apikey", "apikeys", "key", "token", "accesstoken", "authtoken", "bearertoken", "authorization",
+        "auth", "credential", "credentials", "secret", "password", "headers", "extraheaders", "defaultheaders",
+        "requestheaders", "cookies", "extraquery", "query", "queryparams", "extrabody", "organization", "project",
+        "apiversion", "apitype", "deploymentid", "azureendpoint", "azureadtoken", "awsaccesskeyid",
+        "awssecretaccesskey", "awssessiontoken", "awsregionname", "awsrolename", "awsprofilename",
+        "awsbedrockruntimeendpoint", "vertexcredentials", "vertexproject", "vertexlocation", "customllmprovider",
+        "litellmparams", "litellmcredentialname", "modellist", "fallbacks", "contextwindowfallbacks", "mockresponse",
+        "client", "callbacks", "successcallback", "failurecallback", "callbackurl", "webhook", "webhookurl",
+        "userconfig", "sslverify", "tls", "clientcert", "httpclient", "router", "numretries", "maxretries",
+        "regionname", "inputcostpertoken", "outputcostpertoken",
+    }
+)  # fmt: skip
+# Also where more stands before or after them: `aws_sts_endpoint`, `x-api-key`, `langfuse_secret`.
+_PARTS = (
+    "apibase", "baseurl", "apikey", "accesskey", "endpoint", "credential", "secret", "password", "headers", "proxy",
+    "webhook", "callback", "identitytoken",
+)  # fmt: skip
+# All that begins so is a gateway's, about whom to call for whom.
+_BEGINNINGS = ("litellm", "aws", "azure", "vertex", "langfuse", "langsmith")
+# What an adapter sets, and whatever else would change the inputs or the form of the reply.
+_ADAPTERS_OWN = frozenset(
+    {
+        "model", "models", "modelid", "input", "inputs", "texts", "content", "contents", "instances", "requests",
+        "messages", "images", "encodingformat", "embeddingtype", "embeddingtypes", "outputdtype", "embeddtype",
+        "endianness", "responseformat", "returnmultivector", "stream",
+    }
+)  # fmt: skip
+_REFUSED = _ADDRESSES_AND_CREDENTIALS | _ADAPTERS_OWN
+# The spellings of the width that providers use; the caller's is taken as `dimensions`.
+_WIDTHS = frozenset({"dimensions", "outputdimensionality", "outputdimension"})
+GATEWAY = "gateway"
+MAX_DEPTH = 16
+
+
+def checked_options(options: Options, alias: Alias) -> Options:
+    """The options with the width that they ask for as `dimensions`, and without what is not sent.
+
+    Raises InvalidInput or UnsupportedParameter that names the field: for a name that may not be set, or a width that
+    contradicts `dimensions` or that the model does not have.
+    """
+    if not options.provider_options:
+        return options
+    names = {name: route.account for route in reversed(alias.routes) for name in (*_names_of(route), _owner(alias))}
+    dimensions = options.dimensions
+    checked: dict[str, Any] = {}
+    for provider, section in options.provider_options.items():
+        checked[provider] = section
+        if provider == GATEWAY or not isinstance(section, dict):
+            continue
+        where = f"providerOptions.{provider[:100]}"
+        for path in _refused_paths(section):
+            raise _may_not_be_set(f"{where}.{path}")
+        if provider not in names:  # of a provider that does not serve this model: another model's may be in it
+            continue
+        allowed = names[provider].allowed_options
+        for name in section:
+            if allowed is not None and name not in allowed and _plain(name) not in _WIDTHS:
+                raise _may_not_be_set(f"{where}.{name[:100]}")
+        for name in [name for name in section if _plain(name) in _WIDTHS]:
+            dimensions = _agreed_width(section[name], dimensions, alias, f"{where}.{name}")
+        checked[provider] = {name: value for name, value in section.items() if _plain(name) not in _WIDTHS}
+    return replace(options, dimensions=dimensions, provider_options=checked)
+
+
+def sendable_options(provider_options: Mapping[str, Any], route: Route) -> dict[str, Any]:
+    """The fields that go into the body of a call on this route.
+
+    They were checked when they came; what is never sent is left out here once more, for jobs that were taken before a
+    name was refused.
+    """
+    section = next((given for name in _names_of(route) if (given := provider_options.get(name))), None)
+    if not isinstance(section, dict):
+        return {}
+    return {
+        name: value
+        for name, value in section.items()
+        if _plain(name) not in _WIDTHS and next(_refused_paths({name: value}), None) is None
+    }
+
+
+def _names_of(route: Route) -> tuple[str, ...]:
+    return route.account.name, route.account.kind
+
+
+def _owner(alias: Alias) -> str:
+    """Whose model it is, where its name says so: "google" of "google/gemini-embedding-001"."""
+    return alias.name.partition("/")[0]
+
+
+def _agreed_width(value: object, dimensions: int | None, alias: Alias, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidInput(
+            f"Invalid '{where}': expected a whole number of 1 or more.", param=where, code="invalid_value"
+        )
+    if dimensions is not None and dimensions != value:
+        raise InvalidInput(
+            f"Invalid '{where}': {value} contradicts the {dimensions} that the request asks for elsewhere. "
+            "Set 'dimensions' alone.",
+            param=where,
+            code="invalid_value",
+        )
+    if value != alias.width and value not in alias.allowed_dimensions:
+        raise UnsupportedParameter(
+            f"Invalid '{where}': {value} is not a width of the model {alias.name}. "
+            f"GET /v1/models/{alias.name} lists them.",
+            param=where,
+            code="invalid_value",
+        )
+    return value
+
+
+def _may_not_be_set(where: str) -> UnsupportedParameter:
+    return UnsupportedParameter(
+        f"'{where}' may not be set: the gateway decides where a call goes, with which credential and in which form. "
+        "Leave it out.",
+        param=where,
+        code="unsupported_parameter",
+    )
+
+
+def _refused_paths(section: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
+    """Paths of the names that may not be set, the first of each branch."""
+    for name, value in section.items():
+        if _is_refused(_plain(name)) or depth > MAX_DEPTH:
+            yield name[:100]
+            continue
+        for each in value if isinstance(value, list) else (value,):
+            if isinstance(each, dict):
+                for path in _refused_paths(each, depth + 1):
+                    yield f"{name[:100]}.{path}"
+            elif isinstance(each, list):
+                for path in _refused_paths({name: each}, depth + 1):
+                    yield path
+
+
+def _is_refused(plain: str) -> bool:
+    return plain in _REFUSED or plain.startswith(_BEGINNINGS) or any(part in plain for part in _PARTS)
+
+
+def _plain(name: str) -> str:
+    """Compatible forms of letters are their plain ones, as servers that normalise names would have it."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name))).lower()
