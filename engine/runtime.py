@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from engine import configuration, failpoints, routing
-from engine.canary import Canaries
-from engine.database import Database
-from engine.flight_log import FlightLog
-from engine.keys import KeyRing, load_pepper
-from engine.queue import Doorbell
-from engine.routing import Router
-from engine.settings import Settings
-from engine.spool import Spool
-from engine.upstream import Transport, Upstream
-from engine.usage import UsageBuffer
-from engine.wire import Wire
+from engine.access.keys import KeyAuthenticator, load_pepper
+from engine.config import config_file
+from engine.config.proxies import proxy_url
+from engine.config.settings import Settings
+from engine.config.suggestions import did_you_mean
+from engine.durability.call_journal import CallJournal
+from engine.durability.spool import Spool
+from engine.ledger.usage_buffer import UsageBuffer
+from engine.observability import failpoints
+from engine.process.byte_budget import ByteBudget
+from engine.process.clock import DatabaseClock
+from engine.process.data_folder import make_data_folder
+from engine.process.work_threads import WorkThreads
+from engine.queue.broker import Notifier, key_prefix
+from engine.routing.drift import DriftMonitor
+from engine.routing.outages import Outages
+from engine.routing.router import Router, narrowed
+from engine.storage.database import Database
+from engine.storage.upload_leases import UploadLeases
+from engine.upstream.call import Transport, Upstream
+from engine.upstream.http import HttpTransport
 from models.embedding import Alias, Options
 from models.errors import UnknownAlias
+
+log = logging.getLogger("embedmill.runtime")
 
 
 @dataclass(slots=True)
@@ -28,48 +42,77 @@ class Runtime:
     database: Database
     upstream: Upstream
     router: Router
-    canaries: Canaries
-    doorbell: Doorbell
-    keys: KeyRing
+    drift_monitor: DriftMonitor
+    notifier: Notifier
+    keys: KeyAuthenticator
     usage: UsageBuffer
-    flights: FlightLog
+    journal: CallJournal
     spool: Spool
+    work: WorkThreads
+    bodies: ByteBudget
+    upload_leases: UploadLeases
     # Set when this process is about to stop: shards in hand start no new call, keep what lands, and go back.
     draining: asyncio.Event
+    # Unix seconds of the configuration's last change: since then its models have been as they are.
+    configured_at: int = 0
     # What goes on beside the work: ends of shards that wait for a database that is away, rings of a slow broker.
     settling: set[asyncio.Task[None]] = field(default_factory=set)
+    # Shards whose paid results the database refuses until an operator acts: while there is one, none is claimed here.
+    blocked_shards: set[str] = field(default_factory=set)
+    database_clock: DatabaseClock = field(default_factory=DatabaseClock)
 
     @classmethod
     def open(cls, settings: Settings, *, wire: Transport | None = None, pool_size: int = 5) -> Runtime:
         """Build all parts. Nothing connects yet, and nothing is bound to an event loop. Raises ConfigError."""
         failpoints.arm(settings.failpoints)
-        aliases = configuration.load(settings.config)
+        make_data_folder(settings.data_dir)
+        aliases = config_file.load(settings.config)
         database = Database(settings.sqlalchemy_url, pool_size=pool_size)
         accounts = [route.account for alias in aliases.values() for route in alias.routes]
+        proxy = settings.upstream_proxy.strip()
+        if proxy:
+            proxy_url(proxy, "EMBEDMILL_UPSTREAM_PROXY")
+        work = WorkThreads()
         upstream = Upstream(
-            wire or Wire(), accounts, max_reply_bytes=settings.max_reply_bytes, redis_url=settings.redis
+            wire or HttpTransport(proxy=proxy),
+            accounts,
+            max_reply_bytes=settings.max_reply_bytes,
+            redis_url=settings.redis,
+            redis_prefix=key_prefix(settings.namespace),
+            work=work,
         )
-        router = Router()
+        router = Router(Outages(database))
+        usage = UsageBuffer(database, Spool(settings.data_dir / "usage", max_bytes=settings.spool_bytes))
         return cls(
             settings=settings,
             aliases=aliases,
             database=database,
             upstream=upstream,
             router=router,
-            canaries=Canaries(
+            drift_monitor=DriftMonitor(
                 database,
                 upstream,
                 router,
-                aliases.values(),
+                usage,
+                list(aliases.values()),
                 every_s=settings.canary_every_s,
                 similarity=settings.canary_similarity,
             ),
-            doorbell=Doorbell(settings.broker),
-            keys=KeyRing(database, load_pepper(settings.key_pepper, settings.data_dir)),
-            usage=UsageBuffer(database),
-            flights=FlightLog(settings.data_dir / "flights"),
+            notifier=Notifier(settings.broker, settings.namespace),
+            keys=KeyAuthenticator(database, load_pepper(settings.key_pepper, settings.data_dir)),
+            usage=usage,
+            journal=CallJournal(settings.data_dir / "flights"),
             spool=Spool(settings.data_dir / "spool", max_bytes=settings.spool_bytes),
+            work=work,
+            bodies=ByteBudget(settings.max_held_bytes, settings.max_held_bytes_per_project),
+            upload_leases=UploadLeases(
+                settings.sqlalchemy_url,
+                lease_s=settings.lease_s,
+                heartbeat_s=settings.heartbeat_s,
+                resume_s=settings.upload_resume_s,
+            ),
             draining=asyncio.Event(),
+            configured_at=config_file.changed_at(settings.config),
         )
 
     def alias(self, name: str) -> Alias:
@@ -78,21 +121,38 @@ class Runtime:
             return self.aliases[name]
         except KeyError:
             raise UnknownAlias(
-                f"The model `{name[:200]}` does not exist or you do not have access to it.", param="model"
+                f"The model `{name[:200]}` does not exist or you do not have access to it."
+                f"{did_you_mean(name, self.aliases)} GET /v1/models lists those that there are.",
+                param="model",
             ) from None
 
     def narrowed(self, alias: Alias, options: Options) -> Alias:
         """The alias with the routes that the caller's own options leave. Raises InvalidInput, UnknownAlias."""
-        return routing.narrowed(self.aliases, alias, options.provider_options)
+        return narrowed(self.aliases, alias, options.provider_options)
 
     async def close(self) -> None:
+        """Close all parts, in reverse order of need. An error of one is logged, and leaves no other open."""
+        self.upload_leases.close()
+        self.work.close()
         for task in self.settling:
             task.cancel()
         await asyncio.gather(*self.settling, return_exceptions=True)
-        await self.canaries.close()
-        self.flights.close()
-        await self.usage.close()
-        await self.keys.close()
-        await self.upstream.close()
-        self.doorbell.close()
-        await self.database.close()
+        async with contextlib.AsyncExitStack() as parts:  # the last one first
+            parts.push_async_callback(_closed, "database", self.database.close)
+            parts.push_async_callback(_closed, "broker", self.notifier.close)
+            parts.push_async_callback(_closed, "upstream", self.upstream.close)
+            parts.push_async_callback(_closed, "keys", self.keys.close)
+            parts.push_async_callback(_closed, "usage", self.usage.close)
+            parts.push_async_callback(_closed, "flights", self.journal.close)
+            parts.push_async_callback(_closed, "outages", self.router.close)
+            parts.push_async_callback(_closed, "canaries", self.drift_monitor.close)
+
+
+async def _closed(name: str, close: Callable[[], Awaitable[None] | None]) -> None:
+    """Close one part. Its error ends nothing: all that is left must still be closed."""
+    try:
+        closing = close()
+        if closing is not None:
+            await closing
+    except Exception:
+        log.exception("%s could not be closed", name)

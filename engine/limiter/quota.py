@@ -21,7 +21,7 @@ FOREVER_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class BucketParams:
     """One bucket: what drains, what may start at once, and at which debt bulk calls may start."""
 
     per_minute: float
@@ -30,34 +30,34 @@ class Shape:
     bulk: float
     credit: float
 
-    def shared_by(self, processes: int) -> Shape:
+    def shared_by(self, processes: int) -> BucketParams:
         """The same bucket for one of so many processes that cannot ask each other."""
         share = 1.0 / max(processes, 1)
-        return Shape(
+        return BucketParams(
             self.per_minute * share, self.rate * share, self.burst * share, self.bulk * share, self.credit * share
         )
 
 
-UNLIMITED = Shape(0.0, 0.0, 0.0, 0.0, 0.0)
+UNLIMITED = BucketParams(0.0, 0.0, 0.0, 0.0, 0.0)
 """No quota: rate 0 stands for it in every rule."""
 
 
-def of_tokens(per_minute: float | None) -> Shape:
+def of_tokens(per_minute: float | None) -> BucketParams:
     """The bucket for tokens."""
     if not per_minute:
         return UNLIMITED
     rate = per_minute * (1 - BURST - MARGIN) / MINUTE_S
-    return Shape(per_minute, rate, per_minute * BURST, per_minute * NEARLY_EMPTY, per_minute * CREDIT)
+    return BucketParams(per_minute, rate, per_minute * BURST, per_minute * NEARLY_EMPTY, per_minute * CREDIT)
 
 
-def of_requests(per_minute: float | None) -> Shape:
+def of_requests(per_minute: float | None) -> BucketParams:
     """The bucket for requests. As each costs exactly 1, a minute holds the whole part of rate x 60 + burst."""
     if not per_minute:
         return UNLIMITED
     # Two requests at once, so that bulk leaves one to interactive calls; of a tiny quota that would waste too much.
     burst = max(per_minute * BURST, min(2.5, 1 + per_minute * 0.025))
     rate = (per_minute + 1 - burst - max(per_minute * MARGIN, 0.05)) / MINUTE_S
-    return Shape(per_minute, rate, burst, per_minute * NEARLY_EMPTY, per_minute * CREDIT)
+    return BucketParams(per_minute, rate, burst, per_minute * NEARLY_EMPTY, per_minute * CREDIT)
 
 
 def largest_call(tokens_per_minute: int | None, requests_per_minute: int | None) -> int | None:

@@ -1,0 +1,87 @@
+"""One real call to each route of an account, for an operator who wants to know whether it works. Ends its outages."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from dataclasses import dataclass
+from decimal import Decimal
+
+from sqlalchemy import delete
+from sqlalchemy.exc import DBAPIError
+
+from engine.jobs.execution import provider_wait
+from engine.jobs.scheduling.dispatch import dispatch
+from engine.ledger import usage_rows
+from engine.ledger.billing import MILLION
+from engine.routing.control_calls import control_batch
+from engine.routing.outage_causes import Cause, cause_of
+from engine.routing.outages import route_key
+from engine.runtime import Runtime
+from models.embedding import Alias, Call, Route
+from models.errors import EmbedmillError, UpstreamError
+from models.outage import RouteOutage
+
+TIMEOUT_S = 30.0
+OPERATOR_PROJECT = "operator"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTest:
+    """What one call showed. `cause` None: the route answers, and the configuration agrees with what it answered."""
+
+    alias: str
+    upstream_model: str
+    width: int
+    seconds: float
+    cause: Cause | None = None
+    tokens: int | None = None  # as the reply reports; None: it reports none
+    usd_per_million_tokens: Decimal = Decimal(0)
+    cost_usd: Decimal = Decimal(0)
+
+
+async def check_account(runtime: Runtime, account: str) -> list[RouteTest]:
+    """Call each distinct route of the account once; those that answer are free for all processes at once."""
+    routes: dict[tuple[tuple[str, str], int], tuple[Alias, Route]] = {}
+    for alias in runtime.aliases.values():
+        for route in alias.routes:
+            if route.provider == account:
+                routes.setdefault((route_key(route), route.width), (alias, route))
+    tests = [await _test(runtime, alias, route) for alias, route in routes.values()]
+    with contextlib.suppress(EmbedmillError, DBAPIError, OSError):  # without tables, nobody waits for it
+        await _end_outages(runtime, account, [test.upstream_model for test in tests if test.cause is None])
+        await runtime.usage.flush()
+        await provider_wait.wake(runtime)  # jobs go on now, not only when the sweep looks
+        await dispatch(runtime)
+    return tests
+
+
+async def _test(runtime: Runtime, alias: Alias, route: Route) -> RouteTest:
+    batch = control_batch(route.width)
+    calls: list[Call] = []
+    began = time.monotonic()
+    deadline = began + min(TIMEOUT_S, route.account.timeout_s)
+    cause: Cause | None = None
+    counted: int | None = None
+    try:
+        _, counted = await runtime.upstream.embed(batch, route, deadline=deadline, calls=calls, test="providers_test")
+    except UpstreamError as error:
+        cause = cause_of(route.account, error)
+    except EmbedmillError as error:
+        cause = Cause(route.provider, error.code, error.message, "Try again.")
+    seconds = time.monotonic() - began
+    runtime.usage.add(
+        usage_rows.of_calls(calls, project=OPERATOR_PROJECT, key_id="", lane="interactive", alias=alias.name)
+    )
+    price = route.usd_per_million_tokens
+    used = batch.tokens if counted is None else counted
+    return RouteTest(
+        alias.name, route.upstream_model, route.width, seconds, cause, counted, price, price * used / MILLION
+    )
+
+
+async def _end_outages(runtime: Runtime, account: str, upstream_models: list[str]) -> None:
+    async with runtime.database.write() as connection:
+        await connection.execute(
+            delete(RouteOutage).where(RouteOutage.account == account, RouteOutage.upstream_model.in_(upstream_models))
+        )

@@ -1,0 +1,23 @@
+"""Names that somebody may have meant who wrote another one. Pure."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from itertools import islice
+
+# Comparing costs the product of both lengths, and callers choose the name.
+MAX_CHARS = 64
+MAX_NAMES = 512
+MOST_NAMED = 3
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question to put behind an error, with a space before it; "" where no known name is near."""
+    if len(name) > MAX_CHARS:
+        return ""
+    choices = {each[:MAX_CHARS].lower(): each for each in islice(known, MAX_NAMES)}
+    near = [choices[each] for each in difflib.get_close_matches(name.lower(), choices, n=MOST_NAMED)]
+    if not near:
+        return ""
+    return " Did you mean " + " or ".join(f"'{each}'" for each in near) + "?"

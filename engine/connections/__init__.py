@@ -1,0 +1,1 @@
+"""URLs of databases and brokers, and what is wrong with a connection."""

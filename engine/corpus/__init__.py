@@ -1,0 +1,1 @@
+"""Formats in: bytes that arrive become inputs."""

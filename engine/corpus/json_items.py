@@ -1,0 +1,68 @@
+"""The `input` array of a large JSON body as lines of a corpus: decoded a piece at a time, never whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from engine.corpus import json_spans
+from engine.corpus.lines import Lines, TextLine, add_value, explain_line
+from models.embedding import InputError
+from models.errors import InvalidInput
+
+_ITEMS = msgspec.json.Decoder(list[str | list[int] | TextLine])
+_NUMBERS = msgspec.json.Decoder(list[int])
+_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def read_items(document: bytes, start: int, stop: int, *, max_item_bytes: int) -> Iterator[Lines]:
+    """The items of the array, as lines, some hundred kilobytes at a time.
+
+    An item that is no JSON in itself is that index's error. Raises InvalidInput for one that is JSON and no input.
+    """
+    index = 0
+    for low, high, count in json_spans.items(document, start, stop):
+        lines = Lines()
+        piece = document[low:high]
+        if count == 1 and len(piece) > max_item_bytes:
+            lines.refuse(InputError("input_too_long", f"the item is longer than {max_item_bytes} bytes"))
+        else:
+            try:
+                for value in _ITEMS.decode(b"[" + piece + b"]"):
+                    add_value(value, lines)
+            except _NOT_JSON:
+                lines = _one_by_one(piece, index)
+        yield lines
+        index += count
+
+
+def _one_by_one(piece: bytes, first_index: int) -> Lines:
+    lines = Lines()
+    array = b"[" + piece + b"]"
+    for position, (low, high, _) in enumerate(json_spans.items(array, 0, len(array), piece_bytes=1)):
+        item = array[low:high].strip()
+        try:
+            (value,) = _ITEMS.decode(b"[" + item + b"]")
+        except _NOT_JSON:
+            error, caller_id = explain_line(item, "item")
+            if error.code != "invalid_json":
+                place = f"input[{first_index + position}]"
+                raise InvalidInput(f"Invalid '{place}': {error.message}.", param=place, code="invalid_type") from None
+            lines.refuse(error, caller_id)
+        else:
+            add_value(value, lines)
+    return lines
+
+
+def read_numbers(document: bytes, start: int, stop: int, *, limit: int) -> list[int]:
+    """A token array, of which no more is decoded than shows that it is longer than `limit`. Raises ValueError."""
+    numbers: list[int] = []
+    for low, high, _ in json_spans.items(document, start, stop, piece_bytes=16 * 1024):
+        try:
+            numbers += _NUMBERS.decode(b"[" + document[low:high] + b"]")
+        except _NOT_JSON as error:
+            raise ValueError("not an array of token ids") from error
+        if len(numbers) > limit:
+            break
+    return numbers

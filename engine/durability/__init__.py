@@ -1,0 +1,1 @@
+"""What outlives a killed process: results on disk and the journal of calls in flight."""

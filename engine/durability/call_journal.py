@@ -1,0 +1,168 @@
+"""The flight log: calls under way, noted where they outlive a killed process.
+
+Each worker process has one small file with a slot for each call: written before the call is sent, cleared once what
+came of it is safe. No sync: a note must survive the process, not the machine, and the kernel keeps what was written.
+The process holds the file's lock as long as it lives; whoever gets the lock reads what a dead one has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+
+import msgspec
+
+log = logging.getLogger("embedmill.flights")
+
+SUFFIX = ".flights"
+SLOT_BYTES = 1024
+SLOTS = 4096
+_LENGTH = struct.Struct("<H")  # 0: a free slot
+_FREE = _LENGTH.pack(0)
+
+
+class InFlightCall(msgspec.Struct, array_like=True):
+    """One call, as somebody else must be able to write it down."""
+
+    call_id: str
+    project: str
+    job_id: str
+    shard_id: str
+    fence: int
+    provider: str
+    upstream_model: str
+    inputs: int
+    started_at: float  # unix seconds
+    tokens: int = 0  # estimated
+    cost_usd: Decimal = Decimal(0)  # the most that it can cost
+    record_id: str = ""  # of the record that its results are to be part of, once they came
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(InFlightCall).decode
+
+
+class CallJournal:
+    """This process's file, made with the first note. A disk that takes none costs the notes, never a call."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._path: Path | None = None
+        self._handle: int | None = None
+        self._free = list(range(SLOTS - 1, -1, -1))
+        self._failed = False
+
+    def depart(self, note: InFlightCall) -> int | None:
+        """Note a call that is about to be sent; the slot to clear later, or None when there is no room for it."""
+        written = _encode(note)
+        if self._failed or not self._free or len(written) > SLOT_BYTES - _LENGTH.size:
+            return None
+        slot = self._free.pop()
+        try:
+            if self._handle is None:
+                self._handle = self._make()
+            os.pwrite(self._handle, _LENGTH.pack(len(written)) + written, slot * SLOT_BYTES)
+        except OSError as error:
+            log.error("calls under way are not noted, so a kill would not tell of them: %s", error.strerror)
+            self._failed = True
+            return None
+        return slot
+
+    def renew(self, slot: int | None, note: InFlightCall) -> None:
+        """Say more of a call that is noted already."""
+        written = _encode(note)
+        if slot is None or self._handle is None or len(written) > SLOT_BYTES - _LENGTH.size:
+            return
+        with contextlib.suppress(OSError):
+            os.pwrite(self._handle, _LENGTH.pack(len(written)) + written, slot * SLOT_BYTES)
+
+    def arrive(self, slot: int | None) -> None:
+        """What came of the call is safe, or nothing did that could have been billed."""
+        if slot is None or self._handle is None:
+            return
+        with contextlib.suppress(OSError):
+            os.pwrite(self._handle, _FREE, slot * SLOT_BYTES)
+        self._free.append(slot)
+
+    def _make(self) -> int:
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = self.folder / f"{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}"
+        # Under its own name only when it is locked: until then it is nobody's.
+        unlocked = self._path.with_suffix(".part")
+        handle = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            unlocked.rename(self._path)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
+    def close(self) -> None:
+        """Every call has landed, and so there is nothing to tell. Notes that are left stay for others to read."""
+        if self._handle is None or self._path is None:
+            return
+        if len(self._free) == SLOTS:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
+        os.close(self._handle)
+        self._handle = None
+
+
+@dataclass(slots=True)
+class OrphanedJournal:
+    """The notes of a process that is no more. Locked: no other process reads them now."""
+
+    notes: list[InFlightCall]
+    _path: Path
+    _handle: int
+
+    def forget(self) -> None:
+        """They are in the database."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+        self.let_go()
+
+    def let_go(self) -> None:
+        os.close(self._handle)
+
+
+def abandoned(folder: Path) -> Iterator[OrphanedJournal]:
+    """The logs of dead processes. The caller forgets each, or lets it go."""
+    try:
+        paths = [Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(SUFFIX)]
+    except OSError:
+        return
+    for path in paths:
+        try:
+            handle = os.open(path, os.O_RDWR)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(handle).st_nlink:  # another reader may just have ended it
+                yield OrphanedJournal(list(_notes(handle)), path, handle)
+                continue
+        except OSError:
+            pass  # its process lives
+        os.close(handle)
+
+
+def _notes(handle: int) -> Iterator[InFlightCall]:
+    size = os.fstat(handle).st_size
+    for at in range(0, size, SLOT_BYTES):
+        slot = os.pread(handle, SLOT_BYTES, at)
+        length = _LENGTH.unpack_from(slot)[0] if len(slot) >= _LENGTH.size else 0
+        if length:
+            try:
+                yield _decode(slot[_LENGTH.size : _LENGTH.size + length])
+            except msgspec.MsgspecError:
+                log.warning("a note of a call under way could not be read")

@@ -1,0 +1,1 @@
+"""embed(): the one function that turns inputs into outcomes, for sync requests and for shards of jobs."""

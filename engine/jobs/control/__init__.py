@@ -1,0 +1,1 @@
+"""What a caller does to a job: pause, resume, cancel, delete, retry."""

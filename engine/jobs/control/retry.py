@@ -1,0 +1,204 @@
+"""Retry: what failed of a job runs again, into the same job.
+
+First everything is read, a shard at a time, and nothing is locked: a finished job does not change. Then one transaction
+does it all, unless the job is no longer as it was read. So a crash leaves the job as it was or as it shall be.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from sqlalchemy import Row, bindparam, delete, null, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.jobs.control.pause_resume import going_on
+from engine.jobs.leasing import duplicate_codec
+from engine.jobs.leasing.claim import settled_bits
+from engine.jobs.reading.job_rows import find
+from engine.jobs.recording import refused_ranges
+from engine.jobs.recording.completion import add_error
+from engine.jobs.row_locks import AT_ONCE, lock_shards
+from engine.jobs.scheduling.dispatch import dispatch_soon
+from engine.jobs.verbs import cannot
+from engine.runtime import Runtime
+from models.base import db_now
+from models.errors import Conflict
+from models.job import WORKER_LOSSES, Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState
+
+RETRIED = (JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED)
+TRIES = 3
+SHARDS_AT_ONCE = 16
+_INPUTS = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_NOTHING = msgspec.msgpack.encode(None)
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What a retry will change. Failed inputs are few, or they are many neighbours: they are kept as runs."""
+
+    shards: list[dict[str, Any]] = field(default_factory=list)  # ids, and bits without those of the failed inputs
+    runs: list[dict[str, Any]] = field(default_factory=list)  # first and last index of failures that lie together
+    reopened: int = 0
+    kept: dict[str, dict[str, Any]] = field(default_factory=dict)  # error summary of those that stay as they are
+
+
+async def retry(runtime: Runtime, project: str, job_id: str) -> None:
+    """Open every failed input again whose text is there: all but those that were refused when they arrived.
+
+    Raises JobNotFound; Conflict when the job has not ended, or there is nothing to try again.
+    """
+    for _ in range(TRIES):
+        job = await find(runtime, project, job_id)
+        _check(job)
+        plan = await _plan(runtime, job)
+        if not plan.reopened:
+            raise Conflict(
+                "Every input that failed was refused when it arrived: trying it again would change nothing. "
+                "See GET /v1/embeddings/jobs/{id}/errors, and send those inputs, corrected, as a new job."
+            )
+        if await _reopen(runtime, job, plan):
+            await dispatch_soon(runtime)
+            return
+    raise Conflict("The job is being changed by other requests: try again in a moment.", should_retry=True)
+
+
+def _check(job: Row[Any]) -> None:
+    if job.status == JobStatus.COMPLETED:
+        raise Conflict("Nothing of this job has failed: its results can be read, and there is nothing to retry.")
+    if job.status not in RETRIED:
+        raise cannot("retry", job.status)
+    if job.total is None or job.completed + job.failed < job.total:
+        raise Conflict("The corpus of this job never arrived whole: submit it again.")
+
+
+async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
+    plan, after = _Plan(), -1
+    async with runtime.database.read() as connection:
+        plan.kept = {entry["code"]: entry for entry in await refused_ranges.summary(connection, job.id)}
+    failed_here = (
+        select(JobInputError.index)
+        .where(
+            JobInputError.job_id == Shard.job_id,
+            JobInputError.index >= Shard.first_index,
+            JobInputError.index < Shard.first_index + Shard.count,
+        )
+        .limit(1)
+        .correlate(Shard)
+        .scalar_subquery()
+    )
+    while True:
+        async with runtime.database.read() as connection:
+            page = (
+                await connection.execute(
+                    select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled)
+                    .where(Shard.job_id == job.id, Shard.seq > after, failed_here.is_not(None))
+                    .order_by(Shard.seq)
+                    .limit(SHARDS_AT_ONCE)
+                )
+            ).all()
+            for shard in page:
+                await _plan_shard(connection, job.id, shard, plan)
+        if len(page) < SHARDS_AT_ONCE:
+            return plan
+        after = page[-1].seq
+
+
+async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan: _Plan) -> None:
+    failures = (
+        await connection.execute(
+            select(JobInputError.index.label("at"), JobInputError.code, JobInputError.message)
+            .where(
+                JobInputError.job_id == job_id,
+                JobInputError.index >= shard.first_index,
+                JobInputError.index < shard.first_index + shard.size,
+            )
+            .order_by(JobInputError.index)
+        )
+    ).all()
+    stored = (
+        await connection.execute(select(ShardInputs.inputs, ShardInputs.twins).where(ShardInputs.shard_id == shard.id))
+    ).one()
+    inputs = _INPUTS.decode(stored.inputs)
+    twins = duplicate_codec.unpacked(stored.twins)
+    bits = settled_bits(shard.settled, shard.size)
+    reopened = 0
+    run: dict[str, Any] | None = None
+    for row in failures:
+        position = row.at - shard.first_index
+        if bytes(inputs[position]) == _NOTHING and position not in twins:
+            add_error(plan.kept, row.at, row.code, row.message)
+            run = None
+            continue
+        bits[position] = False
+        reopened += 1
+        if run is None:
+            run = {"job": job_id, "low": row.at}
+            plan.runs.append(run)
+        run["high"] = row.at
+    if reopened:
+        plan.reopened += reopened
+        plan.shards.append({"shard": shard.id, "bits": np.packbits(bits).tobytes()})
+
+
+async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
+    """Do as planned, in one transaction. False: the job is not what it was when it was read."""
+    ids = sorted(shard["shard"] for shard in plan.shards)
+    values = going_on(runtime) | {
+        "failed": Job.failed - plan.reopened,
+        # After this statement's own change of it.
+        "mark_done": job.completed + job.failed - plan.reopened,
+        "earlier_mark_done": job.completed + job.failed - plan.reopened,
+        "open_shards": len(ids),
+        "error_summary": list(plan.kept.values()),
+    }
+    async with runtime.database.write() as connection:
+        locked = 0
+        for low in range(0, len(ids), AT_ONCE):
+            some = ids[low : low + AT_ONCE]
+            locked += len(await lock_shards(connection, Shard.id.in_(some), Shard.state == ShardState.DONE))
+        moved = await connection.execute(
+            update(Job)
+            .where(
+                Job.id == job.id,
+                Job.status == job.status,
+                Job.version == job.version,
+                Job.open_shards == 0,
+                Job.deleted_at.is_(None),
+            )
+            .values(values)
+        )
+        if not moved.rowcount or locked < len(ids):
+            await connection.rollback()
+            return False
+        await connection.execute(_FORGET, plan.runs)
+        await connection.execute(_QUEUE, plan.shards)
+    return True
+
+
+_FORGET = delete(JobInputError).where(
+    JobInputError.job_id == bindparam("job"), JobInputError.index.between(bindparam("low"), bindparam("high"))
+)
+# The fence grows: whoever held the shard before may still bring what was paid for, and fail nothing.
+_QUEUE = (
+    update(Shard)
+    .where(Shard.id == bindparam("shard"))
+    .values(
+        settled=bindparam("bits"),
+        state=ShardState.QUEUED,
+        attempt=0,
+        lost=0,
+        lost_limit=WORKER_LOSSES,
+        solo_trial=null(),
+        blocked_by=None,
+        fence=Shard.fence + 1,
+        lease_until=None,
+        worker=None,
+        next_run_at=db_now(),
+        rung_at=None,
+        last_error=None,
+        allowance_usd=None,
+    )
+)

@@ -1,0 +1,1 @@
+"""A claimed shard runs."""

@@ -1,0 +1,98 @@
+"""Give way: a worker on a long shard looks about, and lets in a job that has waited for its turn.
+
+All slots may be busy with slow shards, or with shards that wait for a quota. So each worker looks about twice a second
+for a due shard that nobody takes. It claims that shard, which of several workers one can do, and runs it at once beside
+its own, which starts no new call from then on, keeps what lands, and goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from engine.jobs.execution.lease_keeper import ShardStopped
+from engine.jobs.leasing.claim import ClaimedShard
+from engine.jobs.scheduling import fair_share
+from engine.runtime import Runtime
+from engine.storage.database import DATABASE_ERRORS
+
+LOOK_EVERY_S = 0.5
+# A free slot takes a shard within milliseconds of its ring: what has waited so long waits for a slot.
+WAITED_S = 0.5
+# How long a worker stays on a shard before it gives way: to a job that has had nothing yet, or to another project; and
+# to another job of its own project. Projects change places every second or two, so that each has its share of any
+# minute (tests/integration/test_fair_minutes.py).
+SLICE_FOR_NEW_S = 1.0
+SLICE_FOR_PROJECT_S = 1.0
+SLICE_S = 10.0
+# A guest gets so much time at the least, however little its host has left.
+LEAST_VISIT_S = 5.0
+
+
+class ShardPreempted(ShardStopped):
+    """A job that has had less gets this worker first."""
+
+    code = "gave_way"
+
+
+Receive = Callable[[str, Callable[[], None]], "asyncio.Task[bool]"]
+
+
+async def watch_for_preemption(
+    runtime: Runtime, held: ClaimedShard, until: float, receive: Receive, unsent_tokens: Callable[[], int]
+) -> None:
+    """Return once a guest has come in. `until`, on time.monotonic(): when the worker's time is over.
+
+    `receive` runs a shard and calls back when it is claimed; what it has begun goes on, whatever becomes of us.
+    `unsent_tokens`: those of the shard for which no call has been made yet.
+    """
+    started = time.monotonic()
+    while time.monotonic() < until:
+        await asyncio.sleep(LOOK_EVERY_S)
+        try:
+            waiting = await find_preemptor(runtime, held, time.monotonic() - started, unsent_tokens())
+        except DATABASE_ERRORS:
+            continue
+        if waiting is not None:
+            came_in = asyncio.Event()
+            guest = receive(waiting, came_in.set)
+            coming = asyncio.create_task(came_in.wait())
+            await asyncio.wait({guest, coming}, return_when=asyncio.FIRST_COMPLETED)
+            if came_in.is_set():
+                return
+            coming.cancel()  # another worker was first
+    await asyncio.Event().wait()
+
+
+async def find_preemptor(runtime: Runtime, held: ClaimedShard, ran_s: float, unsent_tokens: int) -> str | None:
+    """A shard whose turn comes before this one's, after so long. Raises StorageUnavailable.
+
+    The claim has charged the whole shard. Of several workers that see the same shard wait, the one whose project has
+    really had more must give way: what is not sent yet counts for nothing.
+    """
+    if ran_s < SLICE_FOR_NEW_S:
+        return None
+    async with runtime.database.read() as connection:
+        waiting = await fair_share.waiting_long(connection, runtime.settings.shard_attempts, WAITED_S)
+        if not waiting:
+            return None
+        places = await fair_share.places(connection, [held.shard_id, *waiting])
+    ours = places.get(held.shard_id)
+    if ours is None:
+        return None
+    for shard_id in waiting:
+        place = places.get(shard_id)
+        if place is None or place.job_id == held.job_id:
+            continue
+        # A job that has had nothing yet need not be exact about it.
+        margin = -unsent_tokens if place.has_started else held.tokens
+        if ran_s >= _slice_s(place, ours) and place.before(ours, within=margin):
+            return shard_id
+    return None
+
+
+def _slice_s(place: fair_share.Place, ours: fair_share.Place) -> float:
+    if not place.has_started:
+        return SLICE_FOR_NEW_S
+    return SLICE_S if place.project == ours.project else SLICE_FOR_PROJECT_S

@@ -1,0 +1,64 @@
+"""Uploads that broke off: what the sweep does about a corpus that nobody brings any more."""
+
+from __future__ import annotations
+
+import logging
+
+from sqlalchemy import and_, delete, select
+
+from engine.jobs.control.end_early import end_early
+from engine.jobs.ingest.idempotency import owner_is_dead, owner_is_here
+from engine.runtime import Runtime
+from models.base import db_now
+from models.job import UNDER_WAY, IdempotencyKey, Job, JobStatus
+
+log = logging.getLogger("embedmill.sweep")
+# A process that is stopped, with its machine or by a signal, goes on with its uploads when it is woken in time.
+STOPPED_S = 900.0
+ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)), Job.intake_until < db_now())
+
+
+async def end_abandoned_uploads(runtime: Runtime) -> None:
+    """End the jobs whose corpus will not arrive: the lease has run out, and nobody can or may go on with it.
+
+    An upload with an Idempotency-Key is left open for a while: the same request goes on where it was cut.
+    """
+    resume_s = runtime.settings.upload_resume_s
+    has_key = (
+        select(IdempotencyKey.key)
+        .where(IdempotencyKey.job_id == Job.id, IdempotencyKey.fingerprint.is_(None))
+        .limit(1)
+        .correlate(Job)
+        .scalar_subquery()
+    )
+    async with runtime.database.read() as connection:
+        rows = (
+            await connection.execute(
+                select(
+                    Job.id,
+                    Job.intake_owner,
+                    has_key.is_not(None).label("has_key"),
+                    (db_now() - Job.intake_until).label("since_s"),
+                )
+                .where(ABANDONED)
+                .order_by(Job.intake_until)
+            )
+        ).all()
+    for row in rows:
+        if row.has_key and row.since_s < resume_s:
+            continue
+        if owner_is_here(row.intake_owner) and row.since_s < STOPPED_S:
+            continue
+        reason = "died" if owner_is_dead(row.intake_owner) else "was lost"
+        log.warning("an upload was abandoned", extra={"job_id": row.id, "reason": f"its process {reason}"})
+        async with runtime.database.write() as connection:
+            await connection.execute(
+                delete(IdempotencyKey).where(IdempotencyKey.job_id == row.id, IdempotencyKey.fingerprint.is_(None))
+            )
+        await end_early(
+            runtime,
+            row.id,
+            JobStatus.FAILED,
+            "upload_interrupted",
+            "the corpus did not arrive whole: send it again",
+        )

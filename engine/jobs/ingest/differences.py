@@ -1,0 +1,64 @@
+"""How a request differs from the job that its Idempotency-Key stands for, told to whoever sent it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from engine.jobs.ingest.sharding import JobSpec
+from engine.runtime import Runtime
+from models.base import usd_text
+from models.job import Job
+
+_COLUMNS = (Job.alias, Job.dimensions, Job.max_cost_usd, Job.options, Job.labels.label("labels"))
+# What is named with its values; of the others, which may be long, only that they differ.
+_SHOWN = {"model", "dimensions", "input_type", "truncate", "max_cost_usd"}
+_NAMES = {"provider_options": "providerOptions"}
+
+
+def stored_options(wanted: JobSpec) -> dict[str, Any]:
+    """The caller's options as the job keeps them."""
+    options = wanted.options
+    return {
+        "input_type": options.input_type,
+        "truncate": options.truncate,
+        "user": options.user,
+        "provider_options": options.provider_options,
+    }
+
+
+async def what_differs(runtime: Runtime, job_id: str, wanted: JobSpec) -> str:
+    """In words, for a request that is not the same; "" where the job is gone."""
+    async with runtime.database.read() as connection:
+        row = (await connection.execute(select(*_COLUMNS).where(Job.id == job_id))).one_or_none()
+    if row is None:
+        return ""
+    return "; ".join(_differences(row, wanted)) or (
+        "the options are the same, so the inputs differ, or the Content-Type or the spelling of the query"
+    )
+
+
+def _differences(row: Row[Any], wanted: JobSpec) -> Iterator[str]:
+    then = {"model": row.alias, "dimensions": row.dimensions, "max_cost_usd": row.max_cost_usd, "metadata": row.labels}
+    now = {
+        "model": wanted.alias.name,
+        "dimensions": wanted.width,
+        "max_cost_usd": wanted.max_cost_usd,
+        "metadata": wanted.labels,
+    }
+    then, now = then | dict(row.options), now | stored_options(wanted)
+    for name, value in now.items():
+        if then.get(name) == value:
+            continue
+        if name in _SHOWN:
+            yield f"{name} of the job is {_shown(then.get(name))}, of this request {_shown(value)}"
+        else:
+            yield f"{_NAMES.get(name, name)} is another"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
+    return repr(value[:100]) if isinstance(value, str) else str(value) if isinstance(value, int) else usd_text(value)

@@ -1,0 +1,129 @@
+"""Idempotency keys: one request at a time may bring a corpus under a key, and one that broke off is taken up again."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.queue import worker_heartbeats
+from engine.runtime import Runtime
+from models.base import db_now, new_id
+from models.errors import Conflict
+from models.job import UNDER_WAY, IdempotencyKey, Job, JobStatus
+
+# A job whose corpus is still arriving.
+ARRIVING = and_(Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)), Job.total.is_(None), Job.deleted_at.is_(None))
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The same Idempotency-Key was used before, by a request whose body had this fingerprint."""
+
+    job_id: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The right to bring a corpus. `resumes`: some of it is stored, by a request that broke off."""
+
+    job_id: str
+    owner: str
+    key: str | None = None
+    resumes: bool = False
+
+
+def new_reservation(job_id: str | None = None, key: str | None = None, *, resumes: bool = False) -> Reservation:
+    owner = f"{worker_heartbeats.process_name()}#{secrets.token_hex(8)}"
+    return Reservation(job_id or new_id("job"), owner, key, resumes)
+
+
+def owner_is_dead(owner: str | None) -> bool:
+    """True when nobody owns it, or a process of this machine that is no more."""
+    return owner is None or worker_heartbeats.is_dead_local_process(owner.partition("#")[0])
+
+
+def owner_is_here(owner: str | None) -> bool:
+    """True when the owner is a process of this machine that lives, though it may be stopped."""
+    return owner is not None and worker_heartbeats.is_alive_here(owner.partition("#")[0])
+
+
+async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | Replay:
+    """Claim an Idempotency-Key: for a new job, for what an upload that broke off has left, or the job it stands for.
+
+    Raises Conflict while another request with this key is still arriving.
+    """
+    fresh = new_reservation(key=key)
+    async with runtime.database.write() as connection:
+        values = _values(runtime, fresh) | {"fingerprint": None}
+        statement = (
+            runtime.database.insert(IdempotencyKey)
+            .values(project=project, key=key, **values)
+            .on_conflict_do_update(
+                index_elements=["project", "key"], set_=values, where=IdempotencyKey.expires_at < db_now()
+            )
+            .returning(IdempotencyKey.job_id)
+        )
+        if (await connection.execute(statement)).scalar_one_or_none() == fresh.job_id:
+            return fresh
+        row = (
+            await connection.execute(
+                select(
+                    IdempotencyKey.job_id,
+                    IdempotencyKey.fingerprint,
+                    IdempotencyKey.owner,
+                    (IdempotencyKey.owner_until < db_now()).label("lapsed"),
+                )
+                .where(IdempotencyKey.project == project, IdempotencyKey.key == key)
+                .with_for_update()
+            )
+        ).one()
+        if row.fingerprint is not None:
+            return Replay(row.job_id, row.fingerprint)
+        if not (row.lapsed or owner_is_dead(row.owner)):
+            raise Conflict(
+                "A request with this Idempotency-Key is still being read: try again when it has been.",
+                code="idempotency_in_flight",
+                should_retry=True,
+            )
+        mine = await _take_over(runtime, connection, row.job_id, key) or fresh
+        await connection.execute(
+            update(IdempotencyKey)
+            .where(IdempotencyKey.project == project, IdempotencyKey.key == key)
+            .values(_values(runtime, mine))
+        )
+    return mine
+
+
+async def _take_over(runtime: Runtime, connection: AsyncConnection, job_id: str, key: str) -> Reservation | None:
+    """Own what is stored of the job; None: there is nothing that could be continued."""
+    mine = new_reservation(job_id, key, resumes=True)
+    taken = await connection.execute(
+        update(Job)
+        .where(Job.id == job_id, ARRIVING, Job.intake_hash.is_not(None))
+        .values(intake_owner=mine.owner, intake_until=db_now() + runtime.settings.lease_s)
+    )
+    return mine if taken.rowcount else None
+
+
+def _values(runtime: Runtime, reservation: Reservation) -> dict[str, Any]:
+    settings = runtime.settings
+    return {
+        "job_id": reservation.job_id,
+        "owner": reservation.owner,
+        "owner_until": db_now() + settings.lease_s,
+        "expires_at": db_now() + settings.lease_s + settings.upload_resume_s,
+    }
+
+
+def owned_by(reservation: Reservation, project: str) -> ColumnElement[bool]:
+    """The key of this request, unless another has taken it over."""
+    return and_(
+        IdempotencyKey.project == project,
+        IdempotencyKey.key == reservation.key,
+        IdempotencyKey.owner == reservation.owner,
+    )

@@ -1,0 +1,140 @@
+"""How an estimate counts tokens: with the model's own tokenizer where it is at hand, else by what answers have taught.
+
+All of a small corpus is tokenized. Of a large one, all of its beginning and then one input in sixteen; the rest is
+reckoned by its bytes, and the margin says how far that may be off.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, select
+
+from engine.planning import tokens
+from engine.runtime import Runtime
+from models.embedding import Alias, Input
+from models.job import Job, JobStatus, Shard
+
+COUNTED_BYTES = 4 * 1024 * 1024
+SAMPLED = 16
+RECENT_JOBS, LOOKED_AT = 5, 100
+Count = Callable[[Sequence[str]], Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How texts are counted, and whether the upstream counts the same."""
+
+    count: Count
+    is_exact: bool
+    needs_sampling: bool = True
+    is_quick: bool = True  # False: the first count loads a model
+
+
+async def method_for(runtime: Runtime, alias: Alias, project: str) -> Method:
+    """The best way to count for the alias's routes. Raises StorageUnavailable."""
+    routes = alias.routes
+    if all(map(tokens.is_exact_for, routes)):
+        return Method(_cl100k, is_exact=True)
+    if all(route.account.kind == "local" for route in routes):
+        return Method(runtime.upstream.count_local, is_exact=True, is_quick=False)
+    per_byte = runtime.router.learned_per_byte(alias) or await _per_byte_of_jobs(runtime, alias, project)
+    if per_byte is not None:
+        learned = per_byte
+
+        def by_bytes(texts: Sequence[str]) -> list[int]:
+            return [max(1, round(tokens.utf8_bytes(text) * learned)) for text in texts]
+
+        return Method(by_bytes, is_exact=False, needs_sampling=False)
+    return Method(_cl100k, is_exact=False)
+
+
+def _cl100k(texts: Sequence[str]) -> list[int]:
+    return [tokens.count(text) for text in texts]
+
+
+async def _per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str) -> float | None:
+    """Tokens a byte of the project's latest finished jobs of this alias; None where there is none.
+
+    A shard's estimate is a third of its bytes. Other projects' jobs teach nothing here: their texts may be others.
+    """
+    latest = (
+        select(Job.id, Job.alias, Job.prompt_tokens, Job.usage_estimated)
+        .where(Job.project == project, Job.status == JobStatus.COMPLETED)
+        .order_by(Job.id.desc())
+        .limit(LOOKED_AT)
+        .subquery()
+    )
+    usable = (
+        select(latest.c.id, latest.c.prompt_tokens)
+        .where(latest.c.alias == alias.name, latest.c.usage_estimated.is_(False), latest.c.prompt_tokens > 0)
+        .limit(RECENT_JOBS)
+    )
+    async with runtime.database.read() as connection:
+        rows = (await connection.execute(usable)).all()
+        if not rows:
+            return None
+        estimated = (
+            await connection.execute(select(func.sum(Shard.tokens)).where(Shard.job_id.in_([row.id for row in rows])))
+        ).scalar_one()
+    counted = sum(row.prompt_tokens for row in rows)
+    return counted / (float(estimated) * 3) if estimated else None
+
+
+class TokenTotal:
+    """The tokens of one corpus, piece by piece. `margin`: how many the total may be off, in 19 of 20 cases."""
+
+    def __init__(self, method: Method) -> None:
+        self._method = method
+        self._chance = random.Random(0)  # no pattern of the corpus, every third line a long one, may follow it
+        self._counted_bytes = 0
+        self._total = 0.0
+        # Of the part that is sampled: inputs and bytes of all, and sums over those that were counted.
+        self._all, self._all_bytes = 0, 0
+        self._n = 0
+        self._t = self._b = self._tt = self._bb = self._tb = 0.0
+
+    def add(self, inputs: Sequence[Input]) -> None:
+        texts = []
+        for item in inputs:
+            if isinstance(item, list):
+                self._total += len(item)
+            else:
+                texts.append(item)
+        if not texts:
+            return
+        if not self._method.needs_sampling or self._counted_bytes < COUNTED_BYTES:
+            self._total += sum(self._method.count(texts))
+            self._counted_bytes += sum(map(tokens.utf8_bytes, texts))
+            return
+        chosen = [text for text in texts if self._chance.randrange(SAMPLED) == 0] or texts[:1]
+        self._all += len(texts)
+        self._all_bytes += sum(map(tokens.utf8_bytes, texts))
+        for text, count in zip(chosen, self._method.count(chosen), strict=True):
+            size = tokens.utf8_bytes(text)
+            self._n += 1
+            self._t += count
+            self._b += size
+            self._tt += count * count
+            self._bb += size * size
+            self._tb += count * size
+
+    @property
+    def is_sampled(self) -> bool:
+        return self._all > self._n
+
+    @property
+    def total(self) -> int:
+        return round(self._total + (self._all_bytes * self._t / self._b if self._b else 0.0))
+
+    @property
+    def margin(self) -> int:
+        """Twice the standard error of a ratio estimator."""
+        if not self.is_sampled or self._n < 2:
+            return 0
+        ratio = self._t / self._b
+        variance = max(0.0, self._tt - 2 * ratio * self._tb + ratio * ratio * self._bb) / (self._n - 1)
+        return math.ceil(2 * self._all * math.sqrt(variance / self._n * (1 - self._n / self._all)))

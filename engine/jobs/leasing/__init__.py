@@ -1,0 +1,1 @@
+"""One worker at a time holds a shard: claims, leases and fences."""

@@ -1,0 +1,243 @@
+"""Claim: one worker at a time holds a shard, by a lease on the database's clock and a fence that grows each time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from sqlalchemy import and_, or_, select, update
+
+from engine.jobs.leasing import duplicate_codec
+from engine.jobs.scheduling import fair_share
+from engine.limiter.call_waits import CallWaits
+from engine.runtime import Runtime
+from models.base import db_now
+from models.embedding import Call, Input, Options
+from models.job import OPEN_SHARD, Job, JobStatus, Shard, ShardInputs, ShardState
+
+Bits = npt.NDArray[np.bool_]
+_INPUTS = msgspec.msgpack.Decoder(list[str | list[int] | None])
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedShard:
+    """A shard in hand, with what its job says about it."""
+
+    shard_id: str
+    job_id: str
+    project: str
+    key_id: str
+    alias: str
+    width: int
+    options: Options
+    first_index: int
+    count: int
+    attempt: int
+    fence: int
+    settled: Bits
+    inputs: list[Input | None]
+    tokens: int  # estimated, of what was open when it was claimed: what its turn was charged for
+    twins: Mapping[int, int]  # position in the shard: the job's index of the first of its kind
+    max_cost_usd: Decimal | None = None  # of the job, when the shard was claimed
+    calls: list[Call] = field(default_factory=list)  # made for it since
+    waits: CallWaits = field(default_factory=CallWaits, compare=False)  # of those calls, for quota
+
+    def index(self, position: int) -> int:
+        """A position in the shard as an index of the job."""
+        return self.first_index + position
+
+    def waiting(self) -> list[int]:
+        """Positions in the shard that have no outcome yet and must be embedded for one."""
+        return [i for i in range(self.count) if not self.settled[i] and self.inputs[i] is not None]
+
+    def waiting_twins(self) -> dict[int, int]:
+        """Twins that have no outcome yet: position in the shard, and the job's index of the first."""
+        return {position: first for position, first in self.twins.items() if not self.settled[position]}
+
+
+async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | None:
+    """Take the shard; None when there is nothing to do about it: done, cancelled, deleted, not due, in other hands."""
+    running_job = select(Job.id).where(
+        Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
+    )
+    async with runtime.database.write() as connection:
+        taken = (
+            await connection.execute(
+                update(Shard)
+                .where(
+                    Shard.id == shard_id,
+                    or_(
+                        Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)),
+                        and_(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
+                    ),
+                    Shard.next_run_at <= db_now(),
+                    Shard.blocked_by.is_(None),
+                    running_job.exists(),
+                )
+                .values(
+                    state=ShardState.RUNNING,
+                    attempt=Shard.attempt + 1,
+                    fence=Shard.fence + 1,
+                    lease_until=db_now() + runtime.settings.lease_s,
+                    worker=worker,
+                    rung_at=None,
+                )
+                .returning(Shard.job_id, Shard.attempt, Shard.fence, Shard.settled, Shard.count, Shard.tokens)
+            )
+        ).one_or_none()
+        if taken is None:
+            return None
+        tokens = open_tokens(taken)
+        await fair_share.charge(runtime.database, connection, taken.job_id, tokens)
+    async with runtime.database.read() as connection:
+        row = (
+            await connection.execute(
+                select(
+                    Job.id,
+                    Job.project,
+                    Job.key_id,
+                    Job.alias,
+                    Job.dimensions,
+                    Job.options,
+                    Shard.first_index,
+                    Shard.count.label("size"),
+                    ShardInputs.inputs,
+                    ShardInputs.twins,
+                    Job.max_cost_usd,
+                )
+                .join(Shard, Shard.job_id == Job.id)
+                .join(ShardInputs, ShardInputs.shard_id == Shard.id)
+                .where(Shard.id == shard_id)
+            )
+        ).one_or_none()
+    if row is None:  # deleted between the two statements
+        return None
+    return ClaimedShard(
+        shard_id=shard_id,
+        job_id=row.id,
+        project=row.project,
+        key_id=row.key_id,
+        alias=row.alias,
+        width=row.dimensions,
+        options=_options(row.options),
+        first_index=row.first_index,
+        count=row.size,
+        attempt=taken.attempt,
+        fence=taken.fence,
+        settled=settled_bits(taken.settled, row.size),
+        inputs=_INPUTS.decode(row.inputs),
+        twins=duplicate_codec.unpacked(row.twins),
+        max_cost_usd=row.max_cost_usd,
+        tokens=tokens,
+    )
+
+
+async def decline(runtime: Runtime, shard_id: str) -> None:
+    """Answer a ring without taking the shard: it is rung for somebody else at once."""
+    async with runtime.database.write() as connection:
+        await connection.execute(
+            update(Shard)
+            .where(Shard.id == shard_id, Shard.state == ShardState.RUNG)
+            .values(state=ShardState.QUEUED, rung_at=None)
+        )
+
+
+async def heartbeat(runtime: Runtime, held: ClaimedShard) -> bool:
+    """Renew the lease; False when the shard is no longer ours, or its job wants no more of it."""
+    async with runtime.database.write() as connection:
+        renewed = await connection.execute(
+            update(Shard)
+            .where(Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING)
+            .values(lease_until=db_now() + runtime.settings.lease_s)
+        )
+        if not renewed.rowcount:
+            return False
+        status = (await connection.execute(select(Job.status).where(Job.id == held.job_id))).scalar_one_or_none()
+    return status == JobStatus.IN_PROGRESS
+
+
+async def release(
+    runtime: Runtime,
+    held: ClaimedShard,
+    *,
+    delay_s: float,
+    spent: bool,
+    reason: str,
+    waiting_on: str | None,
+    blocked_by: str | None = None,
+    waiting: dict[str, Any] | None = None,
+    blocks_job: bool = True,
+) -> None:
+    """Give the shard back, to be claimed again after `delay_s`. `spent` False returns the attempt too.
+
+    `blocked_by`: a shard whose end it waits for, should that one be open still.
+    `waiting`: what its job says about the outage that it waits for. Unless the attempt is spent, or `blocks_job` is
+    False, none of the job's other shards is due before the delay is over then.
+
+    Fenced: a worker that lost its lease changes nothing.
+    """
+    async with runtime.database.write() as connection:
+        given_back = await connection.execute(
+            update(Shard)
+            .where(Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING)
+            .values(
+                state=ShardState.QUEUED,
+                lease_until=None,
+                allowance_usd=None,
+                next_run_at=db_now() + delay_s,
+                attempt=Shard.attempt if spent else Shard.attempt - 1,
+                last_error=reason[:500],
+                blocked_by=_if_open(blocked_by),
+            )
+            .returning(Shard.settled, Shard.count, Shard.tokens)
+        )
+        shard = given_back.one_or_none()
+        # A visit that failed has had its turn: else a job that gets nowhere is the least served, and always first.
+        if shard is not None and not spent:
+            await fair_share.give_back(connection, held.job_id, open_tokens(shard))
+        if shard is not None and waiting_on is not None:
+            await connection.execute(
+                update(Job)
+                .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
+                .values(
+                    waiting_on=waiting_on,
+                    # Nobody knows when its turn comes.
+                    next_attempt_at=None if waiting_on == "fairness" else db_now() + delay_s,
+                    waiting=waiting,
+                    blocked_until=db_now() + delay_s if waiting and blocks_job and not spent else Job.blocked_until,
+                    version=Job.version + 1,
+                )
+            )
+
+
+def _if_open(shard_id: str | None) -> Any:
+    blocker = Shard.__table__.alias("blocker")
+    is_open = blocker.c.state.in_(OPEN_SHARD)
+    return None if shard_id is None else select(blocker.c.id).where(blocker.c.id == shard_id, is_open).scalar_subquery()
+
+
+def open_tokens(shard: Any) -> int:
+    """The estimated tokens of the inputs that have no outcome yet; inputs are counted where nobody has estimated."""
+    still_open = shard.count - int(settled_bits(shard.settled, shard.count).sum())
+    return int((shard.tokens or shard.count) * still_open // shard.count)
+
+
+def settled_bits(packed: bytes, count: int) -> Bits:
+    return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count).astype(bool)
+
+
+def _options(stored: dict[str, Any]) -> Options:
+    return Options(
+        input_type=stored.get("input_type"),
+        truncate=stored.get("truncate") or "none",
+        user=stored.get("user"),
+        provider_options=stored.get("provider_options") or {},
+    )
+
+
+__all__ = ["Bits", "ClaimedShard", "claim", "decline", "heartbeat", "open_tokens", "release", "settled_bits"]

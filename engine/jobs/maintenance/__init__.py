@@ -1,0 +1,1 @@
+"""What any process repeats: mend what crashes left, remove what has expired."""

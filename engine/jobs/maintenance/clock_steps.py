@@ -1,0 +1,135 @@
+"""Clock steps: leases, due times and heartbeats are instants of the database's clock, and somebody may set it.
+
+Set forward, it makes all who live look dead: they get the time of a heartbeat to say otherwise. The same after a time
+in which nobody could say anything: the database was away, or this machine slept. Set back, it puts all that is due
+into the future: nothing may lie further ahead than it could have been put there now.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sqlalchemy import ColumnElement, and_, or_, select, update
+
+from engine.jobs.reading.read_leases import READ_LEASE_S
+from engine.jobs.row_locks import AT_ONCE, lock_jobs, lock_shards
+from engine.runtime import Runtime
+from models.base import db_now
+from models.canary import Canary
+from models.job import OPEN_SHARD, UNDER_WAY, IdempotencyKey, Job, JobStatus, Shard, ShardState
+from models.worker import WorkerProcess
+
+log = logging.getLogger("embedmill.sweep")
+
+# A sweep that comes so long after the one before could not see who lived meanwhile.
+GAP_S = 10.0
+
+
+async def watch_clock(runtime: Runtime) -> None:
+    """Compare the database's clock with this machine's, and mend what a step or a gap has done to instants."""
+    asked_at = runtime.database_clock.machine()
+    async with runtime.database.read() as connection:
+        now = float((await connection.execute(select(db_now()))).scalar_one())
+    news = runtime.database_clock.observe(now, asked_at)
+    if news.step_s:
+        log.warning("the clock of the database was set", extra={"seconds": round(news.step_s, 1)})
+        await forget_rates(runtime)
+    if news.step_s < 0:
+        await pull_in(runtime)
+    elif news.step_s > 0 or (news.gap_s > GAP_S + 2 * runtime.settings.sweep_s and _is_rare(runtime)):
+        await extend_leases_after_outage(runtime, unseen_s=max(news.step_s, news.gap_s))
+
+
+def _is_rare(runtime: Runtime) -> bool:
+    """False when leases were spared less than a lease ago: a sweep that is always slow would keep the dead alive."""
+    spared_at = runtime.database_clock.spared_at
+    return spared_at is None or runtime.database_clock.machine() - spared_at > runtime.settings.lease_s
+
+
+async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0) -> None:
+    """Whoever holds a shard, an upload or a key gets time to come back to it; workers count as seen.
+
+    Nobody could renew a lease meanwhile, and the results of its calls wait beside its worker, paid for. `unseen_s`: for
+    how long.
+    """
+    settings = runtime.settings
+    runtime.database_clock.spared_at = runtime.database_clock.machine()
+    # A heartbeat that was slept through comes after a whole pause; and it may be on its way when we look.
+    until = db_now() + 1.5 * settings.heartbeat_s
+    async with runtime.database.write() as connection:
+        spared = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < until)
+        await connection.execute(update(Shard).where(Shard.id.in_(spared)).values(lease_until=until))
+        uploads = await lock_jobs(connection, Job.intake_until < until)
+        await connection.execute(update(Job).where(Job.id.in_(uploads)).values(intake_until=until))
+        await connection.execute(
+            update(IdempotencyKey)
+            .where(IdempotencyKey.fingerprint.is_(None), IdempotencyKey.expires_at < until)
+            .values(expires_at=until)
+        )
+        await connection.execute(
+            update(WorkerProcess)
+            .where(WorkerProcess.seen_at > db_now() - unseen_s - settings.worker_seen_s)
+            .values(seen_at=db_now())
+        )
+    if spared or uploads:
+        extra = {"count": len(spared), "uploads": len(uploads)}
+        log.info("leases were spared after a time in which nobody could renew them", extra=extra)
+
+
+async def pull_in(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
+    """Bring every instant that lies too far ahead back to where it could be put now; what waits is due.
+
+    `due_within_s`: how long an open shard may have to wait still.
+    """
+    settings = runtime.settings
+    lease_end = db_now() + settings.lease_s
+    for where, values in (
+        (and_(Shard.state == ShardState.RUNNING, Shard.lease_until > lease_end), {"lease_until": lease_end}),
+        (and_(Shard.state == ShardState.RUNG, Shard.rung_at > db_now()), {"rung_at": db_now()}),
+        # Of rung and running shards too: they are queued again where their ring or their lease comes to nothing.
+        (
+            and_(Shard.state.in_(OPEN_SHARD), Shard.next_run_at > db_now() + due_within_s),
+            {"next_run_at": db_now() + due_within_s},
+        ),
+    ):
+        await _set_shards(runtime, where, values)
+    read_end = db_now() + READ_LEASE_S
+    for which, columns in (
+        (Job.blocked_until.is_not(None), {"blocked_until": None}),
+        (Job.intake_until > lease_end, {"intake_until": lease_end}),
+        (and_(Job.status == JobStatus.IN_PROGRESS, Job.next_attempt_at > db_now()), {"next_attempt_at": None}),
+        (Job.read_until > read_end, {"read_until": read_end}),
+    ):
+        await _set_jobs(runtime, which, columns)
+    in_flight = and_(IdempotencyKey.fingerprint.is_(None), IdempotencyKey.expires_at > lease_end)
+    async with runtime.database.write() as connection:
+        await connection.execute(update(IdempotencyKey).where(in_flight).values(expires_at=lease_end))
+        await connection.execute(update(WorkerProcess).where(WorkerProcess.seen_at > db_now()).values(seen_at=db_now()))
+        await connection.execute(update(Canary).where(Canary.checked_at > db_now()).values(checked_at=db_now()))
+
+
+async def forget_rates(runtime: Runtime) -> None:
+    """Rates are differences of instants: they count from what lands next."""
+    marked = and_(Job.status.in_(UNDER_WAY), or_(Job.mark_at.is_not(None), Job.earlier_mark_at.is_not(None)))
+    await _set_jobs(runtime, marked, {"mark_at": None, "earlier_mark_at": None})
+
+
+async def _set_shards(runtime: Runtime, where: ColumnElement[bool], values: dict[str, Any]) -> None:
+    last, more = "", True
+    while more:
+        async with runtime.database.write() as connection:
+            ids = await lock_shards(connection, where, Shard.id > last)
+            await connection.execute(update(Shard).where(Shard.id.in_(ids)).values(values))
+        more = len(ids) == AT_ONCE
+        last = ids[-1] if ids else ""
+
+
+async def _set_jobs(runtime: Runtime, where: ColumnElement[bool], values: dict[str, Any]) -> None:
+    last, more = "", True
+    while more:
+        async with runtime.database.write() as connection:
+            ids = await lock_jobs(connection, where, Job.id > last)
+            await connection.execute(update(Job).where(Job.id.in_(ids)).values(values))
+        more = len(ids) == AT_ONCE
+        last = ids[-1] if ids else ""

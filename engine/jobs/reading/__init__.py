@@ -1,0 +1,1 @@
+"""What a caller reads of a job: its status and its results."""

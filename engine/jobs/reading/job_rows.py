@@ -1,0 +1,213 @@
+"""Read: one row answers a status poll. Every statement here is bound to the caller's project."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Row, bindparam, case, false, select
+
+from engine.jobs.verbs import no_job_found
+from engine.runtime import Runtime
+from models.base import db_now, usd_text
+from models.errors import InvalidInput
+from models.job import FINISHED, Job, JobStatus
+from models.worker import WorkerProcess
+
+JOB_ID = re.compile(r"job_[0-9a-f]{32}\Z")
+FRESH_MARK_S = 5.0
+# A job that nobody has worked on for so long, though there are workers, waits for its turn.
+FIRST_TURN_S = 2.0
+
+# Nobody knows when these end: the next attempt may fail like the last one.
+ENDLESS_WAITS = frozenset({"provider", "database", "budget", "fairness", "ingest"})
+
+# Built once: a poll is the hottest read of all.
+_WORKERS_LIVE = select(WorkerProcess.id).where(WorkerProcess.seen_at > db_now() - bindparam("seen_s")).exists()
+_COLUMNS = (
+    # A caller's options may be long, and nobody who polls or lists needs them.
+    *(column for column in Job.__table__.columns if column.name != "options"),
+    db_now().label("now"),
+    case((Job.started_at.is_(None), _WORKERS_LIVE), else_=false()).label("workers_live"),
+)
+_ONE = select(*_COLUMNS).where(
+    Job.id == bindparam("job_id"), Job.project == bindparam("project"), Job.deleted_at.is_(None)
+)
+
+_SOME = select(*_COLUMNS).where(Job.id.in_(bindparam("job_ids", expanding=True)), Job.deleted_at.is_(None))
+
+
+async def find(runtime: Runtime, project: str, job_id: str) -> Row[Any]:
+    """The job's row. Raises JobNotFound, in the same words for a foreign, an unknown and a malformed id."""
+    row = None
+    if JOB_ID.match(job_id):
+        async with runtime.database.read() as connection:
+            row = (
+                await connection.execute(_ONE, {"job_id": job_id, "project": project} | _seen(runtime))
+            ).one_or_none()
+    if row is None:
+        raise no_job_found()
+    return row
+
+
+def _seen(runtime: Runtime) -> dict[str, float]:
+    return {"seen_s": runtime.settings.worker_seen_s}
+
+
+async def find_all(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Row[Any]]:
+    """The rows of those of the jobs that are there, whosever they are: for callers that have been let in to each."""
+    async with runtime.database.read() as connection:
+        return (await connection.execute(_SOME, {"job_ids": list(job_ids)} | _seen(runtime))).all()
+
+
+async def page(
+    runtime: Runtime, project: str, *, limit: int, after: str | None, status: str | None
+) -> tuple[Sequence[Row[Any]], bool]:
+    """Jobs newest first, after the given id; and whether there are more."""
+    statement = select(*_COLUMNS).where(Job.project == project, Job.deleted_at.is_(None))
+    if after is not None:
+        if not JOB_ID.match(after):
+            raise InvalidInput(
+                "Invalid 'after': not the id of a job. Send the last_id of the page before.",
+                param="after",
+                code="invalid_value",
+            )
+        statement = statement.where(Job.id < after)
+    if status is not None:
+        statement = statement.where(Job.status == status)
+    async with runtime.database.read() as connection:
+        rows = (await connection.execute(statement.order_by(Job.id.desc()).limit(limit + 1), _seen(runtime))).all()
+    return rows[:limit], len(rows) > limit
+
+
+def etag(row: Row[Any]) -> str:
+    """Changes with everything that a poller could see, also with what changes by time alone: rates, and due times."""
+    parts = [str(row.version)]
+    if row.status == JobStatus.IN_PROGRESS:
+        if row.mark_at is not None:
+            parts.append(str(int((row.now - row.mark_at) // 10)))
+        parts += [str(part) for part in _waiting(row) if part is not None]
+    return f'"{"-".join(parts)}"'
+
+
+def job_object(row: Row[Any]) -> dict[str, Any]:
+    """The job as the contract shows it."""
+    done = row.completed + row.failed
+    total = row.total
+    inputs_per_s, tokens_per_s = _rate(row)
+    shown_rate = round(inputs_per_s, 1)
+    waiting_on, next_attempt_at = _waiting(row)
+    pending = _pending(row)
+    body: dict[str, Any] = {
+        "id": row.id,
+        "object": "embedding.job",
+        "status": row.status,
+        "model": row.alias,
+        "space": row.space,
+        "dimensions": row.dimensions,
+        "counts": {"total": total, "completed": row.completed, "failed": row.failed, "pending": pending},
+        # Rounded down: 1.0 is said of a finished job only.
+        "progress": 0.0 if not total else int(done * 10_000 / total) / 10_000,
+        "usage": {"prompt_tokens": row.prompt_tokens, "total_tokens": row.prompt_tokens},
+        "cost_usd": usd_text(Decimal(row.cost_usd)),
+        "max_cost_usd": None if row.max_cost_usd is None else usd_text(row.max_cost_usd),
+        "usage_estimated": row.usage_estimated,
+        "deduplicated_inputs": row.deduplicated,
+        "truncated": row.truncated,
+        "ambiguous": {
+            "calls": row.ambiguous_calls,
+            "inputs": row.ambiguous_inputs,
+            "tokens": row.ambiguous_tokens,
+            "cost_usd": usd_text(Decimal(row.ambiguous_cost_usd)),
+        },
+        "wasted": {
+            "calls": row.wasted_calls,
+            "inputs": row.wasted_inputs,
+            "tokens": row.wasted_tokens,
+            "cost_usd": usd_text(Decimal(row.wasted_cost_usd)),
+        },
+        "rate": {"inputs_per_second": shown_rate, "tokens_per_minute": round(tokens_per_s * 60)},
+        "eta_seconds": _eta(row, inputs_per_s, waiting_on),
+        "waiting_on": waiting_on,
+        "next_attempt_at": next_attempt_at,
+        "waiting": _outage(row),
+        "errors": row.error_summary,
+        "warnings": row.warnings,
+        "created_at": int(row.created_at),
+        "started_at": None if row.started_at is None else int(row.started_at),
+        "finished_at": None if row.finished_at is None else int(row.finished_at),
+        "expires_at": int(row.expires_at),
+        "metadata": row.metadata,
+        "request_id": row.request_id,
+    }
+    return body
+
+
+def _eta(row: Row[Any], inputs_per_s: float, waiting_on: str | None) -> int | None:
+    """Seconds until the job ends, a wait for quota included. Null where nobody knows: no rate yet, or an outage."""
+    if row.status in FINISHED:
+        return 0
+    if row.total is None or round(inputs_per_s, 1) <= 0 or waiting_on in ENDLESS_WAITS:
+        return None
+    wait_s = 0.0 if row.next_attempt_at is None or waiting_on is None else max(0.0, row.next_attempt_at - row.now)
+    return max(1, round(wait_s + _pending(row) / inputs_per_s))
+
+
+def _pending(row: Row[Any]) -> int:
+    """Inputs known of that have no outcome yet."""
+    known = row.ingested if row.total is None else row.total
+    return max(0, int(known) - int(row.completed) - int(row.failed))
+
+
+def _waiting(row: Row[Any]) -> tuple[str | None, int | None]:
+    """What the job waits for, and the second when it may move, where that is known and still to come."""
+    if row.status == JobStatus.PAUSED:
+        return ("budget" if row.waiting_on == "budget" else None), None
+    if row.status != JobStatus.IN_PROGRESS:
+        return None, None
+    if row.waiting_on is not None:
+        is_ahead = row.next_attempt_at is not None and row.next_attempt_at > row.now
+        return str(row.waiting_on), math.ceil(row.next_attempt_at) if is_ahead else None
+    if row.total is None and _pending(row) == 0:
+        return "ingest", None
+    if row.workers_live and row.now - row.created_at > FIRST_TURN_S:  # asked of jobs only that nobody has worked on
+        return "fairness", None
+    return None, None
+
+
+def _outage(row: Row[Any]) -> dict[str, Any] | None:
+    """What a job says about the outage that it waits for."""
+    if row.waiting is None or row.status != JobStatus.IN_PROGRESS or row.waiting_on != "provider":
+        return None
+    names = ("provider", "code", "message", "advice")
+    return {name: row.waiting[name] for name in names} | {
+        "since": int(row.waiting["since"]),
+        "next_attempt_at": math.ceil(max(row.next_attempt_at or row.now, row.now)),
+    }
+
+
+def _rate(row: Row[Any]) -> tuple[float, float]:
+    """Inputs and tokens a second: of the last 15 to 30 s while it runs, of the whole at its end. 0: not known."""
+    done = row.completed + row.failed
+    if row.started_at is None or row.status == JobStatus.PAUSED:
+        return 0.0, 0.0
+    since, done_then, tokens_then = row.started_at, 0, 0
+    until = row.now
+    if row.status in FINISHED:
+        until = row.finished_at or row.now
+    elif row.mark_at is None:  # nothing has landed since it started, was resumed or retried
+        return 0.0, 0.0
+    elif row.earlier_mark_at is not None:
+        since, done_then, tokens_then = row.earlier_mark_at, row.earlier_mark_done, row.earlier_mark_tokens
+    elif row.mark_at is not None and row.now - row.mark_at > FRESH_MARK_S:
+        since, done_then, tokens_then = row.mark_at, row.mark_done, row.mark_tokens
+    elif row.mark_done:  # it goes on, and has only just begun to: what it did before a pause says nothing of now
+        return 0.0, 0.0
+    seconds = max(until - since, 0.001)
+    return (done - done_then) / seconds, (row.prompt_tokens - tokens_then) / seconds
+
+
+STATUSES = tuple(JobStatus)

@@ -1,0 +1,130 @@
+"""Long polls: one reader of the database for all of them, however many wait for however many jobs.
+
+Each job that somebody waits for is read again at growing pauses, and everybody who waits for it hears of it. Jobs that
+are due at the same time are read by one statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from sqlalchemy import Row
+
+from engine.jobs.reading import job_rows
+from engine.jobs.verbs import no_job_found
+from engine.runtime import Runtime
+from models.errors import StorageUnavailable
+from models.job import FINISHED
+
+log = logging.getLogger("embedmill.jobs")
+
+PAUSES_S = (0.05, 0.1, 0.2, 0.3, 0.5)
+LOOK_FOR_CALLER_S = 1.0
+JOBS_AT_ONCE = 200
+
+
+class _Watch:
+    """A job that somebody waits for."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self.pauses = iter(PAUSES_S)
+        self.due_at = time.monotonic() + PAUSES_S[0]
+        self.news: asyncio.Future[Row[Any] | None] = asyncio.get_running_loop().create_future()
+
+    def tell(self, row: Row[Any] | None) -> None:
+        """Hand a fresh reading to all who wait; None: the job is gone."""
+        told, self.news = self.news, asyncio.get_running_loop().create_future()
+        told.set_result(row)
+
+
+class JobWatches:
+    """The long polls of one process."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._watches: dict[str, _Watch] = {}
+        self._reader: asyncio.Task[None] | None = None
+        self._is_stopping = False
+
+    async def wait_for_change(
+        self,
+        project: str,
+        job_id: str,
+        *,
+        wait_s: float,
+        seen_etag: str | None,
+        gone: Callable[[], Awaitable[bool]],
+    ) -> Row[Any]:
+        """The job's row once it differs from what the caller has seen, has finished, or wait_s is over.
+
+        `gone` says whether the caller has hung up: nothing is held for those.
+        """
+        deadline = time.monotonic() + wait_s
+        row = await job_rows.find(self._runtime, project, job_id)
+        seen = job_rows.etag(row) if seen_etag is None else seen_etag
+        if not _is_same(row, seen) or wait_s <= 0:
+            return row
+        watch = self._watches.setdefault(job_id, _Watch())
+        watch.waiting += 1
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read_again_and_again())
+        try:
+            while _is_same(row, seen) and not self._is_stopping:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or await gone():
+                    break
+                done, _ = await asyncio.wait({watch.news}, timeout=min(left_s, LOOK_FOR_CALLER_S))
+                if done:
+                    fresh = done.pop().result()
+                    if fresh is None:
+                        raise no_job_found()
+                    row = fresh
+            return row
+        finally:
+            watch.waiting -= 1
+            if not watch.waiting:
+                self._watches.pop(job_id, None)
+
+    def stop(self) -> None:
+        """Let all who wait have the job as it is: the process ends soon."""
+        self._is_stopping = True
+
+    async def close(self) -> None:
+        self.stop()
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+
+    async def _read_again_and_again(self) -> None:
+        while self._watches:
+            now = time.monotonic()
+            due = [job_id for job_id, watch in self._watches.items() if watch.due_at <= now]
+            for low in range(0, len(due), JOBS_AT_ONCE):
+                try:
+                    await self._read(due[low : low + JOBS_AT_ONCE])
+                except StorageUnavailable:
+                    pass  # asked again at the next pause; whoever waits has a deadline of its own
+                except Exception:
+                    log.exception("the jobs of long polls could not be read")
+            next_due_at = min((watch.due_at for watch in self._watches.values()), default=now)
+            await asyncio.sleep(min(max(next_due_at - time.monotonic(), PAUSES_S[0]), PAUSES_S[-1]))
+
+    async def _read(self, job_ids: list[str]) -> None:
+        now = time.monotonic()
+        for job_id in job_ids:
+            if (watch := self._watches.get(job_id)) is not None:
+                watch.due_at = now + next(watch.pauses, PAUSES_S[-1])
+        rows: Iterable[Row[Any]] = await job_rows.find_all(self._runtime, job_ids)
+        by_id = {row.id: row for row in rows}
+        for job_id in job_ids:
+            if (watch := self._watches.get(job_id)) is not None:
+                watch.tell(by_id.get(job_id))
+
+
+def _is_same(row: Row[Any], seen: str) -> bool:
+    return row.status not in FINISHED and job_rows.etag(row) == seen

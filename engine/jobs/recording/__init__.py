@@ -1,0 +1,1 @@
+"""What a shard brought is written down, once: results, errors, usage, counters."""

@@ -1,0 +1,171 @@
+"""Calls of a job that brought nothing and were billed all the same, or may have been: each is written down, once.
+
+Wasted: answered, but the reply was refused, came too late, or only tested the route. Ambiguous: sent, never answered.
+Both are rows of the ledger, in the job's counters and taken from its ceiling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import case, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.jobs.leasing.claim import ClaimedShard
+from engine.ledger import usage_rows
+from engine.observability.telemetry import count_cost
+from engine.runtime import Runtime
+from engine.storage.database import Database
+from models.base import db_now
+from models.embedding import Call
+from models.job import AmbiguousCall, Job, Shard, ShardState
+from models.usage import UsageKind, UsageRecord
+
+ROWS_AT_ONCE = 500
+
+
+def unsettled(held: ClaimedShard) -> list[Call]:
+    """Those calls of a run that are to be written down."""
+    return [call for call in held.calls if call.ambiguous or call.wasted]
+
+
+async def note(
+    database: Database,
+    connection: AsyncConnection,
+    *,
+    project: str,
+    job_id: str,
+    shard_id: str,
+    calls: Sequence[Call],
+) -> list[Call]:
+    """Write down calls of a job that brought nothing; those that were new. The order of locks: shard, then job.
+
+    A call is known by its id: one that was written down before, by whomever, is not again.
+    """
+    if not calls:
+        return []
+    job = (await connection.execute(select(Job.key_id, Job.alias, Job.options).where(Job.id == job_id))).one_or_none()
+    rows = usage_rows.of_calls(
+        calls,
+        project=project,
+        key_id=job.key_id if job else "",
+        lane="bulk",
+        alias=job.alias if job else "",
+        user=job.options.get("user") if job else None,
+        job_id=job_id,
+    )
+    new = await _add(database, connection, calls, rows)
+    unanswered = [call for call in new if call.ambiguous]
+    if unanswered:
+        await connection.execute(
+            database.insert(AmbiguousCall)
+            .values(
+                [
+                    {
+                        "id": call.id,
+                        "project": project,
+                        "job_id": job_id,
+                        "shard_id": shard_id,
+                        "provider": call.provider,
+                        "upstream_model": call.upstream_model,
+                        "inputs": call.inputs,
+                        "at": call.started_at,
+                        "reason": (call.error or "unknown")[:64],
+                    }
+                    for call in unanswered
+                ]
+            )
+            .on_conflict_do_nothing()
+        )
+    if new:
+        charged = {row["id"]: row for row in rows}
+        await count(connection, job_id, [charged[call.id] for call in new])
+    return new
+
+
+async def _add(
+    database: Database, connection: AsyncConnection, calls: Sequence[Call], rows: Sequence[dict[str, Any]]
+) -> list[Call]:
+    """Add the rows that are not in the ledger; the calls of those."""
+    ids: set[str] = set()
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        some = [row | {"at": db_now()} for row in rows[start : start + ROWS_AT_ONCE]]
+        added = database.insert(UsageRecord).values(some).on_conflict_do_nothing().returning(UsageRecord.id)
+        ids |= set((await connection.execute(added)).scalars())
+    count_cost(row for row in rows if row["id"] in ids)
+    return [call for call in calls if call.id in ids]
+
+
+async def count(connection: AsyncConnection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Add rows of the ledger that brought nothing to their job's counters."""
+    wasted = [row for row in rows if row["kind"] == UsageKind.WASTED]
+    unanswered = [row for row in rows if row["kind"] == UsageKind.AMBIGUOUS]
+    values: dict[Any, Any] = {Job.version: Job.version + 1}
+    if wasted:
+        cost_usd = sum((row["cost_usd"] for row in wasted), Decimal(0))
+        values |= {
+            Job.wasted_calls: Job.wasted_calls + sum(row["calls"] for row in wasted),
+            Job.wasted_inputs: Job.wasted_inputs + sum(row["inputs"] for row in wasted),
+            Job.wasted_tokens: Job.wasted_tokens + sum(row["prompt_tokens"] for row in wasted),
+            Job.wasted_cost_usd: Job.wasted_cost_usd + cost_usd,
+            Job.cost_usd: Job.cost_usd + cost_usd,
+        }
+    if unanswered:
+        cost_usd = sum((row["cost_usd"] for row in unanswered), Decimal(0))
+        values |= {
+            Job.ambiguous_calls: Job.ambiguous_calls + len(unanswered),
+            Job.ambiguous_inputs: Job.ambiguous_inputs + sum(row["inputs"] for row in unanswered),
+            Job.ambiguous_tokens: Job.ambiguous_tokens + sum(row["prompt_tokens"] for row in unanswered),
+            Job.ambiguous_cost_usd: Job.ambiguous_cost_usd + cost_usd,
+        }
+    await connection.execute(update(Job).where(Job.id == job_id).values(values))
+
+
+async def note_of(runtime: Runtime, connection: AsyncConnection, held: ClaimedShard) -> list[Call]:
+    """Write down those of a run, in the caller's transaction; once that is committed, `forget` them."""
+    calls = unsettled(held)
+    await note_for(runtime, connection, held, calls)
+    return calls
+
+
+async def note_for(
+    runtime: Runtime, connection: AsyncConnection, held: ClaimedShard, calls: Sequence[Call]
+) -> list[Call]:
+    """Write down these calls of a run; those that were not known yet. They are paid for out of its allowance."""
+    if held.max_cost_usd is not None and calls:
+        cost_usd = sum((call.cost_usd for call in calls), Decimal(0))
+        rest = Shard.allowance_usd - cost_usd
+        await connection.execute(
+            update(Shard)
+            .where(
+                Shard.id == held.shard_id,
+                Shard.fence == held.fence,
+                Shard.state == ShardState.RUNNING,
+                Shard.allowance_usd.is_not(None),
+            )
+            .values(allowance_usd=case((Shard.allowance_usd > cost_usd, rest), else_=0))
+        )
+    return await note(
+        runtime.database,
+        connection,
+        project=held.project,
+        job_id=held.job_id,
+        shard_id=held.shard_id,
+        calls=calls,
+    )
+
+
+def forget(held: ClaimedShard, calls: Sequence[Call]) -> None:
+    """These are in the database."""
+    known = {call.id for call in calls}
+    held.calls[:] = [call for call in held.calls if call.id not in known]
+
+
+async def note_rest(runtime: Runtime, held: ClaimedShard) -> None:
+    """Write down what no record has: calls of a run that ended without a result. Raises StorageUnavailable."""
+    if unsettled(held):
+        async with runtime.database.write() as connection:
+            calls = await note_of(runtime, connection, held)
+        forget(held, calls)

@@ -1,0 +1,92 @@
+"""Finish: what a job becomes when its last open shard closes, and the tally of its errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import and_, case, func, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.config.settings import Settings
+from models.base import db_now
+from models.embedding import InputError
+from models.job import OPEN_SHARD, Job, JobStatus, Shard
+
+log = logging.getLogger("embedmill.jobs")
+
+# Decided in SQL, in the statement that closes the last shard, so that no crash can come between.
+FINAL_STATUS = case(
+    (Job.failed == 0, JobStatus.COMPLETED.value),
+    (Job.completed == 0, JobStatus.FAILED.value),
+    else_=JobStatus.COMPLETED_WITH_ERRORS.value,
+)
+
+# What a job ends by, whatever its counter says: a counter that was too low would leave a shard queued for good.
+NO_OPEN_SHARD = (
+    select(Shard.id)
+    .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_SHARD)))
+    .limit(1)
+    .correlate(Job)
+    .scalar_subquery()
+    .is_(None)
+)
+NOTHING_OPEN = and_(Job.open_shards < 1, NO_OPEN_SHARD)
+
+DAY_S = 86400.0
+
+
+def end_columns(settings: Settings) -> dict[str, Any]:
+    """Columns of a job that ends now: its results are kept for the whole retention from here."""
+    return {
+        "finished_at": db_now(),
+        "expires_at": db_now() + settings.job_retention_days * DAY_S,
+        "waiting_on": None,
+        "next_attempt_at": None,
+    }
+
+
+async def recount(connection: AsyncConnection, job_id: str) -> None:
+    """Count the job's open shards anew, for a transaction that has locked its row: its counter was too low."""
+    open_shards = (
+        select(func.count())
+        .select_from(Shard)
+        .where(Shard.job_id == job_id, Shard.state.in_(sorted(OPEN_SHARD)))
+        .scalar_subquery()
+    )
+    await connection.execute(update(Job).where(Job.id == job_id).values(open_shards=open_shards))
+    log.error("a job's counter of open shards was too low, and was counted anew", extra={"job_id": job_id})
+
+
+def final_status(completed: int, failed: int) -> JobStatus:
+    """The same rule for counters at hand."""
+    if failed == 0:
+        return JobStatus.COMPLETED
+    return JobStatus.FAILED if completed == 0 else JobStatus.COMPLETED_WITH_ERRORS
+
+
+async def merge_errors(
+    connection: AsyncConnection, job_id: str, failures: Mapping[int, InputError]
+) -> list[dict[str, Any]]:
+    """The job's error summary with these failures added: per code a count and one example. Locks the job's row."""
+    summary = (
+        await connection.execute(select(Job.error_summary).where(Job.id == job_id).with_for_update(key_share=True))
+    ).scalar_one_or_none()
+    return tally(summary or [], failures)
+
+
+def tally(summary: Sequence[dict[str, Any]], failures: Mapping[int, InputError]) -> list[dict[str, Any]]:
+    """A summary of errors with these added: per code a count, and of its lowest index the message."""
+    by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary}
+    for index in sorted(failures):
+        add_error(by_code, index, failures[index].code, failures[index].message)
+    return list(by_code.values())
+
+
+def add_error(by_code: dict[str, dict[str, Any]], index: int, code: str, message: str, *, count: int = 1) -> None:
+    """Count a failure in an error summary; or so many of one kind, of which this index is the lowest."""
+    entry = by_code.setdefault(code, {"code": code, "count": 0, "example_index": index, "message": message})
+    entry["count"] += count
+    if entry["example_index"] is None or index < entry["example_index"]:
+        entry["example_index"], entry["message"] = index, message

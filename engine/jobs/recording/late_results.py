@@ -1,0 +1,56 @@
+"""Late results: vectors that somebody else has brought before. They were billed twice, and the ledger says so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.jobs.leasing.claim import ClaimedShard
+from engine.jobs.recording import ambiguous
+from engine.ledger import usage_rows
+from engine.observability.telemetry import count_cost
+from models.base import db_now
+from models.embedding import BatchOutcome
+from models.usage import UsageKind, UsageRecord
+
+CODE = "late_result"
+
+
+async def note(
+    connection: AsyncConnection,
+    held: ClaimedShard,
+    late: Sequence[BatchOutcome],
+    record_id: str,
+    *,
+    first_try: bool,
+    code: str = CODE,
+) -> None:
+    """Write down as wasted what came too late, or was of no use, for a transaction that has locked the shard.
+
+    A commit whose answer was lost is made again, and finds its own results stored: unless this is known to be the
+    record's `first_try`, the ids of its rows are looked for.
+    """
+    rows = usage_rows.delivered(
+        late,
+        project=held.project,
+        key_id=held.key_id,
+        lane="bulk",
+        alias=held.alias,
+        user=held.options.user,
+        job_id=held.job_id,
+        kind=UsageKind.WASTED,
+        code=code,
+        row_id=f"{record_id}.late",
+    )
+    if not rows:
+        return
+    if not first_try:
+        ids = [f"{record_id}.{kind}{number}" for kind in ("", "late") for number in range(len(rows))]
+        known = select(UsageRecord.id).where(UsageRecord.id.in_(ids)).limit(1)
+        if (await connection.execute(known)).first() is not None:
+            return
+    await connection.execute(insert(UsageRecord).values(at=db_now()), rows)
+    count_cost(rows)
+    await ambiguous.count(connection, held.job_id, rows)

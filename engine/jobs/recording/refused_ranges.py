@@ -1,0 +1,140 @@
+"""Refusals: inputs that were refused as they arrived, kept as ranges with one row for each reason of a shard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.jobs.recording.completion import add_error
+from engine.jobs.shard_draft import MAX_RUN_INPUTS, ShardDraft
+from models.embedding import InputError
+from models.job import RefusedInputs
+
+_COLUMNS = (
+    RefusedInputs.first_index,
+    RefusedInputs.last_index,
+    RefusedInputs.code,
+    RefusedInputs.message,
+    RefusedInputs.mask,
+)
+RANGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    index: int
+    code: str
+    message: str
+
+
+def rows_of(job_id: str, cut: ShardDraft) -> list[dict[str, Any]]:
+    """The rows for what was refused of a shard."""
+    if cut.repeated is not None:
+        return [_row(job_id, cut.repeated, cut.first_index, cut.first_index + len(cut) - 1, len(cut), None)]
+    positions: dict[InputError, list[int]] = {}
+    for position, error in cut.lines.errors.items():
+        positions.setdefault(error, []).append(position)
+    rows = []
+    for error, found in positions.items():
+        first, last = min(found), max(found)
+        mask = None
+        if last - first + 1 > len(found):
+            bits = np.zeros(last - first + 1, dtype=bool)
+            bits[np.asarray(found) - first] = True
+            mask = np.packbits(bits).tobytes()
+        rows.append(_row(job_id, error, cut.first_index + first, cut.first_index + last, len(found), mask))
+    return rows
+
+
+def _row(job_id: str, error: InputError, first: int, last: int, count: int, mask: bytes | None) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "first_index": first,
+        "last_index": last,
+        "count": count,
+        "code": error.code,
+        "message": error.message,
+        "mask": mask,
+    }
+
+
+def tally(summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A job's summary of errors with these rows added."""
+    by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary}
+    for row in sorted(rows, key=lambda row: int(row["first_index"])):
+        add_error(by_code, row["first_index"], row["code"], row["message"], count=row["count"])
+    return list(by_code.values())
+
+
+async def summary(connection: AsyncConnection, job_id: str) -> list[dict[str, Any]]:
+    """The summary of all that was refused of a job as it arrived."""
+    found = await connection.execute(
+        select(
+            RefusedInputs.code,
+            RefusedInputs.message,
+            func.min(RefusedInputs.first_index).label("first_index"),
+            func.sum(RefusedInputs.count).label("inputs"),
+        )
+        .where(RefusedInputs.job_id == job_id)
+        .group_by(RefusedInputs.code, RefusedInputs.message)
+    )
+    return tally([], [dict(row._mapping) | {"count": int(row.inputs)} for row in found])
+
+
+async def between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> list[Refusal]:
+    """What was refused of the indexes from start to stop, in order: of one shard, say."""
+    rows = await connection.execute(
+        select(*_COLUMNS).where(
+            RefusedInputs.job_id == job_id,
+            RefusedInputs.first_index > start - MAX_RUN_INPUTS,
+            RefusedInputs.first_index < stop,
+            RefusedInputs.last_index >= start,
+        )
+    )
+    return sorted((each for row in rows for each in _spelled_out(row, start, stop)), key=lambda each: each.index)
+
+
+async def following(connection: AsyncConnection, job_id: str, after: int, limit: int) -> list[Refusal]:
+    """The next so many after an index, in order; fewer only where there are no more."""
+    rows = (
+        await connection.execute(
+            select(*_COLUMNS)
+            .where(
+                RefusedInputs.job_id == job_id,
+                RefusedInputs.first_index > after - MAX_RUN_INPUTS,
+                RefusedInputs.last_index > after,
+            )
+            .order_by(RefusedInputs.first_index)
+            .limit(RANGES_AT_ONCE)
+        )
+    ).all()
+    if not rows:
+        return []
+    # Ranges behind those that were read start at the last of them or later.
+    stop = after + 1 + MAX_RUN_INPUTS * RANGES_AT_ONCE if len(rows) < RANGES_AT_ONCE else int(rows[-1].first_index) + 1
+    found: list[Refusal] = []
+    for row in rows:
+        if len(found) >= limit:
+            found = sorted(found, key=lambda each: each.index)[:limit]
+            if row.first_index > found[-1].index:  # and so are all behind it
+                break
+        found += _spelled_out(row, after + 1, stop, limit)
+    return sorted(found, key=lambda each: each.index)[:limit]
+
+
+def _spelled_out(row: Any, start: int, stop: int, limit: int | None = None) -> Iterator[Refusal]:
+    low, high = max(start, row.first_index), min(stop, row.last_index + 1)
+    if low >= high:
+        return
+    if row.mask is None:
+        indexes = range(low, high)
+    else:
+        bits = np.unpackbits(np.frombuffer(row.mask, dtype=np.uint8), count=row.last_index - row.first_index + 1)
+        indexes = (np.flatnonzero(bits[low - row.first_index : high - row.first_index]) + low).tolist()
+    for index in indexes[:limit]:
+        yield Refusal(index, row.code, row.message)

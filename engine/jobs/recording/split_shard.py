@@ -1,0 +1,170 @@
+"""Halve: a shard that takes worker after worker down with it is cut in two, until the guilty input stands alone.
+
+The first half keeps the shard's row, the second gets one of its own. A cut is made before an input that has no outcome
+yet, so no recorded run of vectors ever reaches over it. Whoever still holds the uncut shard has lost it, but what was
+paid for is taken from it, half by half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+from sqlalchemy import ColumnElement, func, insert, select, update
+
+from engine.jobs.leasing.claim import ClaimedShard, settled_bits
+from engine.runtime import Runtime
+from models.base import db_now, new_id
+from models.embedding import BatchOutcome
+from models.job import Job, JobStatus, Shard, ShardInputs, ShardState
+
+# Halves are numbered from here, far above what a corpus may still bring: readers sort them in by their first index.
+HALVES_FROM = 1_000_000_000
+
+_pack = msgspec.msgpack.encode
+_unpack = msgspec.msgpack.decode
+
+
+async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) -> int:
+    """Cut a queued shard for which `where` holds in two, in one transaction. How many shards it is afterwards.
+
+    1: a single input of it is open, and it was left alone. 0: it is not to be halved, or not any more.
+    """
+    running_job = select(Job.id).where(
+        Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
+    )
+    async with runtime.database.write() as connection:
+        shard = (
+            await connection.execute(
+                select(*Shard.__table__.columns, Shard.count.label("size"))
+                .where(Shard.id == shard_id, Shard.state == ShardState.QUEUED, running_job.exists(), *where)
+                .with_for_update()
+            )
+        ).one_or_none()
+        if shard is None:
+            return 0
+        settled = settled_bits(shard.settled, shard.size)
+        still_open = np.flatnonzero(~settled)
+        if len(still_open) < 2:
+            return 1
+        cut = int(still_open[len(still_open) // 2])
+        stored = (
+            await connection.execute(
+                select(ShardInputs.inputs, ShardInputs.ids, ShardInputs.twins).where(ShardInputs.shard_id == shard_id)
+            )
+        ).one()
+        tokens, first, second = _cut(stored, cut)
+        of_first = round(shard.tokens * tokens)
+        # One more loss, and this half is cut too.
+        fresh = {
+            "attempt": min(shard.attempt, runtime.settings.shard_attempts - 1),
+            "lost": shard.lost,
+            "lost_limit": shard.lost + 1,
+            "next_run_at": db_now(),
+        }
+        await connection.execute(
+            update(Shard)
+            .where(Shard.id == shard_id)
+            .values(
+                count=cut,
+                tokens=of_first,
+                settled=np.packbits(settled[:cut]).tobytes(),
+                fence=Shard.fence + 1,
+                worker=None,
+                **fresh,
+            )
+        )
+        await connection.execute(update(ShardInputs).where(ShardInputs.shard_id == shard_id).values(first))
+        # The job's row first: it makes two halvings of one job wait for each other, and so number their halves in turn.
+        await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards + 1))
+        last = (await connection.execute(select(func.max(Shard.seq)).where(Shard.job_id == shard.job_id))).scalar_one()
+        half_id = new_id("shard")
+        await connection.execute(
+            insert(Shard).values(
+                id=half_id,
+                job_id=shard.job_id,
+                seq=max(last + 1, HALVES_FROM),
+                first_index=shard.first_index + cut,
+                count=shard.size - cut,
+                state=ShardState.QUEUED,
+                tokens=shard.tokens - of_first,
+                fence=shard.fence + 1,
+                settled=np.packbits(settled[cut:]).tobytes(),
+                last_error=shard.last_error,
+                **fresh,
+            )
+        )
+        await connection.execute(insert(ShardInputs).values(shard_id=half_id, **second))
+    return 2
+
+
+def _cut(stored: Any, cut: int) -> tuple[float, dict[str, bytes | None], dict[str, bytes | None]]:
+    """What share of the text lies before the cut, and the two rows of inputs."""
+    inputs = _unpack(stored.inputs)
+    sizes = [len(item or "") + 1 for item in inputs]
+    ids = _unpack(stored.ids) if stored.ids else None
+    twins = list(zip(*_unpack(stored.twins), strict=True)) if stored.twins else []
+
+    def part(low: int, high: int) -> dict[str, bytes | None]:
+        mine = [(position - low, first) for position, first in twins if low <= position < high]
+        return {
+            "inputs": _pack(inputs[low:high]),
+            "ids": _pack(ids[low:high]) if ids else None,
+            "twins": _pack(tuple(map(list, zip(*mine, strict=True)))) if mine else None,
+        }
+
+    return sum(sizes[:cut]) / sum(sizes), part(0, cut), part(cut, len(inputs))
+
+
+async def halves_of(runtime: Runtime, held: ClaimedShard) -> list[ClaimedShard]:
+    """The shards that the claim's shard has become, each as if it had been claimed by the same hand."""
+    async with runtime.database.read() as connection:
+        rows = (
+            await connection.execute(
+                select(Shard.id, Shard.first_index, Shard.count.label("size"))
+                .where(
+                    Shard.job_id == held.job_id,
+                    Shard.first_index >= held.first_index,
+                    Shard.first_index < held.first_index + held.count,
+                )
+                .order_by(Shard.first_index)
+            )
+        ).all()
+    halves = []
+    for row in rows:
+        low = row.first_index - held.first_index
+        span = slice(low, low + row.size)
+        halves.append(
+            replace(
+                held,
+                shard_id=row.id,
+                first_index=row.first_index,
+                count=row.size,
+                settled=held.settled[span],
+                inputs=held.inputs[span],
+                twins={at - low: first for at, first in held.twins.items() if low <= at < low + row.size},
+            )
+        )
+    return halves
+
+
+def parts_in(half: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[BatchOutcome]:
+    """Those results, and parts of results, that belong to the half."""
+    found = []
+    for part in parts:
+        kept = [i for i, index in enumerate(part.indexes) if 0 <= index - half.first_index < half.count]
+        if len(kept) == len(part.indexes):
+            found.append(part)
+        elif kept:
+            found.append(
+                part._replace(
+                    indexes=[part.indexes[i] for i in kept],
+                    vectors=None if part.vectors is None else part.vectors[kept],
+                    tokens=round(part.tokens * len(kept) / len(part.indexes)),
+                    cost_usd=part.cost_usd * len(kept) / len(part.indexes),
+                )
+            )
+    return found

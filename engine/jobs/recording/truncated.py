@@ -1,0 +1,71 @@
+"""Inputs of a job that were not embedded whole: noted where they are cut, counted once they have a vector.
+
+One row for what was cut of a shard as it arrived, and one for what each record brings that the provider took only a
+part of. Nothing is written, and next to nothing asked, where nothing is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.jobs.shard_draft import MAX_RUN_INPUTS
+from models.base import new_id
+from models.embedding import BatchOutcome
+from models.job import TruncatedInputs
+
+if TYPE_CHECKING:
+    from engine.jobs.leasing.claim import ClaimedShard
+
+
+def row_of(job_id: str, indexes: Collection[int]) -> dict[str, Any]:
+    """The row for these indexes, of which there is one at least."""
+    first, last = min(indexes), max(indexes)
+    bits = np.zeros(last - first + 1, dtype=bool)
+    bits[np.fromiter(indexes, dtype=np.int64) - first] = True
+    mask = np.packbits(bits).tobytes()
+    return {"id": new_id("cut"), "job_id": job_id, "first_index": first, "last_index": last, "mask": mask}
+
+
+async def between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> set[int]:
+    """Those of the indexes from start to stop that are noted as cut."""
+    rows = await connection.execute(
+        select(TruncatedInputs.first_index, TruncatedInputs.last_index, TruncatedInputs.mask).where(
+            TruncatedInputs.job_id == job_id,
+            TruncatedInputs.first_index > start - MAX_RUN_INPUTS,
+            TruncatedInputs.first_index < stop,
+            TruncatedInputs.last_index >= start,
+        )
+    )
+    found: set[int] = set()
+    for first, last, mask in rows:
+        bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), count=last - first + 1)
+        found.update((np.flatnonzero(bits) + first).tolist())
+    return {index for index in found if start <= index < stop}
+
+
+async def note(connection: AsyncConnection, held: ClaimedShard, fresh: Sequence[BatchOutcome]) -> int:
+    """Note what the provider cut of these outcomes; how many of them with a vector were cut, by whomever."""
+    vectors = {index for part in fresh if part.vectors is not None for index in part.indexes}
+    cut = {index for part in fresh if part.truncated for index in part.truncated} & vectors
+    known: set[int] = set()
+    if held.options.truncate == "end":  # else nothing is cut as it arrives
+        known = await between(connection, held.job_id, held.first_index, held.first_index + held.count)
+    if cut - known:
+        await connection.execute(insert(TruncatedInputs).values(row_of(held.job_id, cut - known)))
+    return len(vectors & (known | cut))
+
+
+async def among(connection: AsyncConnection, job_id: str, indexes: Collection[int]) -> set[int]:
+    """Those of the indexes that are noted as cut."""
+    if not indexes:
+        return set()
+    found: set[int] = set()
+    low, high = min(indexes), max(indexes)
+    for start in range(low, high + 1, MAX_RUN_INPUTS):
+        found |= await between(connection, job_id, start, min(start + MAX_RUN_INPUTS, high + 1))
+    return found & set(indexes)

@@ -1,0 +1,1 @@
+"""Which shard is next: fair share over projects and jobs, and notifications about it."""

@@ -1,0 +1,277 @@
+"""Turns: who is next, counted in tokens. Projects share alike, and within a project its jobs do.
+
+Start-time fair queuing, on two levels. A claim moves its job, and its project, ahead by the tokens of the shard; next
+is whoever stands furthest back. A new job joins in the middle of the line, and who comes back after an idle hour at its
+rear: with neither credit nor debt (docs/decisions/0011-fair-shares.md).
+
+Every question here is answered from indexes, and costs the same with ten jobs as with ten million: it looks at projects
+that have something to do, and at the few jobs of theirs that stand furthest back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Double,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    literal_column,
+    select,
+    update,
+)
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from engine.storage.database import Database
+from models.base import db_now
+from models.job import FairShare, Job, Shard
+
+# Written out, not bound: an index on a part of a table serves only a statement that names that part.
+READY = and_(Job.status == literal_column("'in_progress'"), Job.blocked_until.is_(None))
+ALL_PROJECTS = ""
+# Projects furthest back that are looked at. Each that has no shard to give has a worker on one.
+PROJECTS = 32
+COUNTED_JOBS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a shard's job and project stand in line, in tokens."""
+
+    shard_id: str
+    state: str
+    job_id: str
+    project: str
+    of_job: int
+    of_project: int
+    has_started: bool
+
+    def before(self, other: Place, *, within: int = 0) -> bool:
+        """True when this one's turn comes first; or when it comes at most `within` tokens later."""
+        if self.project == other.project:
+            return self.of_job < other.of_job + within
+        return self.of_project < other.of_project + within
+
+
+def may_run(attempts: Any) -> ColumnElement[bool]:
+    """Not of blocked shards, nor of those that lost so many workers or attempts that the sweep sees to them first."""
+    return and_(Shard.attempt < attempts, Shard.lost < Shard.lost_limit, Shard.blocked_by.is_(None))
+
+
+async def first_waiting(connection: AsyncConnection, attempts: int) -> str | None:
+    """The due shard, rung or not, whose turn it is. `attempts`: how many a shard may have."""
+    found = (await connection.execute(_WAITING, {"waited_s": 0.0, "attempts": attempts})).all()
+    return next((row[0] for row in found if row[0] is not None), None)
+
+
+async def waiting_long(connection: AsyncConnection, attempts: int, waited_s: float) -> list[str]:
+    """Due shards that nobody took for so long: of each project, that of the next job, and of the next new one."""
+    found = (await connection.execute(_WAITING_LONG, {"waited_s": waited_s, "attempts": attempts})).all()
+    return [shard_id for row in found for shard_id in dict.fromkeys(row) if shard_id is not None]
+
+
+async def places(connection: AsyncConnection, shard_ids: list[str]) -> dict[str, Place]:
+    """Where these shards stand, by id; those that are gone are absent."""
+    rows = await connection.execute(_PLACES.where(Shard.id.in_(shard_ids)))
+    return {row.shard_id: Place(**row._mapping) for row in rows}
+
+
+async def charge(database: Database, connection: AsyncConnection, job_id: str, tokens: int) -> None:
+    """A shard of the job has its turn: move the job and its project ahead. In the claim's transaction, at its end."""
+    job = (
+        await connection.execute(
+            update(Job)
+            .where(Job.id == job_id)
+            .values(
+                served_tokens=_later(Job.served_tokens, _min_virtual_time(Job.project)) + tokens,
+                runs=Job.runs + 1,
+                started_at=func.coalesce(Job.started_at, db_now()),
+                waiting_on=case((Job.waiting_on == "fairness", None), else_=Job.waiting_on),
+            )
+            .returning(Job.project, Job.served_tokens)
+        )
+    ).one()
+    start = job.served_tokens - tokens
+    in_line = select(Job.id).where(READY, Job.project == job.project)
+    # The rear is where the least served of the others stands, should this one have been let in out of turn.
+    behind = select(func.min(Job.served_tokens)).where(READY, Job.project == job.project, Job.id != job_id)
+    # Newcomers join further on with all that is served, shared by those in line, so that a stream of new jobs does not
+    # keep an old one waiting for ever. Not further than the shard that begins now, for its rest may be given back.
+    counted = select(func.count()).select_from(in_line.limit(COUNTED_JOBS).subquery()).scalar_subquery()
+    rear, count = (
+        await connection.execute(select(_earlier(func.coalesce(behind.scalar_subquery(), start), start), counted))
+    ).one()
+    step = tokens // count if count > 1 else 0
+    share, everyone = FairShare.__table__.c, _min_virtual_time(literal_column("''"))
+    moved = (
+        await connection.execute(
+            database.insert(FairShare)
+            .values(project=job.project, served_tokens=everyone + tokens, rear_tokens=rear, joining_tokens=start)
+            .on_conflict_do_update(
+                index_elements=["project"],
+                set_={
+                    "served_tokens": _later(share.served_tokens, everyone) + tokens,
+                    "rear_tokens": _later(share.rear_tokens, rear),
+                    "joining_tokens": _later(_earlier(share.joining_tokens + step, start + tokens), start),
+                },
+            )
+            .returning(FairShare.served_tokens, everyone.label("rear"))
+        )
+    ).one()
+    start = moved.served_tokens - tokens
+    # One row stands for all projects: to write it at each claim would make all claims wait for each other's commit. It
+    # lags by a shard at the most. And it never passes a project that has something to do: what that one is owed for a
+    # shard that it gave back would be lost.
+    if start - moved.rear < max(tokens, 1):
+        return
+    least = (await connection.execute(_LEAST_SERVED)).scalar_one_or_none()
+    if least is None or least - moved.rear < max(tokens, 1):
+        return
+    await connection.execute(
+        database.insert(FairShare)
+        .values(project=ALL_PROJECTS, served_tokens=0, rear_tokens=least, joining_tokens=least)
+        .on_conflict_do_update(index_elements=["project"], set_={"rear_tokens": least}, where=share.rear_tokens < least)
+    )
+
+
+async def give_back(connection: AsyncConnection, job_id: str, tokens: int) -> None:
+    """A shard went back with this much of it undone: that was not served.
+
+    The rears of both lines go back with it, should they have moved on since: whoever waits is never behind them.
+    """
+    job = (
+        await connection.execute(
+            update(Job)
+            .where(Job.id == job_id)
+            .values(served_tokens=Job.served_tokens - tokens)
+            .returning(Job.project, Job.served_tokens)
+        )
+    ).one_or_none()
+    if job is None:
+        return
+    served = (
+        await connection.execute(
+            update(FairShare)
+            .where(FairShare.project == job.project)
+            .values(
+                served_tokens=FairShare.served_tokens - tokens,
+                rear_tokens=_earlier(FairShare.rear_tokens, job.served_tokens),
+            )
+            .returning(FairShare.served_tokens)
+        )
+    ).scalar_one_or_none()
+    if served is not None:
+        await connection.execute(
+            update(FairShare)
+            .where(FairShare.project == ALL_PROJECTS, FairShare.rear_tokens > served)
+            .values(rear_tokens=served)
+        )
+
+
+def newcomer(project: str) -> ColumnElement[int]:
+    """Where a new job of this project starts."""
+    share = select(FairShare.joining_tokens).where(FairShare.project == project)
+    return func.coalesce(share.scalar_subquery(), 0)
+
+
+def projects_by_virtual_time(limit: int = PROJECTS) -> Select[Any]:
+    """Projects with a job that is ready, those furthest back first: `project`, `position`."""
+    active = _active_projects()
+    position = _later(func.coalesce(FairShare.served_tokens, 0), _min_virtual_time(literal_column("''")))
+    return (
+        select(active.c.project, position.label("position"))
+        .outerjoin(FairShare, FairShare.project == active.c.project)
+        .where(active.c.project.is_not(None))
+        .order_by(position, active.c.project)
+        .limit(limit)
+    )
+
+
+def _active_projects() -> Any:
+    least = select(func.min(Job.project)).where(READY).scalar_subquery()
+    active = select(least.label("project")).cte("active", recursive=True)
+    # One step into the index for each project, however many jobs it has.
+    following = select(func.min(Job.project)).where(READY, Job.project > active.c.project).scalar_subquery()
+    return active.union_all(select(following).where(active.c.project.is_not(None)))
+
+
+def _least_served() -> Select[Any]:
+    active = _active_projects()
+    # One that was never served counts from the rear.
+    return (
+        select(func.min(FairShare.served_tokens))
+        .select_from(active)
+        .join(FairShare, FairShare.project == active.c.project)
+        .where(active.c.project.is_not(None))
+    )
+
+
+def _waiting(*shards_of: Any) -> Select[Any]:
+    line = projects_by_virtual_time().subquery("line")
+    columns = (shard(line.c.project).label(f"shard_{n}") for n, shard in enumerate(shards_of))
+    return select(*columns).select_from(line).order_by(line.c.position, line.c.project)
+
+
+def _first_due_shard(*which: ColumnElement[bool]) -> Any:
+    # Not EXISTS: a planner may turn that into a join of all jobs with all shards.
+    due = (
+        select(Shard.id)
+        .where(
+            Shard.job_id == Job.id,
+            Shard.state.in_((literal_column("'queued'"), literal_column("'rung'"))),
+            Shard.next_run_at <= db_now() - bindparam("waited_s", type_=Double),
+            may_run(bindparam("attempts", type_=Integer)),
+        )
+        .limit(1)
+        .correlate(Job)
+        .scalar_subquery()
+    )
+
+    def of(project: Any) -> Any:
+        return (
+            select(due)
+            .where(READY, Job.project == project, Job.deleted_at.is_(None), due.is_not(None), *which)
+            .order_by(Job.served_tokens, Job.id)
+            .limit(1)
+            .scalar_subquery()
+        )
+
+    return of
+
+
+def _min_virtual_time(project: Any) -> ColumnElement[int]:
+    line = FairShare.__table__.alias("line_of")
+    return func.coalesce(select(line.c.rear_tokens).where(line.c.project == project).scalar_subquery(), 0)
+
+
+def _later(a: Any, b: Any) -> ColumnElement[int]:
+    return case((a < b, b), else_=a)
+
+
+def _earlier(a: Any, b: Any) -> ColumnElement[int]:
+    return case((a < b, a), else_=b)
+
+
+# Built once: to build a statement costs more than to run it.
+_LEAST_SERVED = _least_served()
+_WAITING = _waiting(_first_due_shard())
+_WAITING_LONG = _waiting(_first_due_shard(), _first_due_shard(Job.started_at.is_(None)))
+_PLACES = (
+    select(
+        Shard.id.label("shard_id"),
+        Shard.state,
+        Job.id.label("job_id"),
+        Job.project,
+        _later(Job.served_tokens, _min_virtual_time(Job.project)).label("of_job"),
+        _later(func.coalesce(FairShare.served_tokens, 0), _min_virtual_time(literal_column("''"))).label("of_project"),
+        Job.started_at.is_not(None).label("has_started"),
+    )
+    .join(Job, Job.id == Shard.job_id)
+    .outerjoin(FairShare, FairShare.project == Job.project)
+)

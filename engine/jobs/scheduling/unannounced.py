@@ -1,0 +1,44 @@
+"""Unrung: due shards that no message brings. The broker is away, has lost its data, or this worker does not hear it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+
+from engine.jobs.scheduling import fair_share
+from engine.jobs.scheduling.dispatch import take_turn
+from engine.runtime import Runtime
+from models.base import db_now
+from models.job import Shard, ShardState
+
+
+@dataclass(frozen=True, slots=True)
+class UnannouncedShard:
+    """A shard that nobody came for. `rung`: a message about it was sent, and should have arrived long ago."""
+
+    shard_id: str
+    rung: bool
+
+
+async def find_unannounced(runtime: Runtime) -> UnannouncedShard | None:
+    """A shard that has waited too long for its message, in the order of dispatch. Raises StorageUnavailable."""
+    # Before the sweep rings it again, which would hide how long it has waited.
+    waited_s = min(runtime.settings.claim_unrung_s, runtime.settings.ring_again_s / 2)
+    async with runtime.database.read() as connection:
+        # Rung shards were chosen in their turn already: the oldest of them is next.
+        rung = (
+            await connection.execute(
+                select(Shard.id)
+                .where(Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - waited_s)
+                .order_by(Shard.rung_at, Shard.id)
+                .limit(1)
+            )
+        ).scalar_one_or_none()
+        if rung is not None:
+            return UnannouncedShard(rung, rung=True)
+        if not await fair_share.waiting_long(connection, runtime.settings.shard_attempts, waited_s):
+            return None
+    # They lie here unrung only where the broker takes no message, or nobody dispatches.
+    chosen = await take_turn(runtime)
+    return None if chosen is None else UnannouncedShard(chosen, rung=False)

@@ -1,0 +1,36 @@
+"""What can be done to a job in each of its statuses: told to whoever asks for something else."""
+
+from __future__ import annotations
+
+from models.errors import Conflict, JobNotFound
+from models.job import JobStatus
+
+# The verbs that change something in each status, and what else helps.
+POSSIBLE: dict[JobStatus, tuple[tuple[str, ...], str]] = {
+    JobStatus.VALIDATING: (("cancel", "delete"), "its corpus is still arriving: poll it until it is in_progress"),
+    JobStatus.IN_PROGRESS: (("pause", "cancel", "delete"), "poll it until it has ended"),
+    JobStatus.PAUSED: (("resume", "cancel", "delete"), "resume it, and it goes on"),
+    JobStatus.COMPLETED: (("delete",), "it has ended, and its results can be read"),
+    JobStatus.COMPLETED_WITH_ERRORS: (("retry", "delete"), "it has ended: its results and its errors can be read"),
+    JobStatus.FAILED: (("retry", "delete"), "it has ended: its errors say why"),
+    JobStatus.CANCELLING: (("delete",), "poll it until it is cancelled; what is done can be read"),
+    JobStatus.CANCELLED: (("delete",), "what was done can be read; send the rest as a new job"),
+    JobStatus.EXPIRED: (("delete",), "what was done can be read; send the rest as a new job"),
+}
+
+
+def cannot(verb: str, status: str) -> Conflict:
+    """The refusal of a verb that the job's status does not allow."""
+    verbs, advice = POSSIBLE[JobStatus(status)]
+    return Conflict(
+        f"Cannot {verb} a job with status '{status}': {advice}. Possible with this status: {', '.join(verbs)}."
+    )
+
+
+def no_job_found() -> JobNotFound:
+    """One text for a foreign, an unknown and a malformed id."""
+    return JobNotFound(
+        "No job found with this id. GET /v1/embeddings/jobs lists the jobs of this key's project; "
+        "a job is removed some days after it has ended.",
+        param="id",
+    )

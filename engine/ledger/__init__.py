@@ -1,0 +1,1 @@
+"""What each call is billed for, and the rows that say so."""

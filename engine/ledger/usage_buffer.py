@@ -1,0 +1,207 @@
+"""Writing the ledger rows of sync calls, many in one transaction. What is in them: engine/ledger/usage_rows.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from engine.durability.spool import BAD, DamagedFile, Spool
+from engine.observability.telemetry import USAGE_DROPPED, USAGE_WAITING, count_cost
+from engine.process.background import ErrorLog
+from engine.storage.database import Database
+from models.base import db_now
+from models.errors import Overloaded, StorageUnavailable
+from models.usage import UsageRecord
+
+log = logging.getLogger("embedmill.usage")
+FLUSH_S = 0.5
+FLUSH_ROWS = 200
+REPLAY_EVERY_S = 5.0
+WAITING_CAP = 100_000
+
+
+class UsageBuffer:
+    """Rows of sync calls, written together: a transaction each would cost more than all the rest of the request.
+
+    A crash loses at most the rows of its last half second. While the database does not take them, rows go to files in
+    `spool`, which any process with the same folder writes to the database later. Without a spool, or with a full disk,
+    they wait in memory; rows beyond WAITING_CAP are dropped, counted and logged.
+    """
+
+    def __init__(self, database: Database, spool: Spool | None = None) -> None:
+        self._database = database
+        self._spool = spool
+        self._waiting: list[dict[str, Any]] = []
+        self._rows_in_spool = 0
+        self._wake = asyncio.Event()
+        self._writing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._errors = ErrorLog("writing usage rows")
+        self._drops = ErrorLog("keeping usage rows")
+
+    def start(self) -> None:
+        """Write rows from now on, and those that earlier processes left in the spool."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        self._waiting.extend(records)
+        self._drop_beyond_cap()
+        self._show_waiting()
+        self.start()
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(REPLAY_EVERY_S):
+                    await self._wake.wait()
+            await asyncio.sleep(FLUSH_S)
+            self._wake.clear()
+            try:
+                await self.flush()
+                await self.replay()
+            except Exception as error:  # whatever the database says, later rows must still be written
+                self._errors.failed(error)
+                await self._write_to_spool()
+                if self._waiting:
+                    self._wake.set()
+            else:
+                self._errors.succeeded()
+            self._show_waiting()
+
+    async def flush(self) -> None:
+        """Write what waits. Rows leave the buffer only once they are committed."""
+        async with self._writing:
+            while self._waiting:
+                some = self._waiting[:FLUSH_ROWS]
+                await self._write(some)
+                del self._waiting[: len(some)]
+        self._show_waiting()
+
+    async def _write(self, some: Sequence[dict[str, Any]]) -> None:
+        try:
+            await write(self._database, some)
+        except StorageUnavailable:
+            raise
+        except Exception as error:
+            # A row that the database refuses must not hold up all others: it is found by writing them one by one.
+            if len(some) == 1:
+                _set_aside(self._spool, some[0], error)
+                return
+            for record in some:
+                await self._write([record])
+
+    async def _write_to_spool(self) -> None:
+        if self._spool is None or not self._waiting:
+            return
+        async with self._writing:
+            some = list(self._waiting)
+            file = await asyncio.to_thread(self._spool.write, _file_name(some), _packed(some))
+            if file is not None:
+                file.let_go()
+                del self._waiting[: len(some)]
+                self._rows_in_spool += len(some)
+
+    async def replay(self) -> None:
+        """Write what lies in the spool, whichever process left it there. Raises StorageUnavailable."""
+        if self._spool is not None:
+            await replay(self._database, self._spool)
+            self._rows_in_spool = rows_in(self._spool)
+
+    def _drop_beyond_cap(self) -> None:
+        surplus = len(self._waiting) - WAITING_CAP
+        if surplus > 0:
+            del self._waiting[WAITING_CAP:]  # never from the front: those rows may be on their way to the database
+            USAGE_DROPPED.inc(surplus)
+            self._drops.failed(Overloaded(f"{surplus} ledger rows were dropped: neither database nor disk take them"))
+
+    def _show_waiting(self) -> None:
+        USAGE_WAITING.set(len(self._waiting) + self._rows_in_spool)
+
+    async def close(self) -> None:
+        if self._task is not None:
+            async with self._writing:  # never between a commit and the note of it: the rows would be written twice
+                self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        try:
+            await self.flush()
+        except Exception as error:
+            await self._write_to_spool()
+            if self._waiting:
+                USAGE_DROPPED.inc(len(self._waiting))
+                log.error("usage rows were lost at shutdown: %s", error, extra={"count": len(self._waiting)})
+
+
+async def write(database: Database, records: Sequence[dict[str, Any]]) -> None:
+    """Insert rows; those that are there already, by their id, are left as they are."""
+    statement = database.insert(UsageRecord)
+    if "at" not in records[0]:
+        statement = statement.values(at=db_now())
+    async with database.write() as connection:
+        await connection.execute(statement.on_conflict_do_nothing(), list(records))
+    count_cost(records)
+
+
+async def replay(database: Database, spool: Spool) -> int:
+    """Write the rows of spool files to the database; how many files. Raises StorageUnavailable."""
+    count = 0
+    for file in spool.abandoned():
+        try:
+            records = _unpacked(await asyncio.to_thread(file.read))
+        except (DamagedFile, msgspec.MsgspecError, ValueError, OSError) as error:
+            log.error("a file of usage rows is damaged, and set aside as .bad: %s", error)
+            file.set_aside()
+            continue
+        try:
+            for low in range(0, len(records), FLUSH_ROWS):
+                await write(database, records[low : low + FLUSH_ROWS])
+        except (StorageUnavailable, asyncio.CancelledError):
+            file.let_go()
+            raise
+        except Exception:
+            log.exception("a file of usage rows was refused, and set aside as .bad", extra={"count": len(records)})
+            file.set_aside()
+        else:
+            file.remove()
+            log.info("usage rows were written from the spool", extra={"count": len(records)})
+        count += 1
+    return count
+
+
+def rows_in(spool: Spool) -> int:
+    """How many rows lie in files of the spool."""
+    return sum(int(name.split("-")[1]) for name in spool.names() if name.startswith("usage-"))
+
+
+def _file_name(records: Sequence[dict[str, Any]]) -> str:
+    return f"usage-{len(records)}"
+
+
+def _packed(records: Sequence[dict[str, Any]]) -> bytes:
+    # They may lie there for hours: the clock of this machine says when, which is near enough to the database's.
+    now = time.time()
+    return msgspec.msgpack.encode([{"at": now, **record} for record in records])
+
+
+def _unpacked(body: bytes) -> list[dict[str, Any]]:
+    records = msgspec.msgpack.decode(body, type=list[dict[str, Any]])
+    return [{**record, "cost_usd": Decimal(record["cost_usd"])} for record in records]
+
+
+def _set_aside(spool: Spool | None, record: dict[str, Any], error: Exception) -> None:
+    """Keep a row that the database can never take in a file for a person to look at."""
+    USAGE_DROPPED.inc()
+    file = spool.write(_file_name([record]), _packed([record])) if spool is not None else None
+    if file is not None:
+        file.set_aside()
+    place = f"it is in {file.path.with_suffix(BAD)}" if file is not None else "it is lost"
+    log.error("a usage row was refused, %s: %s", place, error, extra={"provider": record["provider"], "count": 1})

@@ -1,0 +1,59 @@
+"""Names and secrets from outside: checked before anything is stored or sent, and never quoted where they are secret."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from models.embedding import Alias
+from models.errors import ConfigError
+
+# The widths of their columns (models/): PostgreSQL refuses a longer one when it is too late, after a paid call.
+MAX_ACCOUNT_CHARS = 64
+MAX_PROJECT_CHARS = 64
+MAX_NOTE_CHARS = 128
+MAX_MODEL_CHARS = 256
+
+_SECRETS = re.compile(
+    r"em_[0-9A-Za-z]{4,}_?\w*|\b[sr]k-[\w-]{8,}|(?<=://)[^/@\s'\"]+(?=@)"
+    r"|(?i:(?<=bearer )|(?<=basic )|(?<=key=))[^\s'\"&]+"
+)
+
+
+def check_name(value: str, where: str, *, max_chars: int) -> str:
+    """The name. Raises ConfigError for one that is empty, too long, or holds what no one can see or type."""
+    where = "".join(character if character.isprintable() else "?" for character in where)
+    if not value or value != value.strip():
+        raise ConfigError(f"{where}: the name must not be empty, nor begin or end with a space", param=where)
+    if len(value) > max_chars:
+        raise ConfigError(
+            f"{where}: the name has {len(value)} characters; it may have {max_chars} at the most", param=where
+        )
+    if not value.isprintable() or "|" in value:
+        raise ConfigError(f"{where}: the name must have no control characters and no '|'", param=where)
+    return value
+
+
+def check_names(accounts: Iterable[str], aliases: Mapping[str, Alias]) -> None:
+    """All names that will be stored must fit their columns. Raises ConfigError."""
+    for name in accounts:
+        check_name(name, f"providers.{name[:80]}", max_chars=MAX_ACCOUNT_CHARS)
+    for name, alias in aliases.items():
+        where = f"models.{name[:80]}"
+        check_name(name, where, max_chars=MAX_MODEL_CHARS)
+        check_name(alias.space, f"{where}.space", max_chars=MAX_MODEL_CHARS)
+        for i, route in enumerate(alias.routes):
+            check_name(route.upstream_model, f"{where}.routes[{i}].model", max_chars=MAX_MODEL_CHARS)
+
+
+def check_secret(value: str, where: str) -> str:
+    """The secret without spaces and line ends around it. Raises ConfigError, which does not quote it."""
+    value = value.strip()
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ConfigError(f"{where} holds a character that no key has: copy it anew, without line ends", param=where)
+    return value
+
+
+def redacted(text: str) -> str:
+    """A library's message without the credentials that it may quote: our keys, bearer tokens, passwords in URLs."""
+    return _SECRETS.sub("***", text)

@@ -1,0 +1,296 @@
+"""From inputs to batches: checked, cut where asked, packed within four limits at once. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from engine.planning import tokens
+from models.embedding import Alias, Batch, Input, Limits, Options, Route
+from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
+
+# Room for the JSON around the texts: commas and brackets, and the other fields of a call.
+BYTES_AROUND_AN_INPUT = 2
+BYTES_AROUND_A_CALL = 512
+MAX_TOKEN_ID = 2**31 - 1
+# cl100k's longest token is 128 spaces, and no other tokenizer of the catalog has longer ones (November 2026).
+MAX_BYTES_PER_TOKEN = 128
+WHAT_TO_DO_IF_TOO_LONG = "send it in parts, or with truncate=end, which cuts its end off"
+
+
+def resolve_dimensions(alias: Alias, dimensions: int | None) -> int:
+    """The width of the vectors to return. Raises UnsupportedParameter when the model cannot give it."""
+    if dimensions is None or dimensions == alias.width:
+        return alias.width
+    if dimensions not in alias.allowed_dimensions:
+        allowed = alias.allowed_dimensions
+        words = (
+            f"{allowed.start} to {allowed.stop - 1}"
+            if isinstance(allowed, range)
+            else ", ".join(str(width) for width in sorted(allowed))
+        )
+        raise UnsupportedParameter(
+            f"Invalid 'dimensions': {dimensions} is not supported by the model {alias.name}. Supported: {words}.",
+            param="dimensions",
+            code="invalid_value",
+        )
+    return dimensions
+
+
+def check(item: Input, alias: Alias, options: Options, *, accepts_tokens: bool) -> None:
+    """Raises InvalidInput or InputTooLong, without a `param`: the caller knows the place."""
+    if isinstance(item, str):
+        if not item:
+            raise InvalidInput("input cannot be an empty string: leave it out", code="empty_input")
+    else:
+        if not item:
+            raise InvalidInput("a token array cannot be empty: leave it out", code="empty_input")
+        if not accepts_tokens:
+            raise InvalidInput(
+                f"the model {alias.name} takes text only: send strings instead of token arrays",
+                code="tokens_not_supported",
+            )
+        if min(item) < 0 or max(item) >= 2**31:
+            raise InvalidInput(f"token ids must be from 0 to {MAX_TOKEN_ID}", code="invalid_input")
+    if options.truncate == "none" and (
+        (isinstance(item, str) and len(item) > max_text_bytes(alias)) or not tokens.fits(item, alias.max_input_tokens)
+    ):
+        raise InputTooLong(f"maximum input length is {alias.max_input_tokens} tokens: {WHAT_TO_DO_IF_TOO_LONG}")
+
+
+def are_short_texts(inputs: Sequence[Input], alias: Alias) -> bool:
+    """True when types and lengths alone show that every input is a text, not empty, and not too long: nearly always."""
+    return set(map(type, inputs)) == {str} and all(inputs) and max(map(len, inputs)) * 4 <= alias.max_input_tokens
+
+
+def max_text_bytes(alias: Alias) -> int:
+    """A text of more bytes, and so one of more characters, is surely too long: nobody need count its tokens."""
+    return alias.max_input_tokens * MAX_BYTES_PER_TOKEN
+
+
+def weight(item: Input) -> int:
+    """About how many bytes of memory an input takes."""
+    return len(item) if isinstance(item, str) else len(item) * 8
+
+
+def counting_bytes(item: Input, alias: Alias) -> int:
+    """How many bytes a tokenizer would have to read to settle whether the input is too long; 0: none."""
+    if isinstance(item, list) or len(item) * 4 <= alias.max_input_tokens or len(item) > max_text_bytes(alias):
+        return 0
+    return len(item)
+
+
+def truncated_input(item: Input, alias: Alias, options: Options) -> Input:
+    """The input, its end cut off where it is over-long and the caller allowed that."""
+    return tokens.truncate_to(item, alias.max_input_tokens) if options.truncate == "end" else item
+
+
+def limits_of(routes: Sequence[Route], *, inputs_per_call: int | None = None) -> Limits:
+    """The tightest of the routes' limits, so that a batch packed for one of them fits all."""
+    limits = routes[0].limits if len(routes) == 1 else tightest([route.limits for route in routes])
+    if inputs_per_call is None or inputs_per_call >= limits.inputs_per_call:
+        return limits
+    return replace(limits, inputs_per_call=inputs_per_call)
+
+
+def tightest(each: Sequence[Limits]) -> Limits:
+    return Limits(
+        inputs_per_call=min(limit.inputs_per_call for limit in each),
+        tokens_per_input=min(limit.tokens_per_input for limit in each),
+        tokens_per_call=min(limit.tokens_per_call for limit in each),
+        bytes_per_call=min(limit.bytes_per_call for limit in each),
+    )
+
+
+def has_exact_tokenizer(routes: Sequence[Route]) -> bool:
+    """True when the tokenizer of all these routes is at hand."""
+    return all(map(tokens.is_exact_for, routes))
+
+
+def pack(
+    inputs: Sequence[Input],
+    indexes: Sequence[int],
+    limits: Limits,
+    width: int,
+    options: Options,
+    *,
+    single: bool = False,
+    per_byte: float = tokens.DEFAULT_TOKENS_PER_BYTE,
+    exact: bool = False,
+) -> Iterator[Batch]:
+    """Cut a run of inputs into batches, in order, each as large as all four limits let it be.
+
+    Tokens are `per_byte` of the texts' bytes; or, with `exact`, counted where bounds do not settle the matter. An input
+    that breaks a limit by itself travels alone: the upstream, not an estimate, says no.
+    """
+    if len(inputs) <= limits.inputs_per_call and set(map(type, inputs)) == {str}:
+        batch = _batch_of_all(inputs, indexes, limits, width, options, single, per_byte, exact)
+        if batch is not None:
+            yield batch
+            return
+    load = _Load(limits, exact)
+    start = 0
+    for position, item in enumerate(inputs):
+        if isinstance(item, str):
+            size = tokens.utf8_bytes(item)
+            weight = int(size * per_byte) + 1
+        else:
+            size = 0
+            weight = len(item)
+        most = limits.tokens_per_input
+        alone = not tokens.fits(item, most) if exact else weight > most
+        if position > start and (alone or not load.takes(item, size, weight)):
+            yield load.batch(inputs[start:position], indexes[start:position], width, options)
+            start = position
+            load = _Load(limits, exact)
+            load.takes(item, size, weight)
+        elif position == start:
+            load.takes(item, size, weight)
+        if alone:
+            yield load.batch(inputs[start : position + 1], indexes[start : position + 1], width, options, single)
+            start = position + 1
+            load = _Load(limits, exact)
+    if start < len(inputs):
+        yield load.batch(inputs[start:], indexes[start:], width, options, single)
+
+
+def _batch_of_all(
+    texts: Sequence[Any],
+    indexes: Sequence[int],
+    limits: Limits,
+    width: int,
+    options: Options,
+    single: bool,
+    per_byte: float,
+    exact: bool,
+) -> Batch | None:
+    """One batch of all these texts, where bounds that cost nothing show that it keeps every limit; else None."""
+    sizes = [len(text) if text.isascii() else tokens.utf8_bytes(text) for text in texts]
+    all_bytes = sum(sizes)
+    if all_bytes * 6 + BYTES_AROUND_AN_INPUT * len(sizes) + BYTES_AROUND_A_CALL > limits.bytes_per_call:
+        return None
+    estimates = [int(size * per_byte) + 1 for size in sizes]
+    most = max(sizes if exact else estimates)
+    all_tokens = all_bytes if exact else sum(estimates)
+    if most > limits.tokens_per_input or all_tokens > limits.tokens_per_call or not min(sizes):
+        return None
+    return Batch(texts, indexes, min(sum(estimates), all_tokens), width, options, bytes=all_bytes, single=single)
+
+
+class _Load:
+    """What the batch that is being filled weighs: by bounds that cost nothing, counted out only where they matter."""
+
+    def __init__(self, limits: Limits, exact: bool) -> None:
+        self._limits = limits
+        self._exact = exact
+        self._items: list[Input] = []
+        self._tokens: list[int] = []  # each input's, or a bound
+        self._bytes: list[int] = []
+        self._all_tokens = 0
+        self._all_bytes = BYTES_AROUND_A_CALL
+        # How many of them have been counted, and are no bound any more.
+        self._tokens_counted = self._bytes_counted = 0
+        self._estimate = self._text_bytes = 0
+        self._only_texts = True
+
+    def takes(self, item: Input, size: int, weight: int) -> bool:
+        """Add an input; False when that breaks a limit, and the batch is full without it. The first is always taken."""
+        # A token is at least a byte; a byte of text becomes at most six of JSON, a token id at most eleven.
+        tokens_bound = (size or weight) if self._exact else weight
+        bytes_bound = (size * 6 if size else weight * 11) + BYTES_AROUND_AN_INPUT
+        self._items.append(item)
+        self._tokens.append(tokens_bound)
+        self._bytes.append(bytes_bound)
+        self._all_tokens += tokens_bound
+        self._all_bytes += bytes_bound
+        if len(self._items) > 1 and not self._fits():
+            self._items.pop()
+            self._all_tokens -= self._tokens.pop()
+            self._all_bytes -= self._bytes.pop()
+            return False
+        self._estimate += weight
+        self._text_bytes += size
+        self._only_texts = self._only_texts and size > 0
+        return True
+
+    def _fits(self) -> bool:
+        limits = self._limits
+        if len(self._items) > limits.inputs_per_call:
+            return False
+        if self._all_tokens > limits.tokens_per_call:
+            if not self._exact:
+                return False
+            for i in range(self._tokens_counted, len(self._items)):
+                self._tokens[i] = tokens.count(self._items[i])
+            self._all_tokens, self._tokens_counted = sum(self._tokens), len(self._items)
+            if self._all_tokens > limits.tokens_per_call:
+                return False
+        if self._all_bytes > limits.bytes_per_call:
+            for i in range(self._bytes_counted, len(self._items)):
+                self._bytes[i] = _json_bytes(self._items[i]) + BYTES_AROUND_AN_INPUT
+            self._all_bytes, self._bytes_counted = BYTES_AROUND_A_CALL + sum(self._bytes), len(self._items)
+        return self._all_bytes <= limits.bytes_per_call
+
+    def batch(
+        self, inputs: Sequence[Input], indexes: Sequence[int], width: int, options: Options, single: bool = False
+    ) -> Batch:
+        counted = min(self._estimate, self._all_tokens) if self._exact else self._estimate
+        text_bytes = self._text_bytes if self._only_texts else 0
+        return Batch(inputs, indexes, counted, width, options, bytes=text_bytes, single=single)
+
+
+def _json_bytes(item: Input) -> int:
+    try:
+        return len(msgspec.json.encode(item))
+    except UnicodeEncodeError:  # a lone surrogate: no provider takes it, and it weighs what its escape would
+        return 6 * len(item)
+
+
+def fits(batch: Batch, limits: Limits) -> bool:
+    """By the batch's own figures: its inputs, its estimated tokens, the bytes of its texts."""
+    return (
+        len(batch.inputs) <= limits.inputs_per_call
+        and batch.tokens <= limits.tokens_per_call
+        and batch.bytes <= limits.bytes_per_call
+    )
+
+
+def repack(batch: Batch, limits: Limits) -> Iterator[Batch]:
+    """The batch in as few parts as fit, by the same figures."""
+    parts = 1
+    start = 0
+    while start < len(batch.inputs):
+        stop = start + max(1, -(-(len(batch.inputs) - start) // parts))
+        some = part(batch, start, stop)
+        if len(some.inputs) > 1 and not fits(some, limits):
+            parts += 1
+            continue
+        yield some
+        start, parts = stop, max(1, parts - 1)
+
+
+def halves(batch: Batch) -> tuple[Batch, Batch]:
+    """The batch as two, in order."""
+    whole = replace(batch, single=False)
+    middle = len(batch.inputs) // 2
+    return part(whole, 0, middle), part(whole, middle, len(batch.inputs))
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    return chosen(batch, range(start, stop))
+
+
+def chosen(batch: Batch, positions: Sequence[int]) -> Batch:
+    """The inputs of the batch at these positions, in this order."""
+    inputs = [batch.inputs[i] for i in positions]
+    indexes = [batch.indexes[i] for i in positions]
+    whole = len(inputs) == len(batch.inputs)
+    text_bytes = 0
+    count = sum(map(tokens.estimate, inputs))
+    if batch.bytes:
+        text_bytes = sum(tokens.utf8_bytes(item) for item in inputs if isinstance(item, str))
+        count = max(len(inputs), round(batch.tokens * text_bytes / batch.bytes))
+    return replace(batch, inputs=inputs, indexes=indexes, tokens=count, bytes=text_bytes, single=batch.single and whole)

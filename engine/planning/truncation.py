@@ -1,0 +1,57 @@
+"""How much of an input is kept when the provider finds it too long, and the caller allows its end to be cut."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from engine.planning import tokens
+from engine.planning.packing import WHAT_TO_DO_IF_TOO_LONG
+from models.embedding import Batch, Input, InputError, Options
+from models.errors import UpstreamError, UpstreamRejected, UpstreamTooLarge
+
+# Cuts of one input before it is given up: the first keeps three quarters, the others half of what was left.
+MAX_CUTS = 8
+# The same where the refusal does not say that it is about the length: 8,192 tokens come down to 512.
+MAX_CUTS_UNEXPLAINED = 4
+# No model takes less, so a shorter input was refused for something else; by estimate, which is high.
+LONG_TOKENS = 384
+
+
+def shorter(batch: Batch, error: UpstreamError, cuts: int) -> Batch | None:
+    """The one input of the batch, cut once more after so many cuts, where its length may be what was refused.
+
+    Cut to the limit that the provider names beside its own count of the input; by a part where it names none.
+    """
+    if batch.options.truncate != "end":
+        return None
+    item = batch.inputs[0]
+    is_rejection = isinstance(error, UpstreamRejected)
+    if error.code == "input_too_long":
+        if cuts >= MAX_CUTS:
+            return None
+        kept = len(item) // 2 if cuts else len(item) * 3 // 4
+    elif isinstance(error, UpstreamTooLarge) or (is_rejection and error.code == UpstreamRejected.code):
+        if cuts >= MAX_CUTS_UNEXPLAINED or tokens.estimate(item) <= LONG_TOKENS:
+            return None
+        kept = len(item) // 2
+    else:
+        return None
+    if isinstance(error, UpstreamRejected) and error.token_limit and error.token_count:
+        # A little less than the limit, and never nearly the whole again.
+        kept = min(len(item) * 9 // 10, len(item) * error.token_limit * 19 // (error.token_count * 20))
+    return _cut(batch, kept) if kept >= 1 else None
+
+
+def too_long_error(error: UpstreamError, options: Options) -> InputError:
+    """The error of an input that the provider found too long: with its own number, or none; and what helps."""
+    advice = WHAT_TO_DO_IF_TOO_LONG if options.truncate == "none" else "send it in parts"
+    limit = error.token_limit if isinstance(error, UpstreamRejected) else None
+    if limit is not None:
+        return InputError("input_too_long", f"maximum input length is {limit} tokens: {advice}")
+    return InputError("input_too_long", f"the input is longer than the provider takes: {advice}")
+
+
+def _cut(batch: Batch, kept: int) -> Batch:
+    item: Input = batch.inputs[0][:kept]
+    size = tokens.utf8_bytes(item) if isinstance(item, str) and batch.bytes else 0
+    return replace(batch, inputs=[item], tokens=tokens.estimate(item), bytes=size, is_cut=True)

@@ -1,0 +1,61 @@
+"""Work that a process repeats as long as it lives: no error ends it, and errors are logged at a bounded rate."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable
+
+from models.errors import EmbedmillError
+
+log = logging.getLogger("embedmill.background")
+
+LOG_EVERY_S = 30.0
+
+
+class ErrorLog:
+    """Logs the first error of a series, then one each LOG_EVERY_S seconds, and the end of the series."""
+
+    def __init__(self, activity: str) -> None:
+        self._activity = activity
+        self._failures = 0
+        self._log_at = 0.0
+        self._failed_at = -math.inf
+
+    def failed(self, error: Exception) -> None:
+        """Note a failure. An error of ours is one line; any other comes with its traceback."""
+        self._failures += 1
+        self._failed_at = now = time.monotonic()
+        if self._failures > 1 and now < self._log_at:
+            return
+        self._log_at = now + LOG_EVERY_S
+        extra = {"count": self._failures}
+        if isinstance(error, EmbedmillError):
+            advice = getattr(error, "advice", "")
+            message = f"{error.message}{f'; {advice}' if advice else ''}"
+            log.warning("%s failed and is tried again: %s", self._activity, message, extra=extra)
+        else:
+            log.error("%s failed and is tried again", self._activity, exc_info=error, extra=extra)
+
+    def failing_within_s(self, seconds: float) -> bool:
+        """True when the last failure is so few seconds ago."""
+        return time.monotonic() - self._failed_at < seconds
+
+    def succeeded(self) -> None:
+        if self._failures:
+            log.warning("%s works again", self._activity, extra={"count": self._failures})
+        self._failures = 0
+
+
+async def repeat(work: Callable[[], Awaitable[object]], errors: ErrorLog, *, every_s: float) -> None:
+    """Do the work, and again after a pause, until cancelled. Errors of any class are logged and survived."""
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            errors.failed(error)
+        else:
+            errors.succeeded()
+        await asyncio.sleep(every_s)

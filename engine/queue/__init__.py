@@ -1,0 +1,1 @@
+"""The broker: notifications to workers, and which processes are alive."""

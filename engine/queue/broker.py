@@ -1,0 +1,162 @@
+"""The doorbell: messages that say "look at this shard". The engine knows tasks by name only, never their code.
+
+The database is the truth: a message that is lost, doubled or late costs time, nothing else. So a broker that is away is
+logged and counted, and the sweep rings again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from celery import Celery
+from kombu.pools import producers
+
+from engine.config.settings import VISIBILITY_TIMEOUT_S
+from engine.connections import urls
+from engine.connections.broker_faults import names_of, unavailable
+from engine.observability import failpoints
+from engine.observability.telemetry import NOTIFY_FAILURES
+from engine.process.background import LOG_EVERY_S
+from models.errors import BrokerUnavailable
+
+log = logging.getLogger("embedmill.queue")
+
+RUN_SHARD = "embedmill.run_shard"
+DEFAULT_NAMESPACE = "embedmill"
+BULK_QUEUE = f"{DEFAULT_NAMESPACE}.bulk"
+SOCKET_TIMEOUT_S = 5.0
+BROKER_BACKOFF_S = 3.0
+PUBLISH_TIMEOUT_S = 4.0
+
+
+def bulk_queue(namespace: str) -> str:
+    """The queue of an installation; two on one broker have different names."""
+    return f"{namespace}.bulk"
+
+
+def key_prefix(namespace: str) -> str:
+    """Of an installation's keys in Redis; none for the usual name: releases that had no names share those keys."""
+    return "" if namespace == DEFAULT_NAMESPACE else f"{namespace}:"
+
+
+def broker_options(url: str, namespace: str = DEFAULT_NAMESPACE) -> dict[str, Any]:
+    """Transport options for publishing and consuming. Without socket timeouts a half-open connection hangs for ever."""
+    if not url.startswith("amqp"):
+        return {
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
+            "unacked_restore_interval": 5,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": 10.0,
+            "socket_connect_timeout": SOCKET_TIMEOUT_S,
+            "socket_keepalive": True,
+            "retry_on_timeout": True,
+            "health_check_interval": 10,
+            "global_keyprefix": f"{namespace}:",
+        }
+    return {"confirm_publish": True, "connect_timeout": SOCKET_TIMEOUT_S}
+
+
+class Notifier:
+    """Publishes rings from a thread of its own, for Celery's publishing blocks."""
+
+    def __init__(self, broker_url: str, namespace: str = DEFAULT_NAMESPACE) -> None:
+        self._url = broker_url
+        self._namespace = namespace
+        self._lock = threading.Lock()
+        self._celery: Celery | None = None
+        self._thread: ThreadPoolExecutor | None = None
+        self._probing: ThreadPoolExecutor | None = None
+        self._away_until = 0.0
+        self._logged, self._log_at = "", 0.0
+
+    async def ring(self, shard_ids: Sequence[str]) -> bool:
+        """Put a message about each shard into the broker; False when the broker did not take them."""
+        if not shard_ids or not self._url:
+            return not shard_ids
+        if time.monotonic() < self._away_until:
+            return False
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="doorbell")
+        publishing = asyncio.get_running_loop().run_in_executor(self._thread, self._publish, list(shard_ids))
+        # A frozen broker takes the transport twenty seconds to find out: no caller waits for that. Should the rings get
+        # out after all, they are only early.
+        if not (await asyncio.wait({publishing}, timeout=PUBLISH_TIMEOUT_S))[0]:
+            self._away_until = time.monotonic() + BROKER_BACKOFF_S
+            return False
+        return publishing.result()
+
+    async def reachable(self) -> bool:
+        """True when the broker answers now. In a thread of its own: a silent broker holds it for ten seconds."""
+        if not self._url:
+            return False
+        if self._probing is None:
+            self._probing = ThreadPoolExecutor(1, thread_name_prefix="broker-probe")
+        return await asyncio.get_running_loop().run_in_executor(self._probing, self._connects)
+
+    def _connects(self) -> bool:
+        try:
+            with self._app().connection_for_write(connect_timeout=2.0) as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3.0)
+            return True
+        except Exception:  # whatever the transport raises, the answer is no
+            return False
+
+    def _publish(self, shard_ids: list[str]) -> bool:
+        app = self._app()
+        try:
+            with producers[app.connection_for_write()].acquire(block=True, timeout=SOCKET_TIMEOUT_S) as producer:
+                for shard_id in shard_ids:
+                    app.send_task(
+                        RUN_SHARD, args=(shard_id,), queue=bulk_queue(self._namespace), producer=producer, retry=False
+                    )
+            failpoints.hit("after_publish")
+            return True
+        except Exception as error:  # redis, amqp and kombu raise classes without a common root
+            self._away_until = time.monotonic() + BROKER_BACKOFF_S
+            NOTIFY_FAILURES.inc(len(shard_ids))
+            self._log(len(shard_ids), unavailable(error, names_of(self._url)))
+            return False
+
+    def _log(self, count: int, error: BrokerUnavailable) -> None:
+        """A line for each new cause, and one in a while for the same."""
+        now = time.monotonic()
+        if error.message == self._logged and now < self._log_at:
+            return
+        self._logged, self._log_at = error.message, now + LOG_EVERY_S
+        advice = f"; {error.advice}" if error.advice else ""
+        log.warning("the broker did not take %d rings: %s%s", count, error.message, advice)
+
+    def _app(self) -> Celery:
+        with self._lock:
+            if self._celery is None:
+                app = Celery("embedmill-doorbell", set_as_current=False)
+                app.conf.update(
+                    **urls.redis_or_broker(self._url, "EMBEDMILL_BROKER_URL").celery_options(),
+                    task_ignore_result=True,
+                    task_create_missing_queues=True,
+                    # As the worker declares it: whoever comes second with another type is refused by RabbitMQ.
+                    task_create_missing_queue_type="quorum" if self._url.startswith("amqp") else None,
+                    # One try: whoever waits for this has better things to do, and the sweep rings again.
+                    broker_transport_options=broker_options(self._url, self._namespace)
+                    | {"max_retries": 1, "interval_start": 0},
+                    broker_connection_timeout=SOCKET_TIMEOUT_S,
+                    broker_connection_retry=False,
+                    broker_pool_limit=1,
+                    task_publish_retry=False,
+                )
+                self._celery = app
+            return self._celery
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._probing is not None:
+            self._probing.shutdown(wait=False, cancel_futures=True)
+        if self._celery is not None:
+            self._celery.close()

@@ -1,0 +1,276 @@
+"""Outages: which routes answer nobody, why, since when, and when each is tried next. Shared through the database.
+
+A route is down when a call that says nothing about its inputs failed: no connection, a refused credential, an unknown
+model, or a fault that a control call met too. While it is down one health probe at a time, of all processes, calls it;
+the first good answer ends the outage for everybody. Only calls that find a route down ever read or write here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sqlalchemy import delete, select, update
+
+from engine.observability.telemetry import ROUTES_DOWN
+from engine.routing.outage_causes import Cause, cause_of
+from engine.storage.database import Database
+from models.base import db_now
+from models.embedding import Route
+from models.errors import EmbedmillError, StorageUnavailable, UpstreamError, UpstreamRateLimited
+from models.outage import RouteOutage
+
+log = logging.getLogger("embedmill.outages")
+
+# Pauses between health probes double from the first to the cap: an outage that ends is noticed within the cap.
+FIRST_PAUSE_S = 1.0
+PAUSE_CAP_S = 5.0
+# A probe that has not ended after so long does not keep others from the next one.
+PROBE_TURN_S = 6.0
+REFRESH_S = 1.0
+LOG_AGAIN_S = 60.0
+
+RouteKey = tuple[str, str]  # account, upstream model
+
+
+@dataclass(frozen=True, slots=True)
+class Outage:
+    """What this process knows of one route that is down. Instants on the event loop's clock, but for `since`."""
+
+    cause: Cause
+    since: float  # unix seconds
+    next_attempt: float
+    failures: int = 0
+    stored: bool = False  # in the database, as far as is known
+
+    @property
+    def next_attempt_in_s(self) -> float:
+        return max(0.0, self.next_attempt - _now())
+
+
+def new_outage(cause: Cause) -> Outage:
+    """An outage that no call has shown, such as a configuration that lacks something."""
+    return Outage(cause, time.time(), _now() + PAUSE_CAP_S)
+
+
+class Outages:
+    """The outages of this process, kept equal to the table of all processes; without a database they are its own."""
+
+    def __init__(self, database: Database | None = None) -> None:
+        self._database = database
+        self._known: dict[RouteKey, Outage] = {}
+        self._ended: set[RouteKey] = set()  # ended here, and the database has not taken it yet
+        self._changed = asyncio.Event()
+        self._read_at = -REFRESH_S
+        self._logged: dict[RouteKey, tuple[str, float]] = {}
+        self._writing: set[asyncio.Task[None]] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self._known)
+
+    def of(self, route: Route) -> Outage | None:
+        """The route's outage, where it is down."""
+        return self._known.get(route_key(route)) if self._known else None
+
+    def report(self, route: Route, error: UpstreamError) -> Outage:
+        """The route is down: `error` would have met any call."""
+        cause = cause_of(route.account, error)
+        outage = self._known.get(route_key(route))
+        if outage is None:
+            outage = Outage(cause, time.time(), _now() + FIRST_PAUSE_S)
+            ROUTES_DOWN.labels(*route_key(route)).set(1)
+        self._know(route_key(route), replace(outage, cause=cause))
+        self._log(route_key(route), cause)
+        self._write(self._store(route_key(route)))
+        return outage
+
+    def probe_failed(self, route: Route, error: EmbedmillError) -> None:
+        """The health probe whose turn it was met `error`: the next one is later."""
+        key = route_key(route)
+        outage = self._known.get(key)
+        if outage is None:
+            return
+        if isinstance(error, UpstreamError) and not isinstance(error, UpstreamRateLimited):
+            outage = replace(outage, cause=cause_of(route.account, error), failures=outage.failures + 1)
+            self._log(key, outage.cause)
+        pause_s = min(PAUSE_CAP_S, FIRST_PAUSE_S * 2.0**outage.failures)
+        self._know(key, replace(outage, next_attempt=_now() + pause_s))
+        self._write(self._store(key, moved=True))
+
+    def answered(self, route: Route) -> None:
+        """The route answered: its outage is over, for every process."""
+        if not self._known or self._known.pop(route_key(route), None) is None:
+            return
+        key = route_key(route)
+        ROUTES_DOWN.labels(*key).set(0)
+        self._logged.pop(key, None)
+        log.info("a provider answers again", extra={"provider": key[0], "model": key[1]})
+        self._signal()
+        if self._database is not None:
+            self._ended.add(key)
+            self._write(self._remove())
+
+    async def take_turn(self, route: Route) -> bool:
+        """True when this call shall be the health probe: the next one is due, and no other process makes it."""
+        key = route_key(route)
+        outage = self._known.get(key)
+        if outage is None or outage.next_attempt > _now():
+            return False
+        self._know(key, replace(outage, next_attempt=_now() + PROBE_TURN_S))
+        if self._database is None or not outage.stored:
+            return True
+        try:
+            async with self._database.write() as connection:
+                taken = await connection.execute(
+                    update(RouteOutage)
+                    .where(*_at(key), RouteOutage.next_attempt_at <= db_now())
+                    .values(next_attempt_at=db_now() + PROBE_TURN_S)
+                )
+        except StorageUnavailable:
+            return True  # each process by itself, then
+        if not taken.rowcount:
+            await self.refresh(at_once=True)
+        return bool(taken.rowcount)
+
+    async def try_again(self, account: str) -> None:
+        """The account has another secret: health probes of its routes are due, for every process. Raises as writes do.
+
+        This process learns of it by `refresh`, as all others do.
+        """
+        for key, outage in list(self._known.items()):
+            if key[0] == account:
+                self._know(key, replace(outage, next_attempt=_now()))
+        if self._database is not None:
+            async with self._database.write() as connection:
+                await connection.execute(
+                    update(RouteOutage).where(RouteOutage.account == account).values(next_attempt_at=db_now())
+                )
+
+    async def changed(self) -> None:
+        """Wait until an outage has begun, changed or ended, as far as this process knows."""
+        await self._changed.wait()
+
+    async def refresh(self, *, at_once: bool = False) -> None:
+        """Learn from the database what other processes have found, at the most once a second."""
+        if self._database is None or (not at_once and _now() < self._read_at + REFRESH_S):
+            return
+        self._read_at = _now()
+        try:
+            await self._remove()
+            async with self._database.read() as connection:
+                rows = (await connection.execute(select(*RouteOutage.__table__.columns, db_now().label("now")))).all()
+        except StorageUnavailable:
+            return
+        found: dict[RouteKey, Outage] = {}
+        for row in rows:
+            cause = Cause(row.account, row.code, row.message, row.advice, row.status)
+            next_attempt = _now() + min(PROBE_TURN_S, row.next_attempt_at - row.now)
+            key = (row.account, row.upstream_model)
+            found[key] = Outage(cause, row.since, next_attempt, row.failures, stored=True)
+            if key not in self._known:
+                ROUTES_DOWN.labels(*key).set(1)
+        for key, outage in self._known.items():
+            if not outage.stored:
+                found.setdefault(key, outage)
+            elif key not in found:
+                ROUTES_DOWN.labels(*key).set(0)
+        has_news = found.keys() != self._known.keys()
+        self._known = found
+        if has_news:
+            self._signal()
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._writing, return_exceptions=True)
+
+    def _know(self, key: RouteKey, outage: Outage) -> None:
+        self._known[key] = outage
+        self._ended.discard(key)
+        self._signal()
+
+    def _signal(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _log(self, key: RouteKey, cause: Cause) -> None:
+        """One line for each change of an outage, and one a minute while it lasts."""
+        code, at = self._logged.get(key, ("", 0.0))
+        if code == cause.code and _now() - at < LOG_AGAIN_S:
+            return
+        self._logged[key] = (cause.code, _now())
+        log.warning(
+            "a provider cannot be used: %s",
+            cause.message,
+            extra={
+                "provider": key[0],
+                "model": key[1],
+                "code": cause.code,
+                "status": cause.status,
+                "advice": cause.advice,
+            },
+        )
+
+    def _write(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._database is None:
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work)
+        self._writing.add(task)
+        task.add_done_callback(self._writing.discard)
+
+    async def _store(self, key: RouteKey, *, moved: bool = False) -> None:
+        """Tell the other processes. The cadence of the probes is the prober's: others leave it as it is."""
+        outage = self._known.get(key)
+        if outage is None or self._database is None:
+            return
+        said = {
+            "code": outage.cause.code[:64],
+            "message": outage.cause.message,
+            "advice": outage.cause.advice,
+            "status": outage.cause.status,
+        }
+        due = {"failures": outage.failures, "next_attempt_at": db_now() + outage.next_attempt_in_s}
+        statement = (
+            self._database.insert(RouteOutage)
+            .values(account=key[0], upstream_model=key[1], since=db_now(), **said, **due)
+            .on_conflict_do_update(
+                index_elements=["account", "upstream_model"], set_={**said, **(due if moved else {})}
+            )
+        )
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(statement)
+        except StorageUnavailable:
+            return
+        if (known := self._known.get(key)) is not None:
+            self._known[key] = replace(known, stored=True)
+
+    async def _remove(self) -> None:
+        if self._database is None or not (ended := list(self._ended)):
+            return
+        try:
+            async with self._database.write() as connection:
+                for key in ended:
+                    await connection.execute(delete(RouteOutage).where(*_at(key)))
+        except StorageUnavailable:
+            return  # the next refresh tries again
+        self._ended.difference_update(ended)
+
+
+def route_key(route: Route) -> RouteKey:
+    return route.account.name, route.upstream_model
+
+
+def _at(key: RouteKey) -> tuple[Any, ...]:
+    return RouteOutage.account == key[0], RouteOutage.upstream_model == key[1]
+
+
+def _now() -> float:
+    """The event loop's clock, which tests may let run faster; outside of a loop the clock that it is made of."""
+    try:
+        return asyncio.get_running_loop().time()
+    except RuntimeError:
+        return time.monotonic()

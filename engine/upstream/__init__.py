@@ -1,0 +1,1 @@
+"""One call to a provider: paced, sent, timed, checked and classified."""
