@@ -9,25 +9,28 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api.guard import runtime_of
+from engine.runtime import Runtime
 from models.base import usd_text
 from models.embedding import Alias
 
 
 async def list_models(request: Request) -> Response:
-    aliases = runtime_of(request).aliases
-    return _json({"object": "list", "data": [_model(aliases[name]) for name in sorted(aliases)]})
+    runtime = runtime_of(request)
+    models = [_model(runtime, runtime.aliases[name]) for name in sorted(runtime.aliases)]
+    return _json({"object": "list", "data": models})
 
 
 async def get_model(request: Request) -> Response:
-    return _json(_model(runtime_of(request).alias(request.path_params["model"])))
+    runtime = runtime_of(request)
+    return _json(_model(runtime, runtime.alias(request.path_params["model"])))
 
 
-def _model(alias: Alias) -> dict[str, Any]:
+def _model(runtime: Runtime, alias: Alias) -> dict[str, Any]:
     allowed = alias.allowed_dimensions
     return {
         "id": alias.name,
         "object": "model",
-        "created": 0,
+        "created": runtime.configured_at,
         "owned_by": alias.routes[0].provider,
         "type": "embedding",
         "dimensions": alias.width,

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
 
 import orjson
 from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from api.guard import runtime_of
-from engine import presence
-from engine.telemetry import exposition
-from models.errors import StorageUnavailable
+from api.lifecycle import Lifecycle
+from api.readiness import Readiness
+from api.shared_task import SharedTask
+from engine.observability import telemetry
+from engine.storage.database import DATABASE_ERRORS
+from engine.storage.database_gauges import Gauges
 
-PROBE_S = 5.0
+DATABASE_WAIT_S = 1.0
 
 
 async def healthz(request: Request) -> Response:
@@ -25,39 +26,35 @@ async def healthz(request: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """200 when database and broker answer and a worker was seen lately, else 503; with each one's state."""
-    runtime = runtime_of(request)
-
-    async def workers() -> bool:
-        return await presence.alive(runtime.database, runtime.settings.worker_seen_s) > 0
-
-    async def database() -> bool:
-        await runtime.database.ping()
-        return True
-
-    database_ok, broker_ok, workers_ok = await asyncio.gather(
-        _holds(database()), _holds(runtime.doorbell.reachable()), _holds(workers())
-    )
-    ready = database_ok and broker_ok and workers_ok
-    state = {True: "ok", False: "unavailable"}
-    body = {
-        "status": "ready" if ready else "not_ready",
-        "database": state[database_ok],
-        "broker": state[broker_ok],
-        "workers": state[workers_ok],
-    }
+    readiness: Readiness = request.app.state.readiness
+    lifecycle: Lifecycle = request.app.state.lifecycle
+    parts = await readiness.parts()
+    ready = all(parts.values()) and not lifecycle.is_draining
+    body = {"status": "ready" if ready else "draining" if lifecycle.is_draining else "not_ready"}
+    body |= {name: "ok" if is_ok else "unavailable" for name, is_ok in parts.items()}
     headers = {} if ready else {"retry-after": "1"}
     return Response(orjson.dumps(body), 200 if ready else 503, headers, "application/json")
 
 
 async def metrics(request: Request) -> Response:
-    with contextlib.suppress(StorageUnavailable):  # figures of the process itself are still true
-        await request.app.state.gauges.refresh()
-    return Response(exposition(), headers={"content-type": CONTENT_TYPE_LATEST})
+    exposition: SharedTask[bytes] = request.app.state.exposition
+    return Response(await exposition.result(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-async def _holds(probe: Awaitable[bool]) -> bool:
-    try:
-        async with asyncio.timeout(PROBE_S):
-            return await probe
-    except (StorageUnavailable, TimeoutError):
-        return False
+def shared_exposition(gauges: Gauges) -> SharedTask[bytes]:
+    """The metrics as text. Whoever scrapes while it is made shares it: no key is needed to ask, and it is work.
+
+    A database that is slow or away keeps nobody waiting: figures of the process itself are still true.
+    """
+
+    async def refresh() -> None:
+        with contextlib.suppress(*DATABASE_ERRORS):
+            await gauges.refresh()
+
+    refreshing = SharedTask(refresh)
+
+    async def make() -> bytes:
+        await asyncio.wait({refreshing.start()}, timeout=DATABASE_WAIT_S)
+        return await asyncio.to_thread(telemetry.exposition)
+
+    return SharedTask(make)

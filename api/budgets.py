@@ -1,0 +1,115 @@
+"""Budgets of what callers may hold of one API process at a time: calls, long polls, streams of results.
+
+Each has a limit for a key, over which the key is told so (429) while others are served, and one for the process (503).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from engine.config.settings import Settings
+from engine.observability.telemetry import BUDGET_REFUSALS
+from models.errors import Overloaded, RateLimited
+
+log = logging.getLogger("embedmill.budgets")
+RETRY_S = 1.0
+LOG_EVERY_S = 10.0
+
+
+class Budget:
+    """How many of one thing there may be, in all and for each key."""
+
+    def __init__(self, name: str, *, limit: int, limit_per_key: int) -> None:
+        self.name = name
+        self._limit = limit
+        self._limit_per_key = limit_per_key
+        self._used = 0
+        self._used_by_key: dict[str, int] = {}
+        self._logged_at: dict[str, float] = {}
+        self._refused: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return self._used
+
+    def take(self, key_id: str) -> None:
+        """Take one. Raises RateLimited for the key's limit, Overloaded for the process's."""
+        of_key = self._used_by_key.get(key_id, 0)
+        if of_key >= self._limit_per_key:
+            self._refuse("key", key_id)
+            raise RateLimited(
+                f"Your key has {of_key} {self.name} under way, which is the most that it may have here. "
+                "Try again when one of them has ended.",
+                retry_after_s=RETRY_S,
+            )
+        if self._used >= self._limit:
+            self._refuse("process", key_id)
+            raise Overloaded(
+                f"The server has as many {self.name} under way as it can serve. Try again soon.", retry_after_s=RETRY_S
+            )
+        self._used += 1
+        self._used_by_key[key_id] = of_key + 1
+
+    def give_back(self, key_id: str) -> None:
+        self._used -= 1
+        of_key = self._used_by_key[key_id] - 1
+        if of_key:
+            self._used_by_key[key_id] = of_key
+        else:
+            del self._used_by_key[key_id]
+
+    @contextmanager
+    def taken(self, key_id: str) -> Iterator[None]:
+        self.take(key_id)
+        try:
+            yield
+        finally:
+            self.give_back(key_id)
+
+    def _refuse(self, scope: str, key_id: str) -> None:
+        """Count it, and log it once in a while: whoever is refused tries again at once."""
+        BUDGET_REFUSALS.labels(self.name, scope).inc()
+        name = key_id if scope == "key" else scope
+        self._refused[name] += 1
+        now = time.monotonic()
+        if now - self._logged_at.get(name, -LOG_EVERY_S) < LOG_EVERY_S:
+            return
+        self._logged_at = {each: at for each, at in self._logged_at.items() if now - at < LOG_EVERY_S} | {name: now}
+        log.warning(
+            "refused %d requests: the budget of %s of %s is used up",
+            self._refused.pop(name),
+            self.name,
+            "this process" if scope == "process" else "a key",
+            extra={"key_id": key_id},
+        )
+
+
+class Budgets:
+    """The budgets of one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.calls = Budget("calls", limit=settings.max_calls, limit_per_key=settings.max_calls_per_key)
+        self.polls = Budget("long polls", limit=settings.max_polls, limit_per_key=settings.max_polls_per_key)
+        self.streams = Budget("streams", limit=settings.max_streams, limit_per_key=settings.max_streams_per_key)
+
+
+class BudgetedStream(StreamingResponse):
+    """A stream that was taken from its key's budget, and counts until it has been sent or its reader has gone."""
+
+    def __init__(self, budget: Budget, key_id: str, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._budget = budget
+        self._key_id = key_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._budget.give_back(self._key_id)

@@ -1,0 +1,128 @@
+"""zstd or gzip for answers that shrink by it, and are large enough to be worth their processor time.
+
+Measured on float JSON, one core: orjson writes 250 MB/s, gzip at level 1 takes 54 to 76 MB/s and leaves 0.45 of it;
+zstd at level 1 takes 263 MB/s and leaves 0.38 (at level 3 it is slower, and leaves more). Base64 and npy are left
+alone: their bits are as good as random, and 0.76 at half that speed is no bargain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Callable
+
+import zstandard
+from starlette.requests import Request
+from starlette.responses import Response
+
+MIN_BYTES = 1024 * 1024
+# How the first vector of an answer begins when it is base64, and where at the latest.
+BASE64_VECTOR, HEAD_BYTES = b'"embedding":"', 256
+SAMPLE_BYTES = 8 * 1024
+WORTHWHILE = 0.6  # of its size
+LEVEL = 1
+GZIP_WINDOW = 31  # zlib's word for gzip's format
+# The first of those that a caller likes alike. "x-gzip" is gzip's old name (RFC 9110 §8.4.1.3).
+CODINGS = {"zstd": ("zstd",), "gzip": ("gzip", "x-gzip")}
+VARY = {"vary": "accept-encoding"}
+
+
+def chosen_coding(request: Request) -> str | None:
+    """zstd or gzip, where the caller takes it and likes it no less than no encoding at all (RFC 9110 §12.5.3)."""
+    weights = _weights(request.headers.get("accept-encoding") or "")
+    others = weights.get("*", 0.0)
+    liked = {
+        coding: max((weights[name] for name in names if name in weights), default=others)
+        for coding, names in CODINGS.items()
+    }
+    best = max(liked, key=lambda coding: liked[coding])  # the first of equals
+    return best if liked[best] > 0 and liked[best] >= _identity(weights) else None
+
+
+def must_compress(request: Request) -> bool:
+    """True where the caller takes no answer as it is: `identity;q=0`, or `*;q=0` with nothing said of identity."""
+    header = (request.headers.get("accept-encoding") or "").lower()
+    if "identity" not in header and "*" not in header:  # nearly always
+        return False
+    weights = _weights(header)
+    return weights.get("identity", weights.get("*", 1.0)) == 0
+
+
+def _identity(weights: dict[str, float]) -> float:
+    # Not named, it is acceptable, and what is named is liked better; a star names it only to forbid it.
+    return weights.get("identity", 0.0)
+
+
+def _weights(header: str) -> dict[str, float]:
+    """What is said of each coding; one that cannot be read is not taken."""
+    weights: dict[str, float] = {}
+    for part in header.lower().split(","):
+        coding, _, parameters = part.partition(";")
+        name, _, value = parameters.strip().partition("=")
+        if not coding.strip():
+            continue
+        try:
+            weight = float(value) if name.strip() == "q" else 1.0
+        except ValueError:
+            weight = 0.0
+        weights[coding.strip()] = weight if 0 <= weight <= 1 else 0.0
+    return weights
+
+
+def concerns(request: Request, response: Response) -> bool:
+    """True for an answer that `compress` should look at."""
+    size = len(getattr(response, "body", b""))
+    return size >= MIN_BYTES or (size > 0 and must_compress(request))
+
+
+async def compress(request: Request, response: Response) -> Response:
+    """The answer in the coding that the caller likes best, where a sample of it shrinks enough, or it must be.
+
+    Made in a thread: both libraries let the event loop run meanwhile.
+    """
+    body = bytes(response.body)
+    coding = chosen_coding(request)
+    if not must_compress(request):
+        if BASE64_VECTOR in body[:HEAD_BYTES]:
+            return response
+        middle = len(body) // 2
+        sample = body[middle : middle + SAMPLE_BYTES]
+        if len(zlib.compress(sample, LEVEL)) > WORTHWHILE * len(sample):
+            return response
+    response.headers.update(VARY)
+    if coding is None:
+        return response
+    response.body = await asyncio.to_thread(_whole(coding), body)
+    response.headers["content-length"] = str(len(response.body))
+    response.headers["content-encoding"] = coding
+    return response
+
+
+def _whole(coding: str) -> Callable[[bytes], bytes]:
+    if coding == "zstd":
+        return zstandard.ZstdCompressor(level=LEVEL).compress
+    return lambda body: zlib.compress(body, LEVEL, GZIP_WINDOW)
+
+
+async def compressed_stream(
+    coding: str, pieces: AsyncIterator[bytes | memoryview] | AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """The pieces as one stream, each flushed, so that a reader has its lines as soon as they are there."""
+    pack, end = _zstd_packer() if coding == "zstd" else _gzip_packer()
+    async for piece in pieces:
+        yield await asyncio.to_thread(pack, piece)
+    yield end()
+
+
+def _gzip_packer() -> tuple[Callable[[bytes | memoryview], bytes], Callable[[], bytes]]:
+    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP_WINDOW)
+    return lambda piece: packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH), packer.flush
+
+
+def _zstd_packer() -> tuple[Callable[[bytes | memoryview], bytes], Callable[[], bytes]]:
+    packer = zstandard.ZstdCompressor(level=LEVEL).compressobj()
+
+    def pack(piece: bytes | memoryview) -> bytes:
+        return packer.compress(piece) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+
+    return pack, lambda: packer.flush(zstandard.COMPRESSOBJ_FLUSH_FINISH)

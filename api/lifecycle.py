@@ -1,0 +1,18 @@
+"""What the process is about to do, for those who must act on it: /readyz, and whoever holds an answer back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Lifecycle:
+    # Requests are still served, and load balancers are asked to send no more.
+    is_draining: bool = False
+    # Called when the listener closes: answers that are held back until something changes go out as they are.
+    on_stop: list[Callable[[], None]] = field(default_factory=list)
+
+    def stop(self) -> None:
+        for act in self.on_stop:
+            act()
