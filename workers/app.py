@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
+from pathlib import Path
 
 from billiard import active_children
+from billiard.util import get_logger as pool_logger
 from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 from kombu.entity import Queue
 
-from engine.allocator import tune_memory
-from engine.queue import BULK_QUEUE, broker_options
-from engine.settings import Settings
-from engine.telemetry import configure_logging
-from models.errors import ConfigError
+from engine.config.settings import Settings
+from engine.connections import urls
+from engine.observability.telemetry import configure_logging
+from engine.process.memory import tune_memory
+from engine.queue.broker import broker_options, bulk_queue
+from models.errors import ConfigError, EmbedmillError
 from workers import loop, transport
+from workers.messages import refuse_compression
+from workers.metric_files import compact
+
+log = logging.getLogger("embedmill.worker")
 
 settings = Settings.from_environment()
 transport.use()
+refuse_compression()
 
-# Order that must hold: upstream deadline < soft < hard < visibility timeout (300 s, engine/queue.py).
-HARD_LIMIT_MARGIN_S = 30
 # From the parent to its children: finish what is under way, start nothing.
 DRAIN = signal.SIGUSR2
-SOFT_LIMIT_S = int(settings.shard_budget_s) + 45
+
+
+def queue_of(namespace: str, is_amqp: bool) -> Queue:
+    arguments = {"x-queue-type": "quorum"} if is_amqp else None
+    return Queue(bulk_queue(namespace), queue_arguments=arguments)  # type: ignore[no-untyped-call]
 
 
 def make() -> Celery:
@@ -35,9 +46,10 @@ def make() -> Celery:
             "no broker: set EMBEDMILL_BROKER_URL or EMBEDMILL_REDIS_URL, or start everything with `embedmill up`",
             param="EMBEDMILL_BROKER_URL",
         )
-    celery = Celery("embedmill", broker=broker, include=["workers.tasks"])
+    celery = Celery("embedmill", include=["workers.tasks"])
     is_amqp = broker.startswith("amqp")
     celery.conf.update(
+        **urls.redis_or_broker(broker, "EMBEDMILL_BROKER_URL").celery_options(),
         # Acknowledge when the work is done, and hand a message on when a child dies with it. A poison loop cannot come
         # of it: every claim counts in the database.
         task_acks_late=True,
@@ -50,15 +62,17 @@ def make() -> Celery:
         # JSON only: a broker is not trusted with code.
         accept_content=["json"],
         task_serializer="json",
-        task_queues=[Queue(BULK_QUEUE, queue_arguments={"x-queue-type": "quorum"} if is_amqp else None)],  # type: ignore[no-untyped-call]
-        task_default_queue=BULK_QUEUE,
+        task_queues=[queue_of(settings.namespace, is_amqp)],
+        task_default_queue=bulk_queue(settings.namespace),
         task_default_queue_type="quorum" if is_amqp else None,
         worker_detect_quorum_queues=is_amqp,
         worker_consumer="workers.consumer:Consumer",
-        broker_transport_options=broker_options(broker),
+        broker_transport_options=broker_options(broker, settings.namespace),
         broker_connection_retry_on_startup=True,
         # The default gives up after 100 tries; a worker must outwait any broker.
         broker_connection_max_retries=None,
+        # A Redis that answers and refuses to write (a replica, too few replicas, a full disk) is outwaited too.
+        broker_channel_error_retry=True,
         # A lost connection must not kill a task whose upstream call is already paid for.
         # After a reconnect a slot that is free must get its message, whatever the others are still busy with.
         worker_enable_prefetch_count_reduction=False,
@@ -66,8 +80,8 @@ def make() -> Celery:
         # Anyone who can write to the broker could otherwise stop workers.
         worker_enable_remote_control=False,
         worker_send_task_events=False,
-        task_soft_time_limit=SOFT_LIMIT_S,
-        task_time_limit=SOFT_LIMIT_S + HARD_LIMIT_MARGIN_S,
+        task_soft_time_limit=settings.soft_limit_s,
+        task_time_limit=settings.hard_limit_s,
         # A backstop against leaks of whatever runs in the child. Not a number of tasks too: Celery sometimes gives the
         # child that takes another's place no messages, and a child that does not leak need not be replaced.
         worker_max_memory_per_child=450_000,  # KiB
@@ -85,14 +99,28 @@ app = make()
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
 def _configure_logging(**_: object) -> None:
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, service="worker")
+    pool_logger().propagate = True  # what it says of dead children is a line of our log, in our format
+    pool_logger().setLevel(logging.WARNING)  # and of the living it says much at INFO
+    # Inherited by the children: one that is told to drain while it still starts has nothing to drain, and must not die.
+    signal.signal(DRAIN, signal.SIG_IGN)
 
 
 @worker_process_init.connect  # type: ignore[untyped-decorator]
 def _start_loop(**_: object) -> None:
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, service="worker")
     tune_memory()
-    loop.start(settings)
+    if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        with contextlib.suppress(OSError):  # a child that takes the place of one that has ended tidies up after it
+            compact(Path(folder))
+    try:
+        loop.start(settings)
+    except Exception as error:
+        # Celery would go on, and this child would take messages and do nothing about them.
+        reason = error.message if isinstance(error, EmbedmillError) else f"{type(error).__name__}: {error}"
+        log.critical("this worker ends: %s", reason)
+        os.kill(os.getppid(), signal.SIGTERM)
+        os._exit(1)
     signal.signal(DRAIN, lambda *_: loop.current().drain())
 
 

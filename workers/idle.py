@@ -15,10 +15,10 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-from engine.jobs.run import run_shard
-from engine.jobs.unrung import find_unrung
+from engine.jobs.execution.worker import run_shard
+from engine.jobs.scheduling.unannounced import find_unannounced
+from engine.process.background import ErrorLog
 from engine.runtime import Runtime
-from models.errors import StorageUnavailable
 
 log = logging.getLogger("embedmill.worker")
 
@@ -48,20 +48,21 @@ class Idle:
     async def watch(self) -> None:
         """Look for shards that wait in vain, until this process drains."""
         look_every_s = min(LOOK_EVERY_S, self._runtime.settings.claim_unrung_s)
+        errors = ErrorLog("looking for shards that wait")
         while not self._runtime.draining.is_set():
             await asyncio.sleep(look_every_s * random.uniform(0.5, 1.5))
             if self._messages:
                 continue
             try:
                 await self.look()
-            except StorageUnavailable:
-                continue
-            except Exception:
-                log.exception("looking for shards that wait failed")
+            except Exception as error:
+                errors.failed(error)
+            else:
+                errors.succeeded()
 
     async def look(self) -> None:
         """Run one shard whose message did not come. Raises StorageUnavailable."""
-        unrung = await find_unrung(self._runtime)
+        unrung = await find_unannounced(self._runtime)
         if unrung is None:
             return
         if unrung.rung and await self._is_deaf():
@@ -74,7 +75,7 @@ class Idle:
     async def _is_deaf(self) -> bool:
         """True when rung shards have waited for so long, and no message came here, that it is not chance any more."""
         watchdog_s = self._runtime.settings.watchdog_s
-        if not await self._runtime.doorbell.reachable():
+        if not await self._runtime.notifier.reachable():
             self._unheard_since = None
             return False
         now = time.monotonic()

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from engine import presence
-from engine.jobs.lost_calls import note_lost_calls
-from engine.jobs.replay import replay
+from engine.config.secrets import LOOK_EVERY_S
+from engine.config.settings import Settings
+from engine.jobs.execution.provider_wait import try_changed_secrets
+from engine.jobs.recording.orphaned_calls import note_lost_calls
+from engine.jobs.recording.spool_replay import replay
+from engine.process.background import ErrorLog, repeat
+from engine.queue import service_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
-from engine.settings import Settings
-from models.errors import StorageUnavailable
+from models.errors import EmbedmillError
 from workers.idle import Idle, MainProcess
+
+log = logging.getLogger("embedmill.worker")
 
 STOP_S = 15.0
 LET_GO_S = 10.0
@@ -33,16 +39,20 @@ class LoopThread:
     """A running event loop with a Runtime on it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.worker = presence.process_name()
+        self.worker = worker_heartbeats.process_name()
         self.runtime = Runtime.open(settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedmill-loop", daemon=True)
         self._thread.start()
         self._idle = Idle(self.runtime, self.worker, MainProcess().end)
         self._duties = [
-            self._submit(presence.keep_beating(self.runtime.database, self.worker, slots=1)),
+            self._submit(worker_heartbeats.keep_beating(self.runtime.database, self.worker, slots=1)),
             self._submit(self._keep_mending()),
-            self._submit(presence.keep_sharing(self.runtime.database, self.runtime.upstream, settings.worker_seen_s)),
+            self._submit(service_heartbeats.keep_beating(self.runtime.database, "worker")),
+            self._submit(self._keep_reading_secrets()),
+            self._submit(
+                worker_heartbeats.keep_sharing(self.runtime.database, self.runtime.upstream, settings.worker_seen_s)
+            ),
         ]
         self._watching = self._submit(self._idle.watch())
 
@@ -88,20 +98,33 @@ class LoopThread:
 
     async def _leave(self) -> None:
         try:
-            await presence.leave(self.runtime.database, self.worker)
+            await worker_heartbeats.leave(self.runtime.database, self.worker)
+        except EmbedmillError as error:
+            log.warning("this worker could not sign off: %s", error.message)
         finally:
             await self.runtime.close()
 
     async def _keep_mending(self) -> None:
-        """Bring in what processes that died here left behind."""
-        while True:
-            with contextlib.suppress(StorageUnavailable):
-                await replay(self.runtime)
-                await note_lost_calls(self.runtime)
-            await asyncio.sleep(MEND_EVERY_S)
+        """Bring in what processes that died here left behind, and keep room for results on the disk."""
+
+        runtime = self.runtime
+        # Each by itself: one that the database refuses must not hold up the others.
+        await asyncio.gather(
+            _repeat("keeping room on the disk", lambda: asyncio.to_thread(runtime.spool.reserve)),
+            _repeat("recording spooled results", lambda: replay(runtime)),
+            _repeat("noting the calls of dead processes", lambda: note_lost_calls(runtime)),
+            _repeat("writing spooled usage rows", runtime.usage.replay),
+        )
+
+    async def _keep_reading_secrets(self) -> None:
+        await repeat(lambda: try_changed_secrets(self.runtime), ErrorLog("reading secret files"), every_s=LOOK_EVERY_S)
 
     def _submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+async def _repeat(activity: str, work: Callable[[], Awaitable[object]]) -> None:
+    await repeat(work, ErrorLog(activity), every_s=MEND_EVERY_S)
 
 
 _current: LoopThread | None = None

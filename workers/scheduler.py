@@ -2,62 +2,95 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import signal
+import sys
 
-from engine.jobs.dispatch import dispatch
-from engine.jobs.sweep import spare_leases, sweep
+from engine.config.settings import Settings
+from engine.jobs.execution.release import BACKOFF_CAP_S
+from engine.jobs.maintenance.clock_steps import extend_leases_after_outage, pull_in
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.scheduling.dispatch import dispatch
+from engine.observability.telemetry import SCHEDULER_ROUNDS, SWEEP_SECONDS, configure_logging
+from engine.process.background import ErrorLog
+from engine.queue import service_heartbeats
 from engine.runtime import Runtime
-from engine.settings import Settings
-from engine.telemetry import configure_logging
-from models.errors import StorageUnavailable
+from models.errors import ConfigError, StorageUnavailable
+from workers.operations import serve_operations
 
 log = logging.getLogger("embedmill.scheduler")
 DISPATCH_EVERY_S = 0.5
+STOP_S = 2.0
 
 
-async def run_forever(settings: Settings) -> None:
+async def run_forever(settings: Settings, ops_port: int = 0) -> None:
     """Sweep every `sweep_s` and dispatch in between, until SIGTERM or SIGINT."""
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, service="scheduler")
+    if ops_port:
+        serve_operations(settings.ops_host, ops_port)
     runtime = Runtime.open(settings, pool_size=2)
     stopping = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
-    log.info("scheduler started")
+    log.info(
+        "embedmill %s: the scheduler dispatches every %g s and sweeps every %g s",
+        service_heartbeats.OUR_VERSION,
+        DISPATCH_EVERY_S,
+        settings.sweep_s,
+    )
+    beating = asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "scheduler"))
     next_sweep = 0.0
-    # A scheduler that has just started cannot know how long the database was away before.
-    away = True
+    # A scheduler that has just started cannot know how long the database was away before, nor what its clock did.
+    away = is_new = True
+    errors = {duty: ErrorLog(f"the {duty}") for duty in ("sweep", "dispatch")}
     try:
         while not stopping.is_set():
             now = asyncio.get_running_loop().time()
+            duty, outcome = "sweep" if now >= next_sweep else "dispatch", "ok"
             try:
                 if away:
-                    await spare_leases(runtime)
+                    await extend_leases_after_outage(runtime)
                     away = False
-                if now >= next_sweep:
+                if is_new:
+                    await pull_in(runtime, due_within_s=BACKOFF_CAP_S)
+                    is_new = False
+                if duty == "sweep":
                     next_sweep = now + settings.sweep_s
-                    await sweep(runtime)
+                    with SWEEP_SECONDS.time():
+                        await sweep(runtime)
                 else:
                     await dispatch(runtime)
-            except StorageUnavailable:
-                away = True
-                log.warning("the database does not answer; the sweep tries again")
-            except Exception:
+            except Exception as error:
                 # The sweep is the last authority: one bad round must not be its last.
-                log.exception("a sweep failed")
+                outcome = "database_away" if isinstance(error, StorageUnavailable) else "failed"
+                away = away or isinstance(error, StorageUnavailable)
+                errors[duty].failed(error)
+            else:
+                errors[duty].succeeded()
+            SCHEDULER_ROUNDS.labels(duty, outcome).inc()
             try:
                 async with asyncio.timeout(DISPATCH_EVERY_S):
                     await stopping.wait()
             except TimeoutError:
                 pass
     finally:
+        beating.cancel()
+        await asyncio.wait({beating}, timeout=STOP_S)  # it signs off
         await runtime.close()
         log.info("scheduler stopped")
 
 
 def main() -> None:
-    asyncio.run(run_forever(Settings.from_environment()))
+    parser = argparse.ArgumentParser(prog="scheduler", description=__doc__)
+    parser.add_argument("--ops-port", type=int, help="port of /healthz and /metrics; default EMBEDMILL_OPS_PORT")
+    ops_port = parser.parse_args().ops_port
+    try:
+        settings = Settings.from_environment()
+        asyncio.run(run_forever(settings, settings.ops_port if ops_port is None else ops_port))
+    except ConfigError as error:
+        sys.exit(f"error: {error.message}")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from engine.jobs.answer import answer
-from engine.queue import RUN_SHARD
+from engine.jobs.execution.next_shard import answer
+from engine.queue.broker import RUN_SHARD
 from workers import loop
 from workers.app import app
 

@@ -6,15 +6,20 @@ that it wrote itself, and an exception on the way there ends the worker's main p
 
 from __future__ import annotations
 
-import logging
 from queue import Empty
 from typing import Any
 
 import kombu.transport
 from kombu.exceptions import DecodeError
 from kombu.transport import redis
+from redis.exceptions import RedisError
 
-log = logging.getLogger("embedmill.queue")
+from engine.connections.broker_faults import unavailable
+from engine.connections.faults import REDIS
+from engine.process.background import ErrorLog
+from workers.messages import dropped
+
+refusals = ErrorLog("giving unacknowledged messages back")
 
 # What reading a stranger's bytes as JSON may end in: no JSON, no text, no date, nested too deeply.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, DecodeError)
@@ -40,6 +45,14 @@ class QoS(redis.QoS):
         finally:
             self._quick_ack(delivery_tag)
 
+    def restore_visible(self, *arguments: Any, **keywords: Any) -> Any:
+        """Housekeeping, done again within seconds: a Redis that refuses to write must not end the worker over it."""
+        try:
+            return super().restore_visible(*arguments, **keywords)  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            refusals.failed(unavailable(error, REDIS))
+            return None
+
 
 class Channel(redis.Channel):
     QoS = QoS
@@ -48,7 +61,7 @@ class Channel(redis.Channel):
         try:
             return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
         except UNREADABLE as error:
-            log.warning("the queue held what is no message; it was dropped: %s", type(error).__name__)
+            dropped.note(type(error).__name__)
             raise Empty from error
 
 
@@ -59,7 +72,7 @@ class Transport(redis.Transport):
         if _is_message(message):
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
         else:
-            log.warning("the queue held what is no message; it was dropped")
+            dropped.note("no message")
 
 
 def _is_message(raw: Any) -> bool:
