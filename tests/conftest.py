@@ -10,9 +10,9 @@ import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, settings
 
-from engine.database import migrate
+from engine.storage.database import migrate
 from tests.fault_report import note_rows, pytest_terminal_summary  # noqa: F401  # a hook of pytest's
-from tests.mill import Mill, close_mill, open_mill
+from tests.gateway import Gateway, close_gateway, open_gateway
 
 # The machine is shared: an example that is slow today is not a fault.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -42,18 +42,18 @@ def data_dir(migrated: Path, tmp_path: Path) -> Path:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def shared_mill(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Mill]:
+async def shared_gateway(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     """One gateway for the many tests that leave nothing behind; they run on the session's loop."""
     folder = tmp_path_factory.mktemp("shared")
     shutil.copyfile(migrated, folder / "embedmill.db")
-    mill = await open_mill(folder)
+    mill = await open_gateway(folder)
     yield mill
-    await close_mill(mill)
+    await close_gateway(mill)
 
 
 @pytest.fixture
-async def mill(data_dir: Path) -> AsyncIterator[Mill]:
+async def mill(data_dir: Path) -> AsyncIterator[Gateway]:
     """The gateway with the fake provider, in this process."""
-    mill = await open_mill(data_dir)
+    mill = await open_gateway(data_dir)
     yield mill
-    await close_mill(mill)
+    await close_gateway(mill)

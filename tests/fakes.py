@@ -10,16 +10,18 @@ from decimal import Decimal
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from engine import planning
-from engine.embedding import BULK, Flight, embed
-from engine.gathered import Gathered
-from engine.routing import Router
-from engine.telemetry import REGISTRY
-from engine.upstream import Upstream
+import orjson
+
+from engine.embedding.collector import OutcomeCollector
+from engine.embedding.embed import BULK, EmbedRun, embed
+from engine.observability.telemetry import REGISTRY
+from engine.planning import packing
+from engine.routing.router import Router
+from engine.upstream.call import Upstream
 from models.embedding import Account, Alias, Input, Limits, Options, Route
 from models.errors import UpstreamTimeout, UpstreamUnavailable
 from providers.base import UpstreamReply, UpstreamRequest
-from providers.fake import FakeScript, FakeUpstream
+from providers.fake import BilledCall, FakeScript, FakeUpstream
 
 T = TypeVar("T")
 WIDTH = 16
@@ -34,6 +36,7 @@ class FakeWire:
     def __init__(self, **hosts: Answering) -> None:
         self.hosts = hosts
         self.sent: list[UpstreamRequest] = []
+        self.bill: list[BilledCall] = []  # of what the fakes charge for
         self.sent_at: list[float] = []  # on the loop's clock
         self.cancelled = 0
         self.in_flight = 0
@@ -60,6 +63,8 @@ class FakeWire:
         if not isinstance(host, FakeUpstream):
             return host(request)
         answer = host.answer(request, time.time())
+        if answer.billed is not None:
+            self.bill.append(answer.billed)
         if answer.fault == "hang" or answer.delay_s >= timeout_s:
             await asyncio.sleep(timeout_s)
             raise UpstreamTimeout("the upstream did not finish its reply in time", sent=True)
@@ -70,6 +75,14 @@ class FakeWire:
 
     async def close(self) -> None:
         self.closed = True
+
+    @property
+    def billed_tokens(self) -> int:
+        return sum(call.tokens for call in self.bill)
+
+    @property
+    def inputs_sent(self) -> int:
+        return sum(len(orjson.loads(request.body)["input"]) for request in self.sent)
 
     @property
     def hosts_called(self) -> list[str]:
@@ -110,6 +123,11 @@ def run(work: Coroutine[Any, Any, T]) -> T:
         return runner.run(work)
 
 
+async def time_passes(seconds: float) -> None:
+    """On a SkippingLoop, which does not wait for it."""
+    await asyncio.sleep(seconds)
+
+
 def unanswered_calls(provider: str, model: str = MODEL) -> float:
     """What the metric of ambiguous calls has come to in this process."""
     labels = {"provider": provider, "model": model}
@@ -128,24 +146,24 @@ def alias(*routes: Route, max_input_tokens: int = 8192) -> Alias:
     return Alias("alias", WIDTH, range(1, WIDTH + 1), max_input_tokens, "space", routes, Decimal("0.02"))
 
 
-def flight(wire: FakeWire, of: Alias, count: int, *, lane: str = BULK, seconds: float = 60.0) -> Flight:
+def flight(wire: FakeWire, of: Alias, count: int, *, lane: str = BULK, seconds: float = 60.0) -> EmbedRun:
     """One run of embed() over the wire, gathering everything."""
     upstream = Upstream(wire, [each.account for each in of.routes], max_reply_bytes=1 << 20)
-    return Flight(upstream, Router(), of, lane, time.monotonic() + seconds, Gathered(count, WIDTH))
+    return EmbedRun(upstream, Router(), of, lane, time.monotonic() + seconds, OutcomeCollector(count, WIDTH))
 
 
 async def fly(
-    flying: Flight,
+    flying: EmbedRun,
     inputs: Sequence[Input],
     *,
     options: Options | None = None,
     limits: Limits | None = None,
     concurrency: int = 4,
-) -> Gathered:
+) -> OutcomeCollector:
     """Pack the inputs, embed them, and return what was gathered."""
-    tightest = limits or planning.limits_of(flying.alias.routes)
-    batches = planning.pack(inputs, range(len(inputs)), tightest, WIDTH, options or Options())
+    tightest = limits or packing.limits_of(flying.alias.routes)
+    batches = packing.pack(inputs, range(len(inputs)), tightest, WIDTH, options or Options())
     await embed(flying, batches, concurrency=concurrency)
     gathered = flying.landed
-    assert isinstance(gathered, Gathered)
+    assert isinstance(gathered, OutcomeCollector)
     return gathered

@@ -1,7 +1,7 @@
 """Real services for tests: where they are, whether they answer, and a corner of each that is one test's alone.
 
 Addresses: EMBEDMILL_TEST_POSTGRES_URL, EMBEDMILL_TEST_REDIS_URL, EMBEDMILL_TEST_RABBITMQ_URL. A service that
-is away is a skip with a reason, and a failure where EMBEDMILL_REQUIRE_SERVICES=1 (that is, in CI).
+is away is a skip with a reason, and a failure where EMBEDMILL_TEST_REQUIRE_SERVICES=1 (that is, in CI).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import asyncpg
 import pytest
 import redis
 
-from engine.database import migrate
+from engine.storage.database import migrate
 
 POSTGRES_URL = os.environ.get("EMBEDMILL_TEST_POSTGRES_URL") or "postgresql://postgres@127.0.0.1:5432/postgres"
 REDIS_URL = os.environ.get("EMBEDMILL_TEST_REDIS_URL") or "redis://127.0.0.1:6379"
@@ -38,7 +38,7 @@ T = TypeVar("T")
 def is_away(service: str, problem: object) -> NoReturn:
     """Skip the test, or fail it where services are required."""
     reason = f"{service} is not reachable: {problem}"
-    if os.environ.get("EMBEDMILL_REQUIRE_SERVICES") == "1":
+    if os.environ.get("EMBEDMILL_TEST_REQUIRE_SERVICES") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 

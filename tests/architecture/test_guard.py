@@ -13,13 +13,13 @@ from api import embeddings, jobs, models, openapi, operations
 from api.envelope import RequestEnvelope
 from api.guard import NEEDS, PUBLIC, PUBLIC_PATHS, GuardedRoute
 from models.key import Scope
-from tests.mill import Mill, error_of
+from tests.gateway import Gateway, error_of
 
 DECLARED = list(openapi.routes(embeddings, jobs, models, operations))
 IDS = {"job_id": "job_" + "0" * 32, "model": "tiny"}
 
 
-def walk(mill: Mill) -> Iterator[tuple[Any, str, str]]:
+def walk(mill: Gateway) -> Iterator[tuple[Any, str, str]]:
     """Every route that the app has, whatever its kind: the route, a method, and a path that it matches."""
     assert isinstance(mill.app, RequestEnvelope)
     for route in mill.app._app.routes:  # type: ignore[attr-defined]
@@ -32,12 +32,12 @@ def is_public(route: Any) -> bool:
     return route.name in PUBLIC or route.path in PUBLIC_PATHS
 
 
-async def ask(mill: Mill, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
+async def ask(mill: Gateway, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
     async with httpx.AsyncClient(transport=mill.transport(), base_url="http://mill", headers=headers) as client:
         return await client.request(method, path)
 
 
-async def test_without_a_key_nothing_but_the_public_list_answers(mill: Mill) -> None:
+async def test_without_a_key_nothing_but_the_public_list_answers(mill: Gateway) -> None:
     walked = list(walk(mill))
     assert len(walked) >= len(DECLARED) + len(PUBLIC_PATHS)
     for route, method, path in walked:
@@ -50,7 +50,7 @@ async def test_without_a_key_nothing_but_the_public_list_answers(mill: Mill) -> 
                 assert error_of(reply)["code"] == "invalid_api_key"
 
 
-async def test_a_key_without_the_scope_is_refused_by_name(mill: Mill) -> None:
+async def test_a_key_without_the_scope_is_refused_by_name(mill: Gateway) -> None:
     for route, method, path in walk(mill):
         if is_public(route):
             continue
@@ -61,7 +61,7 @@ async def test_a_key_without_the_scope_is_refused_by_name(mill: Mill) -> None:
         assert f"'{needed}'" in error_of(reply)["message"]
 
 
-async def test_the_scope_and_admin_open_it(mill: Mill) -> None:
+async def test_the_scope_and_admin_open_it(mill: Gateway) -> None:
     for route, method, path in walk(mill):
         if is_public(route):
             continue
@@ -70,7 +70,7 @@ async def test_the_scope_and_admin_open_it(mill: Mill) -> None:
             assert reply.status_code not in (401, 403, 405), (method, path, scope)
 
 
-async def test_every_route_of_ours_is_guarded_by_its_class(mill: Mill) -> None:
+async def test_every_route_of_ours_is_guarded_by_its_class(mill: Gateway) -> None:
     for route, _, path in walk(mill):
         assert isinstance(route, GuardedRoute) or route.path in PUBLIC_PATHS, path
     names = {route.name for route, _, _ in walk(mill) if isinstance(route, GuardedRoute)}
@@ -89,6 +89,14 @@ def test_no_route_is_declared_twice() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/v1/", "/v1/admin/keys", "/v1/files", "/docs/x", "/openapi.yaml", "/redoc"])
-async def test_what_is_not_there_is_not_there_with_or_without_a_key(mill: Mill, prefix: str) -> None:
+async def test_what_is_not_there_is_not_there_with_or_without_a_key(mill: Gateway, prefix: str) -> None:
     for headers in ({}, {"authorization": f"Bearer {mill.key}"}):
         assert (await ask(mill, "GET", prefix, headers)).status_code == 404
+
+
+# Job ids and model names are the caller's: a guard that looks at the path for a public name lets these in.
+@pytest.mark.parametrize("name", [*sorted(PUBLIC), "docs", "openapi.json"])
+async def test_a_public_name_within_another_path_opens_nothing(mill: Gateway, name: str) -> None:
+    for path in (f"/v1/models/{name}", f"/v1/embeddings/jobs/{name}", f"/v1/models/x/{name}", f"/v1/models/{name}/x"):
+        reply = await ask(mill, "GET", path, {})
+        assert (reply.status_code, error_of(reply)["code"]) == (401, "invalid_api_key"), path

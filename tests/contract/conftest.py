@@ -9,21 +9,23 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy import event
 
-from engine.database import Database
-from engine.keys import create_key
+from engine.access.keys import create_key
+from engine.storage.database import Database
 from models.key import Scope
-from tests.mill import CONFIG, PEPPER
+from tests.gateway import CONFIG, PEPPER, Gateway
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-START_S = 30.0
+START_S = 100.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,3 +97,19 @@ def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             process.kill()
             raise
     assert ended in (0, -15), (folder / "log").read_text()
+
+
+@pytest.fixture
+async def statements(mill: Gateway) -> AsyncIterator[list[str]]:
+    """Every statement that the database is sent."""
+    sent: list[str] = []
+    engines = [engine.sync_engine for engine in (mill.runtime.database._reads, mill.runtime.database._writes)]
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    for engine in engines:
+        event.listen(engine, "before_cursor_execute", note)
+    yield sent
+    for engine in engines:
+        event.remove(engine, "before_cursor_execute", note)

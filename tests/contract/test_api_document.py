@@ -10,14 +10,14 @@ import pytest
 
 from api.envelope import RequestEnvelope
 from api.guard import PUBLIC
-from tests.mill import Mill
+from tests.gateway import Gateway
 
 Document = dict[str, Any]
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
 
 @pytest.fixture
-async def document(mill: Mill) -> Document:
+async def document(mill: Gateway) -> Document:
     reply = await mill.client.get("/openapi.json")
     assert reply.status_code == 200
     found: Document = reply.json()
@@ -31,7 +31,7 @@ def operations(document: Document) -> Iterator[tuple[str, str, Document]]:
             yield path, method, operation
 
 
-def all_routes(mill: Mill) -> list[Any]:
+def all_routes(mill: Gateway) -> list[Any]:
     assert isinstance(mill.app, RequestEnvelope)
     return list(mill.app._app.routes)  # type: ignore[attr-defined]
 
@@ -71,7 +71,7 @@ def test_operations_are_well_formed(document: Document) -> None:
         assert len(set(pairs)) == len(pairs)
 
 
-def test_it_names_every_route(document: Document, mill: Mill) -> None:
+def test_it_names_every_route(document: Document, mill: Gateway) -> None:
     routes = {
         (re.sub(r":\w+}", "}", route.path), method.lower())
         for route in all_routes(mill)

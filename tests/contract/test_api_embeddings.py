@@ -14,7 +14,7 @@ from sqlalchemy import select
 from models.embedding import Input, Matrix
 from models.usage import UsageRecord
 from providers.fake import fake_vectors
-from tests.mill import WIDTH, Mill, error_of
+from tests.gateway import WIDTH, Gateway, error_of
 
 
 def floats(reply: httpx.Response) -> Matrix:
@@ -40,11 +40,11 @@ def right(inputs: list[Input], width: int = WIDTH) -> Matrix:
         ("a\u0000b\u2028c😀", ["a\u0000b\u2028c😀"]),
     ],
 )
-async def test_the_four_forms_of_input(mill: Mill, given: Any, inputs: list[Input]) -> None:
+async def test_the_four_forms_of_input(mill: Gateway, given: Any, inputs: list[Input]) -> None:
     assert floats(await mill.embed(given)).tobytes() == right(inputs).tobytes()
 
 
-async def test_the_whole_reply(mill: Mill) -> None:
+async def test_the_whole_reply(mill: Gateway) -> None:
     reply = await mill.embed(["hello", "world"], user="u-1")
     body = reply.json()
     assert set(body) == {"object", "data", "model", "usage", "providerMetadata"}
@@ -69,7 +69,7 @@ async def test_the_whole_reply(mill: Mill) -> None:
     assert (reply.headers["x-embedmill-provider"], reply.headers["x-embedmill-space"]) == ("fake", "fake/tiny")
 
 
-async def test_base64_and_floats_are_the_same_bits(mill: Mill) -> None:
+async def test_base64_and_floats_are_the_same_bits(mill: Gateway) -> None:
     texts = [f"text {i}" for i in range(9)]
     explicit = await mill.embed(texts, encoding_format="float")
     packed = (await mill.embed(texts, encoding_format="base64")).json()["data"]
@@ -82,7 +82,7 @@ async def test_base64_and_floats_are_the_same_bits(mill: Mill) -> None:
 @pytest.mark.parametrize(
     ("model", "width"), [("tiny", 5), ("tiny", 16), ("cut", 8), ("cut", 4), ("cut", 16), ("fixed", 16)]
 )
-async def test_dimensions_native_and_cut(mill: Mill, model: str, width: int, count: int) -> None:
+async def test_dimensions_native_and_cut(mill: Gateway, model: str, width: int, count: int) -> None:
     texts: list[Input] = [*"ab"][:count]
     rows = floats(await mill.embed(texts, model=model, dimensions=width))
     assert rows.shape == (count, width)
@@ -90,7 +90,7 @@ async def test_dimensions_native_and_cut(mill: Mill, model: str, width: int, cou
     assert np.linalg.norm(rows, axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
-async def test_a_long_list_is_split_and_put_back_in_order(mill: Mill) -> None:
+async def test_a_long_list_is_split_and_put_back_in_order(mill: Gateway) -> None:
     texts: list[Input] = [f"text {i}" for i in range(300)]
     reply = await mill.embed(texts, model="short")
     assert floats(reply).tobytes() == right(texts).tobytes()
@@ -99,12 +99,12 @@ async def test_a_long_list_is_split_and_put_back_in_order(mill: Mill) -> None:
     assert body["usage"]["total_tokens"] == sum(-(-len(str(text)) // 4) for text in texts)
 
 
-async def test_the_longest_list(mill: Mill) -> None:
+async def test_the_longest_list(mill: Gateway) -> None:
     texts: list[Input] = [f"{i}" for i in range(2048)]
     assert floats(await mill.embed(texts)).tobytes() == right(texts).tobytes()
 
 
-async def test_a_text_that_is_too_long_is_refused_or_cut(mill: Mill) -> None:
+async def test_a_text_that_is_too_long_is_refused_or_cut(mill: Gateway) -> None:
     long = "word " * 40
     for given, param in ((long, "input"), (["a", long], "input[1]")):
         error = error_of(await mill.embed(given, model="fixed"))
@@ -113,13 +113,13 @@ async def test_a_text_that_is_too_long_is_refused_or_cut(mill: Mill) -> None:
     assert floats(await mill.embed(long, model="fixed", truncate="end")).tobytes() == right([kept]).tobytes()
 
 
-async def test_an_input_that_the_provider_refuses_is_named(mill: Mill) -> None:
+async def test_an_input_that_the_provider_refuses_is_named(mill: Gateway) -> None:
     reply = await mill.embed(["a", "b", "poison", "d"])
     assert reply.status_code == 400
     assert (error_of(reply)["param"], error_of(reply)["code"]) == ("input[2]", "upstream_rejected")
 
 
-async def test_an_upstream_that_fails_is_a_502_that_tells_nothing_about_it(mill: Mill) -> None:
+async def test_an_upstream_that_fails_is_a_502_that_tells_nothing_about_it(mill: Gateway) -> None:
     reply = await mill.embed("broken", user="u")
     assert reply.status_code == 502
     error = error_of(reply)
@@ -127,7 +127,7 @@ async def test_an_upstream_that_fails_is_a_502_that_tells_nothing_about_it(mill:
     assert "inproc" not in reply.text and "overloaded" not in reply.text
 
 
-async def test_odd_options_do_no_harm(mill: Mill) -> None:
+async def test_odd_options_do_no_harm(mill: Gateway) -> None:
     options: dict[str, Any] = {"gateway": {"tags": ["x"]}, "someone-else": {"anything": [1]}}
     reply = await mill.embed("a", input_type="query", truncate="none", user="u", providerOptions=options)
     assert floats(reply).tobytes() == right(["a"]).tobytes()
@@ -135,13 +135,13 @@ async def test_odd_options_do_no_harm(mill: Mill) -> None:
     assert floats(await mill.embed("a")).tobytes() == right(["a"]).tobytes()  # nobody else pays for that
 
 
-async def test_null_is_as_good_as_absent(mill: Mill) -> None:
+async def test_null_is_as_good_as_absent(mill: Gateway) -> None:
     names = ("dimensions", "encoding_format", "user", "input_type", "truncate", "providerOptions")
     nulls: dict[str, Any] = dict.fromkeys(names)
     assert floats(await mill.embed("a", **nulls)).tobytes() == right(["a"]).tobytes()
 
 
-async def test_the_local_model_takes_text_only(mill: Mill) -> None:
+async def test_the_local_model_takes_text_only(mill: Gateway) -> None:
     error = error_of(await mill.embed([[1, 2], [3]], model="local/wordllama-256"))
     assert (error["param"], error["code"]) == ("input[0]", "tokens_not_supported")
     vectors = floats(await mill.embed(["red apple", "green apple"], model="local/wordllama-256", dimensions=128))
@@ -149,7 +149,7 @@ async def test_the_local_model_takes_text_only(mill: Mill) -> None:
     assert vectors.shape == (2, 128) and vectors[1].tobytes() == alone.tobytes()
 
 
-async def test_what_was_used_is_in_the_ledger(mill: Mill) -> None:
+async def test_what_was_used_is_in_the_ledger(mill: Gateway) -> None:
     await mill.embed(["hello", "world"], user="u-1")
     await mill.embed(["fine", "poison"])
     await mill.runtime.usage.flush()
@@ -165,7 +165,7 @@ async def test_what_was_used_is_in_the_ledger(mill: Mill) -> None:
     assert not any(row.estimated for row in rows) and rows[0].at > 1e9
 
 
-async def test_models(mill: Mill) -> None:
+async def test_models(mill: Gateway) -> None:
     listing = (await mill.client.get("/v1/models")).json()
     names = [model["id"] for model in listing["data"]]
     assert listing["object"] == "list" and names == sorted(names)

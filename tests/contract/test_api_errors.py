@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.mill import JOBS, Mill, error_of
+from tests.gateway import JOBS, Gateway, error_of
 
 PATH = "/v1/embeddings"
 JSON = {"content-type": "application/json"}
@@ -59,8 +59,10 @@ leaving_nothing = pytest.mark.asyncio(loop_scope="session")
         ({"model": "tiny", "input": "a", "stream": False}, "stream", "unknown_parameter"),
     ],
 )  # fmt: skip
-async def test_a_bad_body_is_a_400_that_names_the_field(shared_mill: Mill, fields: Any, param: str, code: str) -> None:
-    reply = await shared_mill.client.post(PATH, json=fields)
+async def test_a_bad_body_is_a_400_that_names_the_field(
+    shared_gateway: Gateway, fields: Any, param: str, code: str
+) -> None:
+    reply = await shared_gateway.client.post(PATH, json=fields)
     error = error_of(reply)
     assert (reply.status_code, error["type"]) == (400, "invalid_request_error")
     assert (error["code"], error["param"].removesuffix(".fake")) == (code, param)
@@ -74,19 +76,19 @@ async def test_a_bad_body_is_a_400_that_names_the_field(shared_mill: Mill, field
      b'{"model":"tiny","input":"a"} x', b'{"model":"tiny","input":NaN}',
      b'{"model":"tiny","providerOptions":' + b'{"a":' * 50_000],
 )  # fmt: skip
-async def test_what_is_not_json(shared_mill: Mill, body: bytes) -> None:
-    reply = await shared_mill.client.post(PATH, content=body, headers=JSON)
+async def test_what_is_not_json(shared_gateway: Gateway, body: bytes) -> None:
+    reply = await shared_gateway.client.post(PATH, content=body, headers=JSON)
     assert (reply.status_code, error_of(reply)["code"]) == (400, "invalid_json")
 
 
 @leaving_nothing
 @pytest.mark.parametrize("body", [b"[]", b"null", b'"a"', b"1"])
-async def test_json_that_is_no_object(shared_mill: Mill, body: bytes) -> None:
-    reply = await shared_mill.client.post(PATH, content=body, headers=JSON)
+async def test_json_that_is_no_object(shared_gateway: Gateway, body: bytes) -> None:
+    reply = await shared_gateway.client.post(PATH, content=body, headers=JSON)
     assert (reply.status_code, error_of(reply)["param"]) == (400, None)
 
 
-async def test_an_unknown_model(mill: Mill) -> None:
+async def test_an_unknown_model(mill: Gateway) -> None:
     for reply in (
         await mill.embed("a", model="nope"),
         await mill.client.post(JOBS, json={"model": "nope", "input": "a"}),
@@ -109,8 +111,10 @@ async def test_an_unknown_model(mill: Mill) -> None:
         ("POST", "/healthz", 405, "method_not_allowed"),
     ],
 )
-async def test_the_frameworks_own_errors(shared_mill: Mill, method: str, path: str, status: int, code: str) -> None:
-    reply = await shared_mill.client.request(method, path)
+async def test_the_frameworks_own_errors(
+    shared_gateway: Gateway, method: str, path: str, status: int, code: str
+) -> None:
+    reply = await shared_gateway.client.request(method, path)
     assert (reply.status_code, error_of(reply)["code"]) == (status, code)
     assert path in error_of(reply)["message"] and (status != 405 or reply.headers["allow"])
 
@@ -118,16 +122,16 @@ async def test_the_frameworks_own_errors(shared_mill: Mill, method: str, path: s
 @leaving_nothing
 @pytest.mark.parametrize("path", [PATH, JOBS])
 @pytest.mark.parametrize("kind", ["text/html", "application/xml", "multipart/form-data; boundary=x"])
-async def test_a_media_type_that_nobody_reads(shared_mill: Mill, path: str, kind: str) -> None:
-    reply = await shared_mill.client.post(path, content=b"x", headers={"content-type": kind})
+async def test_a_media_type_that_nobody_reads(shared_gateway: Gateway, path: str, kind: str) -> None:
+    reply = await shared_gateway.client.post(path, content=b"x", headers={"content-type": kind})
     error = error_of(reply)
     assert (reply.status_code, error["param"], error["code"]) == (415, "content-type", "unsupported_media_type")
 
 
 @leaving_nothing
 @pytest.mark.parametrize("path", [PATH, JOBS])
-async def test_an_encoding_that_nobody_reads(shared_mill: Mill, path: str) -> None:
-    reply = await shared_mill.client.post(path, content=b"x", headers={**JSON, "content-encoding": "br"})
+async def test_an_encoding_that_nobody_reads(shared_gateway: Gateway, path: str) -> None:
+    reply = await shared_gateway.client.post(path, content=b"x", headers={**JSON, "content-encoding": "br"})
     assert (reply.status_code, error_of(reply)["param"]) == (415, "content-encoding")
 
 
@@ -144,7 +148,7 @@ class Unread:
             yield b" " * 65_536
 
 
-async def test_too_large_by_its_own_word_is_not_read_at_all(mill: Mill) -> None:
+async def test_too_large_by_its_own_word_is_not_read_at_all(mill: Gateway) -> None:
     for path in (PATH, JOBS):
         body = Unread()
         headers = {**JSON, "content-length": str(64 * 1024 * 1024)}
@@ -153,14 +157,14 @@ async def test_too_large_by_its_own_word_is_not_read_at_all(mill: Mill) -> None:
         assert body.given <= 1  # the in-process transport draws one piece before the app is asked
 
 
-async def test_too_large_without_saying_so_is_read_no_further_than_the_limit(mill: Mill) -> None:
+async def test_too_large_without_saying_so_is_read_no_further_than_the_limit(mill: Gateway) -> None:
     body = Unread()
     reply = await mill.client.post(PATH, content=body, headers=JSON)
     limit = mill.runtime.settings.max_body_bytes
     assert reply.status_code == 413 and body.given * 65_536 <= limit + 3 * 65_536
 
 
-async def test_a_gzip_bomb_is_stopped(mill: Mill) -> None:
+async def test_a_gzip_bomb_is_stopped(mill: Gateway) -> None:
     bomb = gzip.compress(b" " * (64 * 1024 * 1024))
     reply = await mill.client.post(PATH, content=bomb, headers={**JSON, "content-encoding": "gzip"})
     assert reply.status_code == 413 and error_of(reply)
@@ -173,25 +177,25 @@ async def test_a_gzip_bomb_is_stopped(mill: Mill) -> None:
 
 @leaving_nothing
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer ", "Basic eA==", "Bearer em_wrong", "x"])
-async def test_no_key_and_a_bad_one(shared_mill: Mill, header: str | None) -> None:
-    async with httpx.AsyncClient(transport=shared_mill.transport(), base_url="http://mill") as stranger:
+async def test_no_key_and_a_bad_one(shared_gateway: Gateway, header: str | None) -> None:
+    async with httpx.AsyncClient(transport=shared_gateway.transport(), base_url="http://mill") as stranger:
         reply = await stranger.post(PATH, content=b"not even json", headers={"authorization": header} if header else {})
     assert (reply.status_code, error_of(reply)["code"]) == (401, "invalid_api_key")
     assert reply.headers["www-authenticate"] == "Bearer"
 
 
-async def test_a_key_in_x_api_key(mill: Mill) -> None:
+async def test_a_key_in_x_api_key(mill: Gateway) -> None:
     async with httpx.AsyncClient(transport=mill.transport(), base_url="http://mill") as other:
         assert (await other.get("/v1/models", headers={"x-api-key": mill.key})).status_code == 200
 
 
-async def test_every_reply_has_a_request_id_of_its_own(mill: Mill) -> None:
+async def test_every_reply_has_a_request_id_of_its_own(mill: Gateway) -> None:
     paths = ["/healthz", "/v1/models", "/nowhere", f"{JOBS}/job_x", "/docs"]
     ids = [(await mill.client.get(path)).headers["x-request-id"] for path in paths * 2]
     assert len(set(ids)) == len(ids) and all(re.fullmatch("req_[0-9a-f]{32}", each) for each in ids)
 
 
-async def test_a_database_that_is_away_is_a_503_that_says_when(mill: Mill) -> None:
+async def test_a_database_that_is_away_is_a_503_that_says_when(mill: Gateway) -> None:
     stranger = await mill.another_key()
     file = mill.runtime.settings.data_dir / "embedmill.db"
     await mill.runtime.database.close()

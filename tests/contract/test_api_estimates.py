@@ -12,16 +12,16 @@ import pytest
 from sqlalchemy import func, select
 
 from api.schemas import JobEstimate
-from engine import tokens
-from engine.jobs.estimate import seconds_by_quota
+from engine.jobs.ingest.dry_run import seconds_by_quota
+from engine.planning import tokens
 from models.base import Base
 from models.embedding import Account, Limits, Route
-from tests.mill import CONFIG, JOBS, Mill, close_mill, error_of, open_mill
+from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, error_of, open_gateway
 
 TEXTS = ["a cat", "a dog", "a cat", "", [1, 2], "a cat"]
 
 
-async def rows_of(mill: Mill) -> dict[str, int]:
+async def rows_of(mill: Gateway) -> dict[str, int]:
     async with mill.runtime.database.read() as connection:
         return {
             name: (await connection.execute(select(func.count()).select_from(table))).scalar_one()
@@ -30,7 +30,7 @@ async def rows_of(mill: Mill) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_an_estimate_leaves_no_trace(mill: Mill, streamed: bool) -> None:
+async def test_an_estimate_leaves_no_trace(mill: Gateway, streamed: bool) -> None:
     before = await rows_of(mill)
     if streamed:
         reply = await mill.stream(b"\n".join(map(orjson.dumps, TEXTS)), dry_run="true")
@@ -55,7 +55,28 @@ async def test_an_estimate_leaves_no_trace(mill: Mill, streamed: bool) -> None:
     assert await rows_of(mill) == before
 
 
-async def test_calls_are_those_that_the_job_would_make(mill: Mill) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("ceiling", "within"),
+    [(None, None), ("0.00000001", False), ("0.00000015", False), ("0.00000016", True), ("5", True)],
+)
+async def test_an_estimate_says_whether_it_passes_the_ceiling(
+    mill: Gateway, streamed: bool, ceiling: str | None, within: bool | None
+) -> None:
+    """It took `max_cost_usd` and said nothing of it."""
+    asked = {} if ceiling is None else {"max_cost_usd": ceiling}
+    text = "a cat and a dog and a bird"
+    assert tokens.count(text) == 8  # which cost $0.00000016
+    if streamed:
+        reply = await mill.stream(orjson.dumps(text), dry_run="true", **asked)
+    else:
+        reply = await mill.client.post(JOBS, json={"model": "tiny", "input": [text], "dry_run": True, **asked})
+    body = reply.json()
+    assert body["within_max_cost"] is within, body
+    assert (body["max_cost_usd"] is None) == (ceiling is None)
+
+
+async def test_calls_are_those_that_the_job_would_make(mill: Gateway) -> None:
     texts = [f"text {number}" for number in range(20)]
     reply = await mill.client.post(JOBS, json={"model": "short", "input": texts, "dry_run": True})
     assert reply.json()["calls"] == 3  # seven at a time
@@ -64,11 +85,11 @@ async def test_calls_are_those_that_the_job_would_make(mill: Mill) -> None:
 async def test_where_the_models_own_tokenizer_is_at_hand_tokens_are_exact(data_dir: Path) -> None:
     (data_dir / "openai-key").write_text("sk-test")
     account = f'[providers.openai]\nkind = "openai"\napi_key = "file:{data_dir}/openai-key"\n'
-    mill = await open_mill(data_dir, config=CONFIG + account)
+    mill = await open_gateway(data_dir, config=CONFIG + account)
     asked = {"model": "openai/text-embedding-3-small", "input": ["hello world"], "dry_run": True}
     reply = await mill.client.post(JOBS, json=asked)
     assert (reply.json()["tokens"], reply.json()["estimated"]) == (2, False)
-    await close_mill(mill)
+    await close_gateway(mill)
 
 
 def test_the_time_is_what_the_tightest_quota_takes() -> None:
@@ -86,7 +107,9 @@ def test_the_time_is_what_the_tightest_quota_takes() -> None:
     [({"max_cost_usd": 0}, "max_cost_usd"), ({"max_cost_usd": "much"}, "max_cost_usd"), ({"dry_run": "x"}, "dry_run")],
 )
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_what_is_no_ceiling_and_no_answer(mill: Mill, fields: dict[str, Any], param: str, streamed: bool) -> None:
+async def test_what_is_no_ceiling_and_no_answer(
+    mill: Gateway, fields: dict[str, Any], param: str, streamed: bool
+) -> None:
     if streamed:
         reply = await mill.stream(b'"a"\n', **fields)
     else:
@@ -95,16 +118,17 @@ async def test_what_is_no_ceiling_and_no_answer(mill: Mill, fields: dict[str, An
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_ceiling_is_shown(mill: Mill, streamed: bool) -> None:
+async def test_a_ceiling_is_shown(mill: Gateway, streamed: bool) -> None:
     if streamed:
         job = (await mill.stream(b'"a"\n', max_cost_usd="0.250")).json()
     else:
         job = await mill.submit(["a"], max_cost_usd=0.25)
-    assert (job["max_cost_usd"], job["deduplicated_inputs"], job["ambiguous"]) == ("0.25", 0, {"calls": 0, "inputs": 0})
+    assert (job["max_cost_usd"], job["deduplicated_inputs"]) == ("0.25", 0)
+    assert (job["ambiguous"]["calls"], job["ambiguous"]["inputs"]) == (0, 0)
     assert (await mill.run(job["id"]))["status"] == "completed"
 
 
-async def test_a_job_that_reaches_its_ceiling_is_paused(mill: Mill) -> None:
+async def test_a_job_that_reaches_its_ceiling_is_paused(mill: Gateway) -> None:
     job = await mill.submit(["a text that costs something"], max_cost_usd="0.000000000002")
     job = await mill.run(job["id"])
     assert (job["status"], job["waiting_on"], job["cost_usd"]) == ("paused", "budget", "0")

@@ -9,20 +9,20 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from tests.mill import JOBS, Mill, error_of
+from tests.gateway import JOBS, Gateway, error_of
 
 BODY = {"model": "tiny", "input": ["a", "b"]}
 
 
-async def send(mill: Mill, key: str = "k", body: object = BODY) -> httpx.Response:
+async def send(mill: Gateway, key: str = "k", body: object = BODY) -> httpx.Response:
     return await mill.client.post(JOBS, json=body, headers={"idempotency-key": key})
 
 
-async def jobs(mill: Mill) -> list[str]:
+async def jobs(mill: Gateway) -> list[str]:
     return [job["id"] for job in (await mill.client.get(JOBS)).json()["data"]]
 
 
-async def test_the_same_again_is_the_same_job(mill: Mill) -> None:
+async def test_the_same_again_is_the_same_job(mill: Gateway) -> None:
     first = await send(mill)
     assert first.status_code == 202 and "idempotent-replayed" not in first.headers
     for _ in range(3):
@@ -32,14 +32,14 @@ async def test_the_same_again_is_the_same_job(mill: Mill) -> None:
     assert await jobs(mill) == [first.json()["id"]]
 
 
-async def test_a_replay_shows_the_job_as_it_is_now(mill: Mill) -> None:
+async def test_a_replay_shows_the_job_as_it_is_now(mill: Gateway) -> None:
     job = (await send(mill)).json()
     await mill.run(job["id"])
     assert (await send(mill)).json()["status"] == "completed"
 
 
 @pytest.mark.fault(39)
-async def test_another_body_under_the_same_key_is_refused(mill: Mill) -> None:
+async def test_another_body_under_the_same_key_is_refused(mill: Gateway) -> None:
     first = await send(mill)
     for body in ({**BODY, "input": ["a"]}, {**BODY, "dimensions": 4}):
         reply = await send(mill, body=body)
@@ -54,7 +54,7 @@ async def test_another_body_under_the_same_key_is_refused(mill: Mill) -> None:
     assert await jobs(mill) == [first.json()["id"]]
 
 
-async def test_a_stream_is_fingerprinted_with_its_options(mill: Mill) -> None:
+async def test_a_stream_is_fingerprinted_with_its_options(mill: Gateway) -> None:
     async def stream(**query: str) -> httpx.Response:
         headers = {"idempotency-key": "k", "content-type": "application/x-ndjson"}
         return await mill.client.post(JOBS, params={"model": "tiny", **query}, content=b'"a"\n', headers=headers)
@@ -66,7 +66,39 @@ async def test_a_stream_is_fingerprinted_with_its_options(mill: Mill) -> None:
 
 
 @pytest.mark.fault(39)
-async def test_twenty_at_once_are_one_job(mill: Mill) -> None:
+@pytest.mark.parametrize(
+    ("query", "said"),
+    [
+        ({"dimensions": "8"}, "dimensions of the job is 16, of this request 8. "),
+        ({"model": "fixed"}, "model of the job is 'tiny', of this request 'fixed'. "),
+        ({"truncate": "end"}, "truncate of the job is 'none', of this request 'end'. "),
+        ({"max_cost_usd": "2.50"}, "max_cost_usd of the job is not set, of this request 2.5. "),
+        ({"metadata": '{"a":"b"}'}, "metadata is another. "),
+        ({"user": "u", "input_type": "query"}, "input_type of the job is not set, of this request 'query'; user is"),
+    ],
+)
+async def test_a_query_that_differs_is_named(mill: Gateway, query: dict[str, str], said: str) -> None:
+    """It said "another body", where the body was the same."""
+    headers = {"idempotency-key": "k", "content-type": "application/x-ndjson"}
+
+    async def send(content: bytes, **given: str) -> httpx.Response:
+        return await mill.client.post(JOBS, params={"model": "tiny", **given}, content=content, headers=headers)
+
+    assert (await send(b'"a"\n')).status_code == 202
+    message = error_of(await send(b'"a"\n', **query))["message"]
+    assert said in message and "another body" not in message
+    assert "the options are the same, so the inputs differ" in error_of(await send(b'"b"\n'))["message"]
+
+
+async def test_a_field_of_a_json_body_that_differs_is_named(mill: Gateway) -> None:
+    await send(mill)
+    assert "dimensions of the job is 16" in error_of(await send(mill, body={**BODY, "dimensions": 4}))["message"]
+    options = {**BODY, "providerOptions": {"fake": {"a": 1}}}
+    assert "providerOptions is another" in error_of(await send(mill, body=options))["message"]
+    assert "the inputs differ" in error_of(await send(mill, body={**BODY, "input": ["a"]}))["message"]
+
+
+async def test_twenty_at_once_are_one_job(mill: Gateway) -> None:
     replies = await asyncio.gather(*(send(mill) for _ in range(20)))
     counts = Counter(reply.status_code for reply in replies)
     assert counts[202] == 1 and set(counts) <= {202, 200, 409}
@@ -79,7 +111,7 @@ async def test_twenty_at_once_are_one_job(mill: Mill) -> None:
             assert reply.json()["id"] == made
 
 
-async def test_while_the_first_is_still_arriving_the_second_waits_its_turn(mill: Mill) -> None:
+async def test_while_the_first_is_still_arriving_the_second_waits_its_turn(mill: Gateway) -> None:
     arrived, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -99,13 +131,13 @@ async def test_while_the_first_is_still_arriving_the_second_waits_its_turn(mill:
     assert (third.status_code, third.json()["id"]) == (200, job["id"])
 
 
-async def test_a_request_that_failed_leaves_its_key_free(mill: Mill) -> None:
+async def test_a_request_that_failed_leaves_its_key_free(mill: Gateway) -> None:
     assert (await send(mill, body={"model": "tiny", "input": [""]})).status_code == 400
     assert (await send(mill, body={"model": "nope", "input": ["a"]})).status_code == 404
     assert (await send(mill)).status_code == 202
 
 
-async def test_keys_are_a_projects_own(mill: Mill) -> None:
+async def test_keys_are_a_projects_own(mill: Gateway) -> None:
     theirs = await mill.another_key(project="theirs")
     ours = await send(mill)
     reply = await mill.client.post(JOBS, json=BODY, headers={"idempotency-key": "k", **theirs})
@@ -113,12 +145,23 @@ async def test_keys_are_a_projects_own(mill: Mill) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256])
-async def test_keys_that_are_none(mill: Mill, key: str) -> None:
+async def test_keys_that_are_none(mill: Gateway, key: str) -> None:
     reply = await send(mill, key)
     assert (reply.status_code, error_of(reply)["param"]) == (400, "idempotency-key")
 
 
-async def test_without_a_key_every_request_is_a_job(mill: Mill) -> None:
+async def test_without_a_key_every_request_is_a_job(mill: Gateway) -> None:
     for _ in range(2):
         await mill.submit(["a"])
     assert len(await jobs(mill)) == 2
+
+
+async def test_the_key_of_a_deleted_job_is_free(mill: Gateway) -> None:
+    header = {"idempotency-key": "deleted"}
+    first = await mill.client.post(JOBS, json={"model": "tiny", "input": ["a"]}, headers=header)
+    await mill.run(first.json()["id"])
+    assert (await mill.client.delete(f"{JOBS}/{first.json()['id']}")).status_code == 200
+    for texts in (["a"], ["another"]):
+        again = await mill.client.post(JOBS, json={"model": "tiny", "input": texts}, headers=header)
+        assert again.status_code == 202 and again.json()["id"] != first.json()["id"]
+        assert (await mill.client.delete(f"{JOBS}/{again.json()['id']}")).status_code == 200

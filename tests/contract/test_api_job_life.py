@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from models.key import Scope
-from tests.mill import JOBS, Mill, error_of
+from tests.gateway import JOBS, Gateway, error_of
 
 UNKNOWN = "job_" + "0" * 32
 
 
-async def test_a_poll_that_saw_it_already_costs_nothing(mill: Mill) -> None:
+async def test_a_poll_that_saw_it_already_costs_nothing(mill: Gateway) -> None:
     job = await mill.submit(["a", "b"])
     url = f"{JOBS}/{job['id']}"
     first = await mill.client.get(url)
@@ -28,7 +28,7 @@ async def test_a_poll_that_saw_it_already_costs_nothing(mill: Mill) -> None:
     assert changed.headers["etag"] != tag and "retry-after" not in changed.headers
 
 
-async def test_waiting_for_a_change_ends_with_the_change(mill: Mill) -> None:
+async def test_waiting_for_a_change_ends_with_the_change(mill: Gateway) -> None:
     job = await mill.submit(["a"])
     url = f"{JOBS}/{job['id']}"
     tag = (await mill.client.get(url)).headers["etag"]
@@ -41,13 +41,13 @@ async def test_waiting_for_a_change_ends_with_the_change(mill: Mill) -> None:
 
 
 @pytest.mark.parametrize("wait", ["61", "-1", "x", "1.5"])
-async def test_a_wait_that_nobody_grants(mill: Mill, wait: str) -> None:
+async def test_a_wait_that_nobody_grants(mill: Gateway, wait: str) -> None:
     job = await mill.submit(["a"])
     reply = await mill.client.get(f"{JOBS}/{job['id']}", params={"wait": wait})
     assert (reply.status_code, error_of(reply)["param"]) == (400, "wait")
 
 
-async def test_pages_of_jobs_newest_first(mill: Mill) -> None:
+async def test_pages_of_jobs_newest_first(mill: Gateway) -> None:
     made = [(await mill.submit(["a"]))["id"] for _ in range(5)]
     await mill.run(made[0])
     seen: list[str] = []
@@ -70,12 +70,12 @@ async def test_pages_of_jobs_newest_first(mill: Mill) -> None:
 @pytest.mark.parametrize(
     "query", [{"limit": "0"}, {"limit": "101"}, {"limit": "x"}, {"after": "x"}, {"status": "done"}, {"order": "asc"}]
 )
-async def test_lists_that_nobody_has(mill: Mill, query: dict[str, str]) -> None:
+async def test_lists_that_nobody_has(mill: Gateway, query: dict[str, str]) -> None:
     reply = await mill.client.get(JOBS, params=query)
     assert (reply.status_code, error_of(reply)["param"]) == (400, next(iter(query)))
 
 
-async def test_ids_that_are_not_yours_are_one_404(mill: Mill) -> None:
+async def test_ids_that_are_not_yours_are_one_404(mill: Gateway) -> None:
     theirs = await mill.another_key(project="theirs")
     job = await mill.submit(["a"])
     calls = [("GET", ""), ("DELETE", ""), ("GET", "/results"), ("GET", "/errors")]
@@ -93,7 +93,7 @@ async def test_ids_that_are_not_yours_are_one_404(mill: Mill) -> None:
     assert (await mill.client.get(f"{JOBS}/{job['id']}", headers=sibling)).status_code == 200
 
 
-async def test_cancel_is_idempotent_and_a_finished_job_is_a_409(mill: Mill) -> None:
+async def test_cancel_is_idempotent_and_a_finished_job_is_a_409(mill: Gateway) -> None:
     job = await mill.submit(["a"])
     for _ in range(3):
         reply = await mill.client.post(f"{JOBS}/{job['id']}/cancel")
@@ -108,7 +108,7 @@ async def test_cancel_is_idempotent_and_a_finished_job_is_a_409(mill: Mill) -> N
     assert (await mill.job(done["id"]))["status"] == "completed"
 
 
-async def test_pause_and_resume_are_idempotent_and_a_finished_job_is_a_409(mill: Mill) -> None:
+async def test_pause_and_resume_are_idempotent_and_a_finished_job_is_a_409(mill: Gateway) -> None:
     job = await mill.submit(["a", "b"])
     url = f"{JOBS}/{job['id']}"
     tags = set()
@@ -146,7 +146,7 @@ async def test_pause_and_resume_are_idempotent_and_a_finished_job_is_a_409(mill:
         (b"{", None),
     ],
 )
-async def test_a_ceiling_that_is_none(mill: Mill, sent: bytes, param: str | None) -> None:
+async def test_a_ceiling_that_is_none(mill: Gateway, sent: bytes, param: str | None) -> None:
     job = await mill.submit(["a"])
     await mill.client.post(f"{JOBS}/{job['id']}/pause")
     reply = await mill.client.post(f"{JOBS}/{job['id']}/resume", content=sent)
@@ -154,7 +154,7 @@ async def test_a_ceiling_that_is_none(mill: Mill, sent: bytes, param: str | None
     assert (await mill.job(job["id"]))["status"] == "paused"
 
 
-async def test_a_retry_runs_only_what_failed(mill: Mill) -> None:
+async def test_a_retry_runs_only_what_failed(mill: Gateway) -> None:
     job = await mill.submit(["a", "poison", "b", ""])
     url = f"{JOBS}/{job['id']}"
     done = await mill.run(job["id"])
@@ -172,7 +172,7 @@ async def test_a_retry_runs_only_what_failed(mill: Mill) -> None:
     assert ended["usage"] == done["usage"], "what had its vector was paid again"
 
 
-async def test_a_deleted_job_is_gone(mill: Mill) -> None:
+async def test_a_deleted_job_is_gone(mill: Gateway) -> None:
     for ran in (False, True):
         job = await mill.submit(["a"])
         if ran:

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from models.embedding import Matrix
 from models.usage import UsageRecord
 from providers.fake import fake_vectors
-from tests.mill import JOBS, WIDTH, Mill, close_mill, error_of, open_mill
+from tests.gateway import JOBS, WIDTH, Gateway, close_gateway, error_of, open_gateway
 
 TEXTS = [f"text {i}" for i in range(100)]
 BAD = {3: "poison 3", 50: "", 99: "poison 99"}
@@ -56,20 +56,20 @@ def array(reply: httpx.Response) -> Matrix:
 
 
 @pytest.fixture
-async def small(data_dir: Path) -> AsyncIterator[Mill]:
+async def small(data_dir: Path) -> AsyncIterator[Gateway]:
     """A gateway with shards of 16 inputs and calls of 6, so that a hundred inputs are many of each."""
-    mill = await open_mill(data_dir, shard_inputs=16, batch_inputs=6)
+    mill = await open_gateway(data_dir, shard_inputs=16, batch_inputs=6)
     yield mill
-    await close_mill(mill)
+    await close_gateway(mill)
 
 
 @pytest.fixture
-async def ended(small: Mill) -> dict[str, Any]:
+async def ended(small: Gateway) -> dict[str, Any]:
     """A job that has run to its end."""
     return await small.run((await small.submit(corpus()))["id"])
 
 
-async def test_a_job_runs_to_its_end(small: Mill, ended: dict[str, Any]) -> None:
+async def test_a_job_runs_to_its_end(small: Gateway, ended: dict[str, Any]) -> None:
     assert (ended["status"], ended["progress"]) == ("completed_with_errors", 1.0)
     assert ended["counts"] == {"total": 100, "completed": 97, "failed": 3, "pending": 0}
     by_code = {error["code"]: (error["count"], error["example_index"]) for error in ended["errors"]}
@@ -78,16 +78,22 @@ async def test_a_job_runs_to_its_end(small: Mill, ended: dict[str, Any]) -> None
     assert ended["usage"]["prompt_tokens"] == 2 * 97 and not ended["usage_estimated"]
 
 
-async def test_usage_is_the_sum_of_the_ledger(small: Mill, ended: dict[str, Any]) -> None:
+async def test_usage_is_the_sum_of_the_ledger(small: Gateway, ended: dict[str, Any]) -> None:
     async with small.runtime.database.read() as connection:
         rows = (await connection.execute(select(UsageRecord.__table__))).all()
     assert {(row.job_id, row.lane) for row in rows} == {(ended["id"], "bulk")}
-    assert sum(row.prompt_tokens for row in rows) == ended["usage"]["prompt_tokens"]
-    assert sum(row.inputs for row in rows) == 97
-    assert f"{sum(row.cost_usd for row in rows):f}".rstrip("0") == ended["cost_usd"] == "0.00000388"
+    delivered = [row for row in rows if row.kind == "delivered"]
+    assert sum(row.prompt_tokens for row in delivered) == ended["usage"]["prompt_tokens"]
+    assert sum(row.inputs for row in delivered) == 97
+    assert f"{sum(row.cost_usd for row in delivered):f}".rstrip("0") == "0.00000388"
+    # Control calls, which show that a refusal is not the route's, are billed too, and the job says so.
+    wasted = [row for row in rows if row.kind != "delivered"]
+    assert {row.code for row in wasted} == {"control_call"}
+    assert sum(row.prompt_tokens for row in wasted) == ended["wasted"]["tokens"]
+    assert f"{sum(row.cost_usd for row in rows):f}".rstrip("0") == ended["cost_usd"]
 
 
-async def test_ndjson_of_floats(small: Mill, ended: dict[str, Any]) -> None:
+async def test_ndjson_of_floats(small: Gateway, ended: dict[str, Any]) -> None:
     reply = await small.results(ended["id"])
     assert reply.headers["x-embedmill-complete"] == "true"
     found, right = lines(reply), fake_vectors(TEXTS, WIDTH, "up")
@@ -101,7 +107,7 @@ async def test_ndjson_of_floats(small: Mill, ended: dict[str, Any]) -> None:
             assert np.array(line["embedding"], dtype=np.float32).tobytes() == right[index].tobytes()
 
 
-async def test_ndjson_of_base64_is_the_same(small: Mill, ended: dict[str, Any]) -> None:
+async def test_ndjson_of_base64_is_the_same(small: Gateway, ended: dict[str, Any]) -> None:
     floats = lines(await small.results(ended["id"]))
     packed = lines(await small.results(ended["id"], encoding_format="base64"))
     for one, other in zip(floats, packed, strict=True):
@@ -111,14 +117,14 @@ async def test_ndjson_of_base64_is_the_same(small: Mill, ended: dict[str, Any]) 
         assert one == other
 
 
-async def test_npy(small: Mill, ended: dict[str, Any]) -> None:
+async def test_npy(small: Gateway, ended: dict[str, Any]) -> None:
     rows, right = array(await small.results(ended["id"], format="npy")), fake_vectors(TEXTS, WIDTH, "up")
     good = [i for i in range(100) if i not in BAD]
     assert rows.shape == (100, WIDTH)
     assert rows[good].tobytes() == right[good].tobytes() and np.isnan(rows[list(BAD)]).all()
 
 
-async def test_ranges(small: Mill, ended: dict[str, Any]) -> None:
+async def test_ranges(small: Gateway, ended: dict[str, Any]) -> None:
     whole = array(await small.results(ended["id"], format="npy"))
     for start, stop, indexes in RANGES:
         query = {name: value for name, value in (("start", start), ("stop", stop)) if value is not None}
@@ -129,7 +135,7 @@ async def test_ranges(small: Mill, ended: dict[str, Any]) -> None:
         assert np.array_equal(rows, whole[indexes.start : indexes.stop], equal_nan=True), query
 
 
-async def test_results_while_the_job_runs(small: Mill) -> None:
+async def test_results_while_the_job_runs(small: Gateway) -> None:
     job = await small.submit(corpus())
     empty = await small.results(job["id"])
     assert empty.headers["x-embedmill-complete"] == "false"
@@ -148,13 +154,13 @@ async def test_results_while_the_job_runs(small: Mill) -> None:
     assert (await small.run(job["id"]))["status"] == "completed_with_errors"
 
 
-async def test_running_a_shard_twice_changes_nothing(small: Mill, ended: dict[str, Any]) -> None:
+async def test_running_a_shard_twice_changes_nothing(small: Gateway, ended: dict[str, Any]) -> None:
     before = await small.results(ended["id"])
     assert await small.run(ended["id"]) == ended
     assert (await small.results(ended["id"])).content == before.content
 
 
-async def test_cancelled_work_is_kept_and_readable(small: Mill) -> None:
+async def test_cancelled_work_is_kept_and_readable(small: Gateway) -> None:
     job = await small.submit(TEXTS)
     await small.run(job["id"], only=slice(1))
     cancelled = (await small.client.post(f"{JOBS}/{job['id']}/cancel")).json()
@@ -163,12 +169,14 @@ async def test_cancelled_work_is_kept_and_readable(small: Mill) -> None:
     assert (await small.run(job["id"]))["counts"]["completed"] == 16
 
 
-async def test_a_job_of_nothing_but_poison_has_failed(small: Mill) -> None:
+async def test_a_job_of_nothing_but_poison_has_failed(small: Gateway) -> None:
     job = await small.run((await small.submit(["poison 1", "poison 2"]))["id"])
-    assert (job["status"], job["counts"]["failed"], job["cost_usd"]) == ("failed", 2, "0")
+    assert (job["status"], job["counts"]["failed"]) == ("failed", 2)
+    assert job["usage"]["prompt_tokens"] == 0
+    assert job["cost_usd"] == job["wasted"]["cost_usd"]  # of the control call
 
 
-async def test_a_job_and_a_sync_call_agree(small: Mill) -> None:
+async def test_a_job_and_a_sync_call_agree(small: Gateway) -> None:
     for fields in ({}, {"dimensions": 5}, {"model": "cut", "dimensions": 4}):
         job = await small.submit(TEXTS[:20], **fields)
         await small.run(job["id"])
@@ -177,14 +185,15 @@ async def test_a_job_and_a_sync_call_agree(small: Mill) -> None:
         assert rows.tobytes() == np.array([item["embedding"] for item in sync], dtype=np.float32).tobytes()
 
 
-async def test_an_upstream_that_is_down_gives_the_shard_back(small: Mill) -> None:
+async def test_inputs_that_fail_alone_while_a_control_call_passes_are_to_blame(small: Gateway) -> None:
+    """An upstream that fails on every call is waited for: tests/integration/test_provider_wait.py."""
     job = await small.submit(["broken", "broken too"])
-    waiting = await small.run(job["id"])
-    assert (waiting["status"], waiting["waiting_on"]) == ("in_progress", "provider")
-    assert waiting["next_attempt_at"] >= waiting["created_at"] and waiting["counts"]["pending"] == 2
+    ended = await small.run(job["id"])
+    assert (ended["status"], ended["counts"]["failed"]) == ("failed", 2)
+    assert {error["code"] for error in ended["errors"]} == {"upstream_rejected"}
 
 
-async def test_an_upstream_that_fails_on_one_input_alone_costs_that_input_alone(small: Mill) -> None:
+async def test_an_upstream_that_fails_on_one_input_alone_costs_that_input_alone(small: Gateway) -> None:
     job = await small.submit(["broken", "fine"])
     ended = await small.run(job["id"])
     assert (ended["status"], ended["counts"]["completed"]) == ("completed_with_errors", 1)
@@ -203,7 +212,7 @@ async def test_an_upstream_that_fails_on_one_input_alone_costs_that_input_alone(
         ({"limit": "4"}, "limit"),
     ],
 )
-async def test_results_that_nobody_has(mill: Mill, query: dict[str, str], param: str) -> None:
+async def test_results_that_nobody_has(mill: Gateway, query: dict[str, str], param: str) -> None:
     job = await mill.submit(["a"])
     reply = await mill.client.get(f"{JOBS}/{job['id']}/results", params=query)
     assert (reply.status_code, error_of(reply)["param"]) == (400, param)

@@ -32,7 +32,7 @@ TOO_LONG_OLD = (
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "code", "guilty"),
+    ("error", "kind", "code", "offending_position"),
     [
         ({"message": TOO_LONG_OLD, "code": None}, UpstreamRejected, "input_too_long", None),
         (
@@ -69,9 +69,11 @@ TOO_LONG_OLD = (
         ("plain words", UpstreamRejected, "upstream_rejected", None),
     ],
 )
-def test_a_400_by_its_words(error: Any, kind: type[UpstreamError], code: str | None, guilty: int | None) -> None:
+def test_a_400_by_its_words(
+    error: Any, kind: type[UpstreamError], code: str | None, offending_position: int | None
+) -> None:
     said = fault(400, error)
-    assert type(said) is kind and said.guilty == guilty and (code is None or said.code == code)
+    assert type(said) is kind and said.offending_position == offending_position and (code is None or said.code == code)
 
 
 @pytest.mark.parametrize("error", [{"code": "insufficient_quota"}, {"type": "insufficient_quota"}])

@@ -17,11 +17,11 @@ import pytest
 from models.embedding import Input
 from providers.fake import fake_vectors
 from tests.contract.conftest import Server
-from tests.mill import WIDTH
+from tests.gateway import WIDTH
 
 SCRIPT = Path(__file__).with_name("openai_node.mjs")
 VERSION = "7"  # the major line that is current; npm takes its newest
-REQUIRED = os.environ.get("EMBEDMILL_REQUIRE_SERVICES") == "1"
+REQUIRED = os.environ.get("EMBEDMILL_TEST_REQUIRE_SERVICES") == "1"
 
 
 def missing(reason: str) -> None:

@@ -15,7 +15,7 @@ from openai import AsyncOpenAI, OpenAI
 from models.embedding import Input, Matrix
 from providers.fake import fake_vectors
 from tests.contract.conftest import Server
-from tests.mill import WIDTH
+from tests.gateway import WIDTH
 
 LOCAL = "local/wordllama-256"
 

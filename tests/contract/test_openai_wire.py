@@ -114,10 +114,10 @@ def test_what_usage_counts(usage: object, tokens: int | None) -> None:
     "data",
     [
         [{"index": 0, "embedding": "AACAPw=="}, {"index": 1, "embedding": [1.0]}],
-        [{"index": 0, "embedding": [1.0]}, {"embedding": [1.0]}],
+        [{"index": 1, "embedding": [1.0]}, {"embedding": [1.0]}],
         [{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": None}],
         [{"index": 0, "embedding": [1.0]}, {"index": 1, "embedding": [[1.0]]}],
-        [{"index": 0, "embedding": [1.0]}, {"index": "1", "embedding": [1.0]}],
+        [{"index": 0, "embedding": [1.0]}, {"index": "2", "embedding": [1.0]}],
         [{"index": 0, "embedding": "AACAPw=="}, {"index": 1, "embedding": "AACAPw"}],
         [{"index": 0, "embedding": "AACAPw=="}, {"index": 1, "embedding": "AACA Pw=="}],
     ],

@@ -1,6 +1,6 @@
 """The contract that every adapter passes: exactly one good vector an input, or an error that says what to do next.
 
-A reply goes through `parse` and then through `check_vectors`, as `engine/upstream.py` puts every reply through both.
+A reply goes through `parse` and then through `check_vectors`, as `engine/upstream/call.py` puts every reply through.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from models.errors import (
     UpstreamUnavailable,
 )
 from providers import PROVIDERS
-from providers.base import Embedded, UpstreamReply, check_embedded, check_vectors
+from providers.base import EmbeddingReply, UpstreamReply, check_embedded, check_vectors
 from tests.contract.dialects import DIALECTS, SECRET, Dialect
 
 WIDTH = 6
@@ -68,7 +68,7 @@ def route(kind: str) -> Route:
     return Route(account, "m", WIDTH, provider.limits, Decimal(1), accepts_tokens=provider.accepts_tokens)
 
 
-def read(dialect: Dialect, reply: UpstreamReply, asked: Batch | None = None, by: Route | None = None) -> Embedded:
+def read(dialect: Dialect, reply: UpstreamReply, asked: Batch | None = None, by: Route | None = None) -> EmbeddingReply:
     asked = asked or batch()
     embedded = PROVIDERS[dialect.kind].parse(reply, asked)
     check_embedded(embedded, embedded.vectors, asked, by or route(dialect.kind))
@@ -209,10 +209,10 @@ def test_a_redirect_is_a_wrong_address(kind: str, status: int) -> None:
 @each_kind
 def test_no_request_asks_for_a_reply_without_end(kind: str) -> None:
     request = PROVIDERS[kind].request(batch(), route(kind))
-    assert request.most_reply_bytes is not None and request.most_reply_bytes < 2 * 1024 * 1024
+    assert request.max_reply_bytes_of is not None and request.max_reply_bytes_of < 2 * 1024 * 1024
     for dialect in DIALECTS:
         if dialect.kind == kind:
-            assert len(dialect.say(vectors(), range(3)).body) < request.most_reply_bytes
+            assert len(dialect.say(vectors(), range(3)).body) < request.max_reply_bytes_of
 
 
 @each_dialect

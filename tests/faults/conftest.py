@@ -13,10 +13,18 @@ from typing import Any
 import pytest
 
 from tests.system.cluster import PostgresCluster
-from tests.system.oracle import Verdict, check_history, check_secrets, check_strangers, judge, watch_history
+from tests.system.oracle import (
+    SWEPT_WITHIN_S,
+    Verdict,
+    check_history,
+    check_secrets,
+    check_strangers,
+    judge,
+    watch_history,
+)
 from tests.system.stack import Stack
 
-Note = Callable[[str, object], None]
+NoteFact = Callable[[str, object], None]
 
 # Outages as long as the fault matrix has them, or so short that all of it is through in ten minutes.
 LONG = os.environ.get("EMBEDMILL_TEST_LONG", "") not in ("", "0")
@@ -29,7 +37,7 @@ def lasting(short_s: float, long_s: float) -> float:
 class Trial:
     """One run of one fault. Its numbers go into the table of docs/reliability.md."""
 
-    def __init__(self, note: Note, seed: int) -> None:
+    def __init__(self, note: NoteFact, seed: int) -> None:
         self._note = note
         self._worst_s = 0.0
         self.seed = seed
@@ -54,7 +62,7 @@ class Trial:
         retried: Collection[str] = (),
     ) -> Verdict:
         """Every invariant of a job that has ended. `repeats`: how many inputs may have been embedded again."""
-        verdict = judge(stack, job_id, texts, failed=failed)
+        verdict = judge(stack, job_id, texts, failed=failed, patience_s=SWEPT_WITHIN_S)
         self.total += verdict
         self._note("verdict", asdict(self.total))
         print(f"seed {self.seed}: {verdict}")
@@ -68,7 +76,7 @@ class Trial:
 
 
 @pytest.fixture
-def trial(request: pytest.FixtureRequest, record_property: Note) -> Trial:
+def trial(request: pytest.FixtureRequest, record_property: NoteFact) -> Trial:
     """Its seed is the test's own, or EMBEDMILL_TEST_SEED; it is printed, and a run can be repeated from it."""
     given = os.environ.get("EMBEDMILL_TEST_SEED")
     return Trial(record_property, int(given) if given else zlib.crc32(request.node.name.encode()) % 100_000)

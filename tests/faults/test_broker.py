@@ -9,7 +9,7 @@ import time
 import pytest
 import redis
 
-from engine.queue import BULK_QUEUE
+from engine.queue.broker import BULK_QUEUE
 from tests.faults.conftest import Trial, lasting
 from tests.system.holding import held_by, started
 from tests.system.oracle import corpus
@@ -17,7 +17,7 @@ from tests.system.stack import MODEL, SWEEP_S, WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
 RING_AGAIN_S = 2.0
-AWAY_S = lasting(8.0, 300.0)
+OUTAGE_S = lasting(8.0, 300.0)
 WORKS_AGAIN_S = 10.0
 FROZEN_S = lasting(0.0, 60.0)
 ACCEPTED_WITHIN_S = 1.0  # of a frozen broker
@@ -61,17 +61,17 @@ def test_a_worker_whose_acknowledgements_were_lost_hears_messages_again(stack: S
 
 
 @pytest.mark.fault(11)
-@pytest.mark.timeout(120 + 2 * AWAY_S)
+@pytest.mark.timeout(120 + 2 * OUTAGE_S)
 def test_a_broker_that_is_down_refuses_no_job_and_no_call(stack: Stack, trial: Trial) -> None:
     stack.latency(150)
     first, first_texts = started(stack, "before it went")
     stack.processes.kill("valkey")
-    until = time.monotonic() + AWAY_S
+    until = time.monotonic() + OUTAGE_S
     jobs: list[tuple[str, list[str]]] = []
     while time.monotonic() < until:
         texts = corpus(f"meanwhile {len(jobs)}", 100)
         jobs.append((stack.submit(texts), texts))  # 202, or it raises
-        time.sleep(AWAY_S / 60)
+        time.sleep(OUTAGE_S / 60)
         answer = stack.api.post("/v1/embeddings", json={"model": MODEL, "input": "sync"})
         assert answer.status_code == 200, answer.text
     stack.processes.start("valkey")

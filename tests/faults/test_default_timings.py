@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from engine.settings import Settings
+from engine.config.settings import Settings
 from tests.faults.conftest import StackFactory, Trial
 from tests.system.holding import started
 from tests.system.oracle import REPEATS_PER_KILL

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.faults.conftest import StackFactory, Trial
+from tests.faults.conftest import StackFactory, Trial, lasting
 from tests.system.oracle import corpus, read_truth
-from tests.system.stack import BATCH, MODEL, Stack
+from tests.system.stack import BATCH, CALLS_IN_FLIGHT, MODEL, Stack, seconds_until
 from tests.waiting import wait_until
 
 CALL_TIMEOUT_S = 2.0
@@ -68,34 +68,33 @@ def test_a_third_of_all_calls_fail(stack: Stack, trial: Trial) -> None:
 
 
 @pytest.mark.fault(26)
-def test_a_provider_that_always_fails_is_given_up(stack: Stack, trial: Trial) -> None:
-    stack.script({"do": {"status": 500}})
-    texts = corpus("always", 100)
-    job = finished(stack, texts, 90)
-    assert job["status"] == "failed" and job["counts"]["failed"] == len(texts)
-    assert job["errors"][0]["code"]
-    trial.judge(stack, job["id"], texts, failed=range(len(texts)))
-
-
-@pytest.mark.fault(27)
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_key_makes_no_storm(stack: Stack, trial: Trial, status: int) -> None:
-    stack.restart("worker")  # whose route has answered before makes as many calls at once as ever
-    stack.await_ready()
-    stack.script({"do": {"status": status}})
-    calls = stack.stats()["calls"]
-    texts = corpus(f"refused {status}", 400)
-    job_id = stack.submit(texts)
-    wait_until(lambda: stack.stats()["calls"] > calls, 20, what="a call")
-    # One call of each process may be told; then the account is left alone for a while.
-    until = time.monotonic() + 4.0
-    while time.monotonic() < until:
-        assert stack.stats()["calls"] - calls <= 2
+@pytest.mark.parametrize("how", ["500", "html", "refused connections", "hang"])
+def test_a_provider_that_is_down_is_waited_for(stack: Stack, trial: Trial, how: str) -> None:
+    """For longer than the attempts of a shard would last: no input fails, and work goes on soon after its end."""
+    texts = corpus(f"down {how}", 1_500)
+    trouble = {"500": {"status": 500}, "html": {"reply": "html"}, "hang": {"fault": "hang"}}.get(how)
+    if trouble is None:
+        stack.proxies["upstream"].down()
+    else:
+        stack.script({"do": trouble})
+    calls, job_id = stack.stats()["calls"], stack.submit(texts)
+    wait_until(lambda: stack.job(job_id)["waiting"], 40, what="the outage to be told")
+    began = time.monotonic()
+    while time.monotonic() - began < lasting(20, 200):
+        job = stack.job(job_id)
+        assert job["counts"]["failed"] == 0 and job["status"] == "in_progress"
         time.sleep(0.1)
+    waiting = job["waiting"] or {}
+    assert waiting["provider"] == "up" and waiting["advice"] and waiting["next_attempt_at"] >= waiting["since"]
+    # Each process may have met it with a few calls; after that there are probes only.
+    assert stack.stats()["calls"] - calls <= 3 * (CALLS_IN_FLIGHT + 3) * 2 + 2 * lasting(20, 200)
+    stack.proxies["upstream"].heal()
     stack.latency(0)
-    stack.await_end(job_id, 90)
-    failed = () if stack.job(job_id)["status"] == "completed" else range(len(texts))
-    trial.judge(stack, job_id, texts, failed=failed)
+    recovered_s = seconds_until(lambda: stack.job(job_id)["counts"]["completed"] > 0, 40, "progress")
+    trial.recovered(recovered_s, within_s=15.0)
+    stack.await_end(job_id, 60)
+    assert stack.job(job_id)["status"] == "completed"
+    trial.judge(stack, job_id, texts, repeats=range(10_000))
 
 
 @pytest.mark.fault(26)
@@ -113,13 +112,13 @@ def test_inputs_that_the_provider_always_fails_on_fail_alone(stack: Stack, trial
 
 
 @pytest.mark.fault(26)
-@pytest.mark.parametrize("guilty", [0, 9])
-def test_one_guilty_input_in_a_job_of_one_call_fails_alone(stack: Stack, trial: Trial, guilty: int) -> None:
-    texts = corpus(f"one call {guilty}", 10)
-    texts[guilty] = "it never works"
+@pytest.mark.parametrize("offending_position", [0, 9])
+def test_one_guilty_input_in_a_job_of_one_call_fails_alone(stack: Stack, trial: Trial, offending_position: int) -> None:
+    texts = corpus(f"one call {offending_position}", 10)
+    texts[offending_position] = "it never works"
     stack.script({"when": {"contains": "it never works"}, "do": {"status": 500}})
     job = finished(stack, texts, 120)
-    trial.judge(stack, job["id"], texts, failed=[guilty])
+    trial.judge(stack, job["id"], texts, failed=[offending_position])
 
 
 @pytest.mark.fault(28)
@@ -132,7 +131,10 @@ def test_one_poison_input_costs_its_own_index_and_a_few_calls(stack: Stack, tria
     calls = stack.stats()["calls"]
     job = finished(stack, texts)
     assert job["status"] == "completed_with_errors" and job["errors"][0]["example_index"] == 200
-    assert stack.stats()["calls"] - calls - len(texts) // BATCH <= 2 * math.log2(BATCH)
+    # A refusal is believed; a fault is proved by up to 17 trials alone, with others between.
+    assert stack.stats()["calls"] - calls - len(texts) // BATCH <= 2 * math.log2(BATCH) + (
+        2 * 17 if status == 500 else 2
+    )
     trial.judge(stack, job["id"], texts, failed=[200])
 
 
@@ -162,8 +164,8 @@ def test_calls_that_are_never_answered_end_with_their_time_and_are_told(stack: S
     stack.script({"do": {"fault": "hang"}, "times": SILENT_CALLS})
     began, job_id = time.monotonic(), stack.submit(texts)
     stack.await_end(job_id, 60)
-    assert time.monotonic() - began < CALL_TIMEOUT_S + SOON_S
-    # Silence for some of the calls, all of them of the first round: each of those inputs is sent a second time.
+    # On a busy machine a worker may be so late that a call which is made again meets the next silence.
+    assert time.monotonic() - began < SILENT_CALLS * CALL_TIMEOUT_S + SOON_S
     ambiguous = stack.job(job_id)["ambiguous"]
     assert ambiguous["calls"] == SILENT_CALLS
     assert SILENT_CALLS <= ambiguous["inputs"] <= SILENT_CALLS * BATCH

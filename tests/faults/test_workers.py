@@ -64,21 +64,6 @@ def test_workers_are_killed_again_and_again(stack: Stack, trial: Trial) -> None:
     trial.judge(stack, job_id, texts, repeats=range(WORKER_KILLS * 2 * REPEATS_PER_KILL))
 
 
-@pytest.mark.fault(2)
-def test_a_shard_that_kills_every_worker_ends_with_an_error(stack: Stack, trial: Trial) -> None:
-    restart_worker(stack, FAILPOINTS="before_upstream=kill", SHARD_ATTEMPTS="3")
-    stack.processes.kill("scheduler")
-    stack.processes.start("scheduler", SHARD_ATTEMPTS="3")
-    texts = ["kills whoever holds it"]
-    job_id = stack.submit(texts)
-    stack.await_end(job_id, 60)
-    assert stack.job(job_id)["status"] == "failed"
-    assert [error["code"] for error in stack.job(job_id)["errors"]] == ["worker_lost"]
-    trial.judge(stack, job_id, texts, failed=[0])
-    stack.processes.kill("scheduler")
-    stack.processes.start("scheduler")
-
-
 @pytest.mark.fault(3, 4)
 @pytest.mark.parametrize(
     ("place", "repeats"),
@@ -87,6 +72,7 @@ def test_a_shard_that_kills_every_worker_ends_with_an_error(stack: Stack, trial:
         ("before_upstream", 0),
         ("after_upstream_before_commit", BATCH),
         ("mid_commit", range(1, REPEATS_PER_KILL)),
+        ("after_commit", range(REPEATS_PER_KILL)),  # of calls that were under way beside the record
         ("during_finalize", range(1, REPEATS_PER_KILL)),
         ("after_commit_before_ack", 0),
         ("after_publish", range(REPEATS_PER_KILL)),  # by the sibling too, whose calls are under way

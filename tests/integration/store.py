@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import func, select, update
 
-from engine.corpus import Lines
-from engine.jobs import claim as claims
-from engine.jobs import submit
-from engine.jobs.claim import Claim
-from engine.jobs.submit import Intake
-from engine.keys import Caller
-from engine.queue import Doorbell
+from engine.access.keys import Caller
+from engine.config.settings import Settings
+from engine.corpus.lines import Lines
+from engine.jobs.ingest import job_intake
+from engine.jobs.ingest.job_intake import JobIntake, Reservation
+from engine.jobs.leasing import claim as claims
+from engine.jobs.leasing.claim import ClaimedShard
+from engine.queue.broker import Notifier
 from engine.runtime import Runtime
-from engine.settings import Settings
 from models.base import db_now
-from models.embedding import Input, InputError, Landed, Options, Route
+from models.embedding import BatchOutcome, Input, InputError, Options, Route
 from models.job import Job, Shard
 from providers.fake import fake_tokens, fake_vectors
 
@@ -50,7 +50,7 @@ model = "{UPSTREAM_MODEL}"
 """
 
 
-class ListeningBell(Doorbell):
+class ListeningBell(Notifier):
     """Notes what is rung. `works` False: a broker that is away."""
 
     def __init__(self) -> None:
@@ -78,13 +78,13 @@ class Store:
         config.write_text(CONFIG)
         chosen = {"shard_inputs": SHARD_INPUTS, "batch_inputs": 4, "shard_attempts": ATTEMPTS} | settings
         runtime = Runtime.open(Settings(data_dir=folder, database_url=database_url, config=str(config), **chosen))
-        runtime.doorbell = bell = ListeningBell()
+        runtime.notifier = bell = ListeningBell()
         return cls(runtime, bell)
 
     def another(self) -> Store:
         """The same database as another process sees it: with connections of its own. Close it."""
         runtime = Runtime.open(self.runtime.settings)
-        runtime.doorbell = bell = ListeningBell()
+        runtime.notifier = bell = ListeningBell()
         return Store(runtime, bell)
 
     async def close(self) -> None:
@@ -114,9 +114,15 @@ class Store:
 
     def receiving(
         self, *, project: str = "p", job_id: str | None = None, key: str | None = None
-    ) -> AbstractAsyncContextManager[Intake]:
-        wanted = submit.Wanted(self.runtime.alias(MODEL), WIDTH, Options(user="u"), {}, "req_test")
-        return submit.receiving(self.runtime, Caller("key", project, frozenset()), wanted, job_id, key)
+    ) -> AbstractAsyncContextManager[JobIntake]:
+        reservation = None if job_id is None and key is None else job_intake.new_reservation(job_id, key)
+        return self.receiving_as(reservation, project=project)
+
+    def receiving_as(
+        self, reservation: Reservation | None, *, project: str = "p"
+    ) -> AbstractAsyncContextManager[JobIntake]:
+        wanted = job_intake.JobSpec(self.runtime.alias(MODEL), WIDTH, Options(user="u"), {}, "req_test")
+        return job_intake.receiving(self.runtime, Caller("key", project, frozenset()), wanted, reservation)
 
     async def job(self, job_id: str) -> Any:
         return (await self._rows(select(*Job.__table__.columns).where(Job.id == job_id)))[0]
@@ -130,12 +136,12 @@ class Store:
     async def shard_ids(self, job_id: str) -> list[str]:
         return [shard.id for shard in await self.shards(job_id)]
 
-    async def claim(self, shard_id: str, worker: str = "w") -> Claim:
+    async def claim(self, shard_id: str, worker: str = "w") -> ClaimedShard:
         held = await claims.claim(self.runtime, shard_id, worker)
         assert held is not None, "there was nothing to claim"
         return held
 
-    async def claim_all(self, job_id: str) -> list[Claim]:
+    async def claim_all(self, job_id: str) -> list[ClaimedShard]:
         return [await self.claim(shard_id) for shard_id in await self.shard_ids(job_id)]
 
     async def count(self, table: Any, *where: Any) -> int:
@@ -162,16 +168,18 @@ def text_of(tag: str, index: int) -> str:
     return f"{tag} number {index} " + "x" * (index % 7)
 
 
-def landed(held: Claim, positions: Sequence[int] | None = None, *, route: Route, cut: int = 4) -> list[Landed]:
+def landed(
+    held: ClaimedShard, positions: Sequence[int] | None = None, *, route: Route, cut: int = 4
+) -> list[BatchOutcome]:
     """What upstream calls of `cut` inputs each would bring for these positions of a shard (default: all that wait)."""
     chosen = held.waiting() if positions is None else list(positions)
     return [_landed(held, chosen[low : low + cut], route) for low in range(0, len(chosen), cut)]
 
 
-def _landed(held: Claim, positions: Sequence[int], route: Route) -> Landed:
+def _landed(held: ClaimedShard, positions: Sequence[int], route: Route) -> BatchOutcome:
     inputs = [_input(held, position) for position in positions]
     tokens = sum(map(fake_tokens, inputs))
-    return Landed(
+    return BatchOutcome(
         [held.first_index + position for position in positions],
         fake_vectors(inputs, held.width, UPSTREAM_MODEL),
         None,
@@ -182,19 +190,21 @@ def _landed(held: Claim, positions: Sequence[int], route: Route) -> Landed:
     )
 
 
-def refused(held: Claim, positions: Sequence[int], code: str = "upstream_rejected") -> list[Landed]:
+def refused(held: ClaimedShard, positions: Sequence[int], code: str = "upstream_rejected") -> list[BatchOutcome]:
     """Refusals of single inputs, as a split that found them brings them."""
     error = InputError(code, "the provider refused this input")
-    return [Landed([held.first_index + position], None, error, 0, False, Decimal(0), None) for position in positions]
+    return [
+        BatchOutcome([held.first_index + position], None, error, 0, False, Decimal(0), None) for position in positions
+    ]
 
 
-def spoiled(part: Landed) -> Landed:
+def spoiled(part: BatchOutcome) -> BatchOutcome:
     """The same part with other vectors, to see whose were kept."""
     assert part.vectors is not None
-    return replace(part, vectors=-part.vectors)
+    return part._replace(vectors=-part.vectors)
 
 
-def _input(held: Claim, position: int) -> Input:
+def _input(held: ClaimedShard, position: int) -> Input:
     item = held.inputs[position]
     assert item is not None, "a refused input is not sent upstream"
     return item

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 from sqlalchemy import select
 
-from engine.jobs import ambiguous
-from engine.jobs.read import find, job_object
-from engine.jobs.run import run_shard
+from engine.jobs.execution.worker import run_shard
+from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.recording import ambiguous
 from models.embedding import Call
 from models.job import AmbiguousCall
-from tests.integration.store import UPSTREAM_MODEL, Store
+from models.usage import UsageKind, UsageRecord
+from tests.integration.store import MODEL, UPSTREAM_MODEL, Store
 from tests.integration.test_run import scripted
+from tests.integration.truth import Truth, total_usd
 
 
-async def told(store: Store, job_id: str) -> dict[str, int]:
-    told: dict[str, int] = job_object(await find(store.runtime, "p", job_id))["ambiguous"]
-    return told
+async def told(store: Store, job_id: str, kind: str = "ambiguous") -> dict[str, object]:
+    """What the job says of such calls; its ledger says the same."""
+    truth = await Truth.read(store.runtime.database, job_id)
+    truth.check()
+    rows = truth.of_kind(UsageKind(kind))
+    shown: dict[str, object] = job_object(await find(store.runtime, "p", job_id))[kind]
+    cost_usd = shown.pop("cost_usd")
+    assert shown.pop("tokens") == sum(row.prompt_tokens for row in rows)
+    assert Decimal(str(cost_usd)) == total_usd(rows)
+    return shown
 
 
 async def test_a_call_that_was_never_answered_is_written_down(database_url: str, tmp_path: Path) -> None:
@@ -45,6 +55,11 @@ async def test_each_call_is_written_down_once(store: Store) -> None:
     held.calls.extend([*calls, Call("one", "m", True, 200, 1.0, 2.0)])
     await ambiguous.note_rest(store.runtime, held)
     await ambiguous.note_rest(store.runtime, held)
+    async with store.runtime.database.read() as connection:
+        rows = (await connection.execute(select(*UsageRecord.__table__.columns))).all()
+    assert {(row.id, row.kind, row.code, row.key_id, row.alias, row.end_user) for row in rows} == {
+        (call.id, "ambiguous", "upstream_timeout", "key", MODEL, "u") for call in calls
+    }
     assert [call.success for call in held.calls] == [True]
     async with store.runtime.database.write() as connection:  # as after a commit whose answer was lost
         about = {"project": "p", "job_id": job_id, "shard_id": held.shard_id}

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
+import json
+import os
+import re
+import subprocess
+import zlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +22,10 @@ from celery import Celery
 from api.app import create_app
 from cli.data_dir import DataDir
 from cli.embedded_valkey import EmbeddedValkey, set_up_valkey
-from engine.jobs.dispatch import dispatch
-from engine.jobs.sweep import sweep
-from engine.keys import create_key, load_pepper
-from engine.queue import BULK_QUEUE, RUN_SHARD, broker_options
+from engine.access.keys import create_key, load_pepper
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.scheduling.dispatch import dispatch
+from engine.queue.broker import BULK_QUEUE, RUN_SHARD, Notifier, broker_options
 from engine.runtime import Runtime
 from models.job import FINISHED, JobStatus
 from providers.fake import fake_vectors
@@ -29,7 +35,8 @@ from tests.services import SqliteFiles
 from tests.system.processes import EMBEDMILL, Processes
 from tests.waiting import wait_until
 
-PATIENCE_S = 30.0
+UNPACKED_BYTES = 400 * 1024 * 1024  # of a message that is packed into a few hundred kilobytes
+PATIENCE_S = 60.0  # a worker on a busy machine takes half of it to start
 NOT_HELD_UP_S = 3.0  # a broker that refuses connections is known to be away at once
 
 
@@ -170,11 +177,11 @@ async def test_a_message_that_comes_many_times_is_worked_on_once(
     quiet.bell.works = False
     job_id = await quiet.submit(20)
     for _ in range(10):
-        assert await store.runtime.doorbell.ring(await store.shard_ids(job_id))
+        assert await store.runtime.notifier.ring(await store.shard_ids(job_id))
     start_worker(processes, store.runtime.settings.broker_url)
     await completed(store, job_id, processes)
     # And once more for a job that is over.
-    assert await store.runtime.doorbell.ring(await store.shard_ids(job_id))
+    assert await store.runtime.notifier.ring(await store.shard_ids(job_id))
     await completed(store, await store.submit(10), processes)
     await completed(store, job_id, processes)
     await store.close()
@@ -200,17 +207,141 @@ async def test_a_broker_that_is_away_delays_jobs_and_refuses_none(
             assert answer.status_code == 202, answer.text
             return str(answer.json()["id"])
 
-        assert not await runtime.doorbell.reachable()
+        assert not await runtime.notifier.reachable()
         first = await accepted()
         assert await dispatch(runtime) == 0
         start_worker(processes, store.runtime.settings.broker_url)  # it waits for the broker as well
         start_valkey(processes, valkey)
         await completed(store, first, processes, sweeping=True)
-        assert await runtime.doorbell.reachable()
+        assert await runtime.notifier.reachable()
 
         processes.kill("valkey")
         second = await accepted()
-        assert not await runtime.doorbell.reachable()
+        assert not await runtime.notifier.reachable()
         start_valkey(processes, valkey)
         await completed(store, second, processes, sweeping=True)
     await store.close()
+
+
+def forged() -> list[dict[str, Any]]:
+    """Messages of somebody who can write to the broker: each asks Celery for something that we never ask for."""
+    usual = Celery(set_as_current=False).amqp.as_task_v2("forged", RUN_SHARD, ("shard_none",))
+    plain = {"body": json.dumps(usual.body), "content_type": "application/json", "content_encoding": "utf-8"}
+    asked: list[dict[str, Any]] = [
+        {"timelimit": "zz"},
+        {"timelimit": [1, 1]},
+        {"id": {"an": "object"}},
+        {"eta": "9999-12-31T23:59:59+00:00"},
+        {"eta": 10**15},
+        {"expires": "zz"},
+        {"retries": 10**9},
+        {"task": "somebody.elses"},
+        {"group": ["g"]},
+    ]
+    messages: list[dict[str, Any]] = [{**plain, "headers": {**usual.headers, **each}} for each in asked]
+    messages.append({**plain, "headers": {}})
+    messages.append({**plain, "headers": usual.headers, "body": "x" * 10_000_000})
+    messages.append({**plain, "headers": usual.headers, "content_type": "application/x-python-serialize"})
+    for kind, pack in (("application/x-gzip", zlib.compress), ("application/x-bz2", bz2.compress)):
+        bomb = {"headers": {**usual.headers, "compression": kind}, "body": pack(bytes(UNPACKED_BYTES))}
+        messages.append({**plain, **bomb, "content_encoding": "binary"})
+    strange = [json.dumps([[shard_id], {}, {}]) for shard_id in ("\ud800", "a\nb", "\x00")]
+    messages += [{**plain, "headers": usual.headers, "body": body} for body in strange]
+    chord = json.dumps([["shard_none"], {}, {"chord": {"task": "x"}, "callbacks": [{"task": "x"}]}])
+    messages.append({**plain, "headers": usual.headers, "body": chord})
+    return messages
+
+
+def send_forged(url: str) -> None:
+    app = Celery(broker=url, set_as_current=False)
+    queue_type = "quorum" if url.startswith("amqp") else None
+    app.conf.update(broker_transport_options=broker_options(url), task_create_missing_queue_type=queue_type)
+    with app.connection_for_write() as connection:
+        producer = app.amqp.Producer(connection, auto_declare=False)
+        for message in forged() * 3:
+            producer.publish(routing_key=BULK_QUEUE, exchange="", serializer=None, **message)
+    app.close()
+
+
+async def test_messages_that_we_did_not_send_are_dropped_and_take_no_slot(
+    quiet: Store, broker_url: str, processes: Processes
+) -> None:
+    store = with_broker(quiet, broker_url)
+    start_worker(processes, store.runtime.settings.broker_url)
+    await completed(store, await store.submit(10), processes)
+    await asyncio.to_thread(send_forged, broker_url)
+    for _ in range(3):
+        await completed(store, await store.submit(10), processes, sweeping=True)
+    log = wait_until(lambda: _with(processes, "worker", "did not send was dropped"), PATIENCE_S)
+    assert "Unrecoverable" not in log and "Traceback" not in log
+    assert peak_bytes(processes.pid("worker")) < UNPACKED_BYTES
+    await store.close()
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that the process has had."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def _with(processes: Processes, name: str, words: str) -> str:
+    log = processes.log_of(name)
+    return log if words in log else ""
+
+
+REFUSALS = {
+    "NOREPLICAS": (["CONFIG", "SET", "min-replicas-to-write", "1"], ["CONFIG", "SET", "min-replicas-to-write", "0"]),
+    "OOM": (["CONFIG", "SET", "maxmemory", "1"], ["CONFIG", "SET", "maxmemory", "0"]),
+    "READONLY": (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
+    "WRONGTYPE": (["SET", f"embedmill:{BULK_QUEUE}", "x"], ["DEL", f"embedmill:{BULK_QUEUE}"]),
+}
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("refusal", list(REFUSALS))
+async def test_a_redis_that_answers_and_refuses_ends_no_worker(
+    quiet: Store, valkey: EmbeddedValkey, processes: Processes, refusal: str
+) -> None:
+    """Jobs go on slowly, also for a worker that starts meanwhile; afterwards messages arrive again."""
+    start_valkey(processes, valkey)
+    store = with_broker(quiet, valkey.url)
+    begin, end = REFUSALS[refusal]
+    start_worker(processes, store.runtime.settings.broker_url)
+    await completed(store, await store.submit(10), processes)
+    with redis.Redis.from_url(valkey.url) as client:
+        client.execute_command(*begin)
+        await completed(store, await store.submit(10), processes, sweeping=True)
+        processes.kill("worker")
+        processes.forget("worker")
+        start_worker(processes, store.runtime.settings.broker_url)
+        await completed(store, await store.submit(10), processes, sweeping=True)
+        client.execute_command(*end)
+    await completed(store, await store.submit(10), processes, sweeping=True)
+    processes.check()
+    await store.close()
+
+
+async def test_two_installations_on_one_redis_do_not_take_each_others_messages(redis_url: str) -> None:
+    ours, theirs = Notifier(redis_url, "production"), Notifier(redis_url, "staging")
+    assert await ours.ring(["shard_a"]) and await theirs.ring(["shard_b", "shard_c"])
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.llen("production:production.bulk") == 1
+        assert client.llen("staging:staging.bulk") == 2
+    ours.close()
+    theirs.close()
+
+
+@pytest.mark.parametrize("piece", [["worker"], ["scheduler"], ["api", "--port", "0"], ["migrate"]])
+def test_a_fault_of_the_configuration_ends_every_piece_with_the_same_line(tmp_path: Path, piece: list[str]) -> None:
+    config = tmp_path / "embedmill.toml"
+    config.write_text('[providers.a]\nkind = "opnai"\n')
+    environ = os.environ | {
+        "EMBEDMILL_CONFIG": str(config),
+        "EMBEDMILL_DATA_DIR": str(tmp_path),
+        "EMBEDMILL_REDIS_URL": "redis://127.0.0.1:1",
+    }
+    ran = subprocess.run([*EMBEDMILL, *piece], env=environ, capture_output=True, text=True, timeout=60, check=False)
+    said = ran.stderr.strip().splitlines()
+    assert ran.returncode == 1 and len(said) == 1
+    assert said[0].startswith("error: providers.a.kind = 'opnai' is not a provider")

@@ -11,12 +11,12 @@ from typing import Any
 import orjson
 import pytest
 
-from engine import canary
-from engine.embedding import BULK, Flight, embed
-from engine.gathered import Gathered
-from engine.jobs.read import find, job_object
-from engine.jobs.run import run_shard
-from engine.planning import limits_of, pack
+from engine.embedding.collector import OutcomeCollector
+from engine.embedding.embed import BULK, EmbedRun, embed
+from engine.jobs.execution.worker import run_shard
+from engine.jobs.reading.job_rows import find, job_object
+from engine.planning.packing import limits_of, pack
+from engine.routing import drift
 from engine.runtime import Runtime
 from models.canary import Canary
 from models.embedding import Options
@@ -94,7 +94,7 @@ class Place:
         second = fake()
         second.width = WIDTH
         runtime = Runtime.open(changed, wire=FakeWire(one=self.upstream, two=second))
-        runtime.doorbell = bell = ListeningBell()
+        runtime.notifier = bell = ListeningBell()
         self._opened.append(runtime)
         return Store(runtime, bell)
 
@@ -112,14 +112,14 @@ async def place(store: Store, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 async def looked(process: Store, *, until_asked: int, place: Place) -> None:
     async def asked() -> bool:
-        await process.runtime.canaries.look()
+        await process.runtime.drift_monitor.look()
         return place.upstream.asked >= until_asked
 
     await wait_until_async(asked, 10.0, what="the canary's check")
 
 
 async def quarantined(process: Store) -> bool:
-    await process.runtime.canaries.look()
+    await process.runtime.drift_monitor.look()
     return bool(process.runtime.router.quarantined)
 
 
@@ -127,7 +127,7 @@ async def hosts(process: Store) -> list[str]:
     """Which upstreams an embedding goes to now."""
     runtime = process.runtime
     alias = runtime.alias(MODEL)
-    flight = Flight(runtime.upstream, runtime.router, alias, BULK, 2.0**62, Gathered(1, WIDTH))
+    flight = EmbedRun(runtime.upstream, runtime.router, alias, BULK, 2.0**62, OutcomeCollector(1, WIDTH))
     await embed(flight, pack(["x"], [0], limits_of(alias.routes), WIDTH, Options()), concurrency=1)
     return [call.provider for call in flight.calls]
 
@@ -144,7 +144,7 @@ async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place:
     await wait_until_async(lambda: quarantined(second), 10.0, what="the quarantine")
     await wait_until_async(lambda: quarantined(first), 10.0, what="the quarantine in the other process")
     third = place.process()
-    await third.runtime.canaries.look()  # one look, before its first call, is enough
+    await third.runtime.drift_monitor.look()  # one look, before its first call, is enough
     assert third.runtime.router.quarantined == {("one", "m", "s")}
 
     [shard_id] = await first.shard_ids(job_id)
@@ -160,8 +160,8 @@ async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place:
     else:
         assert job["status"] == "completed" and await hosts(third) == ["two"]
 
-    assert [row.account for row in await canary.quarantined(first.runtime.database)] == ["one"]
-    assert await canary.release(first.runtime.database, "one") == 1
+    assert [row.account for row in await drift.quarantined(first.runtime.database)] == ["one"]
+    assert await drift.release(first.runtime.database, "one") == 1
 
     async def released() -> bool:
         return not await quarantined(third)
@@ -179,5 +179,5 @@ async def test_an_answer_that_is_wrong_once_is_no_other_model(place: Place) -> N
 
 
 async def test_without_a_canary_nothing_is_asked_or_read(store: Store) -> None:
-    await store.runtime.canaries.look()
+    await store.runtime.drift_monitor.look()
     assert await store.count(Canary) == 0

@@ -10,25 +10,31 @@ from typing import Any
 
 import pytest
 
-from engine.corpus import Lines
-from engine.jobs import claim as claims
-from engine.jobs import control, ending
-from engine.jobs.claim import Claim
-from engine.jobs.dispatch import dispatch
-from engine.jobs.read import find, job_object
-from engine.jobs.record import fail_rest, record
-from engine.jobs.retry import retry
-from engine.jobs.run import run_shard
-from engine.jobs.sweep import WorkerLost, sweep
+from engine.corpus.lines import Lines
+from engine.jobs.control import end_early, pause_resume
+from engine.jobs.control.retry import retry
+from engine.jobs.execution.worker import run_shard
+from engine.jobs.leasing import claim as claims
+from engine.jobs.leasing.claim import ClaimedShard
+from engine.jobs.maintenance.sweep import WorkerLost, sweep
+from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.recording.record import fail_rest, record
+from engine.jobs.scheduling.dispatch import dispatch
 from models.base import db_now
 from models.errors import Conflict, InvalidInput, JobNotFound
-from models.job import InputFailure, JobStatus, ShardState
+from models.job import JobInputError, JobStatus, ShardState
 from providers.fake import fake_vectors
 from tests.integration.store import ATTEMPTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_ending import checked, some_lines
 from tests.integration.test_run import scripted
 
-ENDED = (JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED, JobStatus.CANCELLED)
+ENDED = (
+    JobStatus.COMPLETED,
+    JobStatus.COMPLETED_WITH_ERRORS,
+    JobStatus.FAILED,
+    JobStatus.CANCELLED,
+    JobStatus.EXPIRED,
+)
 
 
 async def brought_to(store: Store, status: JobStatus) -> str:
@@ -38,18 +44,20 @@ async def brought_to(store: Store, status: JobStatus) -> str:
         good = {JobStatus.COMPLETED: 10, JobStatus.COMPLETED_WITH_ERRORS: 8, JobStatus.FAILED: 0}[status]
         await work(store, await store.claim_all(job_id), good=range(good))
     elif status == JobStatus.CANCELLED:
-        await ending.cancel(store.runtime, "p", job_id)
+        await end_early.cancel(store.runtime, "p", job_id)
+    elif status == JobStatus.EXPIRED:
+        await end_early.end_early(store.runtime, job_id, status, "job_expired", "too late")
     else:
         await store.claim((await store.shard_ids(job_id))[0])
         if status == JobStatus.PAUSED:
-            await control.pause(store.runtime, "p", job_id)
+            await pause_resume.pause(store.runtime, "p", job_id)
         elif status == JobStatus.CANCELLING:
-            await ending.cancel(store.runtime, "p", job_id)
+            await end_early.cancel(store.runtime, "p", job_id)
     assert await store.status(job_id) == status
     return job_id
 
 
-async def work(store: Store, holders: Sequence[Claim], *, good: Sequence[int] = range(10)) -> None:
+async def work(store: Store, holders: Sequence[ClaimedShard], *, good: Sequence[int] = range(10)) -> None:
     for held in holders:
         waiting = held.waiting()
         kept = [position for position in waiting if position in good]
@@ -70,7 +78,7 @@ async def test_a_paused_job_is_neither_rung_nor_claimed_until_it_is_resumed(stor
     assert rung == {ShardState.RUNG}
     before = (await store.job(job_id)).version
     for _ in range(2):
-        await control.pause(store.runtime, "p", job_id)
+        await pause_resume.pause(store.runtime, "p", job_id)
     assert (await store.job(job_id)).version == before + 1
     assert {shard.state for shard in await store.shards(job_id)} == {ShardState.QUEUED}
     store.bell.rung.clear()
@@ -80,7 +88,7 @@ async def test_a_paused_job_is_neither_rung_nor_claimed_until_it_is_resumed(stor
         None
     ] * 3
     for _ in range(2):
-        await control.resume(store.runtime, "p", job_id)
+        await pause_resume.resume(store.runtime, "p", job_id)
     assert len(store.bell.rung) == 3
     await work(store, await store.claim_all(job_id))
     await checked(store, job_id)
@@ -90,15 +98,15 @@ async def test_a_paused_job_is_neither_rung_nor_claimed_until_it_is_resumed(stor
 async def test_who_holds_a_shard_of_a_paused_job_keeps_what_lands_and_gives_the_rest_back_unspent(store: Store) -> None:
     job_id = await store.submit(20)
     one, two = await store.claim_all(job_id)
-    await control.pause(store.runtime, "p", job_id)
+    await pause_resume.pause(store.runtime, "p", job_id)
     assert not (await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))).go_on
     assert not await claims.heartbeat(store.runtime, two)
     for held in (one, two):
-        await ending.let_go(store.runtime, held)
+        await end_early.let_go(store.runtime, held)
     truth = await checked(store, job_id)
     assert [(shard.state, shard.attempt) for shard in truth.shards] == [(ShardState.QUEUED, 0)] * 2
     assert await store.status(job_id) == JobStatus.PAUSED and truth.job is not None and truth.job.completed == 4
-    await control.resume(store.runtime, "p", job_id)
+    await pause_resume.resume(store.runtime, "p", job_id)
     await work(store, await store.claim_all(job_id))
     truth = await checked(store, job_id)
     assert truth.job is not None and truth.job.completed == 20 and sum(row.inputs for row in truth.ledger) == 20
@@ -107,7 +115,7 @@ async def test_who_holds_a_shard_of_a_paused_job_keeps_what_lands_and_gives_the_
 async def test_a_job_whose_last_call_lands_in_a_pause_ends(store: Store) -> None:
     job_id = await store.submit(10)
     (held,) = await store.claim_all(job_id)
-    await control.pause(store.runtime, "p", job_id)
+    await pause_resume.pause(store.runtime, "p", job_id)
     await store.set_job(job_id, waiting_on="budget")
     assert (await record(store.runtime, held, landed(held, range(5), route=store.routes[0]))).shard_done is False
     assert (await store.job(job_id)).waiting_on == "budget"  # what lands does not take the reason away
@@ -115,18 +123,18 @@ async def test_a_job_whose_last_call_lands_in_a_pause_ends(store: Store) -> None
     truth = await checked(store, job_id)
     assert truth.job is not None and (truth.job.status, truth.job.waiting_on) == (JobStatus.COMPLETED, None)
     with pytest.raises(Conflict):
-        await control.resume(store.runtime, "p", job_id)
+        await pause_resume.resume(store.runtime, "p", job_id)
 
 
 async def test_pausing_while_the_corpus_arrives_stops_the_work_and_not_the_intake(store: Store) -> None:
     async with store.receiving() as intake:
         await intake.add(some_lines(25))
-        await control.pause(store.runtime, "p", intake.job_id)
+        await pause_resume.pause(store.runtime, "p", intake.job_id)
         await intake.add(lines_of(text_of("more", index) for index in range(25)))
         await intake.finish(b"fingerprint")
     job = await store.job(intake.job_id)
     assert (job.status, job.total, job.open_shards) == (JobStatus.PAUSED, 50, 5)
-    await control.resume(store.runtime, "p", intake.job_id)
+    await pause_resume.resume(store.runtime, "p", intake.job_id)
     await work(store, await store.claim_all(intake.job_id))
     assert await store.status(intake.job_id) == JobStatus.COMPLETED
 
@@ -134,8 +142,8 @@ async def test_pausing_while_the_corpus_arrives_stops_the_work_and_not_the_intak
 async def test_an_intake_that_broke_off_in_a_pause_fails_the_job(store: Store) -> None:
     async with store.receiving() as intake:
         await intake.add(some_lines(25))
-        await control.pause(store.runtime, "p", intake.job_id)
-        await store.set_job(intake.job_id, intake_until=db_now() - 1.0)
+        await pause_resume.pause(store.runtime, "p", intake.job_id)
+        await store.set_job(intake.job_id, intake_until=db_now() - 1.0, intake_owner="elsewhere/b/n:1#x")
         await sweep(store.runtime)
         assert await store.status(intake.job_id) == JobStatus.FAILED
         with pytest.raises(Conflict, match="whole"):
@@ -148,11 +156,11 @@ async def test_what_may_be_asked_of_a_job_in_each_status(store: Store, status: J
     if status == JobStatus.VALIDATING:
         pytest.skip("a job's row is written with its first shard: nobody sees it validating")
     allowed = {
-        control.pause: {JobStatus.IN_PROGRESS, JobStatus.PAUSED},
-        control.resume: {JobStatus.PAUSED, JobStatus.IN_PROGRESS},
+        pause_resume.pause: {JobStatus.IN_PROGRESS, JobStatus.PAUSED},
+        pause_resume.resume: {JobStatus.PAUSED, JobStatus.IN_PROGRESS},
         retry: {JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED},
-        ending.cancel: set(JobStatus) - {JobStatus.COMPLETED, JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED},
-        ending.remove: set(JobStatus),
+        end_early.cancel: {*(set(JobStatus) - set(ENDED)), JobStatus.CANCELLED},
+        end_early.remove: set(JobStatus),
     }
     for verb, where in allowed.items():
         job_id = await brought_to(store, status)
@@ -168,7 +176,7 @@ async def test_what_may_be_asked_of_a_job_in_each_status(store: Store, status: J
 
 async def test_another_project_s_job_cannot_be_steered(store: Store) -> None:
     job_id = await store.submit()
-    for verb in (control.pause, control.resume, retry):
+    for verb in (pause_resume.pause, pause_resume.resume, retry):
         for project, name in (("q", job_id), ("p", "job_" + "0" * 32), ("p", "nonsense"), ("p", "job_\0")):
             with pytest.raises(JobNotFound):
                 await verb(store.runtime, project, name)
@@ -179,19 +187,21 @@ async def test_the_rate_after_a_pause_is_that_of_the_work_since(store: Store) ->
     job_id = await store.submit(20)
     one, two = await store.claim_all(job_id)
     await record(store.runtime, one, landed(one, route=store.routes[0]))
-    await control.pause(store.runtime, "p", job_id)
-    await ending.let_go(store.runtime, two)
+    await pause_resume.pause(store.runtime, "p", job_id)
+    await end_early.let_go(store.runtime, two)
     long_ago = (await store.job(job_id)).mark_at - 7200.0
     await store.set_job(job_id, started_at=long_ago, mark_at=long_ago)
     body = job_object(await find(store.runtime, "p", job_id))
     assert (body["rate"]["inputs_per_second"], body["eta_seconds"]) == (0.0, None)
-    await control.resume(store.runtime, "p", job_id)
+    await pause_resume.resume(store.runtime, "p", job_id)
     job = await store.job(job_id)
-    assert (job.mark_done, job.earlier_mark_done) == (10, 10) and min(job.mark_at, job.earlier_mark_at) > long_ago
+    assert (job.mark_at, job.earlier_mark_at) == (None, None)
     assert job_object(await find(store.runtime, "p", job_id))["rate"]["inputs_per_second"] == 0.0  # nothing yet
     again = await store.claim(two.shard_id)
     await record(store.runtime, again, landed(again, range(5), route=store.routes[0]))
-    assert job_object(await find(store.runtime, "p", job_id))["rate"]["inputs_per_second"] > 0.1
+    assert job_object(await find(store.runtime, "p", job_id))["eta_seconds"] is None  # for how long has it run?
+    await store.set_job(job_id, mark_at=db_now() - 10.0)
+    assert 0.3 < job_object(await find(store.runtime, "p", job_id))["rate"]["inputs_per_second"] <= 0.5
 
 
 async def test_a_new_ceiling_must_be_above_what_is_spent(store: Store) -> None:
@@ -199,26 +209,12 @@ async def test_a_new_ceiling_must_be_above_what_is_spent(store: Store) -> None:
     await store.set_job(job_id, cost_usd=Decimal("0.5"))
     for ceiling in ("0.5", "0.1"):
         with pytest.raises(InvalidInput, match=r"0\.5 already"):
-            await control.resume(store.runtime, "p", job_id, Decimal(ceiling))
+            await pause_resume.resume(store.runtime, "p", job_id, Decimal(ceiling))
     assert await store.status(job_id) == JobStatus.PAUSED
     for ceiling in ("0.6", "0.7"):  # the second finds it running
-        await control.resume(store.runtime, "p", job_id, Decimal(ceiling))
+        await pause_resume.resume(store.runtime, "p", job_id, Decimal(ceiling))
         job = await store.job(job_id)
         assert (job.status, job.max_cost_usd) == (JobStatus.IN_PROGRESS, Decimal(ceiling))
-
-
-async def test_a_pause_that_is_never_ended_expires_with_the_job(store: Store) -> None:
-    job_id = await brought_to(store, JobStatus.PAUSED)
-    running = await brought_to(store, JobStatus.IN_PROGRESS)
-    for each in (job_id, running):
-        await store.set_job(each, expires_at=db_now() - 1.0)
-    for shard_id in await store.shard_ids(job_id):
-        await store.expire_lease(shard_id)
-    for _ in range(4):
-        await sweep(store.runtime)
-    with pytest.raises(JobNotFound):
-        await find(store.runtime, "p", job_id)
-    assert await store.status(running) == JobStatus.IN_PROGRESS
 
 
 async def test_a_retry_runs_what_failed_and_nothing_else(store: Store) -> None:
@@ -307,8 +303,8 @@ async def test_who_held_a_shard_before_a_retry_can_fail_nothing_of_it(store: Sto
     await fail_rest(store.runtime, zombie, WorkerLost("gone"))
     assert not await claims.heartbeat(store.runtime, zombie)
     await claims.release(store.runtime, zombie, delay_s=9, spent=True, reason="", waiting_on="quota")
-    await ending.let_go(store.runtime, zombie)
-    assert await store.count(InputFailure, InputFailure.job_id == job_id) == 0
+    await end_early.let_go(store.runtime, zombie)
+    assert await store.count(JobInputError, JobInputError.job_id == job_id) == 0
     await record(store.runtime, zombie, landed(zombie, [8], route=store.routes[0]))  # it was paid for
     (held,) = await store.claim_all(job_id)
     assert held.waiting() == [6, 7, 9]
@@ -322,11 +318,11 @@ async def test_retry_and_delete_at_once_leave_no_job_that_nobody_removes(store: 
     for _ in range(3):
         job_id = await brought_to(store, JobStatus.COMPLETED_WITH_ERRORS)
         await asyncio.gather(
-            retry(other.runtime, "p", job_id), ending.remove(store.runtime, "p", job_id), return_exceptions=True
+            retry(other.runtime, "p", job_id), end_early.remove(store.runtime, "p", job_id), return_exceptions=True
         )
         for _ in range(6):
             await sweep(store.runtime)
-        assert await store.count(InputFailure, InputFailure.job_id == job_id) == 0
+        assert await store.count(JobInputError, JobInputError.job_id == job_id) == 0
         with pytest.raises(IndexError):
             await store.job(job_id)
     await other.close()
@@ -336,6 +332,6 @@ async def test_a_retried_job_is_not_closed_by_one_who_knows_no_better(store: Sto
     """The sweep chose it as a finished job with stray shards, and comes a moment late."""
     job_id = await brought_to(store, JobStatus.COMPLETED_WITH_ERRORS)
     await retry(store.runtime, "p", job_id)
-    await ending.close_shards(store.runtime, job_id)
+    await end_early.close_shards(store.runtime, job_id)
     states: set[Any] = {shard.state for shard in await store.shards(job_id)}
     assert ShardState.CANCELLED not in states

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import func, insert, select, text, update
-from sqlalchemy.exc import IntegrityError
 
-from engine.database import Database
+from engine.storage.database import Database
 from models.base import db_now
-from models.errors import StorageUnavailable
+from models.errors import StorageRefused, StorageUnavailable
 from models.worker import WorkerProcess
 from tests.integration.store import Store
 from tests.services import PostgresServer
@@ -97,7 +96,7 @@ async def test_writers_of_two_processes_queue_and_lose_nothing(store: Store) -> 
 async def test_a_broken_rule_of_the_schema_is_not_an_outage(database: Database) -> None:
     async with database.write() as connection:
         await connection.execute(insert(WorkerProcess).values(worker("w")))
-    with pytest.raises(IntegrityError):
+    with pytest.raises(StorageRefused):
         async with database.write() as connection:
             await connection.execute(insert(WorkerProcess).values(worker("w")))
 

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from engine import presence
-from engine.jobs import ending
-from engine.jobs.dispatch import LEAST_WINDOW, RINGS_PER_SLOT, dispatch
+from engine.jobs.control import end_early
+from engine.jobs.scheduling.dispatch import LEAST_WINDOW, RINGS_PER_SLOT, dispatch
+from engine.queue import worker_heartbeats
 from models.base import db_now
 from models.job import Shard, ShardState
 from tests.integration.store import Store
@@ -53,7 +53,7 @@ async def test_only_a_window_is_rung_and_it_moves_as_shards_are_claimed(store: S
 async def test_the_window_grows_with_the_workers_alive(quiet: Store) -> None:
     job_id = await quiet.submit(200)
     for number in range(4):
-        await presence.beat(quiet.runtime.database, f"w{number}", slots=2)
+        await worker_heartbeats.beat(quiet.runtime.database, f"w{number}", slots=2)
     quiet.bell.works = True
     await dispatch(quiet.runtime)
     assert len(quiet.bell.rung) == await rung(quiet) == 8 * RINGS_PER_SLOT
@@ -93,7 +93,7 @@ async def test_projects_take_turns_however_many_jobs_each_has(quiet: Store) -> N
 async def test_two_dispatchers_at_once_ring_nothing_twice(quiet: Store) -> None:
     other = quiet.another()
     await quiet.submit(200)
-    await presence.beat(quiet.runtime.database, "w", slots=6)
+    await worker_heartbeats.beat(quiet.runtime.database, "w", slots=6)
     quiet.bell.works = True
     await asyncio.gather(*(dispatch(each.runtime) for _ in range(3) for each in (quiet, other)))
     both = quiet.bell.rung + other.bell.rung
@@ -113,7 +113,7 @@ async def test_a_broker_that_is_away_leaves_the_shards_queued(quiet: Store) -> N
 async def test_what_is_not_due_or_not_wanted_is_not_rung(quiet: Store) -> None:
     later, cancelled, deleted, due = [await quiet.submit() for _ in range(4)]
     await quiet.set_shard((await quiet.shard_ids(later))[0], next_run_at=db_now() + 60)
-    await ending.cancel(quiet.runtime, "p", cancelled)
+    await end_early.cancel(quiet.runtime, "p", cancelled)
     await quiet.set_job(deleted, deleted_at=db_now())
     quiet.bell.works = True
     assert await dispatch(quiet.runtime) == 1

@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from engine.corpus import Lines
-from engine.jobs import claim as claims
-from engine.jobs import ending
-from engine.jobs.read import find
-from engine.jobs.record import record
-from engine.jobs.sweep import sweep
+from engine.corpus.lines import Lines
+from engine.jobs.control import end_early
+from engine.jobs.leasing import claim as claims
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.reading.job_rows import find
+from engine.jobs.recording.record import record
 from models.errors import Conflict, JobNotFound
-from models.job import InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState, VectorRun
+from models.job import Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState, VectorBlock
 from models.usage import UsageRecord
 from tests.integration.store import Store, landed, refused, text_of
 from tests.integration.truth import Truth
@@ -26,8 +26,8 @@ async def checked(store: Store, job_id: str) -> Truth:
 
 
 async def rows_of(store: Store, job_id: str) -> dict[str, int]:
-    counts = {table.__tablename__: await store.count(table, table.job_id == job_id) for table in (Shard, VectorRun)}
-    counts["input_errors"] = await store.count(InputFailure, InputFailure.job_id == job_id)
+    counts = {table.__tablename__: await store.count(table, table.job_id == job_id) for table in (Shard, VectorBlock)}
+    counts["input_errors"] = await store.count(JobInputError, JobInputError.job_id == job_id)
     counts["jobs"] = await store.count(Job, Job.id == job_id)
     return counts
 
@@ -42,22 +42,22 @@ def some_lines(count: int) -> Lines:
 @pytest.mark.fault(44)
 async def test_cancelling_a_job_that_nobody_works_on_ends_it_at_once(store: Store) -> None:
     job_id = await store.submit(30)
-    await ending.cancel(store.runtime, "p", job_id)
+    await end_early.cancel(store.runtime, "p", job_id)
     truth = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     assert {shard.state for shard in truth.shards} == {ShardState.CANCELLED}
-    await ending.cancel(store.runtime, "p", job_id)
+    await end_early.cancel(store.runtime, "p", job_id)
 
 
 @pytest.mark.fault(44)
 async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: Store) -> None:
     job_id = await store.submit(30)
     held = await store.claim((await store.shard_ids(job_id))[1])
-    await ending.cancel(store.runtime, "p", job_id)
-    await ending.cancel(store.runtime, "p", job_id)
+    await end_early.cancel(store.runtime, "p", job_id)
+    await end_early.cancel(store.runtime, "p", job_id)
     assert await store.status(job_id) == JobStatus.CANCELLING
     assert not (await record(store.runtime, held, landed(held, range(3), route=store.routes[0]))).go_on
-    await ending.let_go(store.runtime, held)
+    await end_early.let_go(store.runtime, held)
     truth = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     assert sorted(truth.with_vector) == [10, 11, 12]
@@ -66,7 +66,7 @@ async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: S
 @pytest.mark.fault(44)
 async def test_a_shard_that_ends_while_its_job_is_cancelling_ends_the_job(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await ending.cancel(store.runtime, "p", job_id)
+    await end_early.cancel(store.runtime, "p", job_id)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
     await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
@@ -81,7 +81,7 @@ async def test_a_finished_job_cannot_be_cancelled(store: Store, errors: int) -> 
         await record(store.runtime, held, landed(held, range(errors, 10), route=store.routes[0]))
     before = await store.job(job_id)
     with pytest.raises(Conflict) as caught:
-        await ending.cancel(store.runtime, "p", job_id)
+        await end_early.cancel(store.runtime, "p", job_id)
     assert not caught.value.should_retry
     assert await store.job(job_id) == before
 
@@ -92,12 +92,12 @@ async def test_cancel_against_finish_ends_in_one_of_the_two(store: Store) -> Non
     for _ in range(4):
         holders = await store.claim_all(job_id := await store.submit(20))
         await asyncio.gather(
-            ending.cancel(other.runtime, "p", job_id),
+            end_early.cancel(other.runtime, "p", job_id),
             *(record(store.runtime, held, landed(held, route=store.routes[0])) for held in holders),
             return_exceptions=True,
         )
         for held in holders:
-            await ending.let_go(store.runtime, held)
+            await end_early.let_go(store.runtime, held)
         await checked(store, job_id)
         assert await store.status(job_id) in (JobStatus.CANCELLED, JobStatus.COMPLETED)
     await other.close()
@@ -105,11 +105,12 @@ async def test_cancel_against_finish_ends_in_one_of_the_two(store: Store) -> Non
 
 @pytest.mark.fault(44)
 async def test_a_job_cancelled_while_its_corpus_arrives_stays_cancelled(store: Store) -> None:
-    async with store.receiving() as intake:
-        await intake.add(some_lines(25))
-        await ending.cancel(store.runtime, "p", intake.job_id)
-        await intake.add(some_lines(25))
-        await intake.finish(b"fingerprint")
+    with pytest.raises(Conflict, match="cancelled"):  # the caller is told, not answered 202
+        async with store.receiving() as intake:
+            await intake.add(some_lines(25))
+            await end_early.cancel(store.runtime, "p", intake.job_id)
+            await intake.add(some_lines(25))
+            await intake.finish(b"fingerprint")
     assert await store.status(intake.job_id) == JobStatus.CANCELLED
     await sweep(store.runtime)
     truth = await checked(store, intake.job_id)
@@ -120,7 +121,7 @@ async def test_a_job_cancelled_while_its_corpus_arrives_stays_cancelled(store: S
 
 async def test_another_project_s_job_cannot_be_cancelled_or_deleted(store: Store) -> None:
     job_id = await store.submit(project="p")
-    for verb in (ending.cancel, ending.remove):
+    for verb in (end_early.cancel, end_early.remove):
         for project, name in (("q", job_id), ("p", "job_" + "0" * 32), ("p", "nonsense")):
             with pytest.raises(JobNotFound):
                 await verb(store.runtime, project, name)
@@ -131,11 +132,11 @@ async def test_a_deleted_job_is_gone_at_once_and_its_rows_soon_but_never_its_led
     job_id = await store.submit(30, bad={4}, with_ids=True)
     for held in await store.claim_all(job_id):
         await record(store.runtime, held, landed(held, route=store.routes[0]))
-    await ending.remove(store.runtime, "p", job_id)
+    await end_early.remove(store.runtime, "p", job_id)
     with pytest.raises(JobNotFound):
         await find(store.runtime, "p", job_id)
     with pytest.raises(JobNotFound):
-        await ending.remove(store.runtime, "p", job_id)
+        await end_early.remove(store.runtime, "p", job_id)
     for _ in range(5):
         await sweep(store.runtime)
     assert set((await rows_of(store, job_id)).values()) == {0}
@@ -148,7 +149,7 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
     job_id = await store.submit(30)
     one, two, three = await store.claim_all(job_id)
     await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))
-    await ending.remove(store.runtime, "p", job_id)
+    await end_early.remove(store.runtime, "p", job_id)
     assert not await claims.heartbeat(store.runtime, one)
     assert not (await record(store.runtime, one, landed(one, route=store.routes[0]))).go_on
     await claims.release(store.runtime, two, delay_s=0, spent=True, reason="", waiting_on="quota")
@@ -161,9 +162,12 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
         assert not (await record(store.runtime, held, landed(held, range(10), route=store.routes[0]))).go_on
         assert not await claims.heartbeat(store.runtime, held)
         await claims.release(store.runtime, held, delay_s=0, spent=True, reason="", waiting_on="quota")
-        await ending.let_go(store.runtime, held)
+        await end_early.let_go(store.runtime, held)
     assert set((await rows_of(store, job_id)).values()) == {0}
-    assert await store.count(UsageRecord, UsageRecord.job_id == job_id) == 2
+    # What came too late was paid for all the same: it is in the ledger as wasted.
+    of_job = UsageRecord.job_id == job_id
+    assert await store.count(UsageRecord, of_job, UsageRecord.kind == "wasted") >= 3
+    assert await store.count(UsageRecord, of_job, UsageRecord.kind == "delivered") <= 2
 
 
 async def test_deleting_and_recording_at_once_leaves_no_rows(store: Store) -> None:
@@ -172,7 +176,7 @@ async def test_deleting_and_recording_at_once_leaves_no_rows(store: Store) -> No
         holders = await store.claim_all(job_id := await store.submit(40))
 
         async def delete(doomed: str) -> None:
-            await ending.remove(other.runtime, "p", doomed)
+            await end_early.remove(other.runtime, "p", doomed)
             for _ in range(3):
                 await sweep(other.runtime)
 
@@ -180,7 +184,7 @@ async def test_deleting_and_recording_at_once_leaves_no_rows(store: Store) -> No
             delete(job_id), *(record(store.runtime, held, landed(held, route=store.routes[0])) for held in holders)
         )
         for held in holders:
-            await ending.let_go(store.runtime, held)
+            await end_early.let_go(store.runtime, held)
         for _ in range(5):
             await sweep(store.runtime)
         assert set((await rows_of(store, job_id)).values()) == {0}
@@ -193,7 +197,7 @@ async def test_a_job_deleted_while_its_corpus_arrives_is_refused_and_goes(store:
         async with store.receiving() as intake:
             seen.append(intake.job_id)
             await intake.add(some_lines(25))
-            await ending.remove(store.runtime, "p", intake.job_id)
+            await end_early.remove(store.runtime, "p", intake.job_id)
             for _ in range(5 if purged else 0):
                 await sweep(store.runtime)
             await intake.add(some_lines(25))

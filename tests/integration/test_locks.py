@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text, update
 
-from engine.jobs import claim as claims
-from engine.jobs import ending, sweep
-from engine.jobs.dispatch import dispatch
-from engine.jobs.record import record
+from engine.jobs.control import end_early
+from engine.jobs.leasing import claim as claims
+from engine.jobs.maintenance import sweep
+from engine.jobs.recording.record import record
+from engine.jobs.scheduling.dispatch import dispatch
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import StorageUnavailable
@@ -26,9 +27,9 @@ LATE_S = 3600.0
 # Each verb, and the state of the shards that it is about.
 VERBS: dict[str, tuple[Verb, ShardState]] = {
     "dispatch": (lambda runtime, job_id: dispatch(runtime), ShardState.QUEUED),
-    "ring_again": (lambda runtime, job_id: sweep.ring_again(runtime), ShardState.RUNG),
+    "requeue_unanswered": (lambda runtime, job_id: sweep.requeue_unanswered(runtime), ShardState.RUNG),
     "requeue_expired": (lambda runtime, job_id: sweep.requeue_expired(runtime), ShardState.RUNNING),
-    "close_shards": (ending.close_shards, ShardState.QUEUED),
+    "close_shards": (end_early.close_shards, ShardState.QUEUED),
 }
 
 
@@ -69,7 +70,7 @@ async def test_verbs_at_once_never_lock_each_other_out(store: Store) -> None:
         await _shuffle_rows(store, chance.sample(ids, len(ids)), ShardState.QUEUED)
         held = [await store.claim(shard_id) for shard_id in ids[::4]]
         todo = [verb(other.runtime, jobs[0]) for other in others for verb, _ in VERBS.values()]
-        todo += [ending.cancel(others[0].runtime, "p", jobs[0]), sweep.finish_jobs(others[1].runtime)]
+        todo += [end_early.cancel(others[0].runtime, "p", jobs[0]), sweep.finish_jobs(others[1].runtime)]
         todo += [record(store.runtime, one, landed(one, route=store.routes[0])) for one in held]
         todo += [claims.heartbeat(store.runtime, one) for one in held]
         chance.shuffle(todo)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from engine.flight_log import FlightLog, Note
-from engine.jobs.lost_calls import note_lost_calls
-from engine.jobs.run import run_shard
-from engine.jobs.sweep import sweep
+from engine.durability.call_journal import CallJournal, InFlightCall
+from engine.jobs.execution.worker import run_shard
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.recording.orphaned_calls import note_lost_calls
 from models.base import db_now
 from models.job import AmbiguousCall, JobStatus
 from tests.fakes import unanswered_calls
@@ -27,9 +28,11 @@ async def other(store: Store) -> AsyncIterator[Store]:
 
 
 def left_by_a_dead_worker(folder: Path, job_id: str, count: int) -> None:
-    log = FlightLog(folder)
+    log = CallJournal(folder)
     for number in range(count):
-        log.depart(Note(f"call_{os.urandom(4).hex()}", "p", job_id, "shard", 1, "one", "m", 10 + number, 1.0))
+        log.depart(
+            InFlightCall(f"call_{os.urandom(4).hex()}", "p", job_id, "shard", 1, "one", "m", 10 + number, time.time())
+        )
     log.close()
 
 
@@ -39,7 +42,7 @@ def of_all_routes() -> float:
 
 async def test_calls_of_the_dead_are_counted_once(store: Store, other: Store) -> None:
     job_id = await store.submit()
-    folder = store.runtime.flights.folder
+    folder = store.runtime.journal.folder
     left_by_a_dead_worker(folder, job_id, 3)
     left_by_a_dead_worker(folder, "a job that was deleted", 1)
     counted = unanswered_calls("one")
@@ -59,8 +62,8 @@ async def test_calls_that_came_to_their_end_leave_no_trace(store: Store) -> None
     await run_shard(store.runtime, shard_id, "w")
     assert await store.status(job_id) == JobStatus.COMPLETED
     assert await store.count(AmbiguousCall) == 0
-    store.runtime.flights.close()
-    assert list(store.runtime.flights.folder.iterdir()) == []
+    store.runtime.journal.close()
+    assert list(store.runtime.journal.folder.iterdir()) == []
 
 
 async def test_a_call_that_was_cut_off_is_ambiguous(database_url: str, tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ async def test_a_call_that_was_cut_off_is_ambiguous(database_url: str, tmp_path:
 async def test_a_call_that_is_found_twice_is_counted_once(store: Store) -> None:
     """Its process had written it down, and was killed before it could clear its note."""
     job_id = await store.submit()
-    folder = store.runtime.flights.folder
+    folder = store.runtime.journal.folder
     left_by_a_dead_worker(folder, job_id, 1)
     [log] = folder.iterdir()
     copy = log.read_bytes()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.util.exc import CommandError
 from sqlalchemy import Connection, inspect
 
-from engine.database import Database, migrate, schema_revision
-from models.base import Base
+from engine.corpus.lines import Lines
+from engine.jobs.execution.worker import run_shard
+from engine.storage.database import Database, migrate, schema_revision
+from models.base import Base, new_id
+from models.errors import EmbedmillError
+from tests.integration.store import Store
 from tests.services import PostgresServer, async_url
 from tests.system.processes import Processes
 
@@ -82,3 +88,41 @@ async def test_migrated_schema_is_what_the_models_say(empty_url: str) -> None:
     async with database.read() as connection:
         assert await connection.run_sync(differences) == []
     await database.close()
+
+
+async def test_a_revision_by_name_is_gone_to_whichever_way_it_lies(empty_url: str) -> None:
+    """Down to it used to change nothing, and to say that it was done."""
+    database = Database(empty_url)
+    for revision, full in (("0003", False), ("head", True), ("0004", False), ("0002", False), ("0005", False)):
+        run_migration(empty_url, revision)
+        current, wanted = await schema_revision(database)
+        assert current == (wanted if full else revision)
+        run_migration(empty_url, revision)
+        assert (await schema_revision(database))[0] == current
+    with pytest.raises(CommandError):
+        run_migration(empty_url, "nonsense")
+    await database.close()
+
+
+@pytest.mark.parametrize("target", ["base", "0001", "-9"])
+@pytest.mark.parametrize("kind", ["duplicates", "ceiling"])
+async def test_going_down_is_refused_while_a_job_needs_what_would_be_lost(store: Store, kind: str, target: str) -> None:
+    """Down and up again, its duplicates would be open for ever, and its ceiling forgotten."""
+    url = store.runtime.settings.sqlalchemy_url
+    lines = Lines()
+    for _ in range(3):
+        lines.add("the same" if kind == "duplicates" else new_id("text"))
+    async with store.receiving() as intake:
+        await intake.add(lines)
+        await intake.finish(b"fingerprint")
+    if kind == "ceiling":
+        await store.set_job(intake.job_id, max_cost_usd=Decimal(1))
+    with pytest.raises(EmbedmillError, match=r"1 jobs have not ended.*cancel.*Nothing was changed"):
+        run_migration(url, target)
+    current, wanted = await schema_revision(store.runtime.database)
+    assert current == wanted
+    assert await store.status(intake.job_id) == "in_progress"
+    await run_shard(store.runtime, (await store.shard_ids(intake.job_id))[0], "w")
+    assert await store.status(intake.job_id) == "completed"
+    run_migration(url, "base")
+    run_migration(url)

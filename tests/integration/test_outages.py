@@ -12,15 +12,16 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.database import Database
-from engine.jobs import claim as claims
-from engine.jobs.dispatch import dispatch
-from engine.jobs.keeper import Keeper
-from engine.jobs.record import record
-from engine.jobs.replay import packed, replay, unpacked
-from engine.jobs.run import run_shard
-from engine.jobs.sweep import spare_leases, sweep
-from engine.upstream import Upstream
+from engine.jobs.execution.results_writer import ResultsWriter
+from engine.jobs.execution.worker import run_shard
+from engine.jobs.leasing import claim as claims
+from engine.jobs.maintenance.clock_steps import extend_leases_after_outage
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.recording.record import record
+from engine.jobs.recording.spool_replay import packed, replay, unpacked
+from engine.jobs.scheduling.dispatch import dispatch
+from engine.storage.database import Database
+from engine.upstream.call import Upstream
 from models.base import db_now
 from models.errors import StorageUnavailable
 from models.job import JobStatus, ShardState
@@ -132,7 +133,7 @@ async def test_results_outlast_an_outage_in_the_spool_and_are_paid_once(bench: B
 async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claimed_again(bench: Bench) -> None:
     store = bench.store
     held = await store.claim(await only(store, job_id := await store.submit(10)))
-    keeper = Keeper(store.runtime, held)
+    keeper = ResultsWriter(store.runtime, held)
     bench.database.away = True
     for part in landed(held, range(8), route=store.routes[0]):
         keeper.take(part)
@@ -155,7 +156,8 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
     [held] = await store.claim_all(job_id)
     parts = landed(held, route=store.routes[0])
     spool = store.runtime.spool
-    for body in (packed(held, parts)[:-9], b"not ours", packed(held, parts), packed(held, parts)):
+    whole = packed(held, parts, "use_1")
+    for body in (whole[:-9], b"not ours", whole, whole):
         file = spool.write(held.shard_id, body)
         assert file is not None
         file.let_go()
@@ -169,7 +171,8 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
 async def test_a_spool_file_says_all_that_a_record_needs(store: Store) -> None:
     [held] = await store.claim_all(await store.submit(10, bad={3}))
     parts = landed(held, route=store.routes[1])
-    again, same = unpacked(packed(held, parts))
+    again, same, record_id = unpacked(packed(held, parts, "use_1"))
+    assert record_id == "use_1"
     assert (again.shard_id, again.fence, again.options, again.count) == (held.shard_id, held.fence, held.options, 10)
     for before, after in zip(parts, same, strict=True):
         assert before.vectors is not None and after.vectors is not None
@@ -181,7 +184,7 @@ async def test_a_spool_file_says_all_that_a_record_needs(store: Store) -> None:
 async def test_a_commit_whose_answer_was_lost_is_not_counted_twice(bench: Bench) -> None:
     store = bench.store
     held = await store.claim(await only(store, job_id := await store.submit(10)))
-    keeper = Keeper(store.runtime, held)
+    keeper = ResultsWriter(store.runtime, held)
     bench.database.answers_lost = 2
     for part in landed(held, range(6), route=store.routes[0]):
         keeper.take(part)
@@ -212,7 +215,7 @@ async def test_leases_are_spared_after_a_time_without_the_database(store: Store)
     [held], _ = await store.claim_all(lost), await store.claim_all(fresh)
     untouched = (await store.shards(fresh))[0].lease_until
     await store.expire_lease(held.shard_id)
-    await spare_leases(store.runtime)
+    await extend_leases_after_outage(store.runtime)
     await sweep(store.runtime)
     assert (await store.shards(lost))[0].state == ShardState.RUNNING
     assert (await store.shards(fresh))[0].lease_until == untouched
@@ -251,7 +254,7 @@ async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_wh
     database_url: str, tmp_path: Path
 ) -> None:
     store = Store.open(database_url, tmp_path, claim_unrung_s=0.05, watchdog_s=0.3)
-    store.runtime.doorbell = bell = AnsweringBell()
+    store.runtime.notifier = bell = AnsweringBell()
     ended: list[bool] = []
 
     async def end(draining: asyncio.Event) -> None:

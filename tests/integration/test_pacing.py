@@ -7,7 +7,7 @@ import contextlib
 import multiprocessing
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -16,14 +16,14 @@ import orjson
 import pytest
 import redis.asyncio
 
-from engine import planning
-from engine.embedding import embed
-from engine.limiter import quota, script
-from engine.limiter.book import Ask, Book, End, Lesson, Verdict
-from engine.limiter.desk import Desk
-from engine.limiter.shared import Shared
-from engine.telemetry import PACED_ALONE
-from engine.upstream import Upstream
+from engine.embedding.embed import embed
+from engine.limiter import lua, quota
+from engine.limiter.bucket import AcquireRequest, BucketState, CallResult, CallSignal, Verdict
+from engine.limiter.coordinator import BucketCoordinator
+from engine.limiter.redis_store import RedisStore
+from engine.observability.telemetry import PACED_ALONE
+from engine.planning import packing
+from engine.upstream.call import Upstream
 from models.embedding import Batch, Call, Options, Route
 from models.errors import DeadlineExceeded, UpstreamRateLimited
 from providers.base import UpstreamReply, UpstreamRequest
@@ -98,41 +98,59 @@ async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
     await client.aclose()
 
 
+def shares_in(told: Sequence[str]) -> tuple[float, ...]:
+    return tuple(map(float, told)) or (1.0, 1.0)
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_redis_says_what_the_book_says(client: redis.asyncio.Redis, seed: int) -> None:
     """The same asks and ends, at the same instants, by the rules in Lua and by those in Python."""
     rng = random.Random(seed)
     shapes = (quota.of_tokens(rng.choice([None, 60_000])), quota.of_requests(rng.choice([None, 30])))
-    book = Book(6, 20.0, *shapes, at=START)
-    keys = script.keys_of(f"parity|{seed}")
-    ask_script, end_script = client.register_script(script.ASK), client.register_script(script.END)
-    now = START
+    book = BucketState(6, 20.0, *shapes, at=START)
+    keys = lua.keys_of(f"parity|{seed}")
+    ask_script, end_script = client.register_script(lua.ASK), client.register_script(lua.END)
+    now, lowest = START, 1.0
     under_way: list[str] = []
-    for turn in range(300):
-        now += rng.choice([0.0, 0.01, 0.3, 2.0])
+    for turn in range(180):  # in less time than a share takes to rise
+        now += rng.choice([0.0, 0.011, 0.303, 2.007])
         if under_way and rng.random() < 0.45:
             slot = under_way.pop(rng.randrange(len(under_way)))
-            lesson = rng.choice([*Lesson, Lesson.WELL, Lesson.WELL, Lesson.WELL])
-            gate_s = rng.choice([None, 0.0, 0.05, 0.5, 3.0])
+            lesson = rng.choice([*CallSignal, CallSignal.WELL, CallSignal.WELL, CallSignal.WELL])
+            gate_s = rng.choice([None, 0.001, 0.05, 0.5, 3.0])
             change = rng.choice([0.0, -400.0, 200.0])
-            end = End(slot, lesson, change, rng.choice([0.0, -1.0]), gate_s, rng.random(), rng.random() < 0.05)
+            end = CallResult(slot, lesson, change, rng.choice([0.0, -1.0]), gate_s, rng.random())
+            end = replace(end, kind=rng.choice(["", "tokens", "requests"]), brake=rng.random() < 0.05)
+            if lesson not in (CallSignal.LIMITED, CallSignal.NOTHING):
+                end = replace(end, accepted=rng.choice([100.0, 900.0, 5000.0]))
             book.end(end, now)
-            said = await end_script(keys[:2], script.end_arguments(end, most_under_way=6, shapes=shapes, now=now))
+            said = await end_script(keys[:2], lua.end_arguments(end, most_under_way=6, shapes=shapes, now=now))
             assert float(said[0]) == pytest.approx(max(0.0, book.gate_until - now), abs=1e-4)
             assert float(said[1]) == pytest.approx(book.places, abs=1e-3)
+            assert shares_in(said[2:]) == pytest.approx(book.shares(now), abs=1e-4)
+            lowest = min(lowest, *shares_in(said[2:]))
             continue
         size = rng.choice([100.0, 900.0, 5000.0])
-        ask = Ask(f"s{turn}", rng.random() < 0.5, size, rng.choice([0.0, 1.0, 20.0]), rng.random() < 0.1)
+        ask = AcquireRequest(f"s{turn}", rng.random() < 0.5, size, rng.choice([0.0, 1.0, 20.0]), rng.random() < 0.1)
         wanted = book.ask(ask, now)
-        arguments = script.ask_arguments(ask, most_under_way=6, slot_s=20.0, shapes=shapes, now=now)
-        verdict, wait, _, tokens, requests, places = await ask_script(keys, arguments)
-        assert verdict == wanted.verdict.value and float(wait) == pytest.approx(wanted.wait_s, abs=1e-3)
-        assert float(tokens) == pytest.approx(book.token_debt, abs=0.1)
-        assert float(requests) == pytest.approx(book.request_debt, abs=0.001)
+        arguments = lua.ask_arguments(ask, most_under_way=6, slot_s=20.0, shapes=shapes, now=now)
+        verdict, wait, _, tokens, requests, places, *shares = await ask_script(keys, arguments)
+        assert verdict == wanted.verdict.value and float(wait) == pytest.approx(wanted.wait_s, abs=1e-3, rel=1e-3)
+        assert float(tokens) == pytest.approx(book.token_debt, abs=0.1, rel=1e-3)
+        assert float(requests) == pytest.approx(book.request_debt, abs=0.001, rel=1e-3)
         assert float(places) == pytest.approx(book.places, abs=1e-3)
+        assert shares_in(shares) == pytest.approx(book.shares(now), abs=1e-4)
         if wanted.verdict is Verdict.GO:
             under_way.append(ask.slot)
     assert await client.ttl(keys[0]) > 0
+    assert (lowest < 0.9) == any(shape.rate for shape in shapes)
+    for pause_s in (100.0, 50.0, 400.0, 2000.0):
+        now += pause_s
+        wanted = book.ask(last := AcquireRequest(f"p{pause_s}", True, 1.0, 0.0), now)
+        arguments = lua.ask_arguments(last, most_under_way=6, slot_s=20.0, shapes=shapes, now=now)
+        said = await ask_script(keys, arguments)
+        assert shares_in(said[6:]) == pytest.approx(book.shares(now), abs=1e-4)
+    assert said[0] == wanted.verdict.value and book.shares(now) == (1.0, 1.0)
 
 
 TOKENS_PER_S = 2000
@@ -263,9 +281,9 @@ async def test_calls_of_bulk_shrink_with_a_quota_that_was_learned(redis_url: str
     texts = [f"text {n} " + "word " * 100 for n in range(32)]
     flying = replace(fakes.flight(wire, fakes.alias(route), len(texts)), upstream=opened(redis_url, wire, route))
     limits = replace(route.limits, inputs_per_call=28)
-    [most, rest] = planning.pack(texts, range(len(texts)), limits, fakes.WIDTH, Options())
+    [most, rest] = packing.pack(texts, range(len(texts)), limits, fakes.WIDTH, Options())
     assert most.tokens > QUOTA * quota.BULK_CALL  # it was packed before anything was known
-    first, second = planning.part(rest, 0, 2), planning.part(rest, 2, 4)
+    first, second = packing.part(rest, 0, 2), packing.part(rest, 2, 4)
     await embed(flying, [first, second, most], concurrency=1)
     sizes = [len(orjson.loads(request.body)["input"]) for request in wire.sent]
     assert sizes[:2] == [2, 2] and len(sizes) > 3 and sum(sizes) == len(texts)
@@ -275,7 +293,7 @@ async def test_calls_of_bulk_shrink_with_a_quota_that_was_learned(redis_url: str
 
 async def test_a_worker_that_dies_gives_its_places_back(client: redis.asyncio.Redis, redis_url: str) -> None:
     route = paced_route(max_concurrency=2)
-    keys = script.keys_of(f"{route.provider}|{route.upstream_model}")
+    keys = lua.keys_of(f"{route.provider}|{route.upstream_model}")
     now = float((await client.time())[0])
     await client.zadd(keys[1], {"dead-1": now + 0.4, "dead-2": now + 0.4, "dead-3": now - 10})
     wire = fakes.FakeWire(up=fakes.fake())
@@ -304,28 +322,28 @@ async def test_a_redis_that_is_away_leaves_each_process_its_share(
 ) -> None:
     """The connection goes through a relay that is closed and opened again."""
     async with Relay.to(redis_url) as relay:
-        shared = Shared(relay.url)
-        desks = [Desk(shared, f"away|{n}", most_under_way=8, slot_s=60.0) for n in range(2)]
+        shared = RedisStore(relay.url)
+        desks = [BucketCoordinator(shared, f"away|{n}", most_under_way=8, slot_s=60.0) for n in range(2)]
         desk, before = desks[0], value_of(PACED_ALONE)
         desk.keep_to(quota.of_tokens(QUOTA), quota.UNLIMITED)
         desk._processes = 4  # as Redis said last
         desk.keep_to(quota.of_tokens(QUOTA), quota.UNLIMITED)
         relay.open = False
         relay.cut()
-        asked = [await desk.ask(Ask(f"s{i}", True, 100.0, 0.0)) for i in range(40)]
+        asked = [await desk.ask(AcquireRequest(f"s{i}", True, 100.0, 0.0)) for i in range(40)]
         granted = sum(answer.verdict is Verdict.GO for answer in asked)
         assert granted <= 40 / 4 and value_of(PACED_ALONE) == before + 40
         # What drains in a second for one of four processes.
         async with asyncio.timeout(5):
-            later = Ask("later", True, TOKENS_PER_S * 0.2 / 4, 0.0)
+            later = AcquireRequest("later", True, TOKENS_PER_S * 0.2 / 4, 0.0)
             while (await desk.ask(later)).verdict is not Verdict.GO:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         relay.open = True
         async with asyncio.timeout(5):
             while shared._away:
                 await asyncio.sleep(0.05)
-                await desk.ask(Ask("again", True, 1.0, 0.0))
-        await desk.end(End("later", Lesson.WELL))
+                await desk.ask(AcquireRequest("again", True, 1.0, 0.0))
+        await desk.end(CallResult("later", CallSignal.WELL))
         await shared.close()
     told = [record.message for record in caplog.records if record.name == "embedmill.pacing"]
     assert [("away" in each, "back" in each) for each in told] == [(True, False), (False, True)]
@@ -340,7 +358,7 @@ async def test_without_any_redis_each_process_keeps_to_its_part(processes: int) 
     later = upstream._lines.of(paced_route("later"))
     for each in (line, later):
         granted = 0
-        while (await each._desk.ask(Ask(f"s{granted}", True, QUOTA * 0.001, 0.0))).verdict is Verdict.GO:
+        while (await each._desk.ask(AcquireRequest(f"s{granted}", True, QUOTA * 0.001, 0.0))).verdict is Verdict.GO:
             granted += 1
         assert granted == 22 // processes  # of a burst of 2.2 % of the quota
     await upstream.close()
@@ -348,12 +366,12 @@ async def test_without_any_redis_each_process_keeps_to_its_part(processes: int) 
 
 async def test_a_redis_that_is_frozen_costs_a_quarter_of_a_second_and_not_each_time(redis_url: str) -> None:
     async with Relay.to(redis_url) as relay:
-        shared = Shared(relay.url)
-        desk = Desk(shared, "frozen", most_under_way=8, slot_s=60.0)
+        shared = RedisStore(relay.url)
+        desk = BucketCoordinator(shared, "frozen", most_under_way=8, slot_s=60.0)
         relay.silent = True
         began = time.monotonic()
         for number in range(50):
-            assert (await desk.ask(Ask(f"s{number % 4}", True, 1.0, 0.0))).verdict is Verdict.GO
+            assert (await desk.ask(AcquireRequest(f"s{number % 4}", True, 1.0, 0.0))).verdict is Verdict.GO
         assert time.monotonic() - began < 1.0
         await shared.close()
 

@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, select, text, update
 
-from engine.gauges import Gauges
-from engine.jobs import turns
-from engine.jobs.dispatch import dispatch
-from engine.jobs.record import record
-from engine.jobs.sweep import sweep
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.reading import job_rows
+from engine.jobs.recording.record import record
+from engine.jobs.scheduling import fair_share
+from engine.jobs.scheduling.dispatch import dispatch
+from engine.storage.database_gauges import Gauges
 from models.base import Base, db_now, new_id
 from models.job import Job, JobStatus, ShardInputs, ShardState
 from tests.integration.store import Store, landed
@@ -104,10 +105,10 @@ async def one_round(store: Store) -> None:
     """A dispatch, a look about, a claim, a record, a sweep: what happens all the time."""
     await dispatch(store.runtime)
     async with store.runtime.database.read() as connection:
-        shard_id = await turns.first_waiting(connection, 8)
+        shard_id = await fair_share.first_waiting(connection, 8)
         assert shard_id is not None
-        await turns.waiting_long(connection, 8, 0.0)
-        await turns.places(connection, [shard_id])
+        await fair_share.waiting_long(connection, 8, 0.0)
+        await fair_share.places(connection, [shard_id])
     held = await store.claim(shard_id)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
     await sweep(store.runtime)
@@ -146,3 +147,20 @@ async def test_gauges_do_not_count_ended_jobs_each_time(crowded: Store) -> None:
     with statements(crowded) as asked:
         await gauges.refresh()
     assert asked and not any(JobStatus.COMPLETED in repr(parameters) for _, parameters in asked)
+
+
+async def test_a_list_by_status_reads_jobs_of_that_status_only(crowded: Store) -> None:
+    """Few have failed: nobody walks through all jobs of the project to find them."""
+    async with crowded.runtime.database.write() as connection:
+        some = select(Job.id).where(Job.project == "p1", Job.status == "completed").limit(20)
+        ids = list((await connection.execute(some)).scalars())
+        await connection.execute(update(Job).where(Job.id.in_(ids)).values(status="failed"))
+        await connection.execute(text("analyze"))
+    with statements(crowded) as asked:
+        await job_rows.page(crowded.runtime, "p1", limit=20, after=None, status="failed")
+        await job_rows.page(crowded.runtime, "p1", limit=20, after=new_id("job"), status="failed")
+    for statement, parameters in asked:
+        plan = await plan_of(crowded, statement, parameters)
+        assert reads_it_all(plan) is None and "ix_jobs_project_id" not in plan, plan
+        # PostgreSQL may take another index that leads to the failed ones.
+        assert "ix_jobs_project_status_id" in plan or not crowded.runtime.database.is_sqlite, plan

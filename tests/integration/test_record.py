@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
 import pytest
 
-from engine.jobs import ending
-from engine.jobs.purge import purge
-from engine.jobs.record import GONE, Recorded, fail_rest, record
-from engine.jobs.sweep import requeue_expired
+from engine.jobs.control import end_early
+from engine.jobs.maintenance.purge import purge
+from engine.jobs.maintenance.sweep import requeue_expired
+from engine.jobs.recording.record import GONE, Recorded, fail_rest, record
 from models.embedding import Matrix
 from models.errors import UpstreamUnavailable
 from models.job import FINISHED, JobStatus
+from models.usage import UsageKind
 from providers.fake import fake_tokens, fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, spoiled, text_of
 from tests.integration.truth import Truth
@@ -49,9 +49,9 @@ async def test_recording_the_same_again_changes_nothing(store: Store) -> None:
     job_id = await store.submit(20)
     first, _ = await store.claim_all(job_id)
     parts = landed(first, route=store.routes[0])
-    assert await record(store.runtime, first, parts) == Recorded(shard_done=True, go_on=True)
+    assert await record(store.runtime, first, parts, "use_1") == Recorded(shard_done=True, go_on=True)
     before = await checked(store, job_id)
-    assert await record(store.runtime, first, [spoiled(part) for part in parts]) == GONE
+    assert await record(store.runtime, first, [spoiled(part) for part in parts], "use_1") == GONE
     after = await checked(store, job_id)
     assert (after.runs, after.ledger, after.shards) == (before.runs, before.ledger, before.shards)
 
@@ -69,8 +69,15 @@ async def test_a_late_result_counts_where_there_is_none_and_never_overwrites(sto
     assert recorded == Recorded(shard_done=False, go_on=True)
     truth = await checked(store, job_id)
     assert sorted(truth.with_vector) == [0, 1, 2, 3, 4, 5, 6, 7]
-    by_provider = {row.provider: (row.inputs, row.calls) for row in truth.ledger}
-    assert by_provider == {"one": (6, 3), "two": (2, 1)}
+    rows = {(row.provider, row.kind, row.code): (row.inputs, row.calls) for row in truth.ledger}
+    assert rows == {
+        ("one", "delivered", None): (6, 3),
+        ("two", "delivered", None): (2, 1),
+        ("two", "wasted", "late_result"): (4, 2),
+    }
+    # What one call was billed for is shared out, and nothing of it is lost.
+    billed = sum(part.tokens for part in stale_parts)
+    assert sum(row.prompt_tokens for row in truth.ledger if row.provider == "two") == billed
     await record(store.runtime, fresh, landed(fresh, [4, 5, 8, 9], route=store.routes[0]))
     await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
@@ -131,7 +138,8 @@ async def test_a_job_finishes_exactly_once_however_many_finish_it(store: Store) 
     job = await store.job(job_id)
     truth = await checked(store, job_id)
     assert (job.status, job.open_shards) == (JobStatus.COMPLETED, 0)
-    assert len(truth.ledger) == 4
+    assert len(truth.of_kind(UsageKind.DELIVERED)) == len(truth.of_kind(UsageKind.WASTED)) == 4
+    assert job.cost_usd == 2 * truth.cost_in_ledger == 2 * job.wasted_cost_usd
     await other.close()
 
 
@@ -175,23 +183,24 @@ async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Stor
     cancelled, removed = await store.submit(), await store.submit()
     for job_id in (cancelled, removed):
         [held] = await store.claim_all(job_id)
-        await ending.cancel(store.runtime, "p", job_id)
-        await ending.let_go(store.runtime, held)
+        await end_early.cancel(store.runtime, "p", job_id)
+        await end_early.let_go(store.runtime, held)
         if job_id == removed:
-            await ending.remove(store.runtime, "p", job_id)
+            await end_early.remove(store.runtime, "p", job_id)
             await purge(store.runtime)
         assert await record(store.runtime, held, landed(held, route=store.routes[0])) == GONE
         truth = await checked(store, job_id)
-        assert not truth.runs and not truth.ledger
+        assert not truth.runs
+        assert {(row.kind, row.code, row.inputs) for row in truth.ledger} == {("wasted", "late_result", 10)}
 
 
 @pytest.mark.fault(44)
 async def test_what_was_under_way_when_the_job_was_cancelled_still_lands(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await ending.cancel(store.runtime, "p", job_id)
+    await end_early.cancel(store.runtime, "p", job_id)
     recorded = await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
     assert recorded == Recorded(shard_done=False, go_on=False)
-    await ending.let_go(store.runtime, held)
+    await end_early.let_go(store.runtime, held)
     truth = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     assert sorted(truth.with_vector) == [0, 1, 2, 3]
@@ -219,6 +228,6 @@ async def test_vectors_are_float32_bytes_to_the_bit(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
     odd = np.array([np.float32(1e-42), -0.0, 3.4e38, 1 / 3, 1.0, 2.0, 3.0, 4.0], dtype="<f4")
     [part] = landed(held, [0], route=store.routes[0])
-    await record(store.runtime, held, [replace(part, vectors=odd.reshape(1, 8))])
+    await record(store.runtime, held, [part._replace(vectors=odd.reshape(1, 8))])
     truth = await Truth.read(store.runtime.database, job_id)
     assert truth.runs[0].data == odd.tobytes()

@@ -9,10 +9,10 @@ import orjson
 import pybase64
 import pytest
 
-from engine import results
-from engine.jobs.read import find
-from engine.jobs.record import record
-from engine.results import Range
+from engine.jobs.reading import results
+from engine.jobs.reading.job_rows import find
+from engine.jobs.reading.results import Range
+from engine.jobs.recording.record import record
 from models.embedding import Matrix
 from providers.fake import fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from engine import presence
-from engine.jobs import control, ending
-from engine.jobs.give_back import give_back
-from engine.jobs.keeper import Keeper
-from engine.jobs.read import find, job_object
-from engine.jobs.run import run_shard
-from engine.usage import UsageBuffer
+from engine.jobs.control import end_early, pause_resume
+from engine.jobs.execution.release import give_back
+from engine.jobs.execution.results_writer import ResultsWriter
+from engine.jobs.execution.worker import run_shard
+from engine.jobs.reading.job_rows import find, job_object
+from engine.ledger.usage_buffer import UsageBuffer
+from engine.queue import worker_heartbeats
 from models.base import new_id
 from models.errors import DeadlineExceeded
 from models.job import JobStatus, ShardState
@@ -69,8 +69,11 @@ async def test_an_input_that_the_provider_refuses_fails_alone(database_url: str,
     await store.close()
 
 
-async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(database_url: str, tmp_path: Path) -> None:
-    rule = "{do = {status = 429, retry_after = 120}}"
+@pytest.mark.parametrize("told_s", [120, 3600])
+async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(
+    database_url: str, tmp_path: Path, told_s: int
+) -> None:
+    rule = f"{{do = {{status = 429, retry_after = {told_s}}}}}"
     store = scripted(database_url, tmp_path, rule, shard_budget_s=1.0)
     job_id = await store.submit()
     await run_all(store, job_id)
@@ -114,7 +117,7 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     assert held is not None
     held.waits.waiting("slot", 1.0)
     held.waits.over("slot", may_start=not waited)
-    await give_back(store.runtime, held, Keeper(store.runtime, held), DeadlineExceeded("too late"))
+    await give_back(store.runtime, held, ResultsWriter(store.runtime, held), DeadlineExceeded("too late"))
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
     assert job_object(await find(store.runtime, "p", job_id))["waiting_on"] == waiting_on
 
@@ -134,18 +137,6 @@ async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database
     await store.close()
 
 
-async def test_a_provider_that_is_down_costs_attempts_and_then_the_inputs(database_url: str, tmp_path: Path) -> None:
-    store = scripted(database_url, tmp_path, "{do = {status = 401}}")
-    job_id = await store.submit()
-    for _ in range(stores.ATTEMPTS):
-        await store.set_shard((await store.shard_ids(job_id))[0], next_run_at=0.0)
-        await run_all(store, job_id)
-    truth = await checked(store, job_id)
-    assert sorted(truth.with_error) == list(range(10))
-    assert await store.status(job_id) == JobStatus.FAILED
-    await store.close()
-
-
 @pytest.mark.fault(44)
 async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: Path) -> None:
     store = scripted(database_url, tmp_path, "{do = {latency_ms = 800.0}}", heartbeat_s=0.2, shard_concurrency=1)
@@ -154,11 +145,11 @@ async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: P
     async with asyncio.timeout(10):
         while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
             await asyncio.sleep(0.01)
-        await ending.cancel(store.runtime, "p", job_id)
+        await end_early.cancel(store.runtime, "p", job_id)
         await running
     truth = await checked(store, job_id)
     assert len(truth.with_vector) <= 4  # the one batch that was in flight
-    await ending.close_shards(store.runtime, job_id)
+    await end_early.close_shards(store.runtime, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     await store.close()
 
@@ -176,7 +167,7 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
     async with asyncio.timeout(20):
         while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
             await asyncio.sleep(0.01)
-        await control.pause(store.runtime, "p", job_id)
+        await pause_resume.pause(store.runtime, "p", job_id)
         await running
     truth = await checked(store, job_id)
     assert len(truth.with_vector) <= 8  # the call that was in flight, and one that began in the second after
@@ -188,12 +179,12 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
 async def test_presence_counts_the_living(store: Store) -> None:
     database = store.runtime.database
     for worker in ("a", "b", "a"):
-        await presence.beat(database, worker, slots=2)
-    assert await presence.alive(database, 5.0) == 2
-    assert await presence.alive(database, -1.0) == 0
-    await presence.leave(database, "a")
-    await presence.leave(database, "never seen")
-    assert await presence.alive(database, 5.0) == 1
+        await worker_heartbeats.beat(database, worker, slots=2)
+    assert await worker_heartbeats.alive(database, 5.0) == 2
+    assert await worker_heartbeats.alive(database, -1.0) == 0
+    await worker_heartbeats.leave(database, "a")
+    await worker_heartbeats.leave(database, "never seen")
+    assert await worker_heartbeats.alive(database, 5.0) == 1
 
 
 def usage_row(tokens: int) -> dict[str, Any]:

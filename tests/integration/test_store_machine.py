@@ -32,15 +32,15 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
-from engine.jobs import claim as claims
-from engine.jobs import control, ending
-from engine.jobs.claim import Claim
-from engine.jobs.read import job_object
-from engine.jobs.record import record
-from engine.jobs.retry import retry
-from engine.jobs.sweep import sweep
+from engine.jobs.control import end_early, pause_resume
+from engine.jobs.control.retry import retry
+from engine.jobs.leasing import claim as claims
+from engine.jobs.leasing.claim import ClaimedShard
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.reading.job_rows import job_object
+from engine.jobs.recording.record import record
 from models.base import db_now
-from models.embedding import Landed, Matrix
+from models.embedding import BatchOutcome, Matrix
 from models.errors import Conflict, JobNotFound
 from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
@@ -81,7 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.store = Store.open(self.url, self.folder)
         self.shard_ids: list[str] = []
-        self.held: list[Claim] = []
+        self.held: list[ClaimedShard] = []
         self.seen_status = JobStatus.IN_PROGRESS
         self.seen_outcomes: dict[int, bytes | str] = {}
         self.seen_ledger = 0
@@ -109,7 +109,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(shard=shards)
     def a_ring_comes_thrice(self, shard: int) -> None:
-        async def answer() -> list[Claim | None]:
+        async def answer() -> list[ClaimedShard | None]:
             ring = self.shard_ids[shard % len(self.shard_ids)]
             return await asyncio.gather(*(claims.claim(self.store.runtime, ring, f"w{n}") for n in range(3)))
 
@@ -122,15 +122,15 @@ class StoreMachine(RuleBasedStateMachine):
         pick=picks,
         positions=st.sets(st.integers(0, SHARD_INPUTS - 1), min_size=1),
         cut=st.integers(1, SHARD_INPUTS),
-        guilty=st.sets(st.integers(0, SHARD_INPUTS - 1), max_size=2),
+        offending_position=st.sets(st.integers(0, SHARD_INPUTS - 1), max_size=2),
     )
-    def record_some(self, pick: int, positions: set[int], cut: int, guilty: set[int]) -> None:
+    def record_some(self, pick: int, positions: set[int], cut: int, offending_position: set[int]) -> None:
         held = self._any_claim(pick)
         could = [position for position in sorted(positions) if position in held.waiting()]
-        parts: list[Landed] = []
-        if good := [position for position in could if position not in guilty]:
+        parts: list[BatchOutcome] = []
+        if good := [position for position in could if position not in offending_position]:
             parts += landed(held, good, route=self.store.routes[pick % 2], cut=cut)
-        parts += refused(held, [position for position in could if position in guilty])
+        parts += refused(held, [position for position in could if position in offending_position])
         self._record(held, parts)
 
     @precondition(lambda self: self.held)
@@ -165,7 +165,7 @@ class StoreMachine(RuleBasedStateMachine):
     def let_go_if_told(self, pick: int) -> None:
         held = self._any_claim(pick)
         if self.seen_status != JobStatus.IN_PROGRESS:
-            self.run(ending.let_go(self.store.runtime, held))
+            self.run(end_early.let_go(self.store.runtime, held))
 
     @rule(shard=shards)
     def lease_runs_out(self, shard: int) -> None:
@@ -194,7 +194,7 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(ending.cancel(self.store.runtime, "p", self.job_id))
+            self.run(end_early.cancel(self.store.runtime, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         except Conflict:
@@ -202,11 +202,11 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def pause(self) -> None:
-        self._steer(control.pause, {JobStatus.IN_PROGRESS, JobStatus.PAUSED})
+        self._steer(pause_resume.pause, {JobStatus.IN_PROGRESS, JobStatus.PAUSED})
 
     @rule()
     def resume(self) -> None:
-        self._steer(control.resume, {JobStatus.IN_PROGRESS, JobStatus.PAUSED})
+        self._steer(pause_resume.resume, {JobStatus.IN_PROGRESS, JobStatus.PAUSED})
 
     @rule()
     def retry(self) -> None:
@@ -231,7 +231,7 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(ending.remove(self.store.runtime, "p", self.job_id))
+            self.run(end_early.remove(self.store.runtime, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         self.deleted = True
@@ -318,7 +318,7 @@ class StoreMachine(RuleBasedStateMachine):
         now = self.run(self.store.shard_ids(self.job_id))
         self.shard_ids += [shard_id for shard_id in now if shard_id not in self.shard_ids]
 
-    def _any_claim(self, pick: int) -> Claim:
+    def _any_claim(self, pick: int) -> ClaimedShard:
         return self.held[pick % len(self.held)]
 
     def _steer(self, verb: Any, where: set[JobStatus], *, may_refuse: bool = False) -> bool:
@@ -334,13 +334,13 @@ class StoreMachine(RuleBasedStateMachine):
             return True
         return False
 
-    def _record(self, held: Claim, parts: list[Landed]) -> None:
+    def _record(self, held: ClaimedShard, parts: list[BatchOutcome]) -> None:
         fence, failed = self.run(self._fence_and_failed(held))
         self.run(record(self.store.runtime, held, parts))
         if fence is not None and fence != held.fence:
             assert self.run(self._fence_and_failed(held))[1] in (None, failed), "a stale worker failed an input"
 
-    async def _fence_and_failed(self, held: Claim) -> tuple[int | None, int | None]:
+    async def _fence_and_failed(self, held: ClaimedShard) -> tuple[int | None, int | None]:
         async with self.store.runtime.database.read() as connection:
             failed = (await connection.execute(select(Job.failed).where(Job.id == held.job_id))).scalar_one_or_none()
             fence = (

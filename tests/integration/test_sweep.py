@@ -10,15 +10,26 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import insert, select
 
-from engine import presence
-from engine.corpus import Lines
-from engine.jobs import submit
-from engine.jobs.purge import FORGET_WORKER_S
-from engine.jobs.record import record
-from engine.jobs.sweep import sweep
-from engine.jobs.turns import WORKERS_LOST
+from engine.corpus.lines import Lines
+from engine.jobs.ingest import job_intake
+from engine.jobs.maintenance.crashes import MAX_SOLO_DEATHS
+from engine.jobs.maintenance.purge import FORGET_WORKER_S
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.recording.record import record
+from engine.queue import worker_heartbeats
 from models.base import db_now
-from models.job import IdempotencyKey, InputFailure, Job, JobStatus, Shard, ShardInputs, ShardState, VectorRun
+from models.errors import UploadInterrupted
+from models.job import (
+    IdempotencyKey,
+    Job,
+    JobInputError,
+    JobStatus,
+    RefusedInputs,
+    Shard,
+    ShardInputs,
+    ShardState,
+    VectorBlock,
+)
 from models.usage import UsageRecord
 from models.worker import WorkerProcess
 from tests.integration.store import Store, landed, text_of
@@ -53,7 +64,7 @@ async def test_a_lost_worker_s_shard_runs_again_and_a_live_one_s_does_not(store:
     assert store.bell.rung + other.bell.rung == [lost_claim.shard_id]
     assert [shard.state for shard in await store.shards(alive)] == [ShardState.RUNNING]
     again = await store.claim(lost_claim.shard_id)
-    assert (again.attempt, again.fence) == (2, 2)
+    assert (again.attempt, again.fence) == (1, 2)  # a death spends no attempt
     assert alive_claim.fence == 1
 
 
@@ -71,7 +82,7 @@ async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails
     deadly, fine = await store.claim_all(job_id)
     await record(store.runtime, deadly, landed(deadly, range(8), route=store.routes[0]))
     await record(store.runtime, fine, landed(fine, route=store.routes[0]))
-    for lost in range(1, WORKERS_LOST):
+    for lost in range(1, 3):
         await store.expire_lease(deadly.shard_id)
         await sweep_twice(store, other)
         assert [shard.lost for shard in await store.shards(job_id)] == [lost, 0]
@@ -81,11 +92,14 @@ async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails
     await sweep(store.runtime)
     assert [(shard.first_index, shard.count) for shard in await store.shards(job_id)] == [(0, 9), (10, 10), (9, 1)]
     await checked(store, job_id)
-    for shard in await store.shards(job_id):
-        if shard.state != ShardState.DONE:
-            await store.claim(shard.id)
-            await store.expire_lease(shard.id)
-    await sweep_twice(store, other)
+    for _ in range(MAX_SOLO_DEATHS + 1):  # nothing else runs: there is no evidence but the number of deaths
+        assert await store.status(job_id) == JobStatus.IN_PROGRESS
+        for shard in await store.shards(job_id):
+            if shard.state != ShardState.DONE:
+                await store.set_shard(shard.id, next_run_at=db_now())
+                await store.claim(shard.id)
+                await store.expire_lease(shard.id)
+        await sweep_twice(store, other)
     await sweep(store.runtime)
     truth = await checked(store, job_id)
     assert {row.code for row in truth.failures if row.index < 10} == {"worker_lost"}
@@ -134,18 +148,40 @@ async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Stor
         await sweep(store.runtime)
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
         await store.set_job(job_id, intake_until=db_now() - 1)
+        await sweep_twice(store, other)  # its process is here, and alive: it may have been stopped for a while
+        assert await store.status(job_id) == JobStatus.IN_PROGRESS
+        await store.set_job(job_id, intake_owner="elsewhere/b/n:1#x")
         await sweep_twice(store, other)
         job = await store.job(job_id)
         assert (job.status, job.total, job.completed, job.open_shards) == (JobStatus.FAILED, None, 10, 0)
         assert [(entry["code"], entry["count"]) for entry in job.error_summary] == [("upload_interrupted", 0)]
         await checked(store, job_id)
         # The upload was not dead, only frozen: what it still sends changes nothing.
-        await intake.finish(b"fingerprint")
+        with pytest.raises(UploadInterrupted):
+            await intake.finish(b"fingerprint")
     job = await store.job(job_id)
     assert job.status == JobStatus.FAILED
     await sweep_twice(store, other)
     truth = await checked(store, job_id)
     assert {shard.state for shard in truth.shards} == {ShardState.DONE, ShardState.CANCELLED}
+
+
+async def test_an_upload_under_a_key_is_left_open_for_a_while(store: Store, other: Store) -> None:
+    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    assert isinstance(reservation, job_intake.Reservation)
+    with pytest.raises(RuntimeError):
+        async with store.receiving_as(reservation) as intake:
+            lines = Lines()
+            for index in range(25):
+                lines.add(text_of("text", index))
+            await intake.add(lines)
+            raise RuntimeError
+    await sweep_twice(store, other)
+    assert await store.status(intake.job_id) == JobStatus.IN_PROGRESS
+    await store.set_job(intake.job_id, intake_until=db_now() - store.runtime.settings.upload_resume_s - 1)
+    await sweep_twice(store, other)
+    assert await store.status(intake.job_id) == JobStatus.FAILED
+    assert await store.count(IdempotencyKey) == 0
 
 
 async def test_a_shard_that_comes_back_to_a_failed_job_is_closed(store: Store, other: Store) -> None:
@@ -165,7 +201,7 @@ async def test_an_expired_job_and_all_its_rows_but_the_ledger_go(store: Store, o
     await store.set_job(gone, expires_at=db_now() - 1)
     for _ in range(4):
         await sweep_twice(store, other)
-    for table in (Shard, VectorRun, InputFailure):
+    for table in (Shard, VectorBlock, JobInputError, RefusedInputs):
         assert await store.count(table, table.job_id == gone) == 0
     assert await store.count(Job) == 1
     assert await store.count(ShardInputs) == len(await store.shards(kept))
@@ -175,7 +211,7 @@ async def test_an_expired_job_and_all_its_rows_but_the_ledger_go(store: Store, o
 
 
 async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other: Store) -> None:
-    await submit.reserve(store.runtime, "p", "kept")
+    await job_intake.reserve(store.runtime, "p", "kept")
     async with store.runtime.database.write() as connection:
         await connection.execute(
             insert(IdempotencyKey).values(project="p", key="old", job_id="j", expires_at=db_now() - 1)
@@ -183,7 +219,7 @@ async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other:
         await connection.execute(
             insert(WorkerProcess).values(id="w", slots=1, started_at=0.0, seen_at=db_now() - FORGET_WORKER_S - 1)
         )
-    await presence.beat(store.runtime.database, "alive", slots=1)
+    await worker_heartbeats.beat(store.runtime.database, "alive", slots=1)
     await sweep_twice(store, other)
     async with store.runtime.database.read() as connection:
         assert list((await connection.execute(select(IdempotencyKey.key))).scalars()) == ["kept"]
@@ -207,10 +243,10 @@ def pid_of_the_dead() -> int:
 
 async def test_a_worker_that_died_here_is_not_waited_for_and_one_elsewhere_is(store: Store, other: Store) -> None:
     gone = pid_of_the_dead()
-    here = presence.process_name().rpartition(":")[0]
+    here = worker_heartbeats.process_name().rpartition(":")[0]
     alive, dead, elsewhere = [(await store.claim_all(await store.submit()))[0].shard_id for _ in range(3)]
     for shard_id, worker in (
-        (alive, presence.process_name()),
+        (alive, worker_heartbeats.process_name()),
         (dead, f"{here}:{gone}"),
         (elsewhere, f"another-{here}:{gone}"),
     ):

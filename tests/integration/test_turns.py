@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from engine.jobs import claim as claims
-from engine.jobs import turns
-from engine.jobs.answer import answer
-from engine.jobs.claim import Claim
-from engine.jobs.dispatch import BLOCKED_AT_MOST_S, dispatch
-from engine.jobs.record import record
+from engine.jobs.execution.next_shard import answer
+from engine.jobs.leasing import claim as claims
+from engine.jobs.leasing.claim import ClaimedShard
+from engine.jobs.recording.record import record
+from engine.jobs.scheduling import fair_share
+from engine.jobs.scheduling.dispatch import BLOCKED_AT_MOST_S, dispatch
 from models.base import db_now, new_id
 from models.job import FairShare, JobStatus, Shard
 from tests.integration.store import SHARD_INPUTS, Store, landed
@@ -35,10 +35,10 @@ async def submit(store: Store, shards: int, tokens: int, project: str = "p") -> 
     return job_id
 
 
-async def take_turn(store: Store) -> Claim | None:
+async def take_turn(store: Store) -> ClaimedShard | None:
     """What a worker takes that hears a ring."""
     async with store.runtime.database.read() as connection:
-        shard_id = await turns.first_waiting(connection, store.runtime.settings.shard_attempts)
+        shard_id = await fair_share.first_waiting(connection, store.runtime.settings.shard_attempts)
     return None if shard_id is None else await store.claim(shard_id)
 
 
@@ -66,6 +66,38 @@ async def test_jobs_of_a_project_share_by_tokens_not_by_shards(quiet: Store) -> 
     # And at any moment neither is ahead by more than a shard.
     for done in range(12):
         assert abs(taken[:done].count("a") * 300 - taken[:done].count("b") * 100) <= 300
+
+
+@pytest.mark.parametrize(("spent", "of_victim"), [(True, 4), (False, 1)])
+async def test_a_job_whose_every_visit_fails_takes_turns_with_other_projects(
+    quiet: Store, spent: bool, of_victim: int
+) -> None:
+    """A visit that spends no attempt, as before an outage, costs no turn."""
+    hostile = await submit(quiet, 8, 100, "hostile")
+    await submit(quiet, 8, 100, "victim")
+    taken = ""
+    for _ in range(8):
+        held = await take_turn(quiet)
+        assert held is not None
+        if held.job_id == hostile:
+            await claims.release(quiet.runtime, held, delay_s=60.0, spent=spent, reason="503", waiting_on=None)
+        else:
+            await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
+        taken += "h" if held.job_id == hostile else "v"
+    assert (taken.count("v") >= of_victim) if spent else (taken.count("v") <= of_victim), taken
+
+
+async def test_a_job_that_got_nowhere_is_not_behind_for_ever(quiet: Store) -> None:
+    """Its failed visits cost their turns, no more: once its calls succeed it has its share of the next ones."""
+    jobs = {"h": await submit(quiet, 12, 100, "hostile"), "v": await submit(quiet, 12, 100, "victim")}
+    for _ in range(4):
+        held = await take_turn(quiet)
+        assert held is not None
+        if held.job_id == jobs["h"]:
+            await claims.release(quiet.runtime, held, delay_s=60.0, spent=True, reason="503", waiting_on=None)
+        else:
+            await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
+    assert await take_turns(quiet, jobs, 8) in ("hv" * 4, "vh" * 4)
 
 
 async def test_projects_share_by_tokens_however_many_jobs_they_have(quiet: Store) -> None:
@@ -147,7 +179,7 @@ async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) 
     assert await store.status(large) == JobStatus.COMPLETED
 
 
-@pytest.mark.parametrize("deadly", [{"lost": turns.WORKERS_LOST}, {"attempt": 8}], ids=["lost workers", "attempts"])
+@pytest.mark.parametrize("deadly", [{"lost": 3}, {"attempt": 8}], ids=["lost workers", "attempts"])
 async def test_no_turn_is_of_a_shard_that_is_the_sweeps_to_halve_or_fail(quiet: Store, deadly: dict[str, int]) -> None:
     job_id = await submit(quiet, 2, 10)
     first, second = await quiet.shard_ids(job_id)

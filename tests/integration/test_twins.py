@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from engine.corpus import Lines
-from engine.jobs import twins
-from engine.jobs.read import find, job_object
-from engine.jobs.record import fail_rest, record
-from engine.jobs.run import run_shard
-from engine.jobs.sweep import sweep
+from engine.corpus.lines import Lines
+from engine.jobs.execution.worker import run_shard
+from engine.jobs.leasing import duplicate_codec
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.recording.record import fail_rest, record
 from models.embedding import Input
 from models.errors import EmbedmillError
 from models.job import JobStatus, ShardState
@@ -161,7 +161,7 @@ async def test_random_corpora_under_faults(database_url: str, tmp_path: Path, se
 
 
 def test_nothing_is_kept_for_a_shard_without_twins() -> None:
-    assert twins.packed({}) is None
-    assert twins.unpacked(None) == {}
+    assert duplicate_codec.packed({}) is None
+    assert duplicate_codec.unpacked(None) == {}
     both: dict[int, Any] = {3: 0, 5: 4_000_000_000}
-    assert twins.unpacked(twins.packed(both)) == both
+    assert duplicate_codec.unpacked(duplicate_codec.packed(both)) == both

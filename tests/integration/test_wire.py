@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.wire import Wire
+from engine.upstream.http import HttpTransport
 from models.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnavailable
 from providers.base import UpstreamReply, UpstreamRequest
 
@@ -53,8 +53,8 @@ async def serving(handler: Handler) -> AsyncIterator[str]:
 
 
 @pytest.fixture
-async def wire() -> AsyncIterator[Wire]:
-    wire = Wire(connect_timeout_s=0.3, max_connections=8)
+async def wire() -> AsyncIterator[HttpTransport]:
+    wire = HttpTransport(connect_timeout_s=0.3)
     yield wire
     await wire.close()
 
@@ -69,7 +69,9 @@ def post(url: str, headers: dict[str, str] | None = None) -> UpstreamRequest:
     return UpstreamRequest("POST", url, headers or {"accept-encoding": "identity"}, b'{"input":"x"}')
 
 
-async def send(wire: Wire, url: str, *, timeout_s: float = PATIENCE_S, max_reply_bytes: int = 10_000) -> UpstreamReply:
+async def send(
+    wire: HttpTransport, url: str, *, timeout_s: float = PATIENCE_S, max_reply_bytes: int = 10_000
+) -> UpstreamReply:
     return await wire.send(post(url), timeout_s=timeout_s, max_reply_bytes=max_reply_bytes)
 
 
@@ -124,7 +126,7 @@ def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[
 # --- Good replies -----------------------------------------------------------------------------------------------------
 
 
-async def test_sends_the_exact_bytes_and_returns_the_whole_reply(wire: Wire) -> None:
+async def test_sends_the_exact_bytes_and_returns_the_whole_reply(wire: HttpTransport) -> None:
     seen: list[tuple[str, bytes]] = []
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -142,7 +144,7 @@ async def test_sends_the_exact_bytes_and_returns_the_whole_reply(wire: Wire) -> 
     assert body == request.body
 
 
-async def test_reads_a_large_chunked_reply_whole(wire: Wire) -> None:
+async def test_reads_a_large_chunked_reply_whole(wire: HttpTransport) -> None:
     piece = bytes(range(256)) * 256
     raw = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
     raw += (b"%x\r\n%s\r\n" % (len(piece), piece)) * 64 + b"0\r\n\r\n"
@@ -151,14 +153,14 @@ async def test_reads_a_large_chunked_reply_whole(wire: Wire) -> None:
     assert reply.body == piece * 64
 
 
-async def test_a_header_that_is_not_ascii_does_not_cost_the_reply(wire: Wire) -> None:
+async def test_a_header_that_is_not_ascii_does_not_cost_the_reply(wire: HttpTransport) -> None:
     raw = b"HTTP/1.1 200 OK\r\nX-Bad: caf\xe9\r\nX-Good: 1\r\nContent-Length: 2\r\n\r\nok"
     async with serving(replying(raw)) as url:
         reply = await send(wire, url)
     assert (reply.body, reply.headers["x-good"]) == (b"ok", "1")
 
 
-async def test_sends_a_large_body_whole_and_adds_no_content_type(wire: Wire) -> None:
+async def test_sends_a_large_body_whole_and_adds_no_content_type(wire: HttpTransport) -> None:
     large = bytes(range(256)) * 20_000
     seen: list[tuple[str, bytes]] = []
 
@@ -176,7 +178,7 @@ async def test_sends_a_large_body_whole_and_adds_no_content_type(wire: Wire) -> 
     assert "accept-encoding: identity" in head.lower()
 
 
-async def test_sends_the_url_as_it_was_signed(wire: Wire) -> None:
+async def test_sends_the_url_as_it_was_signed(wire: HttpTransport) -> None:
     seen: list[str] = []
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -190,14 +192,14 @@ async def test_sends_the_url_as_it_was_signed(wire: Wire) -> None:
     assert seen == [target]
 
 
-async def test_any_status_is_a_reply(wire: Wire) -> None:
+async def test_any_status_is_a_reply(wire: HttpTransport) -> None:
     async with serving(replying(b"HTTP/1.1 503 No\r\nRetry-After: 7\r\nContent-Length: 4\r\n\r\nbusy")) as url:
         reply = await send(wire, url)
     assert (reply.status, reply.headers["retry-after"], reply.body) == (503, "7", b"busy")
 
 
 @pytest.mark.fault(36)
-async def test_does_not_follow_redirects(wire: Wire) -> None:
+async def test_does_not_follow_redirects(wire: HttpTransport) -> None:
     visited: list[str] = []
 
     async def elsewhere(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -212,7 +214,7 @@ async def test_does_not_follow_redirects(wire: Wire) -> None:
 
 
 @pytest.mark.fault(35)
-async def test_does_not_inflate_a_compressed_reply(wire: Wire) -> None:
+async def test_does_not_inflate_a_compressed_reply(wire: HttpTransport) -> None:
     bomb = gzip.compress(bytes(20_000_000))
     raw = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(bomb), bomb)
     async with serving(replying(raw)) as url:
@@ -220,7 +222,7 @@ async def test_does_not_inflate_a_compressed_reply(wire: Wire) -> None:
     assert reply.body == bomb
 
 
-async def test_refuses_a_second_event_loop(wire: Wire) -> None:
+async def test_refuses_a_second_event_loop(wire: HttpTransport) -> None:
     async with serving(replying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as url:
         await send(wire, url)
         with pytest.raises(RuntimeError, match="event loop of its first call"):
@@ -231,7 +233,7 @@ async def test_refuses_a_second_event_loop(wire: Wire) -> None:
 
 
 @pytest.mark.fault(30)
-async def test_the_deadline_is_total_against_a_slow_drip(wire: Wire) -> None:
+async def test_the_deadline_is_total_against_a_slow_drip(wire: HttpTransport) -> None:
     async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
@@ -249,7 +251,7 @@ async def test_the_deadline_is_total_against_a_slow_drip(wire: Wire) -> None:
 
 
 @pytest.mark.fault(29)
-async def test_a_silent_upstream_counts_as_sent(wire: Wire) -> None:
+async def test_a_silent_upstream_counts_as_sent(wire: HttpTransport) -> None:
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         await asyncio.Event().wait()
@@ -261,20 +263,20 @@ async def test_a_silent_upstream_counts_as_sent(wire: Wire) -> None:
 
 
 @pytest.mark.fault(29)
-async def test_a_connect_that_never_ends_is_cut_and_was_not_sent(wire: Wire) -> None:
+async def test_a_connect_that_never_ends_is_cut_and_was_not_sent(wire: HttpTransport) -> None:
     with deaf_port() as port, pytest.raises(UpstreamTimeout) as caught:
         await send(wire, f"http://127.0.0.1:{port}")
     assert not caught.value.sent
 
 
-async def test_no_time_left_is_not_sent(wire: Wire) -> None:
+async def test_no_time_left_is_not_sent(wire: HttpTransport) -> None:
     with pytest.raises(UpstreamTimeout) as caught:
         await send(wire, "http://127.0.0.1:9", timeout_s=0.0)
     assert not caught.value.sent
 
 
 @pytest.mark.fault(36)
-async def test_a_flood_of_interim_replies_ends_at_the_deadline(wire: Wire) -> None:
+async def test_a_flood_of_interim_replies_ends_at_the_deadline(wire: HttpTransport) -> None:
     async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_request(reader)
         while True:
@@ -287,28 +289,30 @@ async def test_a_flood_of_interim_replies_ends_at_the_deadline(wire: Wire) -> No
     assert caught.value.sent
 
 
-async def test_waiting_for_a_free_connection_is_within_the_deadline_and_not_sent() -> None:
-    arrived = asyncio.Event()
+async def test_many_calls_at_once_never_wait_for_a_connection() -> None:
+    """More calls than the old pool of 256, on a server that is slow to answer and quick to connect."""
+    calls = 300
+    arrived = 0
+    all_arrived = asyncio.Event()
 
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal arrived
         await read_request(reader)
-        arrived.set()
-        await asyncio.Event().wait()
+        arrived += 1
+        if arrived == calls:
+            all_arrived.set()
+        await all_arrived.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
 
-    wire = Wire(max_connections=1)
-    async with serving(silent) as url:
-        first = asyncio.create_task(send(wire, url))
-        await asyncio.wait_for(arrived.wait(), PATIENCE_S)
-        with pytest.raises(UpstreamTimeout) as caught:
-            await send(wire, url, timeout_s=0.2)
-        assert not caught.value.sent
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await first
+    wire = HttpTransport()
+    async with serving(slow) as url:
+        replies = await asyncio.gather(*(send(wire, url) for _ in range(calls)))
+    assert [reply.body for reply in replies] == [b"ok"] * calls
     await wire.close()
 
 
-async def test_cancelling_drops_the_connection_and_the_wire_still_works(wire: Wire) -> None:
+async def test_cancelling_drops_the_connection_and_the_wire_still_works(wire: HttpTransport) -> None:
     arrived, dropped = asyncio.Event(), asyncio.Event()
 
     async def silent_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -331,7 +335,7 @@ async def test_cancelling_drops_the_connection_and_the_wire_still_works(wire: Wi
         assert (await send(wire, url)).body == b"ok"
 
 
-async def test_cancelling_in_the_middle_of_a_body_drops_the_connection(wire: Wire) -> None:
+async def test_cancelling_in_the_middle_of_a_body_drops_the_connection(wire: HttpTransport) -> None:
     started, dropped = asyncio.Event(), asyncio.Event()
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -358,7 +362,7 @@ async def test_cancelling_in_the_middle_of_a_body_drops_the_connection(wire: Wir
 
 
 @pytest.mark.fault(35)
-async def test_refuses_a_reply_by_its_announced_length(wire: Wire) -> None:
+async def test_refuses_a_reply_by_its_announced_length(wire: HttpTransport) -> None:
     dropped = asyncio.Event()
 
     async def large(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -374,7 +378,7 @@ async def test_refuses_a_reply_by_its_announced_length(wire: Wire) -> None:
 
 
 @pytest.mark.fault(35)
-async def test_refuses_an_endless_chunked_reply(wire: Wire) -> None:
+async def test_refuses_an_endless_chunked_reply(wire: HttpTransport) -> None:
     dropped = asyncio.Event()
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -405,21 +409,21 @@ async def test_refuses_an_endless_chunked_reply(wire: Wire) -> None:
     ],
     ids=["content-length", "chunked"],
 )
-async def test_a_truncated_reply_is_no_reply(wire: Wire, raw: bytes) -> None:
+async def test_a_truncated_reply_is_no_reply(wire: HttpTransport, raw: bytes) -> None:
     async with serving(replying_once(raw)) as url:
         with pytest.raises(UpstreamUnavailable) as caught:
             await send(wire, url)
     assert caught.value.sent
 
 
-async def test_an_answer_that_is_not_http(wire: Wire) -> None:
+async def test_an_answer_that_is_not_http(wire: HttpTransport) -> None:
     async with serving(replying_once(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")) as url:
         with pytest.raises(UpstreamProtocolError) as caught:
             await send(wire, url)
     assert caught.value.sent
 
 
-async def test_a_refused_connection_was_not_sent(wire: Wire) -> None:
+async def test_a_refused_connection_was_not_sent(wire: HttpTransport) -> None:
     with closing(socket.socket()) as taken:  # bound but not listening: connecting is refused, and no one else gets it
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(UpstreamUnavailable) as caught:
@@ -427,13 +431,13 @@ async def test_a_refused_connection_was_not_sent(wire: Wire) -> None:
     assert not caught.value.sent
 
 
-async def test_an_unknown_host_was_not_sent(wire: Wire) -> None:
+async def test_an_unknown_host_was_not_sent(wire: HttpTransport) -> None:
     with pytest.raises(UpstreamUnavailable) as caught:
         await send(wire, "http://no-such-host.invalid")
     assert not caught.value.sent
 
 
-async def test_an_idle_connection_closed_by_the_upstream_is_replaced(wire: Wire) -> None:
+async def test_an_idle_connection_closed_by_the_upstream_is_replaced(wire: HttpTransport) -> None:
     noticed = asyncio.Event()
     connections = 0
 
@@ -453,7 +457,7 @@ async def test_an_idle_connection_closed_by_the_upstream_is_replaced(wire: Wire)
     assert connections == 2
 
 
-async def test_a_request_that_was_read_is_never_sent_again(wire: Wire) -> None:
+async def test_a_request_that_was_read_is_never_sent_again(wire: HttpTransport) -> None:
     bodies: list[bytes] = []
 
     async def dropping_the_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -471,7 +475,7 @@ async def test_a_request_that_was_read_is_never_sent_again(wire: Wire) -> None:
 
 
 @pytest.mark.fault(36)
-async def test_bytes_after_a_reply_are_not_taken_for_the_next_reply(wire: Wire) -> None:
+async def test_bytes_after_a_reply_are_not_taken_for_the_next_reply(wire: HttpTransport) -> None:
     raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
     async with serving(replying(raw)) as url:
         for _ in range(3):
@@ -481,7 +485,7 @@ async def test_bytes_after_a_reply_are_not_taken_for_the_next_reply(wire: Wire) 
 # --- Secrets, misuse and processes ------------------------------------------------------------------------------------
 
 
-async def test_faults_name_neither_credentials_nor_query(wire: Wire) -> None:
+async def test_faults_name_neither_credentials_nor_query(wire: HttpTransport) -> None:
     async with serving(replying_once(b"")) as url:
         secret_url = url.replace("http://", "http://user:s3cret@") + "/?key=s3cret"
         bad_header = post(url, {"authorization": "Bearer s3cret\n"})
@@ -493,14 +497,14 @@ async def test_faults_name_neither_credentials_nor_query(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("url", ["/relative", "http://", "ftp://host/", "http://[::1"])
-async def test_a_url_that_cannot_be_called_was_not_sent(wire: Wire, url: str) -> None:
+async def test_a_url_that_cannot_be_called_was_not_sent(wire: HttpTransport, url: str) -> None:
     with pytest.raises(UpstreamProtocolError) as caught:
         await send(wire, url)
     assert not caught.value.sent
 
 
 @pytest.mark.parametrize("used_before", [False, True])
-async def test_a_closed_wire_sends_nothing(wire: Wire, used_before: bool) -> None:
+async def test_a_closed_wire_sends_nothing(wire: HttpTransport, used_before: bool) -> None:
     if used_before:
         async with serving(replying(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as url:
             await send(wire, url)
@@ -511,7 +515,7 @@ async def test_a_closed_wire_sends_nothing(wire: Wire, used_before: bool) -> Non
     assert not caught.value.sent
 
 
-async def test_closing_ends_the_calls_in_flight(wire: Wire) -> None:
+async def test_closing_ends_the_calls_in_flight(wire: HttpTransport) -> None:
     arrived = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -530,9 +534,9 @@ async def test_closing_ends_the_calls_in_flight(wire: Wire) -> None:
 
 CALL = """
 import asyncio, os, sys
-from engine.wire import Wire
+from engine.upstream.http import HttpTransport
 from providers.base import UpstreamRequest
-wire = Wire()
+wire = HttpTransport()
 async def call():
     request = UpstreamRequest("POST", os.environ["UPSTREAM_URL"], {}, b"{}")
     return (await wire.send(request, timeout_s=5, max_reply_bytes=100)).body
@@ -547,7 +551,7 @@ if child == 0:
     try:
         asyncio.run(asyncio.wait_for(call(), 3))
     except RuntimeError as error:
-        os._exit(42 if "needs a Wire of its own" in str(error) else 1)
+        os._exit(42 if "needs a transport of its own" in str(error) else 1)
     os._exit(1)
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select
 
-from engine.database import Database
-from engine.jobs.claim import settled_bits
+from engine.jobs.leasing.claim import settled_bits
+from engine.jobs.recording import refused_ranges
+from engine.storage.database import Database
 from models.embedding import Matrix
-from models.job import FINISHED, InputFailure, Job, JobStatus, Shard, ShardState, VectorRun
-from models.usage import UsageRecord
+from models.job import FINISHED, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
+from models.usage import UsageKind, UsageRecord
 
 OPEN = (ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING)
 Expected = Callable[[Sequence[int]], Matrix]
@@ -46,8 +47,11 @@ class Truth:
             return cls(
                 jobs[0] if jobs else None,
                 await rows(Shard, Shard.job_id == job_id),
-                await rows(VectorRun, VectorRun.job_id == job_id),
-                await rows(InputFailure, InputFailure.job_id == job_id),
+                await rows(VectorBlock, VectorBlock.job_id == job_id),
+                [
+                    *await rows(JobInputError, JobInputError.job_id == job_id),
+                    *await refused_ranges.between(connection, job_id, 0, 2**62),
+                ],
                 await rows(UsageRecord, UsageRecord.job_id == job_id),
             )
 
@@ -59,13 +63,19 @@ class Truth:
     def with_error(self) -> list[int]:
         return [failure.index for failure in self.failures]
 
+    def of_kind(self, *kinds: UsageKind) -> list[Any]:
+        """Rows of the ledger."""
+        return [record for record in self.ledger if record.kind in kinds]
+
     @property
     def tokens_in_ledger(self) -> int:
-        return sum(record.prompt_tokens for record in self.ledger)
+        """Of what was delivered."""
+        return sum(record.prompt_tokens for record in self.of_kind(UsageKind.DELIVERED))
 
     @property
     def cost_in_ledger(self) -> Decimal:
-        return sum((record.cost_usd for record in self.ledger), Decimal(0))
+        """Of what was delivered."""
+        return total_usd(self.of_kind(UsageKind.DELIVERED))
 
     def check(self, expected: Expected | None = None) -> None:
         """Every invariant that holds at any moment; with `expected`, every stored vector too."""
@@ -83,20 +93,30 @@ class Truth:
 
     @property
     def inputs_in_ledger(self) -> int:
-        return sum(record.inputs for record in self.ledger)
+        """Of what was delivered."""
+        return sum(record.inputs for record in self.of_kind(UsageKind.DELIVERED))
 
     def unbalanced(self) -> list[str]:
         """Where the job's counters, its outcomes and its ledger do not say the same."""
         job = self.job
         assert job is not None
+        counters = job._mapping
         pairs = {
             "inputs with a vector": (job.completed, len(self.with_vector)),
             "inputs with an error": (job.failed, len(self.with_error)),
             "inputs in the error summary": (sum(entry["count"] for entry in job.error_summary), job.failed),
             "tokens": (job.prompt_tokens, self.tokens_in_ledger),
-            "cost": (job.cost_usd, self.cost_in_ledger),
+            "cost": (job.cost_usd, total_usd(self.of_kind(UsageKind.DELIVERED, UsageKind.WASTED))),
             "inputs in the ledger": (self.inputs_in_ledger, job.completed - job.deduplicated),
         }
+        for kind in (UsageKind.WASTED, UsageKind.AMBIGUOUS):
+            rows = self.of_kind(kind)
+            pairs |= {
+                f"{kind} calls": (counters[f"{kind}_calls"], sum(row.calls for row in rows)),
+                f"{kind} inputs": (counters[f"{kind}_inputs"], sum(row.inputs for row in rows)),
+                f"{kind} tokens": (counters[f"{kind}_tokens"], sum(row.prompt_tokens for row in rows)),
+                f"{kind} cost": (counters[f"{kind}_cost_usd"], total_usd(rows)),
+            }
         return [f"{what}: {one} and {other}" for what, (one, other) in pairs.items() if one != other]
 
     def _check_counters(self) -> None:
@@ -126,6 +146,10 @@ class Truth:
             kept = np.frombuffer(run.data, dtype="<f4").reshape(run.count, job.dimensions)
             wanted = expected(range(run.first_index, run.first_index + run.count))
             assert np.array_equal(kept, wanted), f"a vector of the run at {run.first_index} is not its text's"
+
+
+def total_usd(records: Sequence[Any]) -> Decimal:
+    return sum((record.cost_usd for record in records), Decimal(0))
 
 
 def _doubles(sorted_numbers: Sequence[int]) -> list[int]:

@@ -57,6 +57,11 @@ input_usd_per_million_tokens = "{PRICE}"
 provider = "up"
 model = "{UPSTREAM_MODEL}"
 """
+# A second provider, with a machine of its own.
+OTHER_MODEL = "other/64"
+OTHER_CONFIG = (
+    CONFIG.replace("[providers.up]", "[providers.other]").replace('"up"', '"other"').replace(MODEL, OTHER_MODEL)
+)
 
 
 NOTHING_YET: dict[str, Any] = {"finished_at": None, "counts": {"completed": 0}}
@@ -80,6 +85,7 @@ class Stack:
         workers: Sequence[str] = ("worker",),
         apis: int = 1,
         call_timeout_s: float = 60.0,
+        has_other_upstream: bool = False,
     ) -> None:
         self.folder = folder
         self.database_url = database_url or f"sqlite:///{folder / 'data' / 'embedmill.db'}"
@@ -103,7 +109,11 @@ class Stack:
             addresses[part] = urlunsplit(address._replace(netloc=netloc))
         config = folder / "embedmill.toml"
         upstream_port = urlsplit(addresses["upstream"]).port
-        config.write_text(CONFIG.format(port=upstream_port, timeout_s=call_timeout_s))
+        text = CONFIG.format(port=upstream_port, timeout_s=call_timeout_s)
+        self.other_port = free_port() if has_other_upstream else None
+        if self.other_port is not None:
+            text += OTHER_CONFIG.format(port=self.other_port, timeout_s=call_timeout_s)
+        config.write_text(text)
         places = {
             "DATA_DIR": str(self._data.path),
             "DATABASE_URL": addresses["database"],
@@ -124,6 +134,9 @@ class Stack:
         try:
             self.processes.start("valkey", self._valkey.command)
             self.processes.start("fake", self._fake_command)
+            if self.other_port is not None:
+                other = ["--port", str(self.other_port), "--width", str(WIDTH), "--api-key", UPSTREAM_KEY]
+                self.processes.start("other-fake", [sys.executable, "-m", "cli.fake_upstream", *other])
             self.processes.run("prepare")
             self.key = self._data.key() or orjson.loads(self.processes.run("keys", "create", "--json"))["key"]
             self.headers = {"authorization": f"Bearer {self.key}"}

@@ -20,8 +20,9 @@ def stack(sqlite_stack: Stack) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def texts() -> list[str]:
-    texts = corpus("judged", 200)
+def texts(request: pytest.FixtureRequest) -> list[str]:
+    """Texts of this test alone: the stack's bill is of all of them."""
+    texts = corpus(request.node.name, 200)
     texts[POISON] = "poison: refused"
     return [*texts, *texts[:TWINS]]
 
@@ -89,7 +90,18 @@ def test_a_bill_that_does_not_cover_the_vectors_is_seen(stack: Stack, job_id: st
     fewer = bill.times.copy()
     del fewer[texts[0]]
     assert len(unbalanced_figures(truth, texts, Bill(fewer, bill.tokens, bill.shared))) == 2
-    assert len(unbalanced_figures(truth, texts, Bill(bill.times, bill.tokens - 1, bill.shared))) == 1
+    assert len(unbalanced_figures(truth, texts, Bill(bill.times, bill.tokens - 1, bill.shared))) == 2
+
+
+def test_what_the_upstream_bills_and_no_ledger_has_is_seen(stack: Stack, job_id: str, texts: list[str]) -> None:
+    """A call that was made again, and recorded once: the books agree with each other, and not with the bill."""
+    failed = {POISON, len(texts) - TWINS + POISON}
+    assert judge(stack, job_id, texts, failed=failed).is_clean
+    headers = {"authorization": f"Bearer {UPSTREAM_KEY}"}
+    again = {"model": UPSTREAM_MODEL, "input": [texts[0]]}
+    stack.fake.post("/v1/embeddings", json=again, headers=headers).raise_for_status()
+    verdict = judge(stack, job_id, texts, failed=failed)
+    assert (verdict.repeated, verdict.unbalanced) == (1, 1)
 
 
 def test_only_calls_that_overlap_in_part_leave_a_doubt(stack: Stack) -> None:

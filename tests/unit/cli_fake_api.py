@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import numpy as np
@@ -38,14 +41,18 @@ class FakeApi:
 
     def __init__(self) -> None:
         self.models = ["tiny"]
+        self.url = ""  # where serving() listens
         self.bodies: list[bytes] = []
         self.requests: list[httpx.Request] = []
         self.sleeps: list[float] = []
         self.faults: list[httpx.Response | Exception] = []  # answered first, one a request
         self.final_status: str | None = None
+        self.estimate: dict[str, object] = dict(ESTIMATE)
         self.waiting_on: str | None = None
         self.on_request: Callable[[httpx.Request], None] = lambda request: None
         self._polls = 0
+        self.pending: set[int] = set()  # indexes that have no outcome yet
+        self.replayed = False  # the next submission is answered with the job of an earlier one
 
     def client(self, *, patience_s: float = PATIENCE_S) -> Client:
         return Client(
@@ -86,11 +93,17 @@ class FakeApi:
             return fault
         path = request.url.path
         if path == "/v1/models":
-            return httpx.Response(200, json={"object": "list", "data": [{"id": name} for name in self.models]})
+            return httpx.Response(
+                200, json={"object": "list", "data": [{"id": name, "space": "s"} for name in self.models]}
+            )
         if path == "/v1/embeddings/jobs" and request.method == "POST":
             if request.url.params.get("dry_run"):
-                return httpx.Response(200, json=ESTIMATE)
+                return httpx.Response(200, json=self.estimate)
             self.bodies.append(body)
+            if self.replayed:
+                return httpx.Response(
+                    200, json=self.job("in_progress", done=0), headers={"idempotent-replayed": "true"}
+                )
             return httpx.Response(202, json=self.job("validating", done=0))
         if path == f"/v1/embeddings/jobs/{JOB_ID}/results":
             return self._results(request)
@@ -133,23 +146,73 @@ class FakeApi:
         if request.url.params["format"] == "ndjson":
             return httpx.Response(200, content=b"".join(self._lines(start, stop, errors_only=False)))
         failed = np.full(WIDTH, np.nan, dtype="<f4")
-        rows = np.stack([self.vector(i) if self._good(self.inputs[i]) else failed for i in range(start, stop)])
+        there = [self._good(value) and i not in self.pending for i, value in enumerate(self.inputs)]
+        rows = np.stack([self.vector(i) if there[i] else failed for i in range(start, stop)])
         file = io.BytesIO()
         np.save(file, rows)
         return httpx.Response(200, content=file.getvalue())
 
     def _lines(self, start: int, stop: int, *, errors_only: bool) -> list[bytes]:
-        lines = []
+        lines, inputs, ids = [], self.inputs, self.ids
         for index in range(start, stop):
-            line: dict[str, object] = {"index": index, "id": self.ids[index]}
-            if not self._good(self.inputs[index]):
+            if index in self.pending:
+                continue
+            line: dict[str, object] = {"index": index, "id": ids[index]}
+            if not self._good(inputs[index]):
                 line["error"] = {"code": "invalid_input", "message": "no", "retryable": False}
             elif errors_only:
                 continue
             else:
                 line["embedding"] = base64.b64encode(self.vector(index).tobytes()).decode()
-            lines.append(json.dumps(line).encode() + b"\n")
+            lines.append(json.dumps(line, separators=(",", ":")).encode() + b"\n")
         return lines
 
     def _good(self, value: object) -> bool:
         return isinstance(value, str) and value != ""
+
+
+@contextmanager
+def serving(api: FakeApi) -> Iterator[str]:
+    """The same API behind a socket, for commands in processes of their own: its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._answer(b"")
+
+        def do_POST(self) -> None:
+            parts = []
+            if self.headers.get("transfer-encoding") == "chunked":
+                while size := int(self.rfile.readline(), 16):
+                    parts.append(self.rfile.read(size))
+                    self.rfile.readline()
+                self.rfile.readline()
+            else:
+                parts.append(self.rfile.read(int(self.headers.get("content-length") or 0)))
+            self._answer(b"".join(parts))
+
+        def _answer(self, body: bytes) -> None:
+            url = f"http://127.0.0.1{self.path}"
+            reply = api.answer(httpx.Request(self.command, url, headers=dict(self.headers), content=body))
+            content = reply.read()
+            self.send_response(reply.status_code)
+            for name in ("etag", "location", "content-type", "idempotent-replayed"):
+                if name in reply.headers:
+                    self.send_header(name, reply.headers[name])
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing: the commands' own lines are what is looked at."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

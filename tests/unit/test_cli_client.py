@@ -32,7 +32,7 @@ def test_reads_are_repeated_and_retry_after_is_honoured() -> None:
 def test_a_server_that_was_never_there_is_hardly_waited_for() -> None:
     api = FakeApi()
     api.faults = [httpx.ConnectError("connection refused")] * 99
-    with pytest.raises(CliError, match=r"no answer from http://127.0.0.1:1: connection refused \(start .*embedmill up"):
+    with pytest.raises(CliError, match=r"no answer from http://127.0.0.1:1: nothing listens there \(.*embedmill up"):
         api.client().models()
     assert 4.0 <= sum(api.sleeps) < 9.0
 
@@ -106,6 +106,7 @@ def test_a_refused_upload_is_not_repeated(refusal: httpx.Response) -> None:
 
 def test_an_upload_that_breaks_four_times_is_given_up() -> None:
     api = FakeApi()
+    api.on_request = lambda _request: api.sleeps.append(2.0)  # the clock that the client reads: some of it was sent
     api.faults = [httpx.WriteError("broken pipe")] * 9
     with pytest.raises(CliError, match="no answer"):
         create(api, api.client())
@@ -120,6 +121,16 @@ def test_an_upload_waits_for_a_server_that_restarts() -> None:
     create(api, client)
     assert api.bodies == [b'"a"\n"b"\n']
     assert len(api.sleeps) == 21
+
+
+def test_a_connection_that_closes_at_once_is_not_an_upload_that_breaks() -> None:
+    """A proxy takes the connection and finds nobody behind it, for as long as the server restarts."""
+    api = FakeApi()
+    client = api.client()
+    client.models()
+    api.faults = [httpx.RemoteProtocolError("Server disconnected without sending a response.")] * 20
+    create(api, client)
+    assert api.bodies == [b'"a"\n"b"\n']
 
 
 def test_a_remote_server_gets_gzip() -> None:
@@ -153,7 +164,7 @@ def test_error_lines_end_at_the_line_feed_only() -> None:
 
 def test_where_the_server_and_the_key_come_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBEDMILL_DATA_DIR", str(tmp_path))
-    with pytest.raises(UsageError, match=r"no server is known.*embedmill up"):
+    with pytest.raises(CliError, match=r"no server is known.*embedmill up"):
         connect(None, None)
     (tmp_path / "url").write_text("http://127.0.0.1:8123\n")
     assert connect(None, None).url == "http://127.0.0.1:8123"

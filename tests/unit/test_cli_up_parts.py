@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from cli.errors import CliError
 from cli.lock import only_one
 from cli.up import child_environment
 from cli.welcome import fact_lines, next_lines
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_pauses_double_up_to_five_seconds_and_a_healthy_life_forgives() -> None:
@@ -94,3 +98,16 @@ def test_the_key_is_shown_once(tmp_path: Path) -> None:
         place.key_file.resolve()
     ]
     assert any('"model": "m"' in line for line in next_lines("http://127.0.0.1:8080", place, ["m"]))
+
+
+def test_a_piece_without_tables_says_one_line_and_waits_for_them(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDMILL_")}
+    environment |= {"EMBEDMILL_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "cli", "scheduler"]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as piece:
+        assert piece.stderr is not None
+        first = piece.stderr.readline()
+        assert first == "the database has no tables yet: run `embedmill migrate`; the scheduler starts when it has\n"
+        piece.terminate()
+        assert piece.stderr.read() == ""
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ import pytest
 
 from cli.errors import CliError, UsageError
 from cli.job import Counts, Job
-from cli.results import ENDINGS, check_target, replacing, save_results, write_ndjson
+from cli.results import ENDINGS, check_target, check_whole, replacing, save_results, write_ndjson
 from tests.unit.cli_fake_api import JOB_ID, WIDTH, FakeApi
 
 ROWS = 10
@@ -124,10 +124,10 @@ def test_a_pipe_cannot_take_back_what_it_swallowed(api: FakeApi) -> None:
 
 def test_rows_so_far_go_to_a_stream(api: FakeApi) -> None:
     stream = io.BytesIO()
-    write_ndjson(api.client(), finished(), stream)
+    assert write_ndjson(api.client(), finished(), stream) == 1
     assert stream.getvalue().count(b"\n") == ROWS
     with pytest.raises(CliError, match="still being read"):
-        write_ndjson(api.client(), Job(id=JOB_ID, status="validating"), stream)
+        check_whole(Job(id=JOB_ID, status="validating"), partial=True)
 
 
 def test_an_interrupt_leaves_no_half_file(tmp_path: Path) -> None:
@@ -142,3 +142,33 @@ def test_a_target_that_cannot_be_is_refused_early(tmp_path: Path, name: str) -> 
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(UsageError):
         check_target(tmp_path / name)
+
+
+@pytest.mark.parametrize("status", ["cancelled", "failed", "in_progress", "paused", "expired"])
+def test_a_part_of_the_results_is_given_only_when_asked_for(status: str) -> None:
+    job = Job(id=JOB_ID, status=status, counts=Counts(total=ROWS, completed=4, pending=6), dimensions=4)
+    with pytest.raises(CliError, match=r"4 of its 10 inputs have a vector.*--partial"):
+        check_whole(job, partial=False)
+    check_whole(job, partial=True)
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_part_of_the_results_counts_what_is_missing(api: FakeApi, tmp_path: Path, ending: str) -> None:
+    whole, part = tmp_path / f"whole{ending}", tmp_path / f"part{ending}"
+    assert save_results(api.client(), finished(), whole, print, range_bytes=RANGE_BYTES) == 1
+    api.pending = {2, 7}
+    assert save_results(api.client(), finished(), part, print, range_bytes=RANGE_BYTES, partial=True) == 3
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_stays_a_link(api: FakeApi, tmp_path: Path, there: bool) -> None:
+    place, link = tmp_path / "disk" / "real.npy", tmp_path / "link.npy"
+    place.parent.mkdir()
+    if there:
+        place.write_bytes(b"old")
+    link.symlink_to(place)
+    check_target(link)
+    save_results(api.client(), finished(), link, print)
+    assert link.is_symlink()
+    assert np.load(place).shape == (ROWS, 4)
+    assert list(place.parent.iterdir()) == [place]

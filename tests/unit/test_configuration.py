@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engine.configuration import load, parse
-from engine.known_models import KNOWN_MODELS
+from engine.config.catalog import CATALOG
+from engine.config.config_file import load, parse
 from models.embedding import Alias
 from models.errors import ConfigError
 from providers import PROVIDERS
@@ -179,4 +179,44 @@ def test_the_example_file_is_a_good_configuration() -> None:
 
 
 def test_every_known_model_is_served_by_some_provider() -> None:
-    assert {known.kind for known in KNOWN_MODELS.values()} <= set(PROVIDERS)
+    assert {known.kind for known in CATALOG.values()} <= set(PROVIDERS)
+
+
+@pytest.mark.parametrize(
+    ("line", "proxy"),
+    [
+        ("", None),
+        ('proxy = "none"', ""),
+        ('proxy = "http://127.0.0.1:3128"', "http://127.0.0.1:3128"),
+        ('proxy = "env:PROXY"', "http://us:s3cret@proxy.test:3128"),
+    ],
+)
+def test_an_accounts_proxy(line: str, proxy: str | None) -> None:
+    environ = {"PROXY": "http://us:s3cret@proxy.test:3128"}
+    account = parse(tomllib.loads(with_account(line)), environ)["m"].routes[0].account
+    assert account.proxy == proxy and "s3cret" not in repr(account)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('proxy = "http://us:s3cret@proxy.test"', "holds a credential"),
+        ('proxy = "socks5://proxy.test"', "must start with http"),
+        ('proxy = "proxy.test:3128"', "must start with http"),
+        ('proxy = "http://"', "of the form"),
+        ('proxy = "http://proxy.test/path"', "of the form"),
+        ('proxy = "http://proxy.test:many"', "is not a URL"),
+        ('proxy = "env:BAD"', "must start with http"),
+        ('encoding = "int8"', 'must be "base64" or "float"'),
+    ],
+)
+def test_a_proxy_or_an_encoding_that_cannot_be_used(line: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said) as raised:
+        parse(tomllib.loads(with_account(line)), {"BAD": "ftp://us:s3cret@proxy.test"})
+    assert "s3cret" not in raised.value.message
+
+
+def test_routes_know_their_model_and_their_accounts_encoding() -> None:
+    alias = parse(tomllib.loads(with_account('encoding = "float"\nallowed_options = ["seed"]')), {})["m"]
+    assert (alias.routes[0].alias, alias.routes[0].encoding) == ("m", "float")
+    assert alias.routes[0].account.allowed_options == frozenset({"seed"})

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.corpus import PARSERS, LineReader, Lines, parse_json_line, parse_text_line
+from engine.corpus.lines import PARSERS, LineReader, Lines, parse_json_line, parse_text_line
 from models.embedding import Input
 
 MAX = 64
@@ -29,7 +29,8 @@ def read(parse: Parser, chunks: Iterable[bytes]) -> Lines:
     for lines in [*(reader.feed(chunk) for chunk in chunks), reader.finish()]:
         for position, item in enumerate(lines.inputs):
             if item is None:
-                whole.refuse(lines.errors[position], lines.ids[position])
+                for _ in range(lines.repeats.get(position, 1)):
+                    whole.refuse(lines.errors[position], lines.ids[position])
             else:
                 assert position not in lines.errors
                 whole.add(item, lines.ids[position])
@@ -39,6 +40,13 @@ def read(parse: Parser, chunks: Iterable[bytes]) -> Lines:
 def codes(lines: Lines) -> list[str | Input]:
     """Per line its input, or the code of its error in angle brackets."""
     return [f"<{lines.errors[i].code}>" if item is None else item for i, item in enumerate(lines.inputs)]
+
+
+def is_blank(parse: Parser, line: bytes) -> bool:
+    """Blank at the end of a corpus, and so no input: white space in ndjson, an empty line in plain text."""
+    if len(line) > MAX:
+        return False
+    return line.strip(b" \t\r") == b"" if parse is parse_json_line else line in (b"", b"\r")
 
 
 @pytest.mark.parametrize("parse", [parse_json_line, parse_text_line])
@@ -52,10 +60,12 @@ def test_chunk_boundaries_never_matter(parse: Parser, corpus: bytes, cuts: list[
 @pytest.mark.parametrize("parse", [parse_json_line, parse_text_line])
 @given(corpus=corpora)
 def test_a_line_is_an_index(parse: Parser, corpus: bytes) -> None:
-    body = corpus.removeprefix(b"\xef\xbb\xbf")
+    written = corpus.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    while written and is_blank(parse, written[-1]):
+        del written[-1]
     lines = read(parse, [corpus])
-    assert len(lines.inputs) == len(lines.ids) == body.count(b"\n") + (not body.endswith(b"\n") and body != b"")
-    for position, line in enumerate(body.split(b"\n")[: len(lines.inputs)]):
+    assert len(lines.inputs) == len(lines.ids) == len(written)
+    for position, line in enumerate(written):
         assert (len(line) > MAX) == (position in lines.errors and "longer than" in lines.errors[position].message)
 
 
@@ -89,7 +99,10 @@ def test_what_json_says_is_what_is_read(texts: list[str]) -> None:
         (b'["a"]', "<invalid_input>"),
         (b"{}", "<invalid_input>"),
         (b'{"text":null}', "<invalid_input>"),
-        (b'{"text":"t","id":1.5}', "<invalid_input>"),
+        (b'{"text":"t","id":1.5}', "t"),
+        (b'{"text":"t","id":[1]}', "<invalid_input>"),
+        (b'{"text":"t","id":true}', "<invalid_input>"),
+        (b'{"text":"t","score":NaN}', "<invalid_json>"),
         (b'"' + b"x" * MAX, "<input_too_long>"),
     ],
 )  # fmt: skip
@@ -108,9 +121,10 @@ def test_deep_nesting_is_one_bad_line(opening: bytes) -> None:
     ("corpus", "texts"),
     [
         (b"a\r\nb\rc\n", ["a", "b\rc"]),
-        (b"a\n\nb", ["a", "", "b"]),
+        (b"a\n\nb", ["a", "<empty_input>", "b"]),
+        (b"a\n \nb\n\n\r\n", ["a", " ", "b"]),
         (b"", []),
-        (b"\n", [""]),
+        (b"\n", []),
         (b"\xef\xbb\xbfa\n\xef\xbb\xbfb", ["a", "\ufeffb"]),
         (b"\xef\xbb\xbf", []),
         (b"\xef\xbb", ["<invalid_input>"]),
@@ -139,3 +153,86 @@ def test_a_line_without_end_is_not_held() -> None:
 
 def test_what_can_be_streamed() -> None:
     assert {"application/x-ndjson", "text/plain"} <= set(PARSERS)
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "caller_id"),
+    [
+        (b'{"id":"b","text":"caf\xe9"}', "the text is not valid UTF-8", "b"),
+        (b'"caf\xe9"', "the text is not valid UTF-8", None),
+        (b'{"id":7,"text":null}', "the text is null", "7"),
+        (b'{"text":"cut', "the line is not valid JSON", None),
+        (b'{"id":"x"}', "the object has no text", "x"),
+    ],
+)
+def test_an_error_says_what_is_wrong_with_a_row_of_any_file(line: bytes, message: str, caller_id: str | None) -> None:
+    lines = Lines()
+    parse_json_line(line, lines)
+    assert lines.errors[0].message == message
+    assert lines.ids == [caller_id]
+
+
+@pytest.mark.parametrize(
+    ("line", "caller_id", "words"),
+    [
+        (b'{"id":4,"text":"d","score":NaN}', "4", "NaN"),
+        (b'{"id":"x","text":"half an emoji \\ud83d"}', "x", "half of a surrogate pair"),
+        (b'{"text":"\\ude00 the other half","id":7}', "7", "half of a surrogate pair"),
+        (b'{"id":"y","text":"latin-1 \xe9"}', "y", "not valid UTF-8"),
+        (b'{"id":1.0,"text":null}', "1.0", "the text is null"),
+        (b'{"id":1.0,"text":5}', "1.0", "the text is a number"),
+        (b'{"id":9,"tekst":"a"}', "9", "has no text"),
+        (b'{"id":3,"text":"' + b"long " * 2000 + b'\\ud83d"}', "3", "not valid JSON"),
+        (b'{"id":"' + b"i" * 513 + b'","text":"a"}', None, "longer than 512 bytes"),
+        (b'{"id":{},"text":"a"}', None, "the id must be"),
+        (b'{"id":"z","text":', None, "not valid JSON"),
+    ],
+)
+def test_a_bad_line_keeps_its_id_and_says_what_is_wrong(line: bytes, caller_id: str | None, words: str) -> None:
+    lines = Lines()
+    parse_json_line(line, lines)
+    assert lines.ids == [caller_id] and words in lines.errors[0].message
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [(b"4", "4"), (b"1.0", "1.0"), (b'"4"', "4"), (b"null", None), (b"-0.5", "-0.5")]
+)
+def test_ids_are_kept_as_they_were_given(given: bytes, kept: str | None) -> None:
+    lines = Lines()
+    parse_json_line(b'{"id":%b,"text":"a"}' % given, lines)
+    assert (lines.inputs, lines.ids) == (["a"], [kept])
+
+
+ENDLESS = b"1" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"id": -%b, "text": "a"}' % ENDLESS,
+        b'{"text":"a","id":1.%b}' % ENDLESS,
+        b"[1, %b]" % ENDLESS,
+        b'{"text":[1,%b]}' % ENDLESS,
+    ],
+)
+def test_a_number_of_a_million_digits_is_refused_unread(line: bytes) -> None:
+    lines = Lines()
+    parse_json_line(line, lines)
+    assert "digits" in lines.errors[0].message
+
+
+def test_a_text_of_a_million_digits_is_a_text() -> None:
+    lines = Lines()
+    text = '"id":' + ENDLESS.decode()
+    for line in (msgspec.json.encode(text), msgspec.json.encode({"id": 1, "text": text})):
+        parse_json_line(line, lines)
+    assert lines.inputs == [text, text] and not lines.errors
+
+
+@pytest.mark.parametrize("parse", [parse_json_line, parse_text_line])
+def test_a_million_blank_lines_are_one_entry_and_none_at_the_end(parse: Parser) -> None:
+    reader = LineReader(parse, max_line_bytes=MAX)
+    found = [reader.feed(b"\n" * 100_000) for _ in range(10)] + [reader.feed(b'\n"a"\n'), reader.feed(b"\r\n" * 9)]
+    assert [len(lines.inputs) for lines in found] == [0] * 10 + [2, 0]
+    assert found[10].repeats == {0: 1_000_001}
+    assert reader.finish().inputs == []

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -13,17 +16,20 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from packaging.requirements import Requirement
 
 from cli.__main__ import app
-from engine import configuration
-from engine.settings import CLIENT_NAMES, PREFIX, Settings
+from engine.config import config_file
+from engine.config.settings import CLIENT_NAMES, PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
 SETTINGS = {PREFIX + each.name.upper(): each for each in fields(Settings)}
 # Read by tests and by .ci/run, never by the programs.
-OF_TESTS = {f"{PREFIX}TEST_{name}_URL" for name in ("POSTGRES", "REDIS", "RABBITMQ")} | {f"{PREFIX}REQUIRE_SERVICES"}
+OF_TESTS = {f"{PREFIX}TEST_{name}_URL" for name in ("POSTGRES", "REDIS", "RABBITMQ")} | {
+    f"{PREFIX}TEST_REQUIRE_SERVICES"
+}
 NAMES = set(SETTINGS) | {PREFIX + name for name in CLIENT_NAMES} | OF_TESTS
 # What the Compose specification allows where we use it.
 TOP_LEVEL = {"name", "services", "volumes"}
@@ -168,7 +174,7 @@ def test_env_example_repeats_every_setting() -> None:
 
 
 def test_example_configuration_is_good() -> None:
-    aliases = configuration.load(str(ROOT / "embedmill.example.toml"), {"OPENAI_API_KEY": "sk-example"})
+    aliases = config_file.load(str(ROOT / "embedmill.example.toml"), {"OPENAI_API_KEY": "sk-example"})
     assert {"bge-m3", "text-embedding-prod", "openai/text-embedding-3-small", "local/wordllama-256"} <= set(aliases)
 
 
@@ -182,7 +188,7 @@ def test_configurations_in_documents_are_good() -> None:
     shown = [block for text in texts for language, block in code_blocks(text) if language == "toml"]
     assert len(shown) >= 4
     for block in shown:
-        assert configuration.parse(tomllib.loads(block), {"OPENAI_API_KEY": "sk-example"})
+        assert config_file.parse(tomllib.loads(block), {"OPENAI_API_KEY": "sk-example"})
 
 
 def test_commands_in_documents_exist() -> None:
@@ -229,3 +235,63 @@ def test_links_in_documents_lead_somewhere() -> None:
 
 def test_what_ci_runs_can_be_run() -> None:
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+LOCKS = ("requirements-build.lock", "requirements.lock", "requirements-dev.lock")
+
+
+def locked(name: str) -> dict[str, str]:
+    """Packages of a lock file and their versions. Fails on a package without an exact version and a hash."""
+    text = (ROOT / name).read_text("utf-8").replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    found = {}
+    for line in lines:
+        match = re.match(r"([a-z0-9][a-z0-9.\-]*)==([^\s;]+)", line)
+        assert match, line
+        assert re.search(r"--hash=sha256:[0-9a-f]{64}", line), f"{name}: {match[1]} has no hash"
+        found[match[1]] = match[2]
+    return found
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_locked_package_has_a_version_and_a_hash(name: str) -> None:
+    assert len(locked(name)) >= 2
+
+
+@pytest.mark.parametrize(("name", "extras"), [("requirements.lock", ()), ("requirements-dev.lock", ("dev",))])
+def test_lock_files_hold_what_the_project_asks_for(name: str, extras: tuple[str, ...]) -> None:
+    """`make lock` brings them up to date; this needs no network."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    asked_for = [
+        *project["dependencies"],
+        *(each for extra in extras for each in project["optional-dependencies"][extra]),
+    ]
+    versions = locked(name)
+    for text in asked_for:
+        requirement = Requirement(text)
+        assert requirement.name.lower() in versions, f"{requirement.name} is not locked: make lock"
+        version = versions[requirement.name.lower()]
+        assert requirement.specifier.contains(version), f"{text} is locked at {version}: make lock"
+
+
+def test_everything_that_installs_uses_the_lock_files() -> None:
+    """A release that appears tomorrow must not reach an image or a checkout by itself."""
+    for name in ("Dockerfile", "Makefile"):
+        text = (ROOT / name).read_text("utf-8").replace("\\\n", " ")
+        installs = [line for line in text.splitlines() if "pip install" in line]
+        assert installs, name
+        for line in installs:
+            assert "--require-hashes" in line or ("--no-deps" in line and "--no-build-isolation" in line), line
+
+
+def test_a_wheel_is_refused_with_what_to_do_instead(tmp_path: Path) -> None:
+    """Its packages (`api`, `models`, …) would collide with others; an editable install is what `make install` does."""
+    for file in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tmp_path)
+    for package in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["packages"]:
+        (tmp_path / package.replace(".", "/")).mkdir(parents=True)
+    build = [sys.executable, "setup.py", "-q", "bdist_wheel"]
+    ran = subprocess.run(build, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert "make install" in ran.stderr
+    assert not list(tmp_path.glob("dist/*.whl"))

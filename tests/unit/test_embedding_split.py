@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.gathered import Gathered
+from engine.embedding.collector import OutcomeCollector
 from models.embedding import InputError, Limits, Options
-from models.errors import DeadlineExceeded, UpstreamProtocolError
+from models.errors import EmbedmillError, RouteDown, UpstreamProtocolError, UpstreamUnavailable
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
 from tests.fakes import MODEL, WIDTH, FakeWire, alias, fake, flight, fly, route, run
 
 
-def outcomes(gathered: Gathered, count: int, *, whole: bool = True) -> dict[int, bytes | InputError]:
+def outcomes(gathered: OutcomeCollector, count: int, *, whole: bool = True) -> dict[int, bytes | InputError]:
     """One outcome an input; fails when an input has two or, where the run came to its end, none."""
     found: dict[int, bytes | InputError] = {}
     for part in gathered.parts:
@@ -38,24 +38,25 @@ def outcomes(gathered: Gathered, count: int, *, whole: bool = True) -> dict[int,
     return found
 
 
-def check(gathered: Gathered, texts: list[str], guilty: dict[int, str]) -> None:
+def check(gathered: OutcomeCollector, texts: list[str], offending_position: dict[int, str]) -> None:
     """Exactly the guilty have errors, of these codes; every other input has its own vector."""
     rows = fake_vectors(texts, WIDTH, MODEL)
     for index, outcome in outcomes(gathered, len(texts)).items():
-        if index in guilty:
-            assert isinstance(outcome, InputError) and outcome.code == guilty[index]
+        if index in offending_position:
+            assert isinstance(outcome, InputError) and outcome.code == offending_position[index]
         else:
             assert outcome == rows[index].tobytes()
 
 
-@pytest.mark.parametrize("guilty", [[0], [5], [99], [3, 50, 98]])
-def test_an_input_that_the_upstream_names_needs_no_search(guilty: list[int]) -> None:
-    texts = ["b" * 32_772 if i in guilty else f"text {i}" for i in range(100)]
+@pytest.mark.parametrize("offending_position", [[0], [5], [99], [3, 50, 98]])
+def test_an_input_that_the_upstream_names_needs_no_search(offending_position: list[int]) -> None:
+    texts = ["b" * 32_772 if i in offending_position else f"text {i}" for i in range(100)]
     wire = FakeWire(up=fake())
     flying = flight(wire, alias(route()), 100)
     together = Limits(tokens_per_input=20_000)  # else the long ones travel alone
-    check(run(fly(flying, texts, limits=together)), texts, dict.fromkeys(guilty, "input_too_long"))
-    assert len(wire.sent) == len(guilty) + 1
+    check(run(fly(flying, texts, limits=together)), texts, dict.fromkeys(offending_position, "input_too_long"))
+    # The whole, one call of ours, and the one that is named and the rest; with several, smaller and smaller rests.
+    assert len(wire.sent) <= (4 if len(offending_position) == 1 else 14)
 
 
 def test_an_older_upstream_names_nobody_and_is_searched() -> None:
@@ -99,8 +100,8 @@ def test_a_call_that_was_too_large_is_not_made_again(message: str, most: int) ->
     texts = [f"text {i:04}" for i in range(400)]
     flying = flight(FakeWire(up=small_only), alias(route()), 400)
     check(run(fly(flying, texts, limits=Limits(inputs_per_call=16), concurrency=1)), texts, {})
-    # The first batch and its parts (16, 8, 4, 4, 8, 4, 4), and the same of the one that was taken up with it.
-    assert refused == 14
+    # The first batch and its first halves (16, 8, 4), and the same of the one that was taken up with it.
+    assert refused == 6
 
 
 def test_a_poison_that_is_called_too_large_teaches_nothing() -> None:
@@ -113,8 +114,9 @@ def test_a_poison_that_is_called_too_large_teaches_nothing() -> None:
 
 
 def test_an_input_too_large_by_itself() -> None:
-    wire = FakeWire(up=lambda request: UpstreamReply(413, {}, b""))
-    check(run(fly(flight(wire, alias(route()), 1), ["a"])), ["a"], {0: "input_too_long"})
+    text = "a" * 20_000
+    rule = {"when": {"contains": text}, "do": {"status": 413}}
+    check(run(fly(flight(FakeWire(up=fake(rule)), alias(route()), 1), [text])), [text], {0: "input_too_long"})
 
 
 def test_a_text_that_may_be_cut_is_cut_until_it_is_taken() -> None:
@@ -124,6 +126,72 @@ def test_a_text_that_may_be_cut_is_cut_until_it_is_taken() -> None:
     check(gathered, [text[:30_000], "short"], {})
     refused = run(fly(flight(wire, alias(route()), 2), [text, "short"], options=Options(truncate="none")))
     check(refused, [text, "short"], {0: "input_too_long"})
+
+
+UNKNOWN_WORDS = {"error": "kv cache slot missing"}
+CONTEXT_SIZE = {"type": "exceed_context_size_error", "n_prompt_tokens": 40, "n_ctx": 10}
+
+
+@pytest.mark.parametrize(
+    ("rule", "kept"),
+    [
+        # The provider's own numbers, here of an input four times too long: one cut.
+        ({"status": 500, "body": {"error": CONTEXT_SIZE}}, 950),
+        # No numbers: three quarters, then halves.
+        ({"status": 400, "body": {"error": "the input length exceeds the context length"}}, 750),
+        ({"status": 500, "body": {"error": "input length exceeds maximum context length"}}, 750),
+        ({"status": 422, "body": {"message": "Input validation error: `inputs` must have less than 9 tokens"}}, 750),
+        # Words that nobody knows, of an input that is long: halves.
+        ({"status": 400, "body": UNKNOWN_WORDS}, 1000),
+        ({"status": 413, "body": "no"}, 1000),
+        ({"status": 422, "body": {"detail": "prompt rejected"}}, 1000),
+    ],
+)
+def test_too_long_in_the_words_of_many_servers(rule: dict[str, Any], kept: int) -> None:
+    text = "long text " * 400
+    wire = FakeWire(up=fake({"when": {"longer_than": 1000}, "do": rule}))
+    flying = flight(wire, alias(route()), 2)
+    gathered = run(fly(flying, [text, "short"], options=Options(truncate="end")))
+    check(gathered, [text[:kept], "short"], {})
+    assert len(flying.calls) <= 9
+
+
+@pytest.mark.parametrize("body", [UNKNOWN_WORDS, {"error": "the input length exceeds the context length"}])
+def test_cutting_ends_where_it_does_not_help(body: object) -> None:
+    poison = "poison " * 1000
+    flying = flight(
+        FakeWire(up=fake({"when": {"contains": "poison"}, "do": {"status": 400, "body": body}})), alias(route()), 1
+    )
+    gathered = run(fly(flying, [poison], options=Options(truncate="end")))
+    code = "upstream_rejected" if body is UNKNOWN_WORDS else "input_too_long"
+    check(gathered, [poison], {0: code})
+    assert len(flying.calls) <= 9 + 3
+
+
+def test_a_short_input_is_refused_for_something_else_than_its_length() -> None:
+    flying = flight(
+        FakeWire(up=fake({"when": {"contains": "short"}, "do": {"status": 400, "body": UNKNOWN_WORDS}})),
+        alias(route()),
+        1,
+    )
+    check(run(fly(flying, ["short"], options=Options(truncate="end"))), ["short"], {0: "upstream_rejected"})
+    assert len(flying.calls) <= 4  # once more with floats, and one of ours with and without them
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("This model's maximum context length is 512 tokens. However, you requested 700 tokens", "512"),
+        ("Input is too long for requested model.", None),
+    ],
+)
+def test_the_limit_that_is_told_is_the_providers_or_none(message: str, told: str | None) -> None:
+    flying = flight(
+        FakeWire(up=fake({"when": {"contains": "xyz"}, "do": {"status": 400, "message": message}})), alias(route()), 1
+    )
+    (outcome,) = outcomes(run(fly(flying, ["xyz"])), 1).values()
+    assert isinstance(outcome, InputError) and outcome.code == "input_too_long"
+    assert [number for number in outcome.message.split() if number.isdigit()] == ([told] if told else [])
 
 
 def test_token_arrays_on_a_route_that_takes_text_only() -> None:
@@ -199,20 +267,22 @@ def test_whatever_is_done_to_replies_no_input_gets_a_wrong_vector(
     whole = True
     try:
         run(fly(flying, texts, limits=Limits(inputs_per_call=per_call)))
-    except UpstreamProtocolError:
+    except (UpstreamProtocolError, UpstreamUnavailable, RouteDown):
         whole = False  # nothing but bad answers for so long that nobody can tell poison from an outage
-    assert isinstance(flying.landed, Gathered)
+    assert isinstance(flying.landed, OutcomeCollector)
     rows = fake_vectors(texts, WIDTH, MODEL)
     for index, outcome in outcomes(flying.landed, count, whole=whole).items():
         if isinstance(outcome, InputError):
-            assert (outcome.code, outcome.retryable) == ("invalid_upstream_response", True)
+            # An error object in a 200 is a fault of the provider, the rest are replies that cannot be used.
+            assert outcome.code in ("invalid_upstream_response", "upstream_rejected") and outcome.retryable
         else:
             assert outcome == rows[index].tobytes()
 
 
 def test_gaps_are_never_filled() -> None:
-    gathered = Gathered(3, WIDTH)
+    gathered = OutcomeCollector(3, WIDTH)
     for part in run(fly(flight(FakeWire(up=fake()), alias(route()), 2), ["a", "b"])).parts:
         gathered(part)
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises(EmbedmillError) as broken:  # C22: it was one that says "again"
         gathered.rows()
+    assert (broken.value.code, broken.value.retryable) == ("internal_error", False)

@@ -13,11 +13,14 @@ from typing import get_args
 
 import pytest
 
-from engine.failpoints import Failpoint, Place, arm, hit
+from engine.observability.failpoints import Failpoint, Place, arm, hit
 from models.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = "import sys; from engine.failpoints import arm, hit; arm(sys.argv[1]); hit('after_claim'); print('alive')"
+PROGRAM = (
+    "import sys; from engine.observability.failpoints import arm, hit; "
+    "arm(sys.argv[1]); hit('after_claim'); print('alive')"
+)
 
 
 @pytest.fixture(autouse=True)

@@ -144,10 +144,17 @@ class TestScripts:
         assert too_many_calls.reply.headers["retry-after"] == "40"
         assert ask(upstream, "a", NOW + 60).reply.status == 200
 
+    def test_rate_limit_that_says_nothing(self) -> None:
+        limits = {"requests_per_minute": 1, "states_limits": False, "states_wait": False}
+        upstream = scripted({"do": {"rate_limit": limits}}, width=4)
+        refused = [ask(upstream, "a").reply, ask(upstream, "a").reply][1]
+        assert refused.status == 429 and "try again" not in error_of(FakeAnswer(refused))["message"]
+        assert not [name for name in refused.headers if name.startswith(("retry", "x-ratelimit"))]
+
     @pytest.mark.parametrize(
         "shape",
         [
-            "short", "long", "duplicate_index", "missing_index", "wrong_width", "nan", "inf", "zero",
+            "short", "long", "duplicate_index", "wrong_width", "nan", "inf", "zero",
             "html", "empty", "not_json", "cut_json",
         ],
     )  # fmt: skip
@@ -158,7 +165,7 @@ class TestScripts:
         with pytest.raises(UpstreamProtocolError):
             check_vectors(FakeProvider().parse(answer.reply, batch_of("abc")).vectors, 3, 16)
 
-    @pytest.mark.parametrize("shape", ["shuffle", "floats_only", "no_usage", "wrong_model"])
+    @pytest.mark.parametrize("shape", ["shuffle", "missing_index", "floats_only", "no_usage", "wrong_model"])
     def test_an_odd_reply_still_holds_the_vectors(self, shape: str) -> None:
         answer = ask(
             scripted({"do": {"reply": shape, "big_body_bytes": 9000}}, width=16), [*"abc"], encoding_format="base64"

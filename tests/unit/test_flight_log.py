@@ -6,63 +6,63 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine import flight_log
-from engine.flight_log import SLOTS, FlightLog, Note
+from engine.durability import call_journal
+from engine.durability.call_journal import SLOTS, CallJournal, InFlightCall
 
 DIES = """
 import os, signal, sys
 from pathlib import Path
-from engine.flight_log import FlightLog, Note
-log = FlightLog(Path(sys.argv[1]))
-slots = [log.depart(Note(f"call_{n}", "p", "job", "shard", 1, "openai", "m", 128, 1.5)) for n in range(5)]
+from engine.durability.call_journal import CallJournal, InFlightCall
+log = CallJournal(Path(sys.argv[1]))
+slots = [log.depart(InFlightCall(f"call_{n}", "p", "job", "shard", 1, "openai", "m", 128, 1.5)) for n in range(5)]
 log.arrive(slots[1])
-log.depart(Note("call_again", "p", "job", "shard", 1, "openai", "m", 7, 2.5))
+log.depart(InFlightCall("call_again", "p", "job", "shard", 1, "openai", "m", 7, 2.5))
 log.arrive(slots[3])
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def note(name: str = "call") -> Note:
-    return Note(name, "p", "job", "shard", 1, "openai", "m", 128, 1.5)
+def note(name: str = "call") -> InFlightCall:
+    return InFlightCall(name, "p", "job", "shard", 1, "openai", "m", 128, 1.5)
 
 
 def test_the_calls_of_a_killed_process_are_found_once(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], check=False)
-    [left] = flight_log.abandoned(tmp_path)
+    [left] = call_journal.abandoned(tmp_path)
     assert sorted(each.call_id for each in left.notes) == ["call_0", "call_2", "call_4", "call_again"]
     assert note("call_0") in left.notes
-    assert list(flight_log.abandoned(tmp_path)) == []  # it is being read
+    assert list(call_journal.abandoned(tmp_path)) == []  # it is being read
     left.forget()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_living_process_s_calls_are_its_own(tmp_path: Path) -> None:
-    log = FlightLog(tmp_path)
+    log = CallJournal(tmp_path)
     slot = log.depart(note())
-    assert list(flight_log.abandoned(tmp_path)) == []
+    assert list(call_journal.abandoned(tmp_path)) == []
     log.arrive(slot)
     log.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_under_way_at_the_end_stays_to_be_read(tmp_path: Path) -> None:
-    log = FlightLog(tmp_path)
+    log = CallJournal(tmp_path)
     log.depart(note())
     log.close()
-    [left] = flight_log.abandoned(tmp_path)
+    [left] = call_journal.abandoned(tmp_path)
     assert left.notes == [note()]
     left.let_go()
-    [again] = flight_log.abandoned(tmp_path)
+    [again] = call_journal.abandoned(tmp_path)
     again.forget()
 
 
 def test_a_note_that_finds_no_room_costs_no_call(tmp_path: Path) -> None:
-    log = FlightLog(tmp_path)
+    log = CallJournal(tmp_path)
     slots = [log.depart(note()) for _ in range(SLOTS + 1)]
     assert slots[-1] is None and None not in slots[:-1]
     assert log.depart(note("x" * 2000)) is None
     log.close()
     (tmp_path / "file").write_text("")
-    nowhere = FlightLog(tmp_path / "file")
+    nowhere = CallJournal(tmp_path / "file")
     nowhere.arrive(nowhere.depart(note()))
     nowhere.close()

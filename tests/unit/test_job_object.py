@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Row
 
 from api.schemas import JobObject
-from engine.jobs.read import etag, job_object
+from engine.jobs.reading.job_rows import etag, job_object
 from models.job import FINISHED, JobStatus
 
 NOW = 1_800_000_000.0
@@ -26,10 +26,13 @@ def row(**given: Any) -> Row[Any]:
         "total": 1000, "ingested": 1000, "completed": 400, "failed": 10, "prompt_tokens": 8200,
         "cost_usd": Decimal("0.000164"), "usage_estimated": False, "error_summary": [], "warnings": [],
         "created_at": NOW - 60, "started_at": NOW - 41.0, "finished_at": None, "expires_at": NOW + 86400,
-        "waiting_on": None, "next_attempt_at": None, "mark_at": None, "mark_done": 0, "mark_tokens": 0,
+        "waiting_on": None, "next_attempt_at": None, "waiting": None,
+        "mark_at": NOW - 41.0, "mark_done": 0, "mark_tokens": 0,
         "earlier_mark_at": None, "earlier_mark_done": 0, "earlier_mark_tokens": 0, "version": 3,
         "metadata": {"a": "b"}, "request_id": "req_1", "now": NOW, "workers_live": False,
-        "max_cost_usd": None, "deduplicated": 3, "ambiguous_calls": 0, "ambiguous_inputs": 0,
+        "max_cost_usd": None, "deduplicated": 3, "truncated": 0, "ambiguous_calls": 0, "ambiguous_inputs": 0,
+        "ambiguous_tokens": 0, "ambiguous_cost_usd": Decimal(0), "wasted_calls": 1, "wasted_inputs": 2,
+        "wasted_tokens": 9, "wasted_cost_usd": Decimal("0.000001"),
     }  # fmt: skip
     assert set(given) <= set(values)
     return cast("Row[Any]", SimpleNamespace(**(values | given)))
@@ -50,8 +53,16 @@ def test_the_rate_is_of_the_last_marks_not_of_the_whole() -> None:
     assert job_object(row(**marks))["rate"] == {"inputs_per_second": 20.0, "tokens_per_minute": 24000}
     one = {"mark_at": NOW - 10, "mark_done": 310, "mark_tokens": 7200}
     assert job_object(row(**one))["rate"] == {"inputs_per_second": 10.0, "tokens_per_minute": 6000}
-    too_fresh = {"mark_at": NOW - 1, "mark_done": 409, "mark_tokens": 8199}
-    assert job_object(row(**too_fresh))["rate"]["inputs_per_second"] == 10.0
+    assert job_object(row(mark_at=NOW - 1))["rate"]["inputs_per_second"] == 10.0  # it has only just started
+
+
+@pytest.mark.parametrize("mark", [None, NOW - 1.0, NOW - 4.9])
+def test_after_a_resume_there_is_no_rate_until_something_has_landed_for_a_while(mark: float | None) -> None:
+    """What it did before the pause says nothing of now, and one batch of the first second says as little."""
+    body = job_object(row(mark_at=mark, mark_done=400, mark_tokens=8000))
+    assert (body["rate"]["inputs_per_second"], body["eta_seconds"]) == (0.0, None)
+    later = job_object(row(mark_at=NOW - 5.5, mark_done=300, mark_tokens=8000))
+    assert (later["rate"]["inputs_per_second"], later["eta_seconds"]) == (20.0, 30)
 
 
 def test_a_stalled_jobs_rate_fades_and_its_tag_with_it() -> None:
@@ -113,6 +124,24 @@ def test_a_paused_job_stands_still() -> None:
     assert (body["eta_seconds"], body["waiting_on"], body["next_attempt_at"]) == (None, None, None)
     assert job_object(row(**paused, waiting_on="budget"))["waiting_on"] == "budget"
     assert etag(row(**paused)) == etag(row(**paused, now=NOW + 1000))
+
+
+def test_the_time_that_is_left_includes_a_wait_for_quota() -> None:
+    """It said 59 s while the next call was a minute away."""
+    assert job_object(row(waiting_on="quota", next_attempt_at=NOW + 60))["eta_seconds"] == 119
+    assert job_object(row(waiting_on="quota", next_attempt_at=NOW - 5))["eta_seconds"] == 59  # that wait is over
+    assert job_object(row(waiting_on="concurrency"))["eta_seconds"] == 59
+    assert job_object(row(next_attempt_at=NOW + 60))["eta_seconds"] == 59  # of a wait that is none any more
+
+
+@pytest.mark.parametrize("waiting_on", ["provider", "database", "fairness"])
+@pytest.mark.parametrize("next_attempt_at", [None, NOW + 60, NOW - 1])
+def test_no_end_is_foretold_of_an_outage(waiting_on: str, next_attempt_at: float | None) -> None:
+    """It said 59 s in the middle of an outage, of which nobody knows the end."""
+    cause = {"provider": "a", "code": "c", "message": "m", "advice": "a", "since": NOW - 9}
+    for waiting in (None, cause):
+        job = row(waiting_on=waiting_on, next_attempt_at=next_attempt_at, waiting=waiting)
+        assert job_object(job)["eta_seconds"] is None
 
 
 def test_no_end_is_foretold_of_a_job_that_hardly_moves() -> None:

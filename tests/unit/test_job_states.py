@@ -12,7 +12,7 @@ from sqlalchemy import Dialect, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from api.schemas import JobObject
-from engine.jobs.finish import FINAL_STATUS, final_status
+from engine.jobs.recording.completion import FINAL_STATUS, final_status
 from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus
 
 DRAWING = Path(__file__).resolve().parents[2] / "docs" / "job_lifecycle.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import zlib
@@ -11,17 +12,17 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from engine.database import Database
-from engine.keys import (
+from engine.access.keys import (
     ALPHABET,
     CRC_CHARS,
     REFUSED,
-    KeyRing,
+    KeyAuthenticator,
     create_key,
     list_keys,
     load_pepper,
     revoke_key,
 )
+from engine.storage.database import Database
 from models.errors import ConfigError, NotAuthenticated
 from models.key import ApiKey, Scope
 
@@ -36,8 +37,8 @@ async def database(data_dir: Path) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def ring(database: Database) -> AsyncIterator[KeyRing]:
-    ring = KeyRing(database, PEPPER)
+async def ring(database: Database) -> AsyncIterator[KeyAuthenticator]:
+    ring = KeyAuthenticator(database, PEPPER)
     yield ring
     await ring.close()
 
@@ -58,7 +59,7 @@ async def test_the_form_of_a_key(database: Database) -> None:
     assert (await create_key(database, PEPPER))[1] != key
 
 
-async def test_who_a_key_belongs_to(database: Database, ring: KeyRing) -> None:
+async def test_who_a_key_belongs_to(database: Database, ring: KeyAuthenticator) -> None:
     key_id, key = await create_key(database, PEPPER, project="p", scopes=[Scope.JOBS])
     caller = await ring.caller(key)
     assert (caller.key_id, caller.project, caller.scopes) == (key_id, "p", frozenset({"jobs"}))
@@ -71,10 +72,10 @@ async def test_only_a_keyed_digest_is_stored(database: Database) -> None:
         row = (await connection.execute(select(ApiKey.__table__))).one()
     assert not any(secret in str(value) for value in row) and len(row.digest) == 32
     with pytest.raises(NotAuthenticated):  # the same key under another pepper is another digest
-        await KeyRing(database, b"another pepper 16").caller(key)
+        await KeyAuthenticator(database, b"another pepper 16").caller(key)
 
 
-async def test_every_wrong_key_gets_the_same_answer(database: Database, ring: KeyRing) -> None:
+async def test_every_wrong_key_gets_the_same_answer(database: Database, ring: KeyAuthenticator) -> None:
     key_id, key = await create_key(database, PEPPER)
     _, expired = await create_key(database, PEPPER, expires_at=time.time() - 1)
     gone_id, revoked = await create_key(database, PEPPER)
@@ -93,21 +94,23 @@ async def test_every_wrong_key_gets_the_same_answer(database: Database, ring: Ke
     assert (await ring.caller(key)).key_id == key_id
 
 
-async def test_a_key_that_expires_later_is_good_until_then(database: Database, ring: KeyRing) -> None:
+async def test_a_key_that_expires_later_is_good_until_then(database: Database, ring: KeyAuthenticator) -> None:
     _, key = await create_key(database, PEPPER, expires_at=time.time() + 3600)
     assert (await ring.caller(key)).project == "default"
 
 
-async def test_a_good_key_is_remembered_and_a_revoked_one_soon_forgotten(database: Database, ring: KeyRing) -> None:
+async def test_a_good_key_is_remembered_and_a_revoked_one_soon_forgotten(
+    database: Database, ring: KeyAuthenticator
+) -> None:
     key_id, key = await create_key(database, PEPPER)
     first = await ring.caller(key)
     assert await revoke_key(database, key_id) and not await revoke_key(database, key_id)
     assert await ring.caller(key) is first  # from memory: nothing was asked of the database
     with pytest.raises(NotAuthenticated):
-        await KeyRing(database, PEPPER).caller(key)
+        await KeyAuthenticator(database, PEPPER).caller(key)
 
 
-async def test_a_wrong_key_is_not_remembered(ring: KeyRing) -> None:
+async def test_a_wrong_key_is_not_remembered(ring: KeyAuthenticator) -> None:
     body = f"em_{'a' * 12}_{'b' * 43}"
     for _ in range(50):
         with pytest.raises(NotAuthenticated):
@@ -115,7 +118,7 @@ async def test_a_wrong_key_is_not_remembered(ring: KeyRing) -> None:
     assert ring._seen == {}
 
 
-async def test_use_is_noted_and_keys_are_listed_newest_first(database: Database, ring: KeyRing) -> None:
+async def test_use_is_noted_and_keys_are_listed_newest_first(database: Database, ring: KeyAuthenticator) -> None:
     ids = [(await create_key(database, PEPPER, name=name))[0] for name in "ab"]
     _, key = await create_key(database, PEPPER, name="c")
     await ring.caller(key)
@@ -134,3 +137,54 @@ def test_the_pepper_is_made_once_and_kept_private(tmp_path: Path) -> None:
     assert load_pepper("configured, 16 chars", folder) == b"configured, 16 chars"
     with pytest.raises(ConfigError, match="16 characters"):
         load_pepper("too short", folder)
+
+
+@pytest.mark.parametrize(("left_s", "cached_s"), [(2.0, 2.0), (4.0, 4.0), (1_000.0, 20.0), (None, 20.0)])
+async def test_the_cache_never_outlives_a_key(
+    database: Database, ring: KeyAuthenticator, left_s: float | None, cached_s: float
+) -> None:
+    _, key = await create_key(database, PEPPER, expires_at=None if left_s is None else time.time() + left_s)
+    await ring.caller(key)
+    ((until, _),) = ring._seen.values()
+    assert until <= time.monotonic() + cached_s
+    if left_s == 2.0:
+        async with asyncio.timeout(30):
+            with pytest.raises(NotAuthenticated):
+                while True:
+                    await ring.caller(key)
+                    await asyncio.sleep(0.02)
+
+
+async def test_a_key_that_is_like_another_for_its_first_half_is_another(
+    database: Database, ring: KeyAuthenticator
+) -> None:
+    _, key = await create_key(database, PEPPER)
+    await ring.caller(key)
+    for kept in (16, 17, 20, 24, 32, 40, 58):
+        middle = "".join(reversed(ALPHABET))[: len(key) - CRC_CHARS - kept]
+        body = key[:kept] + middle[: len(key) - CRC_CHARS - kept]
+        other = body + crc_of(body)
+        assert len(other) == len(key) and other[:kept] == key[:kept] and other != key
+        with pytest.raises(NotAuthenticated):
+            await ring.caller(other)
+
+
+async def test_a_key_is_checked_again_without_the_cache(database: Database, ring: KeyAuthenticator) -> None:
+    key_id, key = await create_key(database, PEPPER)
+    caller = await ring.caller(key)
+    await ring.check_again(caller)
+    await revoke_key(database, key_id)
+    assert await ring.caller(key) == caller, "for 20 s, as documented"
+    with pytest.raises(NotAuthenticated):
+        await ring.check_again(caller)
+
+
+@pytest.mark.parametrize("text", ["", "\n", " " * 40, "short"])
+def test_a_pepper_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pepper").write_text(text)
+    with pytest.raises(ConfigError, match="pepper holds fewer than 16"):
+        load_pepper("", tmp_path)
+    if text.strip() or not text:
+        return
+    with pytest.raises(ConfigError, match="16 characters"):
+        load_pepper(text * 2, tmp_path)

@@ -2,88 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
-import random
-from dataclasses import dataclass, field
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.limiter import quota
-from engine.limiter.book import Ask, Book, End, Lesson, Verdict
+from engine.limiter.bucket import CallResult, CallSignal, Verdict
 from providers.fake_quota import RateLimit, SlidingWindow
-
-LIMIT = 1_000_000
-START = 1000.0
-
-
-def book(tokens: int | None = LIMIT, requests: int | None = 600, *, most: int = 64) -> Book:
-    return Book(most, 90.0, quota.of_tokens(tokens), quota.of_requests(requests), at=START)
-
-
-def ask(slot: str = "a", *, tokens: float = 1.0, interactive: bool = True, patience_s: float = 60.0) -> Ask:
-    return Ask(slot, interactive, tokens, patience_s)
-
-
-@dataclass
-class World:
-    """Callers before one book, and the provider behind it. Time is simulated; calls take `latency_s`."""
-
-    book: Book
-    window: SlidingWindow
-    seed: int
-    latency_s: float = 0.3
-    late_s: float = 0.15  # the provider sees a call up to so much after its start
-    overstated: float = 1.1  # estimates by truths, the learned ratio's error
-    refused: int = 0
-    used: int = 0
-    waited: list[float] = field(default_factory=list)  # of interactive calls
-
-    def run(self, seconds: float, sizes: list[int], *, callers: int = 8, interactive_every_s: float = 0.0) -> None:
-        """Bulk callers who each send their next call at once, and an interactive call every so often."""
-        rng = random.Random(self.seed)
-        events: list[tuple[float, int, str, int, float]] = []
-        number = 0
-
-        def later(at: float, kind: str, size: int, since: float) -> None:
-            nonlocal number
-            number += 1
-            heapq.heappush(events, (at, number, kind, size, since))
-
-        for caller in range(callers):
-            later(START + caller / 1000, "bulk", rng.choice(sizes), START)
-        if interactive_every_s:
-            later(START, "interactive", 500, START)
-        while events and events[0][0] < START + seconds:
-            now, _, kind, size, since = heapq.heappop(events)
-            if kind.startswith("arrive"):
-                self._arrive(kind, size, now)
-                continue
-            interactive = kind == "interactive"
-            slot = f"{number}"
-            answer = self.book.ask(ask(slot, tokens=size * self.overstated, interactive=interactive), now)
-            if answer.verdict is not Verdict.GO:
-                later(now + answer.wait_s + rng.uniform(0.002, 0.01), kind, size, since)
-                continue
-            start = now + answer.wait_s
-            self.book.slots.pop(slot, None)  # places are another test's
-            later(start + rng.uniform(0, self.late_s), f"arrive-{slot}", size, since)
-            if interactive:
-                self.waited.append(start - since)
-                later(since + interactive_every_s, "interactive", 500, since + interactive_every_s)
-            else:
-                at = start + self.latency_s
-                later(at, "bulk", rng.choice(sizes), at)
-
-    def _arrive(self, slot: str, size: int, now: float) -> None:
-        lesson = Lesson.WELL
-        if self.window.take(size, now) is not None:
-            self.refused += 1
-            lesson = Lesson.LIMITED
-        else:
-            self.used += size
-        self.book.end(End(slot, lesson, tokens=size - size * self.overstated, gate_s=1.0), now)
+from tests.unit.pacing_world import LIMIT, START, World, ask, book
 
 
 def world(seed: int = 1, *, tokens: int | None = LIMIT, requests: int | None = None) -> World:
@@ -155,12 +81,12 @@ def test_an_interactive_call_reserves_its_start_or_is_refused_with_the_true_wait
 def test_a_refund_and_a_debt_are_settled() -> None:
     paced = book(requests=None)
     paced.ask(ask(tokens=10_000), START)
-    paced.end(End("a", Lesson.ANSWERED, tokens=-10_000, requests=-1), START)
+    paced.end(CallResult("a", CallSignal.ANSWERED, tokens=-10_000, requests=-1), START)
     assert paced.token_debt == 0
     paced.ask(ask(tokens=10_000), START)
-    paced.end(End("a", Lesson.WELL, tokens=5_000), START)
+    paced.end(CallResult("a", CallSignal.WELL, tokens=5_000), START)
     assert paced.token_debt == 15_000
-    paced.end(End("b", Lesson.WELL, tokens=-LIMIT), START)  # a late refund of what has drained long since
+    paced.end(CallResult("b", CallSignal.WELL, tokens=-LIMIT), START)  # a late refund of what has drained long since
     assert paced.token_debt == -paced.tokens.credit
 
 
@@ -168,25 +94,25 @@ def test_a_429_closes_the_gate_and_one_probe_opens_it() -> None:
     paced = book()
     for slot in ("a", "b", "c"):
         assert paced.ask(ask(slot), START).verdict is Verdict.GO
-    paced.end(End("a", Lesson.LIMITED, gate_s=10.0), START)
-    paced.end(End("b", Lesson.LIMITED, gate_s=5.0), START + 1)  # does not open it sooner
-    paced.end(End("c", Lesson.WELL), START + 2)  # it had started before
+    paced.end(CallResult("a", CallSignal.LIMITED, gate_s=10.0), START)
+    paced.end(CallResult("b", CallSignal.LIMITED, gate_s=5.0), START + 1)  # does not open it sooner
+    paced.end(CallResult("c", CallSignal.WELL), START + 2)  # it had started before
     closed = paced.ask(ask("d"), START + 3)
     assert closed.verdict is Verdict.GATE and closed.wait_s == pytest.approx(7.0)
     assert paced.ask(ask("probe"), START + 10).verdict is Verdict.GO
     assert paced.ask(ask("d"), START + 10).verdict is Verdict.GATE
-    paced.end(End("probe", Lesson.LIMITED, gate_s=10.0), START + 11)
+    paced.end(CallResult("probe", CallSignal.LIMITED, gate_s=10.0), START + 11)
     assert paced.ask(ask("d"), START + 20).verdict is Verdict.GATE
     assert paced.ask(ask("probe"), START + 21).verdict is Verdict.GO
-    paced.end(End("probe", Lesson.NOTHING), START + 21)  # cancelled: another may try
+    paced.end(CallResult("probe", CallSignal.NOTHING), START + 21)  # cancelled: another may try
     assert paced.ask(ask("again"), START + 21).verdict is Verdict.GO
-    paced.end(End("again", Lesson.ANSWERED), START + 22)
+    paced.end(CallResult("again", CallSignal.ANSWERED), START + 22)
     assert all(paced.ask(ask(slot), START + 22).verdict is Verdict.GO for slot in "xyz")
 
 
 def test_a_probe_whose_process_died_is_given_up_for_lost() -> None:
     paced = book()
-    paced.end(End("a", Lesson.LIMITED, gate_s=1.0), START)
+    paced.end(CallResult("a", CallSignal.LIMITED, gate_s=1.0), START)
     assert paced.ask(ask("probe"), START + 1).verdict is Verdict.GO
     assert paced.ask(ask("d"), START + 90).verdict is Verdict.GATE
     assert paced.ask(ask("d"), START + 91.1).verdict is Verdict.GO
@@ -206,7 +132,7 @@ def test_a_429_that_names_no_time_or_too_little_closes_the_gate_for_longer_in_th
     paced, now, seen_s = book(), START, []
     for strike in range(8):
         assert paced.ask(ask(f"{strike}"), now).verdict is Verdict.GO
-        paced.end(End(f"{strike}", Lesson.LIMITED, gate_s=told_s), now)
+        paced.end(CallResult(f"{strike}", CallSignal.LIMITED, gate_s=told_s), now)
         seen_s.append(paced.gate_until - now)
         now = paced.gate_until
     assert seen_s == pytest.approx(closed_s)
@@ -218,17 +144,17 @@ def test_calls_that_had_started_before_the_gate_was_closed_do_not_make_it_longer
     for slot in slots:
         assert paced.ask(ask(slot), START).verdict is Verdict.GO
     for number, slot in enumerate(slots):  # each is refused after the gate of the one before has opened
-        paced.end(End(slot, Lesson.LIMITED, gate_s=0.05), START + number / 10)
+        paced.end(CallResult(slot, CallSignal.LIMITED, gate_s=0.05), START + number / 10)
     assert paced.gate_until == pytest.approx(START + 1.15)
 
 
 def test_places_shrink_with_trouble_once_a_second_and_grow_with_success() -> None:
     paced = book(None, None, most=20)
-    for lesson in (Lesson.STRAINED, Lesson.LIMITED, Lesson.SLOW):
-        paced.end(End("x", lesson, gate_s=0.0), START)
+    for lesson in (CallSignal.STRAINED, CallSignal.LIMITED, CallSignal.SLOW):
+        paced.end(CallResult("x", lesson, gate_s=0.0), START)
     assert paced.places == pytest.approx(14.0)
     for second in range(1, 30):
-        paced.end(End("x", Lesson.STRAINED), START + second)
+        paced.end(CallResult("x", CallSignal.STRAINED), START + second)
     assert (paced.places, paced.room(interactive=False)) == (1.0, 1)
     paced.shut = False
     for turn in range(400):
@@ -236,7 +162,7 @@ def test_places_shrink_with_trouble_once_a_second_and_grow_with_success() -> Non
         started = [slot for slot in slots if paced.ask(ask(slot), START + 60 + turn).verdict is Verdict.GO]
         assert len(started) == paced.room(interactive=True)
         for slot in started:
-            paced.end(End(slot, Lesson.WELL), START + 60 + turn)
+            paced.end(CallResult(slot, CallSignal.WELL), START + 60 + turn)
     assert paced.places == 20.0
 
 

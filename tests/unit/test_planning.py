@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import planning, tokens
-from engine.sizes import EVIDENCE_CALLS, RouteSizes
+from engine.planning import packing, tokens
+from engine.planning.learned_limits import EVIDENCE_CALLS, LearnedLimits
 from models.embedding import Account, Alias, Batch, Input, Limits, Options, Route
 from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
 
@@ -45,7 +45,7 @@ def batch(inputs: list[Input]) -> Batch:
 
 @given(some_inputs, some_limits)
 def test_packing_keeps_every_input_in_order(inputs: list[Input], limits: Limits) -> None:
-    batches = list(planning.pack(inputs, range(100, 100 + len(inputs)), limits, 16, NO_OPTIONS))
+    batches = list(packing.pack(inputs, range(100, 100 + len(inputs)), limits, 16, NO_OPTIONS))
     assert [item for each in batches for item in each.inputs] == inputs
     assert [index for each in batches for index in each.indexes] == list(range(100, 100 + len(inputs)))
     assert all(len(each.inputs) == len(each.indexes) > 0 and each.width == 16 for each in batches)
@@ -53,7 +53,7 @@ def test_packing_keeps_every_input_in_order(inputs: list[Input], limits: Limits)
 
 @given(some_inputs, some_limits)
 def test_a_batch_breaks_a_limit_only_when_it_is_one_input(inputs: list[Input], limits: Limits) -> None:
-    for each in planning.pack(inputs, range(len(inputs)), limits, 16, NO_OPTIONS):
+    for each in packing.pack(inputs, range(len(inputs)), limits, 16, NO_OPTIONS):
         assert each.tokens == sum(map(tokens.estimate, each.inputs))
         if len(each.inputs) == 1:
             continue
@@ -84,7 +84,7 @@ any_script: st.SearchStrategy[list[Input]] = st.lists(
 def sizes(items: Sequence[Input]) -> tuple[int, int, int, int]:
     """Inputs, tokens of the longest, tokens in all, bytes of the JSON around all: exactly."""
     counts = [tokens.count(item) for item in items]
-    return len(items), max(counts), sum(counts), len(orjson.dumps(items)) + planning.BYTES_AROUND_A_CALL
+    return len(items), max(counts), sum(counts), len(orjson.dumps(items)) + packing.BYTES_AROUND_A_CALL
 
 
 def within(items: Sequence[Input], limits: Limits) -> bool:
@@ -109,7 +109,7 @@ def within(items: Sequence[Input], limits: Limits) -> bool:
     ),
 )
 def test_counted_batches_keep_every_limit_and_are_as_few_as_can_be(inputs: list[Input], limits: Limits) -> None:
-    batches = list(planning.pack(inputs, range(len(inputs)), limits, 16, NO_OPTIONS, exact=True))
+    batches = list(packing.pack(inputs, range(len(inputs)), limits, 16, NO_OPTIONS, exact=True))
     assert [item for each in batches for item in each.inputs] == inputs
     for each, following in itertools.zip_longest(batches, batches[1:]):
         assert len(each.inputs) == 1 or within(each.inputs, limits)
@@ -125,18 +125,18 @@ def test_counted_batches_keep_every_limit_and_are_as_few_as_can_be(inputs: list[
     ("words", "truth"), [("plain English words ", 1 / 4.5), ("東京タワー", 1 / 2.2), ("0x7f3a", 0.6)]
 )
 def test_a_route_teaches_how_many_tokens_its_texts_are(words: str, truth: float) -> None:
-    route_sizes = RouteSizes()
+    route_sizes = LearnedLimits()
     text_bytes = tokens.utf8_bytes(words) * 500
     for call in range(EVIDENCE_CALLS - 1):
         route_sizes.learn(text_bytes, int(text_bytes * truth))
-        assert route_sizes.per_byte >= tokens.SAFE_PER_BYTE, call
+        assert route_sizes.per_byte >= tokens.DEFAULT_TOKENS_PER_BYTE, call
     route_sizes.learn(text_bytes, int(text_bytes * truth))
     assert truth < route_sizes.per_byte <= truth * 1.2
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), min_size=EVIDENCE_CALLS, max_size=60))
 def test_whatever_is_reported_the_ratio_stays_one(calls: list[tuple[int, int]]) -> None:
-    route_sizes = RouteSizes()
+    route_sizes = LearnedLimits()
     for text_bytes, counted in calls:
         route_sizes.learn(text_bytes, counted)
     assert 1 / 8 <= route_sizes.per_byte <= 1.0
@@ -145,7 +145,7 @@ def test_whatever_is_reported_the_ratio_stays_one(calls: list[tuple[int, int]]) 
 @given(some_inputs.filter(bool))
 def test_halves_are_the_batch_in_two(inputs: list[Input]) -> None:
     whole = batch(inputs)
-    low, high = planning.halves(whole)
+    low, high = packing.halves(whole)
     assert [*low.inputs, *high.inputs] == inputs and [*low.indexes, *high.indexes] == whole.indexes
     assert abs(len(low.inputs) - len(high.inputs)) <= 1
     assert not (low.single or high.single) and low.tokens == sum(map(tokens.estimate, low.inputs))
@@ -155,14 +155,14 @@ def test_halves_are_the_batch_in_two(inputs: list[Input]) -> None:
 def test_the_chosen_inputs_keep_their_indexes(data: st.DataObject) -> None:
     inputs = data.draw(some_inputs.filter(bool))
     positions = data.draw(st.lists(st.integers(0, len(inputs) - 1), min_size=1, unique=True))
-    few = planning.chosen(batch(inputs), positions)
+    few = packing.chosen(batch(inputs), positions)
     assert few.inputs == [inputs[i] for i in positions] and few.indexes == [i * 10 for i in positions]
     assert few.tokens == sum(map(tokens.estimate, few.inputs))
 
 
 def test_a_single_string_stays_one_only_while_it_is_the_whole_batch() -> None:
-    (one,) = planning.pack(["a"], [0], Limits(), 16, NO_OPTIONS, single=True)
-    assert one.single and not planning.halves(one)[1].single
+    (one,) = packing.pack(["a"], [0], Limits(), 16, NO_OPTIONS, single=True)
+    assert one.single and not packing.halves(one)[1].single
 
 
 def test_limits_of_several_routes_are_the_tightest_of_each() -> None:
@@ -170,14 +170,14 @@ def test_limits_of_several_routes_are_the_tightest_of_each() -> None:
     routes = [
         Route(account, "m", 16, limits, Decimal(0)) for limits in (Limits(9, 100, 1000, 50), Limits(20, 10, 2000, 40))
     ]
-    assert planning.limits_of(routes) == Limits(9, 10, 1000, 40)
-    assert planning.limits_of(routes, inputs_per_call=3).inputs_per_call == 3
-    assert planning.limits_of(routes, inputs_per_call=300).inputs_per_call == 9
+    assert packing.limits_of(routes) == Limits(9, 10, 1000, 40)
+    assert packing.limits_of(routes, inputs_per_call=3).inputs_per_call == 3
+    assert packing.limits_of(routes, inputs_per_call=300).inputs_per_call == 9
 
 
 @pytest.mark.parametrize(("asked", "width"), [(None, 16), (16, 16), (1, 1), (15, 15)])
 def test_widths_that_the_model_has(asked: int | None, width: int) -> None:
-    assert planning.wanted_width(alias(), asked) == width
+    assert packing.resolve_dimensions(alias(), asked) == width
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_widths_that_the_model_has(asked: int | None, width: int) -> None:
 )
 def test_widths_that_it_has_not(allowed: frozenset[int] | range, asked: int, said: str) -> None:
     with pytest.raises(UnsupportedParameter, match=said) as refused:
-        planning.wanted_width(alias(allowed), asked)
+        packing.resolve_dimensions(alias(allowed), asked)
     assert (refused.value.param, refused.value.code) == ("dimensions", "invalid_value")
 
 
@@ -203,17 +203,19 @@ def test_widths_that_it_has_not(allowed: frozenset[int] | range, asked: int, sai
 )
 def test_inputs_that_no_provider_need_see(item: Input, accepts_tokens: bool, code: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        planning.check(item, alias(), NO_OPTIONS, accepts_tokens=accepts_tokens)
+        packing.check(item, alias(), NO_OPTIONS, accepts_tokens=accepts_tokens)
     assert refused.value.code == code
 
 
 @pytest.mark.parametrize("item", ["word " * 9, [1] * 9])
 def test_an_over_long_input_is_refused_or_cut(item: Input) -> None:
     with pytest.raises(InputTooLong, match="8 tokens"):
-        planning.check(item, alias(limit=8), NO_OPTIONS, accepts_tokens=True)
+        packing.check(item, alias(limit=8), NO_OPTIONS, accepts_tokens=True)
     cutting = Options(truncate="end")
-    planning.check(item, alias(limit=8), cutting, accepts_tokens=True)
-    short = planning.shortened(item, alias(limit=8), cutting)
+    packing.check(item, alias(limit=8), cutting, accepts_tokens=True)
+    short = packing.truncated_input(item, alias(limit=8), cutting)
     assert (
-        tokens.fits(short, 8) and short == item[: len(short)] and planning.shortened(item, alias(), NO_OPTIONS) == item
+        tokens.fits(short, 8)
+        and short == item[: len(short)]
+        and packing.truncated_input(item, alias(), NO_OPTIONS) == item
     )

@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 
-from engine.routing import Router, narrowed
+from engine.routing.router import Router, narrowed
 from models.embedding import Account, Alias, Limits, Route
-from models.errors import EmbedmillError, InvalidInput, NoRoute, UnknownAlias
+from models.errors import (
+    EmbedmillError,
+    InvalidInput,
+    RouteDown,
+    UnknownAlias,
+    UnsupportedParameter,
+    UpstreamAuthFailed,
+)
 
 
 def route(account: str, priority: int = 0, weight: int = 1) -> Route:
@@ -56,14 +63,33 @@ def test_models_of_the_same_space_stand_in_last() -> None:
     assert tried({"models": ["twin"]}) == ["a", "b", "c", "d"]
 
 
+def test_each_route_is_there_once_whoever_names_it() -> None:
+    shared = alias("shared", route("a"), route("d"))
+    left = narrowed({**ALIASES, "shared": shared}, ONE, {"gateway": {"models": ["one", "shared", "twin"]}})
+    assert [each.provider for each in left.routes] == ["a", "b", "c", "d"]
+
+
 @pytest.mark.parametrize(
     ("gateway", "error", "param"),
     [
         ({"only": ["nobody"]}, InvalidInput, "providerOptions.gateway.only"),
         ({"models": ["missing"]}, UnknownAlias, "providerOptions.gateway.models"),
         ({"models": ["other"]}, InvalidInput, "providerOptions.gateway.models"),
-        ({"nonsense": 1}, InvalidInput, "providerOptions.gateway"),
+        ({"nonsense": 1}, UnsupportedParameter, "providerOptions.gateway.nonsense"),
+        ({"onyl": ["a"]}, UnsupportedParameter, "providerOptions.gateway.onyl"),
+        ({"zeroDataRetention": True}, UnsupportedParameter, "providerOptions.gateway.zeroDataRetention"),
+        ({"disallowPromptTraining": True}, UnsupportedParameter, "providerOptions.gateway.disallowPromptTraining"),
+        ({"region": "eu", "sort": "cost"}, UnsupportedParameter, "providerOptions.gateway.region"),
+        ({"strict": True}, UnsupportedParameter, "providerOptions.gateway.strict"),
         ({"order": "a"}, InvalidInput, "providerOptions.gateway"),
+        ({"models": ["twin"] * 2}, InvalidInput, "providerOptions.gateway.models"),
+        ({"models": ["one"] * 1_500_000}, InvalidInput, "providerOptions.gateway.models"),
+        ({"models": [f"m{i}" for i in range(9)]}, InvalidInput, "providerOptions.gateway.models"),
+        ({"only": ["a"] * 9}, InvalidInput, "providerOptions.gateway.only"),
+        ({"order": ["a", "b", "a"]}, InvalidInput, "providerOptions.gateway.order"),
+        ({"tags": ["t"] * 30_000}, InvalidInput, "providerOptions.gateway.tags"),
+        ({"order": ["a" * 257]}, InvalidInput, "providerOptions.gateway.order"),
+        ({"models": [["twin"]] * 9}, InvalidInput, "providerOptions.gateway.models"),
     ],
 )
 def test_what_cannot_be_followed_names_the_field(
@@ -74,39 +100,29 @@ def test_what_cannot_be_followed_names_the_field(
     assert raised.value.param == param
 
 
-def test_a_route_that_was_refused_is_left_out_until_it_recovers() -> None:
+REFUSED = UpstreamAuthFailed("the provider refused the account's credential", status=401)
+
+
+def test_a_route_that_is_down_is_left_out_until_it_answers() -> None:
     router = Router()
-    router.cool_down(ONE.routes[0])
+    router.report(ONE.routes[0], REFUSED)
     assert [chosen.provider for chosen in router.candidates(ONE)] == ["b", "c"]
+    assert router.outage_of(ONE) is None
     router.answered(ONE.routes[0], 0)
     assert [chosen.provider for chosen in router.candidates(ONE)] == ["a", "b", "c"]
 
 
-def test_a_refused_credential_is_left_alone_for_longer_each_time() -> None:
-    router, pauses = Router(), []
-    for _ in range(5):
-        router.refused(TWIN.routes[0])
-        router.refused(TWIN.routes[0])  # another call that was under way meets the same refusal
-        with pytest.raises(NoRoute) as raised:
-            router.candidates(TWIN)
-        pauses.append(raised.value.retry_after_s)
-        router._unfit_until.clear()  # the pause is over
-    assert pauses == pytest.approx([20.0, 60.0, 300.0, 600.0, 600.0], abs=1.0)
-    router.answered(TWIN.routes[0], 0)
-    router.refused(TWIN.routes[0])
-    with pytest.raises(NoRoute) as raised:
-        router.candidates(TWIN)
-    assert raised.value.retry_after_s == pytest.approx(20.0, abs=1.0)
-
-
-def test_without_any_fit_route_the_error_says_when_to_come_back() -> None:
+def test_with_all_routes_down_the_error_names_account_cause_and_advice_and_when_to_come_back() -> None:
     router = Router()
-    for refused in ONE.routes:
-        router.cool_down(refused, seconds=9.0)
-    with pytest.raises(NoRoute) as raised:
+    for each in ONE.routes:
+        router.report(each, REFUSED)
+    with pytest.raises(RouteDown) as raised:
         router.candidates(ONE)
-    assert raised.value.retry_after_s is not None
-    assert 1.0 <= raised.value.retry_after_s <= 9.0
+    assert "Provider account a: the provider refused the account's credential" in raised.value.message
+    assert "embedmill providers test a" in raised.value.message
+    assert raised.value.retry_after_s is not None and 1.0 <= raised.value.retry_after_s <= 5.0
+    outage = router.outage_of(ONE)
+    assert outage is not None and (outage.cause.account, outage.cause.status) == ("a", 401)
 
 
 def test_weights_share_one_priority() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.settings import CLIENT_NAMES, PREFIX, Settings
+from engine.config.settings import CLIENT_NAMES, PREFIX, VISIBILITY_TIMEOUT_S, Settings, parsed
 from models.errors import ConfigError
 
 EXAMPLE = Path(__file__).resolve().parents[2] / ".env.example"
@@ -52,7 +52,6 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str | 
     [
         ("SHARD_INPUTS", "many"),
         ("SHARD_INPUTS", "1.5"),
-        ("SHARD_INPUTS", ""),
         ("LEASE_S", "1m"),
         ("MAX_BODY_BYTES", "0"),
         ("MAX_BODY_BYTES", "-1"),
@@ -124,3 +123,77 @@ def test_the_example_lists_exactly_the_settings_with_their_defaults() -> None:
 def test_other_names_of_a_protocol_mean_the_same(given: str, usual: str) -> None:
     assert Settings(broker_url=given).broker == usual
     assert Settings(redis_url=given).broker == Settings(redis_url=given).redis == usual
+
+
+@pytest.mark.parametrize("name", ["LEASE_S", "SHARD_INPUTS", "OPS_PORT"])
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_number_is_not_set(name: str, text: str) -> None:
+    assert Settings.from_environment({f"EMBEDMILL_{name}": text}) == Settings()
+
+
+KUBERNETES = {
+    "EMBEDMILL_PORT": "tcp://10.0.0.1:8080",
+    "EMBEDMILL_SERVICE_HOST": "10.0.0.1",
+    "EMBEDMILL_SERVICE_PORT": "8080",
+    "EMBEDMILL_SERVICE_PORT_HTTP": "8080",
+    "EMBEDMILL_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+    "EMBEDMILL_PORT_8080_TCP_PROTO": "tcp",
+    "EMBEDMILL_PORT_8080_TCP_PORT": "8080",
+    "EMBEDMILL_PORT_8080_TCP_ADDR": "10.0.0.1",
+    "EMBEDMILL_API_SERVICE_HOST": "10.0.0.2",
+    "EMBEDMILL_API_PORT_8080_TCP": "tcp://10.0.0.2:8080",
+    "EMBEDMILL_API_PORT": "tcp://10.0.0.2:8080",
+}
+
+
+def test_what_kubernetes_puts_beside_a_service_of_our_name_is_ignored_with_a_word(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert Settings.from_environment(KUBERNETES) == Settings()
+    assert caplog.text.count("\n") == 1 and "enableServiceLinks" in caplog.text
+    with pytest.raises(ConfigError):
+        Settings.from_environment({"EMBEDMILL_PORT": "8080"})  # somebody's setting that does not exist
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"WORKER_SEEN_S": "9"},
+        {"SHARD_BUDGET_S": "225"},
+        {"SHARD_BUDGET_S": "1e9"},
+        {"SWEEP_S": "61"},
+        {"CLAIM_UNRUNG_S": "31"},
+        {"CANARY_SIMILARITY": "1.5"},
+        {"NAMESPACE": "Up per"},
+        {"NAMESPACE": "{x}"},
+        {"LOG_FORMAT": "xml"},
+        {"LOG_LEVEL": "LOUD"},
+        {"KEY_PEPPER": "secret\x00secret"},
+        {"SHARD_INPUTS": "secretive"},
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_by_name_and_never_quoted(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Settings.from_environment({PREFIX + name: value for name, value in environ.items()})
+    assert next(iter(environ)) in refused.value.message + str(refused.value.param)
+    assert "secret" not in refused.value.message
+
+
+def test_the_order_of_time_limits() -> None:
+    settings = Settings(shard_budget_s=224.0)
+    settings.validate()
+    assert settings.shard_budget_s < settings.soft_limit_s < settings.hard_limit_s < VISIBILITY_TIMEOUT_S == 300
+
+
+def test_a_line_end_is_no_part_of_a_value() -> None:
+    assert Settings.from_environment({PREFIX + "CONFIG": "a.toml\r\n"}).config == "a.toml"
+    assert Settings.from_environment({PREFIX + "SHARD_INPUTS": " 7\n"}).shard_inputs == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("true", True), ("FALSE", False), ("0", False), ("1", True), ("off", False), ("no", False)]
+)
+def test_false_is_false(text: str, value: bool) -> None:
+    assert parsed(True, text, "X") is value
+    with pytest.raises(ConfigError):
+        parsed(False, "maybe", "X")

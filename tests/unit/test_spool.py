@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from engine.spool import DamagedFile, Spool
+from engine.durability.spool import DamagedFile, Spool
 
 BODY = b"paid for" * 1000
 LEAVES_A_FILE = """
 import os, signal, sys
 from pathlib import Path
-from engine.spool import Spool
+from engine.durability.spool import Spool
 assert Spool(Path(sys.argv[1]), max_bytes=1 << 20).write("shard", b"left behind")
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -108,3 +110,52 @@ def test_a_folder_that_cannot_be_made_is_no_disaster(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
     assert spool(tmp_path).write("shard", BODY) is None
     assert list(spool(tmp_path).abandoned()) == []
+
+
+def test_two_processes_on_one_folder_are_never_refused_because_of_each_other(tmp_path: Path) -> None:
+    """Files vanish while their sizes are added up: another process has recorded them."""
+    stop = threading.Event()
+
+    def come_and_go() -> None:
+        other = spool(tmp_path, 1 << 24)
+        while not stop.is_set():
+            if (file := other.write("other", b"x")) is not None:
+                file.remove()
+
+    others = [threading.Thread(target=come_and_go) for _ in range(2)]
+    for each in others:
+        each.start()
+    ours = spool(tmp_path, 1 << 24)
+    try:
+        for _ in range(300):
+            file = ours.write("ours", b"y")
+            assert file is not None
+            file.remove()
+    finally:
+        stop.set()
+        for each in others:
+            each.join()
+
+
+def test_room_is_reserved_and_used_when_the_disk_is_full(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", folder], capture_output=True, check=False, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted: {mounted.stderr.strip()}")
+    try:
+        small = Spool(folder / "spool", max_bytes=1 << 30)
+        small.reserve()
+        assert (folder / "spool" / "reserve").stat().st_blocks * 512 >= 32 << 20
+        assert "are free in" in caplog.text  # it says so before it is full
+        with (folder / "filler").open("wb") as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(b"x" * (1 << 20))
+                filler.flush()
+        kept = small.write("shard", b"paid for" * (1 << 18))
+        assert kept is not None and "reserved for paid results" in caplog.text
+        assert not (folder / "spool" / "reserve").exists()
+    finally:
+        subprocess.run(["umount", "-l", folder], check=False)

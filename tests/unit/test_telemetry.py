@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import orjson
 import pytest
 from prometheus_client import generate_latest
 
-from engine.telemetry import FIELDS, REGISTRY, JsonFormatter, TextFormatter
+from engine.observability.telemetry import FIELDS, REGISTRY, JsonFormatter, TextFormatter
 from workers.__main__ import METRICS_FOLDER, _folder_of_its_own
 
 SECRETS: dict[str, Any] = {"input": "private text", "embedding": [0.123456], "api_key": "em_secret", "body": b"private"}
@@ -40,6 +42,10 @@ def test_a_json_line_is_one_line_of_json() -> None:
     assert "\n" not in line
     document = orjson.loads(line)
     assert document.pop("at").endswith("Z")
+    # Who wrote it: lines of many processes lie in one store.
+    assert document.pop("pid") == os.getpid()
+    assert document.pop("version") == version("embedmill")
+    assert document.pop("service") == "embedmill"
     assert document == {
         "level": "INFO",
         "logger": "embedmill.test",

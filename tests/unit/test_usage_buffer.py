@@ -13,9 +13,12 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.database import Database
-from engine.usage import UsageBuffer, rows
-from models.embedding import InputError, Landed, Route
+from engine.durability.spool import Spool
+from engine.ledger.usage_buffer import UsageBuffer
+from engine.ledger.usage_rows import delivered
+from engine.observability.telemetry import USAGE_DROPPED, USAGE_WAITING
+from engine.storage.database import Database
+from models.embedding import BatchOutcome, InputError, Route
 from models.errors import StorageUnavailable
 from models.usage import UsageRecord
 from tests.fakes import route
@@ -51,13 +54,15 @@ async def database(data_dir: Path) -> AsyncIterator[Moody]:
     await database.close()
 
 
-def landed(count: int = 2, of: Route | None = None, tokens: int = 10) -> Landed:
-    return Landed(range(count), None, None, tokens, False, Decimal("0.000001"), of or route())
+def landed(count: int = 2, of: Route | None = None, tokens: int = 10) -> BatchOutcome:
+    return BatchOutcome(range(count), None, None, tokens, False, Decimal("0.000001"), of or route())
 
 
 def some(count: int) -> list[dict[str, Any]]:
     return [
-        row for _ in range(count) for row in rows([landed()], project="p", key_id="k", lane="interactive", alias="m")
+        row
+        for _ in range(count)
+        for row in delivered([landed()], project="p", key_id="k", lane="interactive", alias="m")
     ]
 
 
@@ -113,8 +118,8 @@ async def test_closing_while_the_database_is_away_does_not_raise(database: Moody
 
 def test_a_row_for_each_route_and_none_for_refusals() -> None:
     first, second = route("first"), route("second")
-    refused = Landed([9], None, InputError("c", "m"), 0, False, Decimal(0), None)
-    made = rows(
+    refused = BatchOutcome([9], None, InputError("c", "m"), 0, False, Decimal(0), None)
+    made = delivered(
         [landed(2, first), landed(3, second, 7), landed(4, first), refused],
         project="p",
         key_id="k",
@@ -138,3 +143,61 @@ async def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(datab
     await buffer.flush()
     await buffer.close()
     assert await ledger(database) == sorted(row["id"] for row in given)
+
+
+async def test_rows_beyond_the_cap_are_counted_and_the_gauge_tells_of_all_that_wait(database: Moody) -> None:
+    """Without a disk. The cap is 100,000 rows."""
+    database.is_down = True
+    buffer = UsageBuffer(database)
+    row, dropped = some(1)[0], USAGE_DROPPED._value.get()
+    buffer.add([row] * 99_999)
+    assert USAGE_WAITING._value.get() == 99_999
+    buffer.add([row] * 4)
+    assert USAGE_WAITING._value.get() == 100_000 and USAGE_DROPPED._value.get() - dropped == 3
+    await buffer.close()
+    assert USAGE_DROPPED._value.get() - dropped == 100_003
+
+
+async def test_rows_outlast_the_process_on_the_disk_and_are_written_once(database: Moody, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "usage", max_bytes=1 << 24)
+    database.is_down = True
+    buffer, given = UsageBuffer(database, spool), some(450)
+    buffer.add(given)
+    await buffer.close()  # as at the end of a process
+    assert await ledger(database) == [] and len(list((tmp_path / "usage").glob("*.spool"))) == 1
+    database.is_down = False
+    others = [UsageBuffer(database, Spool(tmp_path / "usage", max_bytes=1 << 24)) for _ in range(2)]
+    await asyncio.gather(*(each.replay() for each in others))
+    assert await ledger(database) == sorted(row["id"] for row in given)
+    assert list((tmp_path / "usage").iterdir()) == []
+
+
+async def test_a_row_that_is_refused_lies_in_a_file_for_a_person(database: Moody, tmp_path: Path) -> None:
+    buffer, given = UsageBuffer(database, Spool(tmp_path / "usage", max_bytes=1 << 24)), some(2)
+    buffer.add([given[0], {**some(1)[0], "inputs": None}, given[1]])
+    await buffer.close()
+    assert await ledger(database) == sorted(row["id"] for row in given)
+    [kept] = (tmp_path / "usage").iterdir()
+    assert kept.suffix == ".bad"
+
+
+async def test_any_error_of_the_database_leaves_the_writer_alive(database: Moody) -> None:
+    class Broken(Moody):
+        @asynccontextmanager
+        async def write(self) -> AsyncIterator[AsyncConnection]:
+            if self.is_down:
+                raise RuntimeError("of a driver")
+            async with super().write() as connection:
+                yield connection
+
+    broken = Broken(database.url)
+    broken.is_down = True
+    buffer, given = UsageBuffer(broken), some(1)
+    buffer.add([])
+    buffer.start()
+    broken.is_down = False
+    buffer.add(given)
+    await asyncio.wait_for(broken.first_commit.wait(), 10)
+    assert await ledger(database) == [given[0]["id"]]
+    await buffer.close()
+    await broken.close()

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from engine import vectors
+from engine.storage import vectors
 from models.embedding import Matrix
 from models.errors import UpstreamProtocolError
 from providers.base import check_vectors

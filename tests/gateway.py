@@ -13,10 +13,11 @@ from sqlalchemy import select
 from starlette.types import ASGIApp
 
 from api.app import create_app
-from engine.jobs.run import run_shard
-from engine.keys import create_key, load_pepper
+from engine.access.keys import create_key, load_pepper
+from engine.config.settings import Settings
+from engine.jobs.execution.worker import run_shard
 from engine.runtime import Runtime
-from engine.settings import Settings
+from engine.upstream.call import Transport
 from models.job import Shard
 from models.key import Scope
 
@@ -60,7 +61,7 @@ routes = [{ provider = "fake", model = "up", max_inputs_per_call = 7 }]
 
 
 @dataclass(slots=True)
-class Mill:
+class Gateway:
     runtime: Runtime
     app: ASGIApp
     client: httpx.AsyncClient
@@ -111,19 +112,21 @@ class Mill:
         return {"authorization": f"Bearer {key}"}
 
 
-async def open_mill(folder: Path, *, config: str = CONFIG, **settings: Any) -> Mill:
-    """Open a gateway whose database is already in `folder`. Close it with `close_mill`."""
+async def open_gateway(
+    folder: Path, *, config: str = CONFIG, wire: Transport | None = None, **settings: Any
+) -> Gateway:
+    """Open a gateway whose database is already in `folder`. Close it with `close_gateway`."""
     file = folder / "embedmill.toml"
     file.write_text(config)
-    runtime = Runtime.open(Settings(data_dir=folder, config=str(file), key_pepper=PEPPER, **settings))
+    runtime = Runtime.open(Settings(data_dir=folder, config=str(file), key_pepper=PEPPER, **settings), wire=wire)
     _, key = await create_key(runtime.database, PEPPER.encode())
     app = create_app(runtime)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     client = httpx.AsyncClient(transport=transport, base_url="http://mill", headers={"authorization": f"Bearer {key}"})
-    return Mill(runtime, app, client, key)
+    return Gateway(runtime, app, client, key)
 
 
-async def close_mill(mill: Mill) -> None:
+async def close_gateway(mill: Gateway) -> None:
     await mill.client.aclose()
     await mill.runtime.close()
 

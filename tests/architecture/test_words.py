@@ -1,0 +1,52 @@
+"""Names are words of the field: metaphors that were taken out do not come back."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.architecture.test_laws import PACKAGES, name, sources
+
+# What each was, and what it is called now.
+METAPHORS = {
+    "accused": "suspect",
+    "acquit": "record_flakes",
+    "canaries": "drift monitor",
+    "court": "prober",
+    "doorbell": "notifier",
+    "hope": "recoverability",
+    "lessons": "learned limits",
+    "witness": "call observer",
+}
+PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
+
+
+def names_in(path: Path) -> set[str]:
+    """Every identifier that the file defines or uses."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        match node:
+            case ast.Name(id=text) | ast.arg(arg=text) | ast.Attribute(attr=text) | ast.keyword(arg=str(text)):
+                found.add(text)
+            case ast.FunctionDef(name=text) | ast.AsyncFunctionDef(name=text) | ast.ClassDef(name=text):
+                found.add(text)
+            case _:
+                pass
+    return found
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=name)
+def test_no_name_is_a_metaphor(path: Path) -> None:
+    words = {part.lower(): each for each in names_in(path) for part in PARTS.findall(each)}
+    found = {words[word]: f"say {better}" for word, better in METAPHORS.items() if word in words}
+    assert not found, found
+
+
+def test_the_law_finds_them(tmp_path: Path) -> None:
+    path = tmp_path / "code.py"
+    path.write_text("class Doorbell: ...\ndef f(witness, *, acquit_all=1): return g(hope=1).canaries\n")
+    words = {part.lower() for each in names_in(path) for part in PARTS.findall(each)}
+    assert {"doorbell", "witness", "acquit", "hope", "canaries"} <= words

@@ -1,0 +1,86 @@
+"""`warnings`: what of a request was not honoured, and which figures are not the provider's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, error_of, open_gateway
+
+leaving_nothing = pytest.mark.asyncio(loop_scope="session")
+
+
+def warnings(reply: Any) -> list[dict[str, str]]:
+    assert reply.status_code == 200, reply.text
+    found: list[dict[str, str]] = reply.json()["providerMetadata"]["gateway"]["warnings"]
+    assert all(set(each) == {"type", "feature", "details"} and each["details"] for each in found)
+    return found
+
+
+@leaving_nothing
+@pytest.mark.parametrize(
+    ("fields", "features"),
+    [
+        ({}, []),
+        ({"user": "u", "dimensions": 4, "truncate": "end", "encoding_format": "base64"}, []),
+        ({"providerOptions": {}}, []),
+        ({"providerOptions": {"fake": {"dimensions": 4}}}, []),
+        ({"providerOptions": {"gateway": {"order": ["fake"], "tags": ["t"], "cache": False}}}, []),
+        ({"input_type": "query"}, ["input_type"]),
+        ({"providerOptions": {"cohere": {"seed": 1}}}, ["providerOptions.cohere"]),
+        ({"providerOptions": {"gateway": {"sort": "cost"}}}, ["providerOptions.gateway.sort"]),
+        ({"providerOptions": {"gateway": {"cacheControl": "x", "num_retries": 2}}},
+         ["providerOptions.gateway.cacheControl", "providerOptions.gateway.num_retries"]),
+        ({"providerOptions": {"gateway": {"cache": True}}}, ["providerOptions.gateway.cache"]),
+        ({"providerOptions": {"gateway": {"zeroDataRetention": False}}}, ["providerOptions.gateway.zeroDataRetention"]),
+        ({"input_type": "query", "providerOptions": {"voyage": {"a": 1}}}, ["input_type", "providerOptions.voyage"]),
+    ],
+)  # fmt: skip
+async def test_what_was_not_honoured(shared_gateway: Gateway, fields: dict[str, Any], features: list[str]) -> None:
+    """It was [] whatever was left out; a harmless hint of another gateway was a 400."""
+    found = warnings(await shared_gateway.embed("a", **fields))
+    assert [each["feature"] for each in found] == features
+    assert {each["type"] for each in found} <= {"unsupported"}
+
+
+@leaving_nothing
+@pytest.mark.parametrize("name", ["zeroDataRetention", "disallowPromptTraining", "region", "dataCollection", "strict"])
+async def test_what_promises_something_is_refused(shared_gateway: Gateway, name: str) -> None:
+    reply = await shared_gateway.embed("a", providerOptions={"gateway": {name: True}})
+    assert (reply.status_code, error_of(reply)["param"]) == (400, f"providerOptions.gateway.{name}")
+    assert "Leave it out" in error_of(reply)["message"]
+
+
+async def test_a_job_says_it_too(mill: Gateway) -> None:
+    options = {"gateway": {"sort": "cost"}, "cohere": {"seed": 1}}
+    job = await mill.submit(["a"], input_type="query", providerOptions=options)
+    assert [each["code"] for each in job["warnings"]] == ["unsupported_parameter"] * 3
+    assert "'input_type'" in job["warnings"][0]["message"]
+    assert (await mill.run(job["id"]))["warnings"] == job["warnings"]
+    assert (await mill.submit(["a"], user="u"))["warnings"] == []
+    refused = await mill.client.post(
+        JOBS, json={"model": "tiny", "input": "a", "providerOptions": {"gateway": {"x": 1}}}
+    )
+    assert refused.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("figure", "is_doubtful"), [("1000000000000000", True), ("-1", True), ("1.5", True), ("'x'", True), ("3", False)]
+)
+async def test_a_figure_that_is_not_believed_is_told(data_dir: Path, figure: str, is_doubtful: bool) -> None:
+    """The caller saw `usageEstimated` and could not know why; only the log said it."""
+    rule = '{ when = { contains = "odd" }, do = { usage = { prompt_tokens = %s } } },'
+    config = CONFIG.replace("script = [", "script = [" + rule % figure)
+    mill = await open_gateway(data_dir, config=config)
+    try:
+        reply = await mill.embed("an odd text")
+        assert [each["feature"] for each in warnings(reply)] == (["usage"] if is_doubtful else [])
+        if is_doubtful:
+            assert warnings(reply)[0]["type"] == "other" and "fake" in warnings(reply)[0]["details"]
+            assert reply.json()["providerMetadata"]["gateway"]["usageEstimated"] is True
+            assert reply.json()["usage"]["prompt_tokens"] < 100
+        assert warnings(await mill.embed("another text")) == []
+    finally:
+        await close_gateway(mill)

@@ -1,0 +1,231 @@
+"""The database's clock is set back or forward, or everything sleeps: it costs seconds, and nobody is taken for dead."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, update
+
+from engine.corpus.lines import Lines
+from engine.jobs.ingest import job_intake
+from engine.jobs.leasing import claim as claims
+from engine.jobs.maintenance.sweep import sweep
+from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.recording.record import record
+from engine.jobs.scheduling.dispatch import dispatch
+from engine.process.clock import DatabaseClock, machine_clock
+from engine.queue import worker_heartbeats
+from models.base import db_now
+from models.job import IdempotencyKey, JobStatus, Shard, ShardState
+from models.worker import WorkerProcess
+from tests.integration.clocks import SetClock, settable_clock
+from tests.integration.store import Store, landed, text_of
+from tests.services import async_url
+
+
+@dataclass
+class Time:
+    """The database's clock, which may be set, and this machine's, by which time passes."""
+
+    store: Store
+    database: SetClock
+    passed_s: float = 0.0
+    step_s: float = 0.0
+
+    def machine(self) -> float:
+        return machine_clock() + self.passed_s
+
+    async def set_by(self, seconds: float) -> None:
+        """Somebody sets the database's clock."""
+        self.step_s += seconds
+        await self.database.ahead(self.passed_s + self.step_s)
+
+    async def pass_by(self, seconds: float) -> None:
+        self.passed_s += seconds
+        await self.database.ahead(self.passed_s + self.step_s)
+
+
+@pytest.fixture
+async def clocks(database_url: str, tmp_path: Path) -> AsyncIterator[Time]:
+    url = (
+        async_url(database_url) if "postgres" in database_url else database_url.replace("sqlite:", "sqlite+aiosqlite:")
+    )
+    async with settable_clock(url) as clock:
+        store = Store.open(database_url, tmp_path)
+        clocks = Time(store, clock)
+        store.runtime.database_clock = DatabaseClock(clocks.machine)
+        await sweep(store.runtime)  # the look before
+        yield clocks
+        await store.close()
+
+
+def lines(count: int) -> Lines:
+    lines = Lines()
+    for index in range(count):
+        lines.add(text_of("text", index))
+    return lines
+
+
+@pytest.mark.parametrize("seconds", [-3600.0, -120.0, -90.0, 600.0, 90_000.0])
+async def test_a_step_is_seen_once(clocks: Time, seconds: float) -> None:
+    watched = DatabaseClock(clocks.machine)
+
+    async def look() -> float:
+        asked_at = clocks.machine()
+        async with clocks.store.runtime.database.read() as connection:
+            return watched.observe((await connection.execute(select(db_now()))).scalar_one(), asked_at).step_s
+
+    assert await look() == 0
+    await clocks.pass_by(300)
+    assert await look() == 0
+    await clocks.set_by(seconds)
+    assert abs(await look() - seconds) < 2
+    assert await look() == 0
+
+
+@pytest.mark.parametrize("seconds", [600.0, 90_000.0])
+async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, seconds: float) -> None:
+    store = clocks.store
+    await worker_heartbeats.beat(store.runtime.database, "w", slots=1)
+    [held] = await store.claim_all(await store.submit())
+    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    assert isinstance(reservation, job_intake.Reservation)
+    key_job = reservation.job_id
+    async with store.receiving_as(reservation) as intake:
+        await intake.add(lines(25))
+        await clocks.set_by(seconds)
+        for _ in range(2):
+            await sweep(store.runtime)
+        assert await worker_heartbeats.alive(store.runtime.database, store.runtime.settings.worker_seen_s) == 1
+        assert (await store.shards(held.job_id))[0].state == ShardState.RUNNING
+        assert await claims.heartbeat(store.runtime, held)
+        await intake.finish(b"fingerprint")
+    for each in (held, *await store.claim_all(key_job)):
+        await record(store.runtime, each, landed(each, route=store.routes[0]))
+    assert [await store.status(job_id) for job_id in (held.job_id, key_job)] == [JobStatus.COMPLETED] * 2
+    assert await job_intake.reserve(store.runtime, "p", "key") == job_intake.Replay(key_job, b"fingerprint")
+
+
+async def test_set_forward_the_dead_are_found_a_heartbeat_later(clocks: Time) -> None:
+    store = clocks.store
+    [held] = await store.claim_all(job_id := await store.submit())
+    async with store.receiving() as intake:
+        await intake.add(lines(25))
+        await store.set_job(intake.job_id, intake_owner="elsewhere/b/n:1#x")
+        await clocks.set_by(600)
+        await sweep(store.runtime)
+        for _ in range(4):
+            await clocks.pass_by(6)
+            await sweep(store.runtime)
+        assert (await store.shards(job_id))[0].state != ShardState.RUNNING
+        assert await store.status(intake.job_id) == JobStatus.FAILED
+        assert not await claims.heartbeat(store.runtime, held)
+
+
+@pytest.mark.parametrize("seconds", [-90.0, -120.0, -86_400.0])
+async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: float) -> None:
+    store = clocks.store
+    job_id = await store.submit(30)
+    first, second, third = await store.shard_ids(job_id)
+    running, waiting = await store.claim(first), await store.claim(second)
+    await store.set_shard(third, state=ShardState.RUNG, rung_at=db_now())
+    await claims.release(store.runtime, waiting, delay_s=1.0, spent=True, reason="", waiting_on="provider")
+    await store.set_job(job_id, blocked_until=db_now() + 10)
+    await worker_heartbeats.beat(store.runtime.database, "w", slots=1)
+    key = await job_intake.reserve(store.runtime, "p", "key")
+    store.bell.rung.clear()
+    await clocks.set_by(seconds)
+    await sweep(store.runtime)
+    assert store.bell.rung == [second]
+    assert job_object(await find(store.runtime, "p", job_id))["next_attempt_at"] is None
+    async with store.runtime.database.read() as connection:
+        now = (await connection.execute(select(db_now()))).scalar_one()
+        seen_at = (await connection.execute(select(WorkerProcess.seen_at))).scalar_one()
+        key_until = (await connection.execute(select(IdempotencyKey.expires_at))).scalar_one()
+    settings = store.runtime.settings
+    running_until, rung_at = (await store.shards(job_id))[0].lease_until, (await store.shards(job_id))[2].rung_at
+    assert seen_at <= now and rung_at <= now
+    assert max(running_until, key_until) <= now + settings.lease_s and isinstance(key, job_intake.Reservation)
+    # The worker of the first is dead: that is found when its lease is over, not when the old time comes again.
+    await clocks.pass_by(settings.lease_s + 1)
+    await sweep(store.runtime)  # so long after the last that it cannot know who lived: one heartbeat more
+    await clocks.pass_by(1.6 * settings.heartbeat_s)
+    await sweep(store.runtime)
+    assert (await store.shards(job_id))[0].state != ShardState.RUNNING
+    assert running.fence == 1
+
+
+@pytest.mark.parametrize("seconds", [-3.0, -90.0, -86_400.0])
+@pytest.mark.parametrize("state", [ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING])
+async def test_set_back_a_shard_of_any_state_can_be_claimed(clocks: Time, state: ShardState, seconds: float) -> None:
+    """One that was rung, or whose worker died, used to wait for the time of before: nobody could claim it."""
+    store = clocks.store
+    [shard_id] = await store.shard_ids(await store.submit(10))
+    if state is ShardState.RUNG:
+        await store.set_shard(shard_id, state=ShardState.RUNG, rung_at=db_now())
+    elif state is ShardState.RUNNING:
+        assert await claims.claim(store.runtime, shard_id, "killed") is not None
+    await clocks.set_by(seconds)
+    await sweep(store.runtime)
+    if state is ShardState.RUNNING:
+        await clocks.pass_by(store.runtime.settings.lease_s + 1)
+        await sweep(store.runtime)
+        await clocks.pass_by(1.6 * store.runtime.settings.heartbeat_s)
+        await sweep(store.runtime)
+    held = await claims.claim(store.runtime, shard_id, "next")
+    assert held is not None and held.count == 10
+
+
+@pytest.mark.parametrize("seconds", [-120.0, 600.0])
+async def test_a_step_leaves_no_rate_behind(clocks: Time, seconds: float) -> None:
+    store = clocks.store
+    job_id = await store.submit(30)
+    one, two, _ = await store.claim_all(job_id)
+    await record(store.runtime, one, landed(one, route=store.routes[0]))
+    await clocks.set_by(seconds)
+    await sweep(store.runtime)
+    job = job_object(await find(store.runtime, "p", job_id))
+    assert (job["rate"]["inputs_per_second"], job["eta_seconds"]) == (0.0, None)
+    await record(store.runtime, two, landed(two, route=store.routes[0]))
+    await clocks.pass_by(10)
+    job = job_object(await find(store.runtime, "p", job_id))
+    assert 0.5 < job["rate"]["inputs_per_second"] <= 1.0 and 10 <= job["eta_seconds"] <= 20
+
+
+async def test_when_all_slept_nobody_is_dead_until_a_heartbeat_has_passed(clocks: Time) -> None:
+    """A laptop's lid was closed for 75 s: scheduler, worker and upload wake up together."""
+    store = clocks.store
+    [held] = await store.claim_all(job_id := await store.submit())
+    async with store.receiving() as intake:
+        await intake.add(lines(25))
+        await clocks.pass_by(75)
+        for _ in range(2):
+            await sweep(store.runtime)
+        assert await claims.heartbeat(store.runtime, held)
+        await intake.finish(b"fingerprint")
+    for each in (held, *await store.claim_all(intake.job_id)):
+        await record(store.runtime, each, landed(each, route=store.routes[0]))
+    assert [await store.status(each) for each in (job_id, intake.job_id)] == [JobStatus.COMPLETED] * 2
+
+
+async def test_a_sweep_that_is_always_slow_finds_the_dead_all_the_same(clocks: Time) -> None:
+    store = clocks.store
+    await store.claim_all(job_id := await store.submit())
+    for _ in range(8):
+        await clocks.pass_by(20)
+        await sweep(store.runtime)
+    assert (await store.shards(job_id))[0].state != ShardState.RUNNING
+
+
+async def test_a_step_in_an_empty_store_changes_nothing(clocks: Time) -> None:
+    for seconds in (-120.0, 600.0):
+        await clocks.set_by(seconds)
+        await sweep(clocks.store.runtime)
+    job_id = await clocks.store.submit()
+    await dispatch(clocks.store.runtime)
+    assert [shard.state for shard in await clocks.store.shards(job_id)] == [ShardState.RUNG]
+    async with clocks.store.runtime.database.write() as connection:
+        await connection.execute(update(Shard).values(rung_at=db_now()))

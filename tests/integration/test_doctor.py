@@ -1,0 +1,137 @@
+"""The doctor tells broken states of real services apart, and says what to do about each."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import redis
+from sqlalchemy import insert
+
+from cli.data_dir import DataDir
+from cli.doctor_brokers import tried_broker
+from cli.doctor_outages import outages
+from cli.doctor_parts import accounts, cost_of_probes, machine, pepper
+from cli.doctor_quotas import quotas
+from engine.config import config_file
+from engine.config.settings import Settings
+from engine.limiter.bucket import AcquireRequest, CallResult, CallSignal, Verdict
+from engine.limiter.coordinator import BucketCoordinator
+from engine.limiter.lua import keys_of
+from engine.limiter.quota import UNLIMITED, of_tokens
+from engine.limiter.redis_store import RedisStore
+from engine.storage.database import migrate
+from models.base import db_now
+from models.outage import RouteOutage
+from tests.integration.store import Store
+
+CONFIG = """
+[providers.good]
+kind = "fake"
+[providers.broken]
+kind = "fake"
+script = [{ when = {}, do = { status = 401 } }]
+
+[models."m/8"]
+dimensions = 8
+[[models."m/8".routes]]
+provider = "good"
+model = "fake"
+[[models."m/8".routes]]
+provider = "broken"
+model = "fake"
+priority = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("127.0.0.1:6379", "no scheme"),
+        ("localhost", "no scheme"),
+        ("kafka://127.0.0.1", "no broker that is known"),
+        ("redis://127.0.0.1:1/0", "nothing listens there"),
+        ("amqp://127.0.0.1:1//", "nothing listens there"),
+        ("redis://127.0.0.1:6379/99999", "no database of that number"),
+        ("amqp://guest:wrong@127.0.0.1:5672//", "refuses the user or the password"),
+        ("amqp://guest:guest@127.0.0.1:5672/no-such-host", "no such virtual host"),
+    ],
+)
+def test_what_is_wrong_with_a_broker_is_named(url: str, says: str) -> None:
+    fault = tried_broker(url)
+    assert fault is not None
+    assert says in fault.cause
+    assert fault.advice
+    printed = f"{fault.cause} {fault.advice}"
+    assert "wrong" not in printed
+    assert (urlsplit(url).password or "wrong") not in printed.split()
+
+
+def test_a_quota_that_the_provider_does_not_give_is_named(tmp_path: Path, redis_url: str) -> None:
+    config = tmp_path / "embedmill.toml"
+    account = '[providers.small]\nkind = "fake"\ntokens_per_minute = 1_000_000\n'
+    config.write_text(
+        account + '[models."m/8"]\ndimensions = 8\n[[models."m/8".routes]]\nprovider = "small"\nmodel = "f"\n'
+    )
+    settings = Settings(data_dir=tmp_path, config=str(config), redis_url=redis_url, namespace="doctor-quotas")
+    aliases = config_file.load(settings.config)
+    assert quotas(settings, aliases).status == "ok"
+
+    async def refuse() -> None:
+        desk = BucketCoordinator(
+            shared := RedisStore(redis_url, "doctor-quotas:"), "small|f", most_under_way=8, slot_s=60.0
+        )
+        desk.keep_to(of_tokens(1_000_000), UNLIMITED)
+        assert (await desk.ask(AcquireRequest("a", True, 400_000.0, 60.0))).verdict is Verdict.GO
+        await desk.end(CallResult("a", CallSignal.LIMITED, accepted=400_000.0, gate_s=0.0))
+        await shared.close()
+
+    asyncio.run(refuse())
+    finding = quotas(settings, aliases)
+    assert finding.status == "warn" and "small f to 400,000 of 1,000,000 tokens a minute" in finding.detail
+    with redis.Redis.from_url(redis_url) as client:
+        client.delete(*[f"doctor-quotas:{key}" for key in keys_of("small|f")])
+
+
+def test_each_account_is_tried_with_one_call(tmp_path: Path) -> None:
+    config = tmp_path / "embedmill.toml"
+    config.write_text(CONFIG)
+    settings = Settings(data_dir=tmp_path / "data", config=str(config))
+    DataDir(settings.data_dir).make()
+    migrate(settings.sqlalchemy_url)
+    aliases = config_file.load(settings.config)
+    assert cost_of_probes(aliases).startswith("2 calls of ")
+    found = {finding.check: finding for finding in accounts(settings, aliases)}
+    assert found["account good"].status == "ok"
+    assert found["account broken"].status == "fail"
+    assert found["account broken"].fix
+
+
+def test_the_machine_and_the_pepper(tmp_path: Path) -> None:
+    assert {finding.check: finding.status for finding in machine(DataDir(tmp_path))}["data directory"] == "ok"
+    assert pepper(Settings(data_dir=tmp_path)).status == "warn"
+    (tmp_path / "pepper").write_text("short")
+    assert pepper(Settings(data_dir=tmp_path)).status == "fail"
+    assert pepper(Settings(data_dir=tmp_path, key_pepper="short")).status == "fail"
+    assert pepper(Settings(data_dir=tmp_path, key_pepper="x" * 16)).status == "ok"
+
+
+async def test_an_account_that_is_down_is_named_at_no_cost(store: Store) -> None:
+    settings = store.runtime.settings
+    assert await asyncio.to_thread(outages, settings) == []
+    async with store.runtime.database.write() as connection:
+        values = {
+            "account": "bad",
+            "upstream_model": "m",
+            "code": "c",
+            "message": "the reply is an HTML page",
+            "status": 200,
+        }
+        row = values | {"advice": "Check that base_url of providers.bad is an embeddings API.", "since": db_now()}
+        await connection.execute(insert(RouteOutage).values(**row, next_attempt_at=db_now()))
+    [finding] = await asyncio.to_thread(outages, settings)
+    assert finding.status == "fail" and finding.detail.startswith("account bad, model m: down since 2")
+    assert "the reply is an HTML page" in finding.detail
+    assert "base_url of providers.bad" in finding.fix and "providers test bad" in finding.fix

@@ -1,0 +1,143 @@
+"""A learned quota between processes: in a real Redis, while that is away, and when it has lost its data."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+import redis.asyncio
+
+from engine.limiter import lua, quota
+from engine.limiter.bucket import AcquireRequest, CallResult, CallSignal, Verdict
+from engine.limiter.coordinator import BucketCoordinator
+from engine.limiter.redis_store import RedisStore
+from engine.observability.telemetry import REGISTRY
+from engine.upstream.call import Upstream
+from models.errors import UpstreamRateLimited
+from providers.base import UpstreamReply
+from tests import fakes
+from tests.integration.test_pacing import QUOTA, Relay, call, opened, paced_route, refusing
+
+NAME = "learned|m"
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    client = redis.asyncio.Redis.from_url(redis_url, decode_responses=True)
+    yield client
+    for key in await client.keys("*em:pace:*"):
+        await client.delete(key)
+    await client.aclose()
+
+
+def desk_of(shared: RedisStore, *, requests: int | None = None) -> BucketCoordinator:
+    desk = BucketCoordinator(shared, NAME, most_under_way=8, slot_s=60.0)
+    desk.keep_to(quota.of_tokens(QUOTA), quota.of_requests(requests))
+    return desk
+
+
+async def refuse(desk: BucketCoordinator, *, after_tokens: float, kind: str = "") -> None:
+    """One call of so many tokens is accepted, and the next refused."""
+    assert (await desk.ask(AcquireRequest("good", True, after_tokens, 90.0))).verdict is Verdict.GO
+    await desk.end(CallResult("good", CallSignal.WELL, accepted=after_tokens))
+    await desk.end(CallResult("refused", CallSignal.LIMITED, gate_s=0.0, kind=kind))
+
+
+async def test_what_one_process_learns_all_keep_to(client: redis.asyncio.Redis, redis_url: str) -> None:
+    processes = [RedisStore(redis_url) for _ in range(2)]
+    worker, api = (desk_of(shared) for shared in processes)
+    await refuse(worker, after_tokens=QUOTA / 2)
+    assert worker.shares == pytest.approx((0.5, 1.0), abs=0.01) and api.shares == (1.0, 1.0)
+    answer = await api.ask(AcquireRequest("sync", True, 1.0, 0.0))
+    assert api.shares == pytest.approx((0.5, 1.0), abs=0.01)
+    # What the first call left to be paid for drains at half the rate.
+    assert answer.wait_s >= 0.9 * (QUOTA / 2) / (quota.of_tokens(QUOTA).rate / 2) - 2
+    for shared in processes:
+        await shared.close()
+
+
+async def test_it_outlives_redis_and_the_loss_of_its_data(client: redis.asyncio.Redis, redis_url: str) -> None:
+    async with Relay.to(redis_url) as relay:
+        shared = RedisStore(relay.url)
+        desk = desk_of(shared, requests=600)
+        await refuse(desk, after_tokens=QUOTA * 0.4, kind="tokens")
+        assert desk.shares == pytest.approx((0.4, 1.0), abs=0.01)
+        relay.open = False
+        relay.cut()
+        await desk.ask(AcquireRequest("alone", True, 1.0, 0.0))
+        assert desk._alone and desk._own.shares(asyncio.get_running_loop().time())[0] == pytest.approx(0.4, abs=0.01)
+        await client.delete(*lua.keys_of(NAME))
+        relay.open = True
+        async with asyncio.timeout(5):
+            while desk._alone:
+                await asyncio.sleep(0.05)
+                await desk.ask(AcquireRequest("back", True, 1.0, 0.0))
+        assert desk.shares == pytest.approx((0.4, 1.0), abs=0.01)
+        other = desk_of(shared, requests=600)
+        await other.ask(AcquireRequest("other", True, 1.0, 0.0))
+        assert other.shares == pytest.approx((0.4, 1.0), abs=0.01)
+        await shared.close()
+
+
+async def test_a_process_that_is_alone_learns_too_and_tells_the_others(
+    client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    async with Relay.to(redis_url) as relay:
+        shared = RedisStore(relay.url)
+        desk = desk_of(shared)
+        await desk.ask(AcquireRequest("first", True, 1.0, 0.0))
+        relay.open = False
+        relay.cut()
+        await desk.ask(AcquireRequest("alone", True, 1.0, 90.0))
+        for number in range(3):
+            await desk.end(CallResult(f"refused-{number}", CallSignal.LIMITED, gate_s=0.0))
+        assert desk._alone and desk.shares[0] == pytest.approx(0.98, abs=0.01)  # the last minute was taken as busy
+        relay.open = True
+        async with asyncio.timeout(5):
+            while desk._alone:
+                await asyncio.sleep(0.05)
+                await desk.ask(AcquireRequest("back", True, 1.0, 0.0))
+        await desk.ask(AcquireRequest("told", True, 1.0, 0.0))
+        assert "1=0.97" in str(await client.hget(lua.keys_of(NAME)[0], "learned"))
+        await shared.close()
+
+
+async def test_calls_of_bulk_and_the_metric_follow(client: redis.asyncio.Redis, redis_url: str) -> None:
+    route = paced_route()
+    wire = fakes.FakeWire(up=refusing({"retry-after-ms": "100"}, refused=1))
+    upstream = opened(redis_url, wire, route)
+    assert upstream.learned_tokens_per_call([route]) is None
+    with pytest.raises(UpstreamRateLimited):
+        await call(upstream, route)
+    await call(upstream, route)
+    assert upstream.learned_tokens_per_call([route]) == QUOTA * quota.BULK_CALL / 4
+    labels = {"provider": route.provider, "model": route.upstream_model, "quota": "tokens"}
+    assert REGISTRY.get_sample_value("embedmill_quota_share", labels) == 0.25
+    await upstream.close()
+
+
+async def test_a_lower_limit_in_headers_counts_at_once(client: redis.asyncio.Redis, redis_url: str) -> None:
+    route = paced_route()
+    headers = {"x-ratelimit-limit-tokens": str(QUOTA // 2), "x-ratelimit-remaining-tokens": str(QUOTA // 3)}
+    wire = fakes.FakeWire(up=fakes.fake())
+    wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
+    upstream = opened(redis_url, wire, route)
+    await call(upstream, route)
+    assert upstream._lines.of(route)._desk._shapes[0].per_minute == QUOTA // 2
+    assert upstream.learned_tokens_per_call([route]) == QUOTA // 2 * quota.BULK_CALL
+    await upstream.close()
+
+
+async def test_a_refusal_that_names_no_time_is_waited_out_within_the_patience(
+    client: redis.asyncio.Redis, redis_url: str
+) -> None:
+    route = paced_route()
+    wire = fakes.FakeWire(up=refusing({}, refused=1))
+    flying = fakes.flight(wire, fakes.alias(route), 1, lane="interactive")
+    flying.upstream = Upstream(wire, [route.account], max_reply_bytes=1 << 20, redis_url=redis_url)
+    began = time.monotonic()
+    await fakes.fly(flying, ["a"])
+    assert 1.0 <= time.monotonic() - began < 3.0
+    await flying.upstream.close()
