@@ -24,14 +24,14 @@ from sqlalchemy import event
 from bench.machine import describe_machine
 from bench.report import RESULTS
 from bench.texts import text_of
-from engine.corpus import Lines
-from engine.database import migrate
-from engine.jobs import submit
-from engine.jobs.answer import answer
-from engine.keys import Caller
-from engine.queue import Doorbell
+from engine.access.keys import Caller
+from engine.config.settings import Settings
+from engine.corpus.lines import Lines
+from engine.jobs.execution.next_shard import answer
+from engine.jobs.ingest import job_intake
+from engine.queue.broker import Notifier
 from engine.runtime import Runtime
-from engine.settings import Settings
+from engine.storage.database import migrate
 from models.embedding import Options
 
 CONFIGURATION = """
@@ -45,7 +45,7 @@ routes = [{ provider = "fake", model = "bench" }]
 TABLES = ("jobs", "shards", "shard_inputs", "vectors", "input_errors", "usage", "fair_shares")
 
 
-class CountingBell(Doorbell):
+class CountingBell(Notifier):
     """Keeps what is rung."""
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
     config = folder / "embedmill.toml"
     config.write_text(CONFIGURATION)
     runtime = Runtime.open(Settings(data_dir=folder, config=str(config)))
-    runtime.doorbell = bell = CountingBell()
+    runtime.notifier = bell = CountingBell()
     statements: Counter[str] = Counter()
 
     def note(_connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, many: bool) -> None:
@@ -90,8 +90,8 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
     for engine in (database._reads, database._writes):
         event.listen(engine.sync_engine, "before_cursor_execute", note)
     for _ in range(jobs):
-        wanted = submit.Wanted(runtime.alias("m"), 1536, Options(), {}, "req_bench")
-        async with submit.receiving(runtime, Caller("key", "bench", frozenset()), wanted, None, None) as intake:
+        wanted = job_intake.JobSpec(runtime.alias("m"), 1536, Options(), {}, "req_bench")
+        async with job_intake.receiving(runtime, Caller("key", "bench", frozenset()), wanted) as intake:
             for start in range(0, inputs, 1000):
                 lines = Lines()
                 for number in range(start, min(start + 1000, inputs)):

@@ -17,7 +17,7 @@ import httptools
 import orjson
 import uvloop
 
-from engine.allocator import keep_large_buffers
+from engine.process.memory import keep_large_buffers
 
 
 class Load:

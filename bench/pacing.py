@@ -23,7 +23,7 @@ import orjson
 from bench.bulk import ENDED, JOBS, NDJSON
 from bench.client import BenchError
 from bench.machine import describe_machine
-from bench.report import RESULTS
+from bench.report import tell
 from bench.stack import CONFIGURATION, MODEL, Stack
 from bench.texts import text_of
 
@@ -42,8 +42,9 @@ QUOTAS = f"requests_per_minute = {REQUESTS_PER_MINUTE}\ntokens_per_minute = {TOK
 class Sync:
     """Callers of the sync endpoint, at fixed instants."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, per_s: float = SYNC_PER_S) -> None:
         self._stack = stack
+        self._every_s = 1 / per_s
         self._pool = ThreadPoolExecutor(64)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
@@ -63,7 +64,7 @@ class Sync:
         number, due = 0, time.monotonic()
         while not self._stop.wait(max(0.0, due - time.monotonic())):
             self._pool.submit(self._call, number)
-            number, due = number + 1, due + 1 / SYNC_PER_S
+            number, due = number + 1, due + self._every_s
 
     def _call(self, number: int) -> None:
         texts = [text_of(10_000_000 + number * SYNC_TEXTS + i) for i in range(SYNC_TEXTS)]
@@ -88,7 +89,7 @@ def measure(postgres_url: str | None, seconds: float) -> dict[str, Any]:
         rules = [{"do": {"rate_limit": limits, "latency_ms": UPSTREAM_S * 1000}}]
         stack.fake.json("PUT", "/__script", rules)
         before = stack.fake.json("GET", "/__stats")
-        job_id = _submit(stack, int((SETTLE_S + seconds + 60) / 60 * TOKENS_PER_MINUTE / 700))
+        job_id = submit(stack, int((SETTLE_S + seconds + 60) / 60 * TOKENS_PER_MINUTE / 700))
         with Sync(stack) as beside:
             time.sleep(SETTLE_S)
             metrics_before = stack.api.call("GET", "/metrics")[1].decode()
@@ -117,8 +118,8 @@ def measure(postgres_url: str | None, seconds: float) -> dict[str, Any]:
         "answered_429_share": refused / calls,
         "sync_calls": len(beside.latencies_s),
         "sync_failed": len(beside.failed),
-        "sync_alone_ms": _percentiles([took_s for _, took_s in alone.latencies_s]),
-        "sync_beside_ms": _percentiles([took_s for sent_at, took_s in beside.latencies_s if sent_at >= started]),
+        "sync_alone_ms": percentiles([took_s for _, took_s in alone.latencies_s]),
+        "sync_beside_ms": percentiles([took_s for sent_at, took_s in beside.latencies_s if sent_at >= started]),
         "sync_wait_in_line": _waits(metrics_before, metrics),
         "fallbacks": _value(metrics, "embedmill_pacing_fallback_total"),
         "job_waiting_on": job["waiting_on"],
@@ -126,7 +127,7 @@ def measure(postgres_url: str | None, seconds: float) -> dict[str, Any]:
     }
 
 
-def _submit(stack: Stack, count: int) -> str:
+def submit(stack: Stack, count: int) -> str:
     with tempfile.TemporaryDirectory(prefix="embedmill-bench-") as folder:
         corpus = Path(folder) / "texts.ndjson"
         with corpus.open("wb") as file:
@@ -138,7 +139,7 @@ def _submit(stack: Stack, count: int) -> str:
     return str(job["id"])
 
 
-def _percentiles(seconds: list[float]) -> dict[str, float]:
+def percentiles(seconds: list[float]) -> dict[str, float]:
     ranked = sorted(seconds)
     if not ranked:
         raise BenchError("no sync call was answered")
@@ -178,10 +179,7 @@ def main() -> int:
         "sync p99 added wait <= 250 ms": figures["sync_wait_in_line"].get("0.25", 0) >= 0.99,
     }
     results = {"machine": machine, "figures": figures, "marks": marks}
-    text = orjson.dumps(results, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
-    print(text)
-    if given.label:
-        (RESULTS / f"{given.label}.json").write_text(text)
+    tell(results, given.label)
     return 0 if all(marks.values()) else 1
 
 

@@ -15,6 +15,14 @@ RESULTS = Path(__file__).parent / "results"
 Cell = Spread | float | int | str
 
 
+def tell(results: dict[str, Any], label: str | None) -> None:
+    """Print the figures and, under a label, keep them."""
+    text = orjson.dumps(results, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE).decode()
+    print(text)
+    if label:
+        (RESULTS / f"{label}.json").write_text(text)
+
+
 def page(results: dict[str, Any]) -> str:
     """All results as Markdown."""
     machine = results["machine"]

@@ -92,6 +92,11 @@ class Stack:
         rules = [{"do": {"latency_ms": low_ms, "jitter_ms": jitter_ms}}]
         self.fake.call("PUT", "/__script", orjson.dumps(rules))
 
+    def client_of(self, project: str) -> Client:
+        """A client with a key of another project."""
+        key = orjson.loads(self._run_once("keys", "create", "--project", project, "--json"))["key"]
+        return Client(self.api.url, key)
+
     def trees(self) -> list[Tree]:
         """All processes of the system, the fake upstream too, and PostgreSQL's where it runs on this machine."""
         trees = [Tree(name, process.pid) for name, process in self._processes.items()]

@@ -209,9 +209,9 @@ class Aiohttp:
     """The shipped wire."""
 
     def __init__(self) -> None:
-        from engine.wire import Wire
+        from engine.upstream.http import HttpTransport
 
-        self.wire = Wire(connect_timeout_s=2.0)
+        self.wire = HttpTransport(connect_timeout_s=2.0)
 
     async def call(self, url: str, body: bytes, timeout_s: float, max_bytes: int) -> tuple[int, bytes]:
         from providers.base import UpstreamRequest
