@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
@@ -11,9 +12,10 @@ from typing import Annotated
 
 import typer
 
-from cli import jobs, keys, processes
-from cli.errors import CliError, ExitCode
+from cli import jobs, keys, processes, providers
+from cli.errors import CODES, CliError, ExitCode, Failure
 from cli.options import ApiKeyOption, JsonOption, UrlOption
+from cli.streams import let_go, prepare_streams
 from models.errors import EmbedmillError
 
 DAILY = "Everyday commands"
@@ -37,6 +39,24 @@ Exit codes: 0 done · 1 failed · 2 wrong usage · 3 finished, but some inputs h
 )
 app.add_typer(jobs.app, name="jobs", rich_help_panel=DAILY)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
+app.add_typer(providers.app, name="providers", rich_help_panel=OPERATIONS)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import importlib.metadata
+
+        print(f"embedmill {importlib.metadata.version('embedmill')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """What comes before a command."""
 
 
 class Truncate(StrEnum):
@@ -75,13 +95,31 @@ def up(
 
 @app.command(rich_help_panel=DAILY)
 def embed(
-    file: Annotated[Path, typer.Argument(help=".jsonl, .ndjson, .csv or .txt (each also .gz), or .parquet")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help=".jsonl, .ndjson, .json, .csv, .tsv or .txt (each also .gz or .zst), or .parquet; - is stdin"
+        ),
+    ],
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Default: the server's only or built-in model.")
+        str | None, typer.Option("--model", "-m", help="Default: the server's only one; with several it must be named.")
     ] = None,
     target: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A .npy, .ndjson, .parquet or .arrow file. Default: FILE's name as .npy."),
+        typer.Option(
+            "--out", "-o", help="A .npy, .ndjson, .parquet or .arrow file, or - (ndjson). Default: FILE's name as .npy."
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="jsonl, csv, tsv, txt or parquet. Default: by FILE's ending, or content."),
+    ] = None,
+    encoding: Annotated[
+        str | None,
+        typer.Option(help="Of the text, e.g. cp1252. Default: UTF-8, or UTF-16 and UTF-32 where it can be told."),
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="Between columns of a CSV file: one character, or tab. Default: found.")
     ] = None,
     text_column: Annotated[
         str | None, typer.Option(help="Default: `text`, else the only column that holds strings.")
@@ -100,6 +138,9 @@ def embed(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would cost and how long it would take, and embed nothing.")
     ] = False,
+    new: Annotated[
+        bool, typer.Option("--new", help="Start another job, where this file was sent with these options before.")
+    ] = False,
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
 ) -> None:
@@ -110,27 +151,34 @@ def embed(
     - `embedmill embed texts.jsonl`
     - `embedmill embed docs.csv --text-column body --id-column sku --out vectors.parquet`
     - `embedmill embed texts.jsonl --dry-run`, then `embedmill embed texts.jsonl --max-cost 2.50`
+    - `zcat texts.txt.gz | embedmill embed - --format txt --out - > vectors.ndjson`
 
     A record that cannot be embedded keeps its row (NaN in .npy, null and an error elsewhere), and the exit code is 3.
-    Ctrl-C leaves the job running and says how to come back to it.
+    A file that cannot be read for certain is refused before anything is spent.
+    Ctrl-C leaves the job running; the same command comes back to it.
     """
     from cli.client import connect
+    from cli.embed import EmbedRequest
     from cli.embed import embed as embed_file
 
     with connect(url, api_key) as client:
-        ended = embed_file(
-            file,
+        request = EmbedRequest(
+            file=file,
             model=model,
             target=target,
             text_column=text_column,
             id_column=id_column,
+            format=format,
+            encoding=encoding,
+            delimiter=delimiter,
             dimensions=dimensions,
             input_type=input_type,
             truncate=truncate.value if truncate else None,
             max_cost=max_cost,
             dry_run=dry_run,
-            client=client,
+            new=new,
         )
+        ended = embed_file(request, client)
     raise typer.Exit(ended)
 
 
@@ -156,11 +204,14 @@ def doctor(
     release: Annotated[
         str | None, typer.Option(metavar="ACCOUNT", help="Let an account serve again whose canary has changed.")
     ] = None,
+    providers: Annotated[
+        bool, typer.Option("--providers", help="Try each account with one small call, which its provider may bill.")
+    ] = False,
 ) -> None:
     """Check this installation: each line says ok, warn or fail, and what to do."""
     from cli.doctor import doctor as examine
 
-    raise typer.Exit(examine(url=url, api_key=api_key, as_json=as_json, release=release))
+    raise typer.Exit(examine(url=url, api_key=api_key, as_json=as_json, release=release, providers=providers))
 
 
 app.add_typer(processes.app)
@@ -176,7 +227,16 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return end.code if isinstance(end.code, int) else ExitCode.FAILED if end.code else ExitCode.DONE
         return ExitCode.DONE
 
-    return exit_code_of(command)
+    prepare_streams()
+    code = exit_code_of(command)
+    try:
+        sys.stdout.flush()
+    except OSError as error:  # what is lost now was asked for
+        if code == ExitCode.DONE and not isinstance(error, BrokenPipeError):
+            _complain(f"stdout cannot be written: {error.strerror}")
+        let_go("stdout")
+        return code or ExitCode.FAILED
+    return code
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
@@ -187,24 +247,36 @@ def exit_code_of(command: Callable[[], int]) -> int:
         _complain(str(error))
         return error.code
     except EmbedmillError as error:
-        _complain(error.message)
-        return ExitCode.FAILED
+        advice = getattr(error, "advice", "")
+        _complain(str(CliError(error.message, advice or None)))
+        return CODES[Failure.CONFIGURATION]
     except KeyboardInterrupt:
         _complain("interrupted")
-        return ExitCode.FAILED
+        return CODES[Failure.INTERRUPTED]
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains while it ends
-        return ExitCode.FAILED
+        let_go("stdout")
+        return CODES[Failure.INTERRUPTED]
     except Exception as error:  # the last net: a bug is one line too, unless somebody wants to see all of it
         if os.environ.get("EMBEDMILL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
-        said = " ".join(str(error).split()) or "no message"
-        _complain(f"{type(error).__name__}: {said} (EMBEDMILL_LOG_LEVEL=DEBUG shows where)")
-        return ExitCode.FAILED
+        from cli.causes import explain
+        from engine.names import redacted  # of a library's text: it may quote a header or a URL
+
+        explained = explain(error)
+        _complain(redacted(str(explained)))
+        return explained.code
 
 
 def _complain(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
+    try:
+        print(f"error: {without_keys(message)}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        let_go("stderr")
+
+
+def without_keys(message: str) -> str:
+    """The message without what looks like a key: other people's libraries quote headers."""
+    return re.sub(r"(?i)\b(em_[0-9a-z]+_|bearer )[^\s'\"]+", r"\1…", message)
 
 
 def main() -> None:

@@ -5,23 +5,24 @@ from __future__ import annotations
 import errno
 import socket
 
-from cli.errors import CliError
+from cli.errors import CliError, Failure, NotThere
 
 
-def usable_port(host: str, port: int) -> int:
-    """The port, when it can be listened on (0: a free one). Raises CliError that says what to change."""
+def usable_port(host: str, port: int, *, name: str = "--port") -> int:
+    """The port, when it can be listened on (0: a free one). Raises CliError that says what to change: `name`."""
     try:
         with socket.create_server((host, port), family=_family(host)) as probe:
             usable: int = probe.getsockname()[1]
             return usable
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            problem, fix = f"port {port} on {host} is in use", f"choose another, e.g. --port {port + 1}, or --port 0"
+            problem, fix = f"port {port} on {host} is in use", f"choose another, e.g. {name} {port + 1}, or {name} 0"
         elif error.errno == errno.EACCES:
-            problem, fix = f"port {port} on {host} is not yours to use", "choose one above 1023 with --port"
+            problem, fix = f"port {port} on {host} is not yours to use", f"choose one above 1023 with {name}"
         else:
-            problem, fix = f"{host} is no address of this machine", "choose --host 127.0.0.1, or 0.0.0.0 for all"
-        raise CliError(problem, fix) from error
+            fix = "choose --host 127.0.0.1, or 0.0.0.0 for all"
+            raise NotThere(f"{host} is no address of this machine", fix) from error
+        raise CliError(problem, fix, failure=Failure.MACHINE) from error
 
 
 def url_of(host: str, port: int) -> str:

@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
+from cli.health import HealthCheck
+
 log = logging.getLogger("embedmill.up")
 
 PR_SET_PDEATHSIG = 1
@@ -20,6 +22,7 @@ FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 5.0
 HEALTHY_AFTER_S = 30.0
 POLL_S = 0.05
+LAST_WORDS_S = 2.0
 
 
 class Backoff:
@@ -48,6 +51,7 @@ class Child:
         *,
         grace_s: float,
         log_file: Path | None,
+        health: HealthCheck | None = None,
     ) -> None:
         self.name = name
         self.grace_s = grace_s  # from the polite signal to the other one
@@ -55,6 +59,7 @@ class Child:
         self._command = list(command)
         self._environment = dict(environment)
         self._log_file = log_file
+        self._health = health
         self._backoff = Backoff()
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
@@ -76,6 +81,8 @@ class Child:
                 preexec_fn=dies_with_parent(),
             )
         self._started_at = time.monotonic()
+        if self._health is not None:
+            self._health.begin()
 
     def watch(self) -> None:
         """Notice a death, and start again once its pause is over."""
@@ -84,6 +91,8 @@ class Child:
                 self.start()
                 log.warning("%s started again", self.name, extra={"pid_of_child": self.pid})
             return
+        if self._health is not None and self._health.hangs:
+            self._end_hanging(self._health.url)
         status = self._process.poll()
         if status is None:
             return
@@ -95,6 +104,16 @@ class Child:
             "%s %s; starting it again in %g s", self.name, how_ended(status), pause_s, extra={"pid_of_child": self.pid}
         )
         self._process = None
+
+    def _end_hanging(self, url: str) -> None:
+        """Kill it. Python processes of ours write where they hang into their log when they get SIGABRT."""
+        assert self._process is not None
+        log.error("%s does not answer %s any more and is killed", self.name, url, extra={"pid_of_child": self.pid})
+        self._process.send_signal(signal.SIGABRT)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(LAST_WORDS_S)
+        self._kill_group()
+        self._process.wait()
 
     def ask_to_stop(self) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import httpx
 
+from cli.causes import connection_reason
 from cli.data_dir import DataDir
-from cli.errors import CliError, UsageError
+from cli.errors import CliError, Failure
 from cli.job import Estimate, Job, JobPage, Model, ModelList
 from cli.patience import Patience, is_busy
-from cli.replies import checked, decoded
+from cli.replies import checked, decoded, foreign
+from cli.trust import is_loopback, server_and_key
 from cli.upload import chunks, gzipped
 
 JOBS = "/v1/embeddings/jobs"
@@ -22,6 +23,14 @@ LONG_POLL_S = 20
 SHORTEST_POLL_S = 0.25
 UPLOAD_TRIES = 4
 TIMEOUT = httpx.Timeout(connect=5.0, read=LONG_POLL_S + 40.0, write=60.0, pool=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """The job that a corpus became, now or (a replay) when the same corpus was sent before."""
+
+    job: Job
+    is_replay: bool
 
 
 class Client:
@@ -36,7 +45,7 @@ class Client:
         patience: Patience | None = None,
     ) -> None:
         self.url = url.rstrip("/")
-        self.is_local = _is_loopback(self.url)
+        self.is_local = is_loopback(self.url)
         self._patience = patience or Patience()
         self._http = httpx.Client(
             base_url=self.url,
@@ -53,7 +62,11 @@ class Client:
         self._http.close()
 
     def models(self) -> list[Model]:
-        return decoded(self._get(MODELS), ModelList).data
+        reply = self._get(MODELS)
+        models = decoded(reply, ModelList).data
+        if any(model.space is None for model in models):  # another gateway or model server lists its models alike
+            raise foreign(reply)
+        return models
 
     def job(self, job_id: str) -> Job:
         return decoded(self._get(f"{JOBS}/{job_id}"), Job)
@@ -82,7 +95,9 @@ class Client:
             # A job that changes all the time, or a server that does not hold the request, must not make this spin.
             self._patience.sleep(max(0.0, SHORTEST_POLL_S - (self._patience.clock() - asked_at)))
 
-    def create_job(self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any], idempotency_key: str) -> Job:
+    def create_job(
+        self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any], idempotency_key: str
+    ) -> Submission:
         """Stream a corpus as one job. A broken upload is sent again under the same key, so that it never runs twice."""
 
         def busy(reply: httpx.Response) -> bool:
@@ -90,7 +105,8 @@ class Client:
             waits = reply.status_code == 409 and reply.headers.get("x-should-retry") != "false"
             return waits or is_busy(reply)
 
-        return decoded(self._upload(lines, options, {"idempotency-key": idempotency_key}, busy), Job)
+        reply = self._upload(lines, options, {"idempotency-key": idempotency_key}, busy)
+        return Submission(decoded(reply, Job), reply.headers.get("idempotent-replayed") == "true")
 
     def estimate(self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any]) -> Estimate:
         """What the corpus would become as a job: nothing is embedded, and nothing kept."""
@@ -166,7 +182,11 @@ class Client:
 
     def readiness(self) -> tuple[int, bytes]:
         """Status and body of /readyz, asked once. Raises httpx.TransportError when nothing answers."""
-        reply = self._http.get("/readyz", timeout=5.0)
+        return self.look("/readyz")
+
+    def look(self, url: str) -> tuple[int, bytes]:
+        """Status and body of a page that needs no key, asked once; the key is not sent along."""
+        reply = self._http.get(url, timeout=5.0, headers={"authorization": ""})
         return reply.status_code, reply.content
 
     def _results_headers(self, format: str) -> dict[str, str]:
@@ -199,33 +219,16 @@ class Client:
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: httpx.TransportError) -> CliError:
-        reason = str(error) or type(error).__name__
-        return CliError(
-            f"no answer from {self.url}: {reason}", "start the server with `embedmill up`, or name another with --url"
-        )
+        reason, fix = connection_reason(error)
+        if isinstance(error, httpx.ConnectError):
+            fix += "; `embedmill up` starts a server, --url names another"
+        return CliError(f"no answer from {self.url}: {reason}", fix, failure=Failure.SERVER)
 
 
 def connect(url: str | None, api_key: str | None) -> Client:
     """A client from the command's options, which hold the shell's environment already, else from the data directory."""
-    place = DataDir.from_environment()
-    url = url or place.url()
-    if url is None:
-        raise UsageError(
-            f"no server is known: there is no --url, no EMBEDMILL_URL and no {place.url_file}",
-            "start one with `embedmill up`, or set EMBEDMILL_DATA_DIR to its data directory",
-        )
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise UsageError(f"{url!r} is not a URL", "it must look like http://127.0.0.1:8080")
-    return Client(url, api_key or place.key())
+    return Client(*server_and_key(url, api_key, DataDir.from_environment()))
 
 
 def _given(query: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in query.items() if value is not None}
-
-
-def _is_loopback(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

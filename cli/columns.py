@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cli.errors import UsageError
+from cli.errors import NotThere, UsageError
 
 DEFAULT_TEXT_COLUMN = "text"
 DEFAULT_ID_COLUMN = "id"
@@ -26,7 +26,7 @@ def choose_columns(found: Mapping[str, bool], where: str, *, text: str | None, i
     """
     for option, name in (("--text-column", text), ("--id-column", id)):
         if name is not None and name not in found:
-            raise UsageError(f"{where} has no column {name!r}", f"{option} must be one of: {_listed(found)}")
+            raise NotThere(f"{where} has no column {name!r}", f"{option} must be one of: {_listed(found)}")
     id_column = id or (DEFAULT_ID_COLUMN if DEFAULT_ID_COLUMN in found and text != DEFAULT_ID_COLUMN else None)
     if text is not None:
         return Columns(text, id_column)

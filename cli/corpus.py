@@ -1,31 +1,38 @@
-"""A corpus on disk, read as the lines that the server takes. Memory stays flat whatever the file's size.
+"""A corpus on disk or on a pipe, read as the lines that the server takes. Memory stays flat whatever its size.
 
 One record of the file is one line sent, good or bad: the server answers a bad one with an error of that index, so an
-index always means the same record on both sides.
+index always means the same record on both sides. A file that cannot be read for certain is refused as a whole.
 """
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
-import io
-import zlib
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, AnyStr
 
 import msgspec
 
 from cli.columns import DEFAULT_ID_COLUMN, DEFAULT_TEXT_COLUMN, Columns, choose_columns
 from cli.errors import CliError, UsageError
+from cli.source import LONGEST_LINE, PACKED_ENDINGS, STDIN, Source, read_upto, refuse_other_formats
 
 SAMPLED_LINES = 200
-LARGEST_CSV_FIELD_CHARS = 64 * 1024 * 1024
-PARQUET_BATCH_ROWS = 1024
+LARGEST_JSON_BYTES = 256 * 1024 * 1024
+ENDINGS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "txt",
+    ".parquet": "parquet",
+}
+PACKED_PARQUET = "unpack it first: Parquet packs its own columns"
+FORMATS = ("jsonl", "csv", "tsv", "txt", "parquet")
+READABLE = "readable are .jsonl, .ndjson, .json, .csv, .tsv and .txt, each also with .gz or .zst, and .parquet"
 
 _encode = msgspec.json.encode
 _decode = msgspec.json.decode
@@ -34,156 +41,217 @@ _decode = msgspec.json.decode
 class Corpus(ABC):
     """A file of texts. `lines()` may be called again, to send the same body once more."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._progress: Callable[[], float] = lambda: 0.0
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name = Path(source.name).name
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know of how the file is read."""
+        return self.source.notes
 
     @abstractmethod
     def lines(self) -> Iterator[bytes]:
-        """Each record as one line of JSON, with its line feed, in the file's order."""
+        """Each record as one line of JSON, with its line feed, in the file's order. Blank records at the end are none.
+
+        Raises UsageError or CliError that names the line, where a record cannot be read for certain.
+        """
 
     def fraction_read(self) -> float:
         """How much of the file the latest `lines()` has read, from 0 to 1."""
-        return self._progress()
-
-    @contextmanager
-    def _bytes(self) -> Iterator[BinaryIO]:
-        size = max(self.path.stat().st_size, 1)
-        with self.path.open("rb", buffering=256 * 1024) as raw:
-            self._progress = lambda: 1.0 if raw.closed else raw.tell() / size
-            if self.path.suffix != ".gz":
-                yield raw
-                return
-            try:
-                with gzip.GzipFile(fileobj=raw) as unpacked:
-                    yield io.BufferedReader(unpacked, 256 * 1024)
-            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-                raise CliError(f"{self.path} is not a whole gzip file: {error}") from error
-
-    def _raw_lines(self) -> Iterator[bytes]:
-        with self._bytes() as file:
-            for number, raw in enumerate(file):
-                yield raw if number else raw.removeprefix(codecs.BOM_UTF8)
+        return self.source.fraction_read()
 
 
 class PlainText(Corpus):
     """One text per line; lines end at the line feed (and a carriage return before it), at nothing else."""
 
     def lines(self) -> Iterator[bytes]:
-        for raw in self._raw_lines():
-            yield _json(raw.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")) + b"\n"
+        end = self.source.line_end
+        blank = 0
+        for line, is_cut in _records(self.source.text_lines(), end):
+            text = line.removesuffix(end).removesuffix("\r")
+            if not text:
+                blank += 1
+                continue
+            while blank:
+                yield b'""\n'
+                blank -= 1
+            # A line that was cut goes out without its closing quote, so that nobody takes its beginning for a text.
+            yield json_line(text)[:-1] + b"\n" if is_cut else json_line(text) + b"\n"
 
 
 class JsonLines(Corpus):
     """A JSON string, a list of token ids or an object per line. What is no such thing is sent on as it stands."""
 
-    def __init__(self, path: Path, text: str | None, id: str | None) -> None:
-        super().__init__(path)
-        found: dict[str, bool] = {}
-        for raw in islice(self._raw_lines(), SAMPLED_LINES):
-            for name, value in _object(raw).items():
-                found[name] = found.get(name, True) and (value is None or isinstance(value, str))
-        if found:
-            self.columns = choose_columns(found, str(path), text=text, id=id)
-        else:
-            self.columns = Columns(text or DEFAULT_TEXT_COLUMN, id or DEFAULT_ID_COLUMN)
+    def __init__(self, source: Source, text: str | None, id: str | None) -> None:
+        super().__init__(source)
+        self.columns = _columns_of(
+            (_object(raw) for raw in islice(source.raw_lines(), SAMPLED_LINES)), source, text, id
+        )
 
     def lines(self) -> Iterator[bytes]:
-        text, id_column = self.columns.text, self.columns.id
-        for raw in self._raw_lines():
-            if row := _object(raw):
-                yield _row_line(row.get(text), row.get(id_column) if id_column else None)
+        blank = 0
+        for raw, is_cut in _records(self.source.raw_lines(), b"\n"):
+            if not raw.strip():
+                blank += 1
+                continue
+            while blank:
+                yield b"\n"
+                blank -= 1
+            if not is_cut and (row := _object(raw)):
+                yield row_line(row, self.columns)
             else:
                 yield raw if raw.endswith(b"\n") else raw + b"\n"
 
 
-class Csv(Corpus):
-    """A header, then a record per row. Empty rows keep their index."""
+class JsonArray(Corpus):
+    """One JSON array of texts or objects, held in memory."""
 
-    def __init__(self, path: Path, text: str | None, id: str | None) -> None:
-        super().__init__(path)
-        csv.field_size_limit(LARGEST_CSV_FIELD_CHARS)
-        with self._rows() as rows:
-            header = next(rows, [])
-        if not header:
-            raise UsageError(f"{path} has no header row", "its first line must name the columns")
-        self.columns = choose_columns(dict.fromkeys(header, True), str(path), text=text, id=id)
-        self._text_at = header.index(self.columns.text)
-        self._id_at = None if self.columns.id is None else header.index(self.columns.id)
-
-    @contextmanager
-    def _rows(self) -> Iterator[Iterator[list[str]]]:
-        # utf-8-sig: spreadsheets put a byte order mark before the first column's name.
-        with self._bytes() as file:
-            text = io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="")
-            try:
-                yield csv.reader(text)
-            except csv.Error as error:
-                raise CliError(f"{self.path} is not readable as CSV: {error}") from error
-            finally:
-                text.detach()  # the file is closed by whoever opened it
+    def __init__(self, source: Source, values: list[Any], text: str | None, id: str | None) -> None:
+        super().__init__(source)
+        self._values = values
+        self._read = 0
+        rows = (value for value in islice(values, SAMPLED_LINES) if isinstance(value, dict))
+        self.columns = _columns_of(rows, source, text, id)
 
     def lines(self) -> Iterator[bytes]:
-        text_at, id_at = self._text_at, self._id_at
-        with self._rows() as rows:
-            next(rows, None)
-            for row in rows:
-                text = row[text_at] if text_at < len(row) else None
-                yield _row_line(text, row[id_at] if id_at is not None and id_at < len(row) else None)
+        for number, value in enumerate(self._values, 1):
+            self._read = number
+            yield row_line(value, self.columns) if isinstance(value, dict) else json_line(value) + b"\n"
+
+    def fraction_read(self) -> float:
+        return self._read / max(len(self._values), 1)
 
 
-class Parquet(Corpus):
-    """A Parquet file, a batch of rows at a time, of the two columns only."""
+def open_corpus(
+    path: Path,
+    *,
+    text_column: str | None = None,
+    id_column: str | None = None,
+    format: str | None = None,
+    encoding: str | None = None,
+    delimiter: str | None = None,
+) -> Corpus:
+    """Open a file for what it holds: `format`, else its name's ending, else its content; "-" is stdin.
 
-    def __init__(self, path: Path, text: str | None, id: str | None) -> None:
-        super().__init__(path)
-        with self._open() as file:
-            found = {field.name: str(field.type) in ("string", "large_string") for field in file.schema_arrow}
-        self.columns = choose_columns(found, str(path), text=text, id=id)
+    Raises UsageError for what is not readable, or not for certain, and for a column that is not there.
+    """
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"there is no format {format!r}", f"--format is one of {', '.join(FORMATS)}")
+    if format is None and path != STDIN and path.is_file() and path.suffix and _ending(path) not in ENDINGS:
+        raise UsageError(f"{path.name}: its ending does not tell what it holds", f"give --format; {READABLE}")
+    if path.suffix.lower() in PACKED_ENDINGS and _ending(path) == ".parquet":
+        raise UsageError(f"{path.name} is a packed Parquet file", PACKED_PARQUET)
+    source = Source(path, encoding=encoding)
+    kind = _kind(source, format)
+    if delimiter is not None and kind not in ("csv", "tsv"):
+        raise UsageError(f"{source.name} has no delimiter", "--delimiter is for CSV files")
+    if kind == "parquet":
+        if encoding is not None:
+            raise UsageError("a Parquet file needs no --encoding", "leave it out")
+        from cli.parquet_file import Parquet
 
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
+        return Parquet(source, text_column, id_column)
+    if format is None:
+        refuse_other_formats(source)
+    if kind in ("csv", "tsv"):
+        from cli.csv_file import Csv
 
-        try:
-            with ParquetFile(self.path) as file:
-                yield file
-        except ArrowException as error:
-            raise CliError(f"{self.path} is not readable as Parquet: {error}") from error
-
-    def lines(self) -> Iterator[bytes]:
-        text, id_column = self.columns.text, self.columns.id
-        rows_read = 0
-        with self._open() as file:
-            total = max(file.metadata.num_rows, 1)
-            self._progress = lambda: rows_read / total
-            for batch in file.iter_batches(PARQUET_BATCH_ROWS, columns=[text, *([id_column] if id_column else [])]):
-                ids = batch.column(id_column).to_pylist() if id_column else [None] * batch.num_rows
-                for value, row_id in zip(batch.column(text).to_pylist(), ids, strict=True):
-                    yield _row_line(value, row_id)
-                rows_read += batch.num_rows
-
-
-def open_corpus(path: Path, *, text_column: str | None = None, id_column: str | None = None) -> Corpus:
-    """Open a file by its name's ending. Raises UsageError for an ending or a column that is not there."""
-    if not path.is_file():
-        raise UsageError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
-    kind = Path(path.stem).suffix.lower() if path.suffix == ".gz" else path.suffix.lower()
-    if kind in (".jsonl", ".ndjson"):
-        return JsonLines(path, text_column, id_column)
-    if kind == ".csv":
-        return Csv(path, text_column, id_column)
-    if kind == ".parquet" and path.suffix != ".gz":
-        return Parquet(path, text_column, id_column)
-    if kind != ".txt":
-        raise UsageError(
-            f"{path.name}: its ending does not tell what it holds",
-            "readable are .jsonl, .ndjson, .csv and .txt, each also with .gz, and .parquet",
-        )
+        if delimiter is None and kind == "tsv":
+            delimiter = "\t"
+        return Csv(source, text_column, id_column, delimiter)
+    if kind == "jsonl":
+        values = json_array(source)
+        if values is not None:
+            return JsonArray(source, values, text_column, id_column)
+        return JsonLines(source, text_column, id_column)
     if text_column or id_column:
         raise UsageError("a text file has no columns", "leave out --text-column and --id-column")
-    return PlainText(path)
+    if format is None and _all_objects(source):
+        raise UsageError(f"{source.name} holds JSON objects, not plain texts", "give --format jsonl, or --format txt")
+    return PlainText(source)
+
+
+def _ending(path: Path) -> str:
+    return (Path(path.stem) if path.suffix.lower() in PACKED_ENDINGS else path).suffix.lower()
+
+
+def _kind(source: Source, format: str | None) -> str:
+    """What to read the file as; a Parquet file is known by its first bytes, whatever its name."""
+    kind = format or ENDINGS.get(source.suffix)
+    if source.is_parquet:
+        if format not in (None, "parquet"):
+            raise UsageError(f"{source.name} is a Parquet file, not {format}", "leave out --format")
+        if kind != "parquet":
+            source.notes.append(f"{source.name} is read as Parquet, which it is")
+        kind = "parquet"
+    if kind == "parquet" and source.packing:
+        raise UsageError(f"{source.name} is a packed Parquet file", PACKED_PARQUET)
+    if kind is not None:
+        return kind
+    refuse_other_formats(source)
+    if _all_objects(source) or json_array(source) is not None:
+        source.notes.append(f"{source.name} is read as JSON lines")
+        return "jsonl"
+    raise UsageError(f"nothing tells what {source.name} holds", f"give --format: {', '.join(FORMATS)}")
+
+
+def _all_objects(source: Source) -> bool:
+    """True when every sampled line that is not blank is a JSON object."""
+    any_line = False
+    for raw in islice(source.raw_lines(), SAMPLED_LINES):
+        if raw.strip():
+            any_line = True
+            if not _object(raw):
+                return False
+    return any_line
+
+
+def json_array(source: Source, *, largest_bytes: int = LARGEST_JSON_BYTES) -> list[Any] | None:
+    """The elements of a file that is one JSON array of texts or objects; None for JSON lines, which may be arrays too.
+
+    Raises UsageError for one that is too large to be held.
+    """
+    encoding = source.encoding
+    start = source.head[encoding.mark_bytes :].decode(encoding.name, "ignore").lstrip()
+    # What begins with a number is lines of token ids.
+    if start[:1] != "[" or start[1:].lstrip()[:1] not in ('"', "{", "[", "n", "t", "f"):
+        return None
+    with source.open() as file:
+        body = read_upto(file, largest_bytes + 1)[encoding.mark_bytes :]
+    if len(body) > largest_bytes:
+        raise UsageError(
+            f"{source.name} is one JSON array of more than {largest_bytes // 1024**2} MiB",
+            "write one record a line, e.g. with `jq -c '.[]'`",
+        )
+    try:
+        values = json.loads(body.decode(encoding.name))
+    except (ValueError, RecursionError):
+        return None
+    # Where some are texts, what is none is the error of its own row.
+    return values if any(isinstance(value, str | dict | list) for value in values) else None
+
+
+def _columns_of(rows: Iterator[dict[str, Any]], source: Source, text: str | None, id: str | None) -> Columns:
+    found: dict[str, bool] = {}
+    for row in rows:
+        for name, value in row.items():
+            found[name] = found.get(name, True) and (value is None or isinstance(value, str))
+    if found:
+        return choose_columns(found, source.name, text=text, id=id)
+    return Columns(text or DEFAULT_TEXT_COLUMN, id or DEFAULT_ID_COLUMN)
+
+
+def _records(pieces: Iterator[AnyStr], end: AnyStr) -> Iterator[tuple[AnyStr, bool]]:
+    """Whole lines, and of one that is longer than LONGEST_LINE its beginning, with True."""
+    skipping = False
+    for piece in pieces:
+        ended = piece.endswith(end)
+        if skipping:
+            skipping = not ended
+            continue
+        skipping = not ended and len(piece) >= LONGEST_LINE
+        yield piece, skipping
 
 
 def _object(raw: bytes) -> dict[str, Any]:
@@ -193,20 +261,41 @@ def _object(raw: bytes) -> dict[str, Any]:
     try:
         value = _decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return {}
+        value = _lenient(raw)
     return value if isinstance(value, dict) else {}
 
 
-def _row_line(text: Any, row_id: Any) -> bytes:
+def _lenient(raw: bytes) -> Any:
+    """JSON as Python and JavaScript write it: with NaN, and with halves of surrogate pairs."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def row_line(row: dict[str, Any], columns: Columns) -> bytes:
+    """A record as the server's line: its text as it is, its id as a string."""
+    text, row_id = row.get(columns.text), row.get(columns.id) if columns.id else None
     if row_id is None or row_id == "":
-        return b'{"text":' + _json(text) + b"}\n"
-    return b'{"id":' + _json(row_id if isinstance(row_id, str) else str(row_id)) + b',"text":' + _json(text) + b"}\n"
+        return b'{"text":' + json_line(text) + b"}\n"
+    name = row_id if isinstance(row_id, str) else json_line(row_id).decode("utf-8", "surrogateescape")
+    return b'{"id":' + json_line(name) + b',"text":' + json_line(text) + b"}\n"
 
 
-def _json(value: Any) -> bytes:
+def json_line(value: Any) -> bytes:
+    """A value as JSON. Bytes that were no UTF-8 go out as they came in: the server refuses this one input."""
     try:
         return _encode(value)
-    except UnicodeEncodeError:
-        # Bytes that were no UTF-8 go out as they came in, so that the server refuses this one input, not the file.
-        escaped: bytes = _encode(value.encode("utf-8", "surrogateescape").decode("latin-1"))
-        return escaped.decode("utf-8").encode("latin-1")
+    except (UnicodeEncodeError, OverflowError):
+        pass
+    if isinstance(value, str):
+        try:
+            escaped: bytes = _encode(value.encode("utf-8", "surrogateescape").decode("latin-1"))
+            return escaped.decode("utf-8").encode("latin-1")
+        except UnicodeEncodeError:
+            pass
+    return json.dumps(value).encode()  # half a surrogate pair: the server names what it does not like
+
+
+def no_texts(source: Source) -> CliError:
+    return CliError(f"{source.name} holds no texts", "is it the right file?")

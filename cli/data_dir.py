@@ -7,6 +7,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.process.data_folder import make_data_folder
+
 DEFAULT_DATA_DIR = Path(".embedmill")
 
 
@@ -46,8 +48,8 @@ class DataDir:
         return self.path / "logs"
 
     def make(self) -> None:
-        """Create the directory, readable by its owner only."""
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        """Create the directory, readable by its owner only. Raises ConfigError."""
+        make_data_folder(self.path)
         self.path.chmod(0o700)
 
     def url(self) -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import uvloop
 
 from cli.fake_server import Connection, FakeServer, HeaderConnection
-from engine.allocator import keep_large_buffers
+from engine.process.memory import keep_large_buffers
 from providers.fake import FakeScript, FakeUpstream
 
 

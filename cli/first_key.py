@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from cli.data_dir import DataDir, write_private
-from engine.database import Database
-from engine.keys import create_key, list_keys, load_pepper
-from engine.settings import Settings
+from engine.access.keys import create_key, list_keys, load_pepper
+from engine.config.settings import Settings
+from engine.storage.database import Database
 from models.key import Scope
 
 

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import msgspec
 
-from cli.errors import ExitCode
+from cli.errors import CODES, ExitCode, Failure
 
 FINISHED = frozenset({"completed", "completed_with_errors", "failed", "cancelled", "expired"})
 
@@ -41,6 +41,17 @@ class ErrorGroup(msgspec.Struct):
     message: str = ""
 
 
+class Waiting(msgspec.Struct):
+    """Which account a job waits for, why, since when (unix seconds), and when it is tried again."""
+
+    provider: str = ""
+    code: str = ""
+    message: str = ""
+    advice: str = ""
+    since: float | None = None
+    next_attempt_at: float | None = None
+
+
 class Job(msgspec.Struct):
     id: str
     status: str
@@ -52,7 +63,9 @@ class Job(msgspec.Struct):
     rate: Rate | None = None
     eta_seconds: float | None = None
     waiting_on: str | None = None
+    waiting: Waiting | None = None
     errors: list[ErrorGroup] = []
+    truncated: int = 0  # inputs with a vector that were not embedded whole
     created_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
@@ -66,7 +79,7 @@ class Job(msgspec.Struct):
         """How a command that waited for this job ends."""
         if self.status == "completed":
             return ExitCode.DONE
-        return ExitCode.INPUT_ERRORS if self.status == "completed_with_errors" else ExitCode.FAILED
+        return CODES[Failure.INPUT_ERRORS if self.status == "completed_with_errors" else Failure.JOB]
 
 
 class Estimate(msgspec.Struct):
@@ -82,8 +95,18 @@ class Estimate(msgspec.Struct):
     calls: int
     cost_usd: Decimal
     cost_usd_with_duplicates: Decimal
+    tokens_margin: int = 0
     eta_seconds: float | None = None
     errors: list[ErrorGroup] = []
+    max_cost_usd: Decimal | None = None
+    within_max_cost: bool | None = None  # None: there is no ceiling
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """How the command ends that asked for it: as it would if the job ran."""
+        if self.within_max_cost is False:
+            return CODES[Failure.JOB]
+        return CODES[Failure.INPUT_ERRORS] if self.refused_inputs else ExitCode.DONE
 
 
 class JobPage(msgspec.Struct):

@@ -81,34 +81,43 @@ def results(
     job_id: JobId,
     target: Annotated[
         Path | None,
-        typer.Option("--out", "-o", help="A .npy, .ndjson, .parquet or .arrow file. Default: ndjson to stdout."),
+        typer.Option("--out", "-o", help="A .npy, .ndjson, .parquet or .arrow file, or -. Default: ndjson to stdout."),
     ] = None,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="What there is of a job that runs, was cancelled or failed.")
+    ] = False,
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
 ) -> None:
-    """Fetch the vectors of a job: one row per input, in index order."""
-    from cli.client import connect
-    from cli.errors import CliError
-    from cli.progress import job_progress
-    from cli.results import check_target, save_results, write_ndjson
-    from cli.terminal import err, out
+    """Fetch the vectors of a job: one row per input, in index order. Exit code 3: some rows have none.
 
+    In a .npy file such a row is NaN; elsewhere it is null, or has an error.
+    """
+    from cli.client import connect
+    from cli.progress import job_progress
+    from cli.results import check_target, check_whole, exit_code, how_many_missing, save_results, write_ndjson
+    from cli.streams import data_stream
+    from cli.terminal import aside, err
+
+    if target == Path("-"):
+        target = None
     if target is not None:
         check_target(target)
     with connect(url, api_key) as client:
         job = client.job(job_id)
+        check_whole(job, partial=partial)
         if target is None:
-            write_ndjson(client, job, sys.stdout.buffer)
-            return
-        if not job.finished:
-            raise CliError(
-                f"{job.id} is {job.status}, and a vector file holds all rows or none",
-                f"`embedmill jobs wait {job.id}` first, or leave out --out to get what is there",
-            )
-        rows = max(job.counts.total or 0, 1)
-        with job_progress(err) as progress:
-            save_results(client, job, target, lambda done: progress.saving(target.name, done / rows))
-    out.print(f"{job.counts.total:,} × {job.dimensions} → {target}", markup=False)
+            missing = write_ndjson(client, job, data_stream())
+        else:
+            rows = max(job.counts.total or 0, 1)
+            with job_progress(err) as progress:
+                missing = save_results(
+                    client, job, target, lambda done: progress.saving(target.name, done / rows), partial=partial
+                )
+            aside.print(f"{job.counts.total:,} × {job.dimensions} → {target}", markup=False)
+    if missing:
+        err.print(how_many_missing(job, missing), markup=False)
+    raise typer.Exit(exit_code(missing))
 
 
 @app.command()
@@ -118,12 +127,13 @@ def errors(job_id: JobId, as_json: JsonOption = False, url: UrlOption = None, ap
 
     from cli.client import connect
     from cli.job import InputErrorLine
+    from cli.streams import data_stream
 
     read = msgspec.json.Decoder(InputErrorLine).decode
     with connect(url, api_key) as client:
         for raw in client.errors(job_id):
             if as_json:
-                sys.stdout.buffer.write(raw + b"\n")
+                data_stream().write(raw + b"\n")
                 continue
             line = read(raw)
             name = f" {line.id}" if line.id else ""

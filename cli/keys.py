@@ -13,8 +13,8 @@ import typer
 from cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from engine.database import Database
-    from engine.settings import Settings
+    from engine.config.settings import Settings
+    from engine.storage.database import Database
 
 T = TypeVar("T")
 DAY_S = 86_400.0
@@ -44,7 +44,7 @@ def create(
 
     from cli.errors import UsageError
     from cli.terminal import err, out, print_json
-    from engine.keys import create_key, load_pepper
+    from engine.access.keys import create_key, load_pepper
     from models.key import Scope
 
     known = [str(each) for each in Scope]
@@ -74,7 +74,7 @@ def list_(as_json: JsonOption = False) -> None:
     import msgspec
 
     from cli.terminal import out, print_json, table
-    from engine.keys import list_keys
+    from engine.access.keys import list_keys
 
     keys = with_database(lambda database, _: list_keys(database))
     if as_json:
@@ -99,33 +99,36 @@ def list_(as_json: JsonOption = False) -> None:
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, or the key itself.")]) -> None:
     """Refuse a key from now on (running servers notice within 20 seconds)."""
-    from cli.errors import CliError
+    from cli.errors import CliError, Failure
     from cli.terminal import out
-    from engine.keys import revoke_key
+    from engine.access.keys import revoke_key
 
     parts = key_id.split("_")
     bare_id = parts[1] if len(parts) == 3 else key_id
     if not with_database(lambda database, _: revoke_key(database, bare_id)):
-        raise CliError(f"there is no valid key {bare_id}", "`embedmill keys list` shows them")
+        fix = "`embedmill keys list` shows them"
+        raise CliError(f"there is no valid key {bare_id}", fix, failure=Failure.GONE)
     out.print(f"key {bare_id} is revoked", markup=False)
 
 
 def with_database(work: Callable[[Database, Settings], Awaitable[T]]) -> T:
     """Run `work` on the configured database, and close it again. Raises CliError where it was never migrated."""
-    from cli.errors import CliError
-    from engine.database import Database, schema_revision
-    from engine.settings import Settings
+    from cli.errors import CliError, Failure
+    from engine.config.settings import Settings
+    from engine.storage.database import Database, schema_revision
 
     settings = Settings.from_environment()
     file = settings.sqlalchemy_url.removeprefix("sqlite+aiosqlite:///")
     if file != settings.sqlalchemy_url and not Path(file).is_file():
-        raise CliError(f"there is no database at {file}", "run `embedmill up` once, or set EMBEDMILL_DATA_DIR")
+        fix = "run `embedmill up` once, or set EMBEDMILL_DATA_DIR"
+        raise CliError(f"there is no database at {file}", fix, failure=Failure.NOT_SET_UP)
 
     async def run() -> T:
         database = Database(settings.sqlalchemy_url)
         try:
             if (await schema_revision(database))[0] is None:
-                raise CliError("the database has no tables yet", "run `embedmill migrate`, or `embedmill up` once")
+                fix = "run `embedmill migrate`, or `embedmill up` once"
+                raise CliError("the database has no tables yet", fix, failure=Failure.NOT_SET_UP)
             return await work(database, settings)
         finally:
             await database.close()

@@ -15,6 +15,8 @@ PATIENCE_S = 90.0
 # The same for a server that never answered yet: a wrong address rather than a restart.
 FIRST_PATIENCE_S = 4.0
 LONGEST_PAUSE_S = 30.0
+# What breaks off sooner than that was nothing begun: the server is away, and what stands before it takes connections.
+BEGUN_AFTER_S = 1.0
 
 
 class Patience:
@@ -46,7 +48,7 @@ class Patience:
         failing_since: float | None = None
         while True:
             attempt += 1
-            reply, problem = None, None
+            reply, problem, began = None, None, self.clock()
             try:
                 reply = send()
             except httpx.TransportError as error:
@@ -55,7 +57,8 @@ class Patience:
                 self._current_s = self._patience_s
                 if not is_busy(reply):
                     return reply
-            if tries is not None and problem is not None and not isinstance(problem, httpx.ConnectError):
+            begun = not isinstance(problem, httpx.ConnectError) and self.clock() - began >= BEGUN_AFTER_S
+            if tries is not None and problem is not None and begun:
                 tries -= 1
                 failing_since = None
                 gives_up = tries == 0

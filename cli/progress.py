@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -26,6 +27,9 @@ class JobProgress(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+    def checking(self, name: str, fraction: float) -> None:
+        """So much of the corpus, from 0 to 1, has been read, before any of it is sent."""
 
     def reading(self, name: str, fraction: float) -> None:
         """So much of the corpus, from 0 to 1, has been sent."""
@@ -53,6 +57,7 @@ class BarProgress:
             expand=True,
             transient=True,
         )
+        self._causes = CauseTeller(console)
         self._task = self._progress.add_task("starting", total=None, facts="")
 
     def __enter__(self) -> Self:
@@ -64,6 +69,9 @@ class BarProgress:
     ) -> None:
         self._progress.stop()
 
+    def checking(self, name: str, fraction: float) -> None:
+        self._fraction(f"checking {name}", fraction)
+
     def reading(self, name: str, fraction: float) -> None:
         self._fraction(f"sending {name}", fraction)
 
@@ -74,6 +82,7 @@ class BarProgress:
         self._progress.update(self._task, description=what, total=1.0, completed=fraction, facts=f"{fraction:.0%}")
 
     def working(self, job: Job) -> None:
+        self._causes.tell(job)
         self._progress.update(
             self._task,
             description=standing(job),
@@ -97,6 +106,7 @@ class LineProgress:
         self._said_at = clock()
         self._said_fraction = 0.0
         self._last_status = ""
+        self._causes = CauseTeller(console)
 
     def __enter__(self) -> Self:
         return self
@@ -105,6 +115,9 @@ class LineProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         return None
+
+    def checking(self, name: str, fraction: float) -> None:
+        self._fraction(f"checking {name}", fraction)
 
     def reading(self, name: str, fraction: float) -> None:
         self._fraction(f"sending {name}", fraction)
@@ -118,6 +131,7 @@ class LineProgress:
 
     def working(self, job: Job) -> None:
         fraction = job.counts.settled / job.counts.total if job.counts.total else 0.0
+        self._causes.tell(job)
         due = self._clock() - self._said_at >= LINE_EVERY_S or fraction >= self._said_fraction + LINE_EVERY_FRACTION
         # An end or a pause is said at once, and then once only.
         stands = job.finished or job.status == "paused"
@@ -160,5 +174,34 @@ def describe(job: Job) -> str:
     if counts.failed:
         facts.append(f"{counts.failed:,} failed")
     if job.waiting_on and job.status != "paused":
-        facts.append(f"waiting on {job.waiting_on}")
+        named = f" {job.waiting.provider}" if job.waiting and job.waiting.provider else ""
+        facts.append(f"waiting on {job.waiting_on}{named}")
     return " · ".join(facts)
+
+
+def cause_of(job: Job) -> str | None:
+    """Why a job waits, since when, what to do and when it is tried again, in one line; None where it does not say."""
+    waiting = job.waiting
+    if waiting is None or job.finished:
+        return None
+    since = f" since {datetime.fromtimestamp(waiting.since):%H:%M:%S}" if waiting.since else ""
+    facts = [f"waiting on {waiting.provider}{since}: {waiting.message or waiting.code}"]
+    if waiting.advice:
+        facts.append(f"→ {waiting.advice}")
+    if waiting.next_attempt_at:
+        facts.append(f"next try at {datetime.fromtimestamp(waiting.next_attempt_at):%H:%M:%S}")
+    return " · ".join(facts)
+
+
+class CauseTeller:
+    """Says why a job waits, once for each cause."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last: tuple[str, str] | None = None
+
+    def tell(self, job: Job) -> None:
+        key = (job.waiting.provider, job.waiting.code) if job.waiting else None
+        if key != self._last and (line := cause_of(job)):
+            self._console.print(Text(line))
+        self._last = key

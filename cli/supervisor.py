@@ -11,6 +11,7 @@ from types import FrameType
 
 from cli.children import Child, dies_with_parent
 from cli.errors import CliError
+from cli.health import HealthCheck
 
 POLL_S = 0.05
 DEATHS_BEFORE_READY = 4  # a child that cannot start at all: a broken installation, not an accident
@@ -51,10 +52,10 @@ class Supervisor:
     def hurried(self) -> bool:
         return self._stops_asked > 1
 
-    def start(self, name: str, command: Sequence[str], *, grace_s: float) -> None:
-        """Start a child that is to live as long as we do."""
+    def start(self, name: str, command: Sequence[str], *, grace_s: float, health: HealthCheck | None = None) -> None:
+        """Start a child that is to live as long as we do, and to pass its health check."""
         log_file = self._log_dir / f"{name}.log" if self._log_dir else None
-        child = Child(name, command, self.environment, grace_s=grace_s, log_file=log_file)
+        child = Child(name, command, self.environment, grace_s=grace_s, log_file=log_file, health=health)
         self._children[name] = child
         child.start()
 

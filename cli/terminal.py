@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cli.streams import let_go
+
+
+class Aside(Console):
+    """A console for what may be lost: a reader who has gone, or a full disk, does not end the command."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+            self.file.flush()
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """rich would end the process."""
+        let_go("stderr" if self.stderr else "stdout")
+
+
 # Where nobody looks, a table must not be folded to some screen's width.
-out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 1000)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+_WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else 1000
+out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
+aside = Aside(highlight=False, soft_wrap=True, width=_WIDTH)
+err = Aside(stderr=True, highlight=False, soft_wrap=True)
 
 
 def table(*columns: str, rows: list[list[str]], right: tuple[str, ...] = ()) -> Table:

@@ -6,21 +6,26 @@ import logging
 import os
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import httpx
 
-from cli.address import url_of, usable_port
+from cli.address import url_of
 from cli.client import Client
 from cli.config_file import with_config
 from cli.data_dir import DataDir, write_private
-from cli.embedded_valkey import set_up_valkey
+from cli.doctor_parts import shown_url
+from cli.embedded_valkey import HOST, EmbeddedValkey, set_up_valkey
 from cli.errors import ExitCode
+from cli.health import HealthCheck
 from cli.lock import only_one
+from cli.preflight import check_configuration, check_data_dir, check_ports
 from cli.supervisor import Stopped, Supervisor
+from cli.terminal import err
 from cli.welcome import welcome
-from engine.settings import Settings
-from engine.telemetry import configure_logging
+from engine.config.settings import Settings
+from engine.observability.telemetry import configure_logging
 
 log = logging.getLogger("embedmill.up")
 
@@ -39,10 +44,12 @@ def up(*, host: str, port: int, data_dir: Path, workers: int, config: Path | Non
     place = DataDir(data_dir.absolute())
     environment = child_environment(place, config)
     settings = Settings.from_environment(environment)  # a typo is an error now, not five processes later
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, service="up")
+    check_configuration(settings, host)
     place.make()
     with only_one(place) as note_url:
-        port = usable_port(host, port)
+        port = check_ports(host, port, settings)
+        check_data_dir(place, settings)
         url = url_of(host, port)
         note_url(url)
         write_private(place.url_file, url + "\n")
@@ -50,16 +57,32 @@ def up(*, host: str, port: int, data_dir: Path, workers: int, config: Path | Non
         supervisor = Supervisor(STOP_ORDER, environment, _fresh_log_dir(place) if quiet else None)
         supervisor.listen()
         try:
+            valkey = None
             if settings.redis_url or settings.broker_url:
                 place.redis_url_file.unlink(missing_ok=True)  # of an embedded one that is not used any more
             else:
-                _start_valkey(supervisor, place)
+                valkey = _start_valkey(supervisor, place)
+            step("broker", f"embedded Valkey at {HOST}:{valkey.port}" if valkey else names_of_brokers(settings))
+            step("migrations", f"the tables of {shown_url(settings.sqlalchemy_url)}")
             new_key = supervisor.run_once(command("prepare")).strip() or None
-            supervisor.start("api", command("api", "--host", host, "--port", str(port)), grace_s=API_GRACE_S)
-            supervisor.start("worker", command("worker", "--concurrency", str(workers)), grace_s=WORKER_GRACE_S)
-            supervisor.start("scheduler", command("scheduler"), grace_s=WORKER_GRACE_S)
-            with Client(url, place.key()) as client:
-                supervisor.wait_for(lambda: _is_ready(client), f"{url}/readyz did not turn ready", READY_S)
+            ops_url = url_of(host, settings.ops_port) if settings.ops_port else url
+            for_operators = f"; health and metrics at {ops_url}" if settings.ops_port else ""
+            step("api", f"{url}, version {version('embedmill')}{for_operators}")
+            supervisor.start(
+                "api",
+                command("api", "--migrated", "--host", host, "--port", str(port)),
+                grace_s=API_GRACE_S,
+                health=HealthCheck(f"{ops_url}/healthz"),
+            )
+            # The API tells the figures of all of them: the others need no port of their own.
+            child = ("--migrated", "--ops-port", "0")
+            step("scheduler", f"dispatches and sweeps, version {version('embedmill')}")
+            supervisor.start("scheduler", command("scheduler", *child), grace_s=WORKER_GRACE_S)
+            step("worker", f"{workers} processes, version {version('embedmill')}")
+            supervisor.start("worker", command("worker", "--concurrency", str(workers), *child), grace_s=WORKER_GRACE_S)
+            step("waiting", f"until {ops_url}/readyz is 200")
+            with Client(url, place.key()) as client, Client(ops_url, None) as operations:
+                supervisor.wait_for(lambda: _is_ready(operations), f"{ops_url}/readyz did not turn ready", READY_S)
                 models = [model.id for model in client.models()] if place.key() else []
             welcome(url, place, new_key, models)
             supervisor.run()
@@ -91,16 +114,29 @@ def child_environment(place: DataDir, config: Path | None) -> dict[str, str]:
     environment["PYTHONSAFEPATH"] = "1"
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(CHECKOUT), os.environ.get("PYTHONPATH"))))
     environment["EMBEDMILL_DATA_DIR"] = str(place.path)
+    environment.setdefault("EMBEDMILL_DRAIN_S", "0")  # no load balancer has to hear of our end first
     if sys.stderr.isatty():
         environment.setdefault("EMBEDMILL_LOG_FORMAT", "text")
     return with_config(environment, config)
 
 
-def _start_valkey(supervisor: Supervisor, place: DataDir) -> None:
+def step(part: str, what: str) -> None:
+    """One line for each part as it is started: what, where, which version."""
+    err.print(f"{part:<11} {what}", markup=False)
+
+
+def names_of_brokers(settings: Settings) -> str:
+    """The broker, and the Redis of the quotas where it is another one, without passwords."""
+    urls = dict.fromkeys(shown_url(url) for url in (settings.broker, settings.redis) if url)
+    return " and ".join(urls)
+
+
+def _start_valkey(supervisor: Supervisor, place: DataDir) -> EmbeddedValkey:
     valkey = set_up_valkey(place)
     supervisor.start("valkey", valkey.command, grace_s=VALKEY_GRACE_S)
     supervisor.wait_for(valkey.answers, f"the embedded Valkey ({place.valkey_dir}) did not answer", VALKEY_START_S)
     supervisor.environment["EMBEDMILL_REDIS_URL"] = valkey.url
+    return valkey
 
 
 def _is_ready(client: Client) -> bool:

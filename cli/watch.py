@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cli.client import Client
-from cli.errors import CliError
+from cli.errors import CliError, Failure
 from cli.job import Job
 from cli.progress import JobProgress, describe, how_to_resume, standing
 from cli.terminal import duration, err
@@ -21,14 +21,17 @@ def follow(client: Client, job_id: str, progress: JobProgress) -> Job:
                 raise CliError(
                     f"{job_id} is paused: going on could cost more than its ceiling",
                     f"raise it with `embedmill jobs resume {job_id} --max-cost USD`; what is done is kept",
+                    failure=Failure.JOB,
                 )
     except KeyboardInterrupt:
         if job is not None and job.status == "paused":
-            raise CliError(f"interrupted; {job_id} is {standing(job)}", how_to_resume(job)) from None
+            said = f"interrupted; {job_id} is {standing(job)}"
+            raise CliError(said, how_to_resume(job), failure=Failure.INTERRUPTED) from None
         raise CliError(
             f"interrupted; {job_id} goes on without this command",
             f"follow it with `embedmill jobs wait {job_id}`, then `embedmill jobs results {job_id} --out FILE`; "
             f"stop it with `embedmill jobs cancel {job_id}`",
+            failure=Failure.INTERRUPTED,
         ) from None
     assert job is not None  # changes() yields at least once
     return job
@@ -43,5 +46,7 @@ def report(job: Job) -> None:
     for group in job.errors[:SHOWN_ERRORS]:
         example = f", first at index {group.example_index:,}" if group.example_index is not None else ""
         err.print(f"  {group.count:,} × {group.code}{example}: {group.message}", markup=False)
+    if job.truncated:
+        err.print(f"  {job.truncated:,} inputs were cut: their vectors are of their beginnings", markup=False)
     if job.counts.failed:
         err.print(f"  all of them: embedmill jobs errors {job.id}", markup=False)

@@ -52,7 +52,7 @@ def main() -> int:
     except (DemoFailed, httpx.HTTPError, OSError, ValueError) as error:
         console.print(f"error: {error}", markup=False, style="red")
         return 1
-    console.print(f"All of it is stopped again. {time.monotonic() - started:.0f} s; next: [bold]embedmill up[/]")
+    console.print(f"All of it is stopped again. {time.monotonic() - started:.0f} s; next: [bold]make up[/]")
     return 0
 
 

@@ -1,0 +1,107 @@
+"""The doctor's look at a Redis or a broker: what is wrong with it, within some seconds whatever answers there."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from engine.connections.broker_faults import broker_fault, names_of
+from engine.connections.faults import ConnectionFault
+
+if TYPE_CHECKING:
+    from engine.connections.urls import Target
+
+BROKER_S = 3.0
+GREETING_S = 1.0
+WRITTEN_KEY = "embedmill:doctor"
+SCHEMES = "redis:// rediss:// or amqp://"
+PLAIN, TLS, AMQP = "Redis", "TLS", "AMQP"
+
+
+def client_options() -> dict[str, Any]:
+    """For a Redis that is asked once: the library would ask a silent one for three quarters of a minute."""
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return {"socket_timeout": BROKER_S, "socket_connect_timeout": BROKER_S, "retry": Retry(NoBackoff(), 0)}
+
+
+def tried_broker(url: str) -> ConnectionFault | None:
+    """What is wrong with a broker and what to do, by trying it; None where nothing is."""
+    scheme = urlsplit(url).scheme
+    if "://" not in url or not scheme:
+        return ConnectionFault("its URL has no scheme", f"begin it with {SCHEMES}")
+    if scheme.startswith(("redis", "valkey")) or scheme == "unix":
+        return _redis_fault(url)
+    if scheme.startswith("amqp"):
+        return _rabbitmq_fault(url)
+    return ConnectionFault(f"{scheme}:// is no broker that is known here", f"use {SCHEMES}")
+
+
+def _redis_fault(url: str) -> ConnectionFault | None:
+    import redis
+
+    from engine.connections.urls import redis_or_broker
+
+    target = redis_or_broker(url, "EMBEDMILL_REDIS_URL")
+    try:
+        with redis.Redis(**target.redis_options(), **client_options()) as client:
+            client.set(WRITTEN_KEY, "", px=1000)  # one that answers may still refuse to write
+    except (redis.exceptions.RedisError, OSError) as error:
+        return _of_another_kind(target) or broker_fault(error, names_of(url))
+    return None
+
+
+def _rabbitmq_fault(url: str) -> ConnectionFault | None:
+    from celery import Celery
+
+    from engine.connections.urls import redis_or_broker
+
+    target = redis_or_broker(url, "EMBEDMILL_BROKER_URL")
+    try:
+        app = Celery(set_as_current=False)
+        app.conf.update(**target.celery_options())
+        with app.connection(connect_timeout=BROKER_S) as connection:
+            # Without the pause of `connect()` between its two tries.
+            connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
+    except Exception as error:  # whatever kombu makes of a socket's error
+        return _of_another_kind(target) or broker_fault(error, names_of(url))
+    return None
+
+
+def _of_another_kind(target: Target) -> ConnectionFault | None:
+    """What is wrong where something else answers there than the URL says; None where that cannot be told."""
+    said = _greeting(target)
+    if target.tls is not None and said in (PLAIN, AMQP):
+        plain = target.scheme
+        return ConnectionFault(
+            "the server does not speak TLS", f"write {plain}:// instead of {plain}s://, or name its TLS port"
+        )
+    if target.tls is None and said == TLS:
+        return ConnectionFault("the server speaks TLS", f"write {target.scheme}s:// instead of {target.scheme}://")
+    if target.scheme == "redis" and said == AMQP:
+        return ConnectionFault(
+            "it is a RabbitMQ, not a Redis", "write amqp://user:PASSWORD@host:5672/vhost in EMBEDMILL_BROKER_URL"
+        )
+    if target.scheme == "amqp" and said == PLAIN:
+        return ConnectionFault("it is a Redis, not a RabbitMQ", "write redis://host:6379/0")
+    return None
+
+
+def _greeting(target: Target) -> str | None:
+    """Which of the three answers a line of Redis's protocol on the target's port; None: no other does."""
+    if target.path:
+        return None
+    try:
+        with socket.create_connection((target.host, target.port), timeout=GREETING_S) as connection:
+            connection.settimeout(GREETING_S)
+            connection.sendall(b"PING\r\n\r\n")
+            said = connection.recv(16)
+    except OSError:
+        return None
+    if said.startswith((b"+", b"-")):
+        return PLAIN
+    if said.startswith(b"AMQP"):
+        return AMQP
+    return TLS if said.startswith(b"\x15\x03") else None  # an alert: it took the line for the begin of a handshake

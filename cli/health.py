@@ -1,0 +1,79 @@
+"""Whether a child still answers: one that hangs is no better than one that has died, and the kernel does not say."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from urllib.parse import urlsplit
+
+EVERY_S = 2.0
+TIMEOUT_S = 5.0
+FAILURES = 4  # one after the other: some twenty seconds
+START_S = 120.0  # from a start to the first answer
+
+
+class HealthCheck:
+    """Asks a URL from a thread of its own. Any answer is one: a server that refuses is not one that hangs."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        every_s: float = EVERY_S,
+        timeout_s: float = TIMEOUT_S,
+        failures: int = FAILURES,
+        start_s: float = START_S,
+    ) -> None:
+        self.url = url
+        self._every_s = every_s
+        self._timeout_s = timeout_s
+        self._most_failures = failures
+        self._start_s = start_s
+        self._lock = threading.Lock()
+        self._life = 0
+        self._failures = 0
+        self._has_answered = False
+        self._started_at = 0.0
+        self._thread: threading.Thread | None = None
+
+    def begin(self) -> None:
+        """A child was started: what is known of the one before it counts no more."""
+        with self._lock:
+            self._life += 1
+            self._failures = 0
+            self._has_answered = False
+            self._started_at = time.monotonic()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._ask_again_and_again, daemon=True, name="health")
+            self._thread.start()
+
+    @property
+    def hangs(self) -> bool:
+        with self._lock:
+            if self._has_answered:
+                return self._failures >= self._most_failures
+            return time.monotonic() - self._started_at > self._start_s
+
+    def _ask_again_and_again(self) -> None:
+        while True:
+            life = self._life
+            answers = self._answers()
+            with self._lock:
+                if life == self._life:
+                    self._has_answered = self._has_answered or answers
+                    self._failures = 0 if answers else self._failures + 1
+            time.sleep(self._every_s)
+
+    def _answers(self) -> bool:
+        address = urlsplit(self.url)
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self._timeout_s)
+        try:
+            connection.request("GET", address.path, headers={"connection": "close"})
+            connection.getresponse()
+        except (OSError, http.client.HTTPException):
+            return False
+        else:
+            return True
+        finally:
+            connection.close()
