@@ -78,6 +78,8 @@ def build(runtime: Runtime) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the scheme and host that we were asked by, not the caller's
+        # Requests are counted and timed in envelope.py; FastAPI would look for a tracer at each of them.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.runtime = runtime
     app.state.lifecycle = Lifecycle()

@@ -12,6 +12,7 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from api.guard import caller_of, runtime_of
+from api.request_headers import header
 from engine.config.suggestions import did_you_mean
 from engine.corpus.lines import GzipDecoder, IdentityDecoder
 from engine.observability.telemetry import BODY_REFUSALS
@@ -27,7 +28,7 @@ UNPACKED_INLINE_BYTES = 64 * 1024
 
 def decoding(request: Request) -> GzipDecoder | IdentityDecoder:
     """The decoder for the body's Content-Encoding. Raises UnsupportedMediaType."""
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = header(request, b"content-encoding", "identity").strip().lower()
     if encoding in ("gzip", "x-gzip"):
         return GzipDecoder(max_ratio=runtime_of(request).settings.max_compression_ratio)
     if encoding in ("", "identity"):
@@ -56,8 +57,8 @@ async def read_under_lease(request: Request, limit: int, lease: ByteLease) -> by
     Raises PayloadTooLarge once it is over the limit, BodyTooSlow, and RateLimited or Overloaded when the requests of
     the project, or of all, hold too much.
     """
-    length = request.headers.get("content-length")
-    if length is not None and (not length.isdigit() or int(length) > limit):
+    length = header(request, b"content-length")
+    if length and (not length.isdigit() or int(length) > limit):
         raise PayloadTooLarge(TOO_LARGE.format(limit=limit))
     decoder = decoding(request)
     # How long a connection may be silent is bounded by its own clock: a body in one piece needs no second one.

@@ -15,6 +15,8 @@ import zstandard
 from starlette.requests import Request
 from starlette.responses import Response
 
+from api.request_headers import header
+
 MIN_BYTES = 1024 * 1024
 # How the first vector of an answer begins when it is base64, and where at the latest.
 BASE64_VECTOR, HEAD_BYTES = b'"embedding":"', 256
@@ -41,10 +43,10 @@ def chosen_coding(request: Request) -> str | None:
 
 def must_compress(request: Request) -> bool:
     """True where the caller takes no answer as it is: `identity;q=0`, or `*;q=0` with nothing said of identity."""
-    header = (request.headers.get("accept-encoding") or "").lower()
-    if "identity" not in header and "*" not in header:  # nearly always
+    accepted = header(request, b"accept-encoding").lower()
+    if "identity" not in accepted and "*" not in accepted:  # nearly always
         return False
-    weights = _weights(header)
+    weights = _weights(accepted)
     return weights.get("identity", weights.get("*", 1.0)) == 0
 
 

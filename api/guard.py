@@ -13,6 +13,7 @@ from starlette.types import Scope as RequestScope
 
 from api import compression
 from api.budgets import Budgets
+from api.request_headers import header
 from engine.access.keys import Caller
 from engine.runtime import Runtime
 from models.errors import NotAuthenticated, NotPermitted
@@ -93,12 +94,12 @@ def _missing_scope(needed: Scope | None, caller: Caller) -> NotPermitted:
 
 async def authenticate(request: Request) -> Caller:
     """The caller behind the request's key. Raises NotAuthenticated or StorageUnavailable."""
-    header = request.headers.get("authorization")
-    if header is not None:
-        scheme, _, text = header.partition(" ")
+    credentials = header(request, b"authorization")
+    if credentials:
+        scheme, _, text = credentials.partition(" ")
         text = text.strip() if scheme.lower() == "bearer" else ""
     else:
-        text = request.headers.get("x-api-key", "")
+        text = header(request, b"x-api-key")
     if not text:
         raise NotAuthenticated(NO_KEY)
     return await runtime_of(request).keys.caller(text)

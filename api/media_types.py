@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fastapi import Request
 
+from api.request_headers import header
 from models.errors import UnsupportedMediaType
 
 JSON = "application/json"
@@ -15,7 +16,7 @@ STREAMED = "application/x-ndjson (a JSON value per line) or text/plain (a text p
 
 def media_type(request: Request) -> str:
     """The type without its parameters; JSON where none is given."""
-    return request.headers.get("content-type", JSON).partition(";")[0].strip().lower()
+    return header(request, b"content-type", JSON).partition(";")[0].strip().lower()
 
 
 def charset(request: Request) -> str:
