@@ -43,8 +43,8 @@ $(STAMP): requirements-build.lock requirements-dev.lock pyproject.toml setup.py
 
 lock: install  ## Choose the newest versions that pyproject.toml allows and write them, with hashes, to the lock files
 	printf 'uv\nsetuptools\n' | $(COMPILE) --output-file requirements-build.lock -
-	$(COMPILE) --output-file requirements.lock pyproject.toml
-	$(COMPILE) --extra dev --output-file requirements-dev.lock pyproject.toml
+	$(COMPILE) --extra cli --output-file requirements.lock pyproject.toml
+	$(COMPILE) --all-extras --output-file requirements-dev.lock pyproject.toml
 
 audit:  ## Look up known vulnerabilities of the locked packages; says so where there is no network to ask
 	$(PYTHON) .ci/audit.py requirements-dev.lock

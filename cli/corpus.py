@@ -149,7 +149,13 @@ def open_corpus(
     if kind == "parquet":
         if encoding is not None:
             raise UsageError("a Parquet file needs no --encoding", "leave it out")
-        from cli.parquet_file import Parquet
+        try:
+            from cli.parquet_file import Parquet
+        except ImportError as error:
+            raise UsageError(
+                f"{source.name} is a Parquet file, and the package pyarrow is not installed",
+                "`pip install pyarrow`, or export its texts as .jsonl or .csv",
+            ) from error
 
         return Parquet(source, text_column, id_column)
     if format is None:

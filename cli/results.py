@@ -36,7 +36,7 @@ def check_target(path: Path) -> None:
             import pyarrow  # noqa: F401
         except ImportError as error:
             raise UsageError(
-                f"{path.suffix} needs the package pyarrow", "install it, or write .npy or .ndjson"
+                f"{path.suffix} needs the package pyarrow", "`pip install pyarrow`, or write .npy or .ndjson"
             ) from error
 
 

@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+import zstandard
+
 from cli.encoding import Encoding, find_encoding
 from cli.errors import CliError, NotThere, UsageError
 
 STDIN = Path("-")
 HEAD_BYTES = 64 * 1024
 BUFFER_BYTES = 256 * 1024
+PACKED_STEP_BYTES = 4 * 1024  # of zstd: what so few unpack to fits into memory, whatever they hold
 # A text that no model takes: the server refuses lines above 4 MiB unless it was told otherwise. Bounds our memory.
 LONGEST_LINE = 8 * 1024 * 1024
 PACKINGS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -104,12 +107,10 @@ class Source:
             self._position = lambda: self.size if raw.closed else raw.tell()
             try:
                 yield self._unpacked(raw)
-            except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-                raise CliError(f"{self.name} is not a whole gzip file: {error}", "copy or download it again") from error
-            except OSError as error:
-                if self.packing != "zstd" or error.errno:
-                    raise
-                raise CliError(f"{self.name} is not a whole zstd file: {error}", "copy or download it again") from error
+            except (gzip.BadGzipFile, zlib.error, zstandard.ZstdError, EOFError) as error:
+                raise CliError(
+                    f"{self.name} is not a whole {self.packing} file: {error}", "copy or download it again"
+                ) from error
 
     def text_lines(self) -> Iterator[str]:
         """Lines with their ends; one above LONGEST_LINE characters comes in pieces.
@@ -212,16 +213,42 @@ class Source:
         if self.packing == "gzip":
             return cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=raw), BUFFER_BYTES))
         if self.packing == "zstd":
-            import pyarrow
-
-            stream: Any = pyarrow.CompressedInputStream(raw, "zstd")
-            return cast("BinaryIO", io.BufferedReader(stream, BUFFER_BYTES))
+            return cast("BinaryIO", io.BufferedReader(_Zstd(raw), BUFFER_BYTES))
         return raw
 
 
 def is_pipe(path: Path) -> bool:
     """True for stdin, and for what can be read once only."""
     return path == STDIN or (path.exists() and not path.is_file() and not path.is_dir())
+
+
+class _Zstd(io.RawIOBase):
+    """What zstd frames unpack to. The library's own reader takes the end of half a frame for the end of the file."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._unread = b""  # of the packed bytes
+        self._unpacked = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._unpacked:
+            packed = self._unread or self._raw.read(PACKED_STEP_BYTES)
+            if not packed:
+                if self._frame is not None and not self._frame.eof:
+                    raise EOFError("it ends inside a frame")
+                return 0
+            if self._frame is None or self._frame.eof:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._unpacked = memoryview(self._frame.decompress(packed))
+            self._unread = self._frame.unused_data if self._frame.eof else b""
+        count = min(len(buffer), len(self._unpacked))
+        buffer[:count] = self._unpacked[:count]
+        self._unpacked = self._unpacked[count:]
+        return count
 
 
 class _Reread(io.RawIOBase):

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from models.embedding import Account
-from models.errors import UpstreamTimeout, UpstreamUnavailable
+from models.errors import UpstreamMisconfigured, UpstreamTimeout, UpstreamUnavailable
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import FakeScript, FakeUpstream
 from providers.local import LocalRequest
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from wordllama.inference import WordLlamaInference
 
 SCHEME = "inproc://"
+NOT_INSTALLED = (
+    "the built-in local model needs the package wordllama, which is not installed here: "
+    "`pip install wordllama`, or give the model a route to another provider"
+)
 
 
 class InProcessTransport:
@@ -116,8 +120,12 @@ class LocalModel:
         return [len(item.ids) for item in encoded]
 
     def _loaded(self) -> WordLlamaInference:
+        """The model, read at the first use. Raises UpstreamMisconfigured where its package is not installed."""
         if self._model is None:
-            import wordllama
+            try:
+                import wordllama
+            except ImportError:
+                raise UpstreamMisconfigured(NOT_INSTALLED) from None
 
             # Both arguments are needed to keep it off the network.
             folder = Path(wordllama.__file__).parent
