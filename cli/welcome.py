@@ -50,7 +50,7 @@ def fact_lines(url: str, place: DataDir, new_key: str | None, models: Sequence[s
     return lines
 
 
-def next_lines(url: str, place: DataDir, models: Sequence[str]) -> list[str]:
+def next_lines(url: str, place: DataDir, models: Sequence[str], program: str | None = None) -> list[str]:
     """Three things to try, each as it works in a new terminal, and how to end it."""
     model = models[0] if models else "MODEL"
     key = f"$(cat {_quoted_key_file(place)})" if place.key_file.is_file() else "$EMBEDMILL_API_KEY"
@@ -61,23 +61,26 @@ def next_lines(url: str, place: DataDir, models: Sequence[str]) -> list[str]:
         f"Try, in another terminal{where}:",
         f'  curl {url}/v1/embeddings -H "Authorization: Bearer {key}" \\',
         f"    -H 'Content-Type: application/json' -d {shlex.quote(body)}",
-        f"  echo hello | {embedmill(place, f'embed - --format txt{choice} --out vectors.npy')}",
-        f"  {embedmill(place, 'jobs list')}",
+        f"  echo hello | {embedmill(place, f'embed - --format txt{choice} --out vectors.npy', program)}",
+        f"  {embedmill(place, 'jobs list', program)}",
         "Ctrl-C here stops everything.",
     ]
 
 
-def embedmill(place: DataDir, arguments: str) -> str:
+def embedmill(place: DataDir, arguments: str, program: str | None = None) -> str:
     """A command as a new terminal takes it: in this folder for the default data directory, else anywhere."""
-    script = Path(sys.executable).parent / "embedmill"
-    found = shutil.which("embedmill")
-    is_installed = found is not None and not Path(found).is_relative_to(sys.prefix)
-    if is_installed or not script.is_file() or sys.prefix == sys.base_prefix:
-        program = "embedmill"
-    else:  # of a virtual environment, which a new terminal has not activated
-        program = shlex.quote(_near(script) if _is_found_here(place) else str(script))
     setting = "" if _is_found_here(place) else f"EMBEDMILL_DATA_DIR={shlex.quote(str(place.path.absolute()))} "
-    return f"{setting}{program} {arguments}"
+    return f"{setting}{program or find_program(place)} {arguments}"
+
+
+def find_program(place: DataDir, prefix: str = sys.prefix, python: str = sys.executable) -> str:
+    """`embedmill`, or the path of its script in a virtual environment, which a new terminal has not activated."""
+    script = Path(python).parent / "embedmill"
+    found = shutil.which("embedmill")
+    is_installed = found is not None and not Path(found).is_relative_to(prefix)
+    if is_installed or not script.is_file() or prefix == sys.base_prefix:
+        return "embedmill"
+    return shlex.quote(_near(script) if _is_found_here(place) else str(script))
 
 
 def _is_found_here(place: DataDir) -> bool:

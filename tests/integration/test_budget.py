@@ -198,7 +198,7 @@ async def test_a_resume_without_a_higher_ceiling_is_refused_and_says_what_helps(
         await pause_resume.resume(store.runtime, "p", job_id)
     assert not caught.value.should_retry
     assert all(word in caught.value.message for word in (spent, ceiling, "higher max_cost_usd"))
-    with pytest.raises(InvalidInput, match=f"Give more than {re.escape(ceiling)}"):
+    with pytest.raises(InvalidInput, match=f"Send more than {re.escape(ceiling)}"):
         await pause_resume.resume(store.runtime, "p", job_id, job.max_cost_usd)
     body = job_object(await find(store.runtime, "p", job_id))
     assert (body["status"], body["waiting_on"], body["max_cost_usd"]) == ("paused", "budget", ceiling)

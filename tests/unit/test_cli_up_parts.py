@@ -16,7 +16,7 @@ from cli.data_dir import DataDir, write_private
 from cli.errors import CliError
 from cli.lock import only_one
 from cli.up import child_environment
-from cli.welcome import fact_lines, next_lines
+from cli.welcome import fact_lines, find_program, next_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -119,14 +119,11 @@ def commands_in_a_new_terminal(tmp_path: Path, lines: list[str], cwd: Path) -> l
 
 
 @pytest.mark.parametrize("name", ["data", "my data", 'it\'s "$HOME" `x`'])
-def test_the_printed_commands_find_any_data_directory_from_anywhere(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr("sys.prefix", sys.base_prefix)  # the command is on every PATH
+def test_the_printed_commands_find_any_data_directory_from_anywhere(tmp_path: Path, name: str) -> None:
     place = DataDir(tmp_path / name)
     place.make()
     write_private(place.key_file, "em_a_secret\n")
-    lines = next_lines("http://127.0.0.1:8090", place, ["it's", "n"])
+    lines = next_lines("http://127.0.0.1:8090", place, ["it's", "n"], "embedmill")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     curl, embed, jobs = commands_in_a_new_terminal(tmp_path, lines, elsewhere)
@@ -138,12 +135,11 @@ def test_the_printed_commands_find_any_data_directory_from_anywhere(
 def test_the_printed_commands_are_short_for_the_default_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.prefix", sys.base_prefix)
     monkeypatch.chdir(tmp_path)
     place = DataDir(Path(".embedmill").absolute())
     place.make()
     write_private(place.key_file, "em_a_secret\n")
-    lines = next_lines("http://127.0.0.1:8080", place, ["m"])
+    lines = next_lines("http://127.0.0.1:8080", place, ["m"], "embedmill")
     assert "in this folder" in lines[0] and "  embedmill jobs list" in lines and "cat .embedmill/key" in lines[1]
     assert not any("EMBEDMILL_DATA_DIR" in line for line in lines)
 
@@ -155,10 +151,9 @@ def test_the_printed_commands_run_the_script_of_a_virtual_environment(
     script = tmp_path / "my venv" / "bin" / "embedmill"
     script.parent.mkdir(parents=True)
     script.write_text(COMMAND)
-    monkeypatch.setattr("sys.prefix", str(tmp_path / "my venv"))
-    monkeypatch.setattr("sys.executable", str(script.with_name("python")))
     monkeypatch.setenv("PATH", str(script.parent))
-    assert f"'{script}' jobs list" in "\n".join(next_lines("http://h", DataDir(tmp_path / "data"), ["m"]))
+    found = find_program(DataDir(tmp_path / "data"), str(tmp_path / "my venv"), str(script.with_name("python")))
+    assert found == f"'{script}'"
 
 
 def test_a_piece_without_tables_says_one_line_and_waits_for_them(tmp_path: Path) -> None:

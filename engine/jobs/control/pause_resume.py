@@ -94,7 +94,7 @@ def _check_ceiling(job: Row[Any], new_ceiling_usd: Decimal | None) -> None:
         )
     if new_ceiling_usd is not None and is_out_of_budget and spent_usd < new_ceiling_usd <= job.max_cost_usd:
         raise InvalidInput(
-            f"Invalid 'max_cost_usd': {ceiling}. Give more than {usd_text(job.max_cost_usd)}.",
+            f"Invalid 'max_cost_usd': {ceiling}. Send more than {usd_text(job.max_cost_usd)}.",
             param="max_cost_usd",
             code="invalid_value",
         )
