@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import NamedTuple
 
 from fastapi import Request
@@ -24,6 +24,15 @@ TOO_LARGE = (
 )
 # What a body unpacks to beyond this is unpacked in the work threads, where each tenant has its turn.
 UNPACKED_INLINE_BYTES = 64 * 1024
+# In the scope: whether the client has hung up before the end of its body. A server that cannot tell leaves it out.
+IS_CUT_OFF = "embedmill.is_cut_off"
+
+
+def check_client(request: Request) -> None:
+    """Raises ClientDisconnect where the client has hung up in its body: what is in hand of it is worth no more work."""
+    is_cut_off: Callable[[], bool] | None = request.scope.get(IS_CUT_OFF)
+    if is_cut_off is not None and is_cut_off():
+        raise ClientDisconnect
 
 
 def decoding(request: Request) -> GzipDecoder | IdentityDecoder:
@@ -93,6 +102,7 @@ async def _read_rest(
                 part = await work.run(project, functools.partial(next, steps, None))
             if part is None:
                 break
+            check_client(request)
             size += len(part)
             if size > limit:
                 raise PayloadTooLarge(TOO_LARGE.format(limit=limit))

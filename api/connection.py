@@ -14,6 +14,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api import errors
+from api.bodies import IS_CUT_OFF
 from api.connection_table import ConnectionTable, Phase, address_group
 from models.errors import (
     EmbedmillError,
@@ -149,6 +150,9 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = False
         self._unfinished_bytes = self._discarded_bytes = 0
         super().on_headers_complete()
+        cycle = self.cycle
+        # A body in hand may unpack to much, and the application asks for no more of it until that is stored.
+        cast("Any", cycle.scope)[IS_CUT_OFF] = lambda: cycle.disconnected and cycle.more_body
         self.table.used(self)
         if self.table.is_draining:
             self.cycle.keep_alive = False

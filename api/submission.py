@@ -141,6 +141,7 @@ async def _feed(
         for piece in decoder.feed(chunk):
             meter.take(len(piece))
             for low in range(0, len(piece), STEP_BYTES):
+                bodies.check_client(request)
                 yield reader.feed(piece[low : low + STEP_BYTES])
 
     async for chunk in bodies.pieces(request):

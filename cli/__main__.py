@@ -276,7 +276,7 @@ def _complain(message: str) -> None:
 
 def without_keys(message: str) -> str:
     """The message without what looks like a key: other people's libraries quote headers."""
-    return re.sub(r"(?i)\b(em_[0-9a-z]+_|bearer )[^\s'\"]+", r"\1…", message)
+    return re.sub(r"(?i)\b(em_[0-9a-z]+_|bearer )(?:<[^\s<>]+>|[^\s'\"]*[^\s'\"`)\]}>,;.:!?])", r"\1…", message)
 
 
 def main() -> None:

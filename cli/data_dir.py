@@ -7,7 +7,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.process.data_folder import make_data_folder
+from engine.process.data_folder import LOCK_NAME, make_data_folder
 
 DEFAULT_DATA_DIR = Path(".embedmill")
 
@@ -37,7 +37,7 @@ class DataDir:
 
     @property
     def lock_file(self) -> Path:
-        return self.path / "lock"
+        return self.path / LOCK_NAME
 
     @property
     def valkey_dir(self) -> Path:

@@ -19,7 +19,7 @@ from cli.causes import connection_reason, explain
 from cli.client import Client
 from cli.config_file import with_config
 from cli.data_dir import DataDir
-from cli.doctor_brokers import tried_broker
+from cli.doctor_brokers import NO_BROKER_FIX, no_broker, tried_broker
 from cli.doctor_outages import outages
 from cli.doctor_parts import Finding, accounts, cost_of_probes, machine, pepper, shown_url
 from cli.doctor_processes import processes, unready
@@ -207,7 +207,7 @@ async def _on_database(settings: Settings, work: Callable[[Database], Awaitable[
 
 def broker(settings: Settings) -> Finding:
     if not settings.broker:
-        return Finding("broker", "warn", "none configured", "`embedmill up` brings one; else set EMBEDMILL_REDIS_URL")
+        return Finding("broker", "warn", no_broker(settings), NO_BROKER_FIX)
     shown = shown_url(settings.broker)
     if fault := tried_broker(settings.broker):
         return Finding("broker", "fail", f"{shown}: {fault.cause}", fault.advice)

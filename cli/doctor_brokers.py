@@ -10,13 +10,21 @@ from engine.connections.broker_faults import broker_fault, names_of
 from engine.connections.faults import ConnectionFault
 
 if TYPE_CHECKING:
+    from engine.config.settings import Settings
     from engine.connections.urls import Target
 
 BROKER_S = 3.0
 GREETING_S = 1.0
 WRITTEN_KEY = "embedmill:doctor"
 SCHEMES = "redis:// rediss:// or amqp://"
+NO_BROKER_FIX = "start `embedmill up`, or set EMBEDMILL_REDIS_URL"
 PLAIN, TLS, AMQP = "Redis", "TLS", "AMQP"
+
+
+def no_broker(settings: Settings) -> str:
+    """Why there is no broker: none is configured, and the `embedmill up` that would bring one does not run."""
+    folder = settings.data_dir.absolute()
+    return f"none is configured, and `embedmill up`, which brings one, is not running on {folder}"
 
 
 def client_options() -> dict[str, Any]:

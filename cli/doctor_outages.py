@@ -38,9 +38,7 @@ def _findings(rows: Sequence[Row[Any]]) -> Iterator[Finding]:
     for row in rows:
         since = datetime.fromtimestamp(row.since, UTC).isoformat(timespec="seconds")
         place = f"account {row.account}, model {row.upstream_model}"
-        yield Finding(
-            "outages",
-            "fail",
-            f"{place}: down since {since}: {row.message}",
-            f"{row.advice.rstrip('.')}; `embedmill providers test {row.account}` tries it at once",
-        )
+        advice, try_it = row.advice, f"`embedmill providers test {row.account}`"
+        if try_it not in advice:
+            advice = f"{advice.rstrip('.')}; {try_it} tries it now."
+        yield Finding("outages", "fail", f"{place}: down since {since}: {row.message}", advice)

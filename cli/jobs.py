@@ -202,10 +202,10 @@ def delete(
 ) -> None:
     """Remove a job and its results; one that runs is cancelled first."""
     from cli.client import connect
-    from cli.terminal import out
+    from cli.terminal import confirm, out
 
     if not yes:
-        typer.confirm(f"Remove {job_id} and its results for good?", abort=True)
+        confirm(f"Remove {job_id} and its results for good?")
     with connect(url, api_key) as client:
         client.delete(job_id)
     out.print(f"{job_id} is removed", markup=False)

@@ -98,17 +98,17 @@ def list_(as_json: JsonOption = False) -> None:
 
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, or the key itself.")]) -> None:
-    """Refuse a key from now on (running servers notice within 20 seconds)."""
+    """Refuse a key from now on; says when every running process does."""
     from cli.errors import CliError, Failure
     from cli.terminal import out
-    from engine.access.keys import revoke_key
+    from engine.access.keys import CACHE_S, revoke_key
 
     parts = key_id.split("_")
     bare_id = parts[1] if len(parts) == 3 else key_id
     if not with_database(lambda database, _: revoke_key(database, bare_id)):
         fix = "`embedmill keys list` shows them"
         raise CliError(f"there is no valid key {bare_id}", fix, failure=Failure.GONE)
-    out.print(f"key {bare_id} is revoked", markup=False)
+    out.print(f"key {bare_id} is revoked: every process refuses it within {CACHE_S:g} seconds", markup=False)
 
 
 def with_database(work: Callable[[Database, Settings], Awaitable[T]]) -> T:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cli.data_dir import DataDir
 from cli.errors import CliError
+
+TRIES, TRY_EVERY_S = 5, 0.02
 
 
 @contextmanager
@@ -17,10 +20,14 @@ def only_one(place: DataDir) -> Iterator[Callable[[str], None]]:
     """Hold the data directory; what is yielded notes our URL for those who come second. Raises CliError for them."""
     handle = os.open(place.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CliError(*_taken(place, os.read(handle, 4096))) from None
+        for tries_left in reversed(range(TRIES)):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # `is_up_running` of another command holds it for a moment
+                if not tries_left:
+                    raise CliError(*_taken(place, os.read(handle, 4096))) from None
+                time.sleep(TRY_EVERY_S)
 
         def note(url: str) -> None:
             os.ftruncate(handle, 0)

@@ -30,8 +30,9 @@ def test_(
     import msgspec
 
     from cli.config_file import with_config
+    from cli.doctor_brokers import NO_BROKER_FIX, no_broker
     from cli.errors import CODES, Failure, NotThere
-    from cli.terminal import out, print_json
+    from cli.terminal import err, out, print_json
     from engine.config import config_file
     from engine.config.settings import Settings
 
@@ -40,6 +41,11 @@ def test_(
     accounts = sorted({route.provider for alias in aliases.values() for route in alias.routes})
     if name not in accounts:
         raise NotThere(f"no model has a route to an account {name!r}", f"accounts with routes: {', '.join(accounts)}")
+    if not settings.broker:
+        note = (
+            f"no broker: {no_broker(settings)}. The account is tried without; jobs that wait for it go on once one runs"
+        )
+        err.print(f"{note} → {NO_BROKER_FIX}", markup=False)
     tests = asyncio.run(_check(settings, name))
     if as_json:
         print_json(msgspec.json.encode([_facts(test) for test in tests]))

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from cli.client import Client
 from cli.errors import CliError, ExitCode, UsageError
 from cli.job import Job
+from cli.progress import how_to_resume, standing
 from cli.vector_files import HAS_VECTOR, open_vector_file
 
 RANGE_BYTES = 8 * 1024 * 1024  # of float32 vectors in one request
@@ -49,9 +50,12 @@ def check_whole(job: Job, *, partial: bool) -> None:
         raise CliError(f"{job.id}: its corpus is still being read", "ask again in a moment")
     if partial or job.status in WITH_VECTORS:
         return
-    first = "" if job.finished else f"`embedmill jobs wait {job.id}` first, or "
+    if job.status == "paused":
+        first = f"{how_to_resume(job)}, and "
+    else:
+        first = "" if job.finished else f"`embedmill jobs wait {job.id}` first, or "
     raise CliError(
-        f"{job.id} is {job.status}: {job.counts.completed:,} of its {job.counts.total:,} inputs have a vector",
+        f"{job.id} is {standing(job)}: {job.counts.completed:,} of its {job.counts.total:,} inputs have a vector",
         f"{first}--partial fetches those",
     )
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from cli.errors import CliError, Failure, UsageError
 from cli.streams import let_go
 
 
@@ -42,6 +43,15 @@ def table(*columns: str, rows: list[list[str]], right: tuple[str, ...] = ()) -> 
     for row in rows:
         made.add_row(*(Text(cell) for cell in row))  # Text: never taken for markup
     return made
+
+
+def confirm(question: str) -> None:
+    """Ask before what cannot be undone. Raises UsageError without a terminal, CliError where the answer is no."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise UsageError(f"nothing was done: {question} Nobody can be asked without a terminal", "--yes answers it")
+    err.print(f"{question} [y/N]: ", end="", markup=False)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise CliError("nothing was done", failure=Failure.INTERRUPTED)
 
 
 def duration(seconds: float | None) -> str:

@@ -90,6 +90,7 @@ def up(*, host: str, port: int, data_dir: Path, workers: int, config: Path | Non
             log.warning("stopping")
         finally:
             supervisor.stop()
+            place.redis_url_file.unlink(missing_ok=True)  # the Valkey that it names has ended
     return ExitCode.DONE
 
 

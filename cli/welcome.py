@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.panel import Panel
 from rich.text import Text
 
-from cli.data_dir import DataDir
+from cli.data_dir import DEFAULT_DATA_DIR, DataDir
 from cli.terminal import out
 
 SHOWN_MODELS = 6
@@ -31,30 +35,63 @@ def fact_lines(url: str, place: DataDir, new_key: str | None, models: Sequence[s
     """Where it is, how to get in, what it serves."""
     lines = [f"url     {url}   (docs: {url}/docs)"]
     if new_key:
-        lines += [f"key     {new_key}", f"        (shown this once; kept in {_near(place)})"]
+        lines += [f"key     {new_key}", f"        (shown this once; kept in {_near(place.key_file)})"]
     elif place.key_file.is_file():
-        lines.append(f"key     in {_near(place)}")
+        lines.append(f"key     in {_near(place.key_file)}")
     else:
-        lines.append("key     none is kept here; `embedmill keys create` makes one")
+        lines.append(f"key     none is kept here; `{embedmill(place, 'keys create')}` makes one")
     if models:
-        more = f" and {len(models) - SHOWN_MODELS} more: `embedmill models`" if len(models) > SHOWN_MODELS else ""
+        more = (
+            f" and {len(models) - SHOWN_MODELS} more: `{embedmill(place, 'models')}`"
+            if len(models) > SHOWN_MODELS
+            else ""
+        )
         lines.append(f"models  {', '.join(models[:SHOWN_MODELS])}{more}")
     return lines
 
 
-def next_lines(url: str, place: DataDir, models: Sequence[str]) -> list[str]:
-    """Three things to try, and how to end it."""
+def next_lines(url: str, place: DataDir, models: Sequence[str], program: str | None = None) -> list[str]:
+    """Three things to try, each as it works in a new terminal, and how to end it."""
     model = models[0] if models else "MODEL"
+    key = f"$(cat {_quoted_key_file(place)})" if place.key_file.is_file() else "$EMBEDMILL_API_KEY"
+    body = json.dumps({"model": model, "input": "hello"}, ensure_ascii=False)
+    choice = f" --model {shlex.quote(model)}" if len(models) > 1 else ""
+    where = ", in this folder" if _is_found_here(place) else ""
     return [
-        "Try, in another terminal:",
-        f'  curl {url}/v1/embeddings -H "Authorization: Bearer $(cat {shlex.quote(_near(place))})" \\',
-        f'    -H \'Content-Type: application/json\' -d \'{{"model": "{model}", "input": "hello"}}\'',
-        "  embedmill embed texts.jsonl --out vectors.npy",
-        "  embedmill jobs list",
+        f"Try, in another terminal{where}:",
+        f'  curl {url}/v1/embeddings -H "Authorization: Bearer {key}" \\',
+        f"    -H 'Content-Type: application/json' -d {shlex.quote(body)}",
+        f"  echo hello | {embedmill(place, f'embed - --format txt{choice} --out vectors.npy', program)}",
+        f"  {embedmill(place, 'jobs list', program)}",
         "Ctrl-C here stops everything.",
     ]
 
 
-def _near(place: DataDir) -> str:
-    """The key's path as short as it is from here."""
-    return min(str(place.key_file), os.path.relpath(place.key_file), key=len)
+def embedmill(place: DataDir, arguments: str, program: str | None = None) -> str:
+    """A command as a new terminal takes it: in this folder for the default data directory, else anywhere."""
+    setting = "" if _is_found_here(place) else f"EMBEDMILL_DATA_DIR={shlex.quote(str(place.path.absolute()))} "
+    return f"{setting}{program or find_program(place)} {arguments}"
+
+
+def find_program(place: DataDir, prefix: str = sys.prefix, python: str = sys.executable) -> str:
+    """`embedmill`, or the path of its script in a virtual environment, which a new terminal has not activated."""
+    script = Path(python).parent / "embedmill"
+    found = shutil.which("embedmill")
+    is_installed = found is not None and not Path(found).is_relative_to(prefix)
+    if is_installed or not script.is_file() or prefix == sys.base_prefix:
+        return "embedmill"
+    return shlex.quote(_near(script) if _is_found_here(place) else str(script))
+
+
+def _is_found_here(place: DataDir) -> bool:
+    """True for the directory that commands without EMBEDMILL_DATA_DIR look into, in the current folder."""
+    return place.path.absolute() == DEFAULT_DATA_DIR.absolute()
+
+
+def _quoted_key_file(place: DataDir) -> str:
+    return shlex.quote(_near(place.key_file) if _is_found_here(place) else str(place.key_file.absolute()))
+
+
+def _near(path: Path) -> str:
+    """The path as short as it is from here."""
+    return min(str(path), os.path.relpath(path), key=len)

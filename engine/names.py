@@ -16,7 +16,8 @@ MAX_MODEL_CHARS = 256
 
 _SECRETS = re.compile(
     r"em_[0-9A-Za-z]{4,}_?\w*|\b[sr]k-[\w-]{8,}|(?<=://)[^/@\s'\"]+(?=@)"
-    r"|(?i:(?<=bearer )|(?<=basic )|(?<=key=))[^\s'\"&]+"
+    # A quotation or a clause that closes behind a credential is no part of it. `<key>` is a placeholder in a help text.
+    r"|(?i:(?<=bearer )|(?<=basic )|(?<=key=))(?:<[^\s<>]+>|[^\s'\"&]*[^\s'\"&`)\]}>,;.:!?])"
 )
 
 

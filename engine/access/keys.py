@@ -167,7 +167,7 @@ async def list_keys(database: Database) -> Sequence[ApiKey]:
 
 
 async def revoke_key(database: Database, key_id: str) -> bool:
-    """Revoke a key for good, within 20 s; False when there is none of this id, or it was revoked before."""
+    """Revoke a key for good, everywhere within CACHE_S; False when there is none of this id, or no valid one."""
     async with database.write() as connection:
         done = await connection.execute(
             update(ApiKey).where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None)).values(revoked_at=db_now())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.connections import urls
+from engine.process.data_folder import is_up_running
 from models.errors import ConfigError
 
 log = logging.getLogger("embedmill.settings")
@@ -174,7 +175,8 @@ class Settings:
         if self.redis_url:
             return _by_usual_scheme(self.redis_url)
         kept = self.data_dir / "redis_url"
-        return kept.read_text().strip() if kept.is_file() else ""
+        # One that was killed leaves the URL of a Valkey that died with it.
+        return kept.read_text().strip() if kept.is_file() and is_up_running(self.data_dir) else ""
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from pathlib import Path
 
 from models.errors import ConfigError
+
+LOCK_NAME = "lock"
 
 
 def make_data_folder(path: Path) -> None:
@@ -19,6 +23,23 @@ def make_data_folder(path: Path) -> None:
             "made and written",
             param="EMBEDMILL_DATA_DIR",
         ) from error
+
+
+def is_up_running(path: Path) -> bool:
+    """True while an `embedmill up` holds the folder: the kernel drops its lock however it ends, kill -9 included."""
+    try:
+        handle = os.open(path / LOCK_NAME, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:  # another user's: nobody can tell
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
 
 
 def _reason(error: OSError) -> str:

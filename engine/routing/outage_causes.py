@@ -56,7 +56,7 @@ def cause_of(account: Account | str, error: UpstreamError) -> Cause:
         account = account.name
     advice = (error.advice or _advice(error)).strip().rstrip(".")
     if TEST_IT not in advice:
-        advice = f"{advice}; {TEST_IT} asks at once"
+        advice = f"{advice}; {TEST_IT} tries it now"
     advice = (advice[:1].upper() + advice[1:] + "." + key_hint).replace("{account}", account)
     return Cause(account, error.code, error.message.rstrip("."), advice, error.status)
 

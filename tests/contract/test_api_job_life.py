@@ -154,6 +154,21 @@ async def test_a_ceiling_that_is_none(mill: Gateway, sent: bytes, param: str | N
     assert (await mill.job(job["id"]))["status"] == "paused"
 
 
+async def test_a_resume_of_a_job_whose_budget_is_spent_is_a_409_and_it_stays_paused(mill: Gateway) -> None:
+    job = await mill.submit(["a text"] * 4, max_cost_usd="0.000000000001")
+    url = f"{JOBS}/{job['id']}"
+    stopped = await mill.run(job["id"])
+    assert (stopped["status"], stopped["waiting_on"]) == ("paused", "budget")
+    reply = await mill.client.post(f"{url}/resume")
+    assert (reply.status_code, error_of(reply)["code"], reply.headers["x-should-retry"]) == (409, "conflict", "false")
+    assert "ceiling is 0.000000000001" in error_of(reply)["message"] and "max_cost_usd" in error_of(reply)["message"]
+    same = await mill.client.post(f"{url}/resume", json={"max_cost_usd": "0.000000000001"})
+    assert (same.status_code, error_of(same)["param"]) == (400, "max_cost_usd")
+    assert (await mill.job(job["id"]))["status"] == "paused"
+    reply = await mill.client.post(f"{url}/resume", json={"max_cost_usd": "1"})
+    assert (reply.status_code, reply.json()["status"]) == (200, "in_progress")
+
+
 async def test_a_retry_runs_only_what_failed(mill: Gateway) -> None:
     job = await mill.submit(["a", "poison", "b", ""])
     url = f"{JOBS}/{job['id']}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Collection
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +18,8 @@ from engine.jobs.leasing.claim import open_tokens
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import find, job_object
 from engine.jobs.recording import budget
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record import MARK_S, record
+from models.base import db_now, usd_text
 from models.errors import Conflict, InvalidInput
 from models.job import Job, JobStatus, ShardState
 from providers.fake import fake_tokens, fake_vectors
@@ -183,3 +185,66 @@ async def test_a_ceiling_that_cut_off_calls_may_have_passed_is_named_at_a_resume
     assert await store.status(job_id) == JobStatus.PAUSED
     await pause_resume.resume(store.runtime, "p", job_id, Decimal(1))
     assert await store.status(job_id) == JobStatus.IN_PROGRESS
+
+
+async def test_a_resume_without_a_higher_ceiling_is_refused_and_says_what_helps(store: Store) -> None:
+    """Something is left of the ceiling, but not enough for the next call: the job would pause again at once."""
+    job_id = await limited(store, 45, tokens_of(range(20)) * PRICE_USD)
+    await run_until_it_rests(store, job_id)
+    job = await store.job(job_id)
+    assert job.cost_usd < job.max_cost_usd
+    spent, ceiling = usd_text(job.cost_usd), usd_text(job.max_cost_usd)
+    with pytest.raises(Conflict) as caught:
+        await pause_resume.resume(store.runtime, "p", job_id)
+    assert not caught.value.should_retry
+    assert all(word in caught.value.message for word in (spent, ceiling, "higher max_cost_usd"))
+    with pytest.raises(InvalidInput, match=f"Send more than {re.escape(ceiling)}"):
+        await pause_resume.resume(store.runtime, "p", job_id, job.max_cost_usd)
+    body = job_object(await find(store.runtime, "p", job_id))
+    assert (body["status"], body["waiting_on"], body["max_cost_usd"]) == ("paused", "budget", ceiling)
+    await pause_resume.resume(store.runtime, "p", job_id, Decimal(1))
+    await run_until_it_rests(store, job_id)
+    assert await store.status(job_id) == JobStatus.COMPLETED
+
+
+async def test_a_caller_who_paused_a_job_may_resume_it_under_its_ceiling_or_a_lower_one(store: Store) -> None:
+    for ceiling in (None, Decimal("0.5"), Decimal("0.25")):
+        job_id = await limited(store, 10, Decimal("0.5"))
+        await pause_resume.pause(store.runtime, "p", job_id)
+        await pause_resume.resume(store.runtime, "p", job_id, ceiling)
+        assert await store.status(job_id) == JobStatus.IN_PROGRESS
+
+
+async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold(store: Store) -> None:
+    job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
+    dead = await store.claim((await store.shard_ids(job_id))[0])
+    await budget.take(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
+    second = (await store.shard_ids(job_id))[1]
+
+    async def waiting_on() -> tuple[str | None, int]:
+        await store.set_shard(second, next_run_at=0.0)
+        await run_shard(store.runtime, second, "w")
+        return job_object(await find(store.runtime, "p", job_id))["waiting_on"], (await store.job(job_id)).version
+
+    assert (await waiting_on())[0] is None  # the first shard has only just begun: work goes on
+    await store.set_job(job_id, started_at=db_now() - 2 * MARK_S - 1.0)
+    reason, version = await waiting_on()
+    assert reason == "budget" and await store.status(job_id) == JobStatus.IN_PROGRESS
+    assert await waiting_on() == ("budget", version)  # said once, however often the shard is given back
+    await store.expire_lease(dead.shard_id)
+    await sweep(store.runtime)
+    assert (await waiting_on())[0] != "budget" or await store.status(job_id) == JobStatus.PAUSED
+    assert (await checked(store, job_id)).with_vector
+
+
+async def test_a_job_that_waits_for_something_else_keeps_saying_so(store: Store) -> None:
+    job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
+    first, second = await store.claim_all(job_id)
+    await budget.take(store.runtime, first, store.runtime.alias("test/8"), lambda part: None)
+    await store.set_job(job_id, started_at=db_now() - 100.0, waiting_on="provider")
+    await budget.wait_or_pause(store.runtime, second, Decimal(1))
+    assert (await store.job(job_id)).waiting_on == "provider"
+
+
+def test_quiet_is_longer_than_two_marks() -> None:
+    assert budget.QUIET_S >= 2 * MARK_S == 30.0

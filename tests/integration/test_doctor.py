@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,10 +12,12 @@ import redis
 from sqlalchemy import insert
 
 from cli.data_dir import DataDir
+from cli.doctor import broker
 from cli.doctor_brokers import tried_broker
 from cli.doctor_outages import outages
 from cli.doctor_parts import accounts, cost_of_probes, machine, pepper
 from cli.doctor_quotas import quotas
+from cli.lock import only_one
 from engine.config import config_file
 from engine.config.settings import Settings
 from engine.limiter.bucket import AcquireRequest, CallResult, CallSignal, Verdict
@@ -22,8 +25,10 @@ from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.lua import keys_of
 from engine.limiter.quota import UNLIMITED, of_tokens
 from engine.limiter.redis_store import RedisStore
+from engine.routing.outage_causes import cause_of
 from engine.storage.database import migrate
 from models.base import db_now
+from models.errors import UpstreamAuthFailed, UpstreamUnavailable
 from models.outage import RouteOutage
 from tests.integration.store import Store
 
@@ -135,3 +140,34 @@ async def test_an_account_that_is_down_is_named_at_no_cost(store: Store) -> None
     assert finding.status == "fail" and finding.detail.startswith("account bad, model m: down since 2")
     assert "the reply is an HTML page" in finding.detail
     assert "base_url of providers.bad" in finding.fix and "providers test bad" in finding.fix
+
+
+async def test_an_outage_names_its_command_once(store: Store) -> None:
+    for account, error in (("by_class", UpstreamAuthFailed("refused")), ("plain", UpstreamUnavailable("HTTP 503"))):
+        cause = cause_of(account, error)
+        async with store.runtime.database.write() as connection:
+            row: dict[str, Any] = {
+                "account": account,
+                "upstream_model": "m",
+                "code": cause.code,
+                "message": cause.message,
+            }
+            row |= {"status": cause.status, "advice": cause.advice, "since": db_now(), "next_attempt_at": db_now()}
+            await connection.execute(insert(RouteOutage).values(**row))
+    found = await asyncio.to_thread(outages, store.runtime.settings)
+    assert len(found) == 2
+    for finding in found:
+        assert finding.fix.count("embedmill providers test") == 1 and "at once" not in finding.fix
+
+
+def test_a_stopped_or_killed_up_is_named_in_place_of_its_broker(tmp_path: Path) -> None:
+    place, settings = DataDir(tmp_path), Settings(data_dir=tmp_path)
+    for kept in (None, "redis://127.0.0.1:1/0"):  # after a stop, and after a kill
+        if kept:
+            place.redis_url_file.write_text(kept)
+        finding = broker(settings)
+        assert finding.status == "warn" and "127.0.0.1:1" not in finding.detail
+        assert f"`embedmill up`, which brings one, is not running on {tmp_path}" in finding.detail
+        assert "start `embedmill up`" in finding.fix
+    with only_one(place):
+        assert broker(settings).status == "fail"  # it runs, and its Valkey does not

@@ -147,6 +147,8 @@ def test_first_start_shows_the_key_once_and_a_stop_leaves_nothing(tmp_path: Path
         assert len(first.pids()) >= 1 + len(PIECES) + 2
         assert first.stop() == 0
         assert first.pids() == []
+        assert not (first.data_dir / "redis_url").exists()
+        assert "`embedmill up`, which brings one, is not running" in first.run("doctor").stdout
     with started(tmp_path) as second:
         assert key not in second.stdout.read_text()
         assert "key     in data/key" in second.stdout.read_text()
@@ -154,6 +156,22 @@ def test_first_start_shows_the_key_once_and_a_stop_leaves_nothing(tmp_path: Path
         assert second.get("/v1/models")
         assert second.stop(signal.SIGINT) == 0
         assert second.pids() == []
+
+
+def test_after_a_kill_the_broker_is_not_blamed_and_the_printed_commands_worked(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with started(tmp_path) as running:
+        lines = running.stdout.read_text().partition("Try, in another terminal")[2].splitlines()[1:]
+        script = "\n".join(line for line in lines if line.startswith("  "))
+        bare = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}"}
+        ran = subprocess.run(["sh", "-eu", "-c", script], cwd=elsewhere, env=bare, capture_output=True, check=False)
+        assert ran.returncode == 0 and (elsewhere / "vectors.npy").is_file(), ran.stderr
+        running.stop(signal.SIGKILL)
+        wait_until(lambda: running.pids() == [], 20.0, what="the end of its children")
+        assert (running.data_dir / "redis_url").exists()
+        found = running.run("doctor").stdout
+        assert "`embedmill up`, which brings one, is not running" in found and "redis://" not in found
 
 
 def test_a_second_one_is_refused(up: Up) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,3 +160,24 @@ def test_a_worker_without_a_temporary_folder_ends_with_one_line(tmp_path: Path) 
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == "error: no temporary folder is writable (set TMPDIR to one that is)\n"
+
+
+@pytest.mark.parametrize("stdin", ["", "y\n"])
+def test_a_question_that_nobody_can_be_asked_names_the_option_that_answers_it(tmp_path: Path, stdin: str) -> None:
+    """A script's stdin is no terminal, whatever is in it; nothing is deleted, and no server is asked."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "cli", "jobs", "delete", "job_1", "--url", "http://127.0.0.1:9"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "--yes" in done.stderr and "nothing was done" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_every_question_of_a_command_is_asked_by_the_one_function_that_names_yes() -> None:
+    for file in (ROOT / "cli").glob("*.py"):
+        assert "typer.confirm" not in file.read_text(), file

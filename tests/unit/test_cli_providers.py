@@ -59,3 +59,11 @@ def test_one_that_does_not_fails_with_cause_and_advice(
 def test_an_unknown_name_lists_the_accounts(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["providers", "test", "goood"]) == 2
     assert "good, refused, wide" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_without_a_broker_it_says_that_up_is_not_running(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "redis_url").write_text("redis://127.0.0.1:1/0")  # of one that was killed
+    assert run(["providers", "test", "good"]) == 0
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "`embedmill up`" in said and "is not running" in said and "start `embedmill up`" in said
+    assert "127.0.0.1:1" not in said

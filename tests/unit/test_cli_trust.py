@@ -215,3 +215,9 @@ def test_why_a_server_cannot_be_reached_is_said_in_our_words(error: httpx.Transp
     with pytest.raises(CliError, match=says) as failed:
         api.client(patience_s=0).models()
     assert "Secret" not in str(failed.value)
+
+
+@pytest.mark.parametrize("closing", ["`", "'", ")", "]", "`.", "),"])
+def test_what_closes_behind_a_key_stays(closing: str) -> None:
+    assert without_keys(f"`Bearer em_0123_secret{closing} and more") == f"`Bearer …{closing} and more"
+    assert without_keys(f"(em_0123_secret{closing} and more") == f"(em_0123_…{closing} and more"

@@ -16,7 +16,7 @@ from cli.data_dir import DataDir, write_private
 from cli.errors import CliError
 from cli.lock import only_one
 from cli.up import child_environment
-from cli.welcome import fact_lines, next_lines
+from cli.welcome import fact_lines, find_program, next_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -98,6 +98,62 @@ def test_the_key_is_shown_once(tmp_path: Path) -> None:
         place.key_file.resolve()
     ]
     assert any('"model": "m"' in line for line in next_lines("http://127.0.0.1:8080", place, ["m"]))
+
+
+COMMAND = """#!/bin/sh
+echo "$EMBEDMILL_DATA_DIR|$*" >> "$CALLS"
+"""
+
+
+def commands_in_a_new_terminal(tmp_path: Path, lines: list[str], cwd: Path) -> list[str]:
+    """What `embedmill` and curl are called with when somebody pastes the printed commands, by data directory."""
+    programs, calls = tmp_path / "programs", tmp_path / "calls"
+    programs.mkdir()
+    for name in ("embedmill", "curl"):
+        (programs / name).write_text(COMMAND)
+        (programs / name).chmod(0o755)
+    script = "\n".join(line for line in lines if line.startswith("  "))
+    environment = {"PATH": f"{programs}{os.pathsep}{os.defpath}", "CALLS": str(calls)}
+    subprocess.run(["sh", "-eu", "-c", script], cwd=cwd, env=environment, check=True)
+    return calls.read_text().splitlines()
+
+
+@pytest.mark.parametrize("name", ["data", "my data", 'it\'s "$HOME" `x`'])
+def test_the_printed_commands_find_any_data_directory_from_anywhere(tmp_path: Path, name: str) -> None:
+    place = DataDir(tmp_path / name)
+    place.make()
+    write_private(place.key_file, "em_a_secret\n")
+    lines = next_lines("http://127.0.0.1:8090", place, ["it's", "n"], "embedmill")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    curl, embed, jobs = commands_in_a_new_terminal(tmp_path, lines, elsewhere)
+    assert "http://127.0.0.1:8090/v1/embeddings" in curl and "Bearer em_a_secret" in curl and '"model": "it\'s"' in curl
+    assert embed == f"{place.path}|embed - --format txt --model it's --out vectors.npy"
+    assert jobs == f"{place.path}|jobs list"
+
+
+def test_the_printed_commands_are_short_for_the_default_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = DataDir(Path(".embedmill").absolute())
+    place.make()
+    write_private(place.key_file, "em_a_secret\n")
+    lines = next_lines("http://127.0.0.1:8080", place, ["m"], "embedmill")
+    assert "in this folder" in lines[0] and "  embedmill jobs list" in lines and "cat .embedmill/key" in lines[1]
+    assert not any("EMBEDMILL_DATA_DIR" in line for line in lines)
+
+
+def test_the_printed_commands_run_the_script_of_a_virtual_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new terminal has not activated it."""
+    script = tmp_path / "my venv" / "bin" / "embedmill"
+    script.parent.mkdir(parents=True)
+    script.write_text(COMMAND)
+    monkeypatch.setenv("PATH", str(script.parent))
+    found = find_program(DataDir(tmp_path / "data"), str(tmp_path / "my venv"), str(script.with_name("python")))
+    assert found == f"'{script}'"
 
 
 def test_a_piece_without_tables_says_one_line_and_waits_for_them(tmp_path: Path) -> None:

@@ -152,6 +152,23 @@ def test_a_part_of_the_results_is_given_only_when_asked_for(status: str) -> None
     check_whole(job, partial=True)
 
 
+@pytest.mark.parametrize(
+    ("status", "waiting_on", "advice"),
+    [
+        ("paused", None, f"`embedmill jobs resume {JOB_ID}` lets it go on"),
+        ("paused", "budget", f"`embedmill jobs resume {JOB_ID} --max-cost USD` lets it go on"),
+        ("in_progress", None, f"`embedmill jobs wait {JOB_ID}` first"),
+        ("cancelled", None, "(--partial"),
+    ],
+)
+def test_the_advice_for_results_is_what_the_job_needs(status: str, waiting_on: str | None, advice: str) -> None:
+    job = Job(id=JOB_ID, status=status, waiting_on=waiting_on, counts=Counts(total=ROWS, completed=4), dimensions=4)
+    with pytest.raises(CliError) as caught:
+        check_whole(job, partial=False)
+    assert advice in str(caught.value)
+    assert ("jobs wait" in str(caught.value)) == (status == "in_progress")
+
+
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_part_of_the_results_counts_what_is_missing(api: FakeApi, tmp_path: Path, ending: str) -> None:
     whole, part = tmp_path / f"whole{ending}", tmp_path / f"part{ending}"

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
+from cli.__main__ import run
 from engine.access.keys import (
     ALPHABET,
+    CACHE_S,
     CRC_CHARS,
     REFUSED,
     KeyAuthenticator,
@@ -161,7 +163,7 @@ async def test_a_key_that_is_like_another_for_its_first_half_is_another(
     _, key = await create_key(database, PEPPER)
     await ring.caller(key)
     for kept in (16, 17, 20, 24, 32, 40, 58):
-        middle = "".join(reversed(ALPHABET))[: len(key) - CRC_CHARS - kept]
+        middle = "".join(sorted(ALPHABET, reverse=True, key=lambda char: (char != key[kept], char)))
         body = key[:kept] + middle[: len(key) - CRC_CHARS - kept]
         other = body + crc_of(body)
         assert len(other) == len(key) and other[:kept] == key[:kept] and other != key
@@ -188,3 +190,18 @@ def test_a_pepper_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
         return
     with pytest.raises(ConfigError, match="16 characters"):
         load_pepper(text * 2, tmp_path)
+
+
+async def test_a_revocation_says_when_it_takes_effect(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key_id, _ = await create_key(database, PEPPER)
+    monkeypatch.setenv("EMBEDMILL_DATABASE_URL", database.url)
+    monkeypatch.chdir(tmp_path)
+    assert await asyncio.to_thread(run, ["keys", "revoke", key_id]) == 0
+    assert f"every process refuses it within {CACHE_S:g} seconds" in capsys.readouterr().out
+
+
+def test_the_manual_names_the_same_time() -> None:
+    operations = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text()
+    assert f"A revoked key is refused everywhere within {CACHE_S:g} seconds" in operations

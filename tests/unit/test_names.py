@@ -56,6 +56,22 @@ def test_a_librarys_message_is_shown_without_credentials(text: str) -> None:
     assert "secretsecret" not in redacted(text) and "***" in redacted(text)
 
 
+@pytest.mark.parametrize("scheme", ["Bearer ", "Basic ", "key="])
+@pytest.mark.parametrize("closing", ["`", "'", '"', ")", "]", "}", "`.", "),", '"}', "'\\n", ";", ". Then"])
+def test_what_closes_behind_a_credential_stays(scheme: str, closing: str) -> None:
+    closing = closing.replace("\\n", "\n")
+    assert redacted(f"({scheme}secret.se-cr_et+/=={closing} and more") == f"({scheme}***{closing} and more"
+
+
+def test_the_placeholder_of_a_help_text_is_redacted_whole() -> None:
+    assert redacted("Send it as `Authorization: Bearer <key>`.") == "Send it as `Authorization: Bearer ***`."
+
+
+@pytest.mark.parametrize("secret", ["a)b", "(ab", "a`b`c", "x,y;z", "a]b}c"])
+def test_a_credential_with_such_characters_in_it_is_redacted_whole(secret: str) -> None:
+    assert redacted(f"Bearer {secret} is wrong") == "Bearer *** is wrong"
+
+
 def test_an_empty_name_is_refused() -> None:
     with pytest.raises(ConfigError):
         check_name("", "--project", max_chars=64)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from cli.data_dir import DataDir
+from cli.lock import only_one
 from engine.config.settings import CLIENT_NAMES, PREFIX, VISIBILITY_TIMEOUT_S, Settings, parsed
 from models.errors import ConfigError
 
-EXAMPLE = Path(__file__).resolve().parents[2] / ".env.example"
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / ".env.example"
 
 
 def test_an_empty_environment_is_the_defaults() -> None:
@@ -89,9 +94,25 @@ def test_a_database_url_gets_its_async_driver(given: str, url: str) -> None:
 def test_the_broker_is_redis_unless_said_otherwise(tmp_path: Path) -> None:
     assert Settings(data_dir=tmp_path).broker == ""
     (tmp_path / "redis_url").write_text("unix:///embedded\n")
-    assert Settings(data_dir=tmp_path).broker == "unix:///embedded"
+    with only_one(DataDir(tmp_path)):
+        assert Settings(data_dir=tmp_path).broker == "unix:///embedded"
     assert Settings(data_dir=tmp_path, redis_url="redis://r").broker == "redis://r"
     assert Settings(data_dir=tmp_path, redis_url="redis://r", broker_url="amqp://b").broker == "amqp://b"
+
+
+def test_the_url_that_a_killed_up_left_is_ignored(tmp_path: Path) -> None:
+    """The kernel drops the lock of a killed process; its Valkey died with it."""
+    script = (
+        "import os, sys; from pathlib import Path; from cli.data_dir import DataDir; from cli.lock import only_one\n"
+        "place = DataDir(Path(sys.argv[1]))\n"
+        "with only_one(place):\n"
+        "    place.redis_url_file.write_text('redis://127.0.0.1:1/0')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, check=False)
+    assert killed.returncode == -9 and (tmp_path / "redis_url").is_file()
+    settings = Settings(data_dir=tmp_path)
+    assert (settings.redis, settings.broker) == ("", "")
 
 
 def test_names_of_the_command_line_and_of_tests_are_nobodys_typo() -> None:

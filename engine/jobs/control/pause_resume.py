@@ -11,7 +11,7 @@ import contextlib
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import Row, select, update
 
 from engine.jobs.reading.job_rows import find
 from engine.jobs.recording.budget import raise_ceiling
@@ -21,7 +21,7 @@ from engine.jobs.verbs import cannot
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 from models.base import db_now, usd_text
-from models.errors import Conflict
+from models.errors import Conflict, InvalidInput
 from models.job import Job, JobStatus, Shard, ShardState
 
 # How long a worker whose calls are slow may not know that its job was paused or cancelled.
@@ -55,18 +55,14 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
 async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Decimal | None = None) -> None:
     """Let a paused job go on, under a new ceiling where one is given. Idempotent.
 
-    Raises JobNotFound; Conflict when the job has ended or is ending, or has nothing left of its ceiling; InvalidInput
-    for a new ceiling that is spent already.
+    Raises JobNotFound; Conflict when the job has ended or is ending, or its ceiling does not cover the next call;
+    InvalidInput for a new ceiling that is spent already, or no higher than the one that stopped the job.
     """
     row = await find(runtime, project, job_id)
     if row.status not in (*RUNS, JobStatus.PAUSED):
         raise cannot("resume", row.status)
-    spent_usd = row.cost_usd + row.ambiguous_cost_usd
-    if row.status == JobStatus.PAUSED and max_cost_usd is None and spent_usd >= (row.max_cost_usd or spent_usd + 1):
-        raise Conflict(
-            f"The job may have cost {usd_text(spent_usd)} already, {usd_text(row.ambiguous_cost_usd)} of it for calls "
-            f"that were cut off; its ceiling is {usd_text(row.max_cost_usd)}. Resume it with a higher max_cost_usd.",
-        )
+    if row.status == JobStatus.PAUSED and row.max_cost_usd is not None:
+        _check_ceiling(row, max_cost_usd)
     async with runtime.database.write() as connection:
         if max_cost_usd is not None:
             await raise_ceiling(connection, job_id, max_cost_usd)
@@ -81,6 +77,27 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
     row = await find(runtime, project, job_id)
     if row.status not in RUNS:
         raise cannot("resume", row.status)
+
+
+def _check_ceiling(job: Row[Any], new_ceiling_usd: Decimal | None) -> None:
+    """Raises Conflict or InvalidInput where a paused job would pause again for want of money."""
+    spent_usd = job.cost_usd + job.ambiguous_cost_usd
+    is_out_of_budget = job.waiting_on == "budget" or spent_usd >= job.max_cost_usd
+    spent = f"The job may have cost {usd_text(spent_usd)} already"
+    if job.ambiguous_cost_usd:
+        spent += f", {usd_text(job.ambiguous_cost_usd)} of it for calls that were cut off"
+    ceiling = f"its ceiling is {usd_text(job.max_cost_usd)}, and what is left does not cover the next call"
+    if new_ceiling_usd is None and is_out_of_budget:
+        raise Conflict(
+            f"{spent}; {ceiling}. Resume it with a higher max_cost_usd: the ceiling of the whole job, what is spent "
+            "included."
+        )
+    if new_ceiling_usd is not None and is_out_of_budget and spent_usd < new_ceiling_usd <= job.max_cost_usd:
+        raise InvalidInput(
+            f"Invalid 'max_cost_usd': {ceiling}. Send more than {usd_text(job.max_cost_usd)}.",
+            param="max_cost_usd",
+            code="invalid_value",
+        )
 
 
 def going_on(runtime: Runtime) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from models.job import Job, JobStatus, Shard, ShardState
 MOST_USD = Decimal(1_000_000)
 # What a run takes beside what its inputs may cost: for calls of ours, and calls that are made again.
 SPARE_TOKENS = 64 * MOST_CONTROL_TOKENS
+# The mark of progress moves at most once in record.MARK_S: a mark twice as old means that nothing has landed lately.
+QUIET_S = 30.0
 _AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?\Z")
 
 
@@ -169,6 +171,8 @@ async def take(
         left = await _left(connection, held)
         allowance = min(wanted, max(left, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
         await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(allowance_usd=allowance))
+        if waiting and purse.price(tokens.upper_bound(waiting[0])) <= allowance:
+            await _end_wait(connection, held)
     return SpendReservation(allowance, alias, landed)
 
 
@@ -211,12 +215,37 @@ async def wait_or_pause(runtime: Runtime, held: ClaimedShard, needed_usd: Decima
         if shard is None or needed_usd <= await _left(connection, held):
             return
         if await _held_by_others(connection, held):
+            await _report_wait(connection, held)
             return
         await connection.execute(
             update(Job)
             .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
             .values(status=JobStatus.PAUSED, waiting_on="budget", next_attempt_at=None, version=Job.version + 1)
         )
+
+
+async def _report_wait(connection: AsyncConnection, held: ClaimedShard) -> None:
+    """Let the job say that it waits on its budget, where nothing of it has landed lately and it names no other wait."""
+    landed_at = func.coalesce(Job.mark_at, Job.started_at)
+    await connection.execute(
+        update(Job)
+        .where(
+            Job.id == held.job_id,
+            Job.status == JobStatus.IN_PROGRESS,
+            Job.waiting_on.is_(None),
+            landed_at < db_now() - QUIET_S,
+        )
+        .values(waiting_on="budget", next_attempt_at=None, version=Job.version + 1)
+    )
+
+
+async def _end_wait(connection: AsyncConnection, held: ClaimedShard) -> None:
+    """A shard's next call is covered: the job waits on its budget no longer."""
+    await connection.execute(
+        update(Job)
+        .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS, Job.waiting_on == "budget")
+        .values(waiting_on=None, version=Job.version + 1)
+    )
 
 
 async def _left(connection: AsyncConnection, held: ClaimedShard) -> Decimal:
