@@ -7,9 +7,9 @@ import faulthandler
 import sys
 
 from api.app import build, operations_app
-from api.connection_table import ConnectionTable
-from api.envelope import RequestEnvelope
-from api.server import ApiServer
+from api.http.connection_table import ConnectionTable
+from api.http.middleware import RequestEnvelope
+from api.http.server import ApiServer
 from engine.config.settings import Settings
 from engine.observability.telemetry import configure_logging
 from engine.process.file_descriptors import raise_descriptor_limit

@@ -12,12 +12,15 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from api import docs, embeddings, errors, jobs, models, openapi, operations
-from api.budgets import Budgets
-from api.envelope import RequestEnvelope
-from api.guard import PUBLIC, GuardedRoute
-from api.lifecycle import Lifecycle
+from api import health
+from api.http import docs_page, errors, openapi
+from api.http.auth import PUBLIC, GuardedRoute
+from api.http.budgets import Budgets
+from api.http.lifecycle import Lifecycle
+from api.http.middleware import RequestEnvelope
+from api.jobs import results
 from api.loop_lag import watch_lag
+from api.openai import embeddings, models
 from api.readiness import Readiness
 from engine.config.secrets import LOOK_EVERY_S
 from engine.config.settings import Settings
@@ -85,24 +88,24 @@ def build(runtime: Runtime) -> FastAPI:
     app.state.readiness = Readiness.of(runtime)
     app.state.watches = JobWatches(runtime)
     app.state.lifecycle.on_stop.append(app.state.watches.stop)
-    app.state.exposition = operations.shared_exposition(
+    app.state.exposition = health.shared_exposition(
         Gauges(runtime.database, worker_seen_s=runtime.settings.worker_seen_s)
     )
     app.router.route_class = GuardedRoute
     errors.install(app)
-    for method, path, endpoint, documented in openapi.routes(embeddings, jobs, models, operations):
+    for method, path, endpoint, documented in openapi.routes(embeddings, results, models, health):
         if endpoint.__name__ not in PUBLIC or not runtime.settings.ops_port:
             app.add_api_route(
                 path, endpoint, methods=[method], name=endpoint.__name__, response_model=None, **documented
             )
     openapi.install(app)
-    docs.install(app)
+    docs_page.install(app)
     return app
 
 
 def operations_app(app: FastAPI) -> Starlette:
     """What is for operators alone, for a port of its own: it shows the state of the app that it is given."""
-    pages = (operations.healthz, operations.readyz, operations.metrics)
+    pages = (health.healthz, health.readyz, health.metrics)
     ops = Starlette(routes=[Route(f"/{page.__name__}", page) for page in pages])
     ops.state = app.state
     errors.install(ops)

@@ -12,10 +12,10 @@ from typing import Annotated
 
 import typer
 
-from cli import jobs, keys, processes, providers
+from cli.commands import jobs, keys, processes, providers
+from cli.commands.options import ApiKeyOption, JsonOption, UrlOption
 from cli.errors import CODES, CliError, ExitCode, Failure
-from cli.options import ApiKeyOption, JsonOption, UrlOption
-from cli.streams import let_go, prepare_streams
+from cli.output.streams import let_go, prepare_streams
 from models.errors import EmbedmillError
 
 DAILY = "Everyday commands"
@@ -88,7 +88,7 @@ def up(
     Needs nothing else installed: it uses SQLite unless EMBEDMILL_DATABASE_URL is set, and a Valkey of its own unless
     EMBEDMILL_REDIS_URL or EMBEDMILL_BROKER_URL is.
     """
-    from cli.up import up as start
+    from cli.up.start import up as start
 
     raise typer.Exit(start(host=host, port=port, data_dir=data_dir, workers=workers, config=config, quiet=quiet))
 
@@ -157,9 +157,9 @@ def embed(
     A file that cannot be read for certain is refused before anything is spent.
     Ctrl-C leaves the job running; the same command comes back to it.
     """
-    from cli.client import connect
-    from cli.embed import EmbedRequest
-    from cli.embed import embed as embed_file
+    from cli.client.api_client import connect
+    from cli.commands.embed_file import EmbedRequest
+    from cli.commands.embed_file import embed as embed_file
 
     with connect(url, api_key) as client:
         request = EmbedRequest(
@@ -185,9 +185,9 @@ def embed(
 @app.command(rich_help_panel=DAILY)
 def models(as_json: JsonOption = False, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
     """List the models that the server offers to this key."""
-    from cli.client import MODELS, connect
-    from cli.model_list import print_models
-    from cli.terminal import print_json
+    from cli.client.api_client import MODELS, connect
+    from cli.output.model_table import print_models
+    from cli.output.terminal import print_json
 
     with connect(url, api_key) as client:
         if as_json:
@@ -209,7 +209,7 @@ def doctor(
     ] = False,
 ) -> None:
     """Check this installation: each line says ok, warn or fail, and what to do."""
-    from cli.doctor import doctor as examine
+    from cli.commands.doctor.report import doctor as examine
 
     raise typer.Exit(examine(url=url, api_key=api_key, as_json=as_json, release=release, providers=providers))
 
@@ -259,7 +259,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
     except Exception as error:  # the last net: a bug is one line too, unless somebody wants to see all of it
         if os.environ.get("EMBEDMILL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
-        from cli.causes import explain
+        from cli.error_messages import explain
         from engine.names import redacted  # of a library's text: it may quote a header or a URL
 
         explained = explain(error)

@@ -9,13 +9,16 @@ from typing import Any
 import httpx
 import pytest
 
-from api import embeddings, jobs, models, openapi, operations
-from api.envelope import RequestEnvelope
-from api.guard import NEEDS, PUBLIC, PUBLIC_PATHS, GuardedRoute
+from api import health
+from api.http import openapi
+from api.http.auth import NEEDS, PUBLIC, PUBLIC_PATHS, GuardedRoute
+from api.http.middleware import RequestEnvelope
+from api.jobs import results
+from api.openai import embeddings, models
 from models.key import Scope
 from tests.gateway import Gateway, error_of
 
-DECLARED = list(openapi.routes(embeddings, jobs, models, operations))
+DECLARED = list(openapi.routes(embeddings, results, models, health))
 IDS = {"job_id": "job_" + "0" * 32, "model": "tiny"}
 
 

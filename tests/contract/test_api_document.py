@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from api.envelope import RequestEnvelope
-from api.guard import PUBLIC
+from api.http.auth import PUBLIC
+from api.http.middleware import RequestEnvelope
 from tests.gateway import Gateway
 
 Document = dict[str, Any]

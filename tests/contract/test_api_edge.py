@@ -313,7 +313,7 @@ async def test_a_draining_process_is_not_ready_and_serves(mill: Gateway) -> None
 
 async def test_operations_on_a_port_of_their_own_are_nowhere_else(data_dir: Path) -> None:
     from api.app import operations_app
-    from api.envelope import RequestEnvelope
+    from api.http.middleware import RequestEnvelope
 
     mill = await open_gateway(data_dir, ops_port=9_999)
     transport = httpx.ASGITransport(RequestEnvelope(operations_app(mill.app._app)))  # type: ignore[attr-defined]

@@ -16,7 +16,7 @@ import zstandard
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.compression import MIN_BYTES, chosen_coding, compress, compressed_stream, concerns
+from api.http.compression import MIN_BYTES, chosen_coding, compress, compressed_stream, concerns
 from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, open_gateway
 
 MANY = [f"text {number}" for number in range(2_048)]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.children import Child
-from cli.health import HealthCheck
+from cli.up.child_process import Child
+from cli.up.health_check import HealthCheck
 from tests.waiting import wait_until
 
 # Answers until the file is there; then its only thread stands still, as an event loop does in a function that is slow.

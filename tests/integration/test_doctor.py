@@ -10,11 +10,11 @@ import pytest
 import redis
 from sqlalchemy import insert
 
+from cli.commands.doctor.brokers import tried_broker
+from cli.commands.doctor.outages import outages
+from cli.commands.doctor.parts import accounts, cost_of_probes, machine, pepper
+from cli.commands.doctor.quotas import quotas
 from cli.data_dir import DataDir
-from cli.doctor_brokers import tried_broker
-from cli.doctor_outages import outages
-from cli.doctor_parts import accounts, cost_of_probes, machine, pepper
-from cli.doctor_quotas import quotas
 from engine.config import config_file
 from engine.config.settings import Settings
 from engine.limiter.bucket import AcquireRequest, CallResult, CallSignal, Verdict

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.doctor import guarded, guarded_all
-from cli.doctor_brokers import tried_broker
-from cli.doctor_parts import Finding
+from cli.commands.doctor.brokers import tried_broker
+from cli.commands.doctor.parts import Finding
+from cli.commands.doctor.report import guarded, guarded_all
 from engine.connections.urls import redis_or_broker
 
 QUICK_S = 9.0

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from cli.commands.doctor.brokers import tried_broker
+from cli.commands.doctor.report import DATABASE_FIX, database
 from cli.data_dir import DataDir
-from cli.doctor import DATABASE_FIX, database
-from cli.doctor_brokers import tried_broker
-from cli.embedded_valkey import set_up_valkey
+from cli.up.embedded_valkey import set_up_valkey
 from engine.config.settings import Settings
 from engine.storage.database import migrate
 from tests.services import RABBITMQ_URL, SqliteFiles, _rabbitmqctl, is_away, with_path

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from cli.up import names_of_brokers
+from cli.up.start import names_of_brokers
 from engine.config.settings import Settings
 from tests.system.stack import Stack
 from tests.system.test_up import READY_S, STOP_S, Up

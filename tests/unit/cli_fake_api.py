@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import numpy as np
 
-from cli.client import Client
-from cli.patience import PATIENCE_S, Patience
+from cli.client.api_client import Client
+from cli.client.retry import PATIENCE_S, Patience
 
 JOB_ID = "job_0123456789abcdef0123456789abcdef"
 WIDTH = 4

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.client import Client, connect
+from cli.client.api_client import Client, connect
 from cli.errors import CliError, UsageError
 from tests.unit.cli_fake_api import JOB_ID, FakeApi
 

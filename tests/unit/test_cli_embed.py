@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from cli.__main__ import exit_code_of
-from cli.corpus import open_corpus
-from cli.embed import EmbedRequest, _lines, default_target, embed, read_through
+from cli.client.types import Model
+from cli.commands.embed_file import EmbedRequest, _lines, default_target, embed, read_through
+from cli.commands.model_selection import choose_model
 from cli.errors import CliError, UsageError
-from cli.job import Model
-from cli.model_choice import choose_model
-from cli.progress import job_progress
-from cli.terminal import err
+from cli.files.corpus import open_corpus
+from cli.output.progress import job_progress
+from cli.output.terminal import err
 from tests.unit.cli_fake_api import JOB_ID, FakeApi
 
 

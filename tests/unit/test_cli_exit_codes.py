@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from cli.__main__ import exit_code_of, run
+from cli.client.responses import checked
+from cli.client.types import Job
 from cli.errors import CODES, CliError, Failure, UsageError
-from cli.job import Job
-from cli.replies import checked
 from models.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

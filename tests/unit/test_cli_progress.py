@@ -8,10 +8,10 @@ from decimal import Decimal
 import pytest
 from rich.console import Console
 
-from cli.job import Counts, Job, Model, Rate
-from cli.model_list import price
-from cli.progress import BarProgress, LineProgress, describe, job_progress
-from cli.terminal import duration
+from cli.client.types import Counts, Job, Model, Rate
+from cli.output.model_table import price
+from cli.output.progress import BarProgress, LineProgress, describe, job_progress
+from cli.output.terminal import duration
 
 
 def job(status: str = "in_progress", *, done: int = 12_288, failed: int = 0, total: int | None = 30_000) -> Job:

@@ -12,9 +12,9 @@ import httpx
 import pytest
 
 from cli.__main__ import exit_code_of, without_keys
+from cli.client.credentials import checked_key, checked_url, is_loopback, server_and_key
 from cli.data_dir import DataDir
 from cli.errors import CliError, UsageError
-from cli.trust import checked_key, checked_url, is_loopback, server_and_key
 from tests.unit.cli_fake_api import FakeApi, serving
 
 ROOT = Path(__file__).resolve().parents[2]

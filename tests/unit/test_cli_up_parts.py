@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from cli.address import url_of
-from cli.children import Backoff, how_ended
 from cli.data_dir import DataDir, write_private
 from cli.errors import CliError
-from cli.lock import only_one
-from cli.up import child_environment
-from cli.welcome import fact_lines, next_lines
+from cli.up.banner import fact_lines, next_lines
+from cli.up.child_process import Backoff, how_ended
+from cli.up.instance_lock import only_one
+from cli.up.listen_address import url_of
+from cli.up.start import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 

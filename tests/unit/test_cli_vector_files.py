@@ -14,9 +14,9 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from cli.client.types import Counts, Job
 from cli.errors import CliError, UsageError
-from cli.job import Counts, Job
-from cli.results import ENDINGS, check_target, check_whole, replacing, save_results, write_ndjson
+from cli.files.save import ENDINGS, check_target, check_whole, replacing, save_results, write_ndjson
 from tests.unit.cli_fake_api import JOB_ID, WIDTH, FakeApi
 
 ROWS = 10

@@ -1,0 +1,166 @@
+"""The connections of one API process: how many there may be, whose they are, and which are closed for standing still.
+
+A connection costs memory and a file descriptor before it has said anything, and whoever opens it need not have a key.
+So their number is bounded, no address may hold them all, and a connection that does not move is closed. When there is
+no room left, the connection goes that has been without a request for longest; one with a request under way never does.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from engine.config.settings import Settings
+from engine.observability.telemetry import CONNECTIONS, CONNECTIONS_CLOSED
+from models.errors import ConfigError, EmbedmillError, Overloaded, RateLimited
+
+if TYPE_CHECKING:
+    from api.http.connection import Connection
+
+log = logging.getLogger("embedmill.connections")
+
+RESERVED_DESCRIPTORS = 400  # 256 for calls to providers; database, broker, Redis, files and pipes share the rest
+MIN_CONNECTIONS = 16
+# A connection that is closed while bytes of it are unread is reset, and the client never sees the answer.
+LINGER_S = 2.0
+
+
+class Phase(StrEnum):
+    """What a connection is waiting for."""
+
+    HEAD = "head"  # the rest of a request's head
+    IDLE = "idle"  # the next request
+    BODY = "body"  # more of a request's body
+    WORK = "work"  # our own answer: no clock of the client's runs
+    WRITE = "write"  # the client, to read what we have written
+    CLOSE = "close"  # the client, to read the last of it
+    LINGER = "linger"  # the client, to read why it was refused: what it still sends is thrown away meanwhile
+
+
+def address_group(address: str) -> str:
+    """Those that are surely one client: an IPv4 address, or an IPv6 network of the size that one customer gets."""
+    if ":" not in address:
+        return address
+    try:
+        parsed = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, 64), strict=False))
+
+
+def parse_networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Comma-separated addresses and networks. Raises ConfigError."""
+    try:
+        return [ipaddress.ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ConfigError(
+            f"EMBEDMILL_TRUSTED_PROXIES: {error}; write addresses or networks with commas between them, as in "
+            "10.0.0.0/8,::1",
+            param="EMBEDMILL_TRUSTED_PROXIES",
+        ) from error
+
+
+class ConnectionTable:
+    """Admits connections, knows which of them may go, and closes those whose time is over."""
+
+    def __init__(self, settings: Settings, *, max_descriptors: int) -> None:
+        room = max(MIN_CONNECTIONS, max_descriptors - RESERVED_DESCRIPTORS)
+        self.limit = min(settings.max_connections, room)
+        self.limit_per_address = settings.max_connections_per_address or max(1, self.limit // 2)
+        self.is_draining = False
+        self._timeouts_s = {
+            Phase.HEAD: settings.head_timeout_s,
+            Phase.IDLE: settings.keep_alive_s,
+            Phase.BODY: settings.stall_timeout_s,
+            Phase.WRITE: settings.stall_timeout_s,
+            Phase.CLOSE: settings.stall_timeout_s,
+            Phase.LINGER: LINGER_S,
+        }
+        self._trusted = parse_networks(settings.trusted_proxies)
+        self._open: set[Connection] = set()
+        self._by_address: Counter[str] = Counter()
+        # Without a request under way, the one that has been so for longest first.
+        self._unused: OrderedDict[Connection, None] = OrderedDict()
+        self._closed: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def admit(self, connection: Connection) -> EmbedmillError | None:
+        """Take a new connection in, and make room for it where that is possible. The reason, if it is refused."""
+        if self._is_over_share(connection.address):
+            self.note("address_share")
+            return RateLimited("There are too many connections from your address: use fewer, and keep them open.")
+        if len(self._open) >= self.limit:
+            if not self._unused:
+                self.note("full")
+                return Overloaded("The server has as many connections as it can serve. Try again soon.")
+            oldest, _ = self._unused.popitem(last=False)
+            self.forget(oldest)
+            self.note("evicted")
+            oldest.evict()
+        self._open.add(connection)
+        self._by_address[connection.address] += 1
+        self._unused[connection] = None
+        return None
+
+    def forget(self, connection: Connection) -> None:
+        if connection not in self._open:
+            return
+        self._open.discard(connection)
+        self._unused.pop(connection, None)
+        self._by_address[connection.address] -= 1
+        if self._by_address[connection.address] <= 0:
+            del self._by_address[connection.address]
+
+    def used(self, connection: Connection) -> None:
+        """The connection has a request under way: it stays."""
+        self._unused.pop(connection, None)
+
+    def unused(self, connection: Connection) -> None:
+        """It has none any more."""
+        if connection in self._open:
+            self._unused[connection] = None
+
+    def note(self, reason: str) -> None:
+        """Count a connection that was closed by us; the log says so once a second for each reason."""
+        self._closed[reason] += 1
+        CONNECTIONS_CLOSED.labels(reason).inc()
+
+    def sweep(self, now: float) -> None:
+        """Close what has stood still for too long, and say what was closed since the last time."""
+        CONNECTIONS.set(len(self._open))
+        for connection in self._standing(now):
+            phase = connection.phase()
+            if phase not in (Phase.IDLE, Phase.LINGER):  # those end in this way as a rule
+                self.note(f"{phase}_timeout")
+            connection.expire(phase)
+        for reason, count in self._closed.items():
+            log.warning("closed %d connections (%s); %d of %d are open", count, reason, len(self._open), self.limit)
+        self._closed.clear()
+
+    def _standing(self, now: float) -> Iterator[Connection]:
+        for connection in list(self._open):
+            phase = connection.phase()
+            if not connection.has_moved(phase, now):
+                timeout_s = self._timeouts_s.get(phase)
+                if timeout_s is not None and connection.waited_s(now) > timeout_s:
+                    yield connection
+
+    def _is_over_share(self, address: str) -> bool:
+        if self._by_address[address] < self.limit_per_address:
+            return False
+        try:
+            network = ipaddress.ip_network(address, strict=False)
+        except ValueError:
+            return True
+        return not any(
+            network.version == trusted.version and network.subnet_of(trusted)  # type: ignore[arg-type]
+            for trusted in self._trusted
+        )

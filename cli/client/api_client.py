@@ -1,0 +1,234 @@
+"""Our HTTP API from the outside: one small client that waits politely and fails in one readable line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import httpx
+
+from cli.client.credentials import is_loopback, server_and_key
+from cli.client.responses import checked, decoded, foreign
+from cli.client.retry import Patience, is_busy
+from cli.client.types import Estimate, Job, JobPage, Model, ModelList
+from cli.client.upload import chunks, gzipped
+from cli.data_dir import DataDir
+from cli.error_messages import connection_reason
+from cli.errors import CliError, Failure
+
+JOBS = "/v1/embeddings/jobs"
+MODELS = "/v1/models"
+LONG_POLL_S = 20
+SHORTEST_POLL_S = 0.25
+UPLOAD_TRIES = 4
+TIMEOUT = httpx.Timeout(connect=5.0, read=LONG_POLL_S + 40.0, write=60.0, pool=5.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """The job that a corpus became, now or (a replay) when the same corpus was sent before."""
+
+    job: Job
+    is_replay: bool
+
+
+class Client:
+    """A session with one server: reads are repeated while it is busy or away, a corpus is sent under one key."""
+
+    def __init__(
+        self,
+        url: str,
+        api_key: str | None,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        patience: Patience | None = None,
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.is_local = is_loopback(self.url)
+        self._patience = patience or Patience()
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"authorization": f"Bearer {api_key}"} if api_key else {},
+            timeout=TIMEOUT,
+            transport=transport,
+            trust_env=not self.is_local,  # a proxy of the environment cannot reach this machine's loopback
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def models(self) -> list[Model]:
+        reply = self._get(MODELS)
+        models = decoded(reply, ModelList).data
+        if any(model.space is None for model in models):  # another gateway or model server lists its models alike
+            raise foreign(reply)
+        return models
+
+    def job(self, job_id: str) -> Job:
+        return decoded(self._get(f"{JOBS}/{job_id}"), Job)
+
+    def jobs(self, *, limit: int, status: str | None = None) -> JobPage:
+        """The newest jobs."""
+        return decoded(self._get(JOBS, {"limit": limit, "status": status}), JobPage)
+
+    def json(self, path: str, query: Mapping[str, Any] | None = None) -> bytes:
+        """Whatever is there, exactly as the server wrote it."""
+        return self._get(path, query).content
+
+    def changes(self, job_id: str) -> Iterator[Job]:
+        """The job now, then again whenever it changed, until it is finished."""
+        etag = None
+        while True:
+            asked_at = self._patience.clock()
+            query = {"wait": LONG_POLL_S if etag else None}
+            reply = self._get(f"{JOBS}/{job_id}", query, {"if-none-match": etag} if etag else {})
+            if reply.status_code != 304:
+                etag = reply.headers.get("etag")
+                job = decoded(reply, Job)
+                yield job
+                if job.finished:
+                    return
+            # A job that changes all the time, or a server that does not hold the request, must not make this spin.
+            self._patience.sleep(max(0.0, SHORTEST_POLL_S - (self._patience.clock() - asked_at)))
+
+    def create_job(
+        self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any], idempotency_key: str
+    ) -> Submission:
+        """Stream a corpus as one job. A broken upload is sent again under the same key, so that it never runs twice."""
+
+        def busy(reply: httpx.Response) -> bool:
+            # 409: an earlier try under this key is still being read, unless the server says that waiting is no use.
+            waits = reply.status_code == 409 and reply.headers.get("x-should-retry") != "false"
+            return waits or is_busy(reply)
+
+        reply = self._upload(lines, options, {"idempotency-key": idempotency_key}, busy)
+        return Submission(decoded(reply, Job), reply.headers.get("idempotent-replayed") == "true")
+
+    def estimate(self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any]) -> Estimate:
+        """What the corpus would become as a job: nothing is embedded, and nothing kept."""
+        return decoded(self._upload(lines, {**options, "dry_run": "true"}, {}, is_busy), Estimate)
+
+    def _upload(
+        self,
+        lines: Callable[[], Iterable[bytes]],
+        options: Mapping[str, Any],
+        headers: Mapping[str, str],
+        busy: Callable[[httpx.Response], bool],
+    ) -> httpx.Response:
+        sent = {"content-type": "application/x-ndjson", **headers}
+        if not self.is_local:
+            sent["content-encoding"] = "gzip"
+
+        def send() -> httpx.Response:
+            body = chunks(lines()) if self.is_local else gzipped(chunks(lines()))
+            return self._http.post(JOBS, params=_given(options), headers=sent, content=body)
+
+        return self._answer(send, busy, tries=UPLOAD_TRIES)
+
+    def base64_results(self, job_id: str, start: int, stop: int) -> bytes:
+        """The result lines of an index range, held in memory: keep the range small."""
+        query = {"format": "ndjson", "encoding_format": "base64", "start": start, "stop": stop}
+        return self._get(f"{JOBS}/{job_id}/results", query, self._results_headers("ndjson")).content
+
+    def copy_results(
+        self, job_id: str, start: int, stop: int, begin: Callable[[], Callable[[bytes], object]], *, format: str
+    ) -> None:
+        """Pass the `ndjson` or `npy` results of an index range on as they arrive.
+
+        `begin` is called for a place to write to, and again when the connection broke and everything is sent anew.
+        """
+        query: dict[str, Any] = {"format": format, "start": start, "stop": stop}
+        headers = self._results_headers(format)
+
+        def send() -> httpx.Response:
+            write = begin()
+            with self._http.stream("GET", f"{JOBS}/{job_id}/results", params=query, headers=headers) as reply:
+                if reply.is_error:
+                    reply.read()
+                else:
+                    for chunk in reply.iter_bytes():
+                        write(chunk)
+            return reply
+
+        self._answer(send)
+
+    def errors(self, job_id: str) -> Iterator[bytes]:
+        """The error lines of a job as they arrive, one JSON object each."""
+        rest = b""
+        try:
+            with self._http.stream("GET", f"{JOBS}/{job_id}/errors") as reply:
+                if reply.is_error:
+                    reply.read()
+                    checked(reply)
+                for chunk in reply.iter_bytes():
+                    *lines, rest = (rest + chunk).split(b"\n")
+                    yield from filter(None, lines)
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if rest:
+            yield rest
+
+    def steer(self, job_id: str, verb: str, options: Mapping[str, Any] | None = None) -> Job:
+        """Cancel, pause, resume or retry a job: what it is then."""
+        given = _given(options or {})
+        return decoded(self._once("POST", f"{JOBS}/{job_id}/{verb}", given or None), Job)
+
+    def delete(self, job_id: str) -> None:
+        self._once("DELETE", f"{JOBS}/{job_id}")
+
+    def readiness(self) -> tuple[int, bytes]:
+        """Status and body of /readyz, asked once. Raises httpx.TransportError when nothing answers."""
+        return self.look("/readyz")
+
+    def look(self, url: str) -> tuple[int, bytes]:
+        """Status and body of a page that needs no key, asked once; the key is not sent along."""
+        reply = self._http.get(url, timeout=5.0, headers={"authorization": ""})
+        return reply.status_code, reply.content
+
+    def _results_headers(self, format: str) -> dict[str, str]:
+        # Floats hardly pack, and on one machine nothing is gained by packing text either.
+        return {"accept-encoding": "identity"} if self.is_local or format == "npy" else {}
+
+    def _once(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
+        try:
+            return checked(self._http.request(method, path, json=body))
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _get(
+        self, path: str, query: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
+    ) -> httpx.Response:
+        def send() -> httpx.Response:
+            return self._http.get(path, params=_given(query or {}), headers=headers)
+
+        return self._answer(send)
+
+    def _answer(
+        self,
+        send: Callable[[], httpx.Response],
+        busy: Callable[[httpx.Response], bool] = is_busy,
+        tries: int | None = None,
+    ) -> httpx.Response:
+        try:
+            return checked(self._patience.answer(send, busy, tries))
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
+
+    def _unreachable(self, error: httpx.TransportError) -> CliError:
+        reason, fix = connection_reason(error)
+        if isinstance(error, httpx.ConnectError):
+            fix += "; `embedmill up` starts a server, --url names another"
+        return CliError(f"no answer from {self.url}: {reason}", fix, failure=Failure.SERVER)
+
+
+def connect(url: str | None, api_key: str | None) -> Client:
+    """A client from the command's options, which hold the shell's environment already, else from the data directory."""
+    return Client(*server_and_key(url, api_key, DataDir.from_environment()))
+
+
+def _given(query: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}

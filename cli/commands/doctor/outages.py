@@ -1,0 +1,46 @@
+"""The doctor's look at outages: routes that the running processes have found down, read from the table at no cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from cli.commands.doctor.parts import Finding
+from cli.error_messages import explain
+from engine.config.settings import Settings
+from engine.storage.database import Database
+from models.outage import RouteOutage
+
+
+def outages(settings: Settings) -> list[Finding]:
+    """One finding for each route that is down now; nothing where none is."""
+    try:
+        return list(asyncio.run(_read(settings)))
+    except Exception as error:  # whatever a driver raises, the report must come to its end
+        return [Finding("outages", "fail", str(explain(error)), "see what the database's line says")]
+
+
+async def _read(settings: Settings) -> list[Finding]:
+    database = Database(settings.sqlalchemy_url)
+    try:
+        async with database.read() as connection:
+            rows = (await connection.execute(select(RouteOutage.__table__).order_by(RouteOutage.since))).all()
+    finally:
+        await database.close()
+    return list(_findings(rows))
+
+
+def _findings(rows: Sequence[Row[Any]]) -> Iterator[Finding]:
+    for row in rows:
+        since = datetime.fromtimestamp(row.since, UTC).isoformat(timespec="seconds")
+        place = f"account {row.account}, model {row.upstream_model}"
+        yield Finding(
+            "outages",
+            "fail",
+            f"{place}: down since {since}: {row.message}",
+            f"{row.advice.rstrip('.')}; `embedmill providers test {row.account}` tries it at once",
+        )

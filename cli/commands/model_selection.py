@@ -1,0 +1,49 @@
+"""Which model a command uses: never one that nobody chose while there is another."""
+
+from __future__ import annotations
+
+import sys
+
+from cli.client.types import Model
+from cli.errors import CliError, NotThere, UsageError
+from cli.output.model_table import price
+from cli.output.terminal import err
+
+
+def choose_model(models: list[Model], asked: str | None) -> str:
+    """The model asked for, else the only one, else what a person at the terminal answers.
+
+    Raises UsageError that lists what there is, CliError where there is none.
+    """
+    names = sorted(model.id for model in models)
+    if asked is not None and asked in names:
+        return asked
+    if not names:
+        raise CliError("this key may use no model of the server", "ask for a key that may")
+    if asked is None and len(names) == 1:
+        return names[0]
+    if asked is None and err.is_terminal and sys.stdin is not None and sys.stdin.isatty():
+        return _answer(sorted(models, key=lambda model: model.id))
+    problem = f"the server has no model {asked!r}" if asked else "the server has several models"
+    kind = NotThere if asked else UsageError
+    raise kind(problem, f"choose with --model: {', '.join(names)}")
+
+
+def _answer(models: list[Model]) -> str:
+    """Ask on the terminal, by number or by name."""
+    err.print("Which model?")
+    for number, model in enumerate(models, 1):
+        cost = f", ${price(model)} per million tokens" if price(model) else ""
+        width = f"  {model.dimensions} wide" if model.dimensions else ""
+        err.print(f"  {number}  {model.id}{width}{cost}", markup=False)
+    while True:
+        err.print(f"1 to {len(models)}, or a name: ", end="")
+        err.file.flush()
+        answer = sys.stdin.readline()
+        if not answer:
+            raise UsageError("no model was chosen", "choose with --model")
+        answer = answer.strip()
+        if answer.isdecimal() and 1 <= int(answer) <= len(models):
+            return models[int(answer) - 1].id
+        if any(model.id == answer for model in models):
+            return answer

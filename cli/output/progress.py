@@ -1,0 +1,207 @@
+"""How a job is going: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.text import Text
+
+from cli.client.types import Job
+from cli.output.terminal import duration
+
+LINE_EVERY_S = 5.0
+LINE_EVERY_FRACTION = 0.1
+
+
+class JobProgress(Protocol):
+    """Shows a corpus being read, then a job being worked on."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def checking(self, name: str, fraction: float) -> None:
+        """So much of the corpus, from 0 to 1, has been read, before any of it is sent."""
+
+    def reading(self, name: str, fraction: float) -> None:
+        """So much of the corpus, from 0 to 1, has been sent."""
+
+    def working(self, job: Job) -> None:
+        """The job has come this far."""
+
+    def saving(self, name: str, fraction: float) -> None:
+        """So much of the results, from 0 to 1, has been written."""
+
+
+def job_progress(console: Console) -> JobProgress:
+    """The bar where there is a terminal to draw it on, lines where there is none."""
+    return BarProgress(console) if console.is_terminal else LineProgress(console)
+
+
+class BarProgress:
+    def __init__(self, console: Console) -> None:
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            _Facts(),
+            console=console,
+            expand=True,
+            transient=True,
+        )
+        self._causes = CauseTeller(console)
+        self._task = self._progress.add_task("starting", total=None, facts="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def checking(self, name: str, fraction: float) -> None:
+        self._fraction(f"checking {name}", fraction)
+
+    def reading(self, name: str, fraction: float) -> None:
+        self._fraction(f"sending {name}", fraction)
+
+    def saving(self, name: str, fraction: float) -> None:
+        self._fraction(f"saving {name}", fraction)
+
+    def _fraction(self, what: str, fraction: float) -> None:
+        self._progress.update(self._task, description=what, total=1.0, completed=fraction, facts=f"{fraction:.0%}")
+
+    def working(self, job: Job) -> None:
+        self._causes.tell(job)
+        self._progress.update(
+            self._task,
+            description=standing(job),
+            total=job.counts.total,
+            completed=job.counts.settled,
+            facts=describe(job),
+        )
+
+
+class _Facts(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields["facts"]))
+
+
+class LineProgress:
+    """A line when five seconds or ten per cent have passed since the last one, and one at the end."""
+
+    def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._said_at = clock()
+        self._said_fraction = 0.0
+        self._last_status = ""
+        self._causes = CauseTeller(console)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    def checking(self, name: str, fraction: float) -> None:
+        self._fraction(f"checking {name}", fraction)
+
+    def reading(self, name: str, fraction: float) -> None:
+        self._fraction(f"sending {name}", fraction)
+
+    def saving(self, name: str, fraction: float) -> None:
+        self._fraction(f"saving {name}", fraction)
+
+    def _fraction(self, what: str, fraction: float) -> None:
+        if self._clock() - self._said_at >= LINE_EVERY_S:
+            self._say(f"{what}: {fraction:.0%}", self._said_fraction)
+
+    def working(self, job: Job) -> None:
+        fraction = job.counts.settled / job.counts.total if job.counts.total else 0.0
+        self._causes.tell(job)
+        due = self._clock() - self._said_at >= LINE_EVERY_S or fraction >= self._said_fraction + LINE_EVERY_FRACTION
+        # An end or a pause is said at once, and then once only.
+        stands = job.finished or job.status == "paused"
+        if (stands and job.status != self._last_status) or (due and not stands):
+            hint = f" ({how_to_resume(job)})" if job.status == "paused" else ""
+            self._say(f"{standing(job)}: {describe(job)}{hint}", fraction)
+        self._last_status = job.status
+
+    def _say(self, line: str, fraction: float) -> None:
+        self._console.print(Text(line))
+        self._said_at = self._clock()
+        self._said_fraction = fraction
+
+
+def standing(job: Job) -> str:
+    """The status in words, and why a paused job is paused."""
+    if job.status == "paused":
+        return "paused, its budget is spent" if job.waiting_on == "budget" else "paused by its caller"
+    return job.status.replace("_", " ")
+
+
+def how_to_resume(job: Job) -> str:
+    ceiling = " --max-cost USD" if job.waiting_on == "budget" else ""
+    return f"`embedmill jobs resume {job.id}{ceiling}` lets it go on"
+
+
+def describe(job: Job) -> str:
+    """`12,288/30,000 · 41% · 8,123/s · eta 3 s · $0.0246 · 2 failed`, without what is not known."""
+    counts = job.counts
+    if counts.total is None:
+        facts = [f"{counts.settled:,} so far"]
+    else:
+        # Rounded down: 100% must mean all of them.
+        facts = [f"{counts.settled:,}/{counts.total:,}", f"{counts.settled * 100 // max(counts.total, 1)}%"]
+    if job.rate and job.rate.inputs_per_second:
+        facts.append(f"{job.rate.inputs_per_second:,.0f}/s")
+    if not job.finished and job.eta_seconds is not None:
+        facts.append(f"eta {duration(job.eta_seconds)}")
+    facts.append(f"${job.cost_usd.normalize():f}")
+    if counts.failed:
+        facts.append(f"{counts.failed:,} failed")
+    if job.waiting_on and job.status != "paused":
+        named = f" {job.waiting.provider}" if job.waiting and job.waiting.provider else ""
+        facts.append(f"waiting on {job.waiting_on}{named}")
+    return " · ".join(facts)
+
+
+def cause_of(job: Job) -> str | None:
+    """Why a job waits, since when, what to do and when it is tried again, in one line; None where it does not say."""
+    waiting = job.waiting
+    if waiting is None or job.finished:
+        return None
+    since = f" since {datetime.fromtimestamp(waiting.since):%H:%M:%S}" if waiting.since else ""
+    facts = [f"waiting on {waiting.provider}{since}: {waiting.message or waiting.code}"]
+    if waiting.advice:
+        facts.append(f"→ {waiting.advice}")
+    if waiting.next_attempt_at:
+        facts.append(f"next try at {datetime.fromtimestamp(waiting.next_attempt_at):%H:%M:%S}")
+    return " · ".join(facts)
+
+
+class CauseTeller:
+    """Says why a job waits, once for each cause."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last: tuple[str, str] | None = None
+
+    def tell(self, job: Job) -> None:
+        key = (job.waiting.provider, job.waiting.code) if job.waiting else None
+        if key != self._last and (line := cause_of(job)):
+            self._console.print(Text(line))
+        self._last = key

@@ -1,0 +1,61 @@
+"""What people see: stdout carries what was asked for, stderr everything about how it goes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cli.output.streams import let_go
+
+
+class Aside(Console):
+    """A console for what may be lost: a reader who has gone, or a full disk, does not end the command."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+            self.file.flush()
+        except (OSError, ValueError):  # ValueError: the stream was closed
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        """rich would end the process."""
+        let_go("stderr" if self.stderr else "stdout")
+
+
+# Where nobody looks, a table must not be folded to some screen's width.
+_WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else 1000
+out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
+aside = Aside(highlight=False, soft_wrap=True, width=_WIDTH)
+err = Aside(stderr=True, highlight=False, soft_wrap=True)
+
+
+def table(*columns: str, rows: list[list[str]], right: tuple[str, ...] = ()) -> Table:
+    """A borderless table; columns named in `right` are right-aligned; the first is never folded: ids are copied."""
+    made = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name == columns[0])
+    for row in rows:
+        made.add_row(*(Text(cell) for cell in row))  # Text: never taken for markup
+    return made
+
+
+def duration(seconds: float | None) -> str:
+    """`8 s`, `2 min 05 s`, `3 h 20 min`; `?` when unknown."""
+    if seconds is None:
+        return "?"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def print_json(raw: bytes) -> None:
+    """JSON on stdout, indented, coloured on a terminal only."""
+    out.print_json(raw.decode("utf-8"), indent=2)
