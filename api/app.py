@@ -18,10 +18,9 @@ from api.http.auth import PUBLIC, GuardedRoute
 from api.http.budgets import Budgets
 from api.http.lifecycle import Lifecycle
 from api.http.middleware import RequestEnvelope
-from api.jobs import results
 from api.loop_lag import watch_lag
-from api.openai import embeddings, models
 from api.readiness import Readiness
+from api.routes import all_routes
 from engine.config.secrets import LOOK_EVERY_S
 from engine.config.settings import Settings
 from engine.jobs.execution.provider_wait import try_changed_secrets
@@ -93,10 +92,11 @@ def build(runtime: Runtime) -> FastAPI:
     )
     app.router.route_class = GuardedRoute
     errors.install(app)
-    for method, path, endpoint, documented in openapi.routes(embeddings, results, models, health):
-        if endpoint.__name__ not in PUBLIC or not runtime.settings.ops_port:
+    for route in all_routes():
+        name = route.endpoint.__name__
+        if name not in PUBLIC or not runtime.settings.ops_port:
             app.add_api_route(
-                path, endpoint, methods=[method], name=endpoint.__name__, response_model=None, **documented
+                route.path, route.endpoint, methods=[route.method], name=name, response_model=None, **route.options
             )
     openapi.install(app)
     docs_page.install(app)

@@ -12,14 +12,11 @@ import logging
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from engine.config.settings import Settings
 from engine.observability.telemetry import CONNECTIONS, CONNECTIONS_CLOSED
 from models.errors import ConfigError, EmbedmillError, Overloaded, RateLimited
-
-if TYPE_CHECKING:
-    from api.http.connection import Connection
 
 log = logging.getLogger("embedmill.connections")
 
@@ -39,6 +36,29 @@ class Phase(StrEnum):
     WRITE = "write"  # the client, to read what we have written
     CLOSE = "close"  # the client, to read the last of it
     LINGER = "linger"  # the client, to read why it was refused: what it still sends is thrown away meanwhile
+
+
+class TrackedConnection(Protocol):
+    """What the table reads and does of a connection; `connection.Connection` is one."""
+
+    address: str
+
+    def phase(self) -> Phase:
+        """What the connection waits for now."""
+
+    def has_moved(self, phase: Phase, now: float) -> bool:
+        """True when it has made progress since its clock was set; the clock is then set to `now`."""
+
+    def waited_s(self, now: float) -> float:
+        """Seconds since its last progress."""
+
+    def expire(self, phase: Phase) -> None:
+        """Close it: its time in this phase is over."""
+
+    def evict(self) -> None:
+        """Close it to make room for another connection."""
+
+    def __hash__(self) -> int: ...
 
 
 def address_group(address: str) -> str:
@@ -83,16 +103,16 @@ class ConnectionTable:
             Phase.LINGER: LINGER_S,
         }
         self._trusted = parse_networks(settings.trusted_proxies)
-        self._open: set[Connection] = set()
+        self._open: set[TrackedConnection] = set()
         self._by_address: Counter[str] = Counter()
         # Without a request under way, the one that has been so for longest first.
-        self._unused: OrderedDict[Connection, None] = OrderedDict()
+        self._unused: OrderedDict[TrackedConnection, None] = OrderedDict()
         self._closed: Counter[str] = Counter()
 
     def __len__(self) -> int:
         return len(self._open)
 
-    def admit(self, connection: Connection) -> EmbedmillError | None:
+    def admit(self, connection: TrackedConnection) -> EmbedmillError | None:
         """Take a new connection in, and make room for it where that is possible. The reason, if it is refused."""
         if self._is_over_share(connection.address):
             self.note("address_share")
@@ -110,7 +130,7 @@ class ConnectionTable:
         self._unused[connection] = None
         return None
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: TrackedConnection) -> None:
         if connection not in self._open:
             return
         self._open.discard(connection)
@@ -119,11 +139,11 @@ class ConnectionTable:
         if self._by_address[connection.address] <= 0:
             del self._by_address[connection.address]
 
-    def used(self, connection: Connection) -> None:
+    def used(self, connection: TrackedConnection) -> None:
         """The connection has a request under way: it stays."""
         self._unused.pop(connection, None)
 
-    def unused(self, connection: Connection) -> None:
+    def unused(self, connection: TrackedConnection) -> None:
         """It has none any more."""
         if connection in self._open:
             self._unused[connection] = None
@@ -145,7 +165,7 @@ class ConnectionTable:
             log.warning("closed %d connections (%s); %d of %d are open", count, reason, len(self._open), self.limit)
         self._closed.clear()
 
-    def _standing(self, now: float) -> Iterator[Connection]:
+    def _standing(self, now: float) -> Iterator[TrackedConnection]:
         for connection in list(self._open):
             phase = connection.phase()
             if not connection.has_moved(phase, now):

@@ -12,11 +12,10 @@ from fastapi import Request
 from starlette.requests import ClientDisconnect
 
 from api.http.auth import caller_of, runtime_of
-from engine.config.suggestions import did_you_mean
 from engine.corpus.lines import GzipDecoder, IdentityDecoder
 from engine.observability.telemetry import BODY_REFUSALS
 from engine.process.byte_budget import ByteLease
-from models.errors import BodyTooSlow, InvalidInput, PayloadTooLarge, UnsupportedMediaType
+from models.errors import BodyTooSlow, PayloadTooLarge, UnsupportedMediaType
 
 TOO_LARGE = (
     "The body is larger than {limit} bytes. Stream a large corpus as application/x-ndjson to /v1/embeddings/jobs."
@@ -164,37 +163,3 @@ async def _next(stream: AsyncIterator[bytes]) -> bytes | None:
 def _too_slow(message: str) -> BodyTooSlow:
     BODY_REFUSALS.labels(BodyTooSlow.code).inc()
     return BodyTooSlow(message)
-
-
-def integer(
-    request: Request, name: str, *, default: int | None = None, low: int = 0, high: int | None = None
-) -> int | None:
-    """A whole-number query parameter. Raises InvalidInput that names it."""
-    text = request.query_params.get(name)
-    if text is None:
-        return default
-    try:
-        value = int(text)
-    except ValueError:
-        raise InvalidInput(f"Invalid '{name}': expected a whole number.", param=name, code="invalid_value") from None
-    if value < low or (high is not None and value > high):
-        bounds = f"{low} to {high}" if high is not None else f"{low} or more"
-        raise InvalidInput(f"Invalid '{name}': expected {bounds}.", param=name, code="invalid_value")
-    return value
-
-
-def only(request: Request, *names: str) -> None:
-    """Raises InvalidInput for a query parameter that the route does not know."""
-    for name in request.query_params:
-        if name not in names:
-            raise InvalidInput(
-                f"Unknown parameter: '{name[:100]}'.{_what_there_is(name, names)}",
-                param=name[:100],
-                code="unknown_parameter",
-            )
-
-
-def _what_there_is(name: str, names: tuple[str, ...]) -> str:
-    if not names:
-        return " The query of this call takes none: what a body says belongs into the body."
-    return did_you_mean(name, names) or f" The query of this call takes {', '.join(names)}."

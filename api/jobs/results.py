@@ -1,96 +1,36 @@
-"""/v1/embeddings/jobs: submit a corpus, poll it, read its results, end it."""
+"""GET /v1/embeddings/jobs/{job_id}/results and /errors: the outcomes of a job as a stream."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 
-import msgspec
 from fastapi import Request
 from starlette.responses import Response
 
-from api.http import request_body
+from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
 from api.http.budgets import BudgetedStream
 from api.http.compression import VARY, chosen_coding, compressed_stream, must_compress
-from api.http.schemas import ResumeRequest, decode
-from api.jobs.render import job_response, json_response, poll_headers
-from api.jobs.submit import create_job
-from engine.jobs.control import end_early, pause_resume, retry
 from engine.jobs.reading import job_rows, read_leases, results
-from engine.jobs.reading.long_poll import JobWatches
 from engine.jobs.reading.results import Range
-from engine.jobs.recording import budget
-from engine.runtime import Runtime
 from models.errors import InvalidInput
-
-_RESUME = msgspec.json.Decoder(ResumeRequest)
-WAIT_CEILING_S = 60
-MOST_OPTIONS_BYTES = 4096
 
 NDJSON = "application/x-ndjson"
 Body = AsyncIterator[bytes | memoryview] | AsyncIterator[bytes]
 
 
-async def list_jobs(request: Request) -> Response:
-    request_body.only(request, "limit", "after", "status")
-    limit = request_body.integer(request, "limit", default=20, low=1, high=100) or 20
-    status = request.query_params.get("status")
-    if status is not None and status not in job_rows.STATUSES:
-        raise InvalidInput(
-            f"Invalid 'status': supported are {', '.join(job_rows.STATUSES)}.", param="status", code="invalid_value"
-        )
-    rows, more = await job_rows.page(
-        runtime_of(request),
-        caller_of(request).project,
-        limit=limit,
-        after=request.query_params.get("after"),
-        status=status,
-    )
-    data = [job_rows.job_object(row) for row in rows]
-    return json_response(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": more,
-        }
-    )
-
-
-async def get_job(request: Request) -> Response:
-    runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
-    seen = request.headers.get("if-none-match")
-    if request.query_params:
-        request_body.only(request, "wait")
-    if "wait" in request.query_params:
-        wait_s = request_body.integer(request, "wait", low=0, high=WAIT_CEILING_S) or 0
-        watches: JobWatches = request.app.state.watches
-        with budgets_of(request).polls.taken(caller_of(request).key_id):
-            row = await watches.wait_for_change(
-                project, job_id, wait_s=wait_s, seen_etag=_first_tag(seen), gone=request.is_disconnected
-            )
-    else:
-        row = await job_rows.find(runtime, project, job_id)
-    tag = job_rows.etag(row)
-    if seen is not None and (seen.strip() == "*" or tag in (one.strip().removeprefix("W/") for one in seen.split(","))):
-        return Response(status_code=304, headers=poll_headers(row, tag))
-    return job_response(row, 200, {})
-
-
 async def get_results(request: Request) -> Response:
-    request_body.only(request, "format", "encoding_format", "start", "stop")
+    params.reject_unknown_params(request, "format", "encoding_format", "start", "stop")
     return await _stream(request, _start_results)
 
 
 async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
     job = await job_rows.find(runtime, caller_of(request).project, request.path_params["job_id"])
-    shape = _one_of(request, "format", ("ndjson", "npy"))
-    encoding = _one_of(request, "encoding_format", ("float", "base64"))
-    start = request_body.integer(request, "start")
-    stop = request_body.integer(request, "stop")
+    shape = params.choice_param(request, "format", ("ndjson", "npy"))
+    encoding = params.choice_param(request, "encoding_format", ("float", "base64"))
+    start = params.int_param(request, "start")
+    stop = params.int_param(request, "stop")
     if start is not None and stop is not None and stop < start:
         raise InvalidInput("Invalid 'stop': must not be less than start.", param="stop", code="invalid_value")
     await read_leases.start_reading(runtime, job)
@@ -109,7 +49,7 @@ async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
 
 
 async def get_errors(request: Request) -> Response:
-    request_body.only(request)
+    params.reject_unknown_params(request)
     return await _stream(request, _start_errors)
 
 
@@ -139,64 +79,3 @@ async def _stream(
             headers.pop("content-length", None)
             body, headers = compressed_stream(coding, body), headers | {"content-encoding": coding}
     return BudgetedStream(streams, key_id, body, media_type=media, headers=headers)
-
-
-async def cancel_job(request: Request) -> Response:
-    return await _steered(request, end_early.cancel)
-
-
-async def pause_job(request: Request) -> Response:
-    return await _steered(request, pause_resume.pause)
-
-
-async def resume_job(request: Request) -> Response:
-    request_body.only(request)
-    body = await request_body.read(request, MOST_OPTIONS_BYTES)
-    asked = decode(_RESUME, body) if body.strip() else ResumeRequest()
-    ceiling = None if asked.max_cost_usd is None else budget.ceiling(asked.max_cost_usd)
-    return await _steered(request, partial(pause_resume.resume, max_cost_usd=ceiling))
-
-
-async def retry_job(request: Request) -> Response:
-    return await _steered(request, retry.retry)
-
-
-async def _steered(request: Request, verb: Callable[[Runtime, str, str], Awaitable[None]]) -> Response:
-    """Do something about the job, and answer with what it is then."""
-    request_body.only(request)
-    runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
-    await verb(runtime, project, job_id)
-    return job_response(await job_rows.find(runtime, project, job_id), 200, {})
-
-
-async def delete_job(request: Request) -> Response:
-    job_id = request.path_params["job_id"]
-    await end_early.remove(runtime_of(request), caller_of(request).project, job_id)
-    return json_response({"id": job_id, "object": "embedding.job", "deleted": True})
-
-
-def _one_of(request: Request, name: str, values: tuple[str, ...]) -> str:
-    value = request.query_params.get(name, values[0])
-    if value not in values:
-        raise InvalidInput(
-            f"Invalid '{name}': '{value[:40]}'. Supported: {', '.join(values)}.", param=name, code="invalid_value"
-        )
-    return value
-
-
-def _first_tag(header: str | None) -> str | None:
-    return None if header is None else header.split(",")[0].strip().removeprefix("W/")
-
-
-__all__ = [
-    "cancel_job",
-    "create_job",
-    "delete_job",
-    "get_errors",
-    "get_job",
-    "get_results",
-    "list_jobs",
-    "pause_job",
-    "resume_job",
-    "retry_job",
-]

@@ -10,7 +10,7 @@ import msgspec
 from fastapi import Request
 from starlette.responses import Response
 
-from api.http import json_body, media_types, request_body
+from api.http import json_body, media_types, params, request_body
 from api.http.auth import caller_of, runtime_of
 from api.http.schemas import JobQuery, JobRequest, decode, explain
 from api.jobs.render import job_path, job_response, json_response
@@ -53,7 +53,7 @@ async def create_job(request: Request) -> Response:
 
 
 async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Response:
-    request_body.only(request)
+    params.reject_unknown_params(request)
     project = caller_of(request).project
     with request_body.lease_of(request) as lease:
         body = await request_body.read_under_lease(request, runtime.settings.max_body_bytes, lease)

@@ -9,16 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from api import health
-from api.http import openapi
 from api.http.auth import NEEDS, PUBLIC, PUBLIC_PATHS, GuardedRoute
 from api.http.middleware import RequestEnvelope
-from api.jobs import results
-from api.openai import embeddings, models
+from api.routes import all_routes
 from models.key import Scope
 from tests.gateway import Gateway, error_of
 
-DECLARED = list(openapi.routes(embeddings, results, models, health))
+DECLARED = list(all_routes())
 IDS = {"job_id": "job_" + "0" * 32, "model": "tiny"}
 
 
