@@ -40,13 +40,13 @@ def reject_unknown_params(request: Request, *names: str) -> None:
     for name in request.query_params:
         if name not in names:
             raise InvalidInput(
-                f"Unknown parameter: '{name[:100]}'.{_known_params(name, names)}",
+                f"Unknown parameter: '{name[:100]}'.{_advice(name, names)}",
                 param=name[:100],
                 code="unknown_parameter",
             )
 
 
-def _known_params(name: str, names: tuple[str, ...]) -> str:
+def _advice(name: str, names: tuple[str, ...]) -> str:
     if not names:
         return " The query of this call takes none: what a body says belongs into the body."
     return did_you_mean(name, names) or f" The query of this call takes {', '.join(names)}."

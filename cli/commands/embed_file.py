@@ -16,7 +16,8 @@ from cli.client.api_client import Client, Submission
 from cli.client.types import Job
 from cli.commands.model_selection import choose_model
 from cli.errors import CliError, ExitCode, Failure, UsageError
-from cli.files.corpus import Corpus, no_texts, open_corpus
+from cli.files.corpus import Corpus, no_texts
+from cli.files.open_corpus import open_corpus
 from cli.files.save import check_target, save_results, write_ndjson
 from cli.files.source import STDIN, is_pipe
 from cli.output.estimate import print_estimate

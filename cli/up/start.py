@@ -12,11 +12,11 @@ from pathlib import Path
 import httpx
 
 from cli.client.api_client import Client
-from cli.commands.doctor.parts import shown_url
 from cli.config_file import with_config
 from cli.data_dir import DataDir, write_private
 from cli.errors import ExitCode
 from cli.output.terminal import err
+from cli.redaction import shown_url
 from cli.up.banner import welcome
 from cli.up.embedded_valkey import HOST, EmbeddedValkey, set_up_valkey
 from cli.up.health_check import HealthCheck

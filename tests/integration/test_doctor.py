@@ -10,10 +10,12 @@ import pytest
 import redis
 from sqlalchemy import insert
 
+from cli.commands.doctor.accounts import accounts, cost_of_probes
 from cli.commands.doctor.brokers import tried_broker
+from cli.commands.doctor.machine import machine
 from cli.commands.doctor.outages import outages
-from cli.commands.doctor.parts import accounts, cost_of_probes, machine, pepper
 from cli.commands.doctor.quotas import quotas
+from cli.commands.doctor.storage import pepper
 from cli.data_dir import DataDir
 from engine.config import config_file
 from engine.config.settings import Settings

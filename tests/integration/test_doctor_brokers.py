@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from cli.commands.doctor.brokers import tried_broker
-from cli.commands.doctor.parts import Finding
-from cli.commands.doctor.report import guarded, guarded_all
+from cli.commands.doctor.check_runner import guarded, guarded_all
+from cli.commands.doctor.finding import Finding
 from engine.connections.urls import redis_or_broker
 
 QUICK_S = 9.0

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from sqlalchemy import insert, update
 
-from cli.commands.doctor.parts import Finding
-from cli.commands.doctor.processes import SKEW_S, processes, unready
-from cli.commands.doctor.report import running, server
+from cli.commands.doctor.api_server import server, unready
+from cli.commands.doctor.finding import Finding
+from cli.commands.doctor.processes import SKEW_S, processes, running
 from cli.data_dir import DataDir
 from engine.config.settings import Settings
 from engine.process.process_names import process_name

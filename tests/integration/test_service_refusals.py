@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from cli.commands.doctor.brokers import tried_broker
-from cli.commands.doctor.report import DATABASE_FIX, database
+from cli.commands.doctor.storage import DATABASE_FIX, database
 from cli.data_dir import DataDir
 from cli.up.embedded_valkey import set_up_valkey
 from engine.config.settings import Settings

@@ -13,7 +13,7 @@ import pytest
 
 from cli.errors import CliError, UsageError
 from cli.files.columns import Columns, choose_columns
-from cli.files.corpus import open_corpus
+from cli.files.open_corpus import open_corpus
 
 
 def sent(path: Path, **options: Any) -> list[bytes]:

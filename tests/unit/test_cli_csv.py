@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli.errors import CliError, UsageError
-from cli.files.corpus import open_corpus
+from cli.files.open_corpus import open_corpus
 
 
 def rows(path: Path, content: str | bytes, **options: Any) -> list[tuple[str | None, str]]:

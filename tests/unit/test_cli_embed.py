@@ -15,7 +15,7 @@ from cli.client.types import Model
 from cli.commands.embed_file import EmbedRequest, _lines, default_target, embed, read_through
 from cli.commands.model_selection import choose_model
 from cli.errors import CliError, UsageError
-from cli.files.corpus import open_corpus
+from cli.files.open_corpus import open_corpus
 from cli.output.progress import job_progress
 from cli.output.terminal import err
 from tests.unit.cli_fake_api import JOB_ID, FakeApi

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cli.errors import CliError, UsageError
-from cli.files.corpus import open_corpus
+from cli.files.open_corpus import open_corpus
 
 TEXT = "hello there\nsecond lïne 😀\n"
 LINES = TEXT.splitlines()

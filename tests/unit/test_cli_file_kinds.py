@@ -19,8 +19,9 @@ import pyarrow.parquet
 import pytest
 
 from cli.errors import CliError, UsageError
-from cli.files.corpus import json_array, open_corpus
+from cli.files.open_corpus import open_corpus
 from cli.files.source import Source
+from cli.files.text_corpus import json_array
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,7 +152,7 @@ def test_memory_stays_flat_over_a_line_of_600_mb(tmp_path: Path) -> None:
     path = tmp_path / "t.txt.gz"
     path.write_bytes(gzip.compress(b"x" * 1_000_000) * 600 + gzip.compress(b"\nshort\n"))
     script = (
-        "import sys; from pathlib import Path; from cli.files.corpus import open_corpus\n"
+        "import sys; from pathlib import Path; from cli.files.open_corpus import open_corpus\n"
         "lines = [len(line) for line in open_corpus(Path(sys.argv[1])).lines()]\n"
         "peak = [line for line in open('/proc/self/status') if line.startswith('VmHWM')][0]\n"
         "print(len(lines), peak.split()[1])"
@@ -191,7 +192,7 @@ def test_pipes_are_read_like_files_and_can_be_sent_again(
 
 def from_stdin(content: bytes, options: dict[str, Any], preamble: str = "") -> subprocess.CompletedProcess[bytes]:
     script = (
-        f"{preamble}\nimport sys; from pathlib import Path; from cli.files.corpus import open_corpus\n"
+        f"{preamble}\nimport sys; from pathlib import Path; from cli.files.open_corpus import open_corpus\n"
         f"corpus = open_corpus(Path('-'), **{options!r})\n"
         "list(corpus.lines()); sys.stdout.buffer.writelines(corpus.lines())"
     )

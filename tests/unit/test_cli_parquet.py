@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from cli.errors import CliError, UsageError
-from cli.files.corpus import open_corpus
+from cli.files.open_corpus import open_corpus
 
 WORDS = ["alpha", "beta", "gamma"]
 

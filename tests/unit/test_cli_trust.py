@@ -11,10 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.__main__ import exit_code_of, without_keys
+from cli.__main__ import exit_code_of
 from cli.client.credentials import checked_key, checked_url, is_loopback, server_and_key
 from cli.data_dir import DataDir
 from cli.errors import CliError, UsageError
+from cli.redaction import without_keys
 from tests.unit.cli_fake_api import FakeApi, serving
 
 ROOT = Path(__file__).resolve().parents[2]

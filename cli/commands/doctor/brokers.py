@@ -6,6 +6,9 @@ import socket
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from cli.commands.doctor.finding import Finding
+from cli.redaction import shown_url
+from engine.config.settings import Settings
 from engine.connections.broker_faults import broker_fault, names_of
 from engine.connections.faults import ConnectionFault
 
@@ -25,6 +28,17 @@ def client_options() -> dict[str, Any]:
     from redis.retry import Retry
 
     return {"socket_timeout": BROKER_S, "socket_connect_timeout": BROKER_S, "retry": Retry(NoBackoff(), 0)}
+
+
+def broker(settings: Settings) -> Finding:
+    if not settings.broker:
+        return Finding("broker", "warn", "none configured", "`embedmill up` brings one; else set EMBEDMILL_REDIS_URL")
+    shown = shown_url(settings.broker)
+    if fault := tried_broker(settings.broker):
+        return Finding("broker", "fail", f"{shown}: {fault.cause}", fault.advice)
+    if settings.redis and settings.redis != settings.broker and (fault := tried_broker(settings.redis)):
+        return Finding("broker", "fail", f"{shown_url(settings.redis)}: {fault.cause}", fault.advice)
+    return Finding("broker", "ok", shown)
 
 
 def tried_broker(url: str) -> ConnectionFault | None:

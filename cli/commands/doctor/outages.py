@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
-from cli.commands.doctor.parts import Finding
+from cli.commands.doctor.finding import Finding
 from cli.error_messages import explain
 from engine.config.settings import Settings
 from engine.storage.database import Database

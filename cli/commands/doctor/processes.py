@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from urllib.parse import urlsplit, urlunsplit
+import asyncio
+from collections.abc import Iterator
 
-import httpx
-
-from cli.commands.doctor.parts import Finding
-from cli.error_messages import connection_reason
+from cli.commands.doctor.finding import Finding
+from cli.commands.doctor.storage import with_database
+from cli.error_messages import explain
 from engine.config.settings import Settings
+from engine.queue import service_heartbeats
 from engine.queue.service_heartbeats import OUR_VERSION, SeenProcess
 
 SKEW_S = 2.0
@@ -18,6 +18,15 @@ STARTS = {
     "worker": "jobs are accepted and not worked on: start `embedmill worker`",
     "scheduler": "what a crash leaves, and jobs that wait, are left lying: start `embedmill scheduler`",
 }
+
+
+def running(settings: Settings) -> list[Finding]:
+    """API, workers and scheduler by their heartbeats."""
+    try:
+        found, ahead_s = asyncio.run(with_database(settings, service_heartbeats.seen))
+    except Exception as error:  # whatever a driver raises, the report must come to its end
+        return [Finding("processes", "fail", str(explain(error)), "see what the database's line says")]
+    return list(processes(found, ahead_s, settings))
 
 
 def processes(found: list[SeenProcess], ahead_s: float, settings: Settings) -> Iterator[Finding]:
@@ -55,36 +64,3 @@ def _versions(fresh: list[SeenProcess]) -> Finding:
 
 def _ago(seconds: float) -> str:
     return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:.0f} min ago"
-
-
-def operations_url(address: str, settings: Settings | None) -> str:
-    """Where the API's /readyz is: on EMBEDMILL_OPS_PORT of the same host, where that is set."""
-    if settings is None or not settings.ops_port:
-        return address
-    parts = urlsplit(address)
-    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
-    return urlunsplit(("http", f"{host}:{settings.ops_port}", "", "", ""))
-
-
-def unready(address: str, settings: Settings | None, ask: Callable[[str], tuple[int, bytes]]) -> Finding | None:
-    """What is wrong by /readyz; None where the API is ready. Raises httpx.TransportError where nothing answers there.
-
-    With a port for operators the API's own has no /readyz: both ways of a wrong setting are told apart.
-    """
-    place = operations_url(address, settings)
-    has_port = settings is not None and settings.ops_port
-    try:
-        status, body = ask(f"{place}/readyz")
-    except httpx.TransportError as error:
-        if not has_port:
-            raise
-        reason, _ = connection_reason(error)
-        fix = "was the API started with the same EMBEDMILL_OPS_PORT? unset it here where it has none"
-        return Finding("api", "fail", f"{place}/readyz (EMBEDMILL_OPS_PORT): {reason}", fix)
-    if status == 200:
-        return None
-    said = body.decode("utf-8", "replace")[:300]
-    if status == 404 and not has_port:
-        fix = "where the API serves it on a port of its own, set the same EMBEDMILL_OPS_PORT here"
-        return Finding("api", "fail", f"{place}/readyz: HTTP 404", fix)
-    return Finding("api", "fail", f"{place}/readyz: HTTP {status} {said}", "the part not ok says why")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from redis import Redis
 
 from cli.commands.doctor.brokers import client_options
-from cli.commands.doctor.parts import Finding
+from cli.commands.doctor.finding import Finding
 from engine.config.settings import Settings
 from engine.connections.urls import redis_or_broker
 from engine.limiter.quota_report import learned_shares

@@ -1,19 +1,15 @@
-"""The doctor's looks at single parts: the machine, the secret of the keys, and each provider's account."""
+"""The doctor's check of provider accounts: one small call to each, or what those calls would cost."""
 
 from __future__ import annotations
 
 import asyncio
-import resource
-import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from urllib.parse import urlsplit
 
-from cli.data_dir import DataDir
+from cli.commands.doctor.finding import Finding
 from cli.error_messages import explain
-from engine.access.keys import load_pepper
+from cli.output.terminal import err
 from engine.config.settings import Settings
 from engine.ledger import usage_rows
 from engine.planning import tokens
@@ -23,59 +19,21 @@ from models.embedding import Alias, Batch, Call, Options, Route
 from models.errors import EmbedmillError, UpstreamError
 from models.usage import OPERATOR_PROJECT
 
-FEW_DESCRIPTORS = 4096  # an API with a thousand callers and its upstream calls
 PROBE = "Is this account well?"
 PROBE_S = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the report. `fix` is empty where nothing needs doing."""
-
-    check: str
-    status: str  # ok | warn | fail
-    detail: str
-    fix: str = ""
-
-
-def machine(place: DataDir) -> Iterator[Finding]:
-    """The data directory and the temporary folder take files; there are descriptors enough."""
-    folder = place.path.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    yield _takes_files("data directory", str(folder), "make it writable for this user, or set EMBEDMILL_DATA_DIR")
+def tried_accounts(settings: Settings, aliases: Mapping[str, Alias], *, tried: bool) -> list[Finding]:
+    """Each account after one call, when that was asked for; else what it would cost."""
+    cost = cost_of_probes(aliases)
+    if not tried:
+        return [Finding("accounts", "ok", f"not tried: `embedmill doctor --providers` makes {cost}")]
+    err.print(f"trying each account: {cost}", markup=False)
     try:
-        where = tempfile.gettempdir()
-    except OSError:
-        yield Finding("temporary folder", "fail", "none is writable", "set TMPDIR to one that is")
-    else:
-        yield _takes_files("temporary folder", where, "set TMPDIR to a writable folder")
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # The pieces raise their soft limit to the hard one themselves.
-    status = "ok" if hard == resource.RLIM_INFINITY or hard >= FEW_DESCRIPTORS else "warn"
-    fix = "" if status == "ok" else f"`ulimit -Hn {FEW_DESCRIPTORS}` or more, or LimitNOFILE= of the service"
-    yield Finding("descriptors", status, f"{soft:,} open files (up to {hard:,})", fix)
-
-
-def _takes_files(check: str, folder: str, fix: str) -> Finding:
-    try:
-        with tempfile.NamedTemporaryFile(dir=folder) as file:
-            file.write(b"x")
-            file.flush()
-    except OSError as error:
-        return Finding(check, "fail", str(explain(error)), fix)
-    return Finding(check, "ok", folder)
-
-
-def pepper(settings: Settings) -> Finding:
-    """The secret that keys are hashed under, as the API reads it; looking makes none."""
-    if not settings.key_pepper and not (settings.data_dir / "pepper").exists():
-        return Finding("pepper", "warn", "none is made yet", "`embedmill up` makes one; keep it when you move the data")
-    try:
-        load_pepper(settings.key_pepper, settings.data_dir)
-    except EmbedmillError as error:
-        return Finding("pepper", "fail", error.message, "without it no key is taken, and the API does not start")
-    return Finding("pepper", "ok", "of EMBEDMILL_KEY_PEPPER" if settings.key_pepper else "in the data directory")
+        return accounts(settings, aliases)
+    except Exception as error:  # whatever a part raises, the report must come to its end
+        message = error.message if isinstance(error, EmbedmillError) else str(explain(error))
+        return [Finding("accounts", "fail", message, "mend what stands above first")]
 
 
 def account_routes(aliases: Mapping[str, Alias]) -> dict[str, tuple[Alias, Route]]:
@@ -132,16 +90,3 @@ async def _probe(runtime: Runtime, name: str, alias: Alias, route: Route) -> Fin
         )
     took_ms = (time.monotonic() - began) * 1000
     return Finding(check, "ok", f"{route.upstream_model}: {rows.shape[1]} numbers in {took_ms:.0f} ms")
-
-
-def shown_url(url: str) -> str:
-    """The URL without its password, to be printed."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "(no URL)"
-    if "://" not in url and "@" in url:
-        return f"…@{url.rpartition('@')[2]}"
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}").geturl()

@@ -1,0 +1,68 @@
+"""The doctor's check of the API: does it answer, is it ready, does it take the key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from cli.client.api_client import Client
+from cli.client.credentials import server_and_key
+from cli.client.retry import Patience
+from cli.commands.doctor.finding import Finding
+from cli.data_dir import DataDir
+from cli.error_messages import connection_reason
+from cli.errors import CliError
+from engine.config.settings import Settings
+
+
+def server(url: str | None, api_key: str | None, place: DataDir, settings: Settings | None = None) -> Finding:
+    if url is None and place.url() is None:
+        return Finding("api", "warn", "no server is known here", "start one with `embedmill up`, or give --url")
+    try:
+        address, key = server_and_key(url, api_key, place)
+        with Client(address, key, patience=Patience(patience_s=0.0)) as client:
+            if (finding := unready(address, settings, client.look)) is not None:
+                return finding
+            models = len(client.models()) if key else None
+    except httpx.TransportError as error:
+        reason, fix = connection_reason(error)
+        return Finding("api", "fail", f"{url or place.url()}: {reason}", f"{fix}; `embedmill up` starts one")
+    except CliError as error:
+        return Finding("api", "fail", str(error))
+    offered = f"; models for this key: {models}" if models is not None else ""
+    return Finding("api", "ok", f"{address} is ready{offered}")
+
+
+def operations_url(address: str, settings: Settings | None) -> str:
+    """Where the API's /readyz is: on EMBEDMILL_OPS_PORT of the same host, where that is set."""
+    if settings is None or not settings.ops_port:
+        return address
+    parts = urlsplit(address)
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+    return urlunsplit(("http", f"{host}:{settings.ops_port}", "", "", ""))
+
+
+def unready(address: str, settings: Settings | None, ask: Callable[[str], tuple[int, bytes]]) -> Finding | None:
+    """What is wrong by /readyz; None where the API is ready. Raises httpx.TransportError where nothing answers there.
+
+    With a port for operators the API's own has no /readyz: both ways of a wrong setting are told apart.
+    """
+    place = operations_url(address, settings)
+    has_port = settings is not None and settings.ops_port
+    try:
+        status, body = ask(f"{place}/readyz")
+    except httpx.TransportError as error:
+        if not has_port:
+            raise
+        reason, _ = connection_reason(error)
+        fix = "was the API started with the same EMBEDMILL_OPS_PORT? unset it here where it has none"
+        return Finding("api", "fail", f"{place}/readyz (EMBEDMILL_OPS_PORT): {reason}", fix)
+    if status == 200:
+        return None
+    said = body.decode("utf-8", "replace")[:300]
+    if status == 404 and not has_port:
+        fix = "where the API serves it on a port of its own, set the same EMBEDMILL_OPS_PORT here"
+        return Finding("api", "fail", f"{place}/readyz: HTTP 404", fix)
+    return Finding("api", "fail", f"{place}/readyz: HTTP {status} {said}", "the part not ok says why")
