@@ -6,9 +6,9 @@ import argparse
 import faulthandler
 import sys
 
-from api.app import build, operations_app
+from api.app import build_app, operations_app
 from api.http.connection_table import ConnectionTable
-from api.http.middleware import RequestEnvelope
+from api.http.middleware import RequestContext
 from api.http.server import ApiServer
 from engine.config.settings import Settings
 from engine.observability.telemetry import configure_logging
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
     options = parser.parse_args()
     try:
-        server = prepare(options.host, options.port)
+        server = create_server(options.host, options.port)
     except EmbedmillError as error:
         sys.exit(f"error: {error.message}")
     sys.setswitchinterval(SWITCH_S)
@@ -35,22 +35,22 @@ def main() -> None:
     sys.exit(0 if server.started else 1)
 
 
-def prepare(host: str, port: int) -> ApiServer:
+def create_server(host: str, port: int) -> ApiServer:
     """Everything but the listener. Raises ConfigError."""
     settings = Settings.from_environment()
     configure_logging(settings.log_level, settings.log_format, service="api")
     faulthandler.enable()  # `up` ends an API that hangs with SIGABRT: its log then says where it hung
     table = ConnectionTable(settings, max_descriptors=raise_descriptor_limit())
     runtime = Runtime.open(settings)
-    app = build(runtime)
+    app = build_app(runtime)
     return ApiServer(
         settings,
-        RequestEnvelope(app),
+        RequestContext(app),
         host=host,
         port=port,
         lifecycle=app.state.lifecycle,
         table=table,
-        ops_app=RequestEnvelope(operations_app(app)) if settings.ops_port else None,
+        ops_app=RequestContext(operations_app(app)) if settings.ops_port else None,
     )
 
 

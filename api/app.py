@@ -17,7 +17,7 @@ from api.http import docs_page, errors, openapi
 from api.http.auth import PUBLIC, GuardedRoute
 from api.http.budgets import Budgets
 from api.http.lifecycle import Lifecycle
-from api.http.middleware import RequestEnvelope
+from api.http.middleware import RequestContext
 from api.loop_lag import watch_lag
 from api.readiness import Readiness
 from api.routes import all_routes
@@ -33,7 +33,7 @@ from engine.queue import service_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from engine.storage.database_gauges import Gauges
 
-STOP_S = 2.0
+STOP_TIMEOUT_S = 2.0
 
 
 def create_app(runtime: Runtime | None = None) -> ASGIApp:
@@ -42,13 +42,13 @@ def create_app(runtime: Runtime | None = None) -> ASGIApp:
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format, service="api")
         runtime = Runtime.open(settings)
-    return RequestEnvelope(build(runtime))
+    return RequestContext(build_app(runtime))
 
 
-def build(runtime: Runtime) -> FastAPI:
+def build_app(runtime: Runtime) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        duties = [
+        tasks = [
             asyncio.create_task(watch_lag()),
             asyncio.create_task(app.state.readiness.keep_fresh()),
             asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "api")),
@@ -65,9 +65,9 @@ def build(runtime: Runtime) -> FastAPI:
         try:
             yield
         finally:
-            for duty in duties:
-                duty.cancel()
-            await asyncio.wait(duties, timeout=STOP_S)  # the heartbeat signs off
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)  # the heartbeat signs off
             await app.state.readiness.close()
             await app.state.watches.close()
             await runtime.close()
@@ -87,7 +87,7 @@ def build(runtime: Runtime) -> FastAPI:
     app.state.readiness = Readiness.of(runtime)
     app.state.watches = JobWatches(runtime)
     app.state.lifecycle.on_stop.append(app.state.watches.stop)
-    app.state.exposition = health.shared_exposition(
+    app.state.exposition = health.shared_metrics_text(
         Gauges(runtime.database, worker_seen_s=runtime.settings.worker_seen_s)
     )
     app.router.route_class = GuardedRoute

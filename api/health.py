@@ -41,7 +41,7 @@ async def metrics(request: Request) -> Response:
     return Response(await exposition.result(), headers={"content-type": CONTENT_TYPE_LATEST})
 
 
-def shared_exposition(gauges: Gauges) -> SharedTask[bytes]:
+def shared_metrics_text(gauges: Gauges) -> SharedTask[bytes]:
     """The metrics as text. Whoever scrapes while it is made shares it: no key is needed to ask, and it is work.
 
     A database that is slow or away keeps nobody waiting: figures of the process itself are still true.
@@ -51,10 +51,10 @@ def shared_exposition(gauges: Gauges) -> SharedTask[bytes]:
         with contextlib.suppress(*DATABASE_ERRORS):
             await gauges.refresh()
 
-    refreshing = SharedTask(refresh)
+    refresh_task = SharedTask(refresh)
 
-    async def make() -> bytes:
-        await asyncio.wait({refreshing.start()}, timeout=DATABASE_WAIT_S)
+    async def render() -> bytes:
+        await asyncio.wait({refresh_task.start()}, timeout=DATABASE_WAIT_S)
         return await asyncio.to_thread(telemetry.exposition)
 
-    return SharedTask(make)
+    return SharedTask(render)

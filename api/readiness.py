@@ -16,25 +16,25 @@ from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 
 FRESH_S = {True: 2.0, False: 0.5}  # an answer of a part is used again for so long
-ANSWER_S = 0.8  # the longest that a request waits for the parts
+MAX_WAIT_S = 0.8  # the longest that a request waits for the parts
 PROBE_S = 5.0
 STALE_S = 5.0  # nobody waits for a part that was well so lately
-LOOK_S = 0.5
-ASKED_S = 60.0  # the parts are kept asked so long after a request
+REFRESH_EVERY_S = 0.5
+REFRESH_FOR_S = 60.0  # the parts are kept asked so long after a request
 
 
 class Probe:
     """One part. `is_ok` is its last answer, and stands until the next: no answer in PROBE_S is a no."""
 
-    def __init__(self, ask: Callable[[], Awaitable[bool]]) -> None:
-        self._ask = ask
+    def __init__(self, check: Callable[[], Awaitable[bool]]) -> None:
+        self._check = check
         self._shared = SharedTask(self._probe)
-        self._answered_at = -math.inf
+        self._probed_at = -math.inf
         self.is_ok = False
 
     def start(self) -> asyncio.Task[None] | None:
         """The probe under way, to be waited for; None where the last answer will do."""
-        age_s = _now() - self._answered_at
+        age_s = _now() - self._probed_at
         probe = self._shared.start() if age_s >= FRESH_S[self.is_ok] else None
         return None if self.is_ok and age_s < STALE_S else probe
 
@@ -44,10 +44,10 @@ class Probe:
     async def _probe(self) -> None:
         try:
             async with asyncio.timeout(PROBE_S):
-                self.is_ok = await self._ask()
+                self.is_ok = await self._check()
         except (*DATABASE_ERRORS, TimeoutError):
             self.is_ok = False
-        self._answered_at = _now()
+        self._probed_at = _now()
 
 
 class Readiness:
@@ -55,7 +55,7 @@ class Readiness:
 
     def __init__(self, probes: Mapping[str, Probe]) -> None:
         self._probes = probes
-        self._asked_at = -math.inf
+        self._requested_at = -math.inf
 
     @classmethod
     def of(cls, runtime: Runtime) -> Readiness:
@@ -75,17 +75,17 @@ class Readiness:
     async def keep_fresh(self) -> None:
         """Until cancelled: ask the parts again before anybody must wait for it, while somebody asks at all."""
         while True:
-            await asyncio.sleep(LOOK_S)
-            if _now() - self._asked_at < ASKED_S:
+            await asyncio.sleep(REFRESH_EVERY_S)
+            if _now() - self._requested_at < REFRESH_FOR_S:
                 for probe in self._probes.values():
                     probe.start()
 
     async def parts(self) -> dict[str, bool]:
         """Each part, and whether it answers."""
-        self._asked_at = _now()
+        self._requested_at = _now()
         running = [task for probe in self._probes.values() if (task := probe.start()) is not None]
         if running:
-            await asyncio.wait(running, timeout=ANSWER_S)
+            await asyncio.wait(running, timeout=MAX_WAIT_S)
         return {name: probe.is_ok for name, probe in self._probes.items()}
 
     async def close(self) -> None:

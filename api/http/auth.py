@@ -21,7 +21,7 @@ from models.key import Scope
 PUBLIC = frozenset({"healthz", "readyz", "metrics"})
 # Pages of the documentation, which are no APIRoutes: the only other ones that need no key.
 PUBLIC_PATHS = frozenset({"/docs", "/openapi.json"})
-NEEDS: dict[str, Scope] = {
+REQUIRED_SCOPE: dict[str, Scope] = {
     "create_embeddings": Scope.EMBEDDINGS,
     "list_models": Scope.EMBEDDINGS,
     "get_model": Scope.EMBEDDINGS,
@@ -52,40 +52,40 @@ class GuardedRoute(APIRoute):
         super().__init__(path, endpoint, **options)
         handler = self.get_route_handler()
 
-        async def answer(scope: RequestScope, receive: Receive, send: Send) -> None:
+        async def respond(scope: RequestScope, receive: Receive, send: Send) -> None:
             response = await handler(Request(scope, receive, send))
             await response(scope, receive, send)
 
-        self.app = answer
+        self.app = respond
 
     def get_route_handler(self) -> Handler:
         handler: Handler = self.endpoint
         if self.name in PUBLIC:
             return handler
-        needed = NEEDS.get(self.name)
+        required = REQUIRED_SCOPE.get(self.name)
 
-        async def guarded(request: Request) -> Response:
+        async def authorized(request: Request) -> Response:
             caller = await authenticate(request)
-            if needed is None or (needed not in caller.scopes and Scope.ADMIN not in caller.scopes):
-                raise _missing_scope(needed, caller)
+            if required is None or (required not in caller.scopes and Scope.ADMIN not in caller.scopes):
+                raise _missing_scope(required, caller)
             request.state.caller = caller
             calls = budgets_of(request).calls
-            calls.take(caller.key_id)
+            calls.acquire(caller.key_id)
             try:
                 response = await handler(request)
-                if compression.concerns(request, response):
+                if compression.is_candidate(request, response):
                     response = await compression.compress(request, response)
                 return response
             finally:
-                calls.give_back(caller.key_id)
+                calls.release(caller.key_id)
 
-        return guarded
+        return authorized
 
 
-def _missing_scope(needed: Scope | None, caller: Caller) -> NotPermitted:
-    scope, owned = needed or Scope.ADMIN, ", ".join(sorted(caller.scopes)) or "none"
+def _missing_scope(required: Scope | None, caller: Caller) -> NotPermitted:
+    scope, key_scopes = required or Scope.ADMIN, ", ".join(sorted(caller.scopes)) or "none"
     return NotPermitted(
-        f"This key may not do this: it needs the scope '{scope}', and has {owned}. "
+        f"This key may not do this: it needs the scope '{scope}', and has {key_scopes}. "
         f"Use a key that has it; whoever runs this server makes one with `embedmill keys create --scope {scope}`.",
         code="missing_scope",
     )

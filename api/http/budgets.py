@@ -39,13 +39,13 @@ class Budget:
     def __len__(self) -> int:
         return self._used
 
-    def take(self, key_id: str) -> None:
+    def acquire(self, key_id: str) -> None:
         """Take one. Raises RateLimited for the key's limit, Overloaded for the process's."""
-        of_key = self._used_by_key.get(key_id, 0)
-        if of_key >= self._limit_per_key:
+        key_count = self._used_by_key.get(key_id, 0)
+        if key_count >= self._limit_per_key:
             self._refuse("key", key_id)
             raise RateLimited(
-                f"Your key has {of_key} {self.name} under way, which is the most that it may have here. "
+                f"Your key has {key_count} {self.name} under way, which is the most that it may have here. "
                 "Try again when one of them has ended.",
                 retry_after_s=RETRY_S,
             )
@@ -55,23 +55,23 @@ class Budget:
                 f"The server has as many {self.name} under way as it can serve. Try again soon.", retry_after_s=RETRY_S
             )
         self._used += 1
-        self._used_by_key[key_id] = of_key + 1
+        self._used_by_key[key_id] = key_count + 1
 
-    def give_back(self, key_id: str) -> None:
+    def release(self, key_id: str) -> None:
         self._used -= 1
-        of_key = self._used_by_key[key_id] - 1
-        if of_key:
-            self._used_by_key[key_id] = of_key
+        key_count = self._used_by_key[key_id] - 1
+        if key_count:
+            self._used_by_key[key_id] = key_count
         else:
             del self._used_by_key[key_id]
 
     @contextmanager
-    def taken(self, key_id: str) -> Iterator[None]:
-        self.take(key_id)
+    def hold(self, key_id: str) -> Iterator[None]:
+        self.acquire(key_id)
         try:
             yield
         finally:
-            self.give_back(key_id)
+            self.release(key_id)
 
     def _refuse(self, scope: str, key_id: str) -> None:
         """Count it, and log it once in a while: whoever is refused tries again at once."""
@@ -81,7 +81,8 @@ class Budget:
         now = time.monotonic()
         if now - self._logged_at.get(name, -LOG_EVERY_S) < LOG_EVERY_S:
             return
-        self._logged_at = {each: at for each, at in self._logged_at.items() if now - at < LOG_EVERY_S} | {name: now}
+        recent = {each: at for each, at in self._logged_at.items() if now - at < LOG_EVERY_S}
+        self._logged_at = recent | {name: now}
         log.warning(
             "refused %d requests: the budget of %s of %s is used up",
             self._refused.pop(name),
@@ -112,4 +113,4 @@ class BudgetedStream(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._budget.give_back(self._key_id)
+            self._budget.release(self._key_id)

@@ -19,7 +19,7 @@ MIN_BYTES = 1024 * 1024
 # How the first vector of an answer begins when it is base64, and where at the latest.
 BASE64_VECTOR, HEAD_BYTES = b'"embedding":"', 256
 SAMPLE_BYTES = 8 * 1024
-WORTHWHILE = 0.6  # of its size
+MAX_WORTHWHILE_RATIO = 0.6  # of its size
 LEVEL = 1
 GZIP_WINDOW = 31  # zlib's word for gzip's format
 # The first of those that a caller likes alike. "x-gzip" is gzip's old name (RFC 9110 §8.4.1.3).
@@ -30,13 +30,13 @@ VARY = {"vary": "accept-encoding"}
 def chosen_coding(request: Request) -> str | None:
     """zstd or gzip, where the caller takes it and likes it no less than no encoding at all (RFC 9110 §12.5.3)."""
     weights = _weights(request.headers.get("accept-encoding") or "")
-    others = weights.get("*", 0.0)
-    liked = {
-        coding: max((weights[name] for name in names if name in weights), default=others)
+    default_weight = weights.get("*", 0.0)
+    weight_of = {
+        coding: max((weights[name] for name in names if name in weights), default=default_weight)
         for coding, names in CODINGS.items()
     }
-    best = max(liked, key=lambda coding: liked[coding])  # the first of equals
-    return best if liked[best] > 0 and liked[best] >= _identity(weights) else None
+    best = max(weight_of, key=lambda coding: weight_of[coding])  # the first of equals
+    return best if weight_of[best] > 0 and weight_of[best] >= _identity_weight(weights) else None
 
 
 def must_compress(request: Request) -> bool:
@@ -48,7 +48,7 @@ def must_compress(request: Request) -> bool:
     return weights.get("identity", weights.get("*", 1.0)) == 0
 
 
-def _identity(weights: dict[str, float]) -> float:
+def _identity_weight(weights: dict[str, float]) -> float:
     # Not named, it is acceptable, and what is named is liked better; a star names it only to forbid it.
     return weights.get("identity", 0.0)
 
@@ -69,7 +69,7 @@ def _weights(header: str) -> dict[str, float]:
     return weights
 
 
-def concerns(request: Request, response: Response) -> bool:
+def is_candidate(request: Request, response: Response) -> bool:
     """True for an answer that `compress` should look at."""
     size = len(getattr(response, "body", b""))
     return size >= MIN_BYTES or (size > 0 and must_compress(request))
@@ -87,42 +87,42 @@ async def compress(request: Request, response: Response) -> Response:
             return response
         middle = len(body) // 2
         sample = body[middle : middle + SAMPLE_BYTES]
-        if len(zlib.compress(sample, LEVEL)) > WORTHWHILE * len(sample):
+        if len(zlib.compress(sample, LEVEL)) > MAX_WORTHWHILE_RATIO * len(sample):
             return response
     response.headers.update(VARY)
     if coding is None:
         return response
-    response.body = await asyncio.to_thread(_whole(coding), body)
+    response.body = await asyncio.to_thread(_encoder(coding), body)
     response.headers["content-length"] = str(len(response.body))
     response.headers["content-encoding"] = coding
     return response
 
 
-def _whole(coding: str) -> Callable[[bytes], bytes]:
+def _encoder(coding: str) -> Callable[[bytes], bytes]:
     if coding == "zstd":
         return zstandard.ZstdCompressor(level=LEVEL).compress
     return lambda body: zlib.compress(body, LEVEL, GZIP_WINDOW)
 
 
 async def compressed_stream(
-    coding: str, pieces: AsyncIterator[bytes | memoryview] | AsyncIterator[bytes]
+    coding: str, chunks: AsyncIterator[bytes | memoryview] | AsyncIterator[bytes]
 ) -> AsyncIterator[bytes]:
     """The pieces as one stream, each flushed, so that a reader has its lines as soon as they are there."""
-    pack, end = _zstd_packer() if coding == "zstd" else _gzip_packer()
-    async for piece in pieces:
-        yield await asyncio.to_thread(pack, piece)
-    yield end()
+    encode, finish = _zstd_stream() if coding == "zstd" else _gzip_stream()
+    async for chunk in chunks:
+        yield await asyncio.to_thread(encode, chunk)
+    yield finish()
 
 
-def _gzip_packer() -> tuple[Callable[[bytes | memoryview], bytes], Callable[[], bytes]]:
-    packer = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP_WINDOW)
-    return lambda piece: packer.compress(piece) + packer.flush(zlib.Z_SYNC_FLUSH), packer.flush
+def _gzip_stream() -> tuple[Callable[[bytes | memoryview], bytes], Callable[[], bytes]]:
+    compressor = zlib.compressobj(LEVEL, zlib.DEFLATED, GZIP_WINDOW)
+    return lambda chunk: compressor.compress(chunk) + compressor.flush(zlib.Z_SYNC_FLUSH), compressor.flush
 
 
-def _zstd_packer() -> tuple[Callable[[bytes | memoryview], bytes], Callable[[], bytes]]:
-    packer = zstandard.ZstdCompressor(level=LEVEL).compressobj()
+def _zstd_stream() -> tuple[Callable[[bytes | memoryview], bytes], Callable[[], bytes]]:
+    compressor = zstandard.ZstdCompressor(level=LEVEL).compressobj()
 
-    def pack(piece: bytes | memoryview) -> bytes:
-        return packer.compress(piece) + packer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
+    def encode(chunk: bytes | memoryview) -> bytes:
+        return compressor.compress(chunk) + compressor.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK)
 
-    return pack, lambda: packer.flush(zstandard.COMPRESSOBJ_FLUSH_FINISH)
+    return encode, lambda: compressor.flush(zstandard.COMPRESSOBJ_FLUSH_FINISH)

@@ -44,8 +44,8 @@ MALFORMED = MalformedRequest(
     "This is not a valid HTTP/1.1 request. Use an HTTP client, and http:// where no proxy adds TLS."
 )
 NO_TUNNELS = MalformedRequest("CONNECT is not supported: this is not a proxy. Send requests to it directly.")
-HEAD_LATE = RequestTimeout("The request's head did not arrive in time. Send the request again.")
-BODY_LATE = RequestTimeout("The request's body stopped arriving. Send the request again.")
+HEAD_TIMEOUT = RequestTimeout("The request's head did not arrive in time. Send the request again.")
+BODY_TIMEOUT = RequestTimeout("The request's body stopped arriving. Send the request again.")
 
 
 class _Refused(Exception):
@@ -62,15 +62,15 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         self._discarded_bytes = 0
         self._is_in_head = True
-        self._is_offer = False  # a head that offers another protocol has just been read
+        self._is_upgrade = False  # a head that offers another protocol has just been read
         self._is_refused = False  # nothing that arrives is read any more
         self._is_answered = False  # the refusal has been written
         self._refusal: EmbedmillError | None = None
         self._writes_resumed = 0
         # The clock: what the last sweep saw, and since when it has seen no progress.
-        self._seen: tuple[Any, ...] = ()
-        self._seen_bytes = 0
-        self._seen_at = self.loop.time()
+        self._last_state: tuple[Any, ...] = ()
+        self._last_bytes = 0
+        self._progress_at = self.loop.time()
 
     # --- The life of the connection ---
 
@@ -83,11 +83,11 @@ class Connection(HttpToolsProtocol):
             return
         self.transport = transport
         self._is_refused = True
-        transport.write(errors.raw(refusal))
+        transport.write(errors.raw_response(refusal))
         transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.table.forget(self)
+        self.table.remove(self)
         super().connection_lost(exc)
 
     def evict(self) -> None:
@@ -103,8 +103,8 @@ class Connection(HttpToolsProtocol):
         self._unfinished_bytes += size
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as offer:
-            self._ignore_offer(data[offer.args[0] :])
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
             return
         except httptools.HttpParserError:
             if not self._is_refused:
@@ -123,12 +123,12 @@ class Connection(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         self.url += url
         if len(self.url) > MAX_URL_BYTES:
-            self._stop(URL_TOO_LONG)
+            self._reject(URL_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._stop(HEAD_TOO_LARGE if self._is_in_head else BESIDE_BODY_TOO_LARGE)
+            self._reject(HEAD_TOO_LARGE if self._is_in_head else BESIDE_BODY_TOO_LARGE)
         if not self._is_in_head:  # a trailer, dropped: the application has seen the head
             return
         name = name.lower()
@@ -138,9 +138,9 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if len(self.headers) > MAX_HEADERS:
-            self._stop(TOO_MANY_HEADERS)
+            self._reject(TOO_MANY_HEADERS)
         if self.parser.should_upgrade():
-            self._is_offer = True  # the parser stops behind this head, and raises HttpParserUpgrade
+            self._is_upgrade = True  # the parser stops behind this head, and raises HttpParserUpgrade
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             self.cycle.keep_alive = False  # the connection ends with the answer to the request before this one
@@ -149,7 +149,7 @@ class Connection(HttpToolsProtocol):
         self._is_in_head = False
         self._unfinished_bytes = self._discarded_bytes = 0
         super().on_headers_complete()
-        self.table.used(self)
+        self.table.mark_busy(self)
         if self.table.is_draining:
             self.cycle.keep_alive = False
 
@@ -165,7 +165,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._unfinished_bytes = 0
-        if self._is_offer:
+        if self._is_upgrade:
             return
         self._is_in_head = True
         super().on_message_complete()
@@ -180,7 +180,7 @@ class Connection(HttpToolsProtocol):
             cycle, app = self.pipeline.pop()
             self._start_asgi_task(cycle, app)
         else:
-            self.table.unused(self)
+            self.table.mark_idle(self)
 
     def resume_writing(self) -> None:
         self._writes_resumed += 1
@@ -188,12 +188,12 @@ class Connection(HttpToolsProtocol):
 
     # --- Refusals ---
 
-    def _stop(self, error: EmbedmillError) -> None:
+    def _reject(self, error: EmbedmillError) -> None:
         self._refusal = error
         raise _Refused
 
     def _refuse(self, error: EmbedmillError) -> None:
-        self.table.note(error.code)
+        self.table.count_closed(error.code)
         self._answer_and_close(error)
 
     def _answer_and_close(self, error: EmbedmillError) -> None:
@@ -211,21 +211,21 @@ class Connection(HttpToolsProtocol):
             cycle.message_event.set()
         self._is_answered = True
         self.flow.resume_reading()
-        self.transport.write(errors.raw(error))
+        self.transport.write(errors.raw_response(error))
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.table.unused(self)
+        self.table.mark_idle(self)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(MALFORMED)
 
-    def _ignore_offer(self, rest: bytes) -> None:
+    def _ignore_upgrade(self, remaining: bytes) -> None:
         """Read the request as if it had not offered another protocol: a fresh parser reads the head without the offer.
 
         A server that ignores `Upgrade` reads the body by HTTP/1.1's rules (RFC 9110 §7.8); llhttp stops at the head.
         """
         method = self.parser.get_method()
-        self._is_offer = False
+        self._is_upgrade = False
         if method == b"CONNECT":
             self._refuse(NO_TUNNELS)
             return
@@ -239,7 +239,7 @@ class Connection(HttpToolsProtocol):
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
         self._unfinished_bytes = 0
-        self.data_received(b"\r\n".join([*lines, b"\r\n"]) + rest)
+        self.data_received(b"\r\n".join([*lines, b"\r\n"]) + remaining)
 
     # --- The clock ---
 
@@ -260,20 +260,20 @@ class Connection(HttpToolsProtocol):
 
     def has_moved(self, phase: Phase, now: float) -> bool:
         """True when it has gone on since its clock was set; the clock is then set anew."""
-        seen = (phase, self.cycle, self._writes_resumed)
+        state = (phase, self.cycle, self._writes_resumed)
         if phase is Phase.BODY:
             moved_bytes = self._received_bytes
         elif phase in (Phase.WRITE, Phase.CLOSE):
             moved_bytes = -self.transport.get_write_buffer_size()
         else:
-            moved_bytes = self._seen_bytes
-        if seen == self._seen and moved_bytes - self._seen_bytes < MIN_PROGRESS_BYTES:
+            moved_bytes = self._last_bytes
+        if state == self._last_state and moved_bytes - self._last_bytes < MIN_PROGRESS_BYTES:
             return False
-        self._seen, self._seen_bytes, self._seen_at = seen, moved_bytes, now
+        self._last_state, self._last_bytes, self._progress_at = state, moved_bytes, now
         return True
 
     def waited_s(self, now: float) -> float:
-        return now - self._seen_at
+        return now - self._progress_at
 
     def expire(self, phase: Phase) -> None:
         """Close it: its time in this phase is over."""
@@ -281,9 +281,9 @@ class Connection(HttpToolsProtocol):
             self._is_refused = True
             self.transport.abort()  # a polite close waits for the client to read
         elif phase is Phase.BODY and not cast("Any", self.cycle).response_complete:
-            self._answer_and_close(BODY_LATE)
+            self._answer_and_close(BODY_TIMEOUT)
         elif phase is Phase.HEAD and self._received_bytes:
-            self._answer_and_close(HEAD_LATE)
+            self._answer_and_close(HEAD_TIMEOUT)
         else:
             self._is_refused = True
             self.transport.close()

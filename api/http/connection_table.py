@@ -90,8 +90,8 @@ class ConnectionTable:
     """Admits connections, knows which of them may go, and closes those whose time is over."""
 
     def __init__(self, settings: Settings, *, max_descriptors: int) -> None:
-        room = max(MIN_CONNECTIONS, max_descriptors - RESERVED_DESCRIPTORS)
-        self.limit = min(settings.max_connections, room)
+        available = max(MIN_CONNECTIONS, max_descriptors - RESERVED_DESCRIPTORS)
+        self.limit = min(settings.max_connections, available)
         self.limit_per_address = settings.max_connections_per_address or max(1, self.limit // 2)
         self.is_draining = False
         self._timeouts_s = {
@@ -106,7 +106,7 @@ class ConnectionTable:
         self._open: set[TrackedConnection] = set()
         self._by_address: Counter[str] = Counter()
         # Without a request under way, the one that has been so for longest first.
-        self._unused: OrderedDict[TrackedConnection, None] = OrderedDict()
+        self._idle: OrderedDict[TrackedConnection, None] = OrderedDict()
         self._closed: Counter[str] = Counter()
 
     def __len__(self) -> int:
@@ -115,40 +115,40 @@ class ConnectionTable:
     def admit(self, connection: TrackedConnection) -> EmbedmillError | None:
         """Take a new connection in, and make room for it where that is possible. The reason, if it is refused."""
         if self._is_over_share(connection.address):
-            self.note("address_share")
+            self.count_closed("address_share")
             return RateLimited("There are too many connections from your address: use fewer, and keep them open.")
         if len(self._open) >= self.limit:
-            if not self._unused:
-                self.note("full")
+            if not self._idle:
+                self.count_closed("full")
                 return Overloaded("The server has as many connections as it can serve. Try again soon.")
-            oldest, _ = self._unused.popitem(last=False)
-            self.forget(oldest)
-            self.note("evicted")
-            oldest.evict()
+            longest_idle, _ = self._idle.popitem(last=False)
+            self.remove(longest_idle)
+            self.count_closed("evicted")
+            longest_idle.evict()
         self._open.add(connection)
         self._by_address[connection.address] += 1
-        self._unused[connection] = None
+        self._idle[connection] = None
         return None
 
-    def forget(self, connection: TrackedConnection) -> None:
+    def remove(self, connection: TrackedConnection) -> None:
         if connection not in self._open:
             return
         self._open.discard(connection)
-        self._unused.pop(connection, None)
+        self._idle.pop(connection, None)
         self._by_address[connection.address] -= 1
         if self._by_address[connection.address] <= 0:
             del self._by_address[connection.address]
 
-    def used(self, connection: TrackedConnection) -> None:
+    def mark_busy(self, connection: TrackedConnection) -> None:
         """The connection has a request under way: it stays."""
-        self._unused.pop(connection, None)
+        self._idle.pop(connection, None)
 
-    def unused(self, connection: TrackedConnection) -> None:
+    def mark_idle(self, connection: TrackedConnection) -> None:
         """It has none any more."""
         if connection in self._open:
-            self._unused[connection] = None
+            self._idle[connection] = None
 
-    def note(self, reason: str) -> None:
+    def count_closed(self, reason: str) -> None:
         """Count a connection that was closed by us; the log says so once a second for each reason."""
         self._closed[reason] += 1
         CONNECTIONS_CLOSED.labels(reason).inc()
@@ -156,16 +156,16 @@ class ConnectionTable:
     def sweep(self, now: float) -> None:
         """Close what has stood still for too long, and say what was closed since the last time."""
         CONNECTIONS.set(len(self._open))
-        for connection in self._standing(now):
+        for connection in self._expired(now):
             phase = connection.phase()
             if phase not in (Phase.IDLE, Phase.LINGER):  # those end in this way as a rule
-                self.note(f"{phase}_timeout")
+                self.count_closed(f"{phase}_timeout")
             connection.expire(phase)
         for reason, count in self._closed.items():
             log.warning("closed %d connections (%s); %d of %d are open", count, reason, len(self._open), self.limit)
         self._closed.clear()
 
-    def _standing(self, now: float) -> Iterator[TrackedConnection]:
+    def _expired(self, now: float) -> Iterator[TrackedConnection]:
         for connection in list(self._open):
             phase = connection.phase()
             if not connection.has_moved(phase, now):

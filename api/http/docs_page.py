@@ -54,9 +54,9 @@ def _page(document: dict[str, Any]) -> Iterator[str]:
     for name, schema in schemas.items():
         yield f"<details id={escape(name)} open><summary><code>{escape(name)}</code></summary>"
         yield escape(schema.get("description", ""))
-        needed = set(schema.get("required", ()))
+        required = set(schema.get("required", ()))
         yield from _table(
-            (field, _kind(kind), "required" if field in needed else "", kind.get("description", ""))
+            (field, _kind(kind), "required" if field in required else "", kind.get("description", ""))
             for field, kind in schema.get("properties", {}).items()
         )
         yield "</details>"
@@ -78,8 +78,8 @@ def _operation(operation: dict[str, Any]) -> Iterator[str]:
 
 def _table(rows: Iterator[tuple[str, str, str, str]]) -> Iterator[str]:
     yield "<table>"
-    for name, kind, needed, description in rows:
-        yield f"<tr><td><code>{escape(name)}</code><td>{kind}<td>{needed}<td>{escape(description)}"
+    for name, kind, required, description in rows:
+        yield f"<tr><td><code>{escape(name)}</code><td>{kind}<td>{required}<td>{escape(description)}"
     yield "</table>"
 
 

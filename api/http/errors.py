@@ -51,13 +51,13 @@ STATUS: dict[type[EmbedmillError], int] = {
     EmbedmillError: 500,
 }
 CLIENT_GONE = 499  # never sent: nobody is there to read it; it stands in metrics and logs
-LOG_AGAIN_S = 60.0
-RETRY_CEILING_S = 60  # above it, the official SDKs stop obeying Retry-After
+LOG_INTERVAL_S = 60.0
+MAX_RETRY_AFTER_S = 60  # above it, the official SDKs stop obeying Retry-After
 SERVER_ERROR = (
     "The server had an error while processing your request. Try again; when that does not help, "
     "tell whoever runs it the x-request-id of this answer."
 )
-OF_HTTP = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+HTTP_ERROR_CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
 
 
 class UpstreamFailureLog:
@@ -71,7 +71,7 @@ class UpstreamFailureLog:
         account = error.account if isinstance(error, errors.UpstreamError) else error.message
         key = (account, error.code)
         now = time.monotonic()
-        if now - self._logged_at.get(key, -LOG_AGAIN_S) < LOG_AGAIN_S:
+        if now - self._logged_at.get(key, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
             self._suppressed[key] += 1
             return
         self._logged_at[key] = now
@@ -110,7 +110,7 @@ def render(error: EmbedmillError) -> Response:
     response = envelope(status, message, param=error.param, code=code)
     if status in (429, 503):
         seconds = error.retry_after_s if error.retry_after_s is not None else 1.0
-        response.headers["retry-after"] = str(min(max(math.ceil(seconds), 1), RETRY_CEILING_S))
+        response.headers["retry-after"] = str(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
     if status == 401:
         response.headers["www-authenticate"] = "Bearer"
     if isinstance(error, errors.Conflict):
@@ -118,7 +118,7 @@ def render(error: EmbedmillError) -> Response:
     return response
 
 
-def raw(error: EmbedmillError) -> bytes:
+def raw_response(error: EmbedmillError) -> bytes:
     """Our own error as a whole HTTP answer, for a connection that is closed before any application sees a request."""
     response = render(error)
     phrase = HTTPStatus(response.status_code).phrase
@@ -136,7 +136,7 @@ def _near_paths(request: Request) -> str:
 def install(app: Starlette) -> None:
     """Give every error of the app, the framework's own too, the one envelope."""
 
-    async def ours(request: Request, error: Exception) -> Response:
+    async def on_embedmill_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, EmbedmillError)
         request.scope["error"] = (error.code, error.param)
         if status_of(error) == 500:
@@ -145,38 +145,38 @@ def install(app: Starlette) -> None:
             UPSTREAM_FAILURES.log(error, request.scope.get("request_id"))
         return render(error)
 
-    async def of_http(request: Request, error: Exception) -> Response:
+    async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         path = request.scope["path"]  # not `request.url`, which is made of the Host header too
-        words = {
+        messages = {
             404: f"Unknown request URL: {request.method} {path}.{_near_paths(request)} See /docs for what there is.",
             405: f"Not allowed to {request.method} on {path}. Use {(error.headers or {}).get('Allow', 'GET')}.",
         }
-        message = words.get(error.status_code, str(error.detail))
-        code = OF_HTTP.get(error.status_code, "http_error")
+        message = messages.get(error.status_code, str(error.detail))
+        code = HTTP_ERROR_CODES.get(error.status_code, "http_error")
         request.scope["error"] = (code, None)
         response = envelope(error.status_code, message, code=code)
         for name, value in (error.headers or {}).items():
             response.headers[name] = value
         return response
 
-    async def hung_up(request: Request, error: Exception) -> Response:
+    async def on_disconnect(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
-    async def of_validation(request: Request, error: Exception) -> Response:
+    async def on_validation_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first: dict[str, Any] = error.errors()[0]
-        param = ".".join(str(part) for part in first["loc"] if part not in ("query", "body", "path", "header"))
+        fault: dict[str, Any] = error.errors()[0]
+        param = ".".join(str(part) for part in fault["loc"] if part not in ("query", "body", "path", "header"))
         request.scope["error"] = ("invalid_value", param)
-        return envelope(400, f"Invalid '{param}': {first['msg']}.", param=param or None, code="invalid_value")
+        return envelope(400, f"Invalid '{param}': {fault['msg']}.", param=param or None, code="invalid_value")
 
-    async def unexpected(request: Request, error: Exception) -> Response:
+    async def on_unexpected_error(request: Request, error: Exception) -> Response:
         request.scope["error"] = ("internal_error", None)
         log.error("unexpected error", exc_info=error, extra={"request_id": request.scope.get("request_id")})
         return envelope(500, SERVER_ERROR, code="internal_error")
 
-    app.add_exception_handler(EmbedmillError, ours)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(ClientDisconnect, hung_up)
-    app.add_exception_handler(RequestValidationError, of_validation)
-    app.add_exception_handler(Exception, unexpected)
+    app.add_exception_handler(EmbedmillError, on_embedmill_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(Exception, on_unexpected_error)

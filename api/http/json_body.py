@@ -16,7 +16,7 @@ from engine.corpus.lines import explain_line
 from models.errors import InvalidInput, RequestError
 
 Body = TypeVar("Body", bound=msgspec.Struct)
-Texts = str | list[Any]
+InputValue = str | list[Any]
 
 # A body that is no larger, or has no more brackets, quotes and commas than this, is decoded in a few milliseconds.
 INLINE_BYTES = 64 * 1024
@@ -27,9 +27,9 @@ NOT_JSON = "The body is not valid JSON: check quotes, commas and brackets."
 # The fields beside `input` and the two that have a limit of their own.
 MAX_FIELD_BYTES = 64 * 1024
 _OPTIONS = ("providerOptions", "metadata")
-_ITEMS = msgspec.json.Decoder(list[str | int | list[int]])
+_INPUTS = msgspec.json.Decoder(list[str | int | list[int]])
 _TEXT = msgspec.json.Decoder(str)
-_NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def is_cheap(body: bytes) -> bool:
     """True when decoding the whole body holds nobody up, and makes few objects."""
     if len(body) <= INLINE_BYTES:
         return True
-    return len(body) <= CHEAP_BYTES and all(body.count(mark) <= most for mark, most in CHEAP_COUNTS)
+    return len(body) <= CHEAP_BYTES and all(body.count(mark) <= limit for mark, limit in CHEAP_COUNTS)
 
 
 def check_options(options: object, name: str) -> None:
@@ -54,7 +54,7 @@ def check_options(options: object, name: str) -> None:
         raise _too_long(name, MAX_OPTIONS_BYTES)
 
 
-def split(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body, Span | None]:
+def split_input(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body, Span | None]:
     """The fields of a body, with an empty `input`, and where its input lies; None where that is no text and no array.
 
     Raises InvalidInput, UnsupportedParameter.
@@ -70,7 +70,7 @@ def split(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body, Span 
     found: Span | None = None
     fields: list[bytes] = []
     for key, (start, stop) in spans.items():
-        name = _name(key)
+        name = _field_name(key)
         if name == "input" and (kind := json_spans.first_byte(body, start, stop)) in (b'"', b"["):
             found = Span(start, stop, kind)
             fields.append(b'"input":""')
@@ -85,7 +85,7 @@ def split(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body, Span 
     return decode(decoder, b"{" + b",".join(fields) + b"}"), found
 
 
-def read_inputs(body: bytes, span: Span, *, max_inputs: int, max_tokens: int) -> Iterator[Texts]:
+def read_inputs(body: bytes, span: Span, *, max_inputs: int, max_tokens: int) -> Iterator[InputValue]:
     """The input of a sync request: yields after each piece what there is so far, last the whole.
 
     Raises InvalidInput that names the first item that is none.
@@ -104,25 +104,25 @@ def read_inputs(body: bytes, span: Span, *, max_inputs: int, max_tokens: int) ->
         return
     count = json_spans.count_items(body, span.start, span.stop, limit=CHEAP_COUNTS[0][1])
     if count > max_inputs:
-        raise too_many(max_inputs, count, more=count > CHEAP_COUNTS[0][1])
+        raise too_many_inputs(max_inputs, count, more=count > CHEAP_COUNTS[0][1])
     inputs: list[Any] = []
-    for low, high, some in json_spans.items(body, span.start, span.stop):
+    for low, high, item_count in json_spans.items(body, span.start, span.stop):
         piece = body[low:high]
         try:
-            if some == 1 and json_spans.first_byte(piece, 0, len(piece)) == b"[":
+            if item_count == 1 and json_spans.first_byte(piece, 0, len(piece)) == b"[":
                 inputs.append(read_numbers(piece, 0, len(piece), limit=max_tokens))
             else:
-                inputs += _ITEMS.decode(b"[" + piece + b"]")
-        except (ValueError, *_NOT_JSON):
-            raise _guilty(piece, len(inputs)) from None
+                inputs += _INPUTS.decode(b"[" + piece + b"]")
+        except (ValueError, *_JSON_ERRORS):
+            raise _invalid_item(piece, len(inputs)) from None
         yield inputs
     if not inputs:
         yield inputs
 
 
-def too_many(most: int, count: int, *, more: bool = False) -> InvalidInput:
+def too_many_inputs(max_inputs: int, count: int, *, more: bool = False) -> InvalidInput:
     return InvalidInput(
-        f"Invalid 'input': array too long. Expected an array with maximum length {most}, "
+        f"Invalid 'input': array too long. Expected an array with maximum length {max_inputs}, "
         f"but got {'more than ' if more else ''}{count - more}. "
         "Send several requests, or one job (POST /v1/embeddings/jobs).",
         param="input",
@@ -130,17 +130,17 @@ def too_many(most: int, count: int, *, more: bool = False) -> InvalidInput:
     )
 
 
-def name_the_guilty(body: bytes, error: RequestError) -> RequestError:
+def locate_invalid_input(body: bytes, error: RequestError) -> RequestError:
     """A better error for a body that is not JSON because of one of its inputs; else the error as it is."""
     try:
-        spans = {_name(key): span for key, span in json_spans.members(body).items()}
+        spans = {_field_name(key): span for key, span in json_spans.members(body).items()}
         start, stop = spans["input"]
         kind = json_spans.first_byte(body, start, stop)
         if kind == b'"':
             _text(body[start:stop])
         elif kind == b"[":
             opening = body.index(b"[", start)
-            _items(body[opening:stop], 0)
+            _check_items(body[opening:stop], 0)
     except InvalidInput as found:
         return found
     except (json_spans.Malformed, KeyError, ValueError):
@@ -148,30 +148,30 @@ def name_the_guilty(body: bytes, error: RequestError) -> RequestError:
     return error
 
 
-def _items(array: bytes, first_index: int) -> None:
+def _check_items(array: bytes, first_index: int) -> None:
     for position, (low, high, _) in enumerate(json_spans.items(array, 0, len(array), piece_bytes=1)):
         item = array[low:high].strip()
         try:
             item.decode("utf-8")
             msgspec.json.decode(item, type=msgspec.Raw)  # whether it is JSON, and nothing more
-        except _NOT_JSON:
+        except _JSON_ERRORS:
             reason, _ = explain_line(item, "item")
-            place = f"input[{first_index + position}]"
-            raise InvalidInput(f"Invalid '{place}': {reason.message}.", param=place, code="invalid_json") from None
+            param = f"input[{first_index + position}]"
+            raise InvalidInput(f"Invalid '{param}': {reason.message}.", param=param, code="invalid_json") from None
 
 
-def _guilty(piece: bytes, first_index: int) -> InvalidInput:
+def _invalid_item(piece: bytes, first_index: int) -> InvalidInput:
     """Which of these items is no input."""
     array = b"[" + piece + b"]"
     try:
-        _items(array, first_index)
+        _check_items(array, first_index)
         for position, (low, high, _) in enumerate(json_spans.items(array, 0, len(array), piece_bytes=1)):
             try:
-                _ITEMS.decode(b"[" + array[low:high] + b"]")
-            except _NOT_JSON:
-                place = f"input[{first_index + position}]"
+                _INPUTS.decode(b"[" + array[low:high] + b"]")
+            except _JSON_ERRORS:
+                param = f"input[{first_index + position}]"
                 return InvalidInput(
-                    f"Invalid '{place}': expected a string or an array of token ids.", param=place, code="invalid_type"
+                    f"Invalid '{param}': expected a string or an array of token ids.", param=param, code="invalid_type"
                 )
     except InvalidInput as found:
         return found
@@ -181,7 +181,7 @@ def _guilty(piece: bytes, first_index: int) -> InvalidInput:
 def _text(value: bytes) -> str:
     try:
         return _TEXT.decode(value)
-    except _NOT_JSON:
+    except _JSON_ERRORS:
         reason, _ = explain_line(value.strip(), "input")
         raise InvalidInput(f"Invalid 'input': {reason.message}.", param="input", code="invalid_json") from None
 
@@ -190,7 +190,7 @@ def _is_empty(body: bytes, opening: int, stop: int) -> bool:
     return json_spans.first_byte(body, opening, stop) == b""
 
 
-def _name(key: bytes) -> str:
+def _field_name(key: bytes) -> str:
     try:
         name = json.loads(key)
     except ValueError:

@@ -9,8 +9,8 @@ from fastapi import Request
 from models.errors import UnsupportedMediaType
 
 JSON = "application/json"
-CURLS_DEFAULT = "application/x-www-form-urlencoded"
-STREAMED = "application/x-ndjson (a JSON value per line) or text/plain (a text per line)"
+FORM_URLENCODED = "application/x-www-form-urlencoded"
+STREAM_TYPES = "application/x-ndjson (a JSON value per line) or text/plain (a text per line)"
 
 
 def media_type(request: Request) -> str:
@@ -31,8 +31,8 @@ def unsupported(kind: str, supported: Sequence[str]) -> UnsupportedMediaType:
     """The body is said to be what nobody reads here: the header to send, and where this one often comes from."""
     advice = f"Send the header Content-Type: {JSON} with a JSON body"
     if len(supported) > 1:
-        advice += f", or with a streamed corpus Content-Type: {STREAMED}"
-    if kind == CURLS_DEFAULT:
+        advice += f", or with a streamed corpus Content-Type: {STREAM_TYPES}"
+    if kind == FORM_URLENCODED:
         advice += (
             f". curl sends this one with -d and --data-binary unless told otherwise: add -H 'Content-Type: {JSON}'"
         )
@@ -42,20 +42,20 @@ def unsupported(kind: str, supported: Sequence[str]) -> UnsupportedMediaType:
     )
 
 
-def check_is_given(request: Request) -> None:
+def require_content_type(request: Request) -> None:
     """A corpus that is streamed has its parameters in the query, and must say what it is. Raises UnsupportedMediaType.
 
     Without the header it would be taken for JSON, and the first parameter called unknown.
     """
     if "content-type" not in request.headers and request.query_params:
         raise UnsupportedMediaType(
-            f"The request has no Content-Type. Send the header Content-Type: {STREAMED} with a streamed corpus. "
+            f"The request has no Content-Type. Send the header Content-Type: {STREAM_TYPES} with a streamed corpus. "
             f"With a JSON body, its parameters belong into the body, and not into the query.",
             param="content-type",
         )
 
 
-def missing_model(kind: str) -> str:
+def missing_model_message(kind: str) -> str:
     """What a streamed corpus without a model is told."""
     return (
         f"Missing required parameter: 'model'. With Content-Type '{kind}' it belongs into the query (?model=…). "

@@ -22,7 +22,7 @@ log = logging.getLogger("embedmill.requests")
 CLIENT_ID_CHARS = 128
 PATH_CHARS = 200
 PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
-EMBEDDINGS = "/v1/embeddings"
+EMBEDDINGS_PATH = "/v1/embeddings"
 # Clients of vector databases size their calls by these, and send one text a call where they are missing. Keys have no
 # such limits today: the numbers say "as good as none", in the form that those clients can read.
 RATE_LIMITS = [
@@ -34,11 +34,11 @@ RATE_LIMITS = [
     (b"x-ratelimit-reset-tokens", b"1s"),
 ]
 SLASHES = re.compile("/{2,}")
-A_KEY = re.compile("em_[0-9A-Za-z_]+")
-A_PARAM = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}\Z")
+KEY_PATTERN = re.compile("em_[0-9A-Za-z_]+")
+PARAM_PATTERN = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}\Z")
 
 
-class RequestEnvelope:
+class RequestContext:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
@@ -56,15 +56,15 @@ class RequestEnvelope:
             path = scope["path"] = SLASHES.sub("/", path).rstrip("/") or "/"
         scope["request_id"] = request_id
         status = 500
-        added = [(b"x-request-id", request_id.encode())]
-        if path == EMBEDDINGS and method == "POST":
-            added += RATE_LIMITS
+        extra_headers = [(b"x-request-id", request_id.encode())]
+        if path == EMBEDDINGS_PATH and method == "POST":
+            extra_headers += RATE_LIMITS
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].extend(added)
+                message["headers"].extend(extra_headers)
             await send(message)
 
         try:
@@ -73,8 +73,8 @@ class RequestEnvelope:
             seconds = time.perf_counter() - started
             route = scope.get("route")
             template = getattr(route, "path", "unknown")  # never the caller's own path: no label explosion
-            answered, duration = _metrics_of(template, status)
-            answered.inc()
+            count, duration = _metrics_of(template, status)
+            count.inc()
             duration.observe(seconds)
             client_id = next((v for k, v in scope["headers"] if k == b"x-client-request-id"), None)
             # Probes ask every second, and their answer is in the metrics.
@@ -106,10 +106,10 @@ def _details(scope: Scope, status: int) -> dict[str, Any]:
     if status >= 400:
         code, param = scope.get("error", (None, None))
         raw_path = scope.get("raw_path", b"").decode("latin-1")
-        details["path"] = A_KEY.sub("em_…", raw_path)[:PATH_CHARS]
+        details["path"] = KEY_PATTERN.sub("em_…", raw_path)[:PATH_CHARS]
         details["code"] = code
         # A caller's own field names may be anything.
-        details["param"] = param if param is None or A_PARAM.match(param) else "…"
+        details["param"] = param if param is None or PARAM_PATTERN.match(param) else "…"
     return details
 
 

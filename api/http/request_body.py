@@ -24,7 +24,7 @@ TOO_LARGE = (
 UNPACKED_INLINE_BYTES = 64 * 1024
 
 
-def decoding(request: Request) -> GzipDecoder | IdentityDecoder:
+def body_decoder(request: Request) -> GzipDecoder | IdentityDecoder:
     """The decoder for the body's Content-Encoding. Raises UnsupportedMediaType."""
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding in ("gzip", "x-gzip"):
@@ -38,18 +38,18 @@ def decoding(request: Request) -> GzipDecoder | IdentityDecoder:
     )
 
 
-async def read(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, limit: int) -> bytes:
     """The whole decoded body. Raises as `read_under_lease` does."""
-    with lease_of(request) as lease:
-        return await read_under_lease(request, limit, lease)
+    with body_lease(request) as lease:
+        return await read_body_under_lease(request, limit, lease)
 
 
-def lease_of(request: Request) -> ByteLease:
+def body_lease(request: Request) -> ByteLease:
     """A lease on the budget of bytes for the body's project. Use it as a context manager."""
     return runtime_of(request).bodies.lease(caller_of(request).project)
 
 
-async def read_under_lease(request: Request, limit: int, lease: ByteLease) -> bytes:
+async def read_body_under_lease(request: Request, limit: int, lease: ByteLease) -> bytes:
     """The whole decoded body; its bytes are counted under the lease as long as that is open.
 
     Raises PayloadTooLarge once it is over the limit, BodyTooSlow, and RateLimited or Overloaded when the requests of
@@ -58,17 +58,17 @@ async def read_under_lease(request: Request, limit: int, lease: ByteLease) -> by
     length = request.headers.get("content-length")
     if length is not None and (not length.isdigit() or int(length) > limit):
         raise PayloadTooLarge(TOO_LARGE.format(limit=limit))
-    decoder = decoding(request)
+    decoder = body_decoder(request)
     # How long a connection may be silent is bounded by its own clock: a body in one piece needs no second one.
-    first = await _next_chunk(request)
-    if first.is_last and isinstance(decoder, IdentityDecoder) and len(first.data) <= limit:
-        if not lease.try_resize(len(first.data)):
-            await lease.resize(len(first.data))
-        return first.data
+    first_chunk = await _next_chunk(request)
+    if first_chunk.is_last and isinstance(decoder, IdentityDecoder) and len(first_chunk.data) <= limit:
+        if not lease.try_resize(len(first_chunk.data)):
+            await lease.resize(len(first_chunk.data))
+        return first_chunk.data
     timeout_s = runtime_of(request).settings.body_timeout_s
     try:
         async with asyncio.timeout(timeout_s):
-            return await _read_rest(request, first, decoder, limit, lease)
+            return await _read_rest(request, first_chunk, decoder, limit, lease)
     except TimeoutError:
         raise _too_slow(
             f"The body did not arrive within {timeout_s:g} seconds: "
@@ -116,25 +116,25 @@ async def _next_chunk(request: Request) -> _Chunk:
     return _Chunk(message.get("body", b""), not message.get("more_body", False))
 
 
-async def pieces(request: Request) -> AsyncIterator[bytes]:
+async def raw_chunks(request: Request) -> AsyncIterator[bytes]:
     """The raw body as it arrives, never held whole. Raises BodyTooSlow, by the time that was spent waiting for it."""
     settings = runtime_of(request).settings
     deadline = time.monotonic() + settings.upload_timeout_s
     window_s, window_bytes = 0.0, 0
     stream = aiter(request.stream())
-    arriving: asyncio.Future[bytes | None] | None = None
+    next_chunk: asyncio.Future[bytes | None] | None = None
     try:
         while True:
             since = time.monotonic()
-            if arriving is None:
+            if next_chunk is None:
                 # A task of its own, which a timeout does not cancel: a cancelled stream has no next chunk.
-                arriving = asyncio.ensure_future(_next(stream))
-            left_s = min(deadline - since, settings.upload_window_s - window_s)
-            done, _ = await asyncio.wait({arriving}, timeout=max(left_s, 0.0))
+                next_chunk = asyncio.ensure_future(_next(stream))
+            remaining_s = min(deadline - since, settings.upload_window_s - window_s)
+            done, _ = await asyncio.wait({next_chunk}, timeout=max(remaining_s, 0.0))
             window_s += time.monotonic() - since
             if done:
-                chunk = arriving.result()
-                arriving = None
+                chunk = next_chunk.result()
+                next_chunk = None
                 if chunk is None:
                     return
                 window_bytes += len(chunk)
@@ -152,8 +152,8 @@ async def pieces(request: Request) -> AsyncIterator[bytes]:
                     )
                 window_s, window_bytes = 0.0, 0
     finally:
-        if arriving is not None:
-            arriving.cancel()
+        if next_chunk is not None:
+            next_chunk.cancel()
 
 
 async def _next(stream: AsyncIterator[bytes]) -> bytes | None:

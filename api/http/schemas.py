@@ -294,9 +294,9 @@ def explain(error: msgspec.ValidationError, schema: Any) -> RequestError:
 
 def _what_there_is(name: str, parent: str, schema: Any) -> str:
     """What may have been meant by an unknown parameter, or which ones are known."""
-    known = TextLine.__struct_fields__ if parent.startswith("input") else schema.__struct_fields__
-    if near := did_you_mean(name, known):
+    names = TextLine.__struct_fields__ if parent.startswith("input") else schema.__struct_fields__
+    if near := did_you_mean(name, names):
         return near
     if not parent and name in BELONGS_TO:
         return f" It is a parameter of {BELONGS_TO[name]}."
-    return f" Leave it out; known are {', '.join(known)}."
+    return f" Leave it out; known are {', '.join(names)}."

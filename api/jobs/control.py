@@ -32,7 +32,7 @@ async def pause_job(request: Request) -> Response:
 
 async def resume_job(request: Request) -> Response:
     params.reject_unknown_params(request)
-    body = await request_body.read(request, MAX_RESUME_BYTES)
+    body = await request_body.read_body(request, MAX_RESUME_BYTES)
     resume = decode(_RESUME, body) if body.strip() else ResumeRequest()
     ceiling = None if resume.max_cost_usd is None else budget.ceiling(resume.max_cost_usd)
     return await _job_action(request, partial(pause_resume.resume, max_cost_usd=ceiling))

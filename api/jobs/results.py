@@ -27,25 +27,25 @@ async def get_results(request: Request) -> Response:
 async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
     job = await job_rows.find(runtime, caller_of(request).project, request.path_params["job_id"])
-    shape = params.choice_param(request, "format", ("ndjson", "npy"))
+    format_ = params.choice_param(request, "format", ("ndjson", "npy"))
     encoding = params.choice_param(request, "encoding_format", ("float", "base64"))
     start = params.int_param(request, "start")
     stop = params.int_param(request, "stop")
     if start is not None and stop is not None and stop < start:
         raise InvalidInput("Invalid 'stop': must not be less than start.", param="stop", code="invalid_value")
     await read_leases.start_reading(runtime, job)
-    wanted = Range.of(job, start, stop)
-    complete = await results.is_complete(runtime, job, wanted, stop)
+    index_range = Range.of(job, start, stop)
+    complete = await results.is_complete(runtime, job, index_range, stop)
     headers = {"x-embedmill-complete": "true" if complete else "false", "cache-control": "no-store"}
     body: Body
-    if shape == "npy":
-        headers["content-length"] = str(results.npy_bytes(job, wanted))
-        body, media = results.npy(runtime, job, wanted, complete=complete), "application/octet-stream"
+    if format_ == "npy":
+        headers["content-length"] = str(results.npy_bytes(job, index_range))
+        body, media_type = results.npy(runtime, job, index_range, complete=complete), "application/octet-stream"
     else:
-        body = results.ndjson(runtime, job, wanted, encoding, complete=complete)
-        media = NDJSON
-    headers["content-disposition"] = f'attachment; filename="{job.id}.{shape}"'
-    return read_leases.keep_reading(runtime, job.id, body), media, headers
+        body = results.ndjson(runtime, job, index_range, encoding, complete=complete)
+        media_type = NDJSON
+    headers["content-disposition"] = f'attachment; filename="{job.id}.{format_}"'
+    return read_leases.keep_reading(runtime, job.id, body), media_type, headers
 
 
 async def get_errors(request: Request) -> Response:
@@ -66,16 +66,16 @@ async def _stream(
 ) -> Response:
     """What `start` makes, as a stream; refused before anything is read when there are too many of them."""
     streams, key_id = budgets_of(request).streams, caller_of(request).key_id
-    streams.take(key_id)
+    streams.acquire(key_id)
     try:
-        body, media, headers = await start(request)
+        body, media_type, headers = await start(request)
     except BaseException:
-        streams.give_back(key_id)
+        streams.release(key_id)
         raise
-    shrinks = media == NDJSON and request.query_params.get("encoding_format") != "base64"
-    if shrinks or must_compress(request):
+    is_compressible = media_type == NDJSON and request.query_params.get("encoding_format") != "base64"
+    if is_compressible or must_compress(request):
         headers |= VARY
         if coding := chosen_coding(request):
             headers.pop("content-length", None)
             body, headers = compressed_stream(coding, body), headers | {"content-encoding": coding}
-    return BudgetedStream(streams, key_id, body, media_type=media, headers=headers)
+    return BudgetedStream(streams, key_id, body, media_type=media_type, headers=headers)

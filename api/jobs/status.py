@@ -23,7 +23,7 @@ async def list_jobs(request: Request) -> Response:
         raise InvalidInput(
             f"Invalid 'status': supported are {', '.join(job_rows.STATUSES)}.", param="status", code="invalid_value"
         )
-    rows, more = await job_rows.page(
+    rows, has_more = await job_rows.page(
         runtime_of(request),
         caller_of(request).project,
         limit=limit,
@@ -37,30 +37,35 @@ async def list_jobs(request: Request) -> Response:
             "data": data,
             "first_id": data[0]["id"] if data else None,
             "last_id": data[-1]["id"] if data else None,
-            "has_more": more,
+            "has_more": has_more,
         }
     )
 
 
 async def get_job(request: Request) -> Response:
     runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
-    seen = request.headers.get("if-none-match")
+    seen_etags = request.headers.get("if-none-match")
     if request.query_params:
         params.reject_unknown_params(request, "wait")
     if "wait" in request.query_params:
         wait_s = params.int_param(request, "wait", low=0, high=WAIT_CEILING_S) or 0
         watches: JobWatches = request.app.state.watches
-        with budgets_of(request).polls.taken(caller_of(request).key_id):
+        with budgets_of(request).polls.hold(caller_of(request).key_id):
             row = await watches.wait_for_change(
-                project, job_id, wait_s=wait_s, seen_etag=_first_tag(seen), gone=request.is_disconnected
+                project, job_id, wait_s=wait_s, seen_etag=_first_tag(seen_etags), gone=request.is_disconnected
             )
     else:
         row = await job_rows.find(runtime, project, job_id)
-    tag = job_rows.etag(row)
-    if seen is not None and (seen.strip() == "*" or tag in (one.strip().removeprefix("W/") for one in seen.split(","))):
-        return Response(status_code=304, headers=poll_headers(row, tag))
+    etag = job_rows.etag(row)
+    if seen_etags is not None and _matches(seen_etags, etag):
+        return Response(status_code=304, headers=poll_headers(row, etag))
     return job_response(row, 200, {})
 
 
 def _first_tag(header: str | None) -> str | None:
     return None if header is None else header.split(",")[0].strip().removeprefix("W/")
+
+
+def _matches(if_none_match: str, etag: str) -> bool:
+    """True when the header names the ETag, or `*`. Weak and strong tags compare alike."""
+    return if_none_match.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in if_none_match.split(","))

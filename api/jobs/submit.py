@@ -40,7 +40,7 @@ async def create_job(request: Request) -> Response:
     kind = media_types.media_type(request)
     if kind != media_types.JSON and kind not in PARSERS:
         raise media_types.unsupported(kind, [media_types.JSON, *PARSERS])
-    media_types.check_is_given(request)
+    media_types.require_content_type(request)
     charset = media_types.charset(request)
     if charset.startswith(("utf-16", "utf-32", "ucs-")):
         raise UnsupportedMediaType(f"The charset '{charset[:40]}' is not supported: send UTF-8.", param="content-type")
@@ -55,8 +55,8 @@ async def create_job(request: Request) -> Response:
 async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Response:
     params.reject_unknown_params(request)
     project = caller_of(request).project
-    with request_body.lease_of(request) as lease:
-        body = await request_body.read_under_lease(request, runtime.settings.max_body_bytes, lease)
+    with request_body.body_lease(request) as lease:
+        body = await request_body.read_body_under_lease(request, runtime.settings.max_body_bytes, lease)
         asked, span = await _job_request(runtime, project, body)
         wanted = _wanted(request, runtime, asked, asked.metadata or {}, asked.providerOptions or {})
         pieces = _lines_of(asked.input) if span is None else _lines_in(runtime, wanted, body, span)
@@ -78,18 +78,18 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
 async def _job_request(runtime: Runtime, project: str, body: bytes) -> tuple[JobRequest, json_body.Span | None]:
     """The request; of a large body, or one with an input that is not JSON, where its inputs lie."""
     if not json_body.is_cheap(body):
-        return await runtime.work.run(project, lambda: json_body.split(_REQUEST, body))
+        return await runtime.work.run(project, lambda: json_body.split_input(_REQUEST, body))
     try:
         asked = decode(_REQUEST, body)
     except InvalidInput as error:
         if error.code != "invalid_json":
             raise
         try:  # one input of many that is no JSON must not spoil the others
-            asked, span = json_body.split(_REQUEST, body)
+            asked, span = json_body.split_input(_REQUEST, body)
         except InvalidInput:
             raise error from None
         if span is None or span.kind != b"[":
-            raise json_body.name_the_guilty(body, error) from None
+            raise json_body.locate_invalid_input(body, error) from None
         return asked, span
     if len(body) > json_body.MAX_OPTIONS_BYTES:
         json_body.check_options(asked.providerOptions, "providerOptions")
@@ -107,7 +107,7 @@ async def _hash(runtime: Runtime, project: str, body: bytes) -> bytes:
 async def _from_stream(request: Request, runtime: Runtime, key: str | None, kind: str) -> Response:
     asked = _query(request)
     wanted = _wanted(request, runtime, asked, _metadata_of(asked.metadata), {})
-    decoder = request_body.decoding(request)
+    decoder = request_body.body_decoder(request)
     if asked.dry_run:
         estimate = Estimate(runtime, wanted, caller_of(request).project)
         await _feed(request, runtime, kind, decoder, estimate, hashlib.sha256())
@@ -115,7 +115,7 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, kind
     hasher = hashlib.sha256(b"%b\0%b\0" % (kind.encode(), request.scope["query_string"]))
     reserved = await _reserve(request, runtime, key)
     if isinstance(reserved, Replay):
-        async for chunk in request_body.pieces(request):
+        async for chunk in request_body.raw_chunks(request):
             hasher.update(chunk)
         return await _replay(request, runtime, reserved, hasher.digest(), wanted)
     async with job_intake.receiving(runtime, caller_of(request), wanted, reserved) as intake:
@@ -143,7 +143,7 @@ async def _feed(
             for low in range(0, len(piece), STEP_BYTES):
                 yield reader.feed(piece[low : low + STEP_BYTES])
 
-    async for chunk in request_body.pieces(request):
+    async for chunk in request_body.raw_chunks(request):
         hasher.update(chunk)
         # A few packed bytes may be many.
         size = len(chunk) if isinstance(decoder, IdentityDecoder) else None
@@ -262,7 +262,7 @@ def _query(request: Request) -> JobQuery:
         return msgspec.convert(dict(request.query_params), JobQuery, strict=False)
     except msgspec.ValidationError as error:
         if "model" not in request.query_params:
-            message = media_types.missing_model(media_types.media_type(request))
+            message = media_types.missing_model_message(media_types.media_type(request))
             raise InvalidInput(message, param="model", code="missing_required_parameter") from error
         raise explain(error, JobQuery) from error
 

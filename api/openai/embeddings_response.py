@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence, Set
 from decimal import Decimal
 from functools import lru_cache
@@ -13,16 +14,37 @@ from starlette.responses import Response
 
 from api.openai.warnings import warnings_of
 from engine.embedding.collector import OutcomeCollector
+from engine.process.work_threads import WorkThreads
 from engine.storage import vectors
 from models.base import trace_id, usd_text
 from models.embedding import Alias, Call, Matrix, Options, Route
 
+# A larger answer is encoded in steps, so that each tenant has its turn on the loop.
+INLINE_INPUTS = 256
+INLINE_NUMBERS = 256 * 1024  # in JSON: some 6 ms
+INLINE_BASE64_NUMBERS = 512 * 1024
 # A header takes printable ASCII; names in other scripts are percent-encoded.
 VISIBLE = "/ !#$&'()*+,:;=?@[]^`{|}~<>\\\"-_."
 
 
-def write_rows(rows: Sequence[Matrix], *, base64: bool) -> list[bytes]:
-    """Each vector as it stands in the answer."""
+async def encode_rows(work: WorkThreads, project: str, outcomes: OutcomeCollector, *, base64: bool) -> list[bytes]:
+    """Each vector as it stands in the answer, in the order of the inputs. A large answer is encoded in steps."""
+    rows = [row for block in outcomes.rows() for row in block]
+    width = rows[0].shape[-1] if rows else 0
+    max_numbers = INLINE_BASE64_NUMBERS if base64 else INLINE_NUMBERS
+    if len(rows) <= INLINE_INPUTS and len(rows) * width <= max_numbers:
+        return _encode(rows, base64=base64)
+    # On the loop, in steps: a thread would hold the interpreter's lock as long, and cost its switches too.
+    step = max(1, INLINE_NUMBERS // width)
+    encoded: list[bytes] = []
+    async with work.turn(project):
+        for low in range(0, len(rows), step):
+            encoded += _encode(rows[low : low + step], base64=base64)
+            await asyncio.sleep(0)
+    return encoded
+
+
+def _encode(rows: Sequence[Matrix], *, base64: bool) -> list[bytes]:
     return [vectors.base64_row(row) if base64 else vectors.json_row(row) for row in rows]
 
 
@@ -31,12 +53,12 @@ def render(
     options: Options,
     calls: Sequence[Call],
     outcomes: OutcomeCollector,
-    written: Sequence[bytes],
+    encoded_rows: Sequence[bytes],
     truncated: Set[int],
     *,
     base64: bool,
 ) -> Response:
-    """The answer. `written`: each vector in the order of the inputs; `truncated`: positions of inputs that we cut."""
+    """The answer. `encoded_rows`: one per input, in order; `truncated`: positions of the inputs that we cut."""
     parts = outcomes.parts
     tokens = sum(part.tokens for part in parts)
     route = next(part.route for part in parts if part.route is not None)
@@ -51,7 +73,7 @@ def render(
         }
     )
     return Response(
-        b"".join(_pieces(written, tail, truncated | outcomes.truncated(), base64=base64)),
+        b"".join(_pieces(encoded_rows, tail, truncated | outcomes.truncated(), base64=base64)),
         media_type="application/json",
         headers={
             "x-embedmill-provider": _header_value(route.provider),
@@ -65,17 +87,17 @@ def _header_value(name: str) -> str:
     return quote(name, safe=VISIBLE)
 
 
-def _pieces(written: Sequence[bytes], tail: bytes, truncated: Set[int], *, base64: bool) -> list[bytes]:
+def _pieces(encoded_rows: Sequence[bytes], tail: bytes, truncated: Set[int], *, base64: bool) -> list[bytes]:
     """The answer in pieces: a megabyte of vectors is copied once, when they are joined."""
-    openings: Sequence[bytes] = _openings(len(written), base64=base64)
+    openings: Sequence[bytes] = _openings(len(encoded_rows), base64=base64)
     if truncated:
         openings = [
             opening.replace(b'"embedding":', b'"truncated":true,"embedding":') if index in truncated else opening
             for index, opening in enumerate(openings)
         ]
-    pieces = [b""] * (2 * len(written))
+    pieces = [b""] * (2 * len(encoded_rows))
     pieces[0::2] = openings
-    pieces[1::2] = written
+    pieces[1::2] = encoded_rows
     pieces += (b'"}],' if base64 else b"}],", tail[1:])
     return pieces
 

@@ -10,14 +10,14 @@ from models.embedding import Call, Options, Route
 
 def warnings_of(options: Options, calls: Sequence[Call], final: Route) -> list[dict[str, str]]:
     """Nearly always none, which costs a look at each call."""
-    found: list[dict[str, str]] = []
+    warnings: list[dict[str, str]] = []
     if options.provider_options or options.input_type:
-        found += (_warning("unsupported", *each) for each in not_honoured(options, [final]))
-    doubtful = next((call for call in calls if call.doubt is not None), None)
-    if doubtful is not None:
-        said = f"{doubtful.provider} reports a number of tokens that is not believed ({doubtful.doubt})"
-        found.append(_warning("other", "usage", f"{said}: usage and cost are estimated"))
-    return found
+        warnings += (_warning("unsupported", *pair) for pair in not_honoured(options, [final]))
+    doubted = next((call for call in calls if call.doubt is not None), None)
+    if doubted is not None:
+        reason = f"{doubted.provider} reports a number of tokens that is not believed ({doubted.doubt})"
+        warnings.append(_warning("other", "usage", f"{reason}: usage and cost are estimated"))
+    return warnings
 
 
 def _warning(kind: str, feature: str, details: str) -> dict[str, str]:
