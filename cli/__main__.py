@@ -15,8 +15,8 @@ from cli.commands.embed import embed
 from cli.commands.models import models
 from cli.commands.up import up
 from cli.errors import CODES, CliError, ExitCode, Failure
-from cli.output.streams import let_go, prepare_streams
-from cli.redaction import without_keys
+from cli.output.streams import discard_output, prepare_streams
+from cli.redaction import redact_keys
 from models.errors import EmbedmillError
 
 DAILY = "Everyday commands"
@@ -49,8 +49,8 @@ app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(providers.app, name="providers", rich_help_panel=OPERATIONS)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         import importlib.metadata
 
         print(f"embedmill {importlib.metadata.version('embedmill')}")
@@ -82,8 +82,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except OSError as error:  # what is lost now was asked for
         if code == ExitCode.DONE and not isinstance(error, BrokenPipeError):
-            _complain(f"stdout cannot be written: {error.strerror}")
-        let_go("stdout")
+            _print_error(f"stdout cannot be written: {error.strerror}")
+        discard_output("stdout")
         return code or ExitCode.FAILED
     return code
 
@@ -93,17 +93,17 @@ def exit_code_of(command: Callable[[], int]) -> int:
     try:
         return command()
     except CliError as error:
-        _complain(str(error))
+        _print_error(str(error))
         return error.code
     except EmbedmillError as error:
         advice = getattr(error, "advice", "")
-        _complain(str(CliError(error.message, advice or None)))
+        _print_error(str(CliError(error.message, advice or None)))
         return CODES[Failure.CONFIGURATION]
     except KeyboardInterrupt:
-        _complain("interrupted")
+        _print_error("interrupted")
         return CODES[Failure.INTERRUPTED]
     except BrokenPipeError:
-        let_go("stdout")
+        discard_output("stdout")
         return CODES[Failure.INTERRUPTED]
     except Exception as error:  # the last net: a bug is one line too, unless somebody wants to see all of it
         if os.environ.get("EMBEDMILL_LOG_LEVEL", "").upper() == "DEBUG":
@@ -112,15 +112,15 @@ def exit_code_of(command: Callable[[], int]) -> int:
         from engine.names import redacted  # of a library's text: it may quote a header or a URL
 
         explained = explain(error)
-        _complain(redacted(str(explained)))
+        _print_error(redacted(str(explained)))
         return explained.code
 
 
-def _complain(message: str) -> None:
+def _print_error(message: str) -> None:
     try:
-        print(f"error: {without_keys(message)}", file=sys.stderr, flush=True)
+        print(f"error: {redact_keys(message)}", file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        let_go("stderr")
+        discard_output("stderr")
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import ssl
 from cli.errors import CliError
 
 DEBUG = "EMBEDMILL_LOG_LEVEL=DEBUG shows where"
-SYSTEM = {
+SYSTEM_REASONS = {
     errno.EACCES: ("you have no right to", "see the mode and owner of the file and its folder"),
     errno.EPERM: ("you have no right to", "see the mode and owner of the file and its folder"),
     errno.ENOENT: ("it does not exist", "check the path"),
@@ -25,7 +25,7 @@ SYSTEM = {
     errno.EIO: ("the disk does not work", "see the system's log"),
     errno.ELOOP: ("its links lead in a circle", "mend them"),
 }
-NETWORK = {
+NETWORK_REASONS = {
     errno.ECONNREFUSED: ("nothing listens there", "is it started, and is the port right?"),
     errno.EHOSTUNREACH: ("there is no way to that machine", "check the address and the network"),
     errno.ENETUNREACH: ("there is no way to that network", "check the address and the network"),
@@ -34,7 +34,7 @@ NETWORK = {
     errno.EPIPE: ("it closed the connection", "is it the right port?"),
 }
 # By the module and name of a class, so that no library is imported to name its errors; the nearest base class counts.
-LIBRARIES = {
+LIBRARY_REASONS = {
     "sqlalchemy.exc.ArgumentError": ("EMBEDMILL_DATABASE_URL is no database URL", "write postgresql://user@host/name"),
     "sqlalchemy.exc.NoSuchModuleError": ("that kind of database is not known", "use PostgreSQL or SQLite"),
     "sqlalchemy.exc.DBAPIError": ("the database refused a statement", "`embedmill doctor` looks at it"),
@@ -62,18 +62,18 @@ def explain(error: BaseException) -> CliError:
         return CliError(f"{name} is not installed", "install embedmill again: `make install`")
     if isinstance(error, MemoryError):
         return CliError("the memory is used up", "stop other programs, or send the corpus in parts")
-    if isinstance(error, OSError) and (known := system_reason(error)):
+    if isinstance(error, OSError) and (reason := system_reason(error)):
         where = f"{error.filename}: " if error.filename is not None else ""
-        return CliError(f"{where}{known[0]}", known[1])
-    for each in type(error).__mro__:
+        return CliError(f"{where}{reason[0]}", reason[1])
+    for base in type(error).__mro__:
         for name in (
-            f"{each.__module__}.{each.__qualname__}",
-            f"{each.__module__.partition('.')[0]}.{each.__qualname__}",
+            f"{base.__module__}.{base.__qualname__}",
+            f"{base.__module__.partition('.')[0]}.{base.__qualname__}",
         ):
-            if name in LIBRARIES:
-                return CliError(*LIBRARIES[name])
-    said = " ".join(str(error).split()) or "no message"
-    return CliError(f"{type(error).__name__}: {said}", DEBUG)
+            if name in LIBRARY_REASONS:
+                return CliError(*LIBRARY_REASONS[name])
+    message = " ".join(str(error).split()) or "no message"
+    return CliError(f"{type(error).__name__}: {message}", DEBUG)
 
 
 def system_reason(error: OSError) -> tuple[str, str] | None:
@@ -85,30 +85,30 @@ def system_reason(error: OSError) -> tuple[str, str] | None:
     if isinstance(error, ssl.SSLError):
         return "it does not speak TLS as it should", "is it http:// rather than https://?"
     if isinstance(error, TimeoutError):
-        return NETWORK[errno.ETIMEDOUT]
-    return SYSTEM.get(error.errno or 0) or NETWORK.get(error.errno or 0)
+        return NETWORK_REASONS[errno.ETIMEDOUT]
+    return SYSTEM_REASONS.get(error.errno or 0) or NETWORK_REASONS.get(error.errno or 0)
 
 
 def connection_reason(error: BaseException) -> tuple[str, str]:
     """Why a server could not be reached, by the first cause that the system knows; never in a library's words."""
-    seen: set[int] = set()
+    seen_ids: set[int] = set()
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        if isinstance(cause, OSError) and (known := system_reason(cause)):
-            return known
+    while cause is not None and id(cause) not in seen_ids:
+        seen_ids.add(id(cause))
+        if isinstance(cause, OSError) and (reason := system_reason(cause)):
+            return reason
         cause = cause.__cause__ or cause.__context__
     text = str(error)
     for word, number in (("refused", errno.ECONNREFUSED), ("timed out", errno.ETIMEDOUT), ("reset", errno.ECONNRESET)):
         if word in text.lower():
-            return NETWORK[number]
-    names = {each.__name__ for each in type(error).__mro__}
+            return NETWORK_REASONS[number]
+    names = {base.__name__ for base in type(error).__mro__}
     if "CERTIFICATE_VERIFY_FAILED" in text:
         return system_reason(ssl.SSLCertVerificationError()) or ("", "")
     if "ProxyError" in names:
         return "the proxy of the environment refuses", "see HTTPS_PROXY, HTTP_PROXY and NO_PROXY"
     if "ConnectTimeout" in names or "PoolTimeout" in names:
-        return NETWORK[errno.ETIMEDOUT]
+        return NETWORK_REASONS[errno.ETIMEDOUT]
     if "TimeoutException" in names:
         return "it accepted the connection and did not answer in time", "is it embedmill's port? see the server's log"
     if "RemoteProtocolError" in names:

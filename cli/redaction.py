@@ -6,7 +6,7 @@ import re
 from urllib.parse import urlsplit
 
 
-def shown_url(url: str) -> str:
+def redact_url(url: str) -> str:
     """The URL without its password, to be printed."""
     try:
         parts = urlsplit(url)
@@ -19,6 +19,6 @@ def shown_url(url: str) -> str:
     return parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
-def without_keys(message: str) -> str:
+def redact_keys(message: str) -> str:
     """The message without what looks like a key: other people's libraries quote headers."""
     return re.sub(r"(?i)\b(em_[0-9a-z]+_|bearer )[^\s'\"]+", r"\1…", message)

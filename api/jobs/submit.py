@@ -30,16 +30,16 @@ from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFou
 from providers.caller_options import checked_options
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
-MOST_METADATA = 16
+MAX_METADATA_PAIRS = 16
 # Lines of two bytes make a lot of work of a few bytes.
 STEP_BYTES = 64 * 1024
 
 
 async def create_job(request: Request) -> Response:
     runtime = runtime_of(request)
-    kind = media_types.media_type(request)
-    if kind != media_types.JSON and kind not in PARSERS:
-        raise media_types.unsupported(kind, [media_types.JSON, *PARSERS])
+    media_type = media_types.media_type(request)
+    if media_type != media_types.JSON and media_type not in PARSERS:
+        raise media_types.unsupported(media_type, [media_types.JSON, *PARSERS])
     media_types.require_content_type(request)
     charset = media_types.charset(request)
     if charset.startswith(("utf-16", "utf-32", "ucs-")):
@@ -47,9 +47,9 @@ async def create_job(request: Request) -> Response:
     key = request.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= 255:
         raise InvalidInput("The Idempotency-Key must have 1 to 255 characters.", param="idempotency-key")
-    if kind == "application/json":
+    if media_type == "application/json":
         return await _from_json(request, runtime, key)
-    return await _from_stream(request, runtime, key, kind)
+    return await _from_stream(request, runtime, key, media_type)
 
 
 async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Response:
@@ -57,19 +57,19 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
     project = caller_of(request).project
     with request_body.body_lease(request) as lease:
         body = await request_body.read_body_under_lease(request, runtime.settings.max_body_bytes, lease)
-        asked, span = await _job_request(runtime, project, body)
-        wanted = _wanted(request, runtime, asked, asked.metadata or {}, asked.providerOptions or {})
-        pieces = _lines_of(asked.input) if span is None else _lines_in(runtime, wanted, body, span)
-        if asked.dry_run:
-            estimate = Estimate(runtime, wanted, project)
-            await estimate.read(pieces, size=len(body))
+        options, span = await _job_request(runtime, project, body)
+        spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {})
+        records = _records_of(options.input) if span is None else _records_within(runtime, spec, body, span)
+        if options.dry_run:
+            estimate = Estimate(runtime, spec, project)
+            await estimate.read(records, size=len(body))
             return json_response(await estimate.finish())
         fingerprint = await _hash(runtime, project, body)
         reserved = await _reserve(request, runtime, key)
         if isinstance(reserved, Replay):
-            return await _replay(request, runtime, reserved, fingerprint, wanted)
-        async with job_intake.receiving(runtime, caller_of(request), wanted, reserved) as intake:
-            await intake.read(pieces, size=len(body))
+            return await _replay(request, runtime, reserved, fingerprint, spec)
+        async with job_intake.receiving(runtime, caller_of(request), spec, reserved) as intake:
+            await intake.read(records, size=len(body))
             await runtime.keys.check_again(caller_of(request))
             await intake.finish(fingerprint)
     return await _accepted(request, runtime, intake)
@@ -80,21 +80,21 @@ async def _job_request(runtime: Runtime, project: str, body: bytes) -> tuple[Job
     if not json_body.is_cheap(body):
         return await runtime.work.run(project, lambda: json_body.split_input(_REQUEST, body))
     try:
-        asked = decode(_REQUEST, body)
+        options = decode(_REQUEST, body)
     except InvalidInput as error:
         if error.code != "invalid_json":
             raise
         try:  # one input of many that is no JSON must not spoil the others
-            asked, span = json_body.split_input(_REQUEST, body)
+            options, span = json_body.split_input(_REQUEST, body)
         except InvalidInput:
             raise error from None
         if span is None or span.kind != b"[":
             raise json_body.locate_invalid_input(body, error) from None
-        return asked, span
+        return options, span
     if len(body) > json_body.MAX_OPTIONS_BYTES:
-        json_body.check_options(asked.providerOptions, "providerOptions")
-        json_body.check_options(asked.metadata, "metadata")
-    return asked, None
+        json_body.check_options(options.providerOptions, "providerOptions")
+        json_body.check_options(options.metadata, "metadata")
+    return options, None
 
 
 async def _hash(runtime: Runtime, project: str, body: bytes) -> bytes:
@@ -104,22 +104,22 @@ async def _hash(runtime: Runtime, project: str, body: bytes) -> bytes:
     return digest() if len(body) <= json_body.CHEAP_BYTES else await runtime.work.run(project, digest)
 
 
-async def _from_stream(request: Request, runtime: Runtime, key: str | None, kind: str) -> Response:
-    asked = _query(request)
-    wanted = _wanted(request, runtime, asked, _metadata_of(asked.metadata), {})
+async def _from_stream(request: Request, runtime: Runtime, key: str | None, media_type: str) -> Response:
+    options = _query(request)
+    spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {})
     decoder = request_body.body_decoder(request)
-    if asked.dry_run:
-        estimate = Estimate(runtime, wanted, caller_of(request).project)
-        await _feed(request, runtime, kind, decoder, estimate, hashlib.sha256())
+    if options.dry_run:
+        estimate = Estimate(runtime, spec, caller_of(request).project)
+        await _feed(request, runtime, media_type, decoder, estimate, hashlib.sha256())
         return json_response(await estimate.finish())
-    hasher = hashlib.sha256(b"%b\0%b\0" % (kind.encode(), request.scope["query_string"]))
+    hasher = hashlib.sha256(b"%b\0%b\0" % (media_type.encode(), request.scope["query_string"]))
     reserved = await _reserve(request, runtime, key)
     if isinstance(reserved, Replay):
         async for chunk in request_body.raw_chunks(request):
             hasher.update(chunk)
-        return await _replay(request, runtime, reserved, hasher.digest(), wanted)
-    async with job_intake.receiving(runtime, caller_of(request), wanted, reserved) as intake:
-        await _feed(request, runtime, kind, decoder, intake, hasher)
+        return await _replay(request, runtime, reserved, hasher.digest(), spec)
+    async with job_intake.receiving(runtime, caller_of(request), spec, reserved) as intake:
+        await _feed(request, runtime, media_type, decoder, intake, hasher)
         await runtime.keys.check_again(caller_of(request))
         await intake.finish(hasher.digest())
     return await _accepted(request, runtime, intake)
@@ -128,13 +128,13 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, kind
 async def _feed(
     request: Request,
     runtime: Runtime,
-    kind: str,
+    media_type: str,
     decoder: GzipDecoder | IdentityDecoder,
-    taker: JobIntake | Estimate,
+    sink: JobIntake | Estimate,
     hasher: hashlib._Hash,
 ) -> None:
     """Give the lines of a streamed body on, as they arrive: unpacked and parsed step by step in the work threads."""
-    reader = LineReader(PARSERS[kind], max_line_bytes=runtime.settings.max_line_bytes)
+    reader = LineReader(PARSERS[media_type], max_line_bytes=runtime.settings.max_line_bytes)
     meter = ByteLimit(runtime.settings.max_job_bytes)
 
     def lines_of(chunk: bytes) -> Iterator[Lines]:
@@ -147,20 +147,20 @@ async def _feed(
         hasher.update(chunk)
         # A few packed bytes may be many.
         size = len(chunk) if isinstance(decoder, IdentityDecoder) else None
-        await taker.read(lines_of(chunk), size=size, held_bytes=reader.held_bytes)
+        await sink.read(lines_of(chunk), size=size, held_bytes=reader.held_bytes)
     decoder.finish()
-    await taker.read(iter([reader.finish()]), size=reader.held_bytes)
+    await sink.read(iter([reader.finish()]), size=reader.held_bytes)
 
 
 async def _reserve(request: Request, runtime: Runtime, key: str | None) -> Reservation | Replay | None:
     return None if key is None else await job_intake.reserve(runtime, caller_of(request).project, key)
 
 
-async def _replay(request: Request, runtime: Runtime, replay: Replay, fingerprint: bytes, wanted: JobSpec) -> Response:
+async def _replay(request: Request, runtime: Runtime, replay: Replay, fingerprint: bytes, spec: JobSpec) -> Response:
     if replay.fingerprint != fingerprint:
-        differs = await what_differs(runtime, replay.job_id, wanted)
+        difference = await what_differs(runtime, replay.job_id, spec)
         raise IdempotencyMismatch(
-            f"This Idempotency-Key was used before with another request{differs and f': {differs}'}. "
+            f"This Idempotency-Key was used before with another request{difference and f': {difference}'}. "
             "Send the same request again, or use a new key for a new job.",
             param="idempotency-key",
         )
@@ -178,27 +178,27 @@ async def _accepted(request: Request, runtime: Runtime, intake: JobIntake) -> Re
     return job_response(row, 202, {"location": job_path(row.id)})
 
 
-def _wanted(
+def _job_spec(
     request: Request,
     runtime: Runtime,
-    asked: JobRequest | JobQuery,
+    fields: JobRequest | JobQuery,
     metadata: dict[str, str],
     provider_options: dict[str, dict[str, Any]],
 ) -> JobSpec:
-    if len(metadata) > MOST_METADATA or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()):
+    if len(metadata) > MAX_METADATA_PAIRS or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()):
         raise InvalidInput(
             "Invalid 'metadata': at most 16 pairs, keys up to 64 and values up to 512 characters.",
             param="metadata",
             code="invalid_value",
         )
     options = Options(
-        dimensions=asked.dimensions,
-        input_type=asked.input_type,
-        truncate=asked.truncate or "none",
-        user=asked.user,
+        dimensions=fields.dimensions,
+        input_type=fields.input_type,
+        truncate=fields.truncate or "none",
+        user=fields.user,
         provider_options=provider_options,
     )
-    alias = runtime.narrowed(runtime.alias(asked.model), options)
+    alias = runtime.narrowed(runtime.alias(fields.model), options)
     options = checked_options(options, alias)
     return JobSpec(
         alias=alias,
@@ -206,22 +206,22 @@ def _wanted(
         options=options,
         labels=metadata,
         request_id=request.scope["request_id"],
-        max_cost_usd=None if asked.max_cost_usd is None else budget.ceiling(asked.max_cost_usd),
+        max_cost_usd=None if fields.max_cost_usd is None else budget.ceiling(fields.max_cost_usd),
     )
 
 
-def _lines_of(given: str | list[str | int | list[int] | TextLine]) -> Iterator[Lines]:
+def _records_of(value: str | list[str | int | list[int] | TextLine]) -> Iterator[Lines]:
     lines = Lines()
-    if isinstance(given, str):
-        lines.add(given)
-    elif not given:
+    if isinstance(value, str):
+        lines.add(value)
+    elif not value:
         raise InvalidInput(
             "Invalid 'input': the list is empty. Send at least one input.", param="input", code="empty_array"
         )
-    elif all(isinstance(item, int) for item in given):
-        lines.add([item for item in given if isinstance(item, int)])  # a flat array of numbers is one input
+    elif all(isinstance(item, int) for item in value):
+        lines.add([item for item in value if isinstance(item, int)])  # a flat array of numbers is one input
     else:
-        for index, item in enumerate(given):
+        for index, item in enumerate(value):
             if isinstance(item, int):
                 raise InvalidInput(
                     f"Invalid 'input[{index}]': expected a string, an array of token ids or an object with a text.",
@@ -232,13 +232,13 @@ def _lines_of(given: str | list[str | int | list[int] | TextLine]) -> Iterator[L
     return iter([lines])
 
 
-def _lines_in(runtime: Runtime, wanted: JobSpec, body: bytes, span: json_body.Span) -> Iterator[Lines]:
+def _records_within(runtime: Runtime, spec: JobSpec, body: bytes, span: json_body.Span) -> Iterator[Lines]:
     """The same of a body that is not decoded whole."""
     opening = body.index(span.kind, span.start) + 1
     first = json_spans.first_byte(body, opening, span.stop)
     if span.kind == b'"' or (first and first in b"-0123456789"):
         lines = Lines()
-        limit = wanted.alias.max_input_tokens
+        limit = spec.alias.max_input_tokens
         try:
             lines.add(
                 msgspec.json.decode(body[span.start : span.stop], type=str)

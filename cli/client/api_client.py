@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import httpx
 
-from cli.client.credentials import is_loopback, server_and_key
-from cli.client.responses import checked, decoded, foreign
-from cli.client.retry import Patience, is_busy
+from cli.client.credentials import is_loopback, resolve_server
+from cli.client.responses import decode, foreign_server_error, raise_for_error
+from cli.client.retry import RetryPolicy, is_busy
 from cli.client.types import Estimate, Job, JobPage, Model, ModelList
 from cli.client.upload import chunks, gzipped
 from cli.data_dir import DataDir
@@ -42,11 +42,11 @@ class Client:
         api_key: str | None,
         *,
         transport: httpx.BaseTransport | None = None,
-        patience: Patience | None = None,
+        retry: RetryPolicy | None = None,
     ) -> None:
         self.url = url.rstrip("/")
         self.is_local = is_loopback(self.url)
-        self._patience = patience or Patience()
+        self._retry = retry or RetryPolicy()
         self._http = httpx.Client(
             base_url=self.url,
             headers={"authorization": f"Bearer {api_key}"} if api_key else {},
@@ -63,17 +63,17 @@ class Client:
 
     def models(self) -> list[Model]:
         reply = self._get(MODELS)
-        models = decoded(reply, ModelList).data
+        models = decode(reply, ModelList).data
         if any(model.space is None for model in models):  # another gateway or model server lists its models alike
-            raise foreign(reply)
+            raise foreign_server_error(reply)
         return models
 
     def job(self, job_id: str) -> Job:
-        return decoded(self._get(f"{JOBS}/{job_id}"), Job)
+        return decode(self._get(f"{JOBS}/{job_id}"), Job)
 
     def jobs(self, *, limit: int, status: str | None = None) -> JobPage:
         """The newest jobs."""
-        return decoded(self._get(JOBS, {"limit": limit, "status": status}), JobPage)
+        return decode(self._get(JOBS, {"limit": limit, "status": status}), JobPage)
 
     def json(self, path: str, query: Mapping[str, Any] | None = None) -> bytes:
         """Whatever is there, exactly as the server wrote it."""
@@ -83,17 +83,17 @@ class Client:
         """The job now, then again whenever it changed, until it is finished."""
         etag = None
         while True:
-            asked_at = self._patience.clock()
+            requested_at = self._retry.clock()
             query = {"wait": LONG_POLL_S if etag else None}
             reply = self._get(f"{JOBS}/{job_id}", query, {"if-none-match": etag} if etag else {})
             if reply.status_code != 304:
                 etag = reply.headers.get("etag")
-                job = decoded(reply, Job)
+                job = decode(reply, Job)
                 yield job
                 if job.finished:
                     return
             # A job that changes all the time, or a server that does not hold the request, must not make this spin.
-            self._patience.sleep(max(0.0, SHORTEST_POLL_S - (self._patience.clock() - asked_at)))
+            self._retry.sleep(max(0.0, SHORTEST_POLL_S - (self._retry.clock() - requested_at)))
 
     def create_job(
         self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any], idempotency_key: str
@@ -106,11 +106,11 @@ class Client:
             return waits or is_busy(reply)
 
         reply = self._upload(lines, options, {"idempotency-key": idempotency_key}, busy)
-        return Submission(decoded(reply, Job), reply.headers.get("idempotent-replayed") == "true")
+        return Submission(decode(reply, Job), reply.headers.get("idempotent-replayed") == "true")
 
     def estimate(self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any]) -> Estimate:
         """What the corpus would become as a job: nothing is embedded, and nothing kept."""
-        return decoded(self._upload(lines, {**options, "dry_run": "true"}, {}, is_busy), Estimate)
+        return decode(self._upload(lines, {**options, "dry_run": "true"}, {}, is_busy), Estimate)
 
     def _upload(
         self,
@@ -119,15 +119,15 @@ class Client:
         headers: Mapping[str, str],
         busy: Callable[[httpx.Response], bool],
     ) -> httpx.Response:
-        sent = {"content-type": "application/x-ndjson", **headers}
+        upload_headers = {"content-type": "application/x-ndjson", **headers}
         if not self.is_local:
-            sent["content-encoding"] = "gzip"
+            upload_headers["content-encoding"] = "gzip"
 
         def send() -> httpx.Response:
             body = chunks(lines()) if self.is_local else gzipped(chunks(lines()))
-            return self._http.post(JOBS, params=_given(options), headers=sent, content=body)
+            return self._http.post(JOBS, params=_without_none(options), headers=upload_headers, content=body)
 
-        return self._answer(send, busy, tries=UPLOAD_TRIES)
+        return self._send_with_retries(send, busy, failures_allowed=UPLOAD_TRIES)
 
     def base64_results(self, job_id: str, start: int, stop: int) -> bytes:
         """The result lines of an index range, held in memory: keep the range small."""
@@ -135,7 +135,7 @@ class Client:
         return self._get(f"{JOBS}/{job_id}/results", query, self._results_headers("ndjson")).content
 
     def copy_results(
-        self, job_id: str, start: int, stop: int, begin: Callable[[], Callable[[bytes], object]], *, format: str
+        self, job_id: str, start: int, stop: int, open_target: Callable[[], Callable[[bytes], object]], *, format: str
     ) -> None:
         """Pass the `ndjson` or `npy` results of an index range on as they arrive.
 
@@ -145,7 +145,7 @@ class Client:
         headers = self._results_headers(format)
 
         def send() -> httpx.Response:
-            write = begin()
+            write = open_target()
             with self._http.stream("GET", f"{JOBS}/{job_id}/results", params=query, headers=headers) as reply:
                 if reply.is_error:
                     reply.read()
@@ -154,37 +154,37 @@ class Client:
                         write(chunk)
             return reply
 
-        self._answer(send)
+        self._send_with_retries(send)
 
     def errors(self, job_id: str) -> Iterator[bytes]:
         """The error lines of a job as they arrive, one JSON object each."""
-        rest = b""
+        partial_line = b""
         try:
             with self._http.stream("GET", f"{JOBS}/{job_id}/errors") as reply:
                 if reply.is_error:
                     reply.read()
-                    checked(reply)
+                    raise_for_error(reply)
                 for chunk in reply.iter_bytes():
-                    *lines, rest = (rest + chunk).split(b"\n")
+                    *lines, partial_line = (partial_line + chunk).split(b"\n")
                     yield from filter(None, lines)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
-        if rest:
-            yield rest
+        if partial_line:
+            yield partial_line
 
-    def steer(self, job_id: str, verb: str, options: Mapping[str, Any] | None = None) -> Job:
+    def job_action(self, job_id: str, action: str, options: Mapping[str, Any] | None = None) -> Job:
         """Cancel, pause, resume or retry a job: what it is then."""
-        given = _given(options or {})
-        return decoded(self._once("POST", f"{JOBS}/{job_id}/{verb}", given or None), Job)
+        body = _without_none(options or {})
+        return decode(self._once("POST", f"{JOBS}/{job_id}/{action}", body or None), Job)
 
     def delete(self, job_id: str) -> None:
         self._once("DELETE", f"{JOBS}/{job_id}")
 
     def readiness(self) -> tuple[int, bytes]:
         """Status and body of /readyz, asked once. Raises httpx.TransportError when nothing answers."""
-        return self.look("/readyz")
+        return self.fetch_page("/readyz")
 
-    def look(self, url: str) -> tuple[int, bytes]:
+    def fetch_page(self, url: str) -> tuple[int, bytes]:
         """Status and body of a page that needs no key, asked once; the key is not sent along."""
         reply = self._http.get(url, timeout=5.0, headers={"authorization": ""})
         return reply.status_code, reply.content
@@ -195,7 +195,7 @@ class Client:
 
     def _once(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
         try:
-            return checked(self._http.request(method, path, json=body))
+            return raise_for_error(self._http.request(method, path, json=body))
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
@@ -203,18 +203,18 @@ class Client:
         self, path: str, query: Mapping[str, Any] | None = None, headers: Mapping[str, str] | None = None
     ) -> httpx.Response:
         def send() -> httpx.Response:
-            return self._http.get(path, params=_given(query or {}), headers=headers)
+            return self._http.get(path, params=_without_none(query or {}), headers=headers)
 
-        return self._answer(send)
+        return self._send_with_retries(send)
 
-    def _answer(
+    def _send_with_retries(
         self,
         send: Callable[[], httpx.Response],
         busy: Callable[[httpx.Response], bool] = is_busy,
-        tries: int | None = None,
+        failures_allowed: int | None = None,
     ) -> httpx.Response:
         try:
-            return checked(self._patience.answer(send, busy, tries))
+            return raise_for_error(self._retry.send_until_answered(send, busy, failures_allowed))
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
 
@@ -227,8 +227,8 @@ class Client:
 
 def connect(url: str | None, api_key: str | None) -> Client:
     """A client from the command's options, which hold the shell's environment already, else from the data directory."""
-    return Client(*server_and_key(url, api_key, DataDir.from_environment()))
+    return Client(*resolve_server(url, api_key, DataDir.from_environment()))
 
 
-def _given(query: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(query: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in query.items() if value is not None}

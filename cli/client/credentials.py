@@ -17,40 +17,40 @@ URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/\[\]@!$&'()*+,;=%]+")
 EXAMPLE = "it must look like http://127.0.0.1:8080"
 
 
-def server_and_key(url: str | None, api_key: str | None, place: DataDir) -> tuple[str, str | None]:
+def resolve_server(url: str | None, api_key: str | None, data_dir: DataDir) -> tuple[str, str | None]:
     """The server's address and the key for it: as given, else as the data directory has them.
 
     An address that only a folder names gets that folder's own key and no other, unless it is of this machine.
     Raises UsageError, and CliError where no server is known.
     """
-    given_key = checked_key(api_key, "--api-key or EMBEDMILL_API_KEY")
+    given_key = clean_key(api_key, "--api-key or EMBEDMILL_API_KEY")
     if url is not None:
-        return checked_url(url), given_key or checked_key(place.key(), str(place.key_file))
-    folder_url = place.url()
+        return parse_server_url(url), given_key or clean_key(data_dir.key(), str(data_dir.key_file))
+    folder_url = data_dir.url()
     if folder_url is None:
         raise CliError(
-            f"no server is known: there is no --url, no EMBEDMILL_URL and no {place.url_file}",
+            f"no server is known: there is no --url, no EMBEDMILL_URL and no {data_dir.url_file}",
             "start one with `embedmill up`, or set EMBEDMILL_DATA_DIR to its data directory",
             failure=Failure.NOT_SET_UP,
         )
-    address = checked_url(folder_url)
-    folder_key = checked_key(place.key(), str(place.key_file))
+    address = parse_server_url(folder_url)
+    folder_key = clean_key(data_dir.key(), str(data_dir.key_file))
     if is_loopback(address):
         return address, given_key or folder_key
     if given_key is not None and given_key != folder_key:
         raise UsageError(
-            f"{place.url_file} names {address}, and a folder does not decide where your key goes",
+            f"{data_dir.url_file} names {address}, and a folder does not decide where your key goes",
             f"if you trust it, say --url {address}",
         )
-    if place.key_file.is_symlink() or place.url_file.is_symlink():
+    if data_dir.key_file.is_symlink() or data_dir.url_file.is_symlink():
         raise UsageError(
-            f"{place.url_file} names {address}, and it or the key beside it is a link to another place",
+            f"{data_dir.url_file} names {address}, and it or the key beside it is a link to another place",
             f"if you trust it, give --url {address} and --api-key",
         )
     return address, folder_key
 
 
-def checked_url(text: str) -> str:
+def parse_server_url(text: str) -> str:
     """A server's address without what is no part of it. Raises UsageError, which repeats no password."""
     url = text.strip()
     try:
@@ -66,7 +66,7 @@ def checked_url(text: str) -> str:
     return f"{parts.scheme.lower()}://{parts.netloc}{KNOWN_PATHS.sub('', parts.path).rstrip('/')}"
 
 
-def checked_key(text: str | None, where: str) -> str | None:
+def clean_key(text: str | None, where: str) -> str | None:
     """A key without the blanks and line ends around it. Raises UsageError, which does not repeat it."""
     key = (text or "").strip()
     for position, char in enumerate(key, 1):

@@ -10,22 +10,22 @@ CHUNK_BYTES = 64 * 1024
 
 def chunks(lines: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes in pieces of about 64 KiB."""
-    held: list[bytes] = []
-    held_bytes = 0
+    buffer: list[bytes] = []
+    buffered_bytes = 0
     for line in lines:
-        held.append(line)
-        held_bytes += len(line)
-        if held_bytes >= CHUNK_BYTES:
-            yield b"".join(held)
-            held, held_bytes = [], 0
-    if held:
-        yield b"".join(held)
+        buffer.append(line)
+        buffered_bytes += len(line)
+        if buffered_bytes >= CHUNK_BYTES:
+            yield b"".join(buffer)
+            buffer, buffered_bytes = [], 0
+    if buffer:
+        yield b"".join(buffer)
 
 
 def gzipped(parts: Iterable[bytes]) -> Iterator[bytes]:
     """The same bytes as one gzip stream; equal parts give an equal stream, so that a resend is the same body."""
-    packer = zlib.compressobj(level=1, wbits=31)  # 31: gzip's framing, with no timestamp in it
+    compressor = zlib.compressobj(level=1, wbits=31)  # 31: gzip's framing, with no timestamp in it
     for part in parts:
-        if packed := packer.compress(part):
-            yield packed
-    yield packer.flush()
+        if compressed := compressor.compress(part):
+            yield compressed
+    yield compressor.flush()

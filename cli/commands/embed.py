@@ -92,8 +92,7 @@ def embed(
     Ctrl-C leaves the job running; the same command comes back to it.
     """
     from cli.client.api_client import connect
-    from cli.commands.embed_file import EmbedRequest
-    from cli.commands.embed_file import embed as embed_file
+    from cli.commands.embed_file import EmbedRequest, embed_file
 
     with connect(url, api_key) as client:
         request = EmbedRequest(
@@ -112,5 +111,5 @@ def embed(
             dry_run=dry_run,
             new=new,
         )
-        ended = embed_file(request, client)
-    raise typer.Exit(ended)
+        exit_code = embed_file(request, client)
+    raise typer.Exit(exit_code)

@@ -21,10 +21,10 @@ from cli.files.open_corpus import open_corpus
 from cli.files.save import check_target, save_results, write_ndjson
 from cli.files.source import STDIN, is_pipe
 from cli.output.estimate import print_estimate
-from cli.output.follow import follow, report
+from cli.output.follow import follow_job, print_outcome
 from cli.output.progress import JobProgress, job_progress
 from cli.output.streams import data_stream
-from cli.output.terminal import aside, err
+from cli.output.terminal import err, tolerant_out
 
 STDOUT = Path("-")
 LINES_PER_REPORT = 512
@@ -51,7 +51,7 @@ class EmbedRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class CorpusDigest:
     """What a first reading found: the number of records, their size as lines, and their SHA-256."""
 
     records: int
@@ -59,15 +59,15 @@ class Content:
     digest: bytes
 
 
-def embed(request: EmbedRequest, client: Client) -> ExitCode:
+def embed_file(request: EmbedRequest, client: Client) -> ExitCode:
     """Send the file as one job, follow it, save its vectors. Whatever could be refused is checked first."""
 
-    def chosen() -> str:
+    def choose() -> str:
         name = choose_model(client.models(), request.model)
         err.print(f"model {name}", markup=False)
         return name
 
-    model = chosen() if is_pipe(request.file) else None  # a pipe may take hours: what needs no text is settled before
+    model = choose() if is_pipe(request.file) else None  # a pipe may take hours: what needs no text is settled before
     corpus = open_corpus(
         request.file,
         text_column=request.text_column,
@@ -82,7 +82,7 @@ def embed(request: EmbedRequest, client: Client) -> ExitCode:
             data_stream()  # an error now, not after everything is paid
         else:
             check_target(target)
-    model = model or chosen()
+    model = model or choose()
     for note in corpus.notes:
         err.print(note, markup=False)
     options = {
@@ -96,15 +96,15 @@ def embed(request: EmbedRequest, client: Client) -> ExitCode:
         if request.dry_run:  # nothing is spent: one reading is enough
             estimate = client.estimate(_lines(corpus, None, progress), options)
         else:
-            content = read_through(corpus, progress)
+            content = digest_corpus(corpus, progress)
             submission = _send(client, corpus, content, options, request.new, progress)
-            job = follow(client, submission.job.id, progress)
+            job = follow_job(client, submission.job.id, progress)
     if request.dry_run:
         print_estimate(estimate)
         return estimate.exit_code
     if job.exit_code == ExitCode.FAILED:
-        report(job)
-        raise CliError(f"{job.id} ended as {job.status}", _fix(submission, job), failure=Failure.JOB)
+        print_outcome(job)
+        raise CliError(f"{job.id} ended as {job.status}", _advice(submission, job), failure=Failure.JOB)
     _save(client, job, target)
     return job.exit_code
 
@@ -119,7 +119,7 @@ def default_target(file: Path) -> Path:
     raise UsageError("the vectors have no place to go", "name a file with --out, or --out - for lines on stdout")
 
 
-def read_through(corpus: Corpus, progress: JobProgress) -> Content:
+def digest_corpus(corpus: Corpus, progress: JobProgress) -> CorpusDigest:
     """Read the whole corpus once, so that nothing is sent of one that cannot be read. Raises UsageError, CliError."""
     digest, records, size = hashlib.sha256(), 0, 0
     for line in corpus.lines():
@@ -130,23 +130,23 @@ def read_through(corpus: Corpus, progress: JobProgress) -> Content:
         size += len(line)
     if not records:
         raise no_texts(corpus.source)
-    return Content(records, size, digest.digest())
+    return CorpusDigest(records, size, digest.digest())
 
 
-def idempotency_key(content: Content, options: Mapping[str, object], *, is_packed: bool) -> str:
+def idempotency_key(content: CorpusDigest, options: Mapping[str, object], *, is_packed: bool) -> str:
     """The same for the same records and options: running a command again comes back to its job.
 
     The server compares bodies as they arrive, so the packing counts too.
     """
-    packing = zlib.ZLIB_RUNTIME_VERSION if is_packed else ""
-    parts = msgspec.json.encode([content.digest.hex(), sorted(options.items()), packing])
+    compression = zlib.ZLIB_RUNTIME_VERSION if is_packed else ""
+    parts = msgspec.json.encode([content.digest.hex(), sorted(options.items()), compression])
     return f"cli-{hashlib.sha256(parts).hexdigest()}"
 
 
 def _send(
     client: Client,
     corpus: Corpus,
-    content: Content,
+    content: CorpusDigest,
     options: Mapping[str, object],
     new: bool,
     progress: JobProgress,
@@ -156,14 +156,14 @@ def _send(
         submission = client.create_job(_lines(corpus, content, progress), options, idempotency_key=key)
     except KeyboardInterrupt:
         again = "run it again: what has arrived is not paid twice" if not new else "run it again"
-        said = "interrupted before the whole corpus was sent"
-        raise CliError(said, again, failure=Failure.INTERRUPTED) from None
+        message = "interrupted before the whole corpus was sent"
+        raise CliError(message, again, failure=Failure.INTERRUPTED) from None
     if submission.is_replay:
         err.print(f"{submission.job.id} is this file with these options; --new would embed it again", markup=False)
     return submission
 
 
-def _lines(corpus: Corpus, content: Content | None, progress: JobProgress) -> Callable[[], Iterator[bytes]]:
+def _lines(corpus: Corpus, content: CorpusDigest | None, progress: JobProgress) -> Callable[[], Iterator[bytes]]:
     def lines() -> Iterator[bytes]:
         digest, number = hashlib.sha256(), -1
         for number, line in enumerate(corpus.lines()):
@@ -182,7 +182,7 @@ def _lines(corpus: Corpus, content: Content | None, progress: JobProgress) -> Ca
     return lines
 
 
-def _fix(submission: Submission, job: Job) -> str:
+def _advice(submission: Submission, job: Job) -> str:
     if submission.is_replay:
         again = "`embedmill embed` with --new starts another"
         return f"`embedmill jobs retry {job.id}` tries again, {again}" if job.status == "failed" else again
@@ -204,8 +204,8 @@ def _save(client: Client, job: Job, target: Path) -> None:
             f"fetch them with `embedmill jobs results {job.id} --out {target}`",
             failure=Failure.INTERRUPTED,
         ) from None
-    report(job)
-    said = f"{total:,} × {job.dimensions} → {'stdout' if target == STDOUT else target}"
+    print_outcome(job)
+    message = f"{total:,} × {job.dimensions} → {'stdout' if target == STDOUT else target}"
     if missing:
-        said += f", {missing:,} of them without a vector"
-    (err if target == STDOUT else aside).print(said, markup=False)
+        message += f", {missing:,} of them without a vector"
+    (err if target == STDOUT else tolerant_out).print(message, markup=False)

@@ -26,7 +26,7 @@ def list_(
 ) -> None:
     """List jobs, newest first."""
     from cli.client.api_client import JOBS, connect
-    from cli.output.progress import describe
+    from cli.output.progress import summary
     from cli.output.terminal import out, print_json, table
 
     with connect(url, api_key) as client:
@@ -40,7 +40,7 @@ def list_(
             job.status,
             job.model,
             datetime.fromtimestamp(job.created_at).strftime("%Y-%m-%d %H:%M") if job.created_at else "",
-            describe(job),
+            summary(job),
         ]
         for job in page.data
     ]
@@ -66,13 +66,13 @@ def wait(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> 
     Also 1 when it is paused because its budget is spent.
     """
     from cli.client.api_client import connect
-    from cli.output.follow import follow, report
+    from cli.output.follow import follow_job, print_outcome
     from cli.output.progress import job_progress
     from cli.output.terminal import err
 
     with connect(url, api_key) as client, job_progress(err) as progress:
-        job = follow(client, job_id, progress)
-    report(job)
+        job = follow_job(client, job_id, progress)
+    print_outcome(job)
     raise typer.Exit(job.exit_code)
 
 
@@ -94,10 +94,10 @@ def results(
     In a .npy file such a row is NaN; elsewhere it is null, or has an error.
     """
     from cli.client.api_client import connect
-    from cli.files.save import check_target, check_whole, exit_code, how_many_missing, save_results, write_ndjson
+    from cli.files.save import check_complete, check_target, exit_code, missing_rows_text, save_results, write_ndjson
     from cli.output.progress import job_progress
     from cli.output.streams import data_stream
-    from cli.output.terminal import aside, err
+    from cli.output.terminal import err, tolerant_out
 
     if target == Path("-"):
         target = None
@@ -105,7 +105,7 @@ def results(
         check_target(target)
     with connect(url, api_key) as client:
         job = client.job(job_id)
-        check_whole(job, partial=partial)
+        check_complete(job, partial=partial)
         if target is None:
             missing = write_ndjson(client, job, data_stream())
         else:
@@ -114,9 +114,9 @@ def results(
                 missing = save_results(
                     client, job, target, lambda done: progress.saving(target.name, done / rows), partial=partial
                 )
-            aside.print(f"{job.counts.total:,} × {job.dimensions} → {target}", markup=False)
+            tolerant_out.print(f"{job.counts.total:,} × {job.dimensions} → {target}", markup=False)
     if missing:
-        err.print(how_many_missing(job, missing), markup=False)
+        err.print(missing_rows_text(job, missing), markup=False)
     raise typer.Exit(exit_code(missing))
 
 
@@ -147,7 +147,7 @@ def cancel(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -
     from cli.output.terminal import out
 
     with connect(url, api_key) as client:
-        job = client.steer(job_id, "cancel")
+        job = client.job_action(job_id, "cancel")
     out.print(f"{job.id} is {job.status}", markup=False)
 
 
@@ -158,7 +158,7 @@ def pause(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) ->
     from cli.output.terminal import out
 
     with connect(url, api_key) as client:
-        job = client.steer(job_id, "pause")
+        job = client.job_action(job_id, "pause")
     out.print(f"{job.id} is {job.status}: `embedmill jobs resume {job.id}` lets it go on", markup=False)
 
 
@@ -177,7 +177,7 @@ def resume(
     from cli.output.terminal import out
 
     with connect(url, api_key) as client:
-        job = client.steer(job_id, "resume", {"max_cost_usd": max_cost})
+        job = client.job_action(job_id, "resume", {"max_cost_usd": max_cost})
     out.print(f"{job.id} is {job.status}", markup=False)
 
 
@@ -185,12 +185,12 @@ def resume(
 def retry(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
     """Try the failed inputs of a finished job again, into the same job. Its vectors stay, and nothing is paid twice."""
     from cli.client.api_client import connect
-    from cli.output.progress import describe
+    from cli.output.progress import summary
     from cli.output.terminal import out
 
     with connect(url, api_key) as client:
-        job = client.steer(job_id, "retry")
-    out.print(f"{job.id} is {job.status}: {describe(job)}", markup=False)
+        job = client.job_action(job_id, "retry")
+    out.print(f"{job.id} is {job.status}: {summary(job)}", markup=False)
 
 
 @app.command()

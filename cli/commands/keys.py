@@ -47,18 +47,18 @@ def create(
     from engine.access.keys import create_key, load_pepper
     from models.key import Scope
 
-    known = [str(each) for each in Scope]
+    scope_names = [str(each) for each in Scope]
     for each in scope or ():
-        if each not in known:
-            raise UsageError(f"there is no scope {each!r}", f"--scope is one of {', '.join(known)}")
-    scopes = scope or [each for each in known if each != Scope.ADMIN]
+        if each not in scope_names:
+            raise UsageError(f"there is no scope {each!r}", f"--scope is one of {', '.join(scope_names)}")
+    scopes = scope or [each for each in scope_names if each != Scope.ADMIN]
     expires_at = time.time() + expires_in_days * DAY_S if expires_in_days else None
 
-    async def made(database: Database, settings: Settings) -> tuple[str, str]:
+    async def insert_key(database: Database, settings: Settings) -> tuple[str, str]:
         pepper = load_pepper(settings.key_pepper, settings.data_dir)
         return await create_key(database, pepper, project=project, name=name, scopes=scopes, expires_at=expires_at)
 
-    key_id, key = with_database(made)
+    key_id, key = with_database(insert_key)
     if as_json:
         print_json(msgspec.json.encode({"id": key_id, "key": key, "project": project, "scopes": scopes}))
         return

@@ -5,31 +5,31 @@ from __future__ import annotations
 import sys
 
 from cli.client.types import Model
-from cli.errors import CliError, NotThere, UsageError
+from cli.errors import CliError, NotFound, UsageError
 from cli.output.model_table import price
 from cli.output.terminal import err
 
 
-def choose_model(models: list[Model], asked: str | None) -> str:
+def choose_model(models: list[Model], name: str | None) -> str:
     """The model asked for, else the only one, else what a person at the terminal answers.
 
     Raises UsageError that lists what there is, CliError where there is none.
     """
     names = sorted(model.id for model in models)
-    if asked is not None and asked in names:
-        return asked
+    if name is not None and name in names:
+        return name
     if not names:
         raise CliError("this key may use no model of the server", "ask for a key that may")
-    if asked is None and len(names) == 1:
+    if name is None and len(names) == 1:
         return names[0]
-    if asked is None and err.is_terminal and sys.stdin is not None and sys.stdin.isatty():
-        return _answer(sorted(models, key=lambda model: model.id))
-    problem = f"the server has no model {asked!r}" if asked else "the server has several models"
-    kind = NotThere if asked else UsageError
+    if name is None and err.is_terminal and sys.stdin is not None and sys.stdin.isatty():
+        return _ask(sorted(models, key=lambda model: model.id))
+    problem = f"the server has no model {name!r}" if name else "the server has several models"
+    kind = NotFound if name else UsageError
     raise kind(problem, f"choose with --model: {', '.join(names)}")
 
 
-def _answer(models: list[Model]) -> str:
+def _ask(models: list[Model]) -> str:
     """Ask on the terminal, by number or by name."""
     err.print("Which model?")
     for number, model in enumerate(models, 1):

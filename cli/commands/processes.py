@@ -18,10 +18,10 @@ OpsPort = Annotated[
 ]
 TABLES_EVERY_S = 2.0
 TABLES_ANSWER_S = 5.0
-PIECES = "Pieces (what `up` runs; production runs them one by one)"
+COMPONENTS = "Pieces (what `up` runs; production runs them one by one)"
 
 
-@app.command(rich_help_panel=PIECES)
+@app.command(rich_help_panel=COMPONENTS)
 def migrate(
     revision: Annotated[str, typer.Option(help="head, base, a revision, or -1 for one back.")] = "head",
 ) -> None:
@@ -30,49 +30,49 @@ def migrate(
     from engine.config import config_file
     from engine.config.settings import Settings
     from engine.observability import failpoints
-    from engine.storage.database import migrate as bring_to
+    from engine.storage.database import migrate as migrate_database
 
     settings = Settings.from_environment()
     config_file.load(settings.config)  # a deployment learns of a fault in it here, before anything is changed
     failpoints.arm(settings.failpoints)
     DataDir(settings.data_dir).make()
-    bring_to(settings.sqlalchemy_url, revision)
+    migrate_database(settings.sqlalchemy_url, revision)
     err.print(f"migrated: {revision}", markup=False)
 
 
 @app.command(hidden=True)
 def prepare() -> None:
     """Check the configuration, migrate, and make the first key where there is none. Prints that key, and only that."""
-    from cli.up.bootstrap_key import make_first_key
+    from cli.up.bootstrap_key import create_bootstrap_key
     from engine.config import config_file
     from engine.config.settings import Settings
     from engine.observability import failpoints
     from engine.observability.telemetry import configure_logging
-    from engine.storage.database import migrate as bring_to
+    from engine.storage.database import migrate as migrate_database
 
     settings = Settings.from_environment()
     configure_logging(settings.log_level, settings.log_format, service="prepare")
     failpoints.arm(settings.failpoints)
     config_file.load(settings.config)
-    place = DataDir(settings.data_dir)
-    place.make()
-    bring_to(settings.sqlalchemy_url)
-    if key := make_first_key(settings, place):
+    data_dir = DataDir(settings.data_dir)
+    data_dir.make()
+    migrate_database(settings.sqlalchemy_url)
+    if key := create_bootstrap_key(settings, data_dir):
         print(key)
 
 
-@app.command(rich_help_panel=PIECES)
+@app.command(rich_help_panel=COMPONENTS)
 def api(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 8080,
     migrated: Migrated = False,
 ) -> None:
     """Serve the HTTP API."""
-    await_tables("api", waits=False, migrated=migrated)
-    _become("api", "--host", host, "--port", str(port))
+    wait_for_tables("api", waits=False, migrated=migrated)
+    _exec_module("api", "--host", host, "--port", str(port))
 
 
-@app.command(rich_help_panel=PIECES)
+@app.command(rich_help_panel=COMPONENTS)
 def worker(
     concurrency: Annotated[int, typer.Option(min=1, help="Processes; each works on one shard at a time.")] = 2,
     migrated: Migrated = False,
@@ -87,22 +87,22 @@ def worker(
         tempfile.gettempdir()
     except OSError as error:  # Celery would restart its processes for ever
         raise CliError("no temporary folder is writable", "set TMPDIR to one that is") from error
-    await_tables("worker", waits=True, migrated=migrated)
-    _become("workers", "--concurrency", str(concurrency), *_ops_port(ops_port))
+    wait_for_tables("worker", waits=True, migrated=migrated)
+    _exec_module("workers", "--concurrency", str(concurrency), *_ops_port(ops_port))
 
 
-@app.command(rich_help_panel=PIECES)
+@app.command(rich_help_panel=COMPONENTS)
 def scheduler(migrated: Migrated = False, ops_port: OpsPort = None) -> None:
     """Dispatch, sweep and expire jobs. More than one may run; they share the work."""
-    await_tables("scheduler", waits=True, migrated=migrated)
-    _become("workers.scheduler", *_ops_port(ops_port))
+    wait_for_tables("scheduler", waits=True, migrated=migrated)
+    _exec_module("workers.scheduler", *_ops_port(ops_port))
 
 
 def _ops_port(port: int | None) -> list[str]:
     return [] if port is None else ["--ops-port", str(port)]
 
 
-def await_tables(piece: str, *, waits: bool, migrated: bool) -> None:
+def wait_for_tables(component: str, *, waits: bool, migrated: bool) -> None:
     """Say in one line that the database has no tables. A piece that only works on them then waits, without a word.
 
     A database that is away is the piece's own affair. Raises ConfigError, also for a data directory that cannot be
@@ -121,7 +121,7 @@ def await_tables(piece: str, *, waits: bool, migrated: bool) -> None:
     from engine.config import config_file
 
     config_file.load(settings.config)  # whoever waits for tables must not learn of a fault in it only afterwards
-    outcome = f"the {piece} starts when it has" if waits else "until then every request that needs them is refused"
+    outcome = f"the {component} starts when it has" if waits else "until then every request that needs them is refused"
     err.print(f"the database has no tables yet: run `embedmill migrate`; {outcome}", markup=False)
     while waits and not _has_tables(settings.sqlalchemy_url):
         time.sleep(TABLES_EVERY_S)
@@ -137,7 +137,7 @@ def _has_tables(url: str) -> bool:
     if file != url and not Path(file).is_file():
         return False  # connecting would make an empty one
 
-    async def look() -> bool:
+    async def read_revision() -> bool:
         database = Database(url, pool_size=1)
         try:
             async with asyncio.timeout(TABLES_ANSWER_S):
@@ -146,12 +146,12 @@ def _has_tables(url: str) -> bool:
             await database.close()
 
     try:
-        return asyncio.run(look())
+        return asyncio.run(read_revision())
     except Exception:  # it is away: the piece waits for it in its own way, and says so
         return True
 
 
-def _become(module: str, *arguments: str) -> NoReturn:
+def _exec_module(module: str, *arguments: str) -> NoReturn:
     """Go on as another edge's process: the edges do not import each other.
 
     -P keeps the current directory off the path, where a folder of the same name could stand in for ours.
@@ -166,7 +166,7 @@ def _become(module: str, *arguments: str) -> NoReturn:
     )
 
 
-@app.command("fake-upstream", rich_help_panel=PIECES)
+@app.command("fake-upstream", rich_help_panel=COMPONENTS)
 def fake_upstream(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for any free one, printed.")] = 0,

@@ -30,7 +30,7 @@ def test_(
     import msgspec
 
     from cli.config_file import with_config
-    from cli.errors import CODES, Failure, NotThere
+    from cli.errors import CODES, Failure, NotFound
     from cli.output.terminal import out, print_json
     from engine.config import config_file
     from engine.config.settings import Settings
@@ -39,8 +39,8 @@ def test_(
     aliases = config_file.load(settings.config)
     accounts = sorted({route.provider for alias in aliases.values() for route in alias.routes})
     if name not in accounts:
-        raise NotThere(f"no model has a route to an account {name!r}", f"accounts with routes: {', '.join(accounts)}")
-    tests = asyncio.run(_check(settings, name))
+        raise NotFound(f"no model has a route to an account {name!r}", f"accounts with routes: {', '.join(accounts)}")
+    tests = asyncio.run(_check_readable(settings, name))
     if as_json:
         print_json(msgspec.json.encode([_facts(test) for test in tests]))
     else:
@@ -50,7 +50,7 @@ def test_(
         raise typer.Exit(CODES[Failure.SERVER])
 
 
-async def _check(settings: Settings, name: str) -> list[RouteTest]:
+async def _check_readable(settings: Settings, name: str) -> list[RouteTest]:
     from engine.account_check import check_account
     from engine.runtime import Runtime
 

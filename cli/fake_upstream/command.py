@@ -68,17 +68,17 @@ def main() -> None:
     parser.add_argument("--log-inputs", action="store_true", help="with a hash of every input in each line")
     parser.add_argument("--api-key", help="demand this bearer token")
     parser.add_argument("--anonymous-errors", action="store_true", help="do not name the input that is too long")
-    given = parser.parse_args()
-    pairs = [name.rpartition(":") for name in given.model or ()]
+    options = parser.parse_args()
+    pairs = [name.rpartition(":") for name in options.model or ()]
     serve(
-        given.host,
-        given.port,
-        script_path=given.script,
-        latency_ms=given.latency_ms,
-        log_path=given.log,
-        log_inputs=given.log_inputs,
-        width=given.width,
+        options.host,
+        options.port,
+        script_path=options.script,
+        latency_ms=options.latency_ms,
+        log_path=options.log,
+        log_inputs=options.log_inputs,
+        width=options.width,
         models={name: int(width) for name, _, width in pairs} or None,
-        api_key=given.api_key,
-        names_guilty_input=not given.anonymous_errors,
+        api_key=options.api_key,
+        names_guilty_input=not options.anonymous_errors,
     )

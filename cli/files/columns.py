@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cli.errors import NotThere, UsageError
+from cli.errors import NotFound, UsageError
 
 DEFAULT_TEXT_COLUMN = "text"
 DEFAULT_ID_COLUMN = "id"
@@ -26,7 +26,7 @@ def choose_columns(found: Mapping[str, bool], where: str, *, text: str | None, i
     """
     for option, name in (("--text-column", text), ("--id-column", id)):
         if name is not None and name not in found:
-            raise NotThere(f"{where} has no column {name!r}", f"{option} must be one of: {_listed(found)}")
+            raise NotFound(f"{where} has no column {name!r}", f"{option} must be one of: {_names(found)}")
     id_column = id or (DEFAULT_ID_COLUMN if DEFAULT_ID_COLUMN in found and text != DEFAULT_ID_COLUMN else None)
     if text is not None:
         return Columns(text, id_column)
@@ -38,10 +38,10 @@ def choose_columns(found: Mapping[str, bool], where: str, *, text: str | None, i
     if len(candidates) != 1:
         raise UsageError(
             f"{where} has {'several columns' if candidates else 'no column'} of text, and none is called 'text'",
-            f"name it with --text-column; columns: {_listed(found)}",
+            f"name it with --text-column; columns: {_names(found)}",
         )
     return Columns(candidates[0], id_column)
 
 
-def _listed(found: Mapping[str, bool]) -> str:
+def _names(found: Mapping[str, bool]) -> str:
     return ", ".join(found) or "none"

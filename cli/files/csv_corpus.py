@@ -10,7 +10,7 @@ from itertools import islice
 from cli.errors import CliError, Failure, UsageError
 from cli.files.columns import DEFAULT_ID_COLUMN, DEFAULT_TEXT_COLUMN, Columns, choose_columns
 from cli.files.corpus import Corpus, row_line
-from cli.files.source import LONGEST_LINE, Source
+from cli.files.source import MAX_LINE_CHARS, Source
 
 DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "bar": "|"}
@@ -24,12 +24,12 @@ class Csv(Corpus):
 
     def __init__(self, source: Source, text: str | None, id: str | None, delimiter: str | None) -> None:
         super().__init__(source)
-        csv.field_size_limit(LONGEST_LINE)
+        csv.field_size_limit(MAX_LINE_CHARS)
         sample = _sample(source)
         hint = EXCEL_HINT.fullmatch(sample[0]) if sample else None
         self._first_line = 2 if hint else 1
         if delimiter is not None:
-            self.delimiter = _checked(delimiter)
+            self.delimiter = _parse_delimiter(delimiter)
         elif hint:
             self.delimiter = hint[1]
         else:
@@ -45,8 +45,8 @@ class Csv(Corpus):
             )
         self._width = len(names)
         self.columns = _choose(names, source.name, text, id)
-        self._text_at = _place(names, self.columns.text, source.name)
-        self._id_at = None if self.columns.id is None else _place(names, self.columns.id, source.name)
+        self._text_at = _column_index(names, self.columns.text, source.name)
+        self._id_at = None if self.columns.id is None else _column_index(names, self.columns.id, source.name)
 
     def lines(self) -> Iterator[bytes]:
         columns, text_at, id_at, width = Columns("text", "id"), self._text_at, self._id_at, self._width
@@ -76,7 +76,7 @@ class Csv(Corpus):
             nonlocal size
             for line in islice(self.source.text_lines(), self._first_line - 1, None):
                 size += len(line)
-                if size >= LONGEST_LINE:
+                if size >= MAX_LINE_CHARS:
                     raise csv.Error("row too long")
                 yield line
 
@@ -95,40 +95,40 @@ class Csv(Corpus):
             "a cell that holds the delimiter must be quoted; if another character separates columns, give --delimiter",
         )
 
-    def _broken(self, number: int, said: str) -> CliError:
+    def _broken(self, number: int, reason: str) -> CliError:
         """The error for a row that begins on a line and is no CSV."""
         where = f"{self.source.name}: line {number:,}"
-        if "new-line character" in said:
+        if "new-line character" in reason:
             return CliError(f"{where} has a carriage return outside quotes", "quote the cell, or remove it")
-        opened = self._open_quote(number)
-        if opened is None:
+        quote_line = self._open_quote(number)
+        if quote_line is None:
             return CliError(
-                f"{where} begins a row longer than {LONGEST_LINE:,} characters", "no model takes such a text"
+                f"{where} begins a row longer than {MAX_LINE_CHARS:,} characters", "no model takes such a text"
             )
-        where = f"{self.source.name}: line {opened:,}"
+        where = f"{self.source.name}: line {quote_line:,}"
         fix = "close it, or write a quote within a cell twice"
-        if "expected after" in said:
+        if "expected after" in reason:
             return CliError(f"{where} opens a quote that other text follows where it closes", fix)
         return CliError(f"{where} opens a quote that is never closed", fix)
 
     def _open_quote(self, first: int) -> int | None:
         """The line on which the quote opens that spoils the row which begins on line `first`."""
-        opened, closing, at_start = None, False, True
+        quote_line, closing, at_start = None, False, True
         for number, line in enumerate(islice(self.source.text_lines(), first - 1, None), first):
             for char in line:
                 ends = char == self.delimiter or char in "\r\n"
-                if opened is None:
-                    opened = number if char == '"' and at_start else None
+                if quote_line is None:
+                    quote_line = number if char == '"' and at_start else None
                     at_start = ends
                 elif closing:
                     if char != '"' and not ends:
-                        return opened
+                        return quote_line
                     closing = False
                     if ends:
-                        opened, at_start = None, True
+                        quote_line, at_start = None, True
                 elif char == '"':
                     closing = True
-        return None if closing else opened
+        return None if closing else quote_line
 
 
 def find_delimiter(sample: list[str], where: str) -> str:
@@ -136,15 +136,15 @@ def find_delimiter(sample: list[str], where: str) -> str:
 
     Raises UsageError where several characters would do.
     """
-    widths = {each: _widths(sample, each) for each in DELIMITERS}
-    candidates = [each for each, found in widths.items() if found[:1] and found[0] > 1]
-    even = [each for each in candidates if len(set(widths[each])) == 1]
-    if len(candidates) == 1 or len(even) == 1:
-        return (even or candidates)[0]
+    widths = {candidate: _widths(sample, candidate) for candidate in DELIMITERS}
+    candidates = [candidate for candidate, counts in widths.items() if counts[:1] and counts[0] > 1]
+    consistent = [candidate for candidate in candidates if len(set(widths[candidate])) == 1]
+    if len(candidates) == 1 or len(consistent) == 1:
+        return (consistent or candidates)[0]
     if not candidates:
         return ","
-    named = " or ".join(DELIMITERS[each] for each in even or candidates)
-    raise UsageError(f"{where}: its delimiter may be {named}", "say which with --delimiter, e.g. --delimiter ';'")
+    choices = " or ".join(DELIMITERS[candidate] for candidate in consistent or candidates)
+    raise UsageError(f"{where}: its delimiter may be {choices}", "say which with --delimiter, e.g. --delimiter ';'")
 
 
 def _widths(sample: list[str], delimiter: str) -> list[int]:
@@ -169,7 +169,7 @@ def _sample(source: Source) -> list[str]:
     return sample
 
 
-def _checked(delimiter: str) -> str:
+def _parse_delimiter(delimiter: str) -> str:
     delimiter = NAMED_DELIMITERS.get(delimiter.lower(), delimiter)
     if len(delimiter) != 1 or delimiter in '"\r\n\0':
         raise UsageError(f"{delimiter!r} cannot be a delimiter", "it is one character, or the word tab")
@@ -177,18 +177,18 @@ def _checked(delimiter: str) -> str:
 
 
 def _choose(names: list[str], where: str, text: str | None, id: str | None) -> Columns:
-    found = {name: True for name in names if name}
-    if text is None and id is None and DEFAULT_TEXT_COLUMN not in found and DEFAULT_ID_COLUMN not in found:
+    columns = {name: True for name in names if name}
+    if text is None and id is None and DEFAULT_TEXT_COLUMN not in columns and DEFAULT_ID_COLUMN not in columns:
         # The first line of a file without a header, or of one with a delimiter of its own, is a "column" too.
         raise UsageError(
             f"{where}: its first line names no column 'text'",
-            f"name it with --text-column (columns: {', '.join(found)}), "
+            f"name it with --text-column (columns: {', '.join(columns)}), "
             "or give --delimiter; a file without a header, with a text a line, is --format txt",
         )
-    return choose_columns(found, where, text=text, id=id)
+    return choose_columns(columns, where, text=text, id=id)
 
 
-def _place(names: list[str], name: str, where: str) -> int:
+def _column_index(names: list[str], name: str, where: str) -> int:
     if names.count(name) > 1:
         raise UsageError(f"{where} has {names.count(name)} columns called {name!r}", "rename all but one")
     return names.index(name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from cli.errors import UsageError
 
 # The longer marks first: UTF-32's begins with UTF-16's.
-MARKS = (
+BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
     (codecs.BOM_UTF32_BE, "utf-32-be"),
@@ -32,7 +32,7 @@ class Encoding:
     errors: str = "strict"
     note: str = ""
 
-    def complaint(self, where: str, line: int) -> UsageError:
+    def decode_error(self, where: str, line: int) -> UsageError:
         """The error for a line that is not in this encoding."""
         if self.name == "utf-8":
             return UsageError(
@@ -42,23 +42,23 @@ class Encoding:
         return UsageError(f"{where}: line {line:,} is not {self.name}", "is --encoding right, and the file whole?")
 
 
-def find_encoding(head: bytes, asked: str | None, where: str) -> Encoding:
+def find_encoding(head: bytes, requested: str | None, where: str) -> Encoding:
     """The encoding of a text that begins with `head`. Raises UsageError where it is unknown, or is not the one `asked`.
 
     An encoding that was asked for as UTF-8 leaves bad bytes to their own lines; one that was not refuses the file.
     """
-    mark, marked = next(((mark, name) for mark, name in MARKS if head.startswith(mark)), (b"", ""))
-    if asked is not None:
-        name = _known(asked)
+    mark, marked = next(((mark, name) for mark, name in BYTE_ORDER_MARKS if head.startswith(mark)), (b"", ""))
+    if requested is not None:
+        name = _codec_name(requested)
         if marked and name not in (marked, marked.removesuffix("-le").removesuffix("-be")):
             raise UsageError(
-                f"{where} begins with the mark of {marked}, not of {asked}", f"leave out --encoding {asked}"
+                f"{where} begins with the mark of {marked}, not of {requested}", f"leave out --encoding {requested}"
             )
         return Encoding(marked or name, len(mark), "surrogateescape" if name == "utf-8" else "strict")
     if marked:
         note = f"{where} is read as {marked.upper()}, by its byte order mark" if marked != "utf-8" else ""
         return Encoding(marked, len(mark), note=note)
-    if name := _by_zeros(head[:SAMPLE_BYTES]):
+    if name := _detect_by_zero_bytes(head[:SAMPLE_BYTES]):
         return Encoding(name, note=f"{where} is read as {name.upper()}, by its zero bytes")
     if b"\0" in head:
         line = head.count(b"\n", 0, head.index(b"\0")) + 1
@@ -71,25 +71,25 @@ def find_encoding(head: bytes, asked: str | None, where: str) -> Encoding:
     return Encoding("utf-8")
 
 
-def _known(asked: str) -> str:
+def _codec_name(requested: str) -> str:
     try:
-        found = codecs.lookup(asked)
+        codec = codecs.lookup(requested)
         with suppress(UnicodeError):
-            b"text".decode(asked)  # a LookupError for codecs that are no text encodings, such as rot13
+            b"text".decode(requested)  # a LookupError for codecs that are no text encodings, such as rot13
     except LookupError as error:
         raise UsageError(
-            f"no encoding is called {asked!r}", "e.g. utf-8, utf-16, cp1252, latin-1, gb18030, shift_jis"
+            f"no encoding is called {requested!r}", "e.g. utf-8, utf-16, cp1252, latin-1, gb18030, shift_jis"
         ) from error
-    return found.name.removesuffix("-sig")
+    return codec.name.removesuffix("-sig")
 
 
-def _by_zeros(sample: bytes) -> str:
+def _detect_by_zero_bytes(sample: bytes) -> str:
     """UTF-16 or UTF-32 in either order, where upper bytes are zero as often as in no other text; "" elsewhere."""
     for width, names in ((4, ("utf-32-le", "utf-32-be")), (2, ("utf-16-le", "utf-16-be"))):
         units = len(sample) // width
         if not units:
             continue
-        zeros = [sample[at : units * width : width].count(0) for at in range(width)]
+        zeros = [sample[offset : units * width : width].count(0) for offset in range(width)]
         low, high = zeros[: width // 2], zeros[width // 2 :]
         share = 0.9 if width == 4 else ZERO_SHARE
         if min(high) >= share * units and low[0] * 10 <= min(high) and _decodes(sample[: units * width], names[0]):

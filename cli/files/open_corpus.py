@@ -7,7 +7,7 @@ from pathlib import Path
 from cli.errors import UsageError
 from cli.files.corpus import Corpus
 from cli.files.csv_corpus import Csv
-from cli.files.source import PACKED_ENDINGS, STDIN, Source, refuse_other_formats
+from cli.files.source import COMPRESSED_ENDINGS, STDIN, Source, refuse_other_formats
 from cli.files.text_corpus import JsonArray, JsonLines, PlainText, holds_objects, json_array
 
 ENDINGS = {
@@ -19,9 +19,9 @@ ENDINGS = {
     ".txt": "txt",
     ".parquet": "parquet",
 }
-PACKED_PARQUET = "unpack it first: Parquet packs its own columns"
+DECOMPRESS_PARQUET = "unpack it first: Parquet packs its own columns"
 FORMATS = ("jsonl", "csv", "tsv", "txt", "parquet")
-READABLE = "readable are .jsonl, .ndjson, .json, .csv, .tsv and .txt, each also with .gz or .zst, and .parquet"
+READABLE_FORMATS = "readable are .jsonl, .ndjson, .json, .csv, .tsv and .txt, each also with .gz or .zst, and .parquet"
 
 
 def open_corpus(
@@ -40,9 +40,9 @@ def open_corpus(
     if format is not None and format not in FORMATS:
         raise UsageError(f"there is no format {format!r}", f"--format is one of {', '.join(FORMATS)}")
     if format is None and path != STDIN and path.is_file() and path.suffix and _ending(path) not in ENDINGS:
-        raise UsageError(f"{path.name}: its ending does not tell what it holds", f"give --format; {READABLE}")
-    if path.suffix.lower() in PACKED_ENDINGS and _ending(path) == ".parquet":
-        raise UsageError(f"{path.name} is a packed Parquet file", PACKED_PARQUET)
+        raise UsageError(f"{path.name}: its ending does not tell what it holds", f"give --format; {READABLE_FORMATS}")
+    if path.suffix.lower() in COMPRESSED_ENDINGS and _ending(path) == ".parquet":
+        raise UsageError(f"{path.name} is a packed Parquet file", DECOMPRESS_PARQUET)
     source = Source(path, encoding=encoding)
     kind = _kind(source, format)
     if delimiter is not None and kind not in ("csv", "tsv"):
@@ -72,7 +72,7 @@ def open_corpus(
 
 
 def _ending(path: Path) -> str:
-    return (Path(path.stem) if path.suffix.lower() in PACKED_ENDINGS else path).suffix.lower()
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSED_ENDINGS else path).suffix.lower()
 
 
 def _kind(source: Source, format: str | None) -> str:
@@ -84,8 +84,8 @@ def _kind(source: Source, format: str | None) -> str:
         if kind != "parquet":
             source.notes.append(f"{source.name} is read as Parquet, which it is")
         kind = "parquet"
-    if kind == "parquet" and source.packing:
-        raise UsageError(f"{source.name} is a packed Parquet file", PACKED_PARQUET)
+    if kind == "parquet" and source.compression:
+        raise UsageError(f"{source.name} is a packed Parquet file", DECOMPRESS_PARQUET)
     if kind is not None:
         return kind
     refuse_other_formats(source)

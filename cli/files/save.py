@@ -40,7 +40,7 @@ def check_target(path: Path) -> None:
             ) from error
 
 
-def check_whole(job: Job, *, partial: bool) -> None:
+def check_complete(job: Job, *, partial: bool) -> None:
     """Refuse the results of a job that has not given all its inputs an outcome, unless a part of them is enough.
 
     Raises CliError.
@@ -49,19 +49,19 @@ def check_whole(job: Job, *, partial: bool) -> None:
         raise CliError(f"{job.id}: its corpus is still being read", "ask again in a moment")
     if partial or job.status in WITH_VECTORS:
         return
-    first = "" if job.finished else f"`embedmill jobs wait {job.id}` first, or "
+    wait_hint = "" if job.finished else f"`embedmill jobs wait {job.id}` first, or "
     raise CliError(
         f"{job.id} is {job.status}: {job.counts.completed:,} of its {job.counts.total:,} inputs have a vector",
-        f"{first}--partial fetches those",
+        f"{wait_hint}--partial fetches those",
     )
 
 
-def how_many_missing(job: Job, missing: int) -> str:
+def missing_rows_text(job: Job, missing: int) -> str:
     """The rows without a vector in words, and where their errors are."""
     rows = job.counts.total or 0
-    why = f": `embedmill jobs errors {job.id}` says why" if job.counts.failed else ""
+    errors_hint = f": `embedmill jobs errors {job.id}` says why" if job.counts.failed else ""
     state = "" if job.finished else f"; the job is {job.status.replace('_', ' ')}"
-    return f"{missing:,} of {rows:,} rows have no vector{state}{why}"
+    return f"{missing:,} of {rows:,} rows have no vector{state}{errors_hint}"
 
 
 def exit_code(missing: int) -> ExitCode:
@@ -80,7 +80,7 @@ def save_results(
     """Write every row of a job to `path`, which appears whole or not at all. Returns how many have no vector."""
     rows, step = job.counts.total or 0, _rows_per_request(job, range_bytes)
     with (
-        replacing(path) as file,
+        atomic_write(path) as file,
         closing(open_vector_file(file, path.suffix.lower(), rows, job.dimensions or 0, partial=partial)) as target,
     ):
         for start in range(0, rows, step):
@@ -118,7 +118,7 @@ def write_ndjson(client: Client, job: Job, stream: BinaryIO) -> int:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """A file beside `path` that takes its place when the block ends well and vanishes when it does not.
 
     Where `path` is a link, that is the place it points to.

@@ -15,19 +15,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from cli.errors import CliError, NotThere, UsageError
+from cli.errors import CliError, NotFound, UsageError
 from cli.files.encoding import Encoding, find_encoding
 
 STDIN = Path("-")
 HEAD_BYTES = 64 * 1024
 BUFFER_BYTES = 256 * 1024
 # A text that no model takes: the server refuses lines above 4 MiB unless it was told otherwise. Bounds our memory.
-LONGEST_LINE = 8 * 1024 * 1024
-PACKINGS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-PACKED_ENDINGS = {".gz": "gzip", ".zst": "zstd"}
+MAX_LINE_CHARS = 8 * 1024 * 1024
+COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+COMPRESSED_ENDINGS = {".gz": "gzip", ".zst": "zstd"}
 PARQUET_MAGIC = b"PAR1\x15"  # the letters, and the first field of what always follows them
 EXPORT = "export its texts as .csv, .jsonl or .parquet"
-UNPACK = "unpack it first"
+DECOMPRESS = "unpack it first"
 # First bytes of files that are no text, what they are, and what to do.
 SIGNATURES = (
     (b"PK\x03\x04", "a zip archive or a spreadsheet (.xlsx)", "save the sheet as CSV, or unpack the archive"),
@@ -38,9 +38,9 @@ SIGNATURES = (
     (b"SQLite format 3\x00", "an SQLite database", EXPORT),
     (b"\x93NUMPY", "a NumPy file", "it holds numbers, not texts"),
     (b"\x89HDF", "an HDF5 file", EXPORT),
-    (b"BZh91AY&SY", "packed with bzip2", UNPACK),
-    (b"\xfd7zXZ\x00", "packed with xz", UNPACK),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (b"BZh91AY&SY", "packed with bzip2", DECOMPRESS),
+    (b"\xfd7zXZ\x00", "packed with xz", DECOMPRESS),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", DECOMPRESS),
 )
 
 
@@ -58,34 +58,34 @@ class Source:
             self._copy(sys.stdin.buffer if sys.stdin is not None else io.BytesIO())
         else:
             self.name = str(path)
-            self._check()
+            self._check_readable()
         self.size = max(self._spool.tell() if self._spool else path.stat().st_size, 1)
-        self.packing = self._packing()
+        self.compression = self._find_compression()
         with self.open() as file:
             self.head = read_upto(file, HEAD_BYTES)
         self.is_parquet = self.head.startswith(PARQUET_MAGIC)
         self._encoding = encoding
-        self._found: Encoding | None = None
+        self._detected: Encoding | None = None
         self._line_end = "\n"
 
     @property
     def suffix(self) -> str:
         """The ending that tells the format: of `texts.csv.gz` it is `.csv`."""
-        inner = Path(self.path.stem) if self.path.suffix.lower() in PACKED_ENDINGS else self.path
+        inner = Path(self.path.stem) if self.path.suffix.lower() in COMPRESSED_ENDINGS else self.path
         return inner.suffix.lower()
 
     @property
     def encoding(self) -> Encoding:
         """Found at the first use. Raises UsageError when the bytes are no text."""
-        if self._found is None:
-            self._found = find_encoding(self.head, self._encoding, self.name)
-            if self._found.note:
-                self.notes.append(self._found.note)
-            text = self.head.decode(self._found.name, "replace").rstrip("\ufffd")
+        if self._detected is None:
+            self._detected = find_encoding(self.head, self._encoding, self.name)
+            if self._detected.note:
+                self.notes.append(self._detected.note)
+            text = self.head.decode(self._detected.name, "replace").rstrip("\ufffd")
             if "\n" not in text and "\r" in text[:-1]:
                 self._line_end = "\r"
                 self.notes.append(f"{self.name}: its lines end with carriage returns")
-        return self._found
+        return self._detected
 
     @property
     def line_end(self) -> str:
@@ -103,11 +103,11 @@ class Source:
         with raw:
             self._position = lambda: self.size if raw.closed else raw.tell()
             try:
-                yield self._unpacked(raw)
+                yield self._decompressed(raw)
             except (gzip.BadGzipFile, zlib.error, EOFError) as error:
                 raise CliError(f"{self.name} is not a whole gzip file: {error}", "copy or download it again") from error
             except OSError as error:
-                if self.packing != "zstd" or error.errno:
+                if self.compression != "zstd" or error.errno:
                     raise
                 raise CliError(f"{self.name} is not a whole zstd file: {error}", "copy or download it again") from error
 
@@ -122,7 +122,7 @@ class Source:
             text = io.TextIOWrapper(file, encoding.name, encoding.errors, newline=self._line_end)
             number = 0
             try:
-                while line := text.readline(LONGEST_LINE):
+                while line := text.readline(MAX_LINE_CHARS):
                     number += 1
                     if "\0" in line:
                         raise CliError(
@@ -131,7 +131,7 @@ class Source:
                         )
                     yield line
             except UnicodeDecodeError as error:
-                raise encoding.complaint(self.name, self._undecodable_line() or number + 1) from error
+                raise encoding.decode_error(self.name, self._undecodable_line() or number + 1) from error
             finally:
                 text.detach()
 
@@ -146,7 +146,7 @@ class Source:
             return
         with self.open() as file:
             file.read(encoding.mark_bytes)
-            while raw := file.readline(LONGEST_LINE):
+            while raw := file.readline(MAX_LINE_CHARS):
                 yield raw
 
     def _undecodable_line(self) -> int | None:
@@ -156,7 +156,7 @@ class Source:
             return None
         with self.open() as file:
             number = 0
-            while raw := file.readline(LONGEST_LINE):
+            while raw := file.readline(MAX_LINE_CHARS):
                 number += 1
                 try:
                     raw.decode(encoding.name)
@@ -164,11 +164,11 @@ class Source:
                     return number
         return None
 
-    def _check(self) -> None:
+    def _check_readable(self) -> None:
         try:
             mode = self.path.stat().st_mode
         except FileNotFoundError as error:
-            raise NotThere(f"{self.path} does not exist", "is its name right?") from error
+            raise NotFound(f"{self.path} does not exist", "is its name right?") from error
         except PermissionError as error:
             raise UsageError(f"{self.path} cannot be read: you have no right to", "see its folder's mode") from error
         if stat.S_ISDIR(mode):
@@ -196,22 +196,22 @@ class Source:
 
     def _open_raw(self) -> BinaryIO:
         if self._spool is not None:
-            return cast("BinaryIO", io.BufferedReader(_Reread(self._spool.fileno()), BUFFER_BYTES))
+            return cast("BinaryIO", io.BufferedReader(_IndependentReader(self._spool.fileno()), BUFFER_BYTES))
         return self.path.open("rb", buffering=BUFFER_BYTES)
 
-    def _packing(self) -> str:
+    def _find_compression(self) -> str:
         with self._open_raw() as raw:
             start = raw.read(4)
-        found = next((name for magic, name in PACKINGS.items() if start.startswith(magic)), "")
-        expected = PACKED_ENDINGS.get(self.path.suffix.lower(), "")
-        if found and not expected and self.path != STDIN:
-            self.notes.append(f"{self.name} is packed with {found}")
-        return found or expected
+        detected = next((name for magic, name in COMPRESSIONS.items() if start.startswith(magic)), "")
+        expected = COMPRESSED_ENDINGS.get(self.path.suffix.lower(), "")
+        if detected and not expected and self.path != STDIN:
+            self.notes.append(f"{self.name} is packed with {detected}")
+        return detected or expected
 
-    def _unpacked(self, raw: BinaryIO) -> BinaryIO:
-        if self.packing == "gzip":
+    def _decompressed(self, raw: BinaryIO) -> BinaryIO:
+        if self.compression == "gzip":
             return cast("BinaryIO", io.BufferedReader(gzip.GzipFile(fileobj=raw), BUFFER_BYTES))
-        if self.packing == "zstd":
+        if self.compression == "zstd":
             import pyarrow
 
             stream: Any = pyarrow.CompressedInputStream(raw, "zstd")
@@ -224,12 +224,12 @@ def is_pipe(path: Path) -> bool:
     return path == STDIN or (path.exists() and not path.is_file() and not path.is_dir())
 
 
-class _Reread(io.RawIOBase):
+class _IndependentReader(io.RawIOBase):
     """An open file from its beginning, with a position of its own."""
 
     def __init__(self, handle: int) -> None:
         self._handle = handle
-        self._at = 0
+        self._offset = 0
 
     def readable(self) -> bool:
         return True
@@ -238,18 +238,18 @@ class _Reread(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = os.pread(self._handle, len(buffer), self._at)
+        data = os.pread(self._handle, len(buffer), self._offset)
         buffer[: len(data)] = data
-        self._at += len(data)
+        self._offset += len(data)
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at}.get(whence)
-        self._at = (os.fstat(self._handle).st_size if base is None else base) + offset
-        return self._at
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._offset}.get(whence)
+        self._offset = (os.fstat(self._handle).st_size if base is None else base) + offset
+        return self._offset
 
     def tell(self) -> int:
-        return self._at
+        return self._offset
 
 
 def read_upto(file: BinaryIO, size: int) -> bytes:
@@ -267,7 +267,7 @@ def refuse_other_formats(source: Source) -> None:
         if source.head.startswith(magic):
             raise UsageError(f"{source.name} is {what}", fix)
     if source.head[257:262] == b"ustar":
-        raise UsageError(f"{source.name} is a tar archive", UNPACK)
+        raise UsageError(f"{source.name} is a tar archive", DECOMPRESS)
     if source.head.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise UsageError(
             f"{source.name} is an HTML page", "a download may have failed; --format txt embeds it all the same"

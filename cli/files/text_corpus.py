@@ -12,7 +12,7 @@ import msgspec
 from cli.errors import UsageError
 from cli.files.columns import DEFAULT_ID_COLUMN, DEFAULT_TEXT_COLUMN, Columns, choose_columns
 from cli.files.corpus import Corpus, json_line, row_line
-from cli.files.source import LONGEST_LINE, Source, read_upto
+from cli.files.source import MAX_LINE_CHARS, Source, read_upto
 
 SAMPLED_LINES = 200
 LARGEST_JSON_BYTES = 256 * 1024 * 1024
@@ -134,7 +134,7 @@ def _records(pieces: Iterator[AnyStr], end: AnyStr) -> Iterator[tuple[AnyStr, bo
         if skipping:
             skipping = not ended
             continue
-        skipping = not ended and len(piece) >= LONGEST_LINE
+        skipping = not ended and len(piece) >= MAX_LINE_CHARS
         yield piece, skipping
 
 

@@ -43,9 +43,9 @@ class VectorFile(ABC):
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
         """Append the rows of an index range."""
 
-    def _restart(self, at: int) -> None:
+    def _restart(self, offset: int) -> None:
         """Forget what a broken connection left behind."""
-        self._file.seek(at)
+        self._file.seek(offset)
         self._file.truncate()
 
     def close(self) -> None:
@@ -62,7 +62,7 @@ class NpyFile(VectorFile):
         np.lib.format.write_array_header_1_0(file, header)
 
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
-        at = self._file.tell()
+        offset = self._file.tell()
         head = bytearray()
         in_head = True
 
@@ -70,7 +70,7 @@ class NpyFile(VectorFile):
             nonlocal in_head
             head.clear()
             in_head = True
-            self._restart(at)
+            self._restart(offset)
             return write
 
         def write(chunk: bytes) -> None:
@@ -84,10 +84,10 @@ class NpyFile(VectorFile):
                 in_head = False
 
         client.copy_results(job_id, start, stop, begin, format="npy")
-        rows, rest = divmod(self._file.tell() - at, self.width * 4)
-        if in_head or b"'<f4'" not in head[:128] or rest or rows != stop - start:
+        rows, extra_bytes = divmod(self._file.tell() - offset, self.width * 4)
+        if in_head or b"'<f4'" not in head[:128] or extra_bytes or rows != stop - start:
             raise incomplete(job_id, start, stop, rows)
-        self._file.seek(at)
+        self._file.seek(offset)
         part = np.frombuffer(self._file.read(rows * self.width * 4), dtype="<f4").reshape(rows, self.width)
         self.vectors += int(np.count_nonzero(~np.isnan(part[:, 0])))
 
@@ -96,12 +96,12 @@ class NdjsonFile(VectorFile):
     """The server's result lines as they are: index, id, embedding or error."""
 
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
-        at, lines = self._file.tell(), 0
+        offset, lines = self._file.tell(), 0
 
         def begin() -> Callable[[bytes], None]:
             nonlocal lines
             lines = 0
-            self._restart(at)
+            self._restart(offset)
             return write
 
         def write(chunk: bytes) -> None:
@@ -112,7 +112,7 @@ class NdjsonFile(VectorFile):
         client.copy_results(job_id, start, stop, begin, format="ndjson")
         if lines != stop - start and not self.partial:
             raise incomplete(job_id, start, stop, lines)
-        self._file.seek(at)
+        self._file.seek(offset)
         self.vectors += sum(HAS_VECTOR in line for line in self._file)
 
 
@@ -137,22 +137,22 @@ class ArrowFile(VectorFile):
         )
         if format == ".parquet":
             # Floats of vectors do not pack, and no two are alike: trying costs more time than everything else here.
-            packing = {
+            compression = {
                 "index": "zstd",
                 "id": "zstd",
                 "error": "zstd",
                 "truncated": "zstd",
                 "embedding.list.element": "none",
             }
-            self._writer = ParquetWriter(file, self._schema, compression=packing, use_dictionary=["error"])
+            self._writer = ParquetWriter(file, self._schema, compression=compression, use_dictionary=["error"])
         else:
             self._writer = new_file(file, self._schema)
 
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
         lines = msgspec.json.Decoder(ResultLine).decode_lines(client.base64_results(job_id, start, stop))
         if self.partial:
-            there = {line.index: line for line in lines}
-            lines = [there.get(index) or ResultLine(index=index) for index in range(start, stop)]
+            line_by_index = {line.index: line for line in lines}
+            lines = [line_by_index.get(index) or ResultLine(index=index) for index in range(start, stop)]
         if [line.index for line in lines] != list(range(start, stop)):
             raise incomplete(job_id, start, stop, len(lines))
         self.vectors += sum(line.embedding is not None for line in lines)
@@ -189,8 +189,8 @@ def open_vector_file(file: BinaryIO, ending: str, rows: int, width: int, *, part
     return ArrowFile(file, rows=rows, width=width, format=ending, partial=partial)
 
 
-def incomplete(job_id: str, start: int, stop: int, got: int) -> CliError:
+def incomplete(job_id: str, start: int, stop: int, row_count: int) -> CliError:
     return CliError(
-        f"the server has {got} of the results {start} to {stop - 1} of {job_id}",
+        f"the server has {row_count} of the results {start} to {stop - 1} of {job_id}",
         f"`embedmill jobs show {job_id}` says why",
     )

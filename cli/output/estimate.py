@@ -12,25 +12,27 @@ SHOWN_ERRORS = 3
 
 def print_estimate(estimate: Estimate) -> None:
     """A line for each figure, with what it means where that is not plain."""
-    about = "about " if estimate.estimated else ""
+    about_prefix = "about " if estimate.estimated else ""
     margin = f" ± {estimate.tokens_margin:,}, from a sample" if estimate.tokens_margin else ""
     inputs = f"{estimate.inputs:,}"
     if estimate.duplicates:
         inputs += f", {estimate.duplicates:,} of them duplicates that cost nothing"
-    cost = f"{about}${estimate.cost_usd.normalize():f}"
+    cost = f"{about_prefix}${estimate.cost_usd.normalize():f}"
     if estimate.duplicates:
         cost += f"; each duplicate for itself: ${estimate.cost_usd_with_duplicates.normalize():f}"
-    took = "no quota is configured" if estimate.eta_seconds is None else f"{duration(estimate.eta_seconds)} by quota"
+    time_text = (
+        "no quota is configured" if estimate.eta_seconds is None else f"{duration(estimate.eta_seconds)} by quota"
+    )
     facts = [
         ("model", f"{estimate.model}, {estimate.dimensions} wide"),
         ("inputs", inputs),
-        ("tokens", f"{about}{estimate.tokens:,}{margin}"),
+        ("tokens", f"{about_prefix}{estimate.tokens:,}{margin}"),
         ("calls", f"{estimate.calls:,}"),
         ("cost", cost),
-        ("time", took),
+        ("time", time_text),
     ]
     if estimate.max_cost_usd is not None:
-        facts.append(("ceiling", _of_ceiling(estimate, estimate.max_cost_usd)))
+        facts.append(("ceiling", _ceiling_text(estimate, estimate.max_cost_usd)))
     if estimate.refused_inputs:
         facts.append(("refused", f"{estimate.refused_inputs:,}"))
     for name, fact in facts:
@@ -40,12 +42,14 @@ def print_estimate(estimate: Estimate) -> None:
         out.print(f"        {group.count:,} × {group.code}{example}: {group.message}", markup=False)
 
 
-def _of_ceiling(estimate: Estimate, ceiling: Decimal) -> str:
+def _ceiling_text(estimate: Estimate, ceiling: Decimal) -> str:
     """Whether the job would stay below what it may cost."""
-    shown = f"${ceiling.normalize():f}"
+    ceiling_text = f"${ceiling.normalize():f}"
     if estimate.within_max_cost:
-        return f"{shown} is enough"
+        return f"{ceiling_text} is enough"
     if estimate.cost_usd <= ceiling:
-        return f"{shown} may not be enough, by the margin of the sample: then the job would be paused"
+        return f"{ceiling_text} may not be enough, by the margin of the sample: then the job would be paused"
     share = int(100 * ceiling / estimate.cost_usd)
-    return f"{shown} is not enough: the job would be paused after about {share} % of the work, and can be resumed"
+    return (
+        f"{ceiling_text} is not enough: the job would be paused after about {share} % of the work, and can be resumed"
+    )

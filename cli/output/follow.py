@@ -5,13 +5,13 @@ from __future__ import annotations
 from cli.client.api_client import Client
 from cli.client.types import Job
 from cli.errors import CliError, Failure
-from cli.output.progress import JobProgress, describe, how_to_resume, standing
+from cli.output.progress import JobProgress, resume_hint, status_text, summary
 from cli.output.terminal import duration, err
 
 SHOWN_ERRORS = 3
 
 
-def follow(client: Client, job_id: str, progress: JobProgress) -> Job:
+def follow_job(client: Client, job_id: str, progress: JobProgress) -> Job:
     """Wait until the job is finished, through pauses too. Ctrl-C leaves it as it is and says how to come back to it."""
     job: Job | None = None
     try:
@@ -25,8 +25,8 @@ def follow(client: Client, job_id: str, progress: JobProgress) -> Job:
                 )
     except KeyboardInterrupt:
         if job is not None and job.status == "paused":
-            said = f"interrupted; {job_id} is {standing(job)}"
-            raise CliError(said, how_to_resume(job), failure=Failure.INTERRUPTED) from None
+            message = f"interrupted; {job_id} is {status_text(job)}"
+            raise CliError(message, resume_hint(job), failure=Failure.INTERRUPTED) from None
         raise CliError(
             f"interrupted; {job_id} goes on without this command",
             f"follow it with `embedmill jobs wait {job_id}`, then `embedmill jobs results {job_id} --out FILE`; "
@@ -37,12 +37,12 @@ def follow(client: Client, job_id: str, progress: JobProgress) -> Job:
     return job
 
 
-def report(job: Job) -> None:
+def print_outcome(job: Job) -> None:
     """Say on stderr how a job ended, and where its failures can be read."""
-    took = ""
+    duration_text = ""
     if job.finished_at and job.created_at and job.finished_at > job.created_at:  # whole seconds: below one says nothing
-        took = f" in {duration(job.finished_at - job.created_at)}"
-    err.print(f"{job.id} {job.status.replace('_', ' ')}{took}: {describe(job)}", markup=False)
+        duration_text = f" in {duration(job.finished_at - job.created_at)}"
+    err.print(f"{job.id} {job.status.replace('_', ' ')}{duration_text}: {summary(job)}", markup=False)
     for group in job.errors[:SHOWN_ERRORS]:
         example = f", first at index {group.example_index:,}" if group.example_index is not None else ""
         err.print(f"  {group.count:,} × {group.code}{example}: {group.message}", markup=False)

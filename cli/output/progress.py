@@ -57,7 +57,7 @@ class BarProgress:
             expand=True,
             transient=True,
         )
-        self._causes = CauseTeller(console)
+        self._wait_reasons = WaitReasonPrinter(console)
         self._task = self._progress.add_task("starting", total=None, facts="")
 
     def __enter__(self) -> Self:
@@ -82,13 +82,13 @@ class BarProgress:
         self._progress.update(self._task, description=what, total=1.0, completed=fraction, facts=f"{fraction:.0%}")
 
     def working(self, job: Job) -> None:
-        self._causes.tell(job)
+        self._wait_reasons.print_if_new(job)
         self._progress.update(
             self._task,
-            description=standing(job),
+            description=status_text(job),
             total=job.counts.total,
             completed=job.counts.settled,
-            facts=describe(job),
+            facts=summary(job),
         )
 
 
@@ -103,10 +103,10 @@ class LineProgress:
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._said_at = clock()
-        self._said_fraction = 0.0
+        self._printed_at = clock()
+        self._printed_fraction = 0.0
         self._last_status = ""
-        self._causes = CauseTeller(console)
+        self._wait_reasons = WaitReasonPrinter(console)
 
     def __enter__(self) -> Self:
         return self
@@ -126,39 +126,41 @@ class LineProgress:
         self._fraction(f"saving {name}", fraction)
 
     def _fraction(self, what: str, fraction: float) -> None:
-        if self._clock() - self._said_at >= LINE_EVERY_S:
-            self._say(f"{what}: {fraction:.0%}", self._said_fraction)
+        if self._clock() - self._printed_at >= LINE_EVERY_S:
+            self._print(f"{what}: {fraction:.0%}", self._printed_fraction)
 
     def working(self, job: Job) -> None:
         fraction = job.counts.settled / job.counts.total if job.counts.total else 0.0
-        self._causes.tell(job)
-        due = self._clock() - self._said_at >= LINE_EVERY_S or fraction >= self._said_fraction + LINE_EVERY_FRACTION
+        self._wait_reasons.print_if_new(job)
+        is_due = (
+            self._clock() - self._printed_at >= LINE_EVERY_S or fraction >= self._printed_fraction + LINE_EVERY_FRACTION
+        )
         # An end or a pause is said at once, and then once only.
-        stands = job.finished or job.status == "paused"
-        if (stands and job.status != self._last_status) or (due and not stands):
-            hint = f" ({how_to_resume(job)})" if job.status == "paused" else ""
-            self._say(f"{standing(job)}: {describe(job)}{hint}", fraction)
+        is_settled = job.finished or job.status == "paused"
+        if (is_settled and job.status != self._last_status) or (is_due and not is_settled):
+            hint = f" ({resume_hint(job)})" if job.status == "paused" else ""
+            self._print(f"{status_text(job)}: {summary(job)}{hint}", fraction)
         self._last_status = job.status
 
-    def _say(self, line: str, fraction: float) -> None:
+    def _print(self, line: str, fraction: float) -> None:
         self._console.print(Text(line))
-        self._said_at = self._clock()
-        self._said_fraction = fraction
+        self._printed_at = self._clock()
+        self._printed_fraction = fraction
 
 
-def standing(job: Job) -> str:
+def status_text(job: Job) -> str:
     """The status in words, and why a paused job is paused."""
     if job.status == "paused":
         return "paused, its budget is spent" if job.waiting_on == "budget" else "paused by its caller"
     return job.status.replace("_", " ")
 
 
-def how_to_resume(job: Job) -> str:
+def resume_hint(job: Job) -> str:
     ceiling = " --max-cost USD" if job.waiting_on == "budget" else ""
     return f"`embedmill jobs resume {job.id}{ceiling}` lets it go on"
 
 
-def describe(job: Job) -> str:
+def summary(job: Job) -> str:
     """`12,288/30,000 · 41% · 8,123/s · eta 3 s · $0.0246 · 2 failed`, without what is not known."""
     counts = job.counts
     if counts.total is None:
@@ -174,12 +176,12 @@ def describe(job: Job) -> str:
     if counts.failed:
         facts.append(f"{counts.failed:,} failed")
     if job.waiting_on and job.status != "paused":
-        named = f" {job.waiting.provider}" if job.waiting and job.waiting.provider else ""
-        facts.append(f"waiting on {job.waiting_on}{named}")
+        provider = f" {job.waiting.provider}" if job.waiting and job.waiting.provider else ""
+        facts.append(f"waiting on {job.waiting_on}{provider}")
     return " · ".join(facts)
 
 
-def cause_of(job: Job) -> str | None:
+def wait_reason(job: Job) -> str | None:
     """Why a job waits, since when, what to do and when it is tried again, in one line; None where it does not say."""
     waiting = job.waiting
     if waiting is None or job.finished:
@@ -193,15 +195,15 @@ def cause_of(job: Job) -> str | None:
     return " · ".join(facts)
 
 
-class CauseTeller:
+class WaitReasonPrinter:
     """Says why a job waits, once for each cause."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._last: tuple[str, str] | None = None
 
-    def tell(self, job: Job) -> None:
+    def print_if_new(self, job: Job) -> None:
         key = (job.waiting.provider, job.waiting.code) if job.waiting else None
-        if key != self._last and (line := cause_of(job)):
+        if key != self._last and (line := wait_reason(job)):
             self._console.print(Text(line))
         self._last = key

@@ -10,37 +10,37 @@ from typing import BinaryIO
 
 from cli.errors import CliError
 
-PLAIN = {"→": "->", "×": "x", "…": "...", "·": "-", "–": "-", "—": "-", "•": "*", "±": "+/-", "’": "'", "━": "-"}
+ASCII_FORMS = {"→": "->", "×": "x", "…": "...", "·": "-", "–": "-", "—": "-", "•": "*", "±": "+/-", "’": "'", "━": "-"}
 BOXES = range(0x2500, 0x2580)
 SPINNERS = range(0x2800, 0x2900)
-_missing: set[str] = set()
+_closed_streams: set[str] = set()
 
 
-def plain(error: UnicodeError) -> tuple[str, int]:
+def escape_unencodable(error: UnicodeError) -> tuple[str, int]:
     """An error handler for codecs: decoration in ASCII, other characters as JSON and Python escape them."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(map(_plain, error.object[error.start : error.end])), error.end
+    return "".join(map(_escape, error.object[error.start : error.end])), error.end
 
 
-def _plain(char: str) -> str:
-    if char in PLAIN:
-        return PLAIN[char]
+def _escape(char: str) -> str:
+    if char in ASCII_FORMS:
+        return ASCII_FORMS[char]
     if ord(char) in BOXES:
         return "|" if char in "│┃║" else "-"
     if ord(char) in SPINNERS:
         return "*"
     units = char.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+    return "".join(f"\\u{units[offset : offset + 2].hex()}" for offset in range(0, len(units), 2))
 
 
 def prepare_streams() -> None:
     """Make both streams take every character, and stand in for those that the shell has closed."""
-    codecs.register_error("embedmill.plain", plain)
+    codecs.register_error("embedmill.plain", escape_unencodable)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            _missing.add(name)
+            _closed_streams.add(name)
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115, PTH123  # for our life
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="embedmill.plain")
@@ -48,12 +48,12 @@ def prepare_streams() -> None:
 
 def data_stream() -> BinaryIO:
     """stdout for bytes. Raises CliError when the shell has closed it: what was asked for would be lost."""
-    if "stdout" in _missing:
+    if "stdout" in _closed_streams:
         raise CliError("stdout is closed", "name a file with --out")
     return sys.stdout.buffer
 
 
-def let_go(stream_name: str) -> None:
+def discard_output(stream_name: str) -> None:
     """Nobody reads the stream any more: what is still buffered goes nowhere, and Python ends without a complaint."""
     handle = os.open(os.devnull, os.O_WRONLY)
     try:

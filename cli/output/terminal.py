@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cli.output.streams import let_go
+from cli.output.streams import discard_output
 
 
-class Aside(Console):
+class TolerantConsole(Console):
     """A console for what may be lost: a reader who has gone, or a full disk, does not end the command."""
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -24,24 +24,26 @@ class Aside(Console):
 
     def on_broken_pipe(self) -> None:
         """rich would end the process."""
-        let_go("stderr" if self.stderr else "stdout")
+        discard_output("stderr" if self.stderr else "stdout")
 
 
 # Where nobody looks, a table must not be folded to some screen's width.
 _WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else 1000
 out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
-aside = Aside(highlight=False, soft_wrap=True, width=_WIDTH)
-err = Aside(stderr=True, highlight=False, soft_wrap=True)
+tolerant_out = TolerantConsole(highlight=False, soft_wrap=True, width=_WIDTH)
+err = TolerantConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 def table(*columns: str, rows: list[list[str]], right: tuple[str, ...] = ()) -> Table:
     """A borderless table; columns named in `right` are right-aligned; the first is never folded: ids are copied."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    new_table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name == columns[0])
+        new_table.add_column(
+            name, justify="right" if name in right else "left", overflow="fold", no_wrap=name == columns[0]
+        )
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))  # Text: never taken for markup
-    return made
+        new_table.add_row(*(Text(cell) for cell in row))  # Text: never taken for markup
+    return new_table
 
 
 def duration(seconds: float | None) -> str:

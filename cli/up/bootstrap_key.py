@@ -11,10 +11,10 @@ from engine.storage.database import Database
 from models.key import Scope
 
 
-def make_first_key(settings: Settings, place: DataDir) -> str | None:
+def create_bootstrap_key(settings: Settings, data_dir: DataDir) -> str | None:
     """Make a key with every scope in project `default`, and keep it in the data directory; None where keys exist."""
 
-    async def make() -> str | None:
+    async def create() -> str | None:
         database = Database(settings.sqlalchemy_url)
         try:
             if await list_keys(database):
@@ -25,7 +25,7 @@ def make_first_key(settings: Settings, place: DataDir) -> str | None:
         finally:
             await database.close()
 
-    key = asyncio.run(make())
+    key = asyncio.run(create())
     if key is not None:
-        write_private(place.key_file, key + "\n")
+        write_private(data_dir.key_file, key + "\n")
     return key

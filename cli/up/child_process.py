@@ -19,10 +19,10 @@ log = logging.getLogger("embedmill.up")
 
 PR_SET_PDEATHSIG = 1
 FIRST_PAUSE_S = 0.2
-LONGEST_PAUSE_S = 5.0
+MAX_PAUSE_S = 5.0
 HEALTHY_AFTER_S = 30.0
 POLL_S = 0.05
-LAST_WORDS_S = 2.0
+ABORT_WAIT_S = 2.0
 
 
 class Backoff:
@@ -31,16 +31,16 @@ class Backoff:
     def __init__(self) -> None:
         self._next_s = FIRST_PAUSE_S
 
-    def pause_s(self, lived_s: float) -> float:
+    def pause_s(self, uptime_s: float) -> float:
         """The pause after a life of `lived_s`; a healthy one forgives all earlier deaths."""
-        if lived_s >= HEALTHY_AFTER_S:
+        if uptime_s >= HEALTHY_AFTER_S:
             self._next_s = FIRST_PAUSE_S
         pause = self._next_s
-        self._next_s = min(self._next_s * 2, LONGEST_PAUSE_S)
+        self._next_s = min(self._next_s * 2, MAX_PAUSE_S)
         return pause
 
 
-class Child:
+class ChildProcess:
     """One process in a session of its own, so that the terminal's Ctrl-C and our signals do not mix."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Child:
     ) -> None:
         self.name = name
         self.grace_s = grace_s  # from the polite signal to the other one
-        self.deaths = 0
+        self.exits = 0
         self._command = list(command)
         self._environment = dict(environment)
         self._log_file = log_file
@@ -82,7 +82,7 @@ class Child:
             )
         self._started_at = time.monotonic()
         if self._health is not None:
-            self._health.begin()
+            self._health.reset()
 
     def watch(self) -> None:
         """Notice a death, and start again once its pause is over."""
@@ -91,13 +91,13 @@ class Child:
                 self.start()
                 log.warning("%s started again", self.name, extra={"pid_of_child": self.pid})
             return
-        if self._health is not None and self._health.hangs:
-            self._end_hanging(self._health.url)
+        if self._health is not None and self._health.is_hanging:
+            self._kill_hanging(self._health.url)
         status = self._process.poll()
         if status is None:
             return
         self._kill_group()  # what the dead one left behind must not work beside its successor
-        self.deaths += 1
+        self.exits += 1
         pause_s = self._backoff.pause_s(time.monotonic() - self._started_at)
         self._start_due_at = time.monotonic() + pause_s
         log.warning(
@@ -105,26 +105,26 @@ class Child:
         )
         self._process = None
 
-    def _end_hanging(self, url: str) -> None:
+    def _kill_hanging(self, url: str) -> None:
         """Kill it. Python processes of ours write where they hang into their log when they get SIGABRT."""
         assert self._process is not None
         log.error("%s does not answer %s any more and is killed", self.name, url, extra={"pid_of_child": self.pid})
         self._process.send_signal(signal.SIGABRT)
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(LAST_WORDS_S)
+            self._process.wait(ABORT_WAIT_S)
         self._kill_group()
         self._process.wait()
 
-    def ask_to_stop(self) -> None:
+    def terminate(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 
-    def await_end(self, hurry: Callable[[], bool]) -> None:
+    def wait_or_kill(self, is_hurried: Callable[[], bool]) -> None:
         """Wait for the end, for as long as the grace lasts or until `hurry` says that there is no time, then kill."""
         if self._process is None:
             return
-        gives_up_at = time.monotonic() + self.grace_s
-        while self._process.poll() is None and time.monotonic() < gives_up_at and not hurry():
+        deadline = time.monotonic() + self.grace_s
+        while self._process.poll() is None and time.monotonic() < deadline and not is_hurried():
             time.sleep(POLL_S)
         if self._process.poll() is None:
             log.warning("%s did not stop in time and is killed", self.name, extra={"pid_of_child": self.pid})

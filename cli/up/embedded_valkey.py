@@ -46,21 +46,23 @@ class EmbeddedValkey:
         try:
             with socket.create_connection((HOST, self.port), timeout=1.0) as connection:
                 connection.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
-                said = b""
-                while said.count(b"\r\n") < 2 and (part := connection.recv(256)):
-                    said += part
-                return said == b"+OK\r\n+PONG\r\n"
+                reply = b""
+                while reply.count(b"\r\n") < 2 and (chunk := connection.recv(256)):
+                    reply += chunk
+                return reply == b"+OK\r\n+PONG\r\n"
         except OSError:
             return False
 
 
-def set_up_valkey(place: DataDir) -> EmbeddedValkey:
+def set_up_valkey(data_dir: DataDir) -> EmbeddedValkey:
     """Choose a port and a password, and write the configuration and the URL that the other processes read."""
     binary = find_binary()
-    place.valkey_dir.mkdir(mode=0o700, exist_ok=True)
-    valkey = EmbeddedValkey(binary, place.valkey_dir / "valkey.conf", usable_port(HOST, 0), secrets.token_urlsafe(32))
-    write_private(valkey.config_file, _configuration(valkey, place.valkey_dir.absolute()))
-    write_private(place.redis_url_file, valkey.url + "\n")
+    data_dir.valkey_dir.mkdir(mode=0o700, exist_ok=True)
+    valkey = EmbeddedValkey(
+        binary, data_dir.valkey_dir / "valkey.conf", usable_port(HOST, 0), secrets.token_urlsafe(32)
+    )
+    write_private(valkey.config_file, _configuration(valkey, data_dir.valkey_dir.absolute()))
+    write_private(data_dir.redis_url_file, valkey.url + "\n")
     return valkey
 
 

@@ -7,7 +7,7 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-EVERY_S = 2.0
+CHECK_EVERY_S = 2.0
 TIMEOUT_S = 5.0
 FAILURES = 4  # one after the other: some twenty seconds
 START_S = 120.0  # from a start to the first answer
@@ -20,7 +20,7 @@ class HealthCheck:
         self,
         url: str,
         *,
-        every_s: float = EVERY_S,
+        every_s: float = CHECK_EVERY_S,
         timeout_s: float = TIMEOUT_S,
         failures: int = FAILURES,
         start_s: float = START_S,
@@ -28,44 +28,44 @@ class HealthCheck:
         self.url = url
         self._every_s = every_s
         self._timeout_s = timeout_s
-        self._most_failures = failures
+        self._max_failures = failures
         self._start_s = start_s
         self._lock = threading.Lock()
-        self._life = 0
+        self._start_number = 0
         self._failures = 0
         self._has_answered = False
         self._started_at = 0.0
         self._thread: threading.Thread | None = None
 
-    def begin(self) -> None:
+    def reset(self) -> None:
         """A child was started: what is known of the one before it counts no more."""
         with self._lock:
-            self._life += 1
+            self._start_number += 1
             self._failures = 0
             self._has_answered = False
             self._started_at = time.monotonic()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._ask_again_and_again, daemon=True, name="health")
+            self._thread = threading.Thread(target=self._poll_forever, daemon=True, name="health")
             self._thread.start()
 
     @property
-    def hangs(self) -> bool:
+    def is_hanging(self) -> bool:
         with self._lock:
             if self._has_answered:
-                return self._failures >= self._most_failures
+                return self._failures >= self._max_failures
             return time.monotonic() - self._started_at > self._start_s
 
-    def _ask_again_and_again(self) -> None:
+    def _poll_forever(self) -> None:
         while True:
-            life = self._life
-            answers = self._answers()
+            start_number = self._start_number
+            is_answering = self._is_answering()
             with self._lock:
-                if life == self._life:
-                    self._has_answered = self._has_answered or answers
-                    self._failures = 0 if answers else self._failures + 1
+                if start_number == self._start_number:
+                    self._has_answered = self._has_answered or is_answering
+                    self._failures = 0 if is_answering else self._failures + 1
             time.sleep(self._every_s)
 
-    def _answers(self) -> bool:
+    def _is_answering(self) -> bool:
         address = urlsplit(self.url)
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=self._timeout_s)
         try:

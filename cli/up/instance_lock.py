@@ -13,30 +13,30 @@ from cli.errors import CliError
 
 
 @contextmanager
-def only_one(place: DataDir) -> Iterator[Callable[[str], None]]:
+def instance_lock(data_dir: DataDir) -> Iterator[Callable[[str], None]]:
     """Hold the data directory; what is yielded notes our URL for those who come second. Raises CliError for them."""
-    handle = os.open(place.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = os.open(data_dir.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise CliError(*_taken(place, os.read(handle, 4096))) from None
+            raise CliError(*_already_running(data_dir, os.read(handle, 4096))) from None
 
-        def note(url: str) -> None:
+        def note_url(url: str) -> None:
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps({"pid": os.getpid(), "url": url}).encode(), 0)
 
-        yield note
+        yield note_url
     finally:
         os.close(handle)
 
 
-def _taken(place: DataDir, noted: bytes) -> tuple[str, str]:
+def _already_running(data_dir: DataDir, content: bytes) -> tuple[str, str]:
     try:
-        holder = json.loads(noted)
+        holder = json.loads(content)
         return (
-            f"embedmill is already running on {place.path}: process {holder['pid']}, {holder['url']}",
+            f"embedmill is already running on {data_dir.path}: process {holder['pid']}, {holder['url']}",
             f"use it, stop it with `kill {holder['pid']}`, or choose another --data-dir",
         )
     except (ValueError, KeyError, TypeError):  # it holds the lock, but has not come so far as to write
-        return f"embedmill is just starting on {place.path}", "use that one, or choose another --data-dir"
+        return f"embedmill is just starting on {data_dir.path}", "use that one, or choose another --data-dir"

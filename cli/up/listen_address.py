@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 
-from cli.errors import CliError, Failure, NotThere
+from cli.errors import CliError, Failure, NotFound
 
 
 def usable_port(host: str, port: int, *, name: str = "--port") -> int:
@@ -21,7 +21,7 @@ def usable_port(host: str, port: int, *, name: str = "--port") -> int:
             problem, fix = f"port {port} on {host} is not yours to use", f"choose one above 1023 with {name}"
         else:
             fix = "choose --host 127.0.0.1, or 0.0.0.0 for all"
-            raise NotThere(f"{host} is no address of this machine", fix) from error
+            raise NotFound(f"{host} is no address of this machine", fix) from error
         raise CliError(problem, fix, failure=Failure.MACHINE) from error
 
 

@@ -38,18 +38,18 @@ def check_ports(host: str, port: int, settings: Settings) -> int:
     return usable_port(host, port)
 
 
-def check_data_dir(place: DataDir, settings: Settings) -> None:
+def check_data_dir(data_dir: DataDir, settings: Settings) -> None:
     """The folder takes files, those that are in it can be written, and the secret of the keys is a good one.
 
     Raises CliError, ConfigError.
     """
     try:
-        with tempfile.NamedTemporaryFile(dir=place.path) as file:
+        with tempfile.NamedTemporaryFile(dir=data_dir.path) as file:
             file.write(b"x")
             file.flush()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise CliError(f"{place.path} takes no files: {reason}", DATA_DIR_FIX, failure=Failure.MACHINE) from error
+        raise CliError(f"{data_dir.path} takes no files: {reason}", DATA_DIR_FIX, failure=Failure.MACHINE) from error
     url = settings.sqlalchemy_url
     if url.startswith(SQLITE):
         _check_file(Path(url.removeprefix(SQLITE)))

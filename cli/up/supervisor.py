@@ -10,14 +10,14 @@ from pathlib import Path
 from types import FrameType
 
 from cli.errors import CliError
-from cli.up.child_process import Child, dies_with_parent
+from cli.up.child_process import ChildProcess, dies_with_parent
 from cli.up.health_check import HealthCheck
 
 POLL_S = 0.05
-DEATHS_BEFORE_READY = 4  # a child that cannot start at all: a broken installation, not an accident
+MAX_EXITS_BEFORE_READY = 4  # a child that cannot start at all: a broken installation, not an accident
 
 
-class Stopped(Exception):  # a wish, not an error
+class StopRequested(Exception):  # a wish, not an error
     """Somebody asked for the end while we were waiting for something."""
 
 
@@ -28,34 +28,34 @@ class Supervisor:
         self.environment = environment
         self._stop_order = stop_order
         self._log_dir = log_dir  # None: the children write where we write
-        self._children: dict[str, Child] = {}
-        self._stops_asked = 0
+        self._children: dict[str, ChildProcess] = {}
+        self._stop_requests = 0
 
-    def listen(self) -> None:
+    def install_signal_handlers(self) -> None:
         """Take SIGTERM, Ctrl-C and a closed terminal as the wish to stop; the second one as the wish to stop now."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored: that is nohup's wish
                 signal.signal(number, self._note_stop)
 
     def _note_stop(self, _number: int, _frame: FrameType | None) -> None:
-        self._stops_asked += 1
+        self._stop_requests += 1
 
     @property
-    def _where_to_look(self) -> str:
+    def _log_hint(self) -> str:
         return f"the files in {self._log_dir} say why" if self._log_dir else "the lines above say why"
 
     @property
-    def stop_asked(self) -> bool:
-        return self._stops_asked > 0
+    def stop_requested(self) -> bool:
+        return self._stop_requests > 0
 
     @property
-    def hurried(self) -> bool:
-        return self._stops_asked > 1
+    def is_hurried(self) -> bool:
+        return self._stop_requests > 1
 
     def start(self, name: str, command: Sequence[str], *, grace_s: float, health: HealthCheck | None = None) -> None:
         """Start a child that is to live as long as we do, and to pass its health check."""
         log_file = self._log_dir / f"{name}.log" if self._log_dir else None
-        child = Child(name, command, self.environment, grace_s=grace_s, log_file=log_file, health=health)
+        child = ChildProcess(name, command, self.environment, grace_s=grace_s, log_file=log_file, health=health)
         self._children[name] = child
         child.start()
 
@@ -75,23 +75,23 @@ class Supervisor:
                     printed, _ = process.communicate(timeout=POLL_S)
                     break
                 except subprocess.TimeoutExpired:
-                    if self.stop_asked:
+                    if self.stop_requested:
                         process.kill()
-                        raise Stopped from None
+                        raise StopRequested from None
         if process.returncode != 0:
             raise CliError("embedmill cannot start like this", "the line above says why")
         return printed
 
     def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
         """Watch the children until `condition` holds. Raises CliError when it never does, Stopped when told to stop."""
-        gives_up_at = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s
         while not condition():
             self._watch()
             for child in self._children.values():
-                if child.deaths >= DEATHS_BEFORE_READY:
-                    raise CliError(f"the {child.name} process dies at every start", self._where_to_look)
-            if time.monotonic() >= gives_up_at:
-                raise CliError(f"{what} within {timeout_s:g} s", self._where_to_look)
+                if child.exits >= MAX_EXITS_BEFORE_READY:
+                    raise CliError(f"the {child.name} process dies at every start", self._log_hint)
+            if time.monotonic() >= deadline:
+                raise CliError(f"{what} within {timeout_s:g} s", self._log_hint)
             time.sleep(POLL_S)
 
     def run(self) -> None:
@@ -100,12 +100,12 @@ class Supervisor:
             while True:
                 self._watch()
                 time.sleep(POLL_S)
-        except Stopped:
+        except StopRequested:
             pass
 
     def _watch(self) -> None:
-        if self.stop_asked:
-            raise Stopped
+        if self.stop_requested:
+            raise StopRequested
         for child in self._children.values():
             child.watch()
 
@@ -114,7 +114,7 @@ class Supervisor:
         for group in self._stop_order:
             members = [self._children[name] for name in group if name in self._children]
             for child in members:
-                child.ask_to_stop()
+                child.terminate()
             for child in members:
-                child.await_end(lambda: self.hurried)
+                child.wait_or_kill(lambda: self.is_hurried)
         self._children.clear()

@@ -10,8 +10,8 @@ import pytest
 import redis
 from sqlalchemy import insert
 
-from cli.commands.doctor.accounts import accounts, cost_of_probes
-from cli.commands.doctor.brokers import tried_broker
+from cli.commands.doctor.accounts import accounts, probe_cost
+from cli.commands.doctor.brokers import find_broker_fault
 from cli.commands.doctor.machine import machine
 from cli.commands.doctor.outages import outages
 from cli.commands.doctor.quotas import quotas
@@ -62,7 +62,7 @@ priority = 1
     ],
 )
 def test_what_is_wrong_with_a_broker_is_named(url: str, says: str) -> None:
-    fault = tried_broker(url)
+    fault = find_broker_fault(url)
     assert fault is not None
     assert says in fault.cause
     assert fault.advice
@@ -104,7 +104,7 @@ def test_each_account_is_tried_with_one_call(tmp_path: Path) -> None:
     DataDir(settings.data_dir).make()
     migrate(settings.sqlalchemy_url)
     aliases = config_file.load(settings.config)
-    assert cost_of_probes(aliases).startswith("2 calls of ")
+    assert probe_cost(aliases).startswith("2 calls of ")
     found = {finding.check: finding for finding in accounts(settings, aliases)}
     assert found["account good"].status == "ok"
     assert found["account broken"].status == "fail"

@@ -52,12 +52,12 @@ def test_parquet_under_another_name(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.csv.zst"])
 @pytest.mark.parametrize("packing", ["gzip", "zstd"])
-def test_packing_is_known_by_content(tmp_path: Path, name: str, packing: str) -> None:
+def test_packing_is_known_by_content(tmp_path: Path, name: str, compression: str) -> None:
     plain = b"id,text\n1,a\n2,b\n"
-    packed = gzip.compress(plain) if packing == "gzip" else pa.compress(plain, codec="zstd", asbytes=True)
+    packed = gzip.compress(plain) if compression == "gzip" else pa.compress(plain, codec="zstd", asbytes=True)
     assert read(tmp_path / name, packed) == ["a", "b"]
     assert read(tmp_path / name, packed + packed[:0]) == ["a", "b"]
-    with pytest.raises(CliError, match=f"not a whole {packing} file"):
+    with pytest.raises(CliError, match=f"not a whole {compression} file"):
         read(tmp_path / name, packed[:-4])
 
 

@@ -23,9 +23,9 @@ PROBE = "Is this account well?"
 PROBE_S = 20.0
 
 
-def tried_accounts(settings: Settings, aliases: Mapping[str, Alias], *, tried: bool) -> list[Finding]:
+def check_accounts(settings: Settings, aliases: Mapping[str, Alias], *, tried: bool) -> list[Finding]:
     """Each account after one call, when that was asked for; else what it would cost."""
-    cost = cost_of_probes(aliases)
+    cost = probe_cost(aliases)
     if not tried:
         return [Finding("accounts", "ok", f"not tried: `embedmill doctor --providers` makes {cost}")]
     err.print(f"trying each account: {cost}", markup=False)
@@ -36,20 +36,20 @@ def tried_accounts(settings: Settings, aliases: Mapping[str, Alias], *, tried: b
         return [Finding("accounts", "fail", message, "mend what stands above first")]
 
 
-def account_routes(aliases: Mapping[str, Alias]) -> dict[str, tuple[Alias, Route]]:
+def cheapest_routes(aliases: Mapping[str, Alias]) -> dict[str, tuple[Alias, Route]]:
     """For each account the cheapest route to try it on."""
-    chosen: dict[str, tuple[Alias, Route]] = {}
+    cheapest: dict[str, tuple[Alias, Route]] = {}
     for alias in aliases.values():
         for route in alias.routes:
-            best = chosen.get(route.provider)
+            best = cheapest.get(route.provider)
             if best is None or route.usd_per_million_tokens < best[1].usd_per_million_tokens:
-                chosen[route.provider] = (alias, route)
-    return chosen
+                cheapest[route.provider] = (alias, route)
+    return cheapest
 
 
-def cost_of_probes(aliases: Mapping[str, Alias]) -> str:
+def probe_cost(aliases: Mapping[str, Alias]) -> str:
     """What trying each account costs, before it is done."""
-    routes = account_routes(aliases)
+    routes = cheapest_routes(aliases)
     count = tokens.estimate(PROBE)
     usd = sum(float(route.usd_per_million_tokens) * count / 1_000_000 for _, route in routes.values())
     calls = "1 call" if len(routes) == 1 else f"{len(routes)} calls"
@@ -58,15 +58,15 @@ def cost_of_probes(aliases: Mapping[str, Alias]) -> str:
 
 def accounts(settings: Settings, aliases: Mapping[str, Alias]) -> list[Finding]:
     """One small call to each account, written to the ledger like any other of the operator's."""
-    routes = account_routes(aliases)
+    routes = cheapest_routes(aliases)
 
     async def probe_all() -> list[Finding]:
         runtime = Runtime.open(settings)
         try:
-            found = await asyncio.gather(*(_probe(runtime, name, *route) for name, route in routes.items()))
+            findings = await asyncio.gather(*(_probe(runtime, name, *route) for name, route in routes.items()))
             with suppress(EmbedmillError, *DATABASE_ERRORS):  # then it is kept in the spool
                 await runtime.usage.flush()
-            return list(found)
+            return list(findings)
         finally:
             await runtime.close()
 
@@ -74,9 +74,9 @@ def accounts(settings: Settings, aliases: Mapping[str, Alias]) -> list[Finding]:
 
 
 async def _probe(runtime: Runtime, name: str, alias: Alias, route: Route) -> Finding:
-    check, calls, began = f"account {name}", list[Call](), time.monotonic()
+    check, calls, started_at = f"account {name}", list[Call](), time.monotonic()
     batch = Batch([PROBE], [0], tokens.estimate(PROBE), route.width, Options())
-    deadline = began + min(PROBE_S, route.account.timeout_s)
+    deadline = started_at + min(PROBE_S, route.account.timeout_s)
     try:
         rows, _ = await runtime.upstream.embed(batch, route, deadline=deadline, calls=calls, test="doctor")
     except UpstreamError as error:
@@ -88,5 +88,5 @@ async def _probe(runtime: Runtime, name: str, alias: Alias, route: Route) -> Fin
         runtime.usage.add(
             usage_rows.of_calls(calls, project=OPERATOR_PROJECT, key_id="", lane="interactive", alias=alias.name)
         )
-    took_ms = (time.monotonic() - began) * 1000
+    took_ms = (time.monotonic() - started_at) * 1000
     return Finding(check, "ok", f"{route.upstream_model}: {rows.shape[1]} numbers in {took_ms:.0f} ms")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cli.commands.doctor.finding import Finding
-from cli.redaction import shown_url
+from cli.redaction import redact_url
 from engine.config.settings import Settings
 from engine.connections.broker_faults import broker_fault, names_of
 from engine.connections.faults import ConnectionFault
@@ -19,7 +19,7 @@ BROKER_S = 3.0
 GREETING_S = 1.0
 WRITTEN_KEY = "embedmill:doctor"
 SCHEMES = "redis:// rediss:// or amqp://"
-PLAIN, TLS, AMQP = "Redis", "TLS", "AMQP"
+REDIS, TLS, AMQP = "Redis", "TLS", "AMQP"
 
 
 def client_options() -> dict[str, Any]:
@@ -33,15 +33,15 @@ def client_options() -> dict[str, Any]:
 def broker(settings: Settings) -> Finding:
     if not settings.broker:
         return Finding("broker", "warn", "none configured", "`embedmill up` brings one; else set EMBEDMILL_REDIS_URL")
-    shown = shown_url(settings.broker)
-    if fault := tried_broker(settings.broker):
-        return Finding("broker", "fail", f"{shown}: {fault.cause}", fault.advice)
-    if settings.redis and settings.redis != settings.broker and (fault := tried_broker(settings.redis)):
-        return Finding("broker", "fail", f"{shown_url(settings.redis)}: {fault.cause}", fault.advice)
-    return Finding("broker", "ok", shown)
+    redacted = redact_url(settings.broker)
+    if fault := find_broker_fault(settings.broker):
+        return Finding("broker", "fail", f"{redacted}: {fault.cause}", fault.advice)
+    if settings.redis and settings.redis != settings.broker and (fault := find_broker_fault(settings.redis)):
+        return Finding("broker", "fail", f"{redact_url(settings.redis)}: {fault.cause}", fault.advice)
+    return Finding("broker", "ok", redacted)
 
 
-def tried_broker(url: str) -> ConnectionFault | None:
+def find_broker_fault(url: str) -> ConnectionFault | None:
     """What is wrong with a broker and what to do, by trying it; None where nothing is."""
     scheme = urlsplit(url).scheme
     if "://" not in url or not scheme:
@@ -63,7 +63,7 @@ def _redis_fault(url: str) -> ConnectionFault | None:
         with redis.Redis(**target.redis_options(), **client_options()) as client:
             client.set(WRITTEN_KEY, "", px=1000)  # one that answers may still refuse to write
     except (redis.exceptions.RedisError, OSError) as error:
-        return _of_another_kind(target) or broker_fault(error, names_of(url))
+        return _protocol_mismatch(target) or broker_fault(error, names_of(url))
     return None
 
 
@@ -80,25 +80,25 @@ def _rabbitmq_fault(url: str) -> ConnectionFault | None:
             # Without the pause of `connect()` between its two tries.
             connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
     except Exception as error:  # whatever kombu makes of a socket's error
-        return _of_another_kind(target) or broker_fault(error, names_of(url))
+        return _protocol_mismatch(target) or broker_fault(error, names_of(url))
     return None
 
 
-def _of_another_kind(target: Target) -> ConnectionFault | None:
+def _protocol_mismatch(target: Target) -> ConnectionFault | None:
     """What is wrong where something else answers there than the URL says; None where that cannot be told."""
-    said = _greeting(target)
-    if target.tls is not None and said in (PLAIN, AMQP):
+    greeting = _greeting(target)
+    if target.tls is not None and greeting in (REDIS, AMQP):
         plain = target.scheme
         return ConnectionFault(
             "the server does not speak TLS", f"write {plain}:// instead of {plain}s://, or name its TLS port"
         )
-    if target.tls is None and said == TLS:
+    if target.tls is None and greeting == TLS:
         return ConnectionFault("the server speaks TLS", f"write {target.scheme}s:// instead of {target.scheme}://")
-    if target.scheme == "redis" and said == AMQP:
+    if target.scheme == "redis" and greeting == AMQP:
         return ConnectionFault(
             "it is a RabbitMQ, not a Redis", "write amqp://user:PASSWORD@host:5672/vhost in EMBEDMILL_BROKER_URL"
         )
-    if target.scheme == "amqp" and said == PLAIN:
+    if target.scheme == "amqp" and greeting == REDIS:
         return ConnectionFault("it is a Redis, not a RabbitMQ", "write redis://host:6379/0")
     return None
 
@@ -111,11 +111,11 @@ def _greeting(target: Target) -> str | None:
         with socket.create_connection((target.host, target.port), timeout=GREETING_S) as connection:
             connection.settimeout(GREETING_S)
             connection.sendall(b"PING\r\n\r\n")
-            said = connection.recv(16)
+            greeting = connection.recv(16)
     except OSError:
         return None
-    if said.startswith((b"+", b"-")):
-        return PLAIN
-    if said.startswith(b"AMQP"):
+    if greeting.startswith((b"+", b"-")):
+        return REDIS
+    if greeting.startswith(b"AMQP"):
         return AMQP
-    return TLS if said.startswith(b"\x15\x03") else None  # an alert: it took the line for the begin of a handshake
+    return TLS if greeting.startswith(b"\x15\x03") else None  # an alert: it took the line for the begin of a handshake

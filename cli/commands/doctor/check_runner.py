@@ -13,26 +13,28 @@ from models.errors import EmbedmillError
 LIMIT_S = 10.0
 
 
-def guarded(check: str, look: Callable[[], Finding], limit_s: float = LIMIT_S) -> Finding:
+def run_check(check: str, check_function: Callable[[], Finding], limit_s: float = LIMIT_S) -> Finding:
     """The finding, or the exception as one: a check that breaks, or takes too long, is a finding too."""
-    return guarded_all(check, lambda: [look()], limit_s)[0]
+    return run_checks(check, lambda: [check_function()], limit_s)[0]
 
 
-def guarded_all(check: str, look: Callable[[], list[Finding]], limit_s: float = LIMIT_S) -> list[Finding]:
+def run_checks(check: str, check_function: Callable[[], list[Finding]], limit_s: float = LIMIT_S) -> list[Finding]:
     """The same for a check that may have several findings."""
-    found: list[list[Finding]] = []
+    results: list[list[Finding]] = []
 
-    def keep() -> None:
+    def run() -> None:
         try:
-            found.append(look())
+            results.append(check_function())
         except EmbedmillError as error:
-            found.append([Finding(check, "fail", error.message, "correct it; .env.example lists every setting")])
+            results.append([Finding(check, "fail", error.message, "correct it; .env.example lists every setting")])
         except Exception as error:  # whatever a driver raises, the report must come to its end
-            found.append([Finding(check, "fail", str(explain(error)), "see docs/operations.md")])
+            results.append([Finding(check, "fail", str(explain(error)), "see docs/operations.md")])
 
     # A daemon: what never answers must not keep the report, nor the end of the program.
-    thread = threading.Thread(target=keep, daemon=True)
+    thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limit_s)
-    late = Finding(check, "fail", f"it did not answer within {limit_s:g} s", "is it up, and not behind a firewall?")
-    return found[0] if found else [late]
+    timed_out = Finding(
+        check, "fail", f"it did not answer within {limit_s:g} s", "is it up, and not behind a firewall?"
+    )
+    return results[0] if results else [timed_out]

@@ -21,6 +21,6 @@ def doctor(
     ] = False,
 ) -> None:
     """Check this installation: each line says ok, warn or fail, and what to do."""
-    from cli.commands.doctor.report import doctor as examine
+    from cli.commands.doctor.report import diagnose
 
-    raise typer.Exit(examine(url=url, api_key=api_key, as_json=as_json, release=release, providers=providers))
+    raise typer.Exit(diagnose(url=url, api_key=api_key, as_json=as_json, release=release, providers=providers))

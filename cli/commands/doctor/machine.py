@@ -45,8 +45,8 @@ def installation() -> Iterator[Finding]:
             yield Finding(name, "warn", "not installed", f"pip install {name}: {why}")
 
 
-def disk(place: DataDir) -> Finding:
-    folder = place.path.absolute()
+def disk(data_dir: DataDir) -> Finding:
+    folder = data_dir.path.absolute()
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -58,9 +58,9 @@ def disk(place: DataDir) -> Finding:
     return Finding("disk", "ok", detail)
 
 
-def machine(place: DataDir) -> Iterator[Finding]:
+def machine(data_dir: DataDir) -> Iterator[Finding]:
     """The data directory and the temporary folder take files; there are descriptors enough."""
-    folder = place.path.absolute()
+    folder = data_dir.path.absolute()
     while not folder.exists():
         folder = folder.parent
     yield _takes_files("data directory", str(folder), "make it writable for this user, or set EMBEDMILL_DATA_DIR")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from cli.commands.doctor.check_runner import guarded
+from cli.commands.doctor.check_runner import run_check
 from cli.commands.doctor.finding import Finding
 from cli.commands.doctor.storage import with_database
 from engine.config.settings import Settings
@@ -14,7 +14,7 @@ from engine.upstream.in_process import LocalModel
 from models.embedding import Alias
 
 
-def drift_monitor(settings: Settings, aliases: Mapping[str, Alias]) -> Finding:
+def check_drift(settings: Settings, aliases: Mapping[str, Alias]) -> Finding:
     """A finding that fails while a route is quarantined."""
     watched = {route.provider for alias in aliases.values() for route in alias.routes if route.account.canary}
     if not watched:
@@ -22,19 +22,21 @@ def drift_monitor(settings: Settings, aliases: Mapping[str, Alias]) -> Finding:
     rows = asyncio.run(with_database(settings, drift.quarantined))
     if not rows:
         return Finding("canaries", "ok", ", ".join(sorted(watched)))
-    told = "; ".join(f"{row.account} {row.upstream_model} ({row.space}): cosine {row.similarity:.6f}" for row in rows)
+    details = "; ".join(
+        f"{row.account} {row.upstream_model} ({row.space}): cosine {row.similarity:.6f}" for row in rows
+    )
     fix = f"another model answers there; when that is right: `embedmill doctor --release {rows[0].account}`"
-    return Finding("canaries", "fail", f"quarantined: {told}", fix)
+    return Finding("canaries", "fail", f"quarantined: {details}", fix)
 
 
-def released(settings: Settings, account: str) -> Finding:
-    count = asyncio.run(with_database(settings, lambda opened: drift.release(opened, account)))
+def release_quarantine(settings: Settings, account: str) -> Finding:
+    count = asyncio.run(with_database(settings, lambda database: drift.release(database, account)))
     if not count:
         return Finding("release", "warn", f"no canary of {account} is known", "is this the account's name?")
     return Finding("release", "ok", f"{count} routes of {account} serve again; their next answers are the references")
 
 
-def local_models(aliases: Mapping[str, Alias]) -> list[Finding]:
+def check_local_models(aliases: Mapping[str, Alias]) -> list[Finding]:
     """One finding when any alias runs in-process; nothing where no local model is configured."""
     if not any(route.account.kind == "local" for alias in aliases.values() for route in alias.routes):
         return []
@@ -43,4 +45,4 @@ def local_models(aliases: Mapping[str, Alias]) -> list[Finding]:
         rows, tokens, _ = LocalModel().embed(["is the model there?"])
         return Finding("local model", "ok", f"{rows.shape[1]} numbers for {tokens} tokens")
 
-    return [guarded("local model", look)]
+    return [run_check("local model", look)]

@@ -37,10 +37,10 @@ async def _read(settings: Settings) -> list[Finding]:
 def _findings(rows: Sequence[Row[Any]]) -> Iterator[Finding]:
     for row in rows:
         since = datetime.fromtimestamp(row.since, UTC).isoformat(timespec="seconds")
-        place = f"account {row.account}, model {row.upstream_model}"
+        route = f"account {row.account}, model {row.upstream_model}"
         yield Finding(
             "outages",
             "fail",
-            f"{place}: down since {since}: {row.message}",
+            f"{route}: down since {since}: {row.message}",
             f"{row.advice.rstrip('.')}; `embedmill providers test {row.account}` tries it at once",
         )

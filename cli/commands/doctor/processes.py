@@ -23,29 +23,29 @@ STARTS = {
 def running(settings: Settings) -> list[Finding]:
     """API, workers and scheduler by their heartbeats."""
     try:
-        found, ahead_s = asyncio.run(with_database(settings, service_heartbeats.seen))
+        heartbeats, ahead_s = asyncio.run(with_database(settings, service_heartbeats.seen))
     except Exception as error:  # whatever a driver raises, the report must come to its end
         return [Finding("processes", "fail", str(explain(error)), "see what the database's line says")]
-    return list(processes(found, ahead_s, settings))
+    return list(processes(heartbeats, ahead_s, settings))
 
 
-def processes(found: list[SeenProcess], ahead_s: float, settings: Settings) -> Iterator[Finding]:
+def processes(heartbeats: list[SeenProcess], ahead_s: float, settings: Settings) -> Iterator[Finding]:
     """One finding for each kind of process, one for what runs in another version, one for the clocks."""
-    fresh = [each for each in found if each.seen_s < settings.worker_seen_s]
-    if not fresh:
+    running_now = [each for each in heartbeats if each.seen_s < settings.worker_seen_s]
+    if not running_now:
         yield Finding("processes", "warn", "none runs on this database", "`embedmill up` starts them all")
     else:
         for service, fix in STARTS.items():
-            running = [each for each in fresh if each.service == service]
-            late = sorted(each.seen_s for each in found if each.service == service)
+            running = [each for each in running_now if each.service == service]
+            silent_s = sorted(each.seen_s for each in heartbeats if each.service == service)
             if running:
-                yield Finding(service, "ok", f"{len(running)} running, last heard of {_ago(min(late))}")
-            elif late:
-                detail = f"its last heartbeat was {_ago(late[0])}: it is stuck, frozen or gone"
+                yield Finding(service, "ok", f"{len(running)} running, last heard of {_ago(min(silent_s))}")
+            elif silent_s:
+                detail = f"its last heartbeat was {_ago(silent_s[0])}: it is stuck, frozen or gone"
                 yield Finding(service, "fail", detail, f"see its log and start it anew; {fix}")
             else:
                 yield Finding(service, "fail", "none runs", fix)
-        yield _versions(fresh)
+        yield _versions(running_now)
     detail = f"this machine's is {abs(ahead_s):.1f} s {'ahead of' if ahead_s > 0 else 'behind'} the database's"
     if abs(ahead_s) > SKEW_S:
         yield Finding("clock", "warn", detail, "keep both right with NTP; ends of keys and logs are off by that much")
@@ -53,13 +53,13 @@ def processes(found: list[SeenProcess], ahead_s: float, settings: Settings) -> I
         yield Finding("clock", "ok", detail)
 
 
-def _versions(fresh: list[SeenProcess]) -> Finding:
-    others = [each for each in fresh if each.version != OUR_VERSION]
-    if not others:
+def _versions(running_now: list[SeenProcess]) -> Finding:
+    other_versions = [each for each in running_now if each.version != OUR_VERSION]
+    if not other_versions:
         return Finding("versions", "ok", f"all {OUR_VERSION}")
-    told = ", ".join(f"{each.id.replace('/', ' ', 1)}: {each.version}" for each in others[:8])
+    details = ", ".join(f"{each.id.replace('/', ' ', 1)}: {each.version}" for each in other_versions[:8])
     fix = "restart them with this version; migrate first where theirs is older, run their `doctor` where it is newer"
-    return Finding("versions", "warn", f"this command is {OUR_VERSION}; {told}", fix)
+    return Finding("versions", "warn", f"this command is {OUR_VERSION}; {details}", fix)
 
 
 def _ago(seconds: float) -> str:

@@ -34,12 +34,12 @@ def quotas(settings: Settings, aliases: Mapping[str, Alias]) -> Finding:
         learned = learned_shares(client, key_prefix(settings.namespace), limited)
     if not learned:
         return Finding("quotas", "ok", f"as configured: {', '.join(sorted(limited))}")
-    told = "; ".join(_kept(name, limited[name], *shares) for name, shares in learned.items())
+    details = "; ".join(_share_text(name, limited[name], *shares) for name, shares in learned.items())
     fix = "give the account the quotas that the provider really allows; until then they are tried again by themselves"
-    return Finding("quotas", "warn", f"answers 429 have lowered: {told}", fix)
+    return Finding("quotas", "warn", f"answers 429 have lowered: {details}", fix)
 
 
-def _kept(name: str, account: Account, of_tokens: float, of_requests: float) -> str:
+def _share_text(name: str, account: Account, of_tokens: float, of_requests: float) -> str:
     parts = [
         f"{int(limit * share):,} of {limit:,} {unit} a minute"
         for limit, share, unit in (

@@ -6,13 +6,13 @@ import os
 
 import msgspec
 
-from cli.commands.doctor.accounts import tried_accounts
+from cli.commands.doctor.accounts import check_accounts
 from cli.commands.doctor.api_server import server
 from cli.commands.doctor.brokers import broker
-from cli.commands.doctor.check_runner import guarded, guarded_all
+from cli.commands.doctor.check_runner import run_check, run_checks
 from cli.commands.doctor.finding import Finding
 from cli.commands.doctor.machine import disk, installation, machine
-from cli.commands.doctor.models import drift_monitor, local_models, released
+from cli.commands.doctor.models import check_drift, check_local_models, release_quarantine
 from cli.commands.doctor.outages import outages
 from cli.commands.doctor.processes import running
 from cli.commands.doctor.quotas import quotas
@@ -29,14 +29,14 @@ from models.errors import EmbedmillError
 STATUS_STYLE = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
-def doctor(
+def diagnose(
     *, url: str | None, api_key: str | None, as_json: bool, release: str | None = None, providers: bool = False
 ) -> ExitCode:
     """Run every check and print one line each. FAILED when anything is broken, not when something is merely absent."""
     configure_logging("WARNING", "text")  # what the parts log would be between the lines of the report
-    place = DataDir.from_environment()
+    data_dir = DataDir.from_environment()
     settings: Settings | None = None
-    findings = [*installation(), disk(place), *machine(place)]
+    findings = [*installation(), disk(data_dir), *machine(data_dir)]
     try:
         settings = Settings.from_environment(with_config(os.environ))
         aliases = config_file.load(settings.config)
@@ -46,23 +46,26 @@ def doctor(
         source = settings.config or "the built-in default"
         findings.append(Finding("configuration", "ok", f"{source}: {', '.join(sorted(aliases))}"))
         if release is not None:
-            findings.append(guarded("release", lambda: released(settings, release)))
-        findings += [guarded("database", lambda: database(settings)), guarded("pepper", lambda: pepper(settings))]
-        if next(each for each in findings if each.check == "database").status == "ok":
-            findings += guarded_all("processes", lambda: running(settings))
-            findings += guarded_all("outages", lambda: outages(settings))
-        findings.append(guarded("broker", lambda: broker(settings)))
-        findings.append(guarded("canaries", lambda: drift_monitor(settings, aliases)))
-        findings.append(guarded("quotas", lambda: quotas(settings, aliases)))
-        findings += local_models(aliases)
-        findings += tried_accounts(settings, aliases, tried=providers)
-    findings.append(guarded("api", lambda: server(url, api_key, place, settings)))
+            findings.append(run_check("release", lambda: release_quarantine(settings, release)))
+        findings += [run_check("database", lambda: database(settings)), run_check("pepper", lambda: pepper(settings))]
+        if next(finding for finding in findings if finding.check == "database").status == "ok":
+            findings += run_checks("processes", lambda: running(settings))
+            findings += run_checks("outages", lambda: outages(settings))
+        findings.append(run_check("broker", lambda: broker(settings)))
+        findings.append(run_check("canaries", lambda: check_drift(settings, aliases)))
+        findings.append(run_check("quotas", lambda: quotas(settings, aliases)))
+        findings += check_local_models(aliases)
+        findings += check_accounts(settings, aliases, tried=providers)
+    findings.append(run_check("api", lambda: server(url, api_key, data_dir, settings)))
     if as_json:
         print_json(msgspec.json.encode(findings))
     else:
-        rows = [[each.status, each.check, each.detail + (f"  → {each.fix}" if each.fix else "")] for each in findings]
-        made = table("", "check", "finding", rows=rows)
-        for row, each in zip(made.rows, findings, strict=True):
-            row.style = STATUS_STYLE[each.status] if each.status != "ok" else None
-        out.print(made)
-    return ExitCode.FAILED if any(each.status == "fail" for each in findings) else ExitCode.DONE
+        rows = [
+            [finding.status, finding.check, finding.detail + (f"  → {finding.fix}" if finding.fix else "")]
+            for finding in findings
+        ]
+        report_table = table("", "check", "finding", rows=rows)
+        for row, finding in zip(report_table.rows, findings, strict=True):
+            row.style = STATUS_STYLE[finding.status] if finding.status != "ok" else None
+        out.print(report_table)
+    return ExitCode.FAILED if any(finding.status == "fail" for finding in findings) else ExitCode.DONE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from cli.commands.doctor.finding import Finding
-from cli.redaction import shown_url
+from cli.redaction import redact_url
 from engine.access.keys import load_pepper
 from engine.config.settings import Settings
 from engine.storage.database import Database, schema_revision
@@ -20,27 +20,31 @@ DATABASE_FIX = "is EMBEDMILL_DATABASE_URL right?"
 
 def database(settings: Settings) -> Finding:
     url = settings.sqlalchemy_url
-    shown = shown_url(url)
+    shown_url = redact_url(url)
     if url.startswith("sqlite") and not Path(url.split("///", 1)[-1]).is_file():
-        return Finding("database", "warn", f"{shown} does not exist yet", "`embedmill up` makes it")
+        return Finding("database", "warn", f"{shown_url} does not exist yet", "`embedmill up` makes it")
 
     async def revisions() -> tuple[str | None, str]:
-        opened = Database(url)
+        connection = Database(url)
         try:
-            found = await schema_revision(opened)
-            if found[0] == found[1]:
-                await opened.ping()  # one that can be read may still refuse to write
-            return found
+            current_and_head = await schema_revision(connection)
+            if current_and_head[0] == current_and_head[1]:
+                await connection.ping()  # one that can be read may still refuse to write
+            return current_and_head
         finally:
-            await opened.close()
+            await connection.close()
 
     try:
-        current, wanted = asyncio.run(revisions())
+        current, expected = asyncio.run(revisions())
     except EmbedmillError as error:
-        return Finding("database", "fail", f"{shown}: {error.message}", getattr(error, "advice", "") or DATABASE_FIX)
-    if current != wanted:
-        return Finding("database", "fail", f"{shown} is at revision {current}, not {wanted}", "run `embedmill migrate`")
-    return Finding("database", "ok", f"{shown} at revision {current}")
+        return Finding(
+            "database", "fail", f"{shown_url}: {error.message}", getattr(error, "advice", "") or DATABASE_FIX
+        )
+    if current != expected:
+        return Finding(
+            "database", "fail", f"{shown_url} is at revision {current}, not {expected}", "run `embedmill migrate`"
+        )
+    return Finding("database", "ok", f"{shown_url} at revision {current}")
 
 
 def pepper(settings: Settings) -> Finding:
@@ -55,8 +59,8 @@ def pepper(settings: Settings) -> Finding:
 
 
 async def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
-    opened = Database(settings.sqlalchemy_url)
+    connection = Database(settings.sqlalchemy_url)
     try:
-        return await work(opened)
+        return await work(connection)
     finally:
-        await opened.close()
+        await connection.close()
