@@ -22,6 +22,7 @@ SWITCH_S = 0.0005
 
 
 def main() -> None:
+    """Parse the command line and serve until a signal."""
     parser = argparse.ArgumentParser(prog="api", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")

@@ -46,6 +46,8 @@ def create_app(runtime: Runtime | None = None) -> ASGIApp:
 
 
 def build_app(runtime: Runtime) -> FastAPI:
+    """The FastAPI app of a runtime, without the middleware around it. Its lifespan closes the runtime."""
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         tasks = [

@@ -21,6 +21,7 @@ DATABASE_WAIT_S = 1.0
 
 
 async def healthz(request: Request) -> Response:
+    """200 as long as the process answers."""
     return Response(b'{"status":"ok"}', media_type="application/json")
 
 
@@ -37,6 +38,7 @@ async def readyz(request: Request) -> Response:
 
 
 async def metrics(request: Request) -> Response:
+    """All metrics as Prometheus text."""
     exposition: SharedTask[bytes] = request.app.state.exposition
     return Response(await exposition.result(), headers={"content-type": CONTENT_TYPE_LATEST})
 

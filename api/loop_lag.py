@@ -20,6 +20,7 @@ class SlidingMaximum:
         self._candidates: deque[tuple[float, float]] = deque()
 
     def add(self, now: float, value: float) -> float:
+        """Add a value measured at `now` (seconds). Returns the largest value of the window."""
         while self._candidates and self._candidates[-1][1] <= value:
             self._candidates.pop()
         self._candidates.append((now, value))

@@ -39,6 +39,7 @@ class Probe:
         return None if self.is_ok and age_s < STALE_S else probe
 
     async def close(self) -> None:
+        """Cancel a probe that runs."""
         await self._shared.close()
 
     async def _probe(self) -> None:
@@ -89,6 +90,7 @@ class Readiness:
         return {name: probe.is_ok for name, probe in self._probes.items()}
 
     async def close(self) -> None:
+        """Cancel all probes."""
         for probe in self._probes.values():
             await probe.close()
 

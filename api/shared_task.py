@@ -23,9 +23,11 @@ class SharedTask(Generic[T]):
         return self._task
 
     async def result(self) -> T:
+        """The result of the running task, or of a new one."""
         return await asyncio.shield(self.start())
 
     async def close(self) -> None:
+        """Cancel the running task and wait for its end."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -48,6 +48,7 @@ class CliError(Exception):
 
     @property
     def code(self) -> ExitCode:
+        """The exit code of the command."""
         return CODES[self.failure]
 
 

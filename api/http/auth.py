@@ -59,6 +59,7 @@ class GuardedRoute(APIRoute):
         self.app = respond
 
     def get_route_handler(self) -> Handler:
+        """The endpoint, behind the check of key and scope unless it is public."""
         handler: Handler = self.endpoint
         if self.name in PUBLIC:
             return handler
@@ -105,15 +106,18 @@ async def authenticate(request: Request) -> Caller:
 
 
 def runtime_of(request: Request) -> Runtime:
+    """The runtime of the app that serves the request."""
     runtime: Runtime = request.scope["app"].state.runtime
     return runtime
 
 
 def budgets_of(request: Request) -> Budgets:
+    """The budgets of this process."""
     budgets: Budgets = request.app.state.budgets
     return budgets
 
 
 def caller_of(request: Request) -> Caller:
+    """The authenticated caller of the request."""
     caller: Caller = request.scope["state"]["caller"]  # asked for several times a request: no detour over attributes
     return caller

@@ -58,6 +58,7 @@ class Budget:
         self._used_by_key[key_id] = key_count + 1
 
     def release(self, key_id: str) -> None:
+        """Give back one that `acquire` took."""
         self._used -= 1
         key_count = self._used_by_key[key_id] - 1
         if key_count:
@@ -67,6 +68,7 @@ class Budget:
 
     @contextmanager
     def hold(self, key_id: str) -> Iterator[None]:
+        """Acquire one for the block. Raises as `acquire` does."""
         self.acquire(key_id)
         try:
             yield

@@ -53,6 +53,8 @@ class _Refused(Exception):
 
 
 class Connection(HttpToolsProtocol):
+    """One client connection: uvicorn's protocol, with bounds on bytes and a clock."""
+
     def __init__(self, config: Any, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.table: ConnectionTable = config.connection_table
@@ -75,6 +77,7 @@ class Connection(HttpToolsProtocol):
     # --- The life of the connection ---
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Admit the connection, or write why not and close it."""
         peer = transport.get_extra_info("peername")
         self.address = address_group(str(peer[0])) if isinstance(peer, tuple) else "local"
         refusal = self.table.admit(self)
@@ -87,6 +90,7 @@ class Connection(HttpToolsProtocol):
         transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Leave the table."""
         self.table.remove(self)
         super().connection_lost(exc)
 
@@ -96,6 +100,7 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
+        """Count the bytes, then give them to the parser."""
         if self._is_refused:
             return
         size = len(data)
@@ -116,16 +121,19 @@ class Connection(HttpToolsProtocol):
     # --- What the parser finds ---
 
     def on_message_begin(self) -> None:
+        """A new request begins."""
         super().on_message_begin()
         self._head_bytes = 0
         self._is_in_head = True
 
     def on_url(self, url: bytes) -> None:
+        """A piece of the URL."""
         self.url += url
         if len(self.url) > MAX_URL_BYTES:
             self._reject(URL_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header field, or one trailer."""
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > MAX_HEAD_BYTES:
             self._reject(HEAD_TOO_LARGE if self._is_in_head else BESIDE_BODY_TOO_LARGE)
@@ -137,6 +145,7 @@ class Connection(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
+        """The head is whole: start the application, unless the head is refused or the pipeline is full."""
         if len(self.headers) > MAX_HEADERS:
             self._reject(TOO_MANY_HEADERS)
         if self.parser.should_upgrade():
@@ -154,6 +163,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
+        """A piece of the body; discarded once the answer has been sent."""
         self._unfinished_bytes = 0
         if self.cycle.response_complete:
             self._discarded_bytes += len(body)
@@ -164,6 +174,7 @@ class Connection(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        """The request is whole."""
         self._unfinished_bytes = 0
         if self._is_upgrade:
             return
@@ -171,6 +182,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        """The answer has been sent: serve the next request of the pipeline, or wait for one."""
         # As uvicorn's, without a timer for each answer: the sweep knows when a connection has been idle for too long.
         self.server_state.total_requests += 1
         if self.transport.is_closing():
@@ -183,6 +195,7 @@ class Connection(HttpToolsProtocol):
             self.table.mark_idle(self)
 
     def resume_writing(self) -> None:
+        """The client has read enough for more to be written."""
         self._writes_resumed += 1
         super().resume_writing()
 
@@ -217,6 +230,7 @@ class Connection(HttpToolsProtocol):
         self.table.mark_idle(self)
 
     def send_400_response(self, msg: str) -> None:
+        """Uvicorn's refusal of malformed input, in our envelope."""
         self._refuse(MALFORMED)
 
     def _ignore_upgrade(self, remaining: bytes) -> None:
@@ -244,6 +258,7 @@ class Connection(HttpToolsProtocol):
     # --- The clock ---
 
     def phase(self) -> Phase:
+        """What the connection waits for now."""
         cycle = self.cycle
         if self.transport.is_closing():
             return Phase.CLOSE
@@ -273,6 +288,7 @@ class Connection(HttpToolsProtocol):
         return True
 
     def waited_s(self, now: float) -> float:
+        """Seconds since its last progress."""
         return now - self._progress_at
 
     def expire(self, phase: Phase) -> None:

@@ -131,6 +131,7 @@ class ConnectionTable:
         return None
 
     def remove(self, connection: TrackedConnection) -> None:
+        """The connection is closed. Does nothing for one that is not in the table."""
         if connection not in self._open:
             return
         self._open.discard(connection)

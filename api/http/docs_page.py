@@ -19,6 +19,8 @@ border-bottom:1px solid #ddd;vertical-align:top}.method{display:inline-block;wid
 
 
 def install(app: FastAPI) -> None:
+    """Serve the page at /docs. It is rendered at the first request."""
+
     @cache
     def page() -> str:
         return "".join(_page(app.openapi()))

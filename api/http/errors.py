@@ -68,6 +68,7 @@ class UpstreamFailureLog:
         self._suppressed: Counter[tuple[str, str]] = Counter()
 
     def log(self, error: errors.UpstreamError | errors.RouteDown, request_id: str | None) -> None:
+        """Log the failure, or count it when its account and code were logged within LOG_INTERVAL_S."""
         account = error.account if isinstance(error, errors.UpstreamError) else error.message
         key = (account, error.code)
         now = time.monotonic()
@@ -95,6 +96,7 @@ def envelope(status: int, message: str, *, param: str | None = None, code: str |
 
 
 def status_of(error: EmbedmillError) -> int:
+    """The HTTP status of an error, by its most specific class in STATUS."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 

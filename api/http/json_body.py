@@ -121,6 +121,7 @@ def read_inputs(body: bytes, span: Span, *, max_inputs: int, max_tokens: int) ->
 
 
 def too_many_inputs(max_inputs: int, count: int, *, more: bool = False) -> InvalidInput:
+    """The error for `count` inputs; `more`: there are more than `count - 1`, and they were not all counted."""
     return InvalidInput(
         f"Invalid 'input': array too long. Expected an array with maximum length {max_inputs}, "
         f"but got {'more than ' if more else ''}{count - more}. "

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(slots=True)
 class Lifecycle:
+    """Where the process stands between its start and its end."""
+
     # Requests are still served, and load balancers are asked to send no more.
     is_draining: bool = False
     # Called when the listener closes: answers that are held back until something changes go out as they are.
     on_stop: list[Callable[[], None]] = field(default_factory=list)
 
     def stop(self) -> None:
+        """Call everything in `on_stop`."""
         for act in self.on_stop:
             act()

@@ -39,6 +39,8 @@ PARAM_PATTERN = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}\Z")
 
 
 class RequestContext:
+    """ASGI middleware: request id, metrics and log line of each request."""
+
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 

@@ -64,11 +64,15 @@ class ResumeRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Usage(msgspec.Struct):
+    """Tokens of a sync request."""
+
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingItem(msgspec.Struct):
+    """One vector of a sync answer."""
+
     object: Literal["embedding"]
     index: int
     embedding: str | list[float]
@@ -76,6 +80,8 @@ class EmbeddingItem(msgspec.Struct):
 
 
 class EmbeddingResponse(msgspec.Struct):
+    """The answer of POST /v1/embeddings."""
+
     object: Literal["list"]
     data: list[EmbeddingItem]
     model: str
@@ -84,6 +90,8 @@ class EmbeddingResponse(msgspec.Struct):
 
 
 class JobCounts(msgspec.Struct):
+    """How many inputs of a job are where."""
+
     total: int | None
     completed: int
     failed: int
@@ -91,16 +99,22 @@ class JobCounts(msgspec.Struct):
 
 
 class JobRate(msgspec.Struct):
+    """How fast a job moves now."""
+
     inputs_per_second: float
     tokens_per_minute: int
 
 
 class JobWarning(msgspec.Struct):
+    """Something that a job's owner should know and that is no error."""
+
     code: str
     message: str
 
 
 class JobError(msgspec.Struct):
+    """The inputs of a job that failed for one reason."""
+
     code: str
     count: int
     example_index: int | None
@@ -211,6 +225,8 @@ class JobEstimate(msgspec.Struct):
 
 
 class JobList(msgspec.Struct):
+    """A page of jobs, newest first."""
+
     object: Literal["list"]
     data: list[JobObject]
     first_id: str | None
@@ -219,6 +235,8 @@ class JobList(msgspec.Struct):
 
 
 class ErrorBody(msgspec.Struct):
+    """An error in OpenAI's words."""
+
     message: str
     type: str
     param: str | None
@@ -226,6 +244,8 @@ class ErrorBody(msgspec.Struct):
 
 
 class ErrorEnvelope(msgspec.Struct):
+    """The body of every answer that is an error."""
+
     error: ErrorBody
 
 

@@ -33,6 +33,8 @@ MAX_BACKLOG = 2048
 
 
 class Config(uvicorn.Config):
+    """Uvicorn's configuration with our protocol class and its connection table."""
+
     def __init__(self, app: ASGIApp, table: ConnectionTable, **options: Any) -> None:
         super().__init__(
             app,
@@ -75,6 +77,7 @@ class ApiServer(uvicorn.Server):
         self._drained_at: float | None = None
 
     async def startup(self, sockets: Any = None) -> None:
+        """Open the listeners, the operators' one too."""
         await super().startup(sockets)
         for listener in self.servers:
             for sock in listener.sockets:
@@ -95,6 +98,7 @@ class ApiServer(uvicorn.Server):
             self.servers.append(server)
 
     async def on_tick(self, counter: int) -> bool:
+        """Sweep the connections once a second, and end the drain when its time is over."""
         if counter % SWEEP_EVERY_TICKS == 0:
             self._table.sweep(asyncio.get_running_loop().time())
         if self._drained_at is not None and time.monotonic() >= self._drained_at:
@@ -102,6 +106,7 @@ class ApiServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """SIGTERM starts the drain; a second signal ends requests too."""
         if self.should_exit or self._drained_at is not None:
             self.should_exit = self.force_exit = True
         elif sig == signal.SIGTERM and self._drain_s > 0:
@@ -113,6 +118,7 @@ class ApiServer(uvicorn.Server):
             self.should_exit = True
 
     async def shutdown(self, sockets: Any = None) -> None:
+        """Close the listeners and end what is left."""
         self._lifecycle.stop()
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn would leave now: what requests have cost must still be written down

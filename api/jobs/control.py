@@ -23,14 +23,17 @@ MAX_RESUME_BYTES = 4096
 
 
 async def cancel_job(request: Request) -> Response:
+    """Cancel the job; finished work is kept."""
     return await _job_action(request, end_early.cancel)
 
 
 async def pause_job(request: Request) -> Response:
+    """Make no new calls for the job until it is resumed."""
     return await _job_action(request, pause_resume.pause)
 
 
 async def resume_job(request: Request) -> Response:
+    """Let a paused job go on, under a new cost ceiling when the body names one."""
     params.reject_unknown_params(request)
     body = await request_body.read_body(request, MAX_RESUME_BYTES)
     resume = decode(_RESUME, body) if body.strip() else ResumeRequest()
@@ -39,10 +42,12 @@ async def resume_job(request: Request) -> Response:
 
 
 async def retry_job(request: Request) -> Response:
+    """Try the failed inputs of a finished job again."""
     return await _job_action(request, retry.retry)
 
 
 async def delete_job(request: Request) -> Response:
+    """Remove the job and its results."""
     job_id = request.path_params["job_id"]
     await end_early.remove(runtime_of(request), caller_of(request).project, job_id)
     return json_response({"id": job_id, "object": "embedding.job", "deleted": True})

@@ -20,6 +20,7 @@ Body = AsyncIterator[bytes | memoryview] | AsyncIterator[bytes]
 
 
 async def get_results(request: Request) -> Response:
+    """The vectors of an index range as ndjson or npy, while the job runs too."""
     params.reject_unknown_params(request, "format", "encoding_format", "start", "stop")
     return await _stream(request, _start_results)
 
@@ -49,6 +50,7 @@ async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
 
 
 async def get_errors(request: Request) -> Response:
+    """The inputs without a vector, one JSON object a line."""
     params.reject_unknown_params(request)
     return await _stream(request, _start_errors)
 

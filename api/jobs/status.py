@@ -16,6 +16,7 @@ WAIT_CEILING_S = 60
 
 
 async def list_jobs(request: Request) -> Response:
+    """A page of the project's jobs, newest first."""
     params.reject_unknown_params(request, "limit", "after", "status")
     limit = params.int_param(request, "limit", default=20, low=1, high=100) or 20
     status = request.query_params.get("status")
@@ -43,6 +44,7 @@ async def list_jobs(request: Request) -> Response:
 
 
 async def get_job(request: Request) -> Response:
+    """The job object; 304 when the caller's ETag still holds; with `wait` after the next change."""
     runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
     seen_etags = request.headers.get("if-none-match")
     if request.query_params:

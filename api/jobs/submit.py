@@ -36,6 +36,7 @@ STEP_BYTES = 64 * 1024
 
 
 async def create_job(request: Request) -> Response:
+    """Create a job from a JSON body or a streamed corpus, or estimate it with `dry_run`."""
     runtime = runtime_of(request)
     media_type = media_types.media_type(request)
     if media_type != media_types.JSON and media_type not in PARSERS:

@@ -27,7 +27,7 @@ MAX_CONCURRENT_CALLS = 8
 
 
 async def create_embeddings(request: Request) -> Response:
-    """Embed the inputs of the body now. Raises the error of the first input without a vector."""
+    """Embed the inputs of the body now; an input without a vector fails the request with its error."""
     runtime = runtime_of(request)
     if (kind := media_types.media_type(request)) != media_types.JSON:
         raise media_types.unsupported(kind, [media_types.JSON])

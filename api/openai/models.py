@@ -15,12 +15,14 @@ from models.embedding import Alias
 
 
 async def list_models(request: Request) -> Response:
+    """The models that callers may name."""
     runtime = runtime_of(request)
     models = [_model(runtime, runtime.aliases[name]) for name in sorted(runtime.aliases)]
     return _json({"object": "list", "data": models})
 
 
 async def get_model(request: Request) -> Response:
+    """One model."""
     runtime = runtime_of(request)
     return _json(_model(runtime, runtime.alias(request.path_params["model"])))
 

@@ -62,6 +62,7 @@ class Client:
         self._http.close()
 
     def models(self) -> list[Model]:
+        """The models that the key may use. Raises CliError when another program than embedmill answers."""
         reply = self._get(MODELS)
         models = decode(reply, ModelList).data
         if any(model.space is None for model in models):  # another gateway or model server lists its models alike
@@ -69,6 +70,7 @@ class Client:
         return models
 
     def job(self, job_id: str) -> Job:
+        """One job as it is now."""
         return decode(self._get(f"{JOBS}/{job_id}"), Job)
 
     def jobs(self, *, limit: int, status: str | None = None) -> JobPage:
@@ -178,6 +180,7 @@ class Client:
         return decode(self._once("POST", f"{JOBS}/{job_id}/{action}", body or None), Job)
 
     def delete(self, job_id: str) -> None:
+        """Remove a job and its results."""
         self._once("DELETE", f"{JOBS}/{job_id}")
 
     def readiness(self) -> tuple[int, bytes]:

@@ -12,6 +12,8 @@ FINISHED = frozenset({"completed", "completed_with_errors", "failed", "cancelled
 
 
 class Counts(msgspec.Struct):
+    """How many inputs of a job are where."""
+
     total: int | None = None  # unknown until the whole corpus has been read
     completed: int = 0
     failed: int = 0
@@ -19,15 +21,20 @@ class Counts(msgspec.Struct):
 
     @property
     def settled(self) -> int:
+        """Inputs with an outcome, a vector or an error."""
         return self.completed + self.failed
 
 
 class Rate(msgspec.Struct):
+    """How fast a job moves now."""
+
     inputs_per_second: float | None = None
     tokens_per_minute: float | None = None
 
 
 class Usage(msgspec.Struct):
+    """Tokens of a job."""
+
     prompt_tokens: int = 0
     total_tokens: int = 0
 
@@ -53,6 +60,8 @@ class Waiting(msgspec.Struct):
 
 
 class Job(msgspec.Struct):
+    """The job object."""
+
     id: str
     status: str
     model: str = ""
@@ -72,6 +81,7 @@ class Job(msgspec.Struct):
 
     @property
     def finished(self) -> bool:
+        """True once the status changes no more by itself."""
         return self.status in FINISHED
 
     @property
@@ -110,6 +120,8 @@ class Estimate(msgspec.Struct):
 
 
 class JobPage(msgspec.Struct):
+    """A page of jobs."""
+
     data: list[Job]
     has_more: bool = False
     last_id: str | None = None
@@ -131,6 +143,8 @@ class InputErrorLine(msgspec.Struct):
 
 
 class Model(msgspec.Struct):
+    """One model of the server."""
+
     id: str
     dimensions: int | None = None
     allowed_dimensions: list[int] | str | dict[str, int] | None = None
@@ -141,14 +155,20 @@ class Model(msgspec.Struct):
 
 
 class ModelList(msgspec.Struct):
+    """The answer of /v1/models."""
+
     data: list[Model]
 
 
 class ErrorBody(msgspec.Struct):
+    """An error of the API."""
+
     message: str = ""
     code: str | None = None
     param: str | None = None
 
 
 class ErrorEnvelope(msgspec.Struct):
+    """The body of an answer that is an error."""
+
     error: ErrorBody

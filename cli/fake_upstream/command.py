@@ -57,6 +57,7 @@ async def _serve(host: str, port: int, server: FakeServer) -> None:
 
 
 def main() -> None:
+    """Parse the command line and serve."""
     parser = argparse.ArgumentParser(prog="python -m cli.fake_upstream", description="A fake OpenAI embeddings server.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="default: any free one, printed")

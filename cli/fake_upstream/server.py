@@ -92,21 +92,26 @@ class Connection(asyncio.Protocol):
         self.chunks: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's are not of asyncio's classes
 
     def data_received(self, data: bytes) -> None:
+        """Parse what arrived; close the connection when it is not HTTP."""
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserError:
             self.transport.close()
 
     def on_url(self, url: bytes) -> None:
+        """A piece of the URL."""
         self.url += url
 
     def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
         self.chunks.append(body)
 
     def on_message_complete(self) -> None:
+        """The request is whole: answer it, at once or after the script's delay."""
         body = self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)
         method, path = self.parser.get_method().decode(), self.url.decode("latin-1")
         request = UpstreamRequest(method, path, self.headers, body)
@@ -173,4 +178,5 @@ class HeaderConnection(Connection):
     """A connection that reads headers too: only needed, and only paid for, where a key is demanded."""
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """One header field."""
         self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")

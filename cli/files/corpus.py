@@ -70,4 +70,5 @@ def json_line(value: Any) -> bytes:
 
 
 def no_texts(source: Source) -> CliError:
+    """The error for a corpus without a record."""
     return CliError(f"{source.name} holds no texts", "is it the right file?")

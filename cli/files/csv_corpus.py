@@ -49,6 +49,7 @@ class Csv(Corpus):
         self._id_at = None if self.columns.id is None else _column_index(names, self.columns.id, source.name)
 
     def lines(self) -> Iterator[bytes]:
+        """As `Corpus.lines`. Raises CliError for a row of another width than the header."""
         columns, text_at, id_at, width = Columns("text", "id"), self._text_at, self._id_at, self._width
         blank = 0
         for number, row in islice(self._rows(), 1, None):

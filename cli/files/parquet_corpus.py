@@ -37,6 +37,7 @@ class Parquet(Corpus):
         self._check_types(schema)
 
     def lines(self) -> Iterator[bytes]:
+        """As `Corpus.lines`, a batch of rows at a time."""
         columns, plain = self.columns, Columns("text", "id")
         self._rows_read = 0
         names = [columns.text, *([columns.id] if columns.id else [])]
@@ -49,6 +50,7 @@ class Parquet(Corpus):
                 self._rows_read += batch.num_rows
 
     def fraction_read(self) -> float:
+        """The share of rows that the latest `lines()` has read."""
         return self._rows_read / self._rows
 
     def _check_types(self, schema: Any) -> None:

@@ -65,6 +65,7 @@ def missing_rows_text(job: Job, missing: int) -> str:
 
 
 def exit_code(missing: int) -> ExitCode:
+    """INPUT_ERRORS when `missing` rows have no vector, else DONE."""
     return ExitCode.INPUT_ERRORS if missing else ExitCode.DONE
 
 

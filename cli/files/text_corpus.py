@@ -23,6 +23,7 @@ class PlainText(Corpus):
     """One text per line; lines end at the line feed (and a carriage return before it), at nothing else."""
 
     def lines(self) -> Iterator[bytes]:
+        """As `Corpus.lines`."""
         end = self.source.line_end
         blank = 0
         for line, is_cut in _records(self.source.text_lines(), end):
@@ -47,6 +48,7 @@ class JsonLines(Corpus):
         )
 
     def lines(self) -> Iterator[bytes]:
+        """As `Corpus.lines`."""
         blank = 0
         for raw, is_cut in _records(self.source.raw_lines(), b"\n"):
             if not raw.strip():
@@ -72,11 +74,13 @@ class JsonArray(Corpus):
         self.columns = _columns_of(rows, source, text, id)
 
     def lines(self) -> Iterator[bytes]:
+        """As `Corpus.lines`."""
         for number, value in enumerate(self._values, 1):
             self._read = number
             yield row_line(value, self.columns) if isinstance(value, dict) else json_line(value) + b"\n"
 
     def fraction_read(self) -> float:
+        """The share of elements that the latest `lines()` has read."""
         return self._read / max(len(self._values), 1)
 
 

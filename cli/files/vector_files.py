@@ -19,6 +19,8 @@ HAS_VECTOR = b',"embedding":'
 
 
 class ResultLine(msgspec.Struct):
+    """One line of a job's results."""
+
     index: int
     id: str | None = None
     embedding: str | None = None  # base64 of float32, little-endian
@@ -62,6 +64,7 @@ class NpyFile(VectorFile):
         np.lib.format.write_array_header_1_0(file, header)
 
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
+        """As `VectorFile.fetch`. Raises CliError when the server sends fewer rows."""
         offset = self._file.tell()
         head = bytearray()
         in_head = True
@@ -96,6 +99,7 @@ class NdjsonFile(VectorFile):
     """The server's result lines as they are: index, id, embedding or error."""
 
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
+        """As `VectorFile.fetch`. Raises CliError when the server sends fewer lines."""
         offset, lines = self._file.tell(), 0
 
         def begin() -> Callable[[bytes], None]:
@@ -149,6 +153,7 @@ class ArrowFile(VectorFile):
             self._writer = new_file(file, self._schema)
 
     def fetch(self, client: Client, job_id: str, start: int, stop: int) -> None:
+        """As `VectorFile.fetch`. Raises CliError when rows are missing or a vector has another width."""
         lines = msgspec.json.Decoder(ResultLine).decode_lines(client.base64_results(job_id, start, stop))
         if self.partial:
             line_by_index = {line.index: line for line in lines}
@@ -177,6 +182,7 @@ class ArrowFile(VectorFile):
         self._writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=self._schema))
 
     def close(self) -> None:
+        """Write the footer."""
         self._writer.close()
 
 
@@ -190,6 +196,7 @@ def open_vector_file(file: BinaryIO, ending: str, rows: int, width: int, *, part
 
 
 def incomplete(job_id: str, start: int, stop: int, row_count: int) -> CliError:
+    """The error for a range of which the server has only `got` rows."""
     return CliError(
         f"the server has {row_count} of the results {start} to {stop - 1} of {job_id}",
         f"`embedmill jobs show {job_id}` says why",

@@ -47,6 +47,8 @@ def job_progress(console: Console) -> JobProgress:
 
 
 class BarProgress:
+    """A progress bar on a terminal."""
+
     def __init__(self, console: Console) -> None:
         self._progress = Progress(
             SpinnerColumn(),
@@ -70,18 +72,22 @@ class BarProgress:
         self._progress.stop()
 
     def checking(self, name: str, fraction: float) -> None:
+        """As `JobProgress.checking`."""
         self._fraction(f"checking {name}", fraction)
 
     def reading(self, name: str, fraction: float) -> None:
+        """As `JobProgress.reading`."""
         self._fraction(f"sending {name}", fraction)
 
     def saving(self, name: str, fraction: float) -> None:
+        """As `JobProgress.saving`."""
         self._fraction(f"saving {name}", fraction)
 
     def _fraction(self, what: str, fraction: float) -> None:
         self._progress.update(self._task, description=what, total=1.0, completed=fraction, facts=f"{fraction:.0%}")
 
     def working(self, job: Job) -> None:
+        """As `JobProgress.working`."""
         self._wait_reasons.print_if_new(job)
         self._progress.update(
             self._task,
@@ -117,12 +123,15 @@ class LineProgress:
         return None
 
     def checking(self, name: str, fraction: float) -> None:
+        """As `JobProgress.checking`."""
         self._fraction(f"checking {name}", fraction)
 
     def reading(self, name: str, fraction: float) -> None:
+        """As `JobProgress.reading`."""
         self._fraction(f"sending {name}", fraction)
 
     def saving(self, name: str, fraction: float) -> None:
+        """As `JobProgress.saving`."""
         self._fraction(f"saving {name}", fraction)
 
     def _fraction(self, what: str, fraction: float) -> None:
@@ -130,6 +139,7 @@ class LineProgress:
             self._print(f"{what}: {fraction:.0%}", self._printed_fraction)
 
     def working(self, job: Job) -> None:
+        """As `JobProgress.working`; the end and a pause are printed at once."""
         fraction = job.counts.settled / job.counts.total if job.counts.total else 0.0
         self._wait_reasons.print_if_new(job)
         is_due = (
@@ -156,6 +166,7 @@ def status_text(job: Job) -> str:
 
 
 def resume_hint(job: Job) -> str:
+    """The command that resumes a paused job."""
     ceiling = " --max-cost USD" if job.waiting_on == "budget" else ""
     return f"`embedmill jobs resume {job.id}{ceiling}` lets it go on"
 
@@ -203,6 +214,7 @@ class WaitReasonPrinter:
         self._last: tuple[str, str] | None = None
 
     def print_if_new(self, job: Job) -> None:
+        """Print why the job waits, unless that was the last reason printed."""
         key = (job.waiting.provider, job.waiting.code) if job.waiting else None
         if key != self._last and (line := wait_reason(job)):
             self._console.print(Text(line))

@@ -16,6 +16,7 @@ class TolerantConsole(Console):
     """A console for what may be lost: a reader who has gone, or a full disk, does not end the command."""
 
     def print(self, *objects: Any, **options: Any) -> None:
+        """As `Console.print`; a stream that cannot be written is dropped."""
         try:
             super().print(*objects, **options)
             self.file.flush()

@@ -67,9 +67,11 @@ class ChildProcess:
 
     @property
     def pid(self) -> int | None:
+        """The process id; None between two starts."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
+        """Start the process."""
         with self._log_file.open("ab") if self._log_file else nullcontext() as output:
             self._process = subprocess.Popen(
                 self._command,
@@ -116,6 +118,7 @@ class ChildProcess:
         self._process.wait()
 
     def terminate(self) -> None:
+        """Send SIGTERM, when it runs."""
         if self._process is not None and self._process.poll() is None:
             self._process.terminate()
 

@@ -35,10 +35,12 @@ class EmbeddedValkey:
 
     @property
     def url(self) -> str:
+        """The URL with the password, database 0."""
         return f"redis://:{self.password}@{HOST}:{self.port}/0"
 
     @property
     def command(self) -> list[str]:
+        """The command line that starts it."""
         return [str(self.binary), str(self.config_file)]  # the password is in the file: arguments are public
 
     def answers(self) -> bool:

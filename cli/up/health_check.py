@@ -50,6 +50,7 @@ class HealthCheck:
 
     @property
     def is_hanging(self) -> bool:
+        """True after `failures` failed checks in a row, or when no first answer came within `start_s`."""
         with self._lock:
             if self._has_answered:
                 return self._failures >= self._max_failures

@@ -46,10 +46,12 @@ class Supervisor:
 
     @property
     def stop_requested(self) -> bool:
+        """True after the first signal."""
         return self._stop_requests > 0
 
     @property
     def is_hurried(self) -> bool:
+        """True after the second signal: children are killed at once."""
         return self._stop_requests > 1
 
     def start(self, name: str, command: Sequence[str], *, grace_s: float, health: HealthCheck | None = None) -> None:

@@ -18,6 +18,7 @@ from engine.config.settings import Settings
 
 
 def server(url: str | None, api_key: str | None, data_dir: DataDir, settings: Settings | None = None) -> Finding:
+    """Whether the API answers, is ready and takes the key."""
     if url is None and data_dir.url() is None:
         return Finding("api", "warn", "no server is known here", "start one with `embedmill up`, or give --url")
     try:

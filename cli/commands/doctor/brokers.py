@@ -31,6 +31,7 @@ def client_options() -> dict[str, Any]:
 
 
 def broker(settings: Settings) -> Finding:
+    """Whether the broker, and the Redis of the quotas, can be used."""
     if not settings.broker:
         return Finding("broker", "warn", "none configured", "`embedmill up` brings one; else set EMBEDMILL_REDIS_URL")
     redacted = redact_url(settings.broker)

@@ -26,6 +26,7 @@ OPTIONAL = {
 
 
 def installation() -> Iterator[Finding]:
+    """Python, and the packages that are needed or of use."""
     version = ".".join(map(str, sys.version_info[:3]))
     yield Finding("python", "ok", f"{version} at {sys.executable}")
     versions, missing = [], []
@@ -46,6 +47,7 @@ def installation() -> Iterator[Finding]:
 
 
 def disk(data_dir: DataDir) -> Finding:
+    """Free space where the data directory is, or would be."""
     folder = data_dir.path.absolute()
     while not folder.exists():
         folder = folder.parent

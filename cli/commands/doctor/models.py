@@ -30,6 +30,7 @@ def check_drift(settings: Settings, aliases: Mapping[str, Alias]) -> Finding:
 
 
 def release_quarantine(settings: Settings, account: str) -> Finding:
+    """Let the quarantined routes of an account serve again."""
     count = asyncio.run(with_database(settings, lambda database: drift.release(database, account)))
     if not count:
         return Finding("release", "warn", f"no canary of {account} is known", "is this the account's name?")

@@ -19,6 +19,7 @@ DATABASE_FIX = "is EMBEDMILL_DATABASE_URL right?"
 
 
 def database(settings: Settings) -> Finding:
+    """Whether the database answers, can be written, and is at this version's revision."""
     url = settings.sqlalchemy_url
     shown_url = redact_url(url)
     if url.startswith("sqlite") and not Path(url.split("///", 1)[-1]).is_file():
@@ -59,6 +60,7 @@ def pepper(settings: Settings) -> Finding:
 
 
 async def with_database(settings: Settings, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Run `work` on the configured database, and close it again."""
     connection = Database(settings.sqlalchemy_url)
     try:
         return await work(connection)
