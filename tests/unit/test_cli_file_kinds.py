@@ -51,7 +51,7 @@ def test_parquet_under_another_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.csv.zst"])
-@pytest.mark.parametrize("packing", ["gzip", "zstd"])
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
 def test_packing_is_known_by_content(tmp_path: Path, name: str, compression: str) -> None:
     plain = b"id,text\n1,a\n2,b\n"
     packed = gzip.compress(plain) if compression == "gzip" else pa.compress(plain, codec="zstd", asbytes=True)
