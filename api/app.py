@@ -1,4 +1,4 @@
-"""The app: routes by name, one guard, one error envelope, one runtime."""
+"""The ASGI app: routes, authentication, error responses, and the background tasks of one runtime."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ STOP_TIMEOUT_S = 2.0
 
 
 def create_app(runtime: Runtime | None = None) -> ASGIApp:
-    """Build the app. Without a runtime it opens one from the environment; fakes enter by giving one."""
+    """The ASGI app with its middleware. Without `runtime` it opens one from the environment; tests pass their own."""
     if runtime is None:
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format, service="api")
@@ -106,7 +106,7 @@ def build_app(runtime: Runtime) -> FastAPI:
 
 
 def operations_app(app: FastAPI) -> Starlette:
-    """What is for operators alone, for a port of its own: it shows the state of the app that it is given."""
+    """The operators' pages for a port of their own. They show the state of `app`."""
     pages = (health.healthz, health.readyz, health.metrics)
     ops = Starlette(routes=[Route(f"/{page.__name__}", page) for page in pages])
     ops.state = app.state

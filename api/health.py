@@ -1,4 +1,4 @@
-"""/healthz, /readyz, /metrics: for machines that look after machines. No key needed, nothing secret told."""
+"""/healthz, /readyz and /metrics, for load balancers and monitoring: no key is needed, and nothing secret is shown."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ async def metrics(request: Request) -> Response:
 
 
 def shared_metrics_text(gauges: Gauges) -> SharedTask[bytes]:
-    """The metrics as text. Whoever scrapes while it is made shares it: no key is needed to ask, and it is work.
+    """Renders the metrics as text, once for all concurrent scrapes: no key is needed to scrape, and rendering takes time.
 
-    A database that is slow or away keeps nobody waiting: figures of the process itself are still true.
+    A scrape waits at most DATABASE_WAIT_S for the database's figures; the process's own are always current.
     """
 
     async def refresh() -> None:

@@ -1,4 +1,4 @@
-"""How late the event loop runs what is due: whatever holds the loop, or keeps the interpreter's lock, shows here."""
+"""Measures how late the event loop runs due callbacks: blocking code and a held interpreter lock show here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WINDOW_S = 60.0
 
 
 class SlidingMaximum:
-    """The largest figure of the last WINDOW_S seconds; a smaller one is kept while it is later than all larger ones."""
+    """The largest value of the last WINDOW_S seconds, kept as a monotonic queue."""
 
     def __init__(self) -> None:
         self._candidates: deque[tuple[float, float]] = deque()

@@ -1,6 +1,6 @@
-"""Budgets of what callers may hold of one API process at a time: calls, long polls, streams of results.
+"""Limits of concurrent calls, long polls and result streams in one API process.
 
-Each has a limit for a key, over which the key is told so (429) while others are served, and one for the process (503).
+Each budget has a limit for one key (429 above it, while other keys are served) and one for the process (503).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOG_EVERY_S = 10.0
 
 
 class Budget:
-    """How many of one thing there may be, in all and for each key."""
+    """A limit of concurrent uses, in total and for each key."""
 
     def __init__(self, name: str, *, limit: int, limit_per_key: int) -> None:
         self.name = name
@@ -40,7 +40,7 @@ class Budget:
         return self._used
 
     def acquire(self, key_id: str) -> None:
-        """Take one. Raises RateLimited for the key's limit, Overloaded for the process's."""
+        """Take one use. Raises RateLimited at the key's limit, Overloaded at the process's."""
         key_count = self._used_by_key.get(key_id, 0)
         if key_count >= self._limit_per_key:
             self._refuse("key", key_id)
@@ -76,7 +76,7 @@ class Budget:
             self.release(key_id)
 
     def _refuse(self, scope: str, key_id: str) -> None:
-        """Count it, and log it once in a while: whoever is refused tries again at once."""
+        """Count the refusal, and log at most one line per LOG_EVERY_S: refused callers retry at once."""
         BUDGET_REFUSALS.labels(self.name, scope).inc()
         name = key_id if scope == "key" else scope
         self._refused[name] += 1
@@ -104,7 +104,7 @@ class Budgets:
 
 
 class BudgetedStream(StreamingResponse):
-    """A stream that was taken from its key's budget, and counts until it has been sent or its reader has gone."""
+    """A streaming response that releases its place in the budget once it is sent or its reader has gone."""
 
     def __init__(self, budget: Budget, key_id: str, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

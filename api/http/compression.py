@@ -1,8 +1,8 @@
 """zstd or gzip for answers that shrink by it, and are large enough to be worth their processor time.
 
 Measured on float JSON, one core: orjson writes 250 MB/s, gzip at level 1 takes 54 to 76 MB/s and leaves 0.45 of it;
-zstd at level 1 takes 263 MB/s and leaves 0.38 (at level 3 it is slower, and leaves more). Base64 and npy are left
-alone: their bits are as good as random, and 0.76 at half that speed is no bargain.
+zstd at level 1 takes 263 MB/s and leaves 0.38 (at level 3 it is slower, and leaves more). Base64 and npy stay
+uncompressed: their bits are close to random, and a ratio of 0.76 at half that speed is not worth it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ BASE64_VECTOR, HEAD_BYTES = b'"embedding":"', 256
 SAMPLE_BYTES = 8 * 1024
 MAX_WORTHWHILE_RATIO = 0.6  # of its size
 LEVEL = 1
-GZIP_WINDOW = 31  # zlib's word for gzip's format
-# The first of those that a caller likes alike. "x-gzip" is gzip's old name (RFC 9110 §8.4.1.3).
+GZIP_WINDOW = 31  # zlib's code for the gzip format
+# Of equal weights, the first is chosen. "x-gzip" is gzip's old name (RFC 9110 §8.4.1.3).
 CODINGS = {"zstd": ("zstd",), "gzip": ("gzip", "x-gzip")}
 VARY = {"vary": "accept-encoding"}
 
 
 def chosen_coding(request: Request) -> str | None:
-    """zstd or gzip, where the caller takes it and likes it no less than no encoding at all (RFC 9110 §12.5.3)."""
+    """zstd or gzip, when its weight in Accept-Encoding is not below that of `identity` (RFC 9110 §12.5.3)."""
     weights = _weights(request.headers.get("accept-encoding") or "")
     default_weight = weights.get("*", 0.0)
     weight_of = {
@@ -40,7 +40,7 @@ def chosen_coding(request: Request) -> str | None:
 
 
 def must_compress(request: Request) -> bool:
-    """True where the caller takes no answer as it is: `identity;q=0`, or `*;q=0` with nothing said of identity."""
+    """True when the caller refuses an uncompressed answer: `identity;q=0`, or `*;q=0` without `identity`."""
     header = (request.headers.get("accept-encoding") or "").lower()
     if "identity" not in header and "*" not in header:  # nearly always
         return False
@@ -54,7 +54,7 @@ def _identity_weight(weights: dict[str, float]) -> float:
 
 
 def _weights(header: str) -> dict[str, float]:
-    """What is said of each coding; one that cannot be read is not taken."""
+    """The weight of each coding in Accept-Encoding; an unreadable weight counts as 0."""
     weights: dict[str, float] = {}
     for part in header.lower().split(","):
         coding, _, parameters = part.partition(";")
@@ -70,15 +70,15 @@ def _weights(header: str) -> dict[str, float]:
 
 
 def is_candidate(request: Request, response: Response) -> bool:
-    """True for an answer that `compress` should look at."""
+    """True for an answer that is large enough for `compress`, or must be compressed."""
     size = len(getattr(response, "body", b""))
     return size >= MIN_BYTES or (size > 0 and must_compress(request))
 
 
 async def compress(request: Request, response: Response) -> Response:
-    """The answer in the coding that the caller likes best, where a sample of it shrinks enough, or it must be.
+    """The answer in the caller's preferred coding, when a sample shrinks enough or the caller refuses `identity`.
 
-    Made in a thread: both libraries let the event loop run meanwhile.
+    Compressed in a thread: both libraries release the interpreter's lock.
     """
     body = bytes(response.body)
     coding = chosen_coding(request)

@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection: uvicorn's, with bounds on what it takes before and beside a body, and a clock.
+"""One HTTP/1.1 connection: uvicorn's protocol with limits on heads and trailers, and with timeouts.
 
 httptools has no bounds of its own and joins what it has not finished at each piece that arrives, so bytes are counted
 here before it sees more of them. The clock is one sweep a second over all connections (`ConnectionTable`): a request

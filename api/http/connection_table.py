@@ -1,8 +1,8 @@
-"""The connections of one API process: how many there may be, whose they are, and which are closed for standing still.
+"""The connections of one API process: their limits, their addresses, and their timeouts.
 
-A connection costs memory and a file descriptor before it has said anything, and whoever opens it need not have a key.
-So their number is bounded, no address may hold them all, and a connection that does not move is closed. When there is
-no room left, the connection goes that has been without a request for longest; one with a request under way never does.
+A connection costs memory and a file descriptor before its first request, and opening one needs no key. So the number
+of connections is limited, in total and per address, and a connection without progress is closed. When the table is
+full, the connection that has been idle for longest is closed; one with a running request never is.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TrackedConnection(Protocol):
 
 
 def address_group(address: str) -> str:
-    """Those that are surely one client: an IPv4 address, or an IPv6 network of the size that one customer gets."""
+    """The addresses that count as one client: an IPv4 address, or the /64 of an IPv6 address."""
     if ":" not in address:
         return address
     try:
@@ -87,7 +87,7 @@ def parse_networks(text: str) -> list[ipaddress.IPv4Network | ipaddress.IPv6Netw
 
 
 class ConnectionTable:
-    """Admits connections, knows which of them may go, and closes those whose time is over."""
+    """Admits connections, evicts idle ones, and closes those whose timeout is over."""
 
     def __init__(self, settings: Settings, *, max_descriptors: int) -> None:
         available = max(MIN_CONNECTIONS, max_descriptors - RESERVED_DESCRIPTORS)
@@ -113,7 +113,7 @@ class ConnectionTable:
         return len(self._open)
 
     def admit(self, connection: TrackedConnection) -> EmbedmillError | None:
-        """Take a new connection in, and make room for it where that is possible. The reason, if it is refused."""
+        """Add a new connection, evicting an idle one when the table is full. Returns the error when it is refused."""
         if self._is_over_share(connection.address):
             self.count_closed("address_share")
             return RateLimited("There are too many connections from your address: use fewer, and keep them open.")
@@ -141,21 +141,21 @@ class ConnectionTable:
             del self._by_address[connection.address]
 
     def mark_busy(self, connection: TrackedConnection) -> None:
-        """The connection has a request under way: it stays."""
+        """The connection has a running request: it is not evicted."""
         self._idle.pop(connection, None)
 
     def mark_idle(self, connection: TrackedConnection) -> None:
-        """It has none any more."""
+        """The connection has no running request any more."""
         if connection in self._open:
             self._idle[connection] = None
 
     def count_closed(self, reason: str) -> None:
-        """Count a connection that was closed by us; the log says so once a second for each reason."""
+        """Count a connection that we closed; each reason is logged once a second."""
         self._closed[reason] += 1
         CONNECTIONS_CLOSED.labels(reason).inc()
 
     def sweep(self, now: float) -> None:
-        """Close what has stood still for too long, and say what was closed since the last time."""
+        """Close the connections whose timeout is over, and log what was closed since the last sweep."""
         CONNECTIONS.set(len(self._open))
         for connection in self._expired(now):
             phase = connection.phase()

@@ -25,7 +25,7 @@ from models.errors import EmbedmillError
 
 log = logging.getLogger("embedmill.api")
 
-# The most specific class wins. A caller is never told an upstream's body, address or credential.
+# The most specific class wins. A caller never sees an upstream's body, address or credential.
 STATUS: dict[type[EmbedmillError], int] = {
     errors.RequestError: 400,
     errors.UnknownAlias: 404,
@@ -50,7 +50,7 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.DeadlineExceeded: 504,
     EmbedmillError: 500,
 }
-CLIENT_GONE = 499  # never sent: nobody is there to read it; it stands in metrics and logs
+CLIENT_GONE = 499  # never sent, because the client has gone; it appears in metrics and logs
 LOG_INTERVAL_S = 60.0
 MAX_RETRY_AFTER_S = 60  # above it, the official SDKs stop obeying Retry-After
 SERVER_ERROR = (
@@ -61,7 +61,7 @@ HTTP_ERROR_CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_a
 
 
 class UpstreamFailureLog:
-    """One WARNING line a minute for each way in which an account fails sync requests; the rest are counted."""
+    """One WARNING line a minute for each account and error code of failed sync requests; further ones are counted."""
 
     def __init__(self) -> None:
         self._logged_at: dict[tuple[str, str], float] = {}
@@ -87,7 +87,7 @@ UPSTREAM_FAILURES = UpstreamFailureLog()
 
 
 def envelope(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Response:
-    """An error as OpenAI words it: all four keys, always."""
+    """An error response in OpenAI's format, always with all four keys."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     if status == 429:
         kind = "requests"

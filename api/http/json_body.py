@@ -34,7 +34,7 @@ _JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where the value of `input` lies in a body, and the kind of it by its first byte."""
+    """The byte range of the value of `input` in a body; `kind` is its first byte."""
 
     start: int
     stop: int
@@ -42,7 +42,7 @@ class Span:
 
 
 def is_cheap(body: bytes) -> bool:
-    """True when decoding the whole body holds nobody up, and makes few objects."""
+    """True when decoding the whole body takes few milliseconds and creates few objects."""
     if len(body) <= INLINE_BYTES:
         return True
     return len(body) <= CHEAP_BYTES and all(body.count(mark) <= limit for mark, limit in CHEAP_COUNTS)
@@ -55,7 +55,7 @@ def check_options(options: object, name: str) -> None:
 
 
 def split_input(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body, Span | None]:
-    """The fields of a body, with an empty `input`, and where its input lies; None where that is no text and no array.
+    """The body with an empty `input`, and the span of its input; None when the input is neither a string nor an array.
 
     Raises InvalidInput, UnsupportedParameter.
     """
@@ -86,9 +86,9 @@ def split_input(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body,
 
 
 def read_inputs(body: bytes, span: Span, *, max_inputs: int, max_tokens: int) -> Iterator[InputValue]:
-    """The input of a sync request: yields after each piece what there is so far, last the whole.
+    """The input of a sync request: yields the inputs read so far after each piece, and all of them last.
 
-    Raises InvalidInput that names the first item that is none.
+    Raises InvalidInput that names the first invalid item.
     """
     if span.kind == b'"':
         yield _text(body[span.start : span.stop])
@@ -162,7 +162,7 @@ def _check_items(array: bytes, first_index: int) -> None:
 
 
 def _invalid_item(piece: bytes, first_index: int) -> InvalidInput:
-    """Which of these items is no input."""
+    """The error for the first invalid item of a piece."""
     array = b"[" + piece + b"]"
     try:
         _check_items(array, first_index)

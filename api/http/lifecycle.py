@@ -1,4 +1,4 @@
-"""What the process is about to do, for those who must act on it: /readyz, and whoever holds an answer back."""
+"""The lifecycle state of the process, for /readyz and for long polls."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Lifecycle:
 
     # Requests are still served, and load balancers are asked to send no more.
     is_draining: bool = False
-    # Called when the listener closes: answers that are held back until something changes go out as they are.
+    # Called when the listener closes: long polls then answer with the present state.
     on_stop: list[Callable[[], None]] = field(default_factory=list)
 
     def stop(self) -> None:

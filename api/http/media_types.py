@@ -1,4 +1,4 @@
-"""What a body is said to be, and which header to send where that is wrong or missing."""
+"""The Content-Type of a body, and the advice when it is missing or unsupported."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def charset(request: Request) -> str:
 
 
 def unsupported(kind: str, supported: Sequence[str]) -> UnsupportedMediaType:
-    """The body is said to be what nobody reads here: the header to send, and where this one often comes from."""
+    """The error for an unsupported Content-Type, with the header to send instead."""
     advice = f"Send the header Content-Type: {JSON} with a JSON body"
     if len(supported) > 1:
         advice += f", or with a streamed corpus Content-Type: {STREAM_TYPES}"
@@ -56,7 +56,7 @@ def require_content_type(request: Request) -> None:
 
 
 def missing_model_message(kind: str) -> str:
-    """What a streamed corpus without a model is told."""
+    """The message for a streamed corpus without a model."""
     return (
         f"Missing required parameter: 'model'. With Content-Type '{kind}' it belongs into the query (?model=…). "
         f"A request that holds model and input in a JSON body needs the header Content-Type: {JSON}."

@@ -1,4 +1,4 @@
-"""Around every request: an id, a clock, a log line where one is owed. Pure ASGI, for it is on the hottest path.
+"""Around every request: an id, metrics, and a log line for failures. Pure ASGI, because every request passes here.
 
 HEAD is answered wherever GET is, and a path means the same with a slash too many: without a redirect, which would have
 to name a scheme and a host, and behind a proxy we know neither.
@@ -102,7 +102,7 @@ def _metrics_of(template: str, status: int) -> tuple[Counter, Histogram]:
 
 
 def _details(scope: Scope, status: int) -> dict[str, Any]:
-    """Who asked, and what was wrong: names and codes, never a text, a query or a key."""
+    """Log fields for the caller and the error: names and codes, never a text, a query or a key."""
     caller = scope.get("state", {}).get("caller")
     details = {"key_id": caller.key_id, "project": caller.project} if caller is not None else {}
     if status >= 400:
@@ -116,7 +116,7 @@ def _details(scope: Scope, status: int) -> dict[str, Any]:
 
 
 def _without_body(receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """For HEAD: the answer's head alone, and then a caller who has gone, so that nobody makes a body for it."""
+    """For HEAD: send the head only, then report a disconnect, so that no body is produced."""
     is_sent = False
 
     async def receive_until_sent() -> Message:

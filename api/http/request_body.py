@@ -1,4 +1,4 @@
-"""Request bodies, bounded: in bytes, in time, and in what all of them together hold."""
+"""Request bodies, limited in size, in time, and in the memory that all of them take together."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def body_decoder(request: Request) -> GzipDecoder | IdentityDecoder:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The whole decoded body. Raises as `read_under_lease` does."""
+    """The whole decoded body. Raises as `read_body_under_lease` does."""
     with body_lease(request) as lease:
         return await read_body_under_lease(request, limit, lease)
 
@@ -117,7 +117,7 @@ async def _next_chunk(request: Request) -> _Chunk:
 
 
 async def raw_chunks(request: Request) -> AsyncIterator[bytes]:
-    """The raw body as it arrives, never held whole. Raises BodyTooSlow, by the time that was spent waiting for it."""
+    """The raw body as it arrives, never whole in memory. Raises BodyTooSlow; only time spent waiting for bytes counts."""
     settings = runtime_of(request).settings
     deadline = time.monotonic() + settings.upload_timeout_s
     window_s, window_bytes = 0.0, 0

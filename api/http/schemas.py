@@ -220,7 +220,7 @@ class JobEstimate(msgspec.Struct):
     cost_usd: str
     cost_usd_with_duplicates: str
     eta_seconds: int | None  # what the accounts' quotas alone take; null where there are none
-    max_cost_usd: str | None  # the ceiling that was asked for
+    max_cost_usd: str | None  # the requested ceiling
     within_max_cost: bool | None  # whether `cost_usd`, with the margin of its tokens, keeps to it
 
 
@@ -235,7 +235,7 @@ class JobList(msgspec.Struct):
 
 
 class ErrorBody(msgspec.Struct):
-    """An error in OpenAI's words."""
+    """An error in OpenAI's format."""
 
     message: str
     type: str
@@ -286,7 +286,7 @@ def decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
 
 
 def explain(error: msgspec.ValidationError, schema: Any) -> RequestError:
-    """A validation error in OpenAI's words, with the field in `param`. `schema`: the class that it was read as."""
+    """A validation error in OpenAI's format, with the field in `param`. `schema`: the struct that the body was decoded as."""
     text = str(error)
     reason, _, path = text.partition(" - at `")
     param = path.removesuffix("`").removeprefix("$").removeprefix(".").replace("[...]", "")

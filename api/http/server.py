@@ -118,7 +118,7 @@ class ApiServer(uvicorn.Server):
             self.should_exit = True
 
     async def shutdown(self, sockets: Any = None) -> None:
-        """Close the listeners and end what is left."""
+        """Close the listeners and end the remaining requests."""
         self._lifecycle.stop()
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn would leave now: what requests have cost must still be written down

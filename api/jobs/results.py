@@ -66,7 +66,7 @@ async def _start_errors(request: Request) -> tuple[Body, str, dict[str, str]]:
 async def _stream(
     request: Request, start: Callable[[Request], Awaitable[tuple[Body, str, dict[str, str]]]]
 ) -> Response:
-    """What `start` makes, as a stream; refused before anything is read when there are too many of them."""
+    """The body that `start` opens, as a stream. Raises RateLimited or Overloaded before anything is read."""
     streams, key_id = budgets_of(request).streams, caller_of(request).key_id
     streams.acquire(key_id)
     try:

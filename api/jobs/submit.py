@@ -31,7 +31,7 @@ from providers.caller_options import checked_options
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
 MAX_METADATA_PAIRS = 16
-# Lines of two bytes make a lot of work of a few bytes.
+# Bounds the work of one step: lines may be as short as two bytes.
 STEP_BYTES = 64 * 1024
 
 
@@ -77,7 +77,7 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
 
 
 async def _job_request(runtime: Runtime, project: str, body: bytes) -> tuple[JobRequest, json_body.Span | None]:
-    """The request; of a large body, or one with an input that is not JSON, where its inputs lie."""
+    """The request; for a large body, or one with an input that is not JSON, also the span of its inputs."""
     if not json_body.is_cheap(body):
         return await runtime.work.run(project, lambda: json_body.split_input(_REQUEST, body))
     try:
@@ -134,7 +134,7 @@ async def _feed(
     sink: JobIntake | Estimate,
     hasher: hashlib._Hash,
 ) -> None:
-    """Give the lines of a streamed body on, as they arrive: unpacked and parsed step by step in the work threads."""
+    """Pass the records of a streamed body to `sink` as they arrive, decoded and parsed in the work threads."""
     reader = LineReader(PARSERS[media_type], max_line_bytes=runtime.settings.max_line_bytes)
     meter = ByteLimit(runtime.settings.max_job_bytes)
 
@@ -146,7 +146,7 @@ async def _feed(
 
     async for chunk in request_body.raw_chunks(request):
         hasher.update(chunk)
-        # A few packed bytes may be many.
+        # The decompressed size is not known yet.
         size = len(chunk) if isinstance(decoder, IdentityDecoder) else None
         await sink.read(lines_of(chunk), size=size, held_bytes=reader.held_bytes)
     decoder.finish()
@@ -234,7 +234,7 @@ def _records_of(value: str | list[str | int | list[int] | TextLine]) -> Iterator
 
 
 def _records_within(runtime: Runtime, spec: JobSpec, body: bytes, span: json_body.Span) -> Iterator[Lines]:
-    """The same of a body that is not decoded whole."""
+    """The records of a body that is not decoded whole."""
     opening = body.index(span.kind, span.start) + 1
     first = json_spans.first_byte(body, opening, span.stop)
     if span.kind == b'"' or (first and first in b"-0123456789"):

@@ -1,4 +1,4 @@
-"""/v1/models: what may be asked for, in OpenAI's list shape with what else a caller should know."""
+"""/v1/models: the available models in OpenAI's list format, with further fields."""
 
 from __future__ import annotations
 
