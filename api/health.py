@@ -44,7 +44,7 @@ async def metrics(request: Request) -> Response:
 
 
 def shared_metrics_text(gauges: Gauges) -> SharedTask[bytes]:
-    """Renders the metrics as text, once for all concurrent scrapes: no key is needed to scrape, and rendering takes time.
+    """Renders the metrics as text, once for all concurrent scrapes, because anybody may scrape.
 
     A scrape waits at most DATABASE_WAIT_S for the database's figures; the process's own are always current.
     """

@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class SharedTask(Generic[T]):
-    """Runs `work` at most once at a time; concurrent callers get the same result. A cancelled caller does not cancel it."""
+    """Runs `work` once at a time and gives all concurrent callers its result. A cancelled caller does not cancel it."""
 
     def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
         self._work = work

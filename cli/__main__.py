@@ -80,7 +80,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     code = exit_code_of(command)
     try:
         sys.stdout.flush()
-    except OSError as error:  # what is lost now was asked for
+    except OSError as error:  # the requested output is lost
         if code == ExitCode.DONE and not isinstance(error, BrokenPipeError):
             _print_error(f"stdout cannot be written: {error.strerror}")
         discard_output("stdout")
@@ -89,7 +89,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
-    """What the command returns; an error becomes its code and one line on stderr, never a traceback."""
+    """The exit code of the command; an error becomes its code and one line on stderr, never a traceback."""
     try:
         return command()
     except CliError as error:
@@ -105,7 +105,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         discard_output("stdout")
         return CODES[Failure.INTERRUPTED]
-    except Exception as error:  # the last net: a bug is one line too, unless somebody wants to see all of it
+    except Exception as error:  # a bug is one line too, unless the log level is DEBUG
         if os.environ.get("EMBEDMILL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
         from cli.error_messages import explain

@@ -1,4 +1,4 @@
-"""The data directory: where `embedmill up` leaves what the other commands need to find it."""
+"""The data directory, in which `embedmill up` keeps its URL, key and lock for the other commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors of the system and of libraries in our words, with what to do. Their own texts may quote secrets."""
+"""Our messages, with a fix, for errors of the system and of libraries, whose own texts may quote secrets."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ LIBRARY_REASONS = {
 
 
 def explain(error: BaseException) -> CliError:
-    """The sentence and the fix for an error that nobody caught."""
+    """The message and the fix for an unexpected error."""
     if isinstance(error, ImportError):
         name = error.name or "a package"
         return CliError(f"{name} is not installed", "install embedmill again: `make install`")
@@ -77,7 +77,7 @@ def explain(error: BaseException) -> CliError:
 
 
 def system_reason(error: OSError) -> tuple[str, str] | None:
-    """What the operating system means, and what to do; None for what it says rarely."""
+    """The reason and the fix for an error of the operating system; None for a rare one."""
     if isinstance(error, socket.gaierror):
         return "that name is not known here", "check the address and the DNS"
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -90,7 +90,7 @@ def system_reason(error: OSError) -> tuple[str, str] | None:
 
 
 def connection_reason(error: BaseException) -> tuple[str, str]:
-    """Why a server could not be reached, by the first cause that the system knows; never in a library's words."""
+    """The reason and the fix for a failed connection, by the first cause that the operating system reports."""
     seen_ids: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen_ids:

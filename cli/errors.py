@@ -6,7 +6,7 @@ from enum import IntEnum, StrEnum
 
 
 class ExitCode(IntEnum):
-    """What the shell is told. Scripts rely on these numbers."""
+    """The exit codes. Scripts rely on these numbers."""
 
     DONE = 0
     FAILED = 1
@@ -15,7 +15,7 @@ class ExitCode(IntEnum):
 
 
 class Failure(StrEnum):
-    """Every way in which a command ends without success, in the words of docs/operations.md."""
+    """Every kind of failure of a command, as docs/operations.md lists them."""
 
     COMMAND_LINE = "an option, a value or a combination of them cannot be, whoever says so: this program or the server"
     NOT_FOUND = "the command line names what is not there: a file, a column, a model, an account"

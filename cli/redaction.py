@@ -20,5 +20,5 @@ def redact_url(url: str) -> str:
 
 
 def redact_keys(message: str) -> str:
-    """The message without what looks like a key: other people's libraries quote headers."""
+    """The message without anything that looks like a key: libraries quote headers."""
     return re.sub(r"(?i)\b(em_[0-9a-z]+_|bearer )[^\s'\"]+", r"\1…", message)

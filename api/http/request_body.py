@@ -117,7 +117,7 @@ async def _next_chunk(request: Request) -> _Chunk:
 
 
 async def raw_chunks(request: Request) -> AsyncIterator[bytes]:
-    """The raw body as it arrives, never whole in memory. Raises BodyTooSlow; only time spent waiting for bytes counts."""
+    """The raw body as it arrives, never whole in memory. Raises BodyTooSlow; only the wait for bytes counts."""
     settings = runtime_of(request).settings
     deadline = time.monotonic() + settings.upload_timeout_s
     window_s, window_bytes = 0.0, 0

@@ -286,7 +286,7 @@ def decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
 
 
 def explain(error: msgspec.ValidationError, schema: Any) -> RequestError:
-    """A validation error in OpenAI's format, with the field in `param`. `schema`: the struct that the body was decoded as."""
+    """A validation error in OpenAI's format, with the field in `param`. `schema`: the struct of the body."""
     text = str(error)
     reason, _, path = text.partition(" - at `")
     param = path.removesuffix("`").removeprefix("$").removeprefix(".").replace("[...]", "")

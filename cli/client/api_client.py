@@ -27,7 +27,7 @@ TIMEOUT = httpx.Timeout(connect=5.0, read=LONG_POLL_S + 40.0, write=60.0, pool=5
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """The job that a corpus became, now or (a replay) when the same corpus was sent before."""
+    """The job of a submitted corpus; `is_replay`: it was created by an earlier submission under the same key."""
 
     job: Job
     is_replay: bool
@@ -111,7 +111,7 @@ class Client:
         return Submission(decode(reply, Job), reply.headers.get("idempotent-replayed") == "true")
 
     def estimate(self, lines: Callable[[], Iterable[bytes]], options: Mapping[str, Any]) -> Estimate:
-        """What the corpus would become as a job: nothing is embedded, and nothing kept."""
+        """The estimate for the corpus as a job: nothing is embedded or stored."""
         return decode(self._upload(lines, {**options, "dry_run": "true"}, {}, is_busy), Estimate)
 
     def _upload(
@@ -132,7 +132,7 @@ class Client:
         return self._send_with_retries(send, busy, failures_allowed=UPLOAD_TRIES)
 
     def base64_results(self, job_id: str, start: int, stop: int) -> bytes:
-        """The result lines of an index range, held in memory: keep the range small."""
+        """The result lines of an index range, all in memory: keep the range small."""
         query = {"format": "ndjson", "encoding_format": "base64", "start": start, "stop": stop}
         return self._get(f"{JOBS}/{job_id}/results", query, self._results_headers("ndjson")).content
 
@@ -175,7 +175,7 @@ class Client:
             yield partial_line
 
     def job_action(self, job_id: str, action: str, options: Mapping[str, Any] | None = None) -> Job:
-        """Cancel, pause, resume or retry a job: what it is then."""
+        """Cancel, pause, resume or retry a job. Returns the job afterwards."""
         body = _without_none(options or {})
         return decode(self._once("POST", f"{JOBS}/{job_id}/{action}", body or None), Job)
 
@@ -184,11 +184,11 @@ class Client:
         self._once("DELETE", f"{JOBS}/{job_id}")
 
     def readiness(self) -> tuple[int, bytes]:
-        """Status and body of /readyz, asked once. Raises httpx.TransportError when nothing answers."""
+        """Status and body of /readyz, requested once. Raises httpx.TransportError when nothing answers."""
         return self.fetch_page("/readyz")
 
     def fetch_page(self, url: str) -> tuple[int, bytes]:
-        """Status and body of a page that needs no key, asked once; the key is not sent along."""
+        """Status and body of a page that needs no key, requested once and without the key."""
         reply = self._http.get(url, timeout=5.0, headers={"authorization": ""})
         return reply.status_code, reply.content
 

@@ -1,4 +1,4 @@
-"""Which server gets which key. A folder that somebody else made must not be able to send for ours."""
+"""The server's address and the key for it. A data directory made by somebody else must not obtain our key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 from cli.data_dir import DataDir
 from cli.errors import CliError, Failure, UsageError
 
-# What people copy from documentation of OpenAI's kind, or from a browser.
+# Paths that people copy from OpenAI's documentation or from a browser.
 KNOWN_PATHS = re.compile(r"/(v1(/.*)?|docs|healthz|readyz)/?$")
 URL_CHARACTERS = re.compile(r"[A-Za-z0-9\-._~:/\[\]@!$&'()*+,;=%]+")
 EXAMPLE = "it must look like http://127.0.0.1:8080"
@@ -51,7 +51,7 @@ def resolve_server(url: str | None, api_key: str | None, data_dir: DataDir) -> t
 
 
 def parse_server_url(text: str) -> str:
-    """A server's address without what is no part of it. Raises UsageError, which repeats no password."""
+    """The server's address, normalised. Raises UsageError, which repeats no password."""
     url = text.strip()
     try:
         parts = urlsplit(url)

@@ -1,4 +1,4 @@
-"""How the command line reads a server's answer: a typed object, or one readable error."""
+"""Decodes the server's replies into typed objects, and its errors into CliError."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VALUE_ERROR_CODES = frozenset({"invalid_value", "invalid_type", "unsupported_par
 
 
 def raise_for_error(reply: httpx.Response) -> httpx.Response:
-    """The reply, when it is a good one. Raises CliError with the server's own words and the request's id."""
+    """The reply, unless it is an error. Raises CliError with the server's message and the request id."""
     if reply.status_code < 400:
         if reply.has_redirect_location:  # never followed: the key would go along
             target = reply.headers["location"].partition("?")[0]

@@ -1,4 +1,4 @@
-"""How long, and how often, a server that is busy or away is asked again."""
+"""The retry policy for a server that is busy or unreachable."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ BUSY_STATUSES = frozenset({429, 502, 503, 504})
 # How long a server may be away before a command gives up. `up` restarts a dead API in a few seconds, but an upload that
 # died with it holds its idempotency key for a lease of 60.
 MAX_WAIT_S = 90.0
-# The same for a server that never answered yet: a wrong address rather than a restart.
+# The same before the first answer: a wrong address is likelier than a restart.
 FIRST_CONTACT_WAIT_S = 4.0
 MAX_PAUSE_S = 30.0
-# What breaks off sooner than that was nothing begun: the server is away, and what stands before it takes connections.
+# A failure before this time counts as unreachable: a proxy accepts connections while the server behind it is down.
 STARTED_AFTER_S = 1.0
 
 
 class RetryPolicy:
-    """Repeats requests to one server, with pauses that are polite to it."""
+    """Repeats requests to one server, with Retry-After or jittered exponential pauses between them."""
 
     def __init__(
         self,
@@ -40,9 +40,10 @@ class RetryPolicy:
         is_busy: Callable[[httpx.Response], bool],
         failures_allowed: int | None = None,
     ) -> httpx.Response:
-        """Send until the answer is not "busy". When the server was busy or away for too long, or has broken off `tries`
-        times halfway, the last answer is returned or the last httpx.TransportError raised: a broken upload costs
-        something, knocking at a closed door does not.
+        """Send until the reply is not "busy". Returns the last reply, or raises the last httpx.TransportError.
+
+        Gives up when the server was busy or unreachable for too long, or when the connection broke during the request
+        `failures_allowed` times: a broken upload has a cost, a refused connection has none.
         """
         attempt = 0
         failing_since: float | None = None

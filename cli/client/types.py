@@ -93,7 +93,7 @@ class Job(msgspec.Struct):
 
 
 class Estimate(msgspec.Struct):
-    """What a corpus would become as a job."""
+    """The estimate for a corpus as a job."""
 
     model: str
     dimensions: int
@@ -113,7 +113,7 @@ class Estimate(msgspec.Struct):
 
     @property
     def exit_code(self) -> ExitCode:
-        """How the command ends that asked for it: as it would if the job ran."""
+        """The exit code of a dry run: the one that the job would end with."""
         if self.within_max_cost is False:
             return CODES[Failure.JOB]
         return CODES[Failure.INPUT_ERRORS] if self.refused_inputs else ExitCode.DONE

@@ -32,7 +32,7 @@ LINES_PER_REPORT = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedRequest:
-    """What the command line asks for. None: the default that the help names."""
+    """The options of the command line. None: the default that the help names."""
 
     file: Path
     target: Path | None = None
@@ -52,7 +52,7 @@ class EmbedRequest:
 
 @dataclass(frozen=True, slots=True)
 class CorpusDigest:
-    """What a first reading found: the number of records, their size as lines, and their SHA-256."""
+    """The result of the first reading: number of records, their size as lines, and their SHA-256."""
 
     records: int
     size: int
@@ -67,7 +67,7 @@ def embed_file(request: EmbedRequest, client: Client) -> ExitCode:
         err.print(f"model {name}", markup=False)
         return name
 
-    model = choose() if is_pipe(request.file) else None  # a pipe may take hours: what needs no text is settled before
+    model = choose() if is_pipe(request.file) else None  # a pipe may take hours: the model is chosen before it is read
     corpus = open_corpus(
         request.file,
         text_column=request.text_column,

@@ -1,4 +1,4 @@
-"""`embedmill jobs …`: what became of bulk jobs."""
+"""`embedmill jobs …`: list, follow and control bulk jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which model a command uses: never one that nobody chose while there is another."""
+"""Chooses the model of a command: the named one, the only one, or the one that the user picks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from cli.output.terminal import err
 
 
 def choose_model(models: list[Model], name: str | None) -> str:
-    """The model asked for, else the only one, else what a person at the terminal answers.
+    """The named model, else the only one, else the one that the user picks at the terminal.
 
     Raises UsageError that lists what there is, CliError where there is none.
     """

@@ -1,4 +1,4 @@
-"""`embedmill models`: what a server offers."""
+"""`embedmill models`: the models of a server."""
 
 from __future__ import annotations
 

@@ -103,9 +103,9 @@ def _ops_port(port: int | None) -> list[str]:
 
 
 def wait_for_tables(component: str, *, waits: bool, migrated: bool) -> None:
-    """Say in one line that the database has no tables. A piece that only works on them then waits, without a word.
+    """Print one line when the database has no tables; a component that needs them then waits for them.
 
-    A database that is away is the piece's own affair. Raises ConfigError, also for a data directory that cannot be
+    An unreachable database is left to the component. Raises ConfigError, also for a data directory that cannot be
     made: the default database is in it.
     """
     import time
@@ -120,7 +120,7 @@ def wait_for_tables(component: str, *, waits: bool, migrated: bool) -> None:
         return
     from engine.config import config_file
 
-    config_file.load(settings.config)  # whoever waits for tables must not learn of a fault in it only afterwards
+    config_file.load(settings.config)  # a fault in it is reported now, not after the wait for tables
     outcome = f"the {component} starts when it has" if waits else "until then every request that needs them is refused"
     err.print(f"the database has no tables yet: run `embedmill migrate`; {outcome}", markup=False)
     while waits and not _has_tables(settings.sqlalchemy_url):
@@ -147,7 +147,7 @@ def _has_tables(url: str) -> bool:
 
     try:
         return asyncio.run(read_revision())
-    except Exception:  # it is away: the piece waits for it in its own way, and says so
+    except Exception:  # unreachable: the component itself waits for it and logs that
         return True
 
 

@@ -30,7 +30,7 @@ class Corpus(ABC):
 
     @property
     def notes(self) -> list[str]:
-        """What the user should know of how the file is read."""
+        """Notes for the user about how the file is read."""
         return self.source.notes
 
     @abstractmethod
@@ -66,7 +66,7 @@ def json_line(value: Any) -> bytes:
             return escaped.decode("utf-8").encode("latin-1")
         except UnicodeEncodeError:
             pass
-    return json.dumps(value).encode()  # half a surrogate pair: the server names what it does not like
+    return json.dumps(value).encode()  # half a surrogate pair: the server refuses this input
 
 
 def no_texts(source: Source) -> CliError:

@@ -1,4 +1,4 @@
-"""Which encoding a text file is in: by its mark, by its zero bytes, or as the user says; never by a guess."""
+"""Detects the encoding of a text file: by its byte order mark, by zero bytes, or as the user states it."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Encoding:
 
 
 def find_encoding(head: bytes, requested: str | None, where: str) -> Encoding:
-    """The encoding of a text that begins with `head`. Raises UsageError where it is unknown, or is not the one `asked`.
+    """Encoding of a text that begins with `head`. Raises UsageError when it is unknown or differs from `requested`.
 
-    An encoding that was asked for as UTF-8 leaves bad bytes to their own lines; one that was not refuses the file.
+    With UTF-8 as `requested`, bad bytes become errors of their lines; without it they refuse the file.
     """
     mark, marked = next(((mark, name) for mark, name in BYTE_ORDER_MARKS if head.startswith(mark)), (b"", ""))
     if requested is not None:

@@ -33,7 +33,7 @@ def open_corpus(
     encoding: str | None = None,
     delimiter: str | None = None,
 ) -> Corpus:
-    """Open a file for what it holds: `format`, else its name's ending, else its content; "-" is stdin.
+    """Open a file by `format`, else by its ending, else by its content; "-" is stdin.
 
     Raises UsageError for what is not readable, or not for certain, and for a column that is not there.
     """
@@ -76,7 +76,7 @@ def _ending(path: Path) -> str:
 
 
 def _kind(source: Source, format: str | None) -> str:
-    """What to read the file as; a Parquet file is known by its first bytes, whatever its name."""
+    """The format of the file; Parquet is recognised by its first bytes, whatever the name."""
     kind = format or ENDINGS.get(source.suffix)
     if source.is_parquet:
         if format not in (None, "parquet"):

@@ -22,7 +22,7 @@ def check_target(path: Path) -> None:
     """Refuse a file that could not be written, before anything is spent. Raises UsageError."""
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"{path.name}: its ending does not tell the format", f"use one of {', '.join(ENDINGS)}")
-    path = path.resolve()  # what a link points to is written, and the link stays
+    path = path.resolve()  # a link stays, and its target is written
     if path.is_dir():
         raise UsageError(f"{path} cannot be written: it is a folder")
     if path.exists() and not path.is_file():
@@ -57,7 +57,7 @@ def check_complete(job: Job, *, partial: bool) -> None:
 
 
 def missing_rows_text(job: Job, missing: int) -> str:
-    """The rows without a vector in words, and where their errors are."""
+    """The message about rows without a vector, and where their errors are listed."""
     rows = job.counts.total or 0
     errors_hint = f": `embedmill jobs errors {job.id}` says why" if job.counts.failed else ""
     state = "" if job.finished else f"; the job is {job.status.replace('_', ' ')}"
@@ -105,7 +105,7 @@ def write_ndjson(client: Client, job: Job, stream: BinaryIO) -> int:
         stream.write(chunk)
 
     def begin() -> Callable[[bytes], None]:
-        if written > written_before:  # what a pipe has swallowed cannot be taken back
+        if written > written_before:  # bytes written to a pipe cannot be taken back
             raise CliError(
                 f"the results broke off at {start:,} of {rows:,}", "use --out, which begins such a part again"
             )

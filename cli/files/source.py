@@ -21,7 +21,7 @@ from cli.files.encoding import Encoding, find_encoding
 STDIN = Path("-")
 HEAD_BYTES = 64 * 1024
 BUFFER_BYTES = 256 * 1024
-# A text that no model takes: the server refuses lines above 4 MiB unless it was told otherwise. Bounds our memory.
+# Longer than any model's input: the server refuses lines above 4 MiB by default. Bounds our memory.
 MAX_LINE_CHARS = 8 * 1024 * 1024
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 COMPRESSED_ENDINGS = {".gz": "gzip", ".zst": "zstd"}
@@ -45,7 +45,7 @@ SIGNATURES = (
 
 
 class Source:
-    """The bytes of a corpus. `notes` says aloud what its name did not tell."""
+    """The bytes of a corpus. `notes`: facts for the user that the file's name does not show."""
 
     def __init__(self, path: Path, *, encoding: str | None = None) -> None:
         """Raises UsageError for what is no file, CliError for one that cannot be read."""
@@ -180,7 +180,7 @@ class Source:
                 self._copy(pipe)
 
     def _copy(self, pipe: BinaryIO) -> None:
-        """Keep what a pipe brings in a temporary file: it is checked before it is sent, and may be sent again."""
+        """Copy a pipe to a temporary file: it is checked before it is sent, and may be sent again."""
         if pipe.isatty():
             self.notes.append("reading from the terminal; Ctrl-D ends it")
             print(self.notes.pop(), file=sys.stderr)
@@ -220,7 +220,7 @@ class Source:
 
 
 def is_pipe(path: Path) -> bool:
-    """True for stdin, and for what can be read once only."""
+    """True for stdin and for a file that can be read only once."""
     return path == STDIN or (path.exists() and not path.is_file() and not path.is_dir())
 
 

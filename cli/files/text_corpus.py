@@ -34,12 +34,12 @@ class PlainText(Corpus):
             while blank:
                 yield b'""\n'
                 blank -= 1
-            # A line that was cut goes out without its closing quote, so that nobody takes its beginning for a text.
+            # A line that was cut is sent without its closing quote, so that the server refuses it.
             yield json_line(text)[:-1] + b"\n" if is_cut else json_line(text) + b"\n"
 
 
 class JsonLines(Corpus):
-    """A JSON string, a list of token ids or an object per line. What is no such thing is sent on as it stands."""
+    """A JSON string, a list of token ids or an object per line. Any other line is sent unchanged."""
 
     def __init__(self, source: Source, text: str | None, id: str | None) -> None:
         super().__init__(source)
@@ -91,7 +91,7 @@ def json_array(source: Source, *, largest_bytes: int = LARGEST_JSON_BYTES) -> li
     """
     encoding = source.encoding
     start = source.head[encoding.mark_bytes :].decode(encoding.name, "ignore").lstrip()
-    # What begins with a number is lines of token ids.
+    # A file that begins with a number holds lines of token ids.
     if start[:1] != "[" or start[1:].lstrip()[:1] not in ('"', "{", "[", "n", "t", "f"):
         return None
     with source.open() as file:
@@ -105,7 +105,7 @@ def json_array(source: Source, *, largest_bytes: int = LARGEST_JSON_BYTES) -> li
         values = json.loads(body.decode(encoding.name))
     except (ValueError, RecursionError):
         return None
-    # Where some are texts, what is none is the error of its own row.
+    # In an array with texts, any other value is an error of its own row.
     return values if any(isinstance(value, str | dict | list) for value in values) else None
 
 

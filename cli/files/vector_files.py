@@ -46,12 +46,12 @@ class VectorFile(ABC):
         """Append the rows of an index range."""
 
     def _restart(self, offset: int) -> None:
-        """Forget what a broken connection left behind."""
+        """Drop the bytes of a broken download."""
         self._file.seek(offset)
         self._file.truncate()
 
     def close(self) -> None:
-        """Write what belongs at the end; by default nothing does. The file itself belongs to whoever opened it."""
+        """Write the end of the format, if it has one. The caller closes the file itself."""
         return
 
 

@@ -1,4 +1,4 @@
-"""What a corpus would become, as a server estimates it, in a few lines."""
+"""Prints the estimate of a dry run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHOWN_ERRORS = 3
 
 
 def print_estimate(estimate: Estimate) -> None:
-    """A line for each figure, with what it means where that is not plain."""
+    """Print one line for each figure."""
     about_prefix = "about " if estimate.estimated else ""
     margin = f" ± {estimate.tokens_margin:,}, from a sample" if estimate.tokens_margin else ""
     inputs = f"{estimate.inputs:,}"
@@ -43,7 +43,7 @@ def print_estimate(estimate: Estimate) -> None:
 
 
 def _ceiling_text(estimate: Estimate, ceiling: Decimal) -> str:
-    """Whether the job would stay below what it may cost."""
+    """Whether the estimated cost stays below the ceiling."""
     ceiling_text = f"${ceiling.normalize():f}"
     if estimate.within_max_cost:
         return f"{ceiling_text} is enough"

@@ -1,4 +1,4 @@
-"""Following a job to its end, and saying what came of it."""
+"""Follows a job to its end, and prints how it ended."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def follow_job(client: Client, job_id: str, progress: JobProgress) -> Job:
 
 
 def print_outcome(job: Job) -> None:
-    """Say on stderr how a job ended, and where its failures can be read."""
+    """Print on stderr how a job ended, and where its errors are listed."""
     duration_text = ""
     if job.finished_at and job.created_at and job.finished_at > job.created_at:  # whole seconds: below one says nothing
         duration_text = f" in {duration(job.finished_at - job.created_at)}"

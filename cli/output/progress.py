@@ -145,7 +145,7 @@ class LineProgress:
         is_due = (
             self._clock() - self._printed_at >= LINE_EVERY_S or fraction >= self._printed_fraction + LINE_EVERY_FRACTION
         )
-        # An end or a pause is said at once, and then once only.
+        # The end and a pause are printed at once, and only once.
         is_settled = job.finished or job.status == "paused"
         if (is_settled and job.status != self._last_status) or (is_due and not is_settled):
             hint = f" ({resume_hint(job)})" if job.status == "paused" else ""
@@ -193,7 +193,7 @@ def summary(job: Job) -> str:
 
 
 def wait_reason(job: Job) -> str | None:
-    """Why a job waits, since when, what to do and when it is tried again, in one line; None where it does not say."""
+    """Why a job waits, since when, what to do and when it is tried again, in one line; None when it does not wait."""
     waiting = job.waiting
     if waiting is None or job.finished:
         return None
@@ -207,7 +207,7 @@ def wait_reason(job: Job) -> str | None:
 
 
 class WaitReasonPrinter:
-    """Says why a job waits, once for each cause."""
+    """Prints why a job waits, once for each reason."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""stdout and stderr that take whatever is printed: what a console cannot show never ends a command."""
+"""Makes stdout and stderr take every character: one that a console cannot show never ends a command."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def prepare_streams() -> None:
 
 
 def data_stream() -> BinaryIO:
-    """stdout for bytes. Raises CliError when the shell has closed it: what was asked for would be lost."""
+    """stdout for bytes. Raises CliError when the shell has closed it: the output would be lost."""
     if "stdout" in _closed_streams:
         raise CliError("stdout is closed", "name a file with --out")
     return sys.stdout.buffer
 
 
 def discard_output(stream_name: str) -> None:
-    """Nobody reads the stream any more: what is still buffered goes nowhere, and Python ends without a complaint."""
+    """Redirect a stream without a reader to the null device, so that Python's flush at exit does not fail."""
     handle = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(handle, {"stdout": 1, "stderr": 2}[stream_name])

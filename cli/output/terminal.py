@@ -1,4 +1,4 @@
-"""What people see: stdout carries what was asked for, stderr everything about how it goes."""
+"""Consoles and tables: stdout carries the requested output, stderr progress and messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cli.output.streams import discard_output
 
 
 class TolerantConsole(Console):
-    """A console for what may be lost: a reader who has gone, or a full disk, does not end the command."""
+    """A console for output that may be lost: a closed pipe or a full disk does not end the command."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As `Console.print`; a stream that cannot be written is dropped."""
@@ -28,7 +28,7 @@ class TolerantConsole(Console):
         discard_output("stderr" if self.stderr else "stdout")
 
 
-# Where nobody looks, a table must not be folded to some screen's width.
+# Without a terminal, a table is not folded to a screen's width.
 _WIDTH = None if sys.stdout is not None and sys.stdout.isatty() else 1000
 out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
 tolerant_out = TolerantConsole(highlight=False, soft_wrap=True, width=_WIDTH)

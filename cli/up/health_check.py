@@ -1,4 +1,4 @@
-"""Whether a child still answers: one that hangs is no better than one that has died, and the kernel does not say."""
+"""Health check of a child process over HTTP: a process that hangs must be restarted like one that has exited."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ START_S = 120.0  # from a start to the first answer
 
 
 class HealthCheck:
-    """Asks a URL from a thread of its own. Any answer is one: a server that refuses is not one that hangs."""
+    """Requests a URL from a thread of its own. Any HTTP answer is a success: a server that refuses does not hang."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class HealthCheck:
         self._thread: threading.Thread | None = None
 
     def reset(self) -> None:
-        """A child was started: what is known of the one before it counts no more."""
+        """A process was started: results of the one before it no longer count."""
         with self._lock:
             self._start_number += 1
             self._failures = 0

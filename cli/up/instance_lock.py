@@ -14,7 +14,7 @@ from cli.errors import CliError
 
 @contextmanager
 def instance_lock(data_dir: DataDir) -> Iterator[Callable[[str], None]]:
-    """Hold the data directory; what is yielded notes our URL for those who come second. Raises CliError for them."""
+    """Lock the data directory; yields a function that stores our URL in the lock. Raises CliError when it is taken."""
     handle = os.open(data_dir.lock_file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:

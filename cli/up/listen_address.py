@@ -1,4 +1,4 @@
-"""Where a server listens, and under which URL the same machine reaches it."""
+"""The address that a server listens on, and its URL for programs on the same machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `embedmill up` looks at before it starts anything: configuration, ports, data directory."""
+"""Checks of `embedmill up` before it starts anything: configuration, ports, data directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DATA_DIR_FIX = "make it writable for this user, or choose another --data-dir"
 
 
 def check_configuration(settings: Settings, host: str) -> None:
-    """What needs neither a folder nor a free port. Raises ConfigError, CliError."""
+    """Check everything that needs neither a folder nor a free port. Raises ConfigError, CliError."""
     config_file.load(settings.config)
     if settings.upstream_proxy.strip():
         proxy_url(settings.upstream_proxy.strip(), "EMBEDMILL_UPSTREAM_PROXY")
@@ -39,7 +39,7 @@ def check_ports(host: str, port: int, settings: Settings) -> int:
 
 
 def check_data_dir(data_dir: DataDir, settings: Settings) -> None:
-    """The folder takes files, those that are in it can be written, and the secret of the keys is a good one.
+    """Check that the folder and the database file are writable, and that the pepper is usable.
 
     Raises CliError, ConfigError.
     """

@@ -40,7 +40,7 @@ READY_S = 60.0
 
 
 def up(*, host: str, port: int, data_dir: Path, workers: int, config: Path | None, quiet: bool) -> ExitCode:
-    """Start everything, say so once it is ready, keep it running, and end all of it when told to."""
+    """Start everything, print the banner once it is ready, keep it running, and stop all of it at a signal."""
     folder = DataDir(data_dir.absolute())
     environment = child_environment(folder, config)
     settings = Settings.from_environment(environment)  # a typo is an error now, not five processes later

@@ -1,4 +1,4 @@
-"""Keeps a set of children alive until told to stop, then ends them in order."""
+"""Keeps a set of child processes alive until a signal, then stops them in order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ POLL_S = 0.05
 MAX_EXITS_BEFORE_READY = 4  # a child that cannot start at all: a broken installation, not an accident
 
 
-class StopRequested(Exception):  # a wish, not an error
-    """Somebody asked for the end while we were waiting for something."""
+class StopRequested(Exception):  # a control flow, not an error
+    """A signal asked for the end during a wait."""
 
 
 class Supervisor:
@@ -85,7 +85,7 @@ class Supervisor:
         return printed
 
     def wait_for(self, condition: Callable[[], bool], what: str, timeout_s: float) -> None:
-        """Watch the children until `condition` holds. Raises CliError when it never does, Stopped when told to stop."""
+        """Watch the children until `condition` holds. Raises CliError after `timeout_s`, StopRequested at a signal."""
         deadline = time.monotonic() + timeout_s
         while not condition():
             self._watch()
@@ -97,7 +97,7 @@ class Supervisor:
             time.sleep(POLL_S)
 
     def run(self) -> None:
-        """Watch the children until told to stop."""
+        """Watch the children until a signal asks for the end."""
         try:
             while True:
                 self._watch()
@@ -112,7 +112,7 @@ class Supervisor:
             child.watch()
 
     def stop(self) -> None:
-        """End every child, politely unless hurried. Afterwards none is left, whatever it did."""
+        """Stop every child: SIGTERM, then SIGKILL after its grace period or at the second signal."""
         for group in self._stop_order:
             members = [self._children[name] for name in group if name in self._children]
             for child in members:

@@ -24,7 +24,7 @@ PROBE_S = 20.0
 
 
 def check_accounts(settings: Settings, aliases: Mapping[str, Alias], *, tried: bool) -> list[Finding]:
-    """Each account after one call, when that was asked for; else what it would cost."""
+    """The result of one call to each account with `tried`; else what these calls would cost."""
     cost = probe_cost(aliases)
     if not tried:
         return [Finding("accounts", "ok", f"not tried: `embedmill doctor --providers` makes {cost}")]
@@ -48,7 +48,7 @@ def cheapest_routes(aliases: Mapping[str, Alias]) -> dict[str, tuple[Alias, Rout
 
 
 def probe_cost(aliases: Mapping[str, Alias]) -> str:
-    """What trying each account costs, before it is done."""
+    """The number and cost of the calls that would try each account."""
     routes = cheapest_routes(aliases)
     count = tokens.estimate(PROBE)
     usd = sum(float(route.usd_per_million_tokens) * count / 1_000_000 for _, route in routes.values())

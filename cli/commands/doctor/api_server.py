@@ -37,7 +37,7 @@ def server(url: str | None, api_key: str | None, data_dir: DataDir, settings: Se
 
 
 def operations_url(address: str, settings: Settings | None) -> str:
-    """Where the API's /readyz is: on EMBEDMILL_OPS_PORT of the same host, where that is set."""
+    """The base URL of /readyz: EMBEDMILL_OPS_PORT of the same host, when that is set."""
     if settings is None or not settings.ops_port:
         return address
     parts = urlsplit(address)
@@ -46,7 +46,7 @@ def operations_url(address: str, settings: Settings | None) -> str:
 
 
 def unready(address: str, settings: Settings | None, fetch: Callable[[str], tuple[int, bytes]]) -> Finding | None:
-    """What is wrong by /readyz; None where the API is ready. Raises httpx.TransportError where nothing answers there.
+    """The finding when /readyz is not 200; None when the API is ready. Raises httpx.TransportError without an answer.
 
     With a port for operators the API's own has no /readyz: both ways of a wrong setting are told apart.
     """

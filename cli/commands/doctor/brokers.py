@@ -1,4 +1,4 @@
-"""The doctor's look at a Redis or a broker: what is wrong with it, within some seconds whatever answers there."""
+"""The doctor's check of Redis and the broker, with a result within seconds whatever answers there."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REDIS, TLS, AMQP = "Redis", "TLS", "AMQP"
 
 
 def client_options() -> dict[str, Any]:
-    """For a Redis that is asked once: the library would ask a silent one for three quarters of a minute."""
+    """Options for one attempt: by default the library retries a silent Redis for 45 s."""
     from redis.backoff import NoBackoff
     from redis.retry import Retry
 
@@ -43,7 +43,7 @@ def broker(settings: Settings) -> Finding:
 
 
 def find_broker_fault(url: str) -> ConnectionFault | None:
-    """What is wrong with a broker and what to do, by trying it; None where nothing is."""
+    """The fault of a broker and its fix, found by a connection; None when there is none."""
     scheme = urlsplit(url).scheme
     if "://" not in url or not scheme:
         return ConnectionFault("its URL has no scheme", f"begin it with {SCHEMES}")
@@ -86,7 +86,7 @@ def _rabbitmq_fault(url: str) -> ConnectionFault | None:
 
 
 def _protocol_mismatch(target: Target) -> ConnectionFault | None:
-    """What is wrong where something else answers there than the URL says; None where that cannot be told."""
+    """The fault when another protocol answers than the URL names; None when that is unknown."""
     greeting = _greeting(target)
     if target.tls is not None and greeting in (REDIS, AMQP):
         plain = target.scheme

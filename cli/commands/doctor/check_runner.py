@@ -19,7 +19,7 @@ def run_check(check: str, check_function: Callable[[], Finding], limit_s: float 
 
 
 def run_checks(check: str, check_function: Callable[[], list[Finding]], limit_s: float = LIMIT_S) -> list[Finding]:
-    """The same for a check that may have several findings."""
+    """As `run_check`, for a check with several findings."""
     results: list[list[Finding]] = []
 
     def run() -> None:
@@ -30,7 +30,7 @@ def run_checks(check: str, check_function: Callable[[], list[Finding]], limit_s:
         except Exception as error:  # whatever a driver raises, the report must come to its end
             results.append([Finding(check, "fail", str(explain(error)), "see docs/operations.md")])
 
-    # A daemon: what never answers must not keep the report, nor the end of the program.
+    # A daemon thread: a check that never returns must not block the report or the exit.
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(limit_s)

@@ -1,4 +1,4 @@
-"""The doctor's look at outages: routes that the running processes have found down, read from the table at no cost."""
+"""The doctor's check of outages: routes that the running processes have found down, read from the table at no cost."""
 
 from __future__ import annotations
 

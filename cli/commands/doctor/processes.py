@@ -1,4 +1,4 @@
-"""The doctor's look at what runs: API, workers and scheduler, their versions, and the clock of the database."""
+"""The doctor's check of the processes: API, workers and scheduler, their versions, and the database's clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor's look at quotas: whether a provider refuses calls below what is configured for its account."""
+"""The doctor's check of quotas: whether a provider refuses calls below what is configured for its account."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def diagnose(
     *, url: str | None, api_key: str | None, as_json: bool, release: str | None = None, providers: bool = False
 ) -> ExitCode:
     """Run every check and print one line each. FAILED when anything is broken, not when something is merely absent."""
-    configure_logging("WARNING", "text")  # what the parts log would be between the lines of the report
+    configure_logging("WARNING", "text")  # log lines would appear between those of the report
     data_dir = DataDir.from_environment()
     settings: Settings | None = None
     findings = [*installation(), disk(data_dir), *machine(data_dir)]
