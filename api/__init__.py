@@ -1,1 +1,1 @@
-"""The HTTP edge: a route parses, calls one verb of the engine, and renders."""
+"""The HTTP edge: an endpoint parses, calls one function of the engine, and renders."""

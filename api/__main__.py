@@ -6,10 +6,10 @@ import argparse
 import faulthandler
 import sys
 
-from api.app import build, operations_app
-from api.connection_table import ConnectionTable
-from api.envelope import RequestEnvelope
-from api.server import ApiServer
+from api.app import build_app, operations_app
+from api.http.connection_table import ConnectionTable
+from api.http.middleware import RequestContext
+from api.http.server import ApiServer
 from engine.config.settings import Settings
 from engine.observability.telemetry import configure_logging
 from engine.process.file_descriptors import raise_descriptor_limit
@@ -22,12 +22,13 @@ SWITCH_S = 0.0005
 
 
 def main() -> None:
+    """Parse the command line and serve until a signal."""
     parser = argparse.ArgumentParser(prog="api", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
     parser.add_argument("--port", type=int, default=8080, help="port to listen on")
     options = parser.parse_args()
     try:
-        server = prepare(options.host, options.port)
+        server = create_server(options.host, options.port)
     except EmbedmillError as error:
         sys.exit(f"error: {error.message}")
     sys.setswitchinterval(SWITCH_S)
@@ -35,22 +36,22 @@ def main() -> None:
     sys.exit(0 if server.started else 1)
 
 
-def prepare(host: str, port: int) -> ApiServer:
+def create_server(host: str, port: int) -> ApiServer:
     """Everything but the listener. Raises ConfigError."""
     settings = Settings.from_environment()
     configure_logging(settings.log_level, settings.log_format, service="api")
     faulthandler.enable()  # `up` ends an API that hangs with SIGABRT: its log then says where it hung
     table = ConnectionTable(settings, max_descriptors=raise_descriptor_limit())
     runtime = Runtime.open(settings)
-    app = build(runtime)
+    app = build_app(runtime)
     return ApiServer(
         settings,
-        RequestEnvelope(app),
+        RequestContext(app),
         host=host,
         port=port,
         lifecycle=app.state.lifecycle,
         table=table,
-        ops_app=RequestEnvelope(operations_app(app)) if settings.ops_port else None,
+        ops_app=RequestContext(operations_app(app)) if settings.ops_port else None,
     )
 
 

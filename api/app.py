@@ -1,4 +1,4 @@
-"""The app: routes by name, one guard, one error envelope, one runtime."""
+"""The ASGI app: routes, authentication, error responses, and the background tasks of one runtime."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from api import docs, embeddings, errors, jobs, models, openapi, operations
-from api.budgets import Budgets
-from api.envelope import RequestEnvelope
-from api.guard import PUBLIC, GuardedRoute
-from api.lifecycle import Lifecycle
+from api import health
+from api.http import docs_page, errors, openapi
+from api.http.auth import PUBLIC, GuardedRoute
+from api.http.budgets import Budgets
+from api.http.lifecycle import Lifecycle
+from api.http.middleware import RequestContext
 from api.loop_lag import watch_lag
 from api.readiness import Readiness
+from api.routes import all_routes
 from engine.config.secrets import LOOK_EVERY_S
 from engine.config.settings import Settings
 from engine.jobs.execution.provider_wait import try_changed_secrets
@@ -31,22 +33,24 @@ from engine.queue import service_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from engine.storage.database_gauges import Gauges
 
-STOP_S = 2.0
+STOP_TIMEOUT_S = 2.0
 
 
 def create_app(runtime: Runtime | None = None) -> ASGIApp:
-    """Build the app. Without a runtime it opens one from the environment; fakes enter by giving one."""
+    """The ASGI app with its middleware. Without `runtime` it opens one from the environment; tests pass their own."""
     if runtime is None:
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format, service="api")
         runtime = Runtime.open(settings)
-    return RequestEnvelope(build(runtime))
+    return RequestContext(build_app(runtime))
 
 
-def build(runtime: Runtime) -> FastAPI:
+def build_app(runtime: Runtime) -> FastAPI:
+    """The FastAPI app of a runtime, without the middleware around it. Its lifespan closes the runtime."""
+
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        duties = [
+        tasks = [
             asyncio.create_task(watch_lag()),
             asyncio.create_task(app.state.readiness.keep_fresh()),
             asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "api")),
@@ -63,9 +67,9 @@ def build(runtime: Runtime) -> FastAPI:
         try:
             yield
         finally:
-            for duty in duties:
-                duty.cancel()
-            await asyncio.wait(duties, timeout=STOP_S)  # the heartbeat signs off
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)  # the heartbeat signs off
             await app.state.readiness.close()
             await app.state.watches.close()
             await runtime.close()
@@ -87,24 +91,25 @@ def build(runtime: Runtime) -> FastAPI:
     app.state.readiness = Readiness.of(runtime)
     app.state.watches = JobWatches(runtime)
     app.state.lifecycle.on_stop.append(app.state.watches.stop)
-    app.state.exposition = operations.shared_exposition(
+    app.state.exposition = health.shared_metrics_text(
         Gauges(runtime.database, worker_seen_s=runtime.settings.worker_seen_s)
     )
     app.router.route_class = GuardedRoute
     errors.install(app)
-    for method, path, endpoint, documented in openapi.routes(embeddings, jobs, models, operations):
-        if endpoint.__name__ not in PUBLIC or not runtime.settings.ops_port:
+    for route in all_routes():
+        name = route.endpoint.__name__
+        if name not in PUBLIC or not runtime.settings.ops_port:
             app.add_api_route(
-                path, endpoint, methods=[method], name=endpoint.__name__, response_model=None, **documented
+                route.path, route.endpoint, methods=[route.method], name=name, response_model=None, **route.options
             )
     openapi.install(app)
-    docs.install(app)
+    docs_page.install(app)
     return app
 
 
 def operations_app(app: FastAPI) -> Starlette:
-    """What is for operators alone, for a port of its own: it shows the state of the app that it is given."""
-    pages = (operations.healthz, operations.readyz, operations.metrics)
+    """The operators' pages for a port of their own. They show the state of `app`."""
+    pages = (health.healthz, health.readyz, health.metrics)
     ops = Starlette(routes=[Route(f"/{page.__name__}", page) for page in pages])
     ops.state = app.state
     errors.install(ops)

@@ -1,4 +1,4 @@
-"""How late the event loop runs what is due: whatever holds the loop, or keeps the interpreter's lock, shows here."""
+"""Measures how late the event loop runs due callbacks: blocking code and a held interpreter lock show here."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from collections import deque
 
 from engine.observability.telemetry import LOOP_DELAY_SECONDS, LOOP_LAG_SECONDS
 
-LAG_EVERY_S = 0.05
+SAMPLE_EVERY_S = 0.05
 # Longer than the usual pause between two scrapes of the metrics, so that no delay is missed by all of them.
 WINDOW_S = 60.0
 
 
-class WorstOf:
-    """The largest figure of the last WINDOW_S seconds; a smaller one is kept while it is later than all larger ones."""
+class SlidingMaximum:
+    """The largest value of the last WINDOW_S seconds, kept as a monotonic queue."""
 
     def __init__(self) -> None:
-        self._falling: deque[tuple[float, float]] = deque()
+        self._candidates: deque[tuple[float, float]] = deque()
 
-    def add(self, now: float, figure: float) -> float:
-        while self._falling and self._falling[-1][1] <= figure:
-            self._falling.pop()
-        self._falling.append((now, figure))
-        while self._falling[0][0] < now - WINDOW_S:
-            self._falling.popleft()
-        return self._falling[0][1]
+    def add(self, now: float, value: float) -> float:
+        """Add a value measured at `now` (seconds). Returns the largest value of the window."""
+        while self._candidates and self._candidates[-1][1] <= value:
+            self._candidates.pop()
+        self._candidates.append((now, value))
+        while self._candidates[0][0] < now - WINDOW_S:
+            self._candidates.popleft()
+        return self._candidates[0][1]
 
 
 async def watch_lag() -> None:
     """Measure until cancelled."""
-    worst = WorstOf()
+    maximum = SlidingMaximum()
     while True:
-        due = time.monotonic() + LAG_EVERY_S
-        await asyncio.sleep(LAG_EVERY_S)
+        due = time.monotonic() + SAMPLE_EVERY_S
+        await asyncio.sleep(SAMPLE_EVERY_S)
         now = time.monotonic()
         lag_s = max(0.0, now - due)
         LOOP_DELAY_SECONDS.observe(lag_s)
-        LOOP_LAG_SECONDS.set(worst.add(now, lag_s))
+        LOOP_LAG_SECONDS.set(maximum.add(now, lag_s))

@@ -20,9 +20,9 @@ import orjson
 from bench.client import BenchError, Client
 from bench.measure import Tree
 from bench.postgres import BenchDatabase
-from cli.children import dies_with_parent
 from cli.data_dir import DataDir
-from cli.embedded_valkey import set_up_valkey
+from cli.up.child_process import dies_with_parent
+from cli.up.embedded_valkey import set_up_valkey
 
 REPOSITORY = Path(__file__).parents[1]
 MODEL = "bench/1536"

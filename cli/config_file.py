@@ -8,8 +8,8 @@ from pathlib import Path
 DEFAULT_NAME = "embedmill.toml"
 
 
-def with_config(environ: Mapping[str, str], given: Path | None = None) -> dict[str, str]:
+def with_config(environ: Mapping[str, str], file: Path | None = None) -> dict[str, str]:
     """The environment with EMBEDMILL_CONFIG: the file given, else as it is set, else embedmill.toml where we stand."""
-    if given is None and not environ.get("EMBEDMILL_CONFIG") and Path(DEFAULT_NAME).is_file():
-        given = Path(DEFAULT_NAME)
-    return {**environ, "EMBEDMILL_CONFIG": str(given.absolute())} if given is not None else dict(environ)
+    if file is None and not environ.get("EMBEDMILL_CONFIG") and Path(DEFAULT_NAME).is_file():
+        file = Path(DEFAULT_NAME)
+    return {**environ, "EMBEDMILL_CONFIG": str(file.absolute())} if file is not None else dict(environ)

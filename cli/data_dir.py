@@ -1,4 +1,4 @@
-"""The data directory: where `embedmill up` leaves what the other commands need to find it."""
+"""The data directory, in which `embedmill up` keeps its URL, key and lock for the other commands."""
 
 from __future__ import annotations
 
@@ -25,26 +25,32 @@ class DataDir:
 
     @property
     def key_file(self) -> Path:
+        """The key that `embedmill up` created at its first start."""
         return self.path / "key"
 
     @property
     def url_file(self) -> Path:
+        """The URL of the server that `embedmill up` runs."""
         return self.path / "url"
 
     @property
     def redis_url_file(self) -> Path:
+        """The URL of the embedded Valkey."""
         return self.path / "redis_url"
 
     @property
     def lock_file(self) -> Path:
+        """Held by the running `embedmill up`."""
         return self.path / LOCK_NAME
 
     @property
     def valkey_dir(self) -> Path:
+        """Files of the embedded Valkey."""
         return self.path / "valkey"
 
     @property
     def log_dir(self) -> Path:
+        """Output of the child processes of `up --quiet`."""
         return self.path / "logs"
 
     def make(self) -> None:
@@ -53,9 +59,11 @@ class DataDir:
         self.path.chmod(0o700)
 
     def url(self) -> str | None:
+        """The server's URL; None when there is none."""
         return read_line(self.url_file)
 
     def key(self) -> str | None:
+        """The first key; None when there is none."""
         return read_line(self.key_file)
 
 

@@ -6,7 +6,7 @@ from enum import IntEnum, StrEnum
 
 
 class ExitCode(IntEnum):
-    """What the shell is told. Scripts rely on these numbers."""
+    """The exit codes. Scripts rely on these numbers."""
 
     DONE = 0
     FAILED = 1
@@ -15,10 +15,10 @@ class ExitCode(IntEnum):
 
 
 class Failure(StrEnum):
-    """Every way in which a command ends without success, in the words of docs/operations.md."""
+    """Every kind of failure of a command, as docs/operations.md lists them."""
 
     COMMAND_LINE = "an option, a value or a combination of them cannot be, whoever says so: this program or the server"
-    NOT_THERE = "the command line names what is not there: a file, a column, a model, an account"
+    NOT_FOUND = "the command line names what is not there: a file, a column, a model, an account"
     GONE = "there is no such job or key, or not any more: these come and go"
     FILE = "the file is damaged, or holds what cannot be read for certain"
     CONFIGURATION = "a setting or the configuration file cannot be used"
@@ -34,7 +34,7 @@ class Failure(StrEnum):
 # The one table: 2, when the command line must change; 3, when some inputs must; 1, when it is something else.
 CODES: dict[Failure, ExitCode] = dict.fromkeys(Failure, ExitCode.FAILED) | {
     Failure.COMMAND_LINE: ExitCode.USAGE,
-    Failure.NOT_THERE: ExitCode.USAGE,
+    Failure.NOT_FOUND: ExitCode.USAGE,
     Failure.INPUT_ERRORS: ExitCode.INPUT_ERRORS,
 }
 
@@ -48,6 +48,7 @@ class CliError(Exception):
 
     @property
     def code(self) -> ExitCode:
+        """The exit code of the command."""
         return CODES[self.failure]
 
 
@@ -58,8 +59,8 @@ class UsageError(CliError):
         super().__init__(message, fix, failure=failure)
 
 
-class NotThere(UsageError):
+class NotFound(UsageError):
     """The command line names something that does not exist."""
 
     def __init__(self, message: str, fix: str | None = None) -> None:
-        super().__init__(message, fix, failure=Failure.NOT_THERE)
+        super().__init__(message, fix, failure=Failure.NOT_FOUND)

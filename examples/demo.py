@@ -20,7 +20,7 @@ from openai import DefaultHttpxClient, OpenAI
 from rich.console import Console
 from search import MODEL, TextIndex, embed_words, print_found
 
-from cli.children import dies_with_parent
+from cli.up.child_process import dies_with_parent
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

@@ -2,7 +2,7 @@
 
 It ships with the product: tests, benches and dry runs use it. `FakeUpstream` is pure as every provider is; time is an
 argument, and waiting, hanging up and writing the bill are left to whoever serves it (`engine/upstream/in_process.py`
-in process, `cli/fake_upstream.py` over HTTP).
+in process, `cli/fake_upstream/` over HTTP).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import orjson
 
-from cli.children import dies_with_parent
+from cli.up.child_process import dies_with_parent
 from engine.access.keys import create_key
 from engine.storage.database import Database
 from tests.gateway import CONFIG, PEPPER

@@ -9,19 +9,19 @@ from typing import Any
 import httpx
 import pytest
 
-from api import embeddings, jobs, models, openapi, operations
-from api.envelope import RequestEnvelope
-from api.guard import NEEDS, PUBLIC, PUBLIC_PATHS, GuardedRoute
+from api.http.auth import PUBLIC, PUBLIC_PATHS, REQUIRED_SCOPE, GuardedRoute
+from api.http.middleware import RequestContext
+from api.routes import all_routes
 from models.key import Scope
 from tests.gateway import Gateway, error_of
 
-DECLARED = list(openapi.routes(embeddings, jobs, models, operations))
+DECLARED = list(all_routes())
 IDS = {"job_id": "job_" + "0" * 32, "model": "tiny"}
 
 
 def walk(mill: Gateway) -> Iterator[tuple[Any, str, str]]:
     """Every route that the app has, whatever its kind: the route, a method, and a path that it matches."""
-    assert isinstance(mill.app, RequestEnvelope)
+    assert isinstance(mill.app, RequestContext)
     for route in mill.app._app.routes:  # type: ignore[attr-defined]
         path = re.sub(r"\{(\w+)(:\w+)?\}", lambda named: IDS.get(named[1], "x"), route.path)
         for method in sorted(route.methods or {"GET"}):
@@ -54,7 +54,7 @@ async def test_a_key_without_the_scope_is_refused_by_name(mill: Gateway) -> None
     for route, method, path in walk(mill):
         if is_public(route):
             continue
-        needed = NEEDS[route.name]
+        needed = REQUIRED_SCOPE[route.name]
         others = [scope for scope in Scope if scope not in (needed, Scope.ADMIN)]
         reply = await ask(mill, method, path, await mill.another_key(scopes=others))
         assert (reply.status_code, error_of(reply)["code"]) == (403, "missing_scope"), (method, path)
@@ -65,7 +65,7 @@ async def test_the_scope_and_admin_open_it(mill: Gateway) -> None:
     for route, method, path in walk(mill):
         if is_public(route):
             continue
-        for scope in (NEEDS[route.name], Scope.ADMIN):
+        for scope in (REQUIRED_SCOPE[route.name], Scope.ADMIN):
             reply = await ask(mill, method, path, await mill.another_key(scopes=[scope]))
             assert reply.status_code not in (401, 403, 405), (method, path, scope)
 
@@ -74,7 +74,7 @@ async def test_every_route_of_ours_is_guarded_by_its_class(mill: Gateway) -> Non
     for route, _, path in walk(mill):
         assert isinstance(route, GuardedRoute) or route.path in PUBLIC_PATHS, path
     names = {route.name for route, _, _ in walk(mill) if isinstance(route, GuardedRoute)}
-    assert names == set(NEEDS) | PUBLIC and not set(NEEDS) & PUBLIC
+    assert names == set(REQUIRED_SCOPE) | PUBLIC and not set(REQUIRED_SCOPE) & PUBLIC
 
 
 def test_the_public_list_is_short_and_known() -> None:

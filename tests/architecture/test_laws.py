@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from api.errors import STATUS
+from api.http.errors import STATUS
 from models import errors
 from models.errors import Disposition, EmbedmillError
 
@@ -94,7 +94,7 @@ def error_statuses(path: Path) -> Iterator[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in sources("api", "engine", "models") if name(p) != "api/errors.py"], ids=name
+    "path", [p for p in sources("api", "engine", "models") if name(p) != "api/http/errors.py"], ids=name
 )
 def test_error_statuses_live_in_one_file(path: Path) -> None:
     allowed = {
@@ -105,12 +105,12 @@ def test_error_statuses_live_in_one_file(path: Path) -> None:
         # An upstream's answers that no text of a caller can bring about, and those that its parameters can.
         "engine/embedding/outage_check.py": {400, 401, 402, 404, 422},
         # A log line is owed for every failed request.
-        "api/envelope.py": {400, 500},
+        "api/http/middleware.py": {400, 500},
         # Not an error of a request but the answer to the question.
-        "api/operations.py": {503},
+        "api/health.py": {503},
     }.get(name(path), set())
     strays = [(line, status) for line, status in error_statuses(path) if status not in allowed]
-    assert strays == [], f"{name(path)}: raise an error of models/errors.py; its status belongs in api/errors.py"
+    assert strays == [], f"{name(path)}: raise an error of models/errors.py; its status belongs in api/http/errors.py"
 
 
 def test_every_error_has_a_status_a_code_and_a_disposition() -> None:

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from sqlalchemy import func, select
 
-from api.bodies import IS_CUT_OFF
-from api.submission import STEP_BYTES
+from api.http.request_body import IS_CUT_OFF
+from api.jobs.submit import STEP_BYTES
 from models.job import Job
 from tests.contract.conftest import Server
 from tests.gateway import JOBS, Gateway

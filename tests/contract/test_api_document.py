@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from api.envelope import RequestEnvelope
-from api.guard import PUBLIC
+from api.http.auth import PUBLIC
+from api.http.middleware import RequestContext
 from tests.gateway import Gateway
 
 Document = dict[str, Any]
@@ -32,7 +32,7 @@ def operations(document: Document) -> Iterator[tuple[str, str, Document]]:
 
 
 def all_routes(mill: Gateway) -> list[Any]:
-    assert isinstance(mill.app, RequestEnvelope)
+    assert isinstance(mill.app, RequestContext)
     return list(mill.app._app.routes)  # type: ignore[attr-defined]
 
 

@@ -313,10 +313,10 @@ async def test_a_draining_process_is_not_ready_and_serves(mill: Gateway) -> None
 
 async def test_operations_on_a_port_of_their_own_are_nowhere_else(data_dir: Path) -> None:
     from api.app import operations_app
-    from api.envelope import RequestEnvelope
+    from api.http.middleware import RequestContext
 
     mill = await open_gateway(data_dir, ops_port=9_999)
-    transport = httpx.ASGITransport(RequestEnvelope(operations_app(mill.app._app)))  # type: ignore[attr-defined]
+    transport = httpx.ASGITransport(RequestContext(operations_app(mill.app._app)))  # type: ignore[attr-defined]
     async with httpx.AsyncClient(transport=transport, base_url="http://ops") as ops:
         for path, status in (("/healthz", 200), ("/readyz", 503), ("/metrics", 200)):
             assert (await mill.client.get(path)).status_code == 404

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from sqlalchemy import func, select
 
-from api.schemas import JobEstimate
+from api.http.schemas import JobEstimate
 from engine.jobs.ingest.dry_run import seconds_by_quota
 from engine.planning import tokens
 from models.base import Base

@@ -10,7 +10,7 @@ import msgspec
 import orjson
 import pytest
 
-from api.schemas import JobObject
+from api.http.schemas import JobObject
 from tests.gateway import JOBS, Gateway, error_of
 
 UNKNOWN = "job_" + "0" * 32

@@ -16,7 +16,7 @@ import zstandard
 from starlette.requests import Request
 from starlette.responses import Response
 
-from api.compression import MIN_BYTES, chosen_coding, compress, compressed_stream, concerns
+from api.http.compression import MIN_BYTES, chosen_coding, compress, compressed_stream, is_candidate
 from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, open_gateway
 
 MANY = [f"text {number}" for number in range(2_048)]
@@ -153,7 +153,7 @@ async def test_the_event_loop_goes_on_meanwhile(coding: str) -> None:
 
 async def _worst_delay_s(coding: str, body: bytes) -> float:
     response = Response(body, media_type="application/json")
-    assert concerns(asking(coding), response)
+    assert is_candidate(asking(coding), response)
     worst_s, stop = 0.0, asyncio.Event()
 
     async def beat() -> None:

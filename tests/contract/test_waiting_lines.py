@@ -16,9 +16,9 @@ import orjson
 import pytest
 from rich.console import Console
 
-from api import errors
-from cli.job import Job
-from cli.progress import BarProgress, JobProgress, LineProgress
+from api.http import errors
+from cli.client.types import Job
+from cli.output.progress import BarProgress, JobProgress, LineProgress
 from tests.api_process import free_port
 from tests.gateway import JOBS, Gateway, close_gateway, error_of, open_gateway
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import orjson
 
-from cli.children import dies_with_parent
+from cli.up.child_process import dies_with_parent
 from tests.influence.acts import ACTS, victims_key
 from tests.influence.attack import Attack, perform
 from tests.system.processes import ROOT

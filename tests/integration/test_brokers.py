@@ -21,7 +21,7 @@ from celery import Celery
 
 from api.app import create_app
 from cli.data_dir import DataDir
-from cli.embedded_valkey import EmbeddedValkey, set_up_valkey
+from cli.up.embedded_valkey import EmbeddedValkey, set_up_valkey
 from engine.access.keys import create_key, load_pepper
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.scheduling.dispatch import dispatch

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.children import Child
-from cli.health import HealthCheck
+from cli.up.child_process import ChildProcess
+from cli.up.health_check import HealthCheck
 from tests.waiting import wait_until
 
 # Answers until the file is there; then its only thread stands still, as an event loop does in a function that is slow.
@@ -31,11 +31,11 @@ http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
 """
 
 
-def started(folder: Path, *, status: int = 200, start_s: float = 60.0) -> Child:
+def started(folder: Path, *, status: int = 200, start_s: float = 60.0) -> ChildProcess:
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    child = Child(
+    child = ChildProcess(
         "server",
         [sys.executable, "-c", SERVER, str(port), str(folder / "hang"), str(status)],
         os.environ,
@@ -49,12 +49,12 @@ def started(folder: Path, *, status: int = 200, start_s: float = 60.0) -> Child:
     return child
 
 
-def end(child: Child) -> None:
-    child.ask_to_stop()
-    child.await_end(lambda: True)
+def end(child: ChildProcess) -> None:
+    child.terminate()
+    child.wait_or_kill(lambda: True)
 
 
-def watched_until_restarted(child: Child, first: int | None) -> bool:
+def watched_until_restarted(child: ChildProcess, first: int | None) -> bool:
     child.watch()
     return child.pid not in (None, first)
 
@@ -69,16 +69,16 @@ def test_a_child_that_hangs_is_started_again(tmp_path: Path, stops: bool) -> Non
         os.kill(first, signal.SIGSTOP)
     else:
         (tmp_path / "hang").touch()
-    wait_until(lambda: child._health.hangs, 60)  # type: ignore[union-attr]
+    wait_until(lambda: child._health.is_hanging, 60)  # type: ignore[union-attr]
     child.watch()
     (tmp_path / "hang").unlink(missing_ok=True)
     wait_until(lambda: watched_until_restarted(child, first), 60)
-    assert child.deaths == 1
+    assert child.exits == 1
     if not stops:
         assert "do_GET" in (tmp_path / "log").read_text(), "the log says where it hung"
     wait_until(lambda: child._health._has_answered, 60)  # type: ignore[union-attr]
     child.watch()
-    assert child.deaths == 1, "what is known of the first one does not count against the second"
+    assert child.exits == 1, "what is known of the first one does not count against the second"
     end(child)
 
 
@@ -86,12 +86,12 @@ def test_a_child_that_answers_with_a_refusal_lives(tmp_path: Path) -> None:
     child = started(tmp_path, status=503)
     wait_until(lambda: child._health._has_answered, 60)  # type: ignore[union-attr]
     child.watch()
-    assert child.deaths == 0 and not child._health.hangs  # type: ignore[union-attr]
+    assert child.exits == 0 and not child._health.is_hanging  # type: ignore[union-attr]
     end(child)
 
 
 def test_a_child_that_never_answers_is_started_again_too(tmp_path: Path) -> None:
     (tmp_path / "hang").touch()
     child = started(tmp_path, start_s=0.5)
-    wait_until(lambda: watched_until_restarted(child, None) and child.deaths == 1, 60)
+    wait_until(lambda: watched_until_restarted(child, None) and child.exits == 1, 60)
     end(child)

@@ -11,13 +11,14 @@ import pytest
 import redis
 from sqlalchemy import insert
 
+from cli.commands.doctor.accounts import accounts, probe_cost
+from cli.commands.doctor.brokers import broker, find_broker_fault
+from cli.commands.doctor.machine import machine
+from cli.commands.doctor.outages import outages
+from cli.commands.doctor.quotas import quotas
+from cli.commands.doctor.storage import pepper
 from cli.data_dir import DataDir
-from cli.doctor import broker
-from cli.doctor_brokers import tried_broker
-from cli.doctor_outages import outages
-from cli.doctor_parts import accounts, cost_of_probes, machine, pepper
-from cli.doctor_quotas import quotas
-from cli.lock import only_one
+from cli.up.instance_lock import instance_lock
 from engine.config import config_file
 from engine.config.settings import Settings
 from engine.limiter.bucket import AcquireRequest, CallResult, CallSignal, Verdict
@@ -65,7 +66,7 @@ priority = 1
     ],
 )
 def test_what_is_wrong_with_a_broker_is_named(url: str, says: str) -> None:
-    fault = tried_broker(url)
+    fault = find_broker_fault(url)
     assert fault is not None
     assert says in fault.cause
     assert fault.advice
@@ -107,7 +108,7 @@ def test_each_account_is_tried_with_one_call(tmp_path: Path) -> None:
     DataDir(settings.data_dir).make()
     migrate(settings.sqlalchemy_url)
     aliases = config_file.load(settings.config)
-    assert cost_of_probes(aliases).startswith("2 calls of ")
+    assert probe_cost(aliases).startswith("2 calls of ")
     found = {finding.check: finding for finding in accounts(settings, aliases)}
     assert found["account good"].status == "ok"
     assert found["account broken"].status == "fail"
@@ -169,5 +170,5 @@ def test_a_stopped_or_killed_up_is_named_in_place_of_its_broker(tmp_path: Path) 
         assert finding.status == "warn" and "127.0.0.1:1" not in finding.detail
         assert f"`embedmill up`, which brings one, is not running on {tmp_path}" in finding.detail
         assert "start `embedmill up`" in finding.fix
-    with only_one(place):
+    with instance_lock(place):
         assert broker(settings).status == "fail"  # it runs, and its Valkey does not

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from cli.doctor import guarded, guarded_all
-from cli.doctor_brokers import tried_broker
-from cli.doctor_parts import Finding
+from cli.commands.doctor.brokers import find_broker_fault
+from cli.commands.doctor.check_runner import run_check, run_checks
+from cli.commands.doctor.finding import Finding
 from engine.connections.urls import redis_or_broker
 
 QUICK_S = 9.0
@@ -45,7 +45,7 @@ def server(answer: Callable[[bytes], bytes]) -> Iterator[int]:
 
 def timed(url: str) -> tuple[str, str]:
     began = time.monotonic()
-    fault = tried_broker(url)
+    fault = find_broker_fault(url)
     assert time.monotonic() - began < QUICK_S
     assert fault is not None
     return fault.cause, fault.advice
@@ -85,13 +85,13 @@ def test_a_server_that_says_nothing_is_waited_for_some_seconds(scheme: str) -> N
 
 
 def test_a_check_that_never_ends_is_a_finding() -> None:
-    found = guarded("stuck", lambda: Finding("stuck", "ok", str(threading.Event().wait())), 0.2)
+    found = run_check("stuck", lambda: Finding("stuck", "ok", str(threading.Event().wait())), 0.2)
     assert (found.status, found.detail) == ("fail", "it did not answer within 0.2 s") and found.fix
-    assert guarded_all("good", lambda: [Finding("a", "ok", ""), Finding("b", "ok", "")])[1].check == "b"
+    assert run_checks("good", lambda: [Finding("a", "ok", ""), Finding("b", "ok", "")])[1].check == "b"
 
 
 def test_a_check_that_breaks_is_a_finding(tmp_path: Path) -> None:
-    found = guarded("broken", lambda: Finding("x", "ok", str(1 // 0)))
+    found = run_check("broken", lambda: Finding("x", "ok", str(1 // 0)))
     assert found.status == "fail" and "ZeroDivisionError" in found.detail
-    urls = guarded("broker", lambda: Finding("x", "ok", str(tried_broker("redis://h:1/0?sslmode=x"))))
+    urls = run_check("broker", lambda: Finding("x", "ok", str(find_broker_fault("redis://h:1/0?sslmode=x"))))
     assert urls.status == "fail" and "sslmode" in urls.detail

@@ -11,10 +11,10 @@ import httpx
 import pytest
 from sqlalchemy import insert, update
 
+from cli.commands.doctor.api_server import server, unready
+from cli.commands.doctor.finding import Finding
+from cli.commands.doctor.processes import SKEW_S, processes, running
 from cli.data_dir import DataDir
-from cli.doctor import running, server
-from cli.doctor_parts import Finding
-from cli.doctor_processes import SKEW_S, processes, unready
 from engine.config.settings import Settings
 from engine.process.process_names import process_name
 from engine.queue import service_heartbeats

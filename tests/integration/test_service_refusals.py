@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from cli.commands.doctor.brokers import find_broker_fault
+from cli.commands.doctor.storage import DATABASE_FIX, database
 from cli.data_dir import DataDir
-from cli.doctor import DATABASE_FIX, database
-from cli.doctor_brokers import tried_broker
-from cli.embedded_valkey import set_up_valkey
+from cli.up.embedded_valkey import set_up_valkey
 from engine.config.settings import Settings
 from engine.storage.database import migrate
 from tests.services import RABBITMQ_URL, SqliteFiles, _rabbitmqctl, is_away, with_path
@@ -61,7 +61,7 @@ def test_a_worker_that_rabbitmq_refuses_says_why_and_works_once_it_is_let_in(
         wait_until(lambda: says in processes.log_of("worker"), PATIENCE_S, what="the reason")
         # Celery made a traceback of each try, one a second.
         for _ in range(3):  # seconds, in which the worker tries again too
-            assert tried_broker(url) is not None
+            assert find_broker_fault(url) is not None
         log = processes.log_of("worker")
         assert "Traceback" not in log and log.count(says) == 1, log
         if fault == "vhost":
@@ -73,7 +73,7 @@ def test_a_worker_that_rabbitmq_refuses_says_why_and_works_once_it_is_let_in(
         processes.check()
     finally:
         processes.close()
-        if fault == "password" or tried_broker(url) is None:
+        if fault == "password" or find_broker_fault(url) is None:
             rabbitmqctl("delete_vhost", name)
         rabbitmqctl("delete_user", name)
 
@@ -93,11 +93,11 @@ def test_the_doctor_finds_a_redis_that_answers_and_refuses_to_write(
     valkey = set_up_valkey(DataDir(tmp_path))
     processes.start("valkey", valkey.command)
     wait_until(valkey.answers, PATIENCE_S, what="Valkey")
-    assert tried_broker(valkey.url) is None
+    assert find_broker_fault(valkey.url) is None
     with redis.Redis.from_url(valkey.url) as client:
         for command in commands:
             client.execute_command(*command)
-    fault = tried_broker(valkey.url)
+    fault = find_broker_fault(valkey.url)
     assert fault is not None and says in fault.cause and fault.advice
 
 

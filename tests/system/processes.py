@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from cli.children import dies_with_parent
+from cli.up.child_process import dies_with_parent
 
 ROOT = Path(__file__).resolve().parents[2]
 EMBEDMILL = (sys.executable, "-m", "cli")

@@ -20,7 +20,7 @@ import httpx
 import orjson
 
 from cli.data_dir import DataDir
-from cli.embedded_valkey import set_up_valkey
+from cli.up.embedded_valkey import set_up_valkey
 from tests.services import run_async
 from tests.system.processes import EMBEDMILL, Processes
 from tests.system.proxy import Proxy

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from pathlib import Path
 
-from cli.up import names_of_brokers
+from cli.up.start import broker_urls
 from engine.config.settings import Settings
 from tests.system.stack import Stack
 from tests.system.test_up import READY_S, STOP_S, Up
@@ -45,4 +45,4 @@ def test_passwords_of_brokers_are_not_shown(tmp_path: Path) -> None:
     settings = Settings(
         data_dir=tmp_path, redis_url="redis://:secret@redis.internal:6379/0", broker_url="amqp://u:secret@mq.internal/v"
     )
-    assert names_of_brokers(settings) == "amqp://u:***@mq.internal/v and redis://:***@redis.internal:6379/0"
+    assert broker_urls(settings) == "amqp://u:***@mq.internal/v and redis://:***@redis.internal:6379/0"

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from cli.address import usable_port
-from cli.embedded_valkey import find_binary
+from cli.up.embedded_valkey import find_binary
+from cli.up.listen_address import usable_port
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import numpy as np
 
-from cli.client import Client
-from cli.patience import PATIENCE_S, Patience
+from cli.client.api_client import Client
+from cli.client.retry import MAX_WAIT_S, RetryPolicy
 
 JOB_ID = "job_0123456789abcdef0123456789abcdef"
 WIDTH = 4
@@ -54,12 +54,12 @@ class FakeApi:
         self.pending: set[int] = set()  # indexes that have no outcome yet
         self.replayed = False  # the next submission is answered with the job of an earlier one
 
-    def client(self, *, patience_s: float = PATIENCE_S) -> Client:
+    def client(self, *, max_wait_s: float = MAX_WAIT_S) -> Client:
         return Client(
             "http://127.0.0.1:1",
             "em_key",
             transport=httpx.MockTransport(self.answer),
-            patience=Patience(sleep=self.sleeps.append, clock=lambda: sum(self.sleeps), patience_s=patience_s),
+            retry=RetryPolicy(sleep=self.sleeps.append, clock=lambda: sum(self.sleeps), max_wait_s=max_wait_s),
         )
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.client import Client, connect
+from cli.client.api_client import Client, connect
 from cli.errors import CliError, UsageError
 from tests.unit.cli_fake_api import JOB_ID, FakeApi
 
@@ -54,7 +54,7 @@ def test_patience_ends() -> None:
     assert 90.0 <= sum(api.sleeps) < 96.0
     api.faults = [httpx.ReadError("reset")]
     with pytest.raises(CliError, match="no answer"):
-        api.client(patience_s=0.0).models()
+        api.client(max_wait_s=0.0).models()
 
 
 def test_an_error_names_the_request() -> None:
@@ -181,9 +181,9 @@ def test_steering_a_job_sends_what_was_given_and_nothing_else() -> None:
         httpx.Response(200, json=api.job(status, done=0)) for status in ("paused", "in_progress", "in_progress")
     ]
     client = api.client()
-    assert client.steer(JOB_ID, "pause").status == "paused"
-    client.steer(JOB_ID, "resume", {"max_cost_usd": None})
-    client.steer(JOB_ID, "resume", {"max_cost_usd": "2.50"})
+    assert client.job_action(JOB_ID, "pause").status == "paused"
+    client.job_action(JOB_ID, "resume", {"max_cost_usd": None})
+    client.job_action(JOB_ID, "resume", {"max_cost_usd": "2.50"})
     assert [(request.url.path.rpartition("/")[2], request.content) for request in api.requests] == [
         ("pause", b""), ("resume", b""), ("resume", b'{"max_cost_usd":"2.50"}')
     ]  # fmt: skip

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cli.columns import Columns, choose_columns
-from cli.corpus import open_corpus
 from cli.errors import CliError, UsageError
+from cli.files.columns import Columns, choose_columns
+from cli.files.open_corpus import open_corpus
 
 
 def sent(path: Path, **options: Any) -> list[bytes]:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cli.corpus import open_corpus
 from cli.errors import CliError, UsageError
+from cli.files.open_corpus import open_corpus
 
 
 def rows(path: Path, content: str | bytes, **options: Any) -> list[tuple[str | None, str]]:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from cli.__main__ import exit_code_of
-from cli.corpus import open_corpus
-from cli.embed import EmbedRequest, _lines, default_target, embed, read_through
+from cli.client.types import Model
+from cli.commands.embed_file import EmbedRequest, _lines, default_target, digest_corpus, embed_file
+from cli.commands.model_selection import choose_model
 from cli.errors import CliError, UsageError
-from cli.job import Model
-from cli.model_choice import choose_model
-from cli.progress import job_progress
-from cli.terminal import err
+from cli.files.open_corpus import open_corpus
+from cli.output.progress import job_progress
+from cli.output.terminal import err
 from tests.unit.cli_fake_api import JOB_ID, FakeApi
 
 
@@ -29,7 +29,7 @@ def api(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeApi:
 
 def embedded(api: FakeApi, file: str, **options: Any) -> int:
     """The exit code of `embedmill embed` against this API."""
-    return exit_code_of(lambda: embed(EmbedRequest(file=Path(file), **options), api.client()))
+    return exit_code_of(lambda: embed_file(EmbedRequest(file=Path(file), **options), api.client()))
 
 
 def test_all_good(api: FakeApi, capfd: pytest.CaptureFixture[str]) -> None:
@@ -198,7 +198,7 @@ def test_a_file_that_changes_while_it_is_sent_makes_no_job(api: FakeApi, capfd: 
     Path("texts.txt").write_text("one\n")
 
     corpus = open_corpus(Path("texts.txt"))
-    content = read_through(corpus, job_progress(err))
+    content = digest_corpus(corpus, job_progress(err))
     Path("texts.txt").write_text("one\ntwo\n")
     with pytest.raises(CliError, match="changed while it was read"):
         api.client().create_job(_lines(corpus, content, job_progress(err)), {}, "key")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cli.corpus import open_corpus
 from cli.errors import CliError, UsageError
+from cli.files.open_corpus import open_corpus
 
 TEXT = "hello there\nsecond lïne 😀\n"
 LINES = TEXT.splitlines()

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from cli.__main__ import exit_code_of, run
+from cli.client.responses import raise_for_error
+from cli.client.types import Job
 from cli.errors import CODES, CliError, Failure, UsageError
-from cli.job import Job
-from cli.replies import checked
 from models.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +96,7 @@ def test_codes(
 @pytest.mark.parametrize("failure", list(Failure))
 def test_each_way_to_fail_has_one_code(failure: Failure) -> None:
     """The table as docs/operations.md prints it. One kind of failure ended with 1 here and with 2 there."""
-    usage = {Failure.COMMAND_LINE, Failure.NOT_THERE}
+    usage = {Failure.COMMAND_LINE, Failure.NOT_FOUND}
     assert CODES[failure] == (2 if failure in usage else 3 if failure is Failure.INPUT_ERRORS else 1)
     assert CliError("x", failure=failure).code == CODES[failure]
     assert f"| {int(CODES[failure])} | {failure} |" in (ROOT / "docs" / "operations.md").read_text("utf-8")
@@ -128,7 +128,7 @@ def test_what_the_server_refuses_ends_as_what_we_refuse(
     error = {"error": {"message": "m", "type": "t", "param": param, "code": code}}
     request = httpx.Request("GET", "http://127.0.0.1/v1")
     with pytest.raises(CliError) as raised:
-        checked(httpx.Response(status, json=error, request=request))
+        raise_for_error(httpx.Response(status, json=error, request=request))
     assert raised.value.code == exit_code
 
 

@@ -18,9 +18,10 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
-from cli.corpus import json_array, open_corpus
 from cli.errors import CliError, UsageError
-from cli.source import Source
+from cli.files.open_corpus import open_corpus
+from cli.files.source import Source
+from cli.files.text_corpus import json_array
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,13 +51,13 @@ def test_parquet_under_another_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.csv.gz", "t.csv.zst"])
-@pytest.mark.parametrize("packing", ["gzip", "zstd"])
-def test_packing_is_known_by_content(tmp_path: Path, name: str, packing: str) -> None:
+@pytest.mark.parametrize("compression", ["gzip", "zstd"])
+def test_packing_is_known_by_content(tmp_path: Path, name: str, compression: str) -> None:
     plain = b"id,text\n1,a\n2,b\n"
-    packed = gzip.compress(plain) if packing == "gzip" else pa.compress(plain, codec="zstd", asbytes=True)
+    packed = gzip.compress(plain) if compression == "gzip" else pa.compress(plain, codec="zstd", asbytes=True)
     assert read(tmp_path / name, packed) == ["a", "b"]
     assert read(tmp_path / name, packed + packed[:0]) == ["a", "b"]
-    with pytest.raises(CliError, match=f"not a whole {packing} file"):
+    with pytest.raises(CliError, match=f"not a whole {compression} file"):
         read(tmp_path / name, packed[:-4])
 
 
@@ -151,7 +152,7 @@ def test_memory_stays_flat_over_a_line_of_600_mb(tmp_path: Path) -> None:
     path = tmp_path / "t.txt.gz"
     path.write_bytes(gzip.compress(b"x" * 1_000_000) * 600 + gzip.compress(b"\nshort\n"))
     script = (
-        "import sys; from pathlib import Path; from cli.corpus import open_corpus\n"
+        "import sys; from pathlib import Path; from cli.files.open_corpus import open_corpus\n"
         "lines = [len(line) for line in open_corpus(Path(sys.argv[1])).lines()]\n"
         "peak = [line for line in open('/proc/self/status') if line.startswith('VmHWM')][0]\n"
         "print(len(lines), peak.split()[1])"
@@ -191,7 +192,7 @@ def test_pipes_are_read_like_files_and_can_be_sent_again(
 
 def from_stdin(content: bytes, options: dict[str, Any], preamble: str = "") -> subprocess.CompletedProcess[bytes]:
     script = (
-        f"{preamble}\nimport sys; from pathlib import Path; from cli.corpus import open_corpus\n"
+        f"{preamble}\nimport sys; from pathlib import Path; from cli.files.open_corpus import open_corpus\n"
         f"corpus = open_corpus(Path('-'), **{options!r})\n"
         "list(corpus.lines()); sys.stdout.buffer.writelines(corpus.lines())"
     )

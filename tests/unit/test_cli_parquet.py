@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cli.corpus import open_corpus
 from cli.errors import CliError, UsageError
+from cli.files.open_corpus import open_corpus
 
 WORDS = ["alpha", "beta", "gamma"]
 

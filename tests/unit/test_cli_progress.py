@@ -8,10 +8,10 @@ from decimal import Decimal
 import pytest
 from rich.console import Console
 
-from cli.job import Counts, Job, Model, Rate
-from cli.model_list import price
-from cli.progress import BarProgress, LineProgress, describe, job_progress
-from cli.terminal import duration
+from cli.client.types import Counts, Job, Model, Rate
+from cli.output.model_table import price
+from cli.output.progress import BarProgress, LineProgress, job_progress, summary
+from cli.output.terminal import duration
 
 
 def job(status: str = "in_progress", *, done: int = 12_288, failed: int = 0, total: int | None = 30_000) -> Job:
@@ -26,18 +26,18 @@ def job(status: str = "in_progress", *, done: int = 12_288, failed: int = 0, tot
 
 
 def test_one_line_says_it_all() -> None:
-    assert describe(job(failed=2)) == "12,288/30,000 · 40% · 8,123/s · eta 2 min 05 s · $0.0246 · 2 failed"
+    assert summary(job(failed=2)) == "12,288/30,000 · 40% · 8,123/s · eta 2 min 05 s · $0.0246 · 2 failed"
 
 
 def test_what_is_not_known_is_not_said() -> None:
     unknown = Job(id="job_1", status="validating", counts=Counts(completed=5), waiting_on="quota")
-    assert describe(unknown) == "5 so far · $0 · waiting on quota"
+    assert summary(unknown) == "5 so far · $0 · waiting on quota"
 
 
 def test_a_hundred_per_cent_means_all() -> None:
-    assert "99%" in describe(job(done=29_999))
-    assert "100%" in describe(job("completed", done=30_000))
-    assert "eta" not in describe(job("completed", done=30_000))
+    assert "99%" in summary(job(done=29_999))
+    assert "100%" in summary(job("completed", done=30_000))
+    assert "eta" not in summary(job("completed", done=30_000))
 
 
 @pytest.mark.parametrize(

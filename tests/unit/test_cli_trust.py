@@ -11,10 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.__main__ import exit_code_of, without_keys
+from cli.__main__ import exit_code_of
+from cli.client.credentials import clean_key, is_loopback, parse_server_url, resolve_server
 from cli.data_dir import DataDir
 from cli.errors import CliError, UsageError
-from cli.trust import checked_key, checked_url, is_loopback, server_and_key
+from cli.redaction import redact_keys
 from tests.unit.cli_fake_api import FakeApi, serving
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,21 +36,21 @@ def test_a_folder_does_not_decide_where_our_key_goes(place: DataDir) -> None:
     place.url_file.write_text(f"{AWAY}\n")
     place.key_file.write_text(THEIRS)
     with pytest.raises(UsageError, match=f"names {AWAY}.*say --url {AWAY}"):
-        server_and_key(None, OURS, place)
-    assert server_and_key(None, None, place) == (AWAY, THEIRS)
-    assert server_and_key(None, THEIRS, place) == (AWAY, THEIRS)
-    assert server_and_key(AWAY, OURS, place) == (AWAY, OURS)
+        resolve_server(None, OURS, place)
+    assert resolve_server(None, None, place) == (AWAY, THEIRS)
+    assert resolve_server(None, THEIRS, place) == (AWAY, THEIRS)
+    assert resolve_server(AWAY, OURS, place) == (AWAY, OURS)
     place.key_file.unlink()
     with pytest.raises(UsageError, match="say --url"):
-        server_and_key(None, OURS, place)
-    assert server_and_key(None, None, place) == (AWAY, None)
+        resolve_server(None, OURS, place)
+    assert resolve_server(None, None, place) == (AWAY, None)
 
 
 def test_this_machine_may_have_any_key(place: DataDir) -> None:
     place.url_file.write_text(HERE)
     place.key_file.write_text(THEIRS)
-    assert server_and_key(None, OURS, place) == (HERE, OURS)
-    assert server_and_key(None, None, place) == (HERE, THEIRS)
+    assert resolve_server(None, OURS, place) == (HERE, OURS)
+    assert resolve_server(None, None, place) == (HERE, THEIRS)
 
 
 @pytest.mark.parametrize("linked", ["key", "url"])
@@ -61,7 +62,7 @@ def test_a_link_cannot_fetch_a_key_from_elsewhere(place: DataDir, tmp_path: Path
     (place.path / linked).unlink()
     (place.path / linked).symlink_to(other)
     with pytest.raises(UsageError, match="is a link"):
-        server_and_key(None, None, place)
+        resolve_server(None, None, place)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_what_counts_as_this_machine(url: str, is_local: bool) -> None:
     ],
 )
 def test_a_url_is_taken_as_it_is_copied(text: str, url: str) -> None:
-    assert checked_url(text) == url
+    assert parse_server_url(text) == url
 
 
 @pytest.mark.parametrize(
@@ -111,25 +112,25 @@ def test_a_url_is_taken_as_it_is_copied(text: str, url: str) -> None:
 )
 def test_what_is_no_url(text: str) -> None:
     with pytest.raises(UsageError, match="not a URL"):
-        checked_url(text)
+        parse_server_url(text)
 
 
 @pytest.mark.parametrize("text", ["http://me:hunter2@h", "http://127.0.0.1:80@evil.example"])
 def test_a_url_with_a_password_is_refused_without_it(text: str) -> None:
     with pytest.raises(UsageError, match="a user or a password") as refused:
-        checked_url(text)
+        parse_server_url(text)
     assert "hunter2" not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", [f"{OURS}\r", f"\n{OURS}\r\n", f" {OURS}\t"])
 def test_blanks_around_a_key_are_no_part_of_it(text: str) -> None:
-    assert checked_key(text, "x") == OURS
+    assert clean_key(text, "x") == OURS
 
 
 @pytest.mark.parametrize("text", [f"em\r{OURS}", f"{OURS}\0x", f"{OURS}é", f"{OURS} x", f"\x1b[31m{OURS}"])
 def test_a_key_with_a_foreign_character_is_named_without_its_text(text: str) -> None:
     with pytest.raises(UsageError, match="a character that no key has") as refused:
-        checked_key(text, "EMBEDMILL_API_KEY")
+        clean_key(text, "EMBEDMILL_API_KEY")
     assert "Secret" not in str(refused.value)
 
 
@@ -156,7 +157,7 @@ def test_the_last_net_quotes_no_key(capsys: pytest.CaptureFixture[str]) -> None:
 
     assert exit_code_of(fail) == 1
     assert "Secret" not in capsys.readouterr().err
-    assert without_keys("job_1 failed") == "job_1 failed"
+    assert redact_keys("job_1 failed") == "job_1 failed"
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
@@ -213,11 +214,11 @@ def test_why_a_server_cannot_be_reached_is_said_in_our_words(error: httpx.Transp
     api = FakeApi()
     api.faults = [error] * 20
     with pytest.raises(CliError, match=says) as failed:
-        api.client(patience_s=0).models()
+        api.client(max_wait_s=0).models()
     assert "Secret" not in str(failed.value)
 
 
 @pytest.mark.parametrize("closing", ["`", "'", ")", "]", "`.", "),"])
 def test_what_closes_behind_a_key_stays(closing: str) -> None:
-    assert without_keys(f"`Bearer em_0123_secret{closing} and more") == f"`Bearer …{closing} and more"
-    assert without_keys(f"(em_0123_secret{closing} and more") == f"(em_0123_…{closing} and more"
+    assert redact_keys(f"`Bearer em_0123_secret{closing} and more") == f"`Bearer …{closing} and more"
+    assert redact_keys(f"(em_0123_secret{closing} and more") == f"(em_0123_…{closing} and more"

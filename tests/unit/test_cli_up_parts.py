@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from cli.address import url_of
-from cli.children import Backoff, how_ended
 from cli.data_dir import DataDir, write_private
 from cli.errors import CliError
-from cli.lock import only_one
-from cli.up import child_environment
-from cli.welcome import fact_lines, find_program, next_lines
+from cli.up.banner import fact_lines, find_program, next_lines
+from cli.up.child_process import Backoff, how_ended
+from cli.up.instance_lock import instance_lock
+from cli.up.listen_address import url_of
+from cli.up.start import child_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_pauses_double_up_to_five_seconds_and_a_healthy_life_forgives() -> None:
     backoff = Backoff()
-    assert [backoff.pause_s(lived_s=0.1) for _ in range(7)] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
-    assert backoff.pause_s(lived_s=31.0) == 0.2
-    assert backoff.pause_s(lived_s=29.0) == 0.4
+    assert [backoff.pause_s(uptime_s=0.1) for _ in range(7)] == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+    assert backoff.pause_s(uptime_s=31.0) == 0.2
+    assert backoff.pause_s(uptime_s=29.0) == 0.4
 
 
 def test_a_death_is_named() -> None:
@@ -61,13 +61,13 @@ def test_private_files(tmp_path: Path) -> None:
 
 def test_the_second_holder_is_told_who_the_first_one_is(tmp_path: Path) -> None:
     place = DataDir(tmp_path)
-    with only_one(place) as note:
-        with pytest.raises(CliError, match="just starting"), only_one(place):
+    with instance_lock(place) as note:
+        with pytest.raises(CliError, match="just starting"), instance_lock(place):
             pass
         note("http://127.0.0.1:8080")
-        with pytest.raises(CliError, match=f"process {os.getpid()}, http://127.0.0.1:8080"), only_one(place):
+        with pytest.raises(CliError, match=f"process {os.getpid()}, http://127.0.0.1:8080"), instance_lock(place):
             pass
-    with only_one(place):
+    with instance_lock(place):
         pass
 
 

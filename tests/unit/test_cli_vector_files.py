@@ -14,9 +14,9 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from cli.client.types import Counts, Job
 from cli.errors import CliError, UsageError
-from cli.job import Counts, Job
-from cli.results import ENDINGS, check_target, check_whole, replacing, save_results, write_ndjson
+from cli.files.save import ENDINGS, atomic_write, check_complete, check_target, save_results, write_ndjson
 from tests.unit.cli_fake_api import JOB_ID, WIDTH, FakeApi
 
 ROWS = 10
@@ -127,11 +127,11 @@ def test_rows_so_far_go_to_a_stream(api: FakeApi) -> None:
     assert write_ndjson(api.client(), finished(), stream) == 1
     assert stream.getvalue().count(b"\n") == ROWS
     with pytest.raises(CliError, match="still being read"):
-        check_whole(Job(id=JOB_ID, status="validating"), partial=True)
+        check_complete(Job(id=JOB_ID, status="validating"), partial=True)
 
 
 def test_an_interrupt_leaves_no_half_file(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), replacing(tmp_path / "v.npy") as file:
+    with pytest.raises(KeyboardInterrupt), atomic_write(tmp_path / "v.npy") as file:
         file.write(b"half")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
@@ -148,8 +148,8 @@ def test_a_target_that_cannot_be_is_refused_early(tmp_path: Path, name: str) -> 
 def test_a_part_of_the_results_is_given_only_when_asked_for(status: str) -> None:
     job = Job(id=JOB_ID, status=status, counts=Counts(total=ROWS, completed=4, pending=6), dimensions=4)
     with pytest.raises(CliError, match=r"4 of its 10 inputs have a vector.*--partial"):
-        check_whole(job, partial=False)
-    check_whole(job, partial=True)
+        check_complete(job, partial=False)
+    check_complete(job, partial=True)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_a_part_of_the_results_is_given_only_when_asked_for(status: str) -> None
 def test_the_advice_for_results_is_what_the_job_needs(status: str, waiting_on: str | None, advice: str) -> None:
     job = Job(id=JOB_ID, status=status, waiting_on=waiting_on, counts=Counts(total=ROWS, completed=4), dimensions=4)
     with pytest.raises(CliError) as caught:
-        check_whole(job, partial=False)
+        check_complete(job, partial=False)
     assert advice in str(caught.value)
     assert ("jobs wait" in str(caught.value)) == (status == "in_progress")
 

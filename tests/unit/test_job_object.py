@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Row
 
-from api.schemas import JobObject
+from api.http.schemas import JobObject
 from engine.jobs.reading.job_rows import etag, job_object
 from models.job import FINISHED, JobStatus
 

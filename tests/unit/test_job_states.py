@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Dialect, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from api.schemas import JobObject
+from api.http.schemas import JobObject
 from engine.jobs.recording.completion import FINAL_STATUS, final_status
 from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus
 

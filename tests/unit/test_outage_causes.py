@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from api.errors import render
+from api.http.errors import render
 from engine.cancellation import CancellationToken
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import INTERACTIVE, EmbedRun, embed

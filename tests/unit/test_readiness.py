@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from api.readiness import ANSWER_S, PROBE_S, Probe, Readiness
+from api.readiness import MAX_WAIT_S, PROBE_S, Probe, Readiness
 from tests.fakes import run, time_passes
 
 
@@ -32,7 +32,7 @@ def test_who_asks_again_waits_for_nothing(every_s: float, takes_s: float) -> Non
         readiness = Readiness({"database": part(lambda: takes_s), "broker": part(lambda: 0.0)})
         fresh = asyncio.create_task(readiness.keep_fresh())
         first_s, _ = await asked(readiness)
-        assert first_s <= ANSWER_S + 0.1
+        assert first_s <= MAX_WAIT_S + 0.1
         await time_passes(takes_s + 1.0)
         for _ in range(10):
             waited_s, is_ready = await asked(readiness)
@@ -53,7 +53,7 @@ def test_a_part_that_goes_silent_is_told_within_seconds_and_its_return_at_once()
         takes_s = 100.0
         await time_passes(PROBE_S + 3.0)
         waited_s, is_ready = await asked(readiness)
-        assert waited_s <= ANSWER_S + 0.1 and not is_ready
+        assert waited_s <= MAX_WAIT_S + 0.1 and not is_ready
         takes_s = 0.1
         await time_passes(PROBE_S + 1.0)
         assert (await asked(readiness))[1]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cli.data_dir import DataDir
-from cli.lock import only_one
+from cli.up.instance_lock import instance_lock
 from engine.config.settings import CLIENT_NAMES, PREFIX, VISIBILITY_TIMEOUT_S, Settings, parsed
 from models.errors import ConfigError
 
@@ -94,7 +94,7 @@ def test_a_database_url_gets_its_async_driver(given: str, url: str) -> None:
 def test_the_broker_is_redis_unless_said_otherwise(tmp_path: Path) -> None:
     assert Settings(data_dir=tmp_path).broker == ""
     (tmp_path / "redis_url").write_text("unix:///embedded\n")
-    with only_one(DataDir(tmp_path)):
+    with instance_lock(DataDir(tmp_path)):
         assert Settings(data_dir=tmp_path).broker == "unix:///embedded"
     assert Settings(data_dir=tmp_path, redis_url="redis://r").broker == "redis://r"
     assert Settings(data_dir=tmp_path, redis_url="redis://r", broker_url="amqp://b").broker == "amqp://b"
@@ -103,9 +103,10 @@ def test_the_broker_is_redis_unless_said_otherwise(tmp_path: Path) -> None:
 def test_the_url_that_a_killed_up_left_is_ignored(tmp_path: Path) -> None:
     """The kernel drops the lock of a killed process; its Valkey died with it."""
     script = (
-        "import os, sys; from pathlib import Path; from cli.data_dir import DataDir; from cli.lock import only_one\n"
+        "import os, sys; from pathlib import Path\n"
+        "from cli.data_dir import DataDir; from cli.up.instance_lock import instance_lock\n"
         "place = DataDir(Path(sys.argv[1]))\n"
-        "with only_one(place):\n"
+        "with instance_lock(place):\n"
         "    place.redis_url_file.write_text('redis://127.0.0.1:1/0')\n"
         "    os.kill(os.getpid(), 9)\n"
     )

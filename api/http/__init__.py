@@ -1,0 +1,1 @@
+"""What every endpoint needs of HTTP: connections, bodies, keys, errors, and the OpenAPI document."""

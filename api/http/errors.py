@@ -1,0 +1,184 @@
+"""The only file with HTTP status codes of ours: every error becomes OpenAI's envelope here."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import Counter
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+
+from engine.config.suggestions import did_you_mean
+from engine.routing.outage_causes import cause_of
+from models import errors
+from models.base import trace_id
+from models.errors import EmbedmillError
+
+log = logging.getLogger("embedmill.api")
+
+# The most specific class wins. A caller never sees an upstream's body, address or credential.
+STATUS: dict[type[EmbedmillError], int] = {
+    errors.RequestError: 400,
+    errors.UnknownAlias: 404,
+    errors.PayloadTooLarge: 413,
+    errors.UnsupportedMediaType: 415,
+    errors.RequestTimeout: 408,
+    errors.UrlTooLong: 414,
+    errors.HeadersTooLarge: 431,
+    errors.ContentBlocked: 422,
+    errors.IdempotencyMismatch: 422,
+    errors.NotAuthenticated: 401,
+    errors.NotPermitted: 403,
+    errors.RateLimited: 429,
+    errors.JobNotFound: 404,
+    errors.Conflict: 409,
+    errors.UpstreamError: 502,
+    errors.UpstreamRateLimited: 429,
+    errors.UpstreamTimeout: 504,
+    errors.EmbeddingsUnsupported: 501,
+    errors.NoRoute: 503,
+    errors.CapacityError: 503,
+    errors.DeadlineExceeded: 504,
+    EmbedmillError: 500,
+}
+CLIENT_GONE = 499  # never sent, because the client has gone; it appears in metrics and logs
+LOG_INTERVAL_S = 60.0
+MAX_RETRY_AFTER_S = 60  # above it, the official SDKs stop obeying Retry-After
+SERVER_ERROR = (
+    "The server had an error while processing your request. Try again; when that does not help, "
+    "tell whoever runs it the x-request-id of this answer."
+)
+HTTP_ERROR_CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed", 413: "payload_too_large"}
+
+
+class UpstreamFailureLog:
+    """One WARNING line a minute for each account and error code of failed sync requests; further ones are counted."""
+
+    def __init__(self) -> None:
+        self._logged_at: dict[tuple[str, str], float] = {}
+        self._suppressed: Counter[tuple[str, str]] = Counter()
+
+    def log(self, error: errors.UpstreamError | errors.RouteDown, request_id: str | None) -> None:
+        """Log the failure, or count it when its account and code were logged within LOG_INTERVAL_S."""
+        account = error.account if isinstance(error, errors.UpstreamError) else error.message
+        key = (account, error.code)
+        now = time.monotonic()
+        if now - self._logged_at.get(key, -LOG_INTERVAL_S) < LOG_INTERVAL_S:
+            self._suppressed[key] += 1
+            return
+        self._logged_at[key] = now
+        extra: dict[str, Any] = {"request_id": request_id, "code": error.code, "count": self._suppressed.pop(key, 0)}
+        if isinstance(error, errors.UpstreamError):
+            cause = cause_of(error.account, error)
+            extra |= {"provider": error.account, "status": error.status, "advice": cause.advice}
+        log.warning("a sync request failed upstream: %s", error.message, extra=extra)
+
+
+UPSTREAM_FAILURES = UpstreamFailureLog()
+
+
+def envelope(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Response:
+    """An error response in OpenAI's format, always with all four keys."""
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    if status == 429:
+        kind = "requests"
+    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
+
+
+def status_of(error: EmbedmillError) -> int:
+    """The HTTP status of an error, by its most specific class in STATUS."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def render(error: EmbedmillError) -> Response:
+    """Our own error as a response."""
+    status = status_of(error)
+    code = error.code
+    if status == 502 and not isinstance(error, errors.UpstreamProtocolError):
+        code = "upstream_error"
+    message = error.message
+    if isinstance(error, errors.UpstreamError) and error.account and status >= 500:
+        message = cause_of(error.account, error).sentence()
+    response = envelope(status, message, param=error.param, code=code)
+    if status in (429, 503):
+        seconds = error.retry_after_s if error.retry_after_s is not None else 1.0
+        response.headers["retry-after"] = str(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
+    if status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    if isinstance(error, errors.Conflict):
+        response.headers["x-should-retry"] = "true" if error.should_retry else "false"
+    return response
+
+
+def raw_response(error: EmbedmillError) -> bytes:
+    """Our own error as a whole HTTP answer, for a connection that is closed before any application sees a request."""
+    response = render(error)
+    phrase = HTTPStatus(response.status_code).phrase
+    lines = [f"HTTP/1.1 {response.status_code} {phrase}\r\n".encode()]
+    lines += [b"%b: %b\r\n" % pair for pair in response.raw_headers]
+    lines += [b"x-request-id: %b\r\n" % trace_id("req").encode(), b"connection: close\r\n\r\n", bytes(response.body)]
+    return b"".join(lines)
+
+
+def _near_paths(request: Request) -> str:
+    paths = (getattr(route, "path", "") for route in request.app.routes)
+    return did_you_mean(request.scope["path"], filter(None, paths))
+
+
+def install(app: Starlette) -> None:
+    """Give every error of the app, the framework's own too, the one envelope."""
+
+    async def on_embedmill_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, EmbedmillError)
+        request.scope["error"] = (error.code, error.param)
+        if status_of(error) == 500:
+            log.error("a request failed: %s", error.message, extra={"code": error.code})
+        if isinstance(error, errors.UpstreamError | errors.RouteDown):
+            UPSTREAM_FAILURES.log(error, request.scope.get("request_id"))
+        return render(error)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.scope["path"]  # not `request.url`, which is made of the Host header too
+        messages = {
+            404: f"Unknown request URL: {request.method} {path}.{_near_paths(request)} See /docs for what there is.",
+            405: f"Not allowed to {request.method} on {path}. Use {(error.headers or {}).get('Allow', 'GET')}.",
+        }
+        message = messages.get(error.status_code, str(error.detail))
+        code = HTTP_ERROR_CODES.get(error.status_code, "http_error")
+        request.scope["error"] = (code, None)
+        response = envelope(error.status_code, message, code=code)
+        for name, value in (error.headers or {}).items():
+            response.headers[name] = value
+        return response
+
+    async def on_disconnect(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_GONE)
+
+    async def on_validation_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        fault: dict[str, Any] = error.errors()[0]
+        param = ".".join(str(part) for part in fault["loc"] if part not in ("query", "body", "path", "header"))
+        request.scope["error"] = ("invalid_value", param)
+        return envelope(400, f"Invalid '{param}': {fault['msg']}.", param=param or None, code="invalid_value")
+
+    async def on_unexpected_error(request: Request, error: Exception) -> Response:
+        request.scope["error"] = ("internal_error", None)
+        log.error("unexpected error", exc_info=error, extra={"request_id": request.scope.get("request_id")})
+        return envelope(500, SERVER_ERROR, code="internal_error")
+
+    app.add_exception_handler(EmbedmillError, on_embedmill_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(Exception, on_unexpected_error)

@@ -1,0 +1,1 @@
+"""The endpoints of bulk jobs: submit, poll, read results, control."""

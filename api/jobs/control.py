@@ -1,0 +1,61 @@
+"""POST /v1/embeddings/jobs/{job_id}/{cancel,pause,resume,retry} and DELETE: change a job."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import msgspec
+from fastapi import Request
+from starlette.responses import Response
+
+from api.http import params, request_body
+from api.http.auth import caller_of, runtime_of
+from api.http.schemas import ResumeRequest, decode
+from api.jobs.render import job_response, json_response
+from engine.jobs.control import end_early, pause_resume, retry
+from engine.jobs.reading import job_rows
+from engine.jobs.recording import budget
+from engine.runtime import Runtime
+
+_RESUME = msgspec.json.Decoder(ResumeRequest)
+MAX_RESUME_BYTES = 4096
+
+
+async def cancel_job(request: Request) -> Response:
+    """Cancel the job; finished work is kept."""
+    return await _job_action(request, end_early.cancel)
+
+
+async def pause_job(request: Request) -> Response:
+    """Make no new calls for the job until it is resumed."""
+    return await _job_action(request, pause_resume.pause)
+
+
+async def resume_job(request: Request) -> Response:
+    """Let a paused job go on, under a new cost ceiling when the body names one."""
+    params.reject_unknown_params(request)
+    body = await request_body.read_body(request, MAX_RESUME_BYTES)
+    resume = decode(_RESUME, body) if body.strip() else ResumeRequest()
+    ceiling = None if resume.max_cost_usd is None else budget.ceiling(resume.max_cost_usd)
+    return await _job_action(request, partial(pause_resume.resume, max_cost_usd=ceiling))
+
+
+async def retry_job(request: Request) -> Response:
+    """Try the failed inputs of a finished job again."""
+    return await _job_action(request, retry.retry)
+
+
+async def delete_job(request: Request) -> Response:
+    """Remove the job and its results."""
+    job_id = request.path_params["job_id"]
+    await end_early.remove(runtime_of(request), caller_of(request).project, job_id)
+    return json_response({"id": job_id, "object": "embedding.job", "deleted": True})
+
+
+async def _job_action(request: Request, action: Callable[[Runtime, str, str], Awaitable[None]]) -> Response:
+    """Apply `action` to the job of the request. Returns the job object as it is afterwards."""
+    params.reject_unknown_params(request)
+    runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
+    await action(runtime, project, job_id)
+    return job_response(await job_rows.find(runtime, project, job_id), 200, {})

@@ -1,0 +1,280 @@
+"""POST /v1/embeddings/jobs: a corpus in any form becomes a job, or an estimate of one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from fastapi import Request
+from starlette.responses import Response
+
+from api.http import json_body, media_types, params, request_body
+from api.http.auth import caller_of, runtime_of
+from api.http.schemas import JobQuery, JobRequest, decode, explain
+from api.jobs.render import job_path, job_response, json_response
+from engine.corpus import json_spans
+from engine.corpus.json_items import read_items, read_numbers
+from engine.corpus.lines import PARSERS, ByteLimit, GzipDecoder, IdentityDecoder, LineReader, Lines, TextLine, add_value
+from engine.jobs.ingest import job_intake
+from engine.jobs.ingest.differences import what_differs
+from engine.jobs.ingest.dry_run import Estimate
+from engine.jobs.ingest.job_intake import JobIntake, JobSpec, Replay, Reservation
+from engine.jobs.reading import job_rows
+from engine.jobs.recording import budget
+from engine.planning import packing
+from engine.runtime import Runtime
+from models.embedding import Options
+from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFound, UnsupportedMediaType
+from providers.caller_options import checked_options
+
+_REQUEST = msgspec.json.Decoder(JobRequest)
+MAX_METADATA_PAIRS = 16
+# Bounds the work of one step: lines may be as short as two bytes.
+STEP_BYTES = 64 * 1024
+
+
+async def create_job(request: Request) -> Response:
+    """Create a job from a JSON body or a streamed corpus, or estimate it with `dry_run`."""
+    runtime = runtime_of(request)
+    media_type = media_types.media_type(request)
+    if media_type != media_types.JSON and media_type not in PARSERS:
+        raise media_types.unsupported(media_type, [media_types.JSON, *PARSERS])
+    media_types.require_content_type(request)
+    charset = media_types.charset(request)
+    if charset.startswith(("utf-16", "utf-32", "ucs-")):
+        raise UnsupportedMediaType(f"The charset '{charset[:40]}' is not supported: send UTF-8.", param="content-type")
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= 255:
+        raise InvalidInput("The Idempotency-Key must have 1 to 255 characters.", param="idempotency-key")
+    if media_type == "application/json":
+        return await _from_json(request, runtime, key)
+    return await _from_stream(request, runtime, key, media_type)
+
+
+async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Response:
+    params.reject_unknown_params(request)
+    project = caller_of(request).project
+    with request_body.body_lease(request) as lease:
+        body = await request_body.read_body_under_lease(request, runtime.settings.max_body_bytes, lease)
+        options, span = await _job_request(runtime, project, body)
+        spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {})
+        records = _records_of(options.input) if span is None else _records_within(runtime, spec, body, span)
+        if options.dry_run:
+            estimate = Estimate(runtime, spec, project)
+            await estimate.read(records, size=len(body))
+            return json_response(await estimate.finish())
+        fingerprint = await _hash(runtime, project, body)
+        reserved = await _reserve(request, runtime, key)
+        if isinstance(reserved, Replay):
+            return await _replay(request, runtime, reserved, fingerprint, spec)
+        async with job_intake.receiving(runtime, caller_of(request), spec, reserved) as intake:
+            await intake.read(records, size=len(body))
+            await runtime.keys.check_again(caller_of(request))
+            await intake.finish(fingerprint)
+    return await _accepted(request, runtime, intake)
+
+
+async def _job_request(runtime: Runtime, project: str, body: bytes) -> tuple[JobRequest, json_body.Span | None]:
+    """The request; for a large body, or one with an input that is not JSON, also the span of its inputs."""
+    if not json_body.is_cheap(body):
+        return await runtime.work.run(project, lambda: json_body.split_input(_REQUEST, body))
+    try:
+        options = decode(_REQUEST, body)
+    except InvalidInput as error:
+        if error.code != "invalid_json":
+            raise
+        try:  # one input of many that is no JSON must not spoil the others
+            options, span = json_body.split_input(_REQUEST, body)
+        except InvalidInput:
+            raise error from None
+        if span is None or span.kind != b"[":
+            raise json_body.locate_invalid_input(body, error) from None
+        return options, span
+    if len(body) > json_body.MAX_OPTIONS_BYTES:
+        json_body.check_options(options.providerOptions, "providerOptions")
+        json_body.check_options(options.metadata, "metadata")
+    return options, None
+
+
+async def _hash(runtime: Runtime, project: str, body: bytes) -> bytes:
+    def digest() -> bytes:
+        return hashlib.sha256(b"application/json\0" + body).digest()
+
+    return digest() if len(body) <= json_body.CHEAP_BYTES else await runtime.work.run(project, digest)
+
+
+async def _from_stream(request: Request, runtime: Runtime, key: str | None, media_type: str) -> Response:
+    options = _query(request)
+    spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {})
+    decoder = request_body.body_decoder(request)
+    if options.dry_run:
+        estimate = Estimate(runtime, spec, caller_of(request).project)
+        await _feed(request, runtime, media_type, decoder, estimate, hashlib.sha256())
+        return json_response(await estimate.finish())
+    hasher = hashlib.sha256(b"%b\0%b\0" % (media_type.encode(), request.scope["query_string"]))
+    reserved = await _reserve(request, runtime, key)
+    if isinstance(reserved, Replay):
+        async for chunk in request_body.raw_chunks(request):
+            hasher.update(chunk)
+        return await _replay(request, runtime, reserved, hasher.digest(), spec)
+    async with job_intake.receiving(runtime, caller_of(request), spec, reserved) as intake:
+        await _feed(request, runtime, media_type, decoder, intake, hasher)
+        await runtime.keys.check_again(caller_of(request))
+        await intake.finish(hasher.digest())
+    return await _accepted(request, runtime, intake)
+
+
+async def _feed(
+    request: Request,
+    runtime: Runtime,
+    media_type: str,
+    decoder: GzipDecoder | IdentityDecoder,
+    sink: JobIntake | Estimate,
+    hasher: hashlib._Hash,
+) -> None:
+    """Pass the records of a streamed body to `sink` as they arrive, decoded and parsed in the work threads."""
+    reader = LineReader(PARSERS[media_type], max_line_bytes=runtime.settings.max_line_bytes)
+    meter = ByteLimit(runtime.settings.max_job_bytes)
+
+    def lines_of(chunk: bytes) -> Iterator[Lines]:
+        for piece in decoder.feed(chunk):
+            meter.take(len(piece))
+            for low in range(0, len(piece), STEP_BYTES):
+                request_body.check_client(request)
+                yield reader.feed(piece[low : low + STEP_BYTES])
+
+    async for chunk in request_body.raw_chunks(request):
+        hasher.update(chunk)
+        # The decompressed size is not known yet.
+        size = len(chunk) if isinstance(decoder, IdentityDecoder) else None
+        await sink.read(lines_of(chunk), size=size, held_bytes=reader.held_bytes)
+    decoder.finish()
+    await sink.read(iter([reader.finish()]), size=reader.held_bytes)
+
+
+async def _reserve(request: Request, runtime: Runtime, key: str | None) -> Reservation | Replay | None:
+    return None if key is None else await job_intake.reserve(runtime, caller_of(request).project, key)
+
+
+async def _replay(request: Request, runtime: Runtime, replay: Replay, fingerprint: bytes, spec: JobSpec) -> Response:
+    if replay.fingerprint != fingerprint:
+        difference = await what_differs(runtime, replay.job_id, spec)
+        raise IdempotencyMismatch(
+            f"This Idempotency-Key was used before with another request{difference and f': {difference}'}. "
+            "Send the same request again, or use a new key for a new job.",
+            param="idempotency-key",
+        )
+    try:
+        row = await job_rows.find(runtime, caller_of(request).project, replay.job_id)
+    except JobNotFound as error:  # deleted since the key was looked up, and the key with it
+        raise Conflict(
+            "The job of this Idempotency-Key was deleted just now: send the request again.", should_retry=True
+        ) from error
+    return job_response(row, 200, {"idempotent-replayed": "true", "location": job_path(row.id)})
+
+
+async def _accepted(request: Request, runtime: Runtime, intake: JobIntake) -> Response:
+    row = await job_rows.find(runtime, caller_of(request).project, intake.job_id)
+    return job_response(row, 202, {"location": job_path(row.id)})
+
+
+def _job_spec(
+    request: Request,
+    runtime: Runtime,
+    fields: JobRequest | JobQuery,
+    metadata: dict[str, str],
+    provider_options: dict[str, dict[str, Any]],
+) -> JobSpec:
+    if len(metadata) > MAX_METADATA_PAIRS or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()):
+        raise InvalidInput(
+            "Invalid 'metadata': at most 16 pairs, keys up to 64 and values up to 512 characters.",
+            param="metadata",
+            code="invalid_value",
+        )
+    options = Options(
+        dimensions=fields.dimensions,
+        input_type=fields.input_type,
+        truncate=fields.truncate or "none",
+        user=fields.user,
+        provider_options=provider_options,
+    )
+    alias = runtime.narrowed(runtime.alias(fields.model), options)
+    options = checked_options(options, alias)
+    return JobSpec(
+        alias=alias,
+        width=packing.resolve_dimensions(alias, options.dimensions),
+        options=options,
+        labels=metadata,
+        request_id=request.scope["request_id"],
+        max_cost_usd=None if fields.max_cost_usd is None else budget.ceiling(fields.max_cost_usd),
+    )
+
+
+def _records_of(value: str | list[str | int | list[int] | TextLine]) -> Iterator[Lines]:
+    lines = Lines()
+    if isinstance(value, str):
+        lines.add(value)
+    elif not value:
+        raise InvalidInput(
+            "Invalid 'input': the list is empty. Send at least one input.", param="input", code="empty_array"
+        )
+    elif all(isinstance(item, int) for item in value):
+        lines.add([item for item in value if isinstance(item, int)])  # a flat array of numbers is one input
+    else:
+        for index, item in enumerate(value):
+            if isinstance(item, int):
+                raise InvalidInput(
+                    f"Invalid 'input[{index}]': expected a string, an array of token ids or an object with a text.",
+                    param=f"input[{index}]",
+                    code="invalid_type",
+                )
+            add_value(item, lines)
+    return iter([lines])
+
+
+def _records_within(runtime: Runtime, spec: JobSpec, body: bytes, span: json_body.Span) -> Iterator[Lines]:
+    """The records of a body that is not decoded whole."""
+    opening = body.index(span.kind, span.start) + 1
+    first = json_spans.first_byte(body, opening, span.stop)
+    if span.kind == b'"' or (first and first in b"-0123456789"):
+        lines = Lines()
+        limit = spec.alias.max_input_tokens
+        try:
+            lines.add(
+                msgspec.json.decode(body[span.start : span.stop], type=str)
+                if span.kind == b'"'
+                else read_numbers(body, span.start, span.stop, limit=limit)
+            )
+        except (ValueError, RecursionError):
+            raise InvalidInput(
+                "Invalid 'input': expected a string or an array of token ids.", param="input", code="invalid_type"
+            ) from None
+        return iter([lines])
+    if first in (b"", b"]"):
+        raise InvalidInput(
+            "Invalid 'input': the list is empty. Send at least one input.", param="input", code="empty_array"
+        )
+    return read_items(body, span.start, span.stop, max_item_bytes=runtime.settings.max_line_bytes)
+
+
+def _query(request: Request) -> JobQuery:
+    try:
+        return msgspec.convert(dict(request.query_params), JobQuery, strict=False)
+    except msgspec.ValidationError as error:
+        if "model" not in request.query_params:
+            message = media_types.missing_model_message(media_types.media_type(request))
+            raise InvalidInput(message, param="model", code="missing_required_parameter") from error
+        raise explain(error, JobQuery) from error
+
+
+def _metadata_of(text: str | None) -> dict[str, str]:
+    if text is None:
+        return {}
+    try:
+        return msgspec.json.decode(text, type=dict[str, str])
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise InvalidInput(
+            "Invalid 'metadata': expected a JSON object of strings.", param="metadata", code="invalid_value"
+        ) from error

@@ -1,0 +1,145 @@
+"""The answer of POST /v1/embeddings, written straight from float32 rows."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence, Set
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from starlette.responses import Response
+
+from api.openai.warnings import warnings_of
+from engine.embedding.collector import OutcomeCollector
+from engine.process.work_threads import WorkThreads
+from engine.storage import vectors
+from models.base import trace_id, usd_text
+from models.embedding import Alias, Call, Matrix, Options, Route
+
+# A larger answer is encoded in steps, so that each tenant has its turn on the loop.
+INLINE_INPUTS = 256
+INLINE_NUMBERS = 256 * 1024  # in JSON: some 6 ms
+INLINE_BASE64_NUMBERS = 512 * 1024
+# A header takes printable ASCII; names in other scripts are percent-encoded.
+VISIBLE = "/ !#$&'()*+,:;=?@[]^`{|}~<>\\\"-_."
+
+
+async def encode_rows(work: WorkThreads, project: str, outcomes: OutcomeCollector, *, base64: bool) -> list[bytes]:
+    """Each vector as it stands in the answer, in the order of the inputs. A large answer is encoded in steps."""
+    rows = [row for block in outcomes.rows() for row in block]
+    width = rows[0].shape[-1] if rows else 0
+    max_numbers = INLINE_BASE64_NUMBERS if base64 else INLINE_NUMBERS
+    if len(rows) <= INLINE_INPUTS and len(rows) * width <= max_numbers:
+        return _encode(rows, base64=base64)
+    # On the loop, in steps: a thread would hold the interpreter's lock as long, and cost its switches too.
+    step = max(1, INLINE_NUMBERS // width)
+    encoded: list[bytes] = []
+    async with work.turn(project):
+        for low in range(0, len(rows), step):
+            encoded += _encode(rows[low : low + step], base64=base64)
+            await asyncio.sleep(0)
+    return encoded
+
+
+def _encode(rows: Sequence[Matrix], *, base64: bool) -> list[bytes]:
+    return [vectors.base64_row(row) if base64 else vectors.json_row(row) for row in rows]
+
+
+def render(
+    alias: Alias,
+    options: Options,
+    calls: Sequence[Call],
+    outcomes: OutcomeCollector,
+    encoded_rows: Sequence[bytes],
+    truncated: Set[int],
+    *,
+    base64: bool,
+) -> Response:
+    """The answer. `encoded_rows`: one per input, in order; `truncated`: positions of the inputs that we cut."""
+    parts = outcomes.parts
+    tokens = sum(part.tokens for part in parts)
+    route = next(part.route for part in parts if part.route is not None)
+    metadata = _metadata(alias, calls, route, sum((part.cost_usd for part in parts), Decimal(0)))
+    metadata["warnings"] = warnings_of(options, calls, route)
+    metadata["usageEstimated"] = any(part.tokens_estimated for part in parts)
+    tail = orjson.dumps(
+        {
+            "model": alias.name,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "providerMetadata": {"gateway": metadata},
+        }
+    )
+    return Response(
+        b"".join(_pieces(encoded_rows, tail, truncated | outcomes.truncated(), base64=base64)),
+        media_type="application/json",
+        headers={
+            "x-embedmill-provider": _header_value(route.provider),
+            "x-embedmill-space": _header_value(alias.space),
+        },
+    )
+
+
+@lru_cache(maxsize=1024)
+def _header_value(name: str) -> str:
+    return quote(name, safe=VISIBLE)
+
+
+def _pieces(encoded_rows: Sequence[bytes], tail: bytes, truncated: Set[int], *, base64: bool) -> list[bytes]:
+    """The answer in pieces: a megabyte of vectors is copied once, when they are joined."""
+    openings: Sequence[bytes] = _openings(len(encoded_rows), base64=base64)
+    if truncated:
+        openings = [
+            opening.replace(b'"embedding":', b'"truncated":true,"embedding":') if index in truncated else opening
+            for index, opening in enumerate(openings)
+        ]
+    pieces = [b""] * (2 * len(encoded_rows))
+    pieces[0::2] = openings
+    pieces[1::2] = encoded_rows
+    pieces += (b'"}],' if base64 else b"}],", tail[1:])
+    return pieces
+
+
+@lru_cache(maxsize=32)
+def _openings(count: int, *, base64: bool) -> tuple[bytes, ...]:
+    """What stands before each vector, the end of the one before it included."""
+    quote = b'"' if base64 else b""
+    first = b'{"object":"list","data":['
+    between = quote + b"},"
+    return tuple(
+        (between if index else first) + b'{"object":"embedding","index":%d,"embedding":' % index + quote
+        for index in range(count)
+    )
+
+
+def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) -> dict[str, Any]:
+    first = alias.routes[0]
+    return {
+        "routing": {
+            "originalModelId": alias.name,
+            "resolvedProvider": first.provider,
+            "resolvedProviderApiModelId": first.upstream_model,
+            "finalProvider": final.provider,
+            "fallbacksAvailable": [route.provider for route in alias.routes if route is not final],
+            "attempts": [
+                {
+                    "provider": call.provider,
+                    "providerApiModelId": call.upstream_model,
+                    "success": call.success,
+                    "statusCode": call.status,
+                    "startTime": call.started_at,
+                    "endTime": call.ended_at,
+                    "error": call.error,
+                }
+                for call in calls
+            ],
+        },
+        "space": alias.space,
+        "cost": usd_text(cost),
+        "generationId": trace_id("gen"),
+        "usageEstimated": False,
+        "cachedInputs": 0,
+        "warnings": [],
+    }

@@ -1,0 +1,1 @@
+"""The commands of `embedmill`, one module for each group. They import what they need when they run."""

@@ -1,0 +1,1 @@
+"""`embedmill doctor`: one module for each group of checks, and the report."""

@@ -1,0 +1,40 @@
+"""Runs a check with a time limit: a check that raises or hangs becomes a finding, and the report goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from cli.commands.doctor.finding import Finding
+from cli.error_messages import explain
+from models.errors import EmbedmillError
+
+# Longer than any timeout inside a check, so that the check itself names the cause.
+LIMIT_S = 10.0
+
+
+def run_check(check: str, check_function: Callable[[], Finding], limit_s: float = LIMIT_S) -> Finding:
+    """The finding, or the exception as one: a check that breaks, or takes too long, is a finding too."""
+    return run_checks(check, lambda: [check_function()], limit_s)[0]
+
+
+def run_checks(check: str, check_function: Callable[[], list[Finding]], limit_s: float = LIMIT_S) -> list[Finding]:
+    """As `run_check`, for a check with several findings."""
+    results: list[list[Finding]] = []
+
+    def run() -> None:
+        try:
+            results.append(check_function())
+        except EmbedmillError as error:
+            results.append([Finding(check, "fail", error.message, "correct it; .env.example lists every setting")])
+        except Exception as error:  # whatever a driver raises, the report must come to its end
+            results.append([Finding(check, "fail", str(explain(error)), "see docs/operations.md")])
+
+    # A daemon thread: a check that never returns must not block the report or the exit.
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(limit_s)
+    timed_out = Finding(
+        check, "fail", f"it did not answer within {limit_s:g} s", "is it up, and not behind a firewall?"
+    )
+    return results[0] if results else [timed_out]

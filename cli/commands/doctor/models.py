@@ -1,0 +1,49 @@
+"""The doctor's checks of models: quarantined routes of the drift check, and the built-in local model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from cli.commands.doctor.check_runner import run_check
+from cli.commands.doctor.finding import Finding
+from cli.commands.doctor.storage import with_database
+from engine.config.settings import Settings
+from engine.routing import drift
+from engine.upstream.in_process import LocalModel
+from models.embedding import Alias
+
+
+def check_drift(settings: Settings, aliases: Mapping[str, Alias]) -> Finding:
+    """A finding that fails while a route is quarantined."""
+    watched = {route.provider for alias in aliases.values() for route in alias.routes if route.account.canary}
+    if not watched:
+        return Finding("canaries", "ok", "no account has one")
+    rows = asyncio.run(with_database(settings, drift.quarantined))
+    if not rows:
+        return Finding("canaries", "ok", ", ".join(sorted(watched)))
+    details = "; ".join(
+        f"{row.account} {row.upstream_model} ({row.space}): cosine {row.similarity:.6f}" for row in rows
+    )
+    fix = f"another model answers there; when that is right: `embedmill doctor --release {rows[0].account}`"
+    return Finding("canaries", "fail", f"quarantined: {details}", fix)
+
+
+def release_quarantine(settings: Settings, account: str) -> Finding:
+    """Let the quarantined routes of an account serve again."""
+    count = asyncio.run(with_database(settings, lambda database: drift.release(database, account)))
+    if not count:
+        return Finding("release", "warn", f"no canary of {account} is known", "is this the account's name?")
+    return Finding("release", "ok", f"{count} routes of {account} serve again; their next answers are the references")
+
+
+def check_local_models(aliases: Mapping[str, Alias]) -> list[Finding]:
+    """One finding when any alias runs in-process; nothing where no local model is configured."""
+    if not any(route.account.kind == "local" for alias in aliases.values() for route in alias.routes):
+        return []
+
+    def look() -> Finding:
+        rows, tokens, _ = LocalModel().embed(["is the model there?"])
+        return Finding("local model", "ok", f"{rows.shape[1]} numbers for {tokens} tokens")
+
+    return [run_check("local model", look)]

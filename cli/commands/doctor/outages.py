@@ -1,0 +1,44 @@
+"""The doctor's check of outages: routes that the running processes have found down, read from the table at no cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from cli.commands.doctor.finding import Finding
+from cli.error_messages import explain
+from engine.config.settings import Settings
+from engine.storage.database import Database
+from models.outage import RouteOutage
+
+
+def outages(settings: Settings) -> list[Finding]:
+    """One finding for each route that is down now; nothing where none is."""
+    try:
+        return list(asyncio.run(_read(settings)))
+    except Exception as error:  # whatever a driver raises, the report must come to its end
+        return [Finding("outages", "fail", str(explain(error)), "see what the database's line says")]
+
+
+async def _read(settings: Settings) -> list[Finding]:
+    database = Database(settings.sqlalchemy_url)
+    try:
+        async with database.read() as connection:
+            rows = (await connection.execute(select(RouteOutage.__table__).order_by(RouteOutage.since))).all()
+    finally:
+        await database.close()
+    return list(_findings(rows))
+
+
+def _findings(rows: Sequence[Row[Any]]) -> Iterator[Finding]:
+    for row in rows:
+        since = datetime.fromtimestamp(row.since, UTC).isoformat(timespec="seconds")
+        route = f"account {row.account}, model {row.upstream_model}"
+        advice, try_it = row.advice, f"`embedmill providers test {row.account}`"
+        if try_it not in advice:
+            advice = f"{advice.rstrip('.')}; {try_it} tries it now."
+        yield Finding("outages", "fail", f"{route}: down since {since}: {row.message}", advice)

@@ -1,0 +1,1 @@
+"""A fake OpenAI-compatible provider as a process of its own."""

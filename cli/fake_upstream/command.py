@@ -1,0 +1,85 @@
+"""The fake upstream as a process of its own: `python -m cli.fake_upstream --port 9001`, then base_url …:9001/v1.
+
+It is the billing witness of tests and benches: what it would charge for goes to an append-only log before the answer
+goes out, also when the caller has hung up meanwhile. Beside /v1/embeddings it serves /__stats (GET), /__script (GET,
+PUT) and /healthz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+from pathlib import Path
+
+import uvloop
+
+from cli.fake_upstream.server import Connection, FakeServer, HeaderConnection
+from engine.process.memory import keep_large_buffers
+from providers.fake import FakeScript, FakeUpstream
+
+
+def serve(
+    host: str,
+    port: int,
+    *,
+    script_path: Path | None = None,
+    latency_ms: float = 0.0,
+    log_path: Path | None = None,
+    log_inputs: bool = False,
+    width: int = 1536,
+    models: dict[str, int] | None = None,
+    api_key: str | None = None,
+    names_guilty_input: bool = True,
+) -> None:
+    """Serve until SIGTERM or SIGINT; says its base URL on standard output when it listens (port 0: any free one)."""
+    upstream = FakeUpstream(
+        None, width, models=models, api_key=api_key, latency_ms=latency_ms, names_guilty_input=names_guilty_input
+    )
+    server = FakeServer(upstream, log_path, log_inputs=log_inputs)
+    if script_path is not None:
+        server.script_text = script_path.read_bytes()
+        upstream.script = FakeScript.parse_text(server.script_text.decode())
+    keep_large_buffers()
+    uvloop.run(_serve(host, port, server))
+
+
+async def _serve(host: str, port: int, server: FakeServer) -> None:
+    loop = asyncio.get_running_loop()
+    protocol = Connection if server.upstream.api_key is None else HeaderConnection
+    listener = await loop.create_server(lambda: protocol(server), host, port, backlog=1024)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    print(f"listening on http://{host}:{listener.sockets[0].getsockname()[1]}/v1", flush=True)
+    await stop.wait()
+    listener.close()
+
+
+def main() -> None:
+    """Parse the command line and serve."""
+    parser = argparse.ArgumentParser(prog="python -m cli.fake_upstream", description="A fake OpenAI embeddings server.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="default: any free one, printed")
+    parser.add_argument("--width", type=int, default=1536, help="width of models not named by --model")
+    parser.add_argument("--model", action="append", metavar="NAME:WIDTH", help="serve only the models so named")
+    parser.add_argument("--latency-ms", type=float, default=0.0)
+    parser.add_argument("--script", type=Path, metavar="FILE", help="JSON or TOML rules: see providers/fake_script.py")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="append one line of JSON per billed call")
+    parser.add_argument("--log-inputs", action="store_true", help="with a hash of every input in each line")
+    parser.add_argument("--api-key", help="demand this bearer token")
+    parser.add_argument("--anonymous-errors", action="store_true", help="do not name the input that is too long")
+    options = parser.parse_args()
+    pairs = [name.rpartition(":") for name in options.model or ()]
+    serve(
+        options.host,
+        options.port,
+        script_path=options.script,
+        latency_ms=options.latency_ms,
+        log_path=options.log,
+        log_inputs=options.log_inputs,
+        width=options.width,
+        models={name: int(width) for name, _, width in pairs} or None,
+        api_key=options.api_key,
+        names_guilty_input=not options.anonymous_errors,
+    )

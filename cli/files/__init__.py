@@ -1,0 +1,1 @@
+"""Files that are embedded, and files that vectors are saved to."""

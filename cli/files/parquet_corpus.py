@@ -1,0 +1,136 @@
+"""Parquet, a batch of rows at a time: whatever type holds text is read as text, and no other type is."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from contextlib import contextmanager
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import types
+from pyarrow.parquet import ParquetFile
+
+from cli.errors import CliError, UsageError
+from cli.files.columns import Columns, choose_columns
+from cli.files.corpus import Corpus, row_line
+from cli.files.source import Source
+
+BATCH_ROWS = 1024
+
+
+class Parquet(Corpus):
+    """The text column and the id column of a Parquet file."""
+
+    def __init__(self, source: Source, text: str | None, id: str | None) -> None:
+        super().__init__(source)
+        self._rows_read: int = 0
+        with self._open() as file:
+            self._rows: int = max(file.metadata.num_rows, 1)
+            schema = file.schema_arrow
+        found = {field.name: holds_text(field.type) for field in schema}
+        self.columns = choose_columns(found, source.name, text=text, id=id)
+        for name in (self.columns.text, self.columns.id):
+            if name is not None and schema.names.count(name) > 1:
+                raise UsageError(f"{source.name} has {schema.names.count(name)} columns called {name!r}", "rename one")
+        self._check_types(schema)
+
+    def lines(self) -> Iterator[bytes]:
+        """As `Corpus.lines`, a batch of rows at a time."""
+        columns, plain = self.columns, Columns("text", "id")
+        self._rows_read = 0
+        names = [columns.text, *([columns.id] if columns.id else [])]
+        with self._open() as file:
+            for batch in file.iter_batches(BATCH_ROWS, columns=names):
+                texts = values_of(batch.column(columns.text))
+                ids = values_of(batch.column(columns.id)) if columns.id else [None] * batch.num_rows
+                for text, row_id in zip(texts, ids, strict=True):
+                    yield row_line({"text": as_text(text), "id": as_id(row_id)}, plain)
+                self._rows_read += batch.num_rows
+
+    def fraction_read(self) -> float:
+        """The share of rows that the latest `lines()` has read."""
+        return self._rows_read / self._rows
+
+    def _check_types(self, schema: Any) -> None:
+        kind = schema.field(self.columns.text).type
+        if not holds_text(kind):
+            raise UsageError(
+                f"{self.source.name}: column {self.columns.text!r} holds {kind}, not text",
+                f"choose with --text-column; columns: {', '.join(schema.names)}",
+            )
+        if self.columns.id is not None and types.is_nested(stored(schema.field(self.columns.id).type)):
+            raise UsageError(
+                f"{self.source.name}: column {self.columns.id!r} holds {schema.field(self.columns.id).type}, "
+                "which names no row",
+                "choose another with --id-column",
+            )
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            with self.source.open() as raw, ParquetFile(raw) as file:
+                yield file
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno:
+                raise
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise CliError(
+                f"{self.source.name} is not readable as Parquet: {reason}", "it may be cut off: write it again"
+            ) from error
+
+
+def stored(kind: Any) -> Any:
+    """The type that values of an extension or a dictionary are stored in."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return stored(kind.storage_type)
+    return stored(kind.value_type) if types.is_dictionary(kind) else kind
+
+
+def holds_text(kind: Any) -> bool:
+    """True for strings and for bytes, which are text where they are UTF-8; each layout and each dictionary of them."""
+    kind = stored(kind)
+    return any(
+        is_kind(kind)
+        for is_kind in (
+            types.is_string,
+            types.is_large_string,
+            types.is_string_view,
+            types.is_binary,
+            types.is_large_binary,
+            types.is_binary_view,
+        )
+    )
+
+
+def values_of(column: Any) -> list[Any]:
+    """The cells as Python values; strings as bytes where one of them is no UTF-8; instants as Arrow writes them."""
+    if types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if types.is_temporal(column.type):
+        column = column.cast(pa.string())  # Python's own have no nanoseconds
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        values = column.cast(pa.large_binary()).to_pylist()
+    return values
+
+
+def as_text(value: Any) -> str | None:
+    """The text of a cell; bytes that are no UTF-8 survive, for the server to refuse."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+
+
+def as_id(value: Any) -> str | None:
+    """The exact value of a cell as a string."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return base64.b16encode(value).decode().lower()
+    return f"{value:f}" if isinstance(value, Decimal) else str(value)

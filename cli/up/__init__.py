@@ -1,0 +1,1 @@
+"""`embedmill up`: the whole system on one machine, under one supervisor."""
