@@ -14,7 +14,7 @@ from starlette.responses import Response
 from api.warnings import warnings_of
 from engine.embedding.collector import OutcomeCollector
 from engine.storage import vectors
-from models.base import trace_id, usd_text
+from models.base import random_id, usd_text
 from models.embedding import Alias, Call, Matrix, Options, Route
 
 # A header takes printable ASCII; names in other scripts are percent-encoded.
@@ -116,7 +116,7 @@ def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) 
         },
         "space": alias.space,
         "cost": usd_text(cost),
-        "generationId": trace_id("gen"),
+        "generationId": random_id("gen"),
         "usageEstimated": False,
         "cachedInputs": 0,
         "warnings": [],

@@ -204,7 +204,7 @@ def _wanted(
         alias=alias,
         width=packing.resolve_dimensions(alias, options.dimensions),
         options=options,
-        labels=metadata,
+        metadata=metadata,
         request_id=request.scope["request_id"],
         max_cost_usd=None if asked.max_cost_usd is None else budget.ceiling(asked.max_cost_usd),
     )

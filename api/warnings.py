@@ -13,9 +13,9 @@ def warnings_of(options: Options, calls: Sequence[Call], final: Route) -> list[d
     found: list[dict[str, str]] = []
     if options.provider_options or options.input_type:
         found += (_warning("unsupported", *each) for each in not_honoured(options, [final]))
-    doubtful = next((call for call in calls if call.doubt is not None), None)
+    doubtful = next((call for call in calls if call.usage_doubt is not None), None)
     if doubtful is not None:
-        said = f"{doubtful.provider} reports a number of tokens that is not believed ({doubtful.doubt})"
+        said = f"{doubtful.provider} reports a number of tokens that is not believed ({doubtful.usage_doubt})"
         found.append(_warning("other", "usage", f"{said}: usage and cost are estimated"))
     return found
 

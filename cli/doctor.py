@@ -78,7 +78,7 @@ def doctor(
             findings += guarded_all("processes", lambda: running(settings))
             findings += guarded_all("outages", lambda: outages(settings))
         findings.append(guarded("broker", lambda: broker(settings)))
-        findings.append(guarded("canaries", lambda: drift_monitor(settings, aliases)))
+        findings.append(guarded("drift", lambda: drift_monitor(settings, aliases)))
         findings.append(guarded("quotas", lambda: quotas(settings, aliases)))
         findings += local_models(aliases)
         findings += tried_accounts(settings, aliases, tried=providers)
@@ -179,21 +179,21 @@ def database(settings: Settings) -> Finding:
 
 def drift_monitor(settings: Settings, aliases: dict[str, Alias]) -> Finding:
     """A finding that fails while a route is quarantined."""
-    watched = {route.provider for alias in aliases.values() for route in alias.routes if route.account.canary}
+    watched = {route.provider for alias in aliases.values() for route in alias.routes if route.account.drift_probe}
     if not watched:
-        return Finding("canaries", "ok", "no account has one")
+        return Finding("drift", "ok", "no account has a drift_probe")
     rows = asyncio.run(_on_database(settings, drift.quarantined))
     if not rows:
-        return Finding("canaries", "ok", ", ".join(sorted(watched)))
+        return Finding("drift", "ok", ", ".join(sorted(watched)))
     told = "; ".join(f"{row.account} {row.upstream_model} ({row.space}): cosine {row.similarity:.6f}" for row in rows)
     fix = f"another model answers there; when that is right: `embedmill doctor --release {rows[0].account}`"
-    return Finding("canaries", "fail", f"quarantined: {told}", fix)
+    return Finding("drift", "fail", f"quarantined: {told}", fix)
 
 
 def released(settings: Settings, account: str) -> Finding:
     count = asyncio.run(_on_database(settings, lambda opened: drift.release(opened, account)))
     if not count:
-        return Finding("release", "warn", f"no canary of {account} is known", "is this the account's name?")
+        return Finding("release", "warn", f"no drift check of {account} is known", "is this the account's name?")
     return Finding("release", "ok", f"{count} routes of {account} serve again; their next answers are the references")
 
 

@@ -80,7 +80,7 @@ def new_id(prefix: str) -> str:
 _quick = random.Random(secrets.randbits(256))  # never for anything that must not be guessed
 
 
-def trace_id(prefix: str) -> str:
+def random_id(prefix: str) -> str:
     """An id to find a request or a record by: prefix and 32 hex digits, without a system call. Not a secret."""
     return f"{prefix}_{_quick.getrandbits(128):032x}"
 

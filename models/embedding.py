@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.base import trace_id
+from models.base import random_id
 
 Matrix = npt.NDArray[np.float32]
 """Vectors as rows: float32, C-contiguous, shape (n, width)."""
@@ -58,7 +58,8 @@ class Account:
     base_url: str
     api_key: str | None = field(default=None, repr=False)
     max_concurrency: int = 64
-    shares_places: bool = False  # max_concurrency is of all processes together; else of each, where there is no quota
+    # Whether max_concurrency holds for all processes together. Else it holds for each, where there is no quota.
+    concurrency_is_global: bool = False
     timeout_s: float = 60.0
     # Quotas, for each upstream model by itself; None: none is known.
     requests_per_minute: int | None = None
@@ -68,8 +69,8 @@ class Account:
     expect_model: bool | str | None = None
     # A vector of zeros is else taken for a fault.
     allow_zero_vectors: bool = False
-    # A text whose vector is asked for now and then: when it changes, so did the model behind the account's routes.
-    canary: str | None = None
+    # A text that is embedded again at intervals: another vector means another model behind the account's routes.
+    drift_probe: str | None = None
     # The HTTP proxy of its calls; "": none. None: EMBEDMILL_UPSTREAM_PROXY's. It may hold a credential.
     proxy: str | None = field(default=None, repr=False)
     encoding: str = "base64"  # how vectors are asked for: "base64" or "float"
@@ -96,7 +97,7 @@ class Route:
     weight: int = 1
     tokenizer: str | None = None  # "cl100k", where it is at hand here; None: tokens are estimated
     expect_model: str | None = None  # the model that replies must name, where they name one
-    any_model: bool = False  # they may name any, and another one each time
+    model_name_unchecked: bool = False  # replies may name any model
     alias: str = ""  # the model of the configuration that it belongs to, for messages
     encoding: str = "base64"  # how vectors are asked for: "base64" or "float"
 
@@ -128,8 +129,8 @@ class Batch:
     width: int  # of the vectors wanted back
     options: Options
     bytes: int = 0  # of its texts in UTF-8; 0: not known, or token arrays are among them
-    single: bool = False  # the caller gave one bare string: it stays one upstream
-    is_cut: bool = False  # its one input is the beginning of what the caller sent: the provider took no more
+    is_bare_string: bool = False  # the caller sent one string, not a list: it is sent upstream as one string
+    is_truncated: bool = False  # its one input is only the beginning of the caller's: the provider refused more
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,14 +155,14 @@ class Call:
     error: str | None = None
     ambiguous: bool = False  # sent, but no answer came: it may have been billed
     inputs: int = 0
-    id: str = field(default_factory=lambda: trace_id("call"))
+    id: str = field(default_factory=lambda: random_id("call"))
     wasted: bool = False  # answered with a 2xx, and so billed, but nobody gets what it brought
     # Of a wasted or an ambiguous call: its tokens as reported or estimated, and their cost (of an ambiguous one, the
     # most that it can have cost).
     tokens: int = 0
     tokens_estimated: bool = False
     cost_usd: Decimal = Decimal(0)
-    doubt: str | None = None  # why what the reply says of its tokens is not believed
+    usage_doubt: str | None = None  # why the token count of the reply is not used
 
 
 class BatchOutcome(NamedTuple):

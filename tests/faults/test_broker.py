@@ -16,7 +16,7 @@ from tests.system.oracle import corpus
 from tests.system.stack import MODEL, SWEEP_S, WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
-RING_AGAIN_S = 2.0
+REANNOUNCE_AFTER_S = 2.0
 OUTAGE_S = lasting(8.0, 300.0)
 WORKS_AGAIN_S = 10.0
 FROZEN_S = lasting(0.0, 60.0)
@@ -38,7 +38,7 @@ def test_messages_that_vanish_after_they_were_fetched_are_sent_again(stack: Stac
     stack.processes.start("worker")
     began = time.monotonic()
     stack.await_end(job_id, 60)
-    trial.recovered(time.monotonic() - began, within_s=RING_AGAIN_S + SWEEP_S + 30)
+    trial.recovered(time.monotonic() - began, within_s=REANNOUNCE_AFTER_S + SWEEP_S + 30)
     trial.judge(stack, job_id, texts)
 
 
@@ -142,7 +142,7 @@ def test_a_broker_without_memory_loses_nothing(stack: Stack, trial: Trial) -> No
 def test_a_worker_that_has_gone_deaf_restarts_itself(stack: Stack, trial: Trial) -> None:
     """Alive, with a connection that nobody hears: the message queue's own client may not find out for a minute."""
     stack.processes.kill("worker")
-    stack.processes.start("worker", WORKER, WATCHDOG_S="4", CLAIM_UNRUNG_S="1")
+    stack.processes.start("worker", WORKER, WATCHDOG_S="4", CLAIM_UNANNOUNCED_AFTER_S="1")
     first = corpus("heard", 200)
     stack.await_end(stack.submit(first), 60)
     main = stack.processes.pid("worker")

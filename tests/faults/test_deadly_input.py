@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.jobs.maintenance.crashes import MAX_SOLO_DEATHS
+from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
 from tests.faults.conftest import StackFactory, Trial
 from tests.system.stack import WORKER, Stack
 
@@ -20,13 +20,13 @@ def module_stack(make_stack: StackFactory) -> Stack:
 
 
 @pytest.mark.fault(2)
-@pytest.mark.timeout(60 + MAX_SOLO_DEATHS * DEATH_S)
+@pytest.mark.timeout(60 + MAX_SOLO_CRASHES * DEATH_S)
 def test_an_input_that_kills_every_worker_ends_with_an_error(stack: Stack, trial: Trial) -> None:
     stack.processes.kill("worker")
     stack.processes.start("worker", WORKER, FAILPOINTS="before_upstream=kill")
     texts = ["kills whoever holds it"]
     job_id = stack.submit(texts)
-    stack.await_end(job_id, MAX_SOLO_DEATHS * DEATH_S)
+    stack.await_end(job_id, MAX_SOLO_CRASHES * DEATH_S)
     assert stack.job(job_id)["status"] == "failed"
     assert [error["code"] for error in stack.job(job_id)["errors"]] == ["worker_lost"]
     trial.judge(stack, job_id, texts, failed=[0])

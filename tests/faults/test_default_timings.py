@@ -13,7 +13,7 @@ from tests.system.stack import WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
 DEFAULT = Settings()
-TIMINGS = ("LEASE_S", "HEARTBEAT_S", "SWEEP_S", "RING_AGAIN_S")
+TIMINGS = ("LEASE_S", "HEARTBEAT_S", "SWEEP_S", "REANNOUNCE_AFTER_S")
 
 
 @pytest.fixture(scope="module")

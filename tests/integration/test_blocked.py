@@ -44,7 +44,7 @@ async def test_duplicates_are_claimed_once_until_their_firsts_are_done(store: St
         assert await dispatch(store.runtime) == 0
     await record(store.runtime, held, landed(held, route=store.routes[0]))
     assert await store.count(Shard, Shard.blocked_by.is_not(None)) == 0
-    assert (await store.job(job_id)).blocked_until is None
+    assert (await store.job(job_id)).not_before is None
     assert await run_what_may_run(store, job_id) == len(others)
     assert await store.status(job_id) == JobStatus.COMPLETED
     assert {shard.state for shard in await store.shards(job_id)} == {ShardState.DONE}

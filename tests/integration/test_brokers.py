@@ -62,7 +62,7 @@ NO_MESSAGES = (
 def processes(quiet: Store, tmp_path: Path) -> Iterator[Processes]:
     settings = quiet.runtime.settings
     places = {"DATA_DIR": str(tmp_path), "DATABASE_URL": settings.database_url, "CONFIG": settings.config}
-    places["CLAIM_UNRUNG_S"] = "0.5"
+    places["CLAIM_UNANNOUNCED_AFTER_S"] = "0.5"
     processes = Processes(tmp_path, places)
     yield processes
     processes.close()
@@ -102,7 +102,7 @@ async def quiet(sqlite_files: SqliteFiles, tmp_path: Path) -> AsyncIterator[Stor
 
 def with_broker(store: Store, url: str) -> Store:
     """The same store with a bell that really rings."""
-    settings = replace(store.runtime.settings, broker_url=url, ring_again_s=2.0)
+    settings = replace(store.runtime.settings, broker_url=url, reannounce_after_s=2.0)
     return Store(Runtime.open(settings), store.bell)
 
 

@@ -68,7 +68,7 @@ async def kill_until_it_rests(store: Store, folder: Path, job_id: str, place: st
             break
         async with store.runtime.database.write() as connection:
             due = update(Shard).where(Shard.job_id == job_id, Shard.state.in_(OPEN[:2]))
-            await connection.execute(due.values(next_run_at=db_now() - 1, attempt=0, lost=0))
+            await connection.execute(due.values(next_run_at=db_now() - 1, attempt=0, worker_crashes=0))
         shard_id = next(shard.id for shard in await store.shards(job_id) if shard.state in OPEN)
         url = store.runtime.settings.database_url
         kills += run_and_die(place, folder, url, shard_id, concurrency=concurrency) == -9

@@ -75,7 +75,7 @@ def lines_of(texts: Iterable[str]) -> Lines:
 async def test_a_paused_job_is_neither_rung_nor_claimed_until_it_is_resumed(store: Store) -> None:
     job_id = await store.submit(30)
     rung = {shard.state for shard in await store.shards(job_id)}
-    assert rung == {ShardState.RUNG}
+    assert rung == {ShardState.ANNOUNCED}
     before = (await store.job(job_id)).version
     for _ in range(2):
         await pause_resume.pause(store.runtime, "p", job_id)
@@ -143,7 +143,7 @@ async def test_an_intake_that_broke_off_in_a_pause_fails_the_job(store: Store) -
     async with store.receiving() as intake:
         await intake.add(some_lines(25))
         await pause_resume.pause(store.runtime, "p", intake.job_id)
-        await store.set_job(intake.job_id, intake_until=db_now() - 1.0, intake_owner="elsewhere/b/n:1#x")
+        await store.set_job(intake.job_id, upload_lease_until=db_now() - 1.0, upload_owner="elsewhere/b/n:1#x")
         await sweep(store.runtime)
         assert await store.status(intake.job_id) == JobStatus.FAILED
         with pytest.raises(Conflict, match="whole"):
@@ -189,18 +189,18 @@ async def test_the_rate_after_a_pause_is_that_of_the_work_since(store: Store) ->
     await record(store.runtime, one, landed(one, route=store.routes[0]))
     await pause_resume.pause(store.runtime, "p", job_id)
     await end_early.let_go(store.runtime, two)
-    long_ago = (await store.job(job_id)).mark_at - 7200.0
-    await store.set_job(job_id, started_at=long_ago, mark_at=long_ago)
+    long_ago = (await store.job(job_id)).rate_sample_at - 7200.0
+    await store.set_job(job_id, started_at=long_ago, rate_sample_at=long_ago)
     body = job_object(await find(store.runtime, "p", job_id))
     assert (body["rate"]["inputs_per_second"], body["eta_seconds"]) == (0.0, None)
     await pause_resume.resume(store.runtime, "p", job_id)
     job = await store.job(job_id)
-    assert (job.mark_at, job.earlier_mark_at) == (None, None)
+    assert (job.rate_sample_at, job.prev_rate_sample_at) == (None, None)
     assert job_object(await find(store.runtime, "p", job_id))["rate"]["inputs_per_second"] == 0.0  # nothing yet
     again = await store.claim(two.shard_id)
     await record(store.runtime, again, landed(again, range(5), route=store.routes[0]))
     assert job_object(await find(store.runtime, "p", job_id))["eta_seconds"] is None  # for how long has it run?
-    await store.set_job(job_id, mark_at=db_now() - 10.0)
+    await store.set_job(job_id, rate_sample_at=db_now() - 10.0)
     assert 0.3 < job_object(await find(store.runtime, "p", job_id))["rate"]["inputs_per_second"] <= 0.5
 
 
@@ -232,7 +232,9 @@ async def test_a_retry_runs_what_failed_and_nothing_else(store: Store) -> None:
     assert job.expires_at > before.job.expires_at and sorted(after.with_error) == [3, 17]
     assert [(entry["count"], entry["example_index"]) for entry in job.error_summary] == [(2, 3)]
     assert sorted(after.with_vector) == sorted(before.with_vector) and after.ledger == before.ledger
-    assert {(shard.state, shard.attempt, shard.lost) for shard in after.shards} == {(ShardState.RUNG, 0, 0)}
+    assert {(shard.state, shard.attempt, shard.worker_crashes) for shard in after.shards} == {
+        (ShardState.ANNOUNCED, 0, 0)
+    }
     with pytest.raises(Conflict, match="in_progress"):
         await retry(store.runtime, "p", job_id)
     holders = await store.claim_all(job_id)
@@ -248,7 +250,7 @@ async def test_a_retry_runs_what_failed_and_nothing_else(store: Store) -> None:
 async def test_a_job_that_failed_whole_is_tried_again_whole(store: Store) -> None:
     job_id = await store.submit(30)
     for shard_id in await store.shard_ids(job_id):
-        await store.set_shard(shard_id, attempt=ATTEMPTS, lost=2, last_error="x")
+        await store.set_shard(shard_id, attempt=ATTEMPTS, worker_crashes=2, last_error="x")
     for held in await store.claim_all(job_id):
         await fail_rest(store.runtime, held, WorkerLost("gone"))
     assert await store.status(job_id) == JobStatus.FAILED

@@ -11,7 +11,7 @@ from sqlalchemy import update
 from engine.jobs.control.end_early import cancel
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.crashes import is_no_chance
+from engine.jobs.maintenance.crashes import is_beyond_chance
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
 from models.base import db_now
@@ -19,7 +19,7 @@ from models.job import JobStatus, Shard, ShardState
 from tests.integration.store import Store, landed
 from tests.integration.truth import Truth
 
-QUEUED = (ShardState.QUEUED, ShardState.RUNG)
+QUEUED = (ShardState.QUEUED, ShardState.ANNOUNCED)
 
 
 async def no_pauses(store: Store, job_id: str) -> None:
@@ -46,7 +46,11 @@ async def live(store: Store, held: ClaimedShard) -> None:
 
 async def open_shards(store: Store, job_id: str) -> list[Shard]:
     await no_pauses(store, job_id)
-    return [shard for shard in await store.shards(job_id) if shard.state in QUEUED and shard.lost < shard.lost_limit]
+    return [
+        shard
+        for shard in await store.shards(job_id)
+        if shard.state in QUEUED and shard.worker_crashes < shard.crash_limit
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ async def open_shards(store: Store, job_id: str) -> list[Shard]:
     ],
 )
 def test_deaths_condemn_when_chance_does_not_explain_them(deaths: int, died: int, lived: int, verdict: bool) -> None:
-    assert is_no_chance(deaths, died, lived) is verdict
+    assert is_beyond_chance(deaths, died, lived) is verdict
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -143,14 +147,14 @@ async def test_deaths_spend_no_attempts(store: Store) -> None:
     held = await store.claim(shard_id)
     assert (held.attempt, held.fence) == (1, 3)
     job = await store.job(job_id)
-    assert (job.runs, job.worker_losses) == (3, 2)
+    assert (job.shard_claims, job.worker_crashes) == (3, 2)
 
 
 @pytest.mark.parametrize("end", ["done", "released", "lost", "cancelled", "cancelled while queued"])
 async def test_a_shard_that_does_not_run_holds_no_reservation(store: Store, end: str) -> None:
     job_id = await store.submit(10)
     [held] = await store.claim_all(job_id)
-    await store.set_shard(held.shard_id, allowance_usd=Decimal("0.5"))
+    await store.set_shard(held.shard_id, reserved_usd=Decimal("0.5"))
     if end == "done":
         await live(store, held)
     elif end == "released":
@@ -166,4 +170,4 @@ async def test_a_shard_that_does_not_run_holds_no_reservation(store: Store, end:
         for _ in range(3):
             await sweep(store.runtime)
     [shard] = await store.shards(job_id)
-    assert shard.state != ShardState.RUNNING and shard.allowance_usd is None
+    assert shard.state != ShardState.RUNNING and shard.reserved_usd is None

@@ -28,13 +28,13 @@ async def owners(store: Store, jobs: dict[str, str]) -> list[str]:
 
 
 async def rung(store: Store) -> int:
-    return await store.count(Shard, Shard.state == ShardState.RUNG)
+    return await store.count(Shard, Shard.state == ShardState.ANNOUNCED)
 
 
 async def test_a_submitted_job_is_rung_at_once_in_order(store: Store) -> None:
     shard_ids = await store.shard_ids(job_id := await store.submit(30))
     assert store.bell.rung == shard_ids
-    assert {shard.state for shard in await store.shards(job_id)} == {ShardState.RUNG}
+    assert {shard.state for shard in await store.shards(job_id)} == {ShardState.ANNOUNCED}
     assert (await store.job(job_id)).started_at is None
     await store.claim(shard_ids[0])
     assert (await store.job(job_id)).started_at is not None

@@ -49,7 +49,7 @@ async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tm
     shards = await store.shards(large)
     assert sorted(shard.state for shard in shards)[-1:] == [ShardState.RUNNING]
     [given_back] = [shard for shard in shards if shard.last_error]
-    assert (given_back.attempt, given_back.lease_until) == (0, None) and any(given_back.settled)
+    assert (given_back.attempt, given_back.lease_until) == (0, None) and any(given_back.outcome_bitmap)
 
     for worker in going_on:
         worker.cancel()

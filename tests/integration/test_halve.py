@@ -50,7 +50,7 @@ async def test_the_input_that_kills_its_worker_is_found_and_fails_alone(store: S
         await others_run(store, 10)
         await no_pauses(store, job_id)
         for shard in await store.shards(job_id):
-            if shard.state not in (ShardState.QUEUED, ShardState.RUNG):
+            if shard.state not in (ShardState.QUEUED, ShardState.ANNOUNCED):
                 continue
             held = await store.claim(shard.id)
             if offending_position in (held.first_index + position for position in held.waiting()):
@@ -74,7 +74,7 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
     kept = []  # claims of every age: their holders may come back with results at any time
     for _ in range(12):
         shard = chance.choice(
-            [each for each in await store.shards(job_id) if each.state in (ShardState.QUEUED, ShardState.RUNG)]
+            [each for each in await store.shards(job_id) if each.state in (ShardState.QUEUED, ShardState.ANNOUNCED)]
             or [None]
         )
         if shard is not None and chance.random() < 0.6:
@@ -113,6 +113,6 @@ async def test_what_is_not_queued_or_has_one_open_input_is_not_halved(store: Sto
     await record(store.runtime, held, landed(held, range(9), route=store.routes[0]))
     await queue_again(store, shard_id)
     assert await halve(store.runtime, shard_id) == 1
-    assert await halve(store.runtime, shard_id, Shard.lost > 0) == 0
+    assert await halve(store.runtime, shard_id, Shard.worker_crashes > 0) == 0
     assert await halve(store.runtime, "no such shard") == 0
     assert await store.count(Job) == 1 and len(await store.shards(job_id)) == 1

@@ -27,7 +27,7 @@ LATE_S = 3600.0
 # Each verb, and the state of the shards that it is about.
 VERBS: dict[str, tuple[Verb, ShardState]] = {
     "dispatch": (lambda runtime, job_id: dispatch(runtime), ShardState.QUEUED),
-    "requeue_unanswered": (lambda runtime, job_id: sweep.requeue_unanswered(runtime), ShardState.RUNG),
+    "requeue_unanswered": (lambda runtime, job_id: sweep.requeue_unanswered(runtime), ShardState.ANNOUNCED),
     "requeue_expired": (lambda runtime, job_id: sweep.requeue_expired(runtime), ShardState.RUNNING),
     "close_shards": (end_early.close_shards, ShardState.QUEUED),
 }
@@ -109,4 +109,4 @@ async def _shuffle_rows(store: Store, order: list[str], state: ShardState) -> No
     """Lay the rows of shards down in this order, all in one state that is long overdue."""
     for shard_id in order:
         late = db_now() - LATE_S
-        await store.set_shard(shard_id, state=state, rung_at=late, lease_until=late, next_run_at=late)
+        await store.set_shard(shard_id, state=state, announced_at=late, lease_until=late, next_run_at=late)

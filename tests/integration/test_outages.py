@@ -237,7 +237,7 @@ async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -
     rung = store.bell.rung + other.bell.rung
     assert len(rung) == len(set(rung)) == 4
     for job_id in jobs:
-        assert {shard.lost for shard in await store.shards(job_id)} == ({1} if job_id in jobs[:2] else {0})
+        assert {shard.worker_crashes for shard in await store.shards(job_id)} == ({1} if job_id in jobs[:2] else {0})
         await checked(store, job_id)
     await other.close()
 
@@ -253,7 +253,7 @@ class AnsweringBell(ListeningBell):
 async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_when_it_is_deaf(
     database_url: str, tmp_path: Path
 ) -> None:
-    store = Store.open(database_url, tmp_path, claim_unrung_s=0.05, watchdog_s=0.3)
+    store = Store.open(database_url, tmp_path, claim_unannounced_after_s=0.05, watchdog_s=0.3)
     store.runtime.notifier = bell = AnsweringBell()
     ended: list[bool] = []
 
@@ -299,7 +299,7 @@ async def test_a_shard_is_not_taken_unasked_before_its_time(store: Store) -> Non
     idle = Idle(store.runtime, "w", None)  # type: ignore[arg-type]
     await idle.look()
     [shard] = (await store.shards(job_id := await store.submit(10)))[:1]
-    assert shard.state == ShardState.RUNG and shard.attempt == 0
-    await store.set_shard(shard.id, rung_at=db_now() - 6.0)
+    assert shard.state == ShardState.ANNOUNCED and shard.attempt == 0
+    await store.set_shard(shard.id, announced_at=db_now() - 6.0)
     await idle.look()
     assert await store.status(job_id) == JobStatus.COMPLETED

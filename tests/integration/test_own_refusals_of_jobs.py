@@ -68,7 +68,7 @@ async def test_after_as_long_a_wait_as_for_an_outage_it_fails_and_says_why(store
     job_id = await store.submit(10)
     await run_all_shards(store, job_id)
     job = await store.job(job_id)
-    await store.set_job(job_id, waiting=job.waiting | {"waits_since": job.waiting["waits_since"] - 3601})
+    await store.set_job(job_id, outage=job.outage | {"waits_since": job.outage["waits_since"] - 3601})
     await run_all_shards(store, job_id)
     body = job_object(await find(store.runtime, "p", job_id))
     assert (body["status"], body["counts"]["completed"]) == ("completed_with_errors", 9)

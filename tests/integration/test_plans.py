@@ -44,7 +44,7 @@ async def crowded(store: Store) -> AsyncIterator[Store]:
     later = like["created_at"] + 3600
     kinds: dict[str, dict[str, Any]] = {
         "waiting": {},
-        "later": {"blocked_until": later},
+        "later": {"not_before": later},
         "ended": {"status": "completed"},
     }
     for kind, values in kinds.items():

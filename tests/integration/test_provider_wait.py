@@ -55,7 +55,7 @@ async def probe_now(store: Store, job_id: str) -> None:
     """Let the pause before the next probe be over, for everybody."""
     async with store.runtime.database.write() as connection:
         await connection.execute(update(RouteOutage).values(next_attempt_at=db_now() - 0.01))
-        await connection.execute(update(Job).values(blocked_until=None))
+        await connection.execute(update(Job).values(not_before=None))
     for shard_id in await store.shard_ids(job_id):
         await store.set_shard(shard_id, next_run_at=0.0)
     await store.runtime.router.outages.refresh(at_once=True)
@@ -110,7 +110,7 @@ async def test_another_process_waits_without_a_call_and_goes_on_when_the_first_i
     # The sweep lets the other job go on at once.
     play(other)
     await sweep(store.runtime)
-    assert (await store.job(two)).blocked_until is None
+    assert (await store.job(two)).not_before is None
     await other.runtime.router.outages.refresh(at_once=True)
     await run_due(other, two)
     assert await store.status(two) == JobStatus.COMPLETED

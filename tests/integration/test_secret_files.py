@@ -94,7 +94,7 @@ async def test_a_refused_account_is_tried_again_as_soon_as_its_file_has_changed(
     for each in (store, other):
         look_now(each)
         await try_changed_secrets(each.runtime)
-    assert [(await store.job(job)).blocked_until for job in (one, two)] == [None, None]
+    assert [(await store.job(job)).not_before for job in (one, two)] == [None, None]
     await other.runtime.router.outages.refresh(at_once=True)
     await run_due(other, two)
     await run_due(store, one)
@@ -163,11 +163,11 @@ async def test_a_test_of_the_account_lets_jobs_of_all_processes_go_on_at_once(st
     accept(store, NEW)
     await run_due(store, job_id := await store.submit(10))
     await outages(store)
-    assert (await store.job(job_id)).blocked_until is not None
+    assert (await store.job(job_id)).not_before is not None
     accept(store, OLD)
     accept(operator, OLD)
     assert all(test.cause is None for test in await check_account(operator.runtime, "one"))
-    assert (await store.job(job_id)).blocked_until is None
+    assert (await store.job(job_id)).not_before is None
     await store.runtime.router.outages.refresh(at_once=True)
     await run_due(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED

@@ -55,8 +55,8 @@ TOTAL = SHARDS * SHARD_INPUTS - 4
 RUNS = os.environ.get("EMBEDMILL_TEST_MACHINE_RUNS")
 # Whence a shard may go: a late result may end one that waits, and only a retry opens one again.
 SHARD_MOVES = {
-    ShardState.QUEUED: {ShardState.RUNG, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
-    ShardState.RUNG: {ShardState.QUEUED, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
+    ShardState.QUEUED: {ShardState.ANNOUNCED, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
+    ShardState.ANNOUNCED: {ShardState.QUEUED, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
     ShardState.RUNNING: {ShardState.QUEUED, ShardState.DONE, ShardState.CANCELLED},
     ShardState.DONE: {ShardState.QUEUED},
     ShardState.CANCELLED: set[ShardState](),
@@ -238,7 +238,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def time_passes(self) -> None:
-        self.run(self.store.set_job(self.job_id, mark_at=db_now() - 60.0))
+        self.run(self.store.set_job(self.job_id, rate_sample_at=db_now() - 60.0))
 
     @invariant()
     def everything_agrees(self) -> None:

@@ -57,7 +57,7 @@ async def test_nothing_of_a_small_job_exists_before_it_is_whole(store: Store) ->
         assert await store.count(Job) == await store.count(Shard) == 0
         await intake.finish(b"fingerprint")
     job = await store.job(intake.job_id)
-    assert (job.status, job.total, job.ingested, job.intake_until) == (JobStatus.IN_PROGRESS, 9, 9, None)
+    assert (job.status, job.total, job.ingested, job.upload_lease_until) == (JobStatus.IN_PROGRESS, 9, 9, None)
 
 
 async def test_a_large_job_runs_while_it_arrives_and_may_be_through_before_its_end(store: Store) -> None:
@@ -199,7 +199,8 @@ async def test_an_upload_that_goes_on_knows_the_texts_that_came_before_it_was_cu
         await intake.add(lines_of(10))
         await intake.finish(b"fingerprint")
     assert [
-        bool(row.twins) for row in await store._rows(select(ShardInputs.twins).join(Shard).order_by(Shard.seq))
+        bool(row.duplicates)
+        for row in await store._rows(select(ShardInputs.duplicates).join(Shard).order_by(Shard.seq))
     ] == [
         False,
         True,
@@ -292,12 +293,12 @@ async def test_the_last_beat_of_an_upload_does_not_bring_its_lease_back(store: S
     settings = store.runtime.settings
     async with store.receiving_as(reservation) as intake:
         await intake.add(lines_of(25))
-        await store.set_job(intake.job_id, intake_until=db_now() - 1)
+        await store.set_job(intake.job_id, upload_lease_until=db_now() - 1)
         await renew(store.runtime.database, [reservation.owner], lease_s=settings.lease_s, resume_s=1.0)
-        assert (await store.job(intake.job_id)).intake_until > 0
+        assert (await store.job(intake.job_id)).upload_lease_until > 0
         await intake.finish(b"fingerprint")
         await renew(store.runtime.database, [reservation.owner], lease_s=settings.lease_s, resume_s=1.0)
-    assert (await store.job(intake.job_id)).intake_until is None
+    assert (await store.job(intake.job_id)).upload_lease_until is None
     async with store.runtime.database.read() as connection:
         left_s = (await connection.execute(select(IdempotencyKey.expires_at - db_now()))).scalar_one()
     assert left_s > settings.lease_s * 2
@@ -309,7 +310,7 @@ async def test_the_lease_of_an_upload_is_renewed_while_the_event_loop_is_busy(
     store = Store.open(database_url, tmp_path, heartbeat_s=0.05, lease_s=2.0)
     async with store.receiving_as(await reserved(store)) as intake:
         await intake.add(lines_of(25))
-        await store.set_job(intake.job_id, intake_until=db_now() - 1)
+        await store.set_job(intake.job_id, upload_lease_until=db_now() - 1)
         url = store.runtime.settings.sqlalchemy_url
         # Nothing else of this process runs on the loop until the lease has been renewed: the loop is held by us.
         wait_until(lambda: run_async(lease_left_s(url, intake.job_id)) > 0, 30.0, what="the lease's renewal")
@@ -321,7 +322,7 @@ async def lease_left_s(url: str, job_id: str) -> float:
     database = Database(url, pool_size=1)
     try:
         async with database.read() as connection:
-            left = await connection.execute(select(Job.intake_until - db_now()).where(Job.id == job_id))
+            left = await connection.execute(select(Job.upload_lease_until - db_now()).where(Job.id == job_id))
             return float(left.scalar_one() or 0.0)
     finally:
         await database.close()

@@ -12,7 +12,7 @@ from sqlalchemy import insert, select
 
 from engine.corpus.lines import Lines
 from engine.jobs.ingest import job_intake
-from engine.jobs.maintenance.crashes import MAX_SOLO_DEATHS
+from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
 from engine.jobs.maintenance.purge import FORGET_WORKER_S
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
@@ -72,7 +72,7 @@ async def test_a_lost_message_is_rung_again_once_its_time_is_over(store: Store, 
     [shard_id] = await store.shard_ids(await store.submit())
     await sweep_twice(store, other)
     assert store.bell.rung + other.bell.rung == [shard_id]
-    await store.set_shard(shard_id, rung_at=db_now() - store.runtime.settings.ring_again_s - 1)
+    await store.set_shard(shard_id, announced_at=db_now() - store.runtime.settings.reannounce_after_s - 1)
     await sweep_twice(store, other)
     assert store.bell.rung + other.bell.rung == [shard_id, shard_id]
 
@@ -85,14 +85,14 @@ async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails
     for lost in range(1, 3):
         await store.expire_lease(deadly.shard_id)
         await sweep_twice(store, other)
-        assert [shard.lost for shard in await store.shards(job_id)] == [lost, 0]
+        assert [shard.worker_crashes for shard in await store.shards(job_id)] == [lost, 0]
         await store.claim(deadly.shard_id)
     await store.expire_lease(deadly.shard_id)
     await sweep_twice(store, other)
     await sweep(store.runtime)
     assert [(shard.first_index, shard.count) for shard in await store.shards(job_id)] == [(0, 9), (10, 10), (9, 1)]
     await checked(store, job_id)
-    for _ in range(MAX_SOLO_DEATHS + 1):  # nothing else runs: there is no evidence but the number of deaths
+    for _ in range(MAX_SOLO_CRASHES + 1):  # nothing else runs: there is no evidence but the number of deaths
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
         for shard in await store.shards(job_id):
             if shard.state != ShardState.DONE:
@@ -147,10 +147,10 @@ async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Stor
         await record(store.runtime, held, landed(held, route=store.routes[0]))
         await sweep(store.runtime)
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
-        await store.set_job(job_id, intake_until=db_now() - 1)
+        await store.set_job(job_id, upload_lease_until=db_now() - 1)
         await sweep_twice(store, other)  # its process is here, and alive: it may have been stopped for a while
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
-        await store.set_job(job_id, intake_owner="elsewhere/b/n:1#x")
+        await store.set_job(job_id, upload_owner="elsewhere/b/n:1#x")
         await sweep_twice(store, other)
         job = await store.job(job_id)
         assert (job.status, job.total, job.completed, job.open_shards) == (JobStatus.FAILED, None, 10, 0)
@@ -178,7 +178,7 @@ async def test_an_upload_under_a_key_is_left_open_for_a_while(store: Store, othe
             raise RuntimeError
     await sweep_twice(store, other)
     assert await store.status(intake.job_id) == JobStatus.IN_PROGRESS
-    await store.set_job(intake.job_id, intake_until=db_now() - store.runtime.settings.upload_resume_s - 1)
+    await store.set_job(intake.job_id, upload_lease_until=db_now() - store.runtime.settings.upload_resume_s - 1)
     await sweep_twice(store, other)
     assert await store.status(intake.job_id) == JobStatus.FAILED
     assert await store.count(IdempotencyKey) == 0

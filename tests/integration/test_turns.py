@@ -149,16 +149,16 @@ async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
     job_id = await submit(quiet, 2, 100)
     held = await take_turn(quiet)
     assert held is not None and held.tokens == 100
-    assert (await quiet.job(job_id)).served_tokens == (await shares(quiet))["p"].served_tokens == 100
+    assert (await quiet.job(job_id)).virtual_time == (await shares(quiet))["p"].virtual_time == 100
     await record(quiet.runtime, held, landed(held, range(4), route=quiet.routes[0]))
     await claims.release(quiet.runtime, held, delay_s=0.0, spent=False, reason="", waiting_on="fairness")
     job = await quiet.job(job_id)
-    assert job.served_tokens == (await shares(quiet))["p"].served_tokens == 40
+    assert job.virtual_time == (await shares(quiet))["p"].virtual_time == 40
     assert (job.waiting_on, job.next_attempt_at) == ("fairness", None)
     again = await take_turn(quiet)
     assert again is not None and (again.shard_id, again.tokens) == (held.shard_id, 60)
     job = await quiet.job(job_id)
-    assert (job.served_tokens, job.waiting_on) == (100, None)
+    assert (job.virtual_time, job.waiting_on) == (100, None)
 
 
 async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) -> None:
@@ -170,7 +170,7 @@ async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) 
     await answer(store.runtime, second, "w")
     assert await store.status(small) == JobStatus.COMPLETED
     states = {shard.id: shard.state for shard in await store.shards(large)}
-    assert [states[each] for each in (first, second, third, fourth)] == ["done", "rung", "rung", "rung"]
+    assert [states[each] for each in (first, second, third, fourth)] == ["done", "announced", "announced", "announced"]
     # The shard whose ring was used for another was rung again, so every one is rung as often as it needs.
     for number, shard_id in enumerate(store.bell.rung):  # it grows meanwhile
         if number >= 2:
@@ -179,7 +179,7 @@ async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) 
     assert await store.status(large) == JobStatus.COMPLETED
 
 
-@pytest.mark.parametrize("deadly", [{"lost": 3}, {"attempt": 8}], ids=["lost workers", "attempts"])
+@pytest.mark.parametrize("deadly", [{"worker_crashes": 3}, {"attempt": 8}], ids=["lost workers", "attempts"])
 async def test_no_turn_is_of_a_shard_that_is_the_sweeps_to_halve_or_fail(quiet: Store, deadly: dict[str, int]) -> None:
     job_id = await submit(quiet, 2, 10)
     first, second = await quiet.shard_ids(job_id)
@@ -205,10 +205,10 @@ async def test_a_job_with_nothing_due_is_passed_over_until_it_has(quiet: Store) 
     quiet.bell.works = True
     assert await dispatch(quiet.runtime) == 1
     job = await quiet.job(blocked)
-    assert 0 < job.blocked_until - job.created_at < BLOCKED_AT_MOST_S + 5.0
-    assert (await quiet.job(ready)).blocked_until is None
+    assert 0 < job.not_before - job.created_at < BLOCKED_AT_MOST_S + 5.0
+    assert (await quiet.job(ready)).not_before is None
     await quiet.set_shard(later, next_run_at=db_now())
     assert await dispatch(quiet.runtime) == 0
-    await quiet.set_job(blocked, blocked_until=db_now())
+    await quiet.set_job(blocked, not_before=db_now())
     assert await dispatch(quiet.runtime) == 1
     assert quiet.bell.rung[-1] == later

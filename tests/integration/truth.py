@@ -18,7 +18,7 @@ from models.embedding import Matrix
 from models.job import FINISHED, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
 from models.usage import UsageKind, UsageRecord
 
-OPEN = (ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING)
+OPEN = (ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING)
 Expected = Callable[[Sequence[int]], Matrix]
 
 
@@ -132,7 +132,7 @@ class Truth:
 
     def _check_settled(self, outcomes: set[int]) -> None:
         for shard in self.shards:
-            bits = settled_bits(shard.settled, shard.count)
+            bits = settled_bits(shard.outcome_bitmap, shard.count)
             settled = {shard.first_index + int(position) for position in np.flatnonzero(bits)}
             mine = {index for index in outcomes if 0 <= index - shard.first_index < shard.count}
             assert settled == mine, f"shard {shard.seq} calls {settled ^ mine} settled, or not, against its rows"

@@ -13,7 +13,7 @@ from engine.jobs.row_locks import lock_shards
 from engine.jobs.verbs import cannot
 from engine.runtime import Runtime
 from models.base import db_now
-from models.job import FINISHED, LEGAL_MOVES, OPEN_SHARD, IdempotencyKey, Job, JobStatus, Shard, ShardState
+from models.job import FINISHED, LEGAL_MOVES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
 
 
 async def cancel(runtime: Runtime, project: str, job_id: str) -> None:
@@ -53,7 +53,7 @@ async def end_early(runtime: Runtime, job_id: str, status: JobStatus, code: str 
         sources = [state for state, targets in LEGAL_MOVES.items() if status in targets]
         values: dict[str, object] = {
             "status": JobStatus.CANCELLING if status is JobStatus.CANCELLED else status,
-            "intake_until": None,
+            "upload_lease_until": None,
             "waiting_on": None,
             "next_attempt_at": None,
             "version": Job.version + 1,
@@ -82,7 +82,7 @@ async def close_shards(runtime: Runtime, job_id: str) -> None:
     """
     async with runtime.database.write() as connection:
         closed, last = 0, ""
-        idle = and_(Shard.job_id == job_id, Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)))
+        idle = and_(Shard.job_id == job_id, Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)))
         while ids := await lock_shards(connection, idle, Shard.id > last):
             # Asked for once they are locked: a job may have been resumed or retried since somebody thought it over.
             if not last and not await _is_over(connection, job_id):
@@ -90,12 +90,12 @@ async def close_shards(runtime: Runtime, job_id: str) -> None:
             await connection.execute(
                 update(Shard)
                 .where(Shard.id.in_(ids))
-                .values(state=ShardState.CANCELLED, rung_at=None, allowance_usd=None)
+                .values(state=ShardState.CANCELLED, announced_at=None, reserved_usd=None)
             )
             closed, last = closed + len(ids), ids[-1]
         left = (
             await connection.execute(
-                select(func.count()).select_from(Shard).where(Shard.job_id == job_id, Shard.state.in_(OPEN_SHARD))
+                select(func.count()).select_from(Shard).where(Shard.job_id == job_id, Shard.state.in_(OPEN_STATES))
             )
         ).scalar_one()
         if closed:
@@ -132,7 +132,7 @@ async def let_go(runtime: Runtime, held: ClaimedShard) -> None:
             await connection.execute(
                 update(Shard)
                 .where(Shard.id.in_(mine))
-                .values(state=ShardState.CANCELLED, lease_until=None, worker=None, allowance_usd=None)
+                .values(state=ShardState.CANCELLED, lease_until=None, worker=None, reserved_usd=None)
             )
             await connection.execute(update(Job).where(Job.id == held.job_id).values(open_shards=Job.open_shards - 1))
     if mine and not over:

@@ -48,8 +48,10 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
         return
     # Its rings would take the places of others' until somebody looks at them.
     async with runtime.database.write() as connection:
-        rung = await lock_shards(connection, Shard.job_id == job_id, Shard.state == ShardState.RUNG)
-        await connection.execute(update(Shard).where(Shard.id.in_(rung)).values(state=ShardState.QUEUED, rung_at=None))
+        rung = await lock_shards(connection, Shard.job_id == job_id, Shard.state == ShardState.ANNOUNCED)
+        await connection.execute(
+            update(Shard).where(Shard.id.in_(rung)).values(state=ShardState.QUEUED, announced_at=None)
+        )
 
 
 async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Decimal | None = None) -> None:
@@ -89,17 +91,17 @@ def going_on(runtime: Runtime) -> dict[str, Any]:
         "status": JobStatus.IN_PROGRESS,
         "waiting_on": None,
         "next_attempt_at": None,
-        "waiting": None,
-        "blocked_until": None,
+        "outage": None,
+        "not_before": None,
         "finished_at": None,
         "expires_at": db_now() + runtime.settings.job_deadline_days * 86400.0,
         # No mark until something lands: before that nobody knows a rate, and what it was long ago is none.
-        "mark_at": None,
-        "mark_done": Job.completed + Job.failed,
-        "mark_tokens": Job.prompt_tokens,
-        "earlier_mark_at": None,
-        "earlier_mark_done": Job.completed + Job.failed,
-        "earlier_mark_tokens": Job.prompt_tokens,
+        "rate_sample_at": None,
+        "rate_sample_done": Job.completed + Job.failed,
+        "rate_sample_tokens": Job.prompt_tokens,
+        "prev_rate_sample_at": None,
+        "prev_rate_sample_done": Job.completed + Job.failed,
+        "prev_rate_sample_tokens": Job.prompt_tokens,
         "version": Job.version + 1,
     }
 

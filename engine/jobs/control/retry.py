@@ -26,7 +26,7 @@ from engine.jobs.verbs import cannot
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import Conflict
-from models.job import WORKER_LOSSES, Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState
+from models.job import MAX_WORKER_CRASHES, Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState
 
 RETRIED = (JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED)
 TRIES = 3
@@ -93,7 +93,7 @@ async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
         async with runtime.database.read() as connection:
             page = (
                 await connection.execute(
-                    select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled)
+                    select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
                     .where(Shard.job_id == job.id, Shard.seq > after, failed_here.is_not(None))
                     .order_by(Shard.seq)
                     .limit(SHARDS_AT_ONCE)
@@ -119,11 +119,13 @@ async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan
         )
     ).all()
     stored = (
-        await connection.execute(select(ShardInputs.inputs, ShardInputs.twins).where(ShardInputs.shard_id == shard.id))
+        await connection.execute(
+            select(ShardInputs.inputs, ShardInputs.duplicates).where(ShardInputs.shard_id == shard.id)
+        )
     ).one()
     inputs = _INPUTS.decode(stored.inputs)
-    twins = duplicate_codec.unpacked(stored.twins)
-    bits = settled_bits(shard.settled, shard.size)
+    twins = duplicate_codec.unpacked(stored.duplicates)
+    bits = settled_bits(shard.outcome_bitmap, shard.size)
     reopened = 0
     run: dict[str, Any] | None = None
     for row in failures:
@@ -149,8 +151,8 @@ async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
     values = going_on(runtime) | {
         "failed": Job.failed - plan.reopened,
         # After this statement's own change of it.
-        "mark_done": job.completed + job.failed - plan.reopened,
-        "earlier_mark_done": job.completed + job.failed - plan.reopened,
+        "rate_sample_done": job.completed + job.failed - plan.reopened,
+        "prev_rate_sample_done": job.completed + job.failed - plan.reopened,
         "open_shards": len(ids),
         "error_summary": list(plan.kept.values()),
     }
@@ -186,19 +188,19 @@ _QUEUE = (
     update(Shard)
     .where(Shard.id == bindparam("shard"))
     .values(
-        settled=bindparam("bits"),
+        outcome_bitmap=bindparam("bits"),
         state=ShardState.QUEUED,
         attempt=0,
-        lost=0,
-        lost_limit=WORKER_LOSSES,
-        solo_trial=null(),
+        worker_crashes=0,
+        crash_limit=MAX_WORKER_CRASHES,
+        solo_baseline=null(),
         blocked_by=None,
         fence=Shard.fence + 1,
         lease_until=None,
         worker=None,
         next_run_at=db_now(),
-        rung_at=None,
+        announced_at=None,
         last_error=None,
-        allowance_usd=None,
+        reserved_usd=None,
     )
 )

@@ -35,7 +35,7 @@ async def _whose_turn(runtime: Runtime, rung: str) -> str:
         places = await fair_share.places(connection, [first, rung])
     if not {first, rung} <= places.keys() or not places[first].before(places[rung]):
         return rung
-    if places[rung].state not in (ShardState.QUEUED, ShardState.RUNG):
+    if places[rung].state not in (ShardState.QUEUED, ShardState.ANNOUNCED):
         return rung  # an old message; there is another for the shard that is next
     if places[first].state == ShardState.QUEUED:
         await claims.decline(runtime, rung)

@@ -69,7 +69,7 @@ async def wait_for_provider(runtime: Runtime, held: ClaimedShard, outage: Outage
         now, waits_since = await _waits_since(connection, held)
         some = (
             select(Job.id)
-            .where(Job.blocked_until.is_not(None), Job.waiting_on == "provider")
+            .where(Job.not_before.is_not(None), Job.waiting_on == "provider")
             .limit(FEW_JOBS + 1)
             .subquery()
         )
@@ -86,7 +86,7 @@ async def wait_for_provider(runtime: Runtime, held: ClaimedShard, outage: Outage
         spent=False,
         reason=outage.cause.sentence(),
         waiting_on="provider",
-        waiting=outage.cause.waiting(outage.since) | {"waits_since": waits_since},
+        outage=outage.cause.waiting(outage.since) | {"waits_since": waits_since},
     )
 
 
@@ -109,31 +109,31 @@ async def wait_for_inputs(runtime: Runtime, held: ClaimedShard, error: UpstreamR
         spent=False,
         reason=error.message,
         waiting_on="provider",
-        waiting=cause_of(error.account, error).waiting(now) | {"waits_since": waits_since},
+        outage=cause_of(error.account, error).waiting(now) | {"waits_since": waits_since},
         blocks_job=False,
     )
 
 
 async def _waits_since(connection: AsyncConnection, held: ClaimedShard) -> tuple[float, float]:
     """Now, and since when the job has waited for its provider without any progress. Unix seconds."""
-    found = await connection.execute(select(Job.waiting, db_now().label("now")).where(Job.id == held.job_id))
+    found = await connection.execute(select(Job.outage, db_now().label("now")).where(Job.id == held.job_id))
     row = found.one_or_none()
     if row is None:
         return time.time(), time.time()
-    return row.now, (row.waiting or {}).get("waits_since") or row.now
+    return row.now, (row.outage or {}).get("waits_since") or row.now
 
 
 async def release(runtime: Runtime, held: ClaimedShard, error: EmbedmillError, *, delay_s: float, spent: bool) -> None:
     """Give the shard back after an error that is no outage; where it is the provider's, the job says so."""
-    waiting: dict[str, Any] | None = None
+    outage: dict[str, Any] | None = None
     if isinstance(error, UpstreamError):
-        waiting = cause_of(error.account, error).waiting(time.time())
+        outage = cause_of(error.account, error).waiting(time.time())
     elif isinstance(error, RouteQuarantined):
         advice = "See `embedmill doctor`; `embedmill doctor --release ACCOUNT` lets it serve again."
-        waiting = Cause(_first_account(runtime, held), error.code, error.message, advice).waiting(time.time())
-    waiting_on = "provider" if waiting is not None or error.retryable else None
+        outage = Cause(_first_account(runtime, held), error.code, error.message, advice).waiting(time.time())
+    waiting_on = "provider" if outage is not None or error.retryable else None
     await claims.release(
-        runtime, held, delay_s=delay_s, spent=spent, reason=error.message, waiting_on=waiting_on, waiting=waiting
+        runtime, held, delay_s=delay_s, spent=spent, reason=error.message, waiting_on=waiting_on, outage=outage
     )
 
 
@@ -146,10 +146,8 @@ async def wake(runtime: Runtime) -> None:
     """Let jobs go on at once whose provider answers again: its outage is gone from the table."""
     async with runtime.database.read() as connection:
         down = set((await connection.execute(select(RouteOutage.account))).scalars())
-        rows = (await connection.execute(select(Job.id, Job.waiting).where(BLOCKED).limit(WOKEN_AT_ONCE))).all()
-    await _let_go_on(
-        runtime, [row.id for row in rows if row.waiting and row.waiting.get("provider") not in ("", *down)]
-    )
+        rows = (await connection.execute(select(Job.id, Job.outage).where(BLOCKED).limit(WOKEN_AT_ONCE))).all()
+    await _let_go_on(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") not in ("", *down)])
 
 
 async def try_changed_secrets(runtime: Runtime) -> None:
@@ -162,10 +160,8 @@ async def try_changed_secrets(runtime: Runtime) -> None:
         try:
             await runtime.router.outages.try_again(account)
             async with runtime.database.read() as connection:
-                rows = (await connection.execute(select(Job.id, Job.waiting).where(BLOCKED).limit(WOKEN_AT_ONCE))).all()
-            await _let_go_on(
-                runtime, [row.id for row in rows if row.waiting and row.waiting.get("provider") == account]
-            )
+                rows = (await connection.execute(select(Job.id, Job.outage).where(BLOCKED).limit(WOKEN_AT_ONCE))).all()
+            await _let_go_on(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") == account])
             await dispatch(runtime)
         except Exception:
             runtime.upstream.secrets.note_changed(account)
@@ -184,10 +180,10 @@ async def _let_go_on(runtime: Runtime, over: list[str]) -> None:
         )
         await connection.execute(update(Shard).where(Shard.id.in_(due)).values(next_run_at=db_now()))
         locked = await lock_jobs(connection, Job.id.in_(over), BLOCKED)
-        await connection.execute(update(Job).where(Job.id.in_(locked)).values(blocked_until=None))
+        await connection.execute(update(Job).where(Job.id.in_(locked)).values(not_before=None))
 
 
-BLOCKED = (Job.blocked_until > db_now()) & (Job.waiting_on == "provider") & (Job.status == JobStatus.IN_PROGRESS)
+BLOCKED = (Job.not_before > db_now()) & (Job.waiting_on == "provider") & (Job.status == JobStatus.IN_PROGRESS)
 
 
 def _unknown_alias(alias: str) -> Cause:

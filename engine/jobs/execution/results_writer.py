@@ -25,7 +25,7 @@ from engine.jobs.recording.spool_replay import packed
 from engine.observability import failpoints
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
-from models.base import trace_id
+from models.base import random_id
 from models.embedding import BatchOutcome, InputError
 from models.errors import EmbedmillError, StorageBlocked, StorageRefused, StorageUnavailable
 from models.job import Job, JobStatus
@@ -46,7 +46,7 @@ class _Waiting:
 
     parts: list[BatchOutcome]
     file: SpooledFile | None = None
-    record_id: str = field(default_factory=lambda: trace_id("use"))
+    record_id: str = field(default_factory=lambda: random_id("use"))
 
 
 class ResultsWriter:

@@ -10,12 +10,12 @@ from engine.jobs.control.end_early import end_early
 from engine.jobs.ingest.idempotency import owner_is_dead, owner_is_here
 from engine.runtime import Runtime
 from models.base import db_now
-from models.job import UNDER_WAY, IdempotencyKey, Job, JobStatus
+from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 
 log = logging.getLogger("embedmill.sweep")
 # A process that is stopped, with its machine or by a signal, goes on with its uploads when it is woken in time.
 STOPPED_S = 900.0
-ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)), Job.intake_until < db_now())
+ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)), Job.upload_lease_until < db_now())
 
 
 async def end_abandoned_uploads(runtime: Runtime) -> None:
@@ -36,20 +36,20 @@ async def end_abandoned_uploads(runtime: Runtime) -> None:
             await connection.execute(
                 select(
                     Job.id,
-                    Job.intake_owner,
+                    Job.upload_owner,
                     has_key.is_not(None).label("has_key"),
-                    (db_now() - Job.intake_until).label("since_s"),
+                    (db_now() - Job.upload_lease_until).label("since_s"),
                 )
                 .where(ABANDONED)
-                .order_by(Job.intake_until)
+                .order_by(Job.upload_lease_until)
             )
         ).all()
     for row in rows:
         if row.has_key and row.since_s < resume_s:
             continue
-        if owner_is_here(row.intake_owner) and row.since_s < STOPPED_S:
+        if owner_is_here(row.upload_owner) and row.since_s < STOPPED_S:
             continue
-        reason = "died" if owner_is_dead(row.intake_owner) else "was lost"
+        reason = "died" if owner_is_dead(row.upload_owner) else "was lost"
         log.warning("an upload was abandoned", extra={"job_id": row.id, "reason": f"its process {reason}"})
         async with runtime.database.write() as connection:
             await connection.execute(

@@ -12,7 +12,7 @@ from engine.runtime import Runtime
 from models.base import usd_text
 from models.job import Job
 
-_COLUMNS = (Job.alias, Job.dimensions, Job.max_cost_usd, Job.options, Job.labels.label("labels"))
+_COLUMNS = (Job.alias, Job.dimensions, Job.max_cost_usd, Job.options, Job.metadata_.label("metadata"))
 # What is named with its values; of the others, which may be long, only that they differ.
 _SHOWN = {"model", "dimensions", "input_type", "truncate", "max_cost_usd"}
 _NAMES = {"provider_options": "providerOptions"}
@@ -41,12 +41,17 @@ async def what_differs(runtime: Runtime, job_id: str, wanted: JobSpec) -> str:
 
 
 def _differences(row: Row[Any], wanted: JobSpec) -> Iterator[str]:
-    then = {"model": row.alias, "dimensions": row.dimensions, "max_cost_usd": row.max_cost_usd, "metadata": row.labels}
+    then = {
+        "model": row.alias,
+        "dimensions": row.dimensions,
+        "max_cost_usd": row.max_cost_usd,
+        "metadata": row.metadata,
+    }
     now = {
         "model": wanted.alias.name,
         "dimensions": wanted.width,
         "max_cost_usd": wanted.max_cost_usd,
-        "metadata": wanted.labels,
+        "metadata": wanted.metadata,
     }
     then, now = then | dict(row.options), now | stored_options(wanted)
     for name, value in now.items():

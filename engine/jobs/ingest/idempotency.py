@@ -13,10 +13,10 @@ from engine.queue import worker_heartbeats
 from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.errors import Conflict
-from models.job import UNDER_WAY, IdempotencyKey, Job, JobStatus
+from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 
 # A job whose corpus is still arriving.
-ARRIVING = and_(Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)), Job.total.is_(None), Job.deleted_at.is_(None))
+ARRIVING = and_(Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)), Job.total.is_(None), Job.deleted_at.is_(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ async def _take_over(runtime: Runtime, connection: AsyncConnection, job_id: str,
     mine = new_reservation(job_id, key, resumes=True)
     taken = await connection.execute(
         update(Job)
-        .where(Job.id == job_id, ARRIVING, Job.intake_hash.is_not(None))
-        .values(intake_owner=mine.owner, intake_until=db_now() + runtime.settings.lease_s)
+        .where(Job.id == job_id, ARRIVING, Job.upload_hash.is_not(None))
+        .values(upload_owner=mine.owner, upload_lease_until=db_now() + runtime.settings.lease_s)
     )
     return mine if taken.rowcount else None
 

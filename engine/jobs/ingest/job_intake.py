@@ -1,8 +1,8 @@
 """Submit: a corpus becomes a job and its shards, while it arrives.
 
 A small corpus is one transaction: no answer before it, nothing of the job without it. A large one is written shard by
-shard, and its first shards run while its last lines are still under way. `intake_owner` is the request that brings it,
-and `intake_until` its lease. Only the owner adds to the job: one that was frozen and replaced writes nothing.
+shard, and its first shards run while its last lines are still under way. `upload_owner` is the request that brings it,
+and `upload_lease_until` its lease. Only the owner adds to the job: one that was frozen and replaced writes nothing.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from models.errors import (
     UploadInterrupted,
 )
 from models.job import (
-    UNDER_WAY,
+    ACTIVE_STATUSES,
     IdempotencyKey,
     Job,
     JobStatus,
@@ -102,7 +102,7 @@ class JobIntake:
         self._cutter = Sharder(
             self._runtime.settings,
             self._wanted,
-            Prefix(row.ingested, row.shards, bytes(row.intake_hash), row.intake_refused),
+            Prefix(row.ingested, row.shards, bytes(row.upload_hash), row.upload_refused_inputs),
         )
         log.info("an upload is taken up again", extra={"job_id": self.job_id, "inputs": row.ingested})
 
@@ -152,14 +152,14 @@ class JobIntake:
             )
         async with self._runtime.database.write() as connection:
             await self._insert(connection, cut)
-            is_through = NOTHING_OPEN & Job.status.in_(UNDER_WAY)
+            is_through = NOTHING_OPEN & Job.status.in_(ACTIVE_STATUSES)
             done = await connection.execute(
                 update(Job)
                 .where(self._my_job())
                 .values(
                     total=Job.ingested,
-                    intake_until=None,
-                    intake_owner=None,
+                    upload_lease_until=None,
+                    upload_owner=None,
                     version=Job.version + 1,
                     # The last shard may have ended before the last byte arrived.
                     status=case((is_through, FINAL_STATUS), else_=Job.status),
@@ -201,7 +201,7 @@ class JobIntake:
                         await connection.execute(
                             update(Job)
                             .where(self._my_job())
-                            .values(intake_owner=None, intake_until=db_now(), version=Job.version + 1)
+                            .values(upload_owner=None, upload_lease_until=db_now(), version=Job.version + 1)
                         )
                         await connection.execute(
                             update(IdempotencyKey)
@@ -222,19 +222,19 @@ class JobIntake:
             log.warning("an abandoned intake is left to the sweep", extra={"job_id": self.job_id})
 
     def _my_job(self) -> ColumnElement[bool]:
-        return and_(Job.id == self.job_id, Job.intake_owner == self._reservation.owner, ARRIVING)
+        return and_(Job.id == self.job_id, Job.upload_owner == self._reservation.owner, ARRIVING)
 
     async def _is_mine(self) -> bool:
         async with self._runtime.database.read() as connection:
             found = await connection.execute(
-                select(Job.id).where(Job.id == self.job_id, Job.intake_owner == self._reservation.owner)
+                select(Job.id).where(Job.id == self.job_id, Job.upload_owner == self._reservation.owner)
             )
             return found.first() is not None
 
     async def _why_not_mine(self, connection: AsyncConnection) -> EmbedmillError:
         """Why this request may not add to its job any more."""
         row = (
-            await connection.execute(select(Job.status, Job.deleted_at, Job.intake_owner).where(Job.id == self.job_id))
+            await connection.execute(select(Job.status, Job.deleted_at, Job.upload_owner).where(Job.id == self.job_id))
         ).one_or_none()
         if row is None or row.deleted_at is not None:
             return Conflict("The job was deleted while its corpus arrived: send the corpus again for a new one.")
@@ -284,12 +284,15 @@ class JobIntake:
                 attempt=0,
                 fence=0,
                 next_run_at=db_now(),
-                settled=np.packbits(settled).tobytes(),
+                outcome_bitmap=np.packbits(settled).tobytes(),
             )
         )
         await connection.execute(
             insert(ShardInputs).values(
-                shard_id=shard_id, inputs=cut.packed_inputs, ids=cut.packed_ids, twins=duplicate_codec.packed(cut.twins)
+                shard_id=shard_id,
+                inputs=cut.packed_inputs,
+                ids=cut.packed_ids,
+                duplicates=duplicate_codec.packed(cut.twins),
             )
         )
         if cut.truncated:
@@ -299,9 +302,9 @@ class JobIntake:
             "ingested": Job.ingested + count,
             "open_shards": Job.open_shards + int(is_open),
             "failed": Job.failed + cut.refused,
-            "intake_until": db_now() + self._runtime.settings.lease_s,
-            "intake_hash": cut.prefix_hash,
-            "intake_refused": Job.intake_refused + cut.refused,
+            "upload_lease_until": db_now() + self._runtime.settings.lease_s,
+            "upload_hash": cut.prefix_hash,
+            "upload_refused_inputs": Job.upload_refused_inputs + cut.refused,
             "version": Job.version + 1,
             "status": case((Job.status == JobStatus.VALIDATING, JobStatus.IN_PROGRESS), else_=Job.status),
         }
@@ -324,7 +327,7 @@ class JobIntake:
             "space": wanted.alias.space,
             "dimensions": wanted.width,
             "options": stored_options(wanted),
-            "labels": wanted.labels,
+            "metadata_": wanted.metadata,
             "warnings": [
                 {"code": "unsupported_parameter", "message": f"'{where}': {why}"}
                 for where, why in not_honoured(wanted.options, wanted.alias.routes)
@@ -339,16 +342,16 @@ class JobIntake:
             "cost_usd": Decimal(0),
             "usage_estimated": False,
             "error_summary": [],
-            "served_tokens": newcomer(self._caller.project),
+            "virtual_time": newcomer(self._caller.project),
             "created_at": db_now(),
             "expires_at": db_now() + settings.job_deadline_days * 86400.0,
-            "intake_until": db_now() + settings.lease_s,
-            "intake_owner": self._reservation.owner,
-            "intake_refused": 0,
-            "mark_done": 0,
-            "mark_tokens": 0,
-            "earlier_mark_done": 0,
-            "earlier_mark_tokens": 0,
+            "upload_lease_until": db_now() + settings.lease_s,
+            "upload_owner": self._reservation.owner,
+            "upload_refused_inputs": 0,
+            "rate_sample_done": 0,
+            "rate_sample_tokens": 0,
+            "prev_rate_sample_done": 0,
+            "prev_rate_sample_tokens": 0,
             "version": 1,
         }
 

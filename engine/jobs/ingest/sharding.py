@@ -38,7 +38,7 @@ class JobSpec:
     alias: Alias
     width: int
     options: Options
-    labels: dict[str, Any]
+    metadata: dict[str, Any]
     request_id: str
     max_cost_usd: Decimal | None = None
 

@@ -13,12 +13,12 @@ from sqlalchemy import and_, select, update
 from engine.jobs.row_locks import lock_jobs, lock_shards
 from engine.runtime import Runtime
 from models.base import db_now
-from models.job import OPEN_SHARD, Job, Shard, ShardState
+from models.job import OPEN_STATES, Job, Shard, ShardState
 
 _BLOCKER = Shard.__table__.alias("blocker")
 _BLOCKER_IS_OPEN = (
     select(_BLOCKER.c.id)
-    .where(_BLOCKER.c.id == Shard.blocked_by, _BLOCKER.c.state.in_(OPEN_SHARD))
+    .where(_BLOCKER.c.id == Shard.blocked_by, _BLOCKER.c.state.in_(OPEN_STATES))
     .correlate(Shard)
     .scalar_subquery()
     .is_not(None)
@@ -32,7 +32,7 @@ async def find_blocker(runtime: Runtime, job_id: str, indexes: Collection[int]) 
     async with runtime.database.read() as connection:
         still_open = await connection.execute(
             select(Shard.id, Shard.first_index, Shard.count.label("size"))
-            .where(Shard.job_id == job_id, Shard.state.in_(OPEN_SHARD))
+            .where(Shard.job_id == job_id, Shard.state.in_(OPEN_STATES))
             .order_by(Shard.first_index.desc())
         )
         for shard in still_open:
@@ -57,6 +57,6 @@ async def free_blocked(runtime: Runtime, shard_id: str | None = None) -> int:
             .returning(Shard.job_id, Shard.state)
         )
         waiting = {row.job_id for row in rows if row.state == ShardState.QUEUED}
-        jobs = await lock_jobs(connection, Job.id.in_(sorted(waiting)), Job.blocked_until.is_not(None))
-        await connection.execute(update(Job).where(Job.id.in_(jobs)).values(blocked_until=None))
+        jobs = await lock_jobs(connection, Job.id.in_(sorted(waiting)), Job.not_before.is_not(None))
+        await connection.execute(update(Job).where(Job.id.in_(jobs)).values(not_before=None))
     return len(freed)

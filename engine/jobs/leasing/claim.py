@@ -18,7 +18,7 @@ from engine.limiter.call_waits import CallWaits
 from engine.runtime import Runtime
 from models.base import db_now
 from models.embedding import Call, Input, Options
-from models.job import OPEN_SHARD, Job, JobStatus, Shard, ShardInputs, ShardState
+from models.job import OPEN_STATES, Job, JobStatus, Shard, ShardInputs, ShardState
 
 Bits = npt.NDArray[np.bool_]
 _INPUTS = msgspec.msgpack.Decoder(list[str | list[int] | None])
@@ -72,7 +72,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
                 .where(
                     Shard.id == shard_id,
                     or_(
-                        Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)),
+                        Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)),
                         and_(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
                     ),
                     Shard.next_run_at <= db_now(),
@@ -85,9 +85,9 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
                     fence=Shard.fence + 1,
                     lease_until=db_now() + runtime.settings.lease_s,
                     worker=worker,
-                    rung_at=None,
+                    announced_at=None,
                 )
-                .returning(Shard.job_id, Shard.attempt, Shard.fence, Shard.settled, Shard.count, Shard.tokens)
+                .returning(Shard.job_id, Shard.attempt, Shard.fence, Shard.outcome_bitmap, Shard.count, Shard.tokens)
             )
         ).one_or_none()
         if taken is None:
@@ -107,7 +107,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
                     Shard.first_index,
                     Shard.count.label("size"),
                     ShardInputs.inputs,
-                    ShardInputs.twins,
+                    ShardInputs.duplicates,
                     Job.max_cost_usd,
                 )
                 .join(Shard, Shard.job_id == Job.id)
@@ -129,9 +129,9 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
         count=row.size,
         attempt=taken.attempt,
         fence=taken.fence,
-        settled=settled_bits(taken.settled, row.size),
+        settled=settled_bits(taken.outcome_bitmap, row.size),
         inputs=_INPUTS.decode(row.inputs),
-        twins=duplicate_codec.unpacked(row.twins),
+        twins=duplicate_codec.unpacked(row.duplicates),
         max_cost_usd=row.max_cost_usd,
         tokens=tokens,
     )
@@ -142,8 +142,8 @@ async def decline(runtime: Runtime, shard_id: str) -> None:
     async with runtime.database.write() as connection:
         await connection.execute(
             update(Shard)
-            .where(Shard.id == shard_id, Shard.state == ShardState.RUNG)
-            .values(state=ShardState.QUEUED, rung_at=None)
+            .where(Shard.id == shard_id, Shard.state == ShardState.ANNOUNCED)
+            .values(state=ShardState.QUEUED, announced_at=None)
         )
 
 
@@ -170,13 +170,13 @@ async def release(
     reason: str,
     waiting_on: str | None,
     blocked_by: str | None = None,
-    waiting: dict[str, Any] | None = None,
+    outage: dict[str, Any] | None = None,
     blocks_job: bool = True,
 ) -> None:
     """Give the shard back, to be claimed again after `delay_s`. `spent` False returns the attempt too.
 
     `blocked_by`: a shard whose end it waits for, should that one be open still.
-    `waiting`: what its job says about the outage that it waits for. Unless the attempt is spent, or `blocks_job` is
+    `outage`: what its job says about the outage that it waits for. Unless the attempt is spent, or `blocks_job` is
     False, none of the job's other shards is due before the delay is over then.
 
     Fenced: a worker that lost its lease changes nothing.
@@ -188,13 +188,13 @@ async def release(
             .values(
                 state=ShardState.QUEUED,
                 lease_until=None,
-                allowance_usd=None,
+                reserved_usd=None,
                 next_run_at=db_now() + delay_s,
                 attempt=Shard.attempt if spent else Shard.attempt - 1,
                 last_error=reason[:500],
                 blocked_by=_if_open(blocked_by),
             )
-            .returning(Shard.settled, Shard.count, Shard.tokens)
+            .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
         )
         shard = given_back.one_or_none()
         # A visit that failed has had its turn: else a job that gets nowhere is the least served, and always first.
@@ -208,8 +208,8 @@ async def release(
                     waiting_on=waiting_on,
                     # Nobody knows when its turn comes.
                     next_attempt_at=None if waiting_on == "fairness" else db_now() + delay_s,
-                    waiting=waiting,
-                    blocked_until=db_now() + delay_s if waiting and blocks_job and not spent else Job.blocked_until,
+                    outage=outage,
+                    not_before=db_now() + delay_s if outage and blocks_job and not spent else Job.not_before,
                     version=Job.version + 1,
                 )
             )
@@ -217,13 +217,13 @@ async def release(
 
 def _if_open(shard_id: str | None) -> Any:
     blocker = Shard.__table__.alias("blocker")
-    is_open = blocker.c.state.in_(OPEN_SHARD)
+    is_open = blocker.c.state.in_(OPEN_STATES)
     return None if shard_id is None else select(blocker.c.id).where(blocker.c.id == shard_id, is_open).scalar_subquery()
 
 
 def open_tokens(shard: Any) -> int:
     """The estimated tokens of the inputs that have no outcome yet; inputs are counted where nobody has estimated."""
-    still_open = shard.count - int(settled_bits(shard.settled, shard.count).sum())
+    still_open = shard.count - int(settled_bits(shard.outcome_bitmap, shard.count).sum())
     return int((shard.tokens or shard.count) * still_open // shard.count)
 
 

@@ -11,7 +11,7 @@ _UNPACK = msgspec.msgpack.Decoder(tuple[list[int], list[int]])
 
 
 def packed(twins: Mapping[int, int]) -> bytes | None:
-    """Positions and first indexes, as `shard_inputs.twins` holds them; None where there are none."""
+    """Positions and first indexes, as `shard_inputs.duplicates` holds them; None where there are none."""
     return _PACK.encode((list(twins), list(twins.values()))) if twins else None
 
 

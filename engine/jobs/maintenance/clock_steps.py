@@ -16,8 +16,8 @@ from engine.jobs.reading.read_leases import READ_LEASE_S
 from engine.jobs.row_locks import AT_ONCE, lock_jobs, lock_shards
 from engine.runtime import Runtime
 from models.base import db_now
-from models.canary import Canary
-from models.job import OPEN_SHARD, UNDER_WAY, IdempotencyKey, Job, JobStatus, Shard, ShardState
+from models.drift import DriftCheck
+from models.job import ACTIVE_STATUSES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
 from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
@@ -60,8 +60,8 @@ async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0)
     async with runtime.database.write() as connection:
         spared = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < until)
         await connection.execute(update(Shard).where(Shard.id.in_(spared)).values(lease_until=until))
-        uploads = await lock_jobs(connection, Job.intake_until < until)
-        await connection.execute(update(Job).where(Job.id.in_(uploads)).values(intake_until=until))
+        uploads = await lock_jobs(connection, Job.upload_lease_until < until)
+        await connection.execute(update(Job).where(Job.id.in_(uploads)).values(upload_lease_until=until))
         await connection.execute(
             update(IdempotencyKey)
             .where(IdempotencyKey.fingerprint.is_(None), IdempotencyKey.expires_at < until)
@@ -86,18 +86,18 @@ async def pull_in(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
     lease_end = db_now() + settings.lease_s
     for where, values in (
         (and_(Shard.state == ShardState.RUNNING, Shard.lease_until > lease_end), {"lease_until": lease_end}),
-        (and_(Shard.state == ShardState.RUNG, Shard.rung_at > db_now()), {"rung_at": db_now()}),
+        (and_(Shard.state == ShardState.ANNOUNCED, Shard.announced_at > db_now()), {"announced_at": db_now()}),
         # Of rung and running shards too: they are queued again where their ring or their lease comes to nothing.
         (
-            and_(Shard.state.in_(OPEN_SHARD), Shard.next_run_at > db_now() + due_within_s),
+            and_(Shard.state.in_(OPEN_STATES), Shard.next_run_at > db_now() + due_within_s),
             {"next_run_at": db_now() + due_within_s},
         ),
     ):
         await _set_shards(runtime, where, values)
     read_end = db_now() + READ_LEASE_S
     for which, columns in (
-        (Job.blocked_until.is_not(None), {"blocked_until": None}),
-        (Job.intake_until > lease_end, {"intake_until": lease_end}),
+        (Job.not_before.is_not(None), {"not_before": None}),
+        (Job.upload_lease_until > lease_end, {"upload_lease_until": lease_end}),
         (and_(Job.status == JobStatus.IN_PROGRESS, Job.next_attempt_at > db_now()), {"next_attempt_at": None}),
         (Job.read_until > read_end, {"read_until": read_end}),
     ):
@@ -106,13 +106,15 @@ async def pull_in(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
     async with runtime.database.write() as connection:
         await connection.execute(update(IdempotencyKey).where(in_flight).values(expires_at=lease_end))
         await connection.execute(update(WorkerProcess).where(WorkerProcess.seen_at > db_now()).values(seen_at=db_now()))
-        await connection.execute(update(Canary).where(Canary.checked_at > db_now()).values(checked_at=db_now()))
+        await connection.execute(update(DriftCheck).where(DriftCheck.checked_at > db_now()).values(checked_at=db_now()))
 
 
 async def forget_rates(runtime: Runtime) -> None:
     """Rates are differences of instants: they count from what lands next."""
-    marked = and_(Job.status.in_(UNDER_WAY), or_(Job.mark_at.is_not(None), Job.earlier_mark_at.is_not(None)))
-    await _set_jobs(runtime, marked, {"mark_at": None, "earlier_mark_at": None})
+    marked = and_(
+        Job.status.in_(ACTIVE_STATUSES), or_(Job.rate_sample_at.is_not(None), Job.prev_rate_sample_at.is_not(None))
+    )
+    await _set_jobs(runtime, marked, {"rate_sample_at": None, "prev_rate_sample_at": None})
 
 
 async def _set_shards(runtime: Runtime, where: ColumnElement[bool], values: dict[str, Any]) -> None:

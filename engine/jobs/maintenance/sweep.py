@@ -18,7 +18,7 @@ from engine.jobs.ingest.broken_uploads import ABANDONED, end_abandoned_uploads
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import FREE_AGAIN, free_blocked
 from engine.jobs.maintenance.clock_steps import watch_clock
-from engine.jobs.maintenance.crashes import CRASHING, crashing, is_guilty, of_running_job, requeue_lost
+from engine.jobs.maintenance.crashes import CRASHING, crashing, is_crashing_input, of_running_job, requeue_crashed
 from engine.jobs.maintenance.purge import DOOMED, EXPIRED, OLD_KEY, OLD_WORKER, purge
 from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, recount
 from engine.jobs.recording.orphaned_calls import note_lost_calls
@@ -32,9 +32,9 @@ from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import EmbedmillError, StorageUnavailable
 from models.job import (
+    ACTIVE_STATUSES,
     FINISHED,
-    OPEN_SHARD,
-    UNDER_WAY,
+    OPEN_STATES,
     AmbiguousCall,
     IdempotencyKey,
     Job,
@@ -99,7 +99,7 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
     questions = {
         "requeue_expired": select(Shard.id).where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
         "requeue_unanswered": select(Shard.id).where(
-            Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - settings.ring_again_s
+            Shard.state == ShardState.ANNOUNCED, Shard.announced_at < db_now() - settings.reannounce_after_s
         ),
         "split_crashing_shards": select(Shard.id).where(CRASHING, of_running_job()),
         "fail_the_spent": select(Shard.id).where(_spent(runtime), of_running_job()),
@@ -107,9 +107,9 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
         "finish_jobs": select(Job.id).where(_UNFINISHED).order_by(Job.status, Job.open_shards),
         "end_cancelling": select(Job.id).where(Job.status == JobStatus.CANCELLING),
         "close_stray_shards": _STRAY.order_by(Job.status, Job.open_shards),
-        "end_abandoned_uploads": select(Job.id).where(ABANDONED).order_by(Job.intake_until),
+        "end_abandoned_uploads": select(Job.id).where(ABANDONED).order_by(Job.upload_lease_until),
         "end_overdue_jobs": select(Job.id).where(_OVERDUE).order_by(Job.expires_at),
-        "wake": select(Job.id).where(BLOCKED).order_by(Job.blocked_until),
+        "wake": select(Job.id).where(BLOCKED).order_by(Job.not_before),
         "purge": select(Job.id).where(DOOMED).order_by(Job.deleted_at),
         "expire": select(Job.id).where(EXPIRED).order_by(Job.expires_at),
         "forget_keys": select(IdempotencyKey.key).where(OLD_KEY).order_by(IdempotencyKey.expires_at),
@@ -129,18 +129,18 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
     return due
 
 
-_UNFINISHED = and_(Job.status.in_(UNDER_WAY), Job.open_shards < 1, Job.total.is_not(None))
+_UNFINISHED = and_(Job.status.in_(ACTIVE_STATUSES), Job.open_shards < 1, Job.total.is_not(None))
 # Where workers hold all that is left of a job, it waits so long for what they bring: they may be waiting themselves.
 LANDING_S = 600.0
 _OVERDUE = and_(
     Job.expires_at < db_now(),
-    Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)),
+    Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)),
     Job.deleted_at.is_(None),
     or_(
         Job.expires_at < db_now() - LANDING_S,
         Job.total.is_(None),
         select(Shard.id)
-        .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_SHARD - {ShardState.RUNNING})))
+        .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_STATES - {ShardState.RUNNING})))
         .limit(1)
         .correlate(Job)
         .scalar_subquery()
@@ -153,7 +153,7 @@ _STRAY = select(Job.id).where(
     Job.status.in_(FINISHED),
     Job.open_shards > 0,
     select(Shard.id)
-    .where(Shard.job_id == Job.id, Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)))
+    .where(Shard.job_id == Job.id, Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)))
     .limit(1)
     .correlate(Job)
     .scalar_subquery()
@@ -165,7 +165,7 @@ async def requeue_expired(runtime: Runtime) -> None:
     """Shards whose worker has stopped renewing its lease."""
     async with runtime.database.write() as connection:
         lost = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < db_now())
-        rows = await requeue_lost(connection, lost, "the worker was lost")
+        rows = await requeue_crashed(connection, lost, "the worker was lost")
     for row in rows:
         log.warning("a lease ran out", extra={"shard_id": row.id, "job_id": row.job_id})
 
@@ -184,7 +184,7 @@ async def reclaim_dead_workers(runtime: Runtime) -> None:
     async with runtime.database.write() as connection:
         await connection.execute(delete(WorkerProcess).where(WorkerProcess.id.in_(dead)))
         held = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead))
-        freed = await requeue_lost(connection, held, "the worker died")
+        freed = await requeue_crashed(connection, held, "the worker died")
     log.warning("worker processes died", extra={"count": len(dead), "freed": len(freed)})
 
 
@@ -192,10 +192,12 @@ async def requeue_unanswered(runtime: Runtime) -> None:
     """Shards that were rung and never claimed: the message was lost, or every worker is busy."""
     async with runtime.database.write() as connection:
         unheard = await lock_shards(
-            connection, Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - runtime.settings.ring_again_s
+            connection,
+            Shard.state == ShardState.ANNOUNCED,
+            Shard.announced_at < db_now() - runtime.settings.reannounce_after_s,
         )
         await connection.execute(
-            update(Shard).where(Shard.id.in_(unheard)).values(state=ShardState.QUEUED, rung_at=None)
+            update(Shard).where(Shard.id.in_(unheard)).values(state=ShardState.QUEUED, announced_at=None)
         )
 
 
@@ -205,14 +207,14 @@ async def split_crashing_shards(runtime: Runtime) -> None:
     found: list[Any] = []
     async with runtime.database.read() as connection:
         for which in (CRASHING, _spent(runtime)):
-            columns = select(Shard.id, Shard.lost, Shard.lost_limit)
+            columns = select(Shard.id, Shard.worker_crashes, Shard.crash_limit)
             found += (await connection.execute(columns.where(which, of_running_job()).limit(AT_ONCE))).all()
     for shard_id, lost, limit in found:
         # Another sweep may have halved it since: then it is not deadly any more.
         halves = await halve(runtime, shard_id, deadly) if lost >= limit else 1
         if halves == 2:
             log.warning("a shard that lost its workers was halved", extra={"shard_id": shard_id, "count": lost})
-        if halves != 1 or (lost >= limit and not await is_guilty(runtime, shard_id)):
+        if halves != 1 or (lost >= limit and not await is_crashing_input(runtime, shard_id)):
             continue
         held = await claims.claim(runtime, shard_id, "sweep")
         if held is not None:

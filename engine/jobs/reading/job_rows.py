@@ -87,8 +87,8 @@ def etag(row: Row[Any]) -> str:
     """Changes with everything that a poller could see, also with what changes by time alone: rates, and due times."""
     parts = [str(row.version)]
     if row.status == JobStatus.IN_PROGRESS:
-        if row.mark_at is not None:
-            parts.append(str(int((row.now - row.mark_at) // 10)))
+        if row.rate_sample_at is not None:
+            parts.append(str(int((row.now - row.rate_sample_at) // 10)))
         parts += [str(part) for part in _waiting(row) if part is not None]
     return f'"{"-".join(parts)}"'
 
@@ -180,11 +180,11 @@ def _waiting(row: Row[Any]) -> tuple[str | None, int | None]:
 
 def _outage(row: Row[Any]) -> dict[str, Any] | None:
     """What a job says about the outage that it waits for."""
-    if row.waiting is None or row.status != JobStatus.IN_PROGRESS or row.waiting_on != "provider":
+    if row.outage is None or row.status != JobStatus.IN_PROGRESS or row.waiting_on != "provider":
         return None
     names = ("provider", "code", "message", "advice")
-    return {name: row.waiting[name] for name in names} | {
-        "since": int(row.waiting["since"]),
+    return {name: row.outage[name] for name in names} | {
+        "since": int(row.outage["since"]),
         "next_attempt_at": math.ceil(max(row.next_attempt_at or row.now, row.now)),
     }
 
@@ -198,13 +198,13 @@ def _rate(row: Row[Any]) -> tuple[float, float]:
     until = row.now
     if row.status in FINISHED:
         until = row.finished_at or row.now
-    elif row.mark_at is None:  # nothing has landed since it started, was resumed or retried
+    elif row.rate_sample_at is None:  # nothing has landed since it started, was resumed or retried
         return 0.0, 0.0
-    elif row.earlier_mark_at is not None:
-        since, done_then, tokens_then = row.earlier_mark_at, row.earlier_mark_done, row.earlier_mark_tokens
-    elif row.mark_at is not None and row.now - row.mark_at > FRESH_MARK_S:
-        since, done_then, tokens_then = row.mark_at, row.mark_done, row.mark_tokens
-    elif row.mark_done:  # it goes on, and has only just begun to: what it did before a pause says nothing of now
+    elif row.prev_rate_sample_at is not None:
+        since, done_then, tokens_then = row.prev_rate_sample_at, row.prev_rate_sample_done, row.prev_rate_sample_tokens
+    elif row.rate_sample_at is not None and row.now - row.rate_sample_at > FRESH_MARK_S:
+        since, done_then, tokens_then = row.rate_sample_at, row.rate_sample_done, row.rate_sample_tokens
+    elif row.rate_sample_done:  # it goes on, and has only just begun to: what it did before a pause says nothing of now
         return 0.0, 0.0
     seconds = max(until - since, 0.001)
     return (done - done_then) / seconds, (row.prompt_tokens - tokens_then) / seconds

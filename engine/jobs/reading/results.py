@@ -81,7 +81,7 @@ async def is_complete(runtime: Runtime, job: Row[Any], wanted: Range, asked_stop
     if job.total is not None and job.completed + job.failed == job.total:
         return True
     async for shard in _shards(runtime, job.id, wanted):
-        bits = settled_bits(shard.settled, shard.size)
+        bits = settled_bits(shard.outcome_bitmap, shard.size)
         low = max(wanted.start - shard.first_index, 0)
         if not bits[low : wanted.stop - shard.first_index].all():
             return False
@@ -190,7 +190,7 @@ async def _shards(runtime: Runtime, job_id: str, wanted: Range) -> AsyncIterator
     if not len(wanted):
         return
     touched = (
-        select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled)
+        select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
         .where(Shard.job_id == job_id, Shard.first_index < wanted.stop, Shard.first_index + Shard.count > wanted.start)
         .order_by(Shard.seq)
     )
@@ -225,7 +225,7 @@ async def _pieces(
         for _ in range(READ_TRIES):
             piece, outcomes = await _read_piece(runtime, job, wanted, shard, with_ids=with_ids)
             low, high = piece.first_index - shard.first_index, piece.stop - shard.first_index
-            expected = high - low if complete else int(settled_bits(shard.settled, shard.size)[low:high].sum())
+            expected = high - low if complete else int(settled_bits(shard.outcome_bitmap, shard.size)[low:high].sum())
             if outcomes >= expected:
                 break
             shard = await _read_shard(runtime, shard)
@@ -236,7 +236,7 @@ async def _pieces(
 
 async def _read_shard(runtime: Runtime, shard: Any) -> Any:
     """The shard as it is now. Raises ResultsChanged when it is gone, or has been cut in two since."""
-    columns = Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled
+    columns = Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap
     async with runtime.database.read() as connection:
         found = (await connection.execute(select(*columns).where(Shard.id == shard.id))).one_or_none()
     if found is None or found.size != shard.size:

@@ -136,16 +136,16 @@ async def note_for(
     """Write down these calls of a run; those that were not known yet. They are paid for out of its allowance."""
     if held.max_cost_usd is not None and calls:
         cost_usd = sum((call.cost_usd for call in calls), Decimal(0))
-        rest = Shard.allowance_usd - cost_usd
+        rest = Shard.reserved_usd - cost_usd
         await connection.execute(
             update(Shard)
             .where(
                 Shard.id == held.shard_id,
                 Shard.fence == held.fence,
                 Shard.state == ShardState.RUNNING,
-                Shard.allowance_usd.is_not(None),
+                Shard.reserved_usd.is_not(None),
             )
-            .values(allowance_usd=case((Shard.allowance_usd > cost_usd, rest), else_=0))
+            .values(reserved_usd=case((Shard.reserved_usd > cost_usd, rest), else_=0))
         )
     return await note(
         runtime.database,

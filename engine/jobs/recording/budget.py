@@ -84,8 +84,8 @@ class SpendReservation:
     result is recorded are written down with the most that they may have cost, and the allowance covers them.
     """
 
-    def __init__(self, allowance_usd: Decimal, alias: Alias, landed: Callable[[BatchOutcome], None]) -> None:
-        self._rest = allowance_usd
+    def __init__(self, reserved_usd: Decimal, alias: Alias, landed: Callable[[BatchOutcome], None]) -> None:
+        self._rest = reserved_usd
         self._usd_per_token = highest_price(alias) / MILLION
         self._landed = landed
         self._bound: dict[int, int] = {}  # tokens at the most of each input that is under way or not yet recorded
@@ -168,23 +168,23 @@ async def take(
             return purse
         left = await _left(connection, held)
         allowance = min(wanted, max(left, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
-        await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(allowance_usd=allowance))
+        await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(reserved_usd=allowance))
     return SpendReservation(allowance, alias, landed)
 
 
 async def charge(
-    connection: AsyncConnection, held: ClaimedShard, allowance_usd: Decimal | None, cost_usd: Decimal
+    connection: AsyncConnection, held: ClaimedShard, reserved_usd: Decimal | None, cost_usd: Decimal
 ) -> bool:
     """Take what results cost from the shard's allowance, or else from what nobody holds. False: nothing covers it.
 
-    For a transaction that has locked the shard. `allowance_usd` is what it says of itself, if it runs: results of a
+    For a transaction that has locked the shard. `reserved_usd` is what it says of itself, if it runs: results of a
     worker that has lost it are charged to whoever holds it now, for whom they save the same calls.
     """
-    allowance = allowance_usd or Decimal(0)
+    allowance = reserved_usd or Decimal(0)
     if cost_usd > allowance and cost_usd > await _left(connection, held):
         return False
     await connection.execute(
-        update(Shard).where(Shard.id == held.shard_id).values(allowance_usd=max(Decimal(0), allowance - cost_usd))
+        update(Shard).where(Shard.id == held.shard_id).values(reserved_usd=max(Decimal(0), allowance - cost_usd))
     )
     return True
 
@@ -198,12 +198,12 @@ async def wait_or_pause(runtime: Runtime, held: ClaimedShard, needed_usd: Decima
             .values(
                 state=ShardState.QUEUED,
                 lease_until=None,
-                allowance_usd=None,
+                reserved_usd=None,
                 next_run_at=db_now() + uniform(0.3, 1.0),
                 attempt=Shard.attempt - 1,
                 last_error="the budget is spent",
             )
-            .returning(Shard.settled, Shard.count, Shard.tokens)
+            .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
         )
         shard = given_back.one_or_none()
         if shard is not None:
@@ -237,7 +237,7 @@ async def _left(connection: AsyncConnection, held: ClaimedShard) -> Decimal:
 
 async def _held_by_others(connection: AsyncConnection, held: ClaimedShard) -> Decimal:
     others = await connection.execute(
-        select(func.sum(Shard.allowance_usd)).where(
+        select(func.sum(Shard.reserved_usd)).where(
             Shard.job_id == held.job_id, Shard.state == ShardState.RUNNING, Shard.id != held.shard_id
         )
     )

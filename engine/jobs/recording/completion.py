@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.config.settings import Settings
 from models.base import db_now
 from models.embedding import InputError
-from models.job import OPEN_SHARD, Job, JobStatus, Shard
+from models.job import OPEN_STATES, Job, JobStatus, Shard
 
 log = logging.getLogger("embedmill.jobs")
 
@@ -26,7 +26,7 @@ FINAL_STATUS = case(
 # What a job ends by, whatever its counter says: a counter that was too low would leave a shard queued for good.
 NO_OPEN_SHARD = (
     select(Shard.id)
-    .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_SHARD)))
+    .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_STATES)))
     .limit(1)
     .correlate(Job)
     .scalar_subquery()
@@ -52,7 +52,7 @@ async def recount(connection: AsyncConnection, job_id: str) -> None:
     open_shards = (
         select(func.count())
         .select_from(Shard)
-        .where(Shard.job_id == job_id, Shard.state.in_(sorted(OPEN_SHARD)))
+        .where(Shard.job_id == job_id, Shard.state.in_(sorted(OPEN_STATES)))
         .scalar_subquery()
     )
     await connection.execute(update(Job).where(Job.id == job_id).values(open_shards=open_shards))

@@ -16,7 +16,7 @@ from engine.durability.call_journal import CallJournal, InFlightCall
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.ledger.billing import max_cost_of
 from engine.observability.route_metrics import CUT_OFF
-from models.base import trace_id
+from models.base import random_id
 from models.embedding import Batch, BatchOutcome, Call, Route
 
 WASTED = "wasted"  # answered and billed, in vain
@@ -45,7 +45,7 @@ class RunCalls:
         """Note a call that is about to be sent; its id."""
         held = self._held
         note = InFlightCall(
-            trace_id("call"),
+            random_id("call"),
             held.project,
             held.job_id,
             held.shard_id,

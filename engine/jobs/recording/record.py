@@ -26,10 +26,10 @@ from engine.ledger import usage_rows
 from engine.observability import failpoints
 from engine.observability.telemetry import JOB_SECONDS, count_cost
 from engine.runtime import Runtime
-from models.base import db_now, trace_id
+from models.base import db_now, random_id
 from models.embedding import BatchOutcome, InputError, Matrix
 from models.errors import EmbedmillError, StorageUnavailable, UpstreamProtocolError
-from models.job import UNDER_WAY, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
+from models.job import ACTIVE_STATUSES, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
 from models.usage import UsageRecord
 
 log = logging.getLogger("embedmill.jobs")
@@ -56,7 +56,7 @@ async def record(runtime: Runtime, held: ClaimedShard, parts: Sequence[BatchOutc
 
     `record_id` makes a record that is made again known as the same one; by default it is a new one.
     """
-    record_id = record_id or trace_id("use")
+    record_id = record_id or random_id("use")
     try:
         recorded = await _record(runtime, held, parts, record_id)
     except ShardWasSplit:
@@ -76,7 +76,7 @@ async def _record(runtime: Runtime, held: ClaimedShard, parts: Sequence[BatchOut
     async with runtime.database.write() as connection:
         shard = (
             await connection.execute(
-                select(Shard.settled, Shard.state, Shard.fence, Shard.count.label("size"), Shard.allowance_usd)
+                select(Shard.outcome_bitmap, Shard.state, Shard.fence, Shard.count.label("size"), Shard.reserved_usd)
                 .where(Shard.id == held.shard_id)
                 .with_for_update()
             )
@@ -107,14 +107,14 @@ async def _keep(
     if shard.fence != held.fence:
         # Another has the shard, or a retry has opened it again. What was paid for is welcome; a failure is not.
         parts = [part for part in parts if part.error is None]
-    settled, fresh, late = _news(shard.settled, held, parts)
+    settled, fresh, late = _news(shard.outcome_bitmap, held, parts)
     ledger_rows = _rows(held, fresh, record_id)
     if held.max_cost_usd is not None:
         cost_usd = sum((row["cost_usd"] for row in ledger_rows), Decimal(0))
-        allowance_usd = shard.allowance_usd if shard.state == ShardState.RUNNING else None
-        if cost_usd and not await budget.charge(connection, held, allowance_usd, cost_usd):
+        reserved_usd = shard.reserved_usd if shard.state == ShardState.RUNNING else None
+        if cost_usd and not await budget.charge(connection, held, reserved_usd, cost_usd):
             log.warning("late results would break the job's ceiling", extra={"job_id": held.job_id})
-            settled, fresh, late = _news(shard.settled, held, [part for part in parts if not part.cost_usd])
+            settled, fresh, late = _news(shard.outcome_bitmap, held, [part for part in parts if not part.cost_usd])
             late += [part for part in parts if part.cost_usd]
             ledger_rows = []
     # Paid for, and of no use: vectors that the database can never hold.
@@ -129,14 +129,14 @@ async def _keep(
         await connection.execute(insert(UsageRecord).values(at=db_now()), ledger_rows)
         count_cost(ledger_rows)
     done = bool(settled.all())
-    values: dict[str, Any] = {"settled": np.packbits(settled).tobytes()}
+    values: dict[str, Any] = {"outcome_bitmap": np.packbits(settled).tobytes()}
     if done:
         values |= {
             "state": ShardState.DONE,
             "lease_until": None,
-            "rung_at": None,
+            "announced_at": None,
             "worker": None,
-            "allowance_usd": None,
+            "reserved_usd": None,
         }
     await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(values))
     await late_results.note(connection, held, late, record_id, first_try=bool(fresh))
@@ -300,7 +300,7 @@ async def _count(
     if row is None:
         return None
     if row.open_shards == 0 and row.total is not None:
-        if row.status in UNDER_WAY:
+        if row.status in ACTIVE_STATUSES:
             return str(await _end(runtime, connection, held.job_id, FINAL_STATUS) or row.status)
         if row.status == JobStatus.CANCELLING:
             await _end(runtime, connection, held.job_id, JobStatus.CANCELLED.value)
@@ -327,12 +327,12 @@ async def _end(runtime: Runtime, connection: AsyncConnection, job_id: str, statu
 
 def _marks() -> dict[Any, Any]:
     """Shift the two marks of progress when the newer one is old enough."""
-    due = (Job.mark_at.is_(None)) | (Job.mark_at < db_now() - MARK_S)
+    due = (Job.rate_sample_at.is_(None)) | (Job.rate_sample_at < db_now() - MARK_S)
     return {
-        Job.earlier_mark_at: case((due, Job.mark_at), else_=Job.earlier_mark_at),
-        Job.earlier_mark_done: case((due, Job.mark_done), else_=Job.earlier_mark_done),
-        Job.earlier_mark_tokens: case((due, Job.mark_tokens), else_=Job.earlier_mark_tokens),
-        Job.mark_at: case((due, db_now()), else_=Job.mark_at),
-        Job.mark_done: case((due, Job.completed + Job.failed), else_=Job.mark_done),
-        Job.mark_tokens: case((due, Job.prompt_tokens), else_=Job.mark_tokens),
+        Job.prev_rate_sample_at: case((due, Job.rate_sample_at), else_=Job.prev_rate_sample_at),
+        Job.prev_rate_sample_done: case((due, Job.rate_sample_done), else_=Job.prev_rate_sample_done),
+        Job.prev_rate_sample_tokens: case((due, Job.rate_sample_tokens), else_=Job.prev_rate_sample_tokens),
+        Job.rate_sample_at: case((due, db_now()), else_=Job.rate_sample_at),
+        Job.rate_sample_done: case((due, Job.completed + Job.failed), else_=Job.rate_sample_done),
+        Job.rate_sample_tokens: case((due, Job.prompt_tokens), else_=Job.rate_sample_tokens),
     }

@@ -46,14 +46,16 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
         ).one_or_none()
         if shard is None:
             return 0
-        settled = settled_bits(shard.settled, shard.size)
+        settled = settled_bits(shard.outcome_bitmap, shard.size)
         still_open = np.flatnonzero(~settled)
         if len(still_open) < 2:
             return 1
         cut = int(still_open[len(still_open) // 2])
         stored = (
             await connection.execute(
-                select(ShardInputs.inputs, ShardInputs.ids, ShardInputs.twins).where(ShardInputs.shard_id == shard_id)
+                select(ShardInputs.inputs, ShardInputs.ids, ShardInputs.duplicates).where(
+                    ShardInputs.shard_id == shard_id
+                )
             )
         ).one()
         tokens, first, second = _cut(stored, cut)
@@ -61,8 +63,8 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
         # One more loss, and this half is cut too.
         fresh = {
             "attempt": min(shard.attempt, runtime.settings.shard_attempts - 1),
-            "lost": shard.lost,
-            "lost_limit": shard.lost + 1,
+            "worker_crashes": shard.worker_crashes,
+            "crash_limit": shard.worker_crashes + 1,
             "next_run_at": db_now(),
         }
         await connection.execute(
@@ -71,7 +73,7 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
             .values(
                 count=cut,
                 tokens=of_first,
-                settled=np.packbits(settled[:cut]).tobytes(),
+                outcome_bitmap=np.packbits(settled[:cut]).tobytes(),
                 fence=Shard.fence + 1,
                 worker=None,
                 **fresh,
@@ -92,7 +94,7 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
                 state=ShardState.QUEUED,
                 tokens=shard.tokens - of_first,
                 fence=shard.fence + 1,
-                settled=np.packbits(settled[cut:]).tobytes(),
+                outcome_bitmap=np.packbits(settled[cut:]).tobytes(),
                 last_error=shard.last_error,
                 **fresh,
             )
@@ -106,14 +108,14 @@ def _cut(stored: Any, cut: int) -> tuple[float, dict[str, bytes | None], dict[st
     inputs = _unpack(stored.inputs)
     sizes = [len(item or "") + 1 for item in inputs]
     ids = _unpack(stored.ids) if stored.ids else None
-    twins = list(zip(*_unpack(stored.twins), strict=True)) if stored.twins else []
+    twins = list(zip(*_unpack(stored.duplicates), strict=True)) if stored.duplicates else []
 
     def part(low: int, high: int) -> dict[str, bytes | None]:
         mine = [(position - low, first) for position, first in twins if low <= position < high]
         return {
             "inputs": _pack(inputs[low:high]),
             "ids": _pack(ids[low:high]) if ids else None,
-            "twins": _pack(tuple(map(list, zip(*mine, strict=True)))) if mine else None,
+            "duplicates": _pack(tuple(map(list, zip(*mine, strict=True)))) if mine else None,
         }
 
     return sum(sizes[:cut]) / sum(sizes), part(0, cut), part(cut, len(inputs))

@@ -33,7 +33,7 @@ def values(held: ClaimedShard) -> dict[Any, Any]:
         return _alone(held, held.waits.cause, wait_s)
     reason = held.waits.shown = None if wait_s is None else held.waits.reason
     next_attempt_at = None if wait_s is None or reason == CONCURRENCY else db_now() + wait_s
-    return {Job.waiting_on: _unless_paused(reason), Job.next_attempt_at: next_attempt_at, Job.waiting: None}
+    return {Job.waiting_on: _unless_paused(reason), Job.next_attempt_at: next_attempt_at, Job.outage: None}
 
 
 def _without_answer(held: ClaimedShard, late: Unanswered) -> dict[Any, Any]:
@@ -42,7 +42,7 @@ def _without_answer(held: ClaimedShard, late: Unanswered) -> dict[Any, Any]:
     return {
         Job.waiting_on: _unless_paused(PROVIDER),
         Job.next_attempt_at: db_now() + PROBE_EVERY_S,
-        Job.waiting: cause_of(late.route.account, error).waiting(late.since),
+        Job.outage: cause_of(late.route.account, error).waiting(late.since),
     }
 
 
@@ -52,7 +52,7 @@ def _alone(held: ClaimedShard, cause: UpstreamError, wait_s: float) -> dict[Any,
     return {
         Job.waiting_on: _unless_paused(PROVIDER),
         Job.next_attempt_at: db_now() + wait_s,
-        Job.waiting: cause_of(cause.account, cause).waiting(held.waits.cause_since),
+        Job.outage: cause_of(cause.account, cause).waiting(held.waits.cause_since),
     }
 
 

@@ -67,9 +67,9 @@ async def dispatch(runtime: Runtime) -> int:
     # After the commit: a message must never speak of what is not there yet.
     if rung and not await runtime.notifier.ring(rung):
         async with runtime.database.write() as connection:
-            still = await lock_shards(connection, Shard.id.in_(rung), Shard.state == ShardState.RUNG)
+            still = await lock_shards(connection, Shard.id.in_(rung), Shard.state == ShardState.ANNOUNCED)
             await connection.execute(
-                update(Shard).where(Shard.id.in_(still)).values(state=ShardState.QUEUED, rung_at=None)
+                update(Shard).where(Shard.id.in_(still)).values(state=ShardState.QUEUED, announced_at=None)
             )
         return 0
     return len(rung)
@@ -114,7 +114,7 @@ async def _room(connection: AsyncConnection, seen_s: float) -> int:
         .where(WorkerProcess.seen_at > db_now() - seen_s)
         .scalar_subquery()
     )
-    rung = select(func.count()).select_from(Shard).where(Shard.state == ShardState.RUNG).scalar_subquery()
+    rung = select(func.count()).select_from(Shard).where(Shard.state == ShardState.ANNOUNCED).scalar_subquery()
     row = (await connection.execute(select(slots.label("slots"), rung.label("rung")))).one()
     return max(0, max(LEAST_WINDOW, RINGS_PER_SLOT * int(row.slots)) - int(row.rung))
 
@@ -166,9 +166,9 @@ async def _jobs(
         .scalar_subquery()
     )
     page = (
-        select(Job.id, Job.served_tokens, first.label("shard_id"), queued.label("queued_id"))
+        select(Job.id, Job.virtual_time, first.label("shard_id"), queued.label("queued_id"))
         .where(READY, Job.project == project, Job.deleted_at.is_(None))
-        .order_by(Job.served_tokens, Job.id)
+        .order_by(Job.virtual_time, Job.id)
     )
     found: list[Any] = []
     size = min(room + FIRST_PAGE_JOBS, PAGE_JOBS)
@@ -180,13 +180,13 @@ async def _jobs(
             break
         size = PAGE_JOBS
         last = rows[-1]
-        page = page.where(tuple_(Job.served_tokens, Job.id) > tuple_(last.served_tokens, last.id))
+        page = page.where(tuple_(Job.virtual_time, Job.id) > tuple_(last.virtual_time, last.id))
     chosen = found[:room]
     ids = [row.shard_id for row in chosen]
     shards = (await connection.execute(_SHARD.where(Shard.id.in_(ids)))).all() if ids else ()
     by_id = {shard.id: shard for shard in shards}
     # In order already, as a heap is.
-    return [(row.served_tokens, row.id, [by_id[row.shard_id]]) for row in chosen if row.shard_id in by_id]
+    return [(row.virtual_time, row.id, [by_id[row.shard_id]]) for row in chosen if row.shard_id in by_id]
 
 
 async def _more_of(connection: AsyncConnection, shard: Any, room: int, due: ColumnElement[bool]) -> list[Any]:
@@ -195,7 +195,7 @@ async def _more_of(connection: AsyncConnection, shard: Any, room: int, due: Colu
 
 
 _SHARD = select(Shard.id, Shard.job_id, Shard.seq, Shard.tokens, Shard.count)
-_BLOCKED_NO_MORE = select(Job.id).where(Job.blocked_until <= db_now()).order_by(Job.blocked_until).limit(1)
+_BLOCKED_NO_MORE = select(Job.id).where(Job.not_before <= db_now()).order_by(Job.not_before).limit(1)
 
 
 def _shards_of(job_id: Any, due: ColumnElement[bool]) -> Any:
@@ -216,15 +216,15 @@ async def _block(connection: AsyncConnection, job_ids: Sequence[str], due: Colum
     await connection.execute(
         update(Job)
         .where(Job.id.in_(locked), now_due.is_(None))
-        .values(blocked_until=case((first < upper_bound, first), else_=upper_bound))
+        .values(not_before=case((first < upper_bound, first), else_=upper_bound))
     )
 
 
 async def _wake(runtime: Runtime) -> None:
     async with runtime.database.write() as connection:
-        some = select(Job.id).where(Job.blocked_until <= db_now()).order_by(Job.blocked_until).limit(WOKEN_AT_ONCE)
+        some = select(Job.id).where(Job.not_before <= db_now()).order_by(Job.not_before).limit(WOKEN_AT_ONCE)
         woken = await lock_jobs(connection, Job.id.in_((await connection.execute(some)).scalars().all()))
-        await connection.execute(update(Job).where(Job.id.in_(woken)).values(blocked_until=None))
+        await connection.execute(update(Job).where(Job.id.in_(woken)).values(not_before=None))
 
 
 async def _mark_announced(connection: AsyncConnection, shard_ids: list[str]) -> list[str]:
@@ -233,7 +233,7 @@ async def _mark_announced(connection: AsyncConnection, shard_ids: list[str]) -> 
         await connection.execute(
             update(Shard)
             .where(Shard.id.in_(queued))
-            .values(state=ShardState.RUNG, rung_at=db_now())
+            .values(state=ShardState.ANNOUNCED, announced_at=db_now())
             .returning(Shard.id)
         )
     ).scalars()

@@ -33,7 +33,7 @@ from models.base import db_now
 from models.job import FairShare, Job, Shard
 
 # Written out, not bound: an index on a part of a table serves only a statement that names that part.
-READY = and_(Job.status == literal_column("'in_progress'"), Job.blocked_until.is_(None))
+READY = and_(Job.status == literal_column("'in_progress'"), Job.not_before.is_(None))
 ALL_PROJECTS = ""
 # Projects furthest back that are looked at. Each that has no shard to give has a worker on one.
 PROJECTS = 32
@@ -61,7 +61,7 @@ class Place:
 
 def may_run(attempts: Any) -> ColumnElement[bool]:
     """Not of blocked shards, nor of those that lost so many workers or attempts that the sweep sees to them first."""
-    return and_(Shard.attempt < attempts, Shard.lost < Shard.lost_limit, Shard.blocked_by.is_(None))
+    return and_(Shard.attempt < attempts, Shard.worker_crashes < Shard.crash_limit, Shard.blocked_by.is_(None))
 
 
 async def first_waiting(connection: AsyncConnection, attempts: int) -> str | None:
@@ -89,18 +89,18 @@ async def charge(database: Database, connection: AsyncConnection, job_id: str, t
             update(Job)
             .where(Job.id == job_id)
             .values(
-                served_tokens=_later(Job.served_tokens, _min_virtual_time(Job.project)) + tokens,
-                runs=Job.runs + 1,
+                virtual_time=_later(Job.virtual_time, _min_virtual_time(Job.project)) + tokens,
+                shard_claims=Job.shard_claims + 1,
                 started_at=func.coalesce(Job.started_at, db_now()),
                 waiting_on=case((Job.waiting_on == "fairness", None), else_=Job.waiting_on),
             )
-            .returning(Job.project, Job.served_tokens)
+            .returning(Job.project, Job.virtual_time)
         )
     ).one()
-    start = job.served_tokens - tokens
+    start = job.virtual_time - tokens
     in_line = select(Job.id).where(READY, Job.project == job.project)
     # The rear is where the least served of the others stands, should this one have been let in out of turn.
-    behind = select(func.min(Job.served_tokens)).where(READY, Job.project == job.project, Job.id != job_id)
+    behind = select(func.min(Job.virtual_time)).where(READY, Job.project == job.project, Job.id != job_id)
     # Newcomers join further on with all that is served, shared by those in line, so that a stream of new jobs does not
     # keep an old one waiting for ever. Not further than the shard that begins now, for its rest may be given back.
     counted = select(func.count()).select_from(in_line.limit(COUNTED_JOBS).subquery()).scalar_subquery()
@@ -112,19 +112,21 @@ async def charge(database: Database, connection: AsyncConnection, job_id: str, t
     moved = (
         await connection.execute(
             database.insert(FairShare)
-            .values(project=job.project, served_tokens=everyone + tokens, rear_tokens=rear, joining_tokens=start)
+            .values(
+                project=job.project, virtual_time=everyone + tokens, min_virtual_time=rear, start_virtual_time=start
+            )
             .on_conflict_do_update(
                 index_elements=["project"],
                 set_={
-                    "served_tokens": _later(share.served_tokens, everyone) + tokens,
-                    "rear_tokens": _later(share.rear_tokens, rear),
-                    "joining_tokens": _later(_earlier(share.joining_tokens + step, start + tokens), start),
+                    "virtual_time": _later(share.virtual_time, everyone) + tokens,
+                    "min_virtual_time": _later(share.min_virtual_time, rear),
+                    "start_virtual_time": _later(_earlier(share.start_virtual_time + step, start + tokens), start),
                 },
             )
-            .returning(FairShare.served_tokens, everyone.label("rear"))
+            .returning(FairShare.virtual_time, everyone.label("rear"))
         )
     ).one()
-    start = moved.served_tokens - tokens
+    start = moved.virtual_time - tokens
     # One row stands for all projects: to write it at each claim would make all claims wait for each other's commit. It
     # lags by a shard at the most. And it never passes a project that has something to do: what that one is owed for a
     # shard that it gave back would be lost.
@@ -135,8 +137,10 @@ async def charge(database: Database, connection: AsyncConnection, job_id: str, t
         return
     await connection.execute(
         database.insert(FairShare)
-        .values(project=ALL_PROJECTS, served_tokens=0, rear_tokens=least, joining_tokens=least)
-        .on_conflict_do_update(index_elements=["project"], set_={"rear_tokens": least}, where=share.rear_tokens < least)
+        .values(project=ALL_PROJECTS, virtual_time=0, min_virtual_time=least, start_virtual_time=least)
+        .on_conflict_do_update(
+            index_elements=["project"], set_={"min_virtual_time": least}, where=share.min_virtual_time < least
+        )
     )
 
 
@@ -149,8 +153,8 @@ async def give_back(connection: AsyncConnection, job_id: str, tokens: int) -> No
         await connection.execute(
             update(Job)
             .where(Job.id == job_id)
-            .values(served_tokens=Job.served_tokens - tokens)
-            .returning(Job.project, Job.served_tokens)
+            .values(virtual_time=Job.virtual_time - tokens)
+            .returning(Job.project, Job.virtual_time)
         )
     ).one_or_none()
     if job is None:
@@ -160,30 +164,30 @@ async def give_back(connection: AsyncConnection, job_id: str, tokens: int) -> No
             update(FairShare)
             .where(FairShare.project == job.project)
             .values(
-                served_tokens=FairShare.served_tokens - tokens,
-                rear_tokens=_earlier(FairShare.rear_tokens, job.served_tokens),
+                virtual_time=FairShare.virtual_time - tokens,
+                min_virtual_time=_earlier(FairShare.min_virtual_time, job.virtual_time),
             )
-            .returning(FairShare.served_tokens)
+            .returning(FairShare.virtual_time)
         )
     ).scalar_one_or_none()
     if served is not None:
         await connection.execute(
             update(FairShare)
-            .where(FairShare.project == ALL_PROJECTS, FairShare.rear_tokens > served)
-            .values(rear_tokens=served)
+            .where(FairShare.project == ALL_PROJECTS, FairShare.min_virtual_time > served)
+            .values(min_virtual_time=served)
         )
 
 
 def newcomer(project: str) -> ColumnElement[int]:
     """Where a new job of this project starts."""
-    share = select(FairShare.joining_tokens).where(FairShare.project == project)
+    share = select(FairShare.start_virtual_time).where(FairShare.project == project)
     return func.coalesce(share.scalar_subquery(), 0)
 
 
 def projects_by_virtual_time(limit: int = PROJECTS) -> Select[Any]:
     """Projects with a job that is ready, those furthest back first: `project`, `position`."""
     active = _active_projects()
-    position = _later(func.coalesce(FairShare.served_tokens, 0), _min_virtual_time(literal_column("''")))
+    position = _later(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''")))
     return (
         select(active.c.project, position.label("position"))
         .outerjoin(FairShare, FairShare.project == active.c.project)
@@ -205,7 +209,7 @@ def _least_served() -> Select[Any]:
     active = _active_projects()
     # One that was never served counts from the rear.
     return (
-        select(func.min(FairShare.served_tokens))
+        select(func.min(FairShare.virtual_time))
         .select_from(active)
         .join(FairShare, FairShare.project == active.c.project)
         .where(active.c.project.is_not(None))
@@ -224,7 +228,7 @@ def _first_due_shard(*which: ColumnElement[bool]) -> Any:
         select(Shard.id)
         .where(
             Shard.job_id == Job.id,
-            Shard.state.in_((literal_column("'queued'"), literal_column("'rung'"))),
+            Shard.state.in_((literal_column("'queued'"), literal_column("'announced'"))),
             Shard.next_run_at <= db_now() - bindparam("waited_s", type_=Double),
             may_run(bindparam("attempts", type_=Integer)),
         )
@@ -237,7 +241,7 @@ def _first_due_shard(*which: ColumnElement[bool]) -> Any:
         return (
             select(due)
             .where(READY, Job.project == project, Job.deleted_at.is_(None), due.is_not(None), *which)
-            .order_by(Job.served_tokens, Job.id)
+            .order_by(Job.virtual_time, Job.id)
             .limit(1)
             .scalar_subquery()
         )
@@ -247,7 +251,7 @@ def _first_due_shard(*which: ColumnElement[bool]) -> Any:
 
 def _min_virtual_time(project: Any) -> ColumnElement[int]:
     line = FairShare.__table__.alias("line_of")
-    return func.coalesce(select(line.c.rear_tokens).where(line.c.project == project).scalar_subquery(), 0)
+    return func.coalesce(select(line.c.min_virtual_time).where(line.c.project == project).scalar_subquery(), 0)
 
 
 def _later(a: Any, b: Any) -> ColumnElement[int]:
@@ -268,8 +272,8 @@ _PLACES = (
         Shard.state,
         Job.id.label("job_id"),
         Job.project,
-        _later(Job.served_tokens, _min_virtual_time(Job.project)).label("of_job"),
-        _later(func.coalesce(FairShare.served_tokens, 0), _min_virtual_time(literal_column("''"))).label("of_project"),
+        _later(Job.virtual_time, _min_virtual_time(Job.project)).label("of_job"),
+        _later(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''"))).label("of_project"),
         Job.started_at.is_not(None).label("has_started"),
     )
     .join(Job, Job.id == Shard.job_id)

@@ -24,14 +24,14 @@ class UnannouncedShard:
 async def find_unannounced(runtime: Runtime) -> UnannouncedShard | None:
     """A shard that has waited too long for its message, in the order of dispatch. Raises StorageUnavailable."""
     # Before the sweep rings it again, which would hide how long it has waited.
-    waited_s = min(runtime.settings.claim_unrung_s, runtime.settings.ring_again_s / 2)
+    waited_s = min(runtime.settings.claim_unannounced_after_s, runtime.settings.reannounce_after_s / 2)
     async with runtime.database.read() as connection:
         # Rung shards were chosen in their turn already: the oldest of them is next.
         rung = (
             await connection.execute(
                 select(Shard.id)
-                .where(Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - waited_s)
-                .order_by(Shard.rung_at, Shard.id)
+                .where(Shard.state == ShardState.ANNOUNCED, Shard.announced_at < db_now() - waited_s)
+                .order_by(Shard.announced_at, Shard.id)
                 .limit(1)
             )
         ).scalar_one_or_none()

@@ -1,4 +1,4 @@
-"""Canaries: a model that changes behind a route is noticed, the route left out by all, and the job says so."""
+"""Drift checks: a model that changes behind a route is noticed, the route left out by all, and the job says so."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.jobs.reading.job_rows import find, job_object
 from engine.planning.packing import limits_of, pack
 from engine.routing import drift
 from engine.runtime import Runtime
-from models.canary import Canary
+from models.drift import DriftCheck
 from models.embedding import Options
 from models.errors import RouteQuarantined
 from models.job import ShardState
@@ -30,7 +30,7 @@ CONFIG = f"""
 [providers.one]
 kind = "openai"
 base_url = "http://one/v1"
-canary = "a text that never changes"
+drift_probe = "a text that never changes"
 [providers.two]
 kind = "openai"
 base_url = "http://two/v1"
@@ -83,13 +83,13 @@ class Place:
     def __init__(self, store: Store, folder: Path, routes: str) -> None:
         self.store = store
         self.upstream = Changing()
-        self._config = folder / "canary.toml"
+        self._config = folder / "drift.toml"
         self._config.write_text(CONFIG + routes)
         self._opened: list[Runtime] = []
 
     def process(self) -> Store:
         settings = self.store.runtime.settings
-        changes: dict[str, Any] = {"config": str(self._config), "canary_every_s": 0.01}
+        changes: dict[str, Any] = {"config": str(self._config), "drift_check_every_s": 0.01}
         changed = type(settings)(**{name: getattr(settings, name) for name in settings.__slots__} | changes)
         second = fake()
         second.width = WIDTH
@@ -115,7 +115,7 @@ async def looked(process: Store, *, until_asked: int, place: Place) -> None:
         await process.runtime.drift_monitor.look()
         return place.upstream.asked >= until_asked
 
-    await wait_until_async(asked, 10.0, what="the canary's check")
+    await wait_until_async(asked, 10.0, what="the drift check")
 
 
 async def quarantined(process: Store) -> bool:
@@ -178,6 +178,6 @@ async def test_an_answer_that_is_wrong_once_is_no_other_model(place: Place) -> N
     assert not place.upstream.wrong_once and not await quarantined(process)
 
 
-async def test_without_a_canary_nothing_is_asked_or_read(store: Store) -> None:
+async def test_without_a_probe_nothing_is_asked_or_read(store: Store) -> None:
     await store.runtime.drift_monitor.look()
-    assert await store.count(Canary) == 0
+    assert await store.count(DriftCheck) == 0
