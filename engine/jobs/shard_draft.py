@@ -23,8 +23,8 @@ class ShardDraft:
     lines: Lines
     size: int
     tokens: int = 0  # estimated; of what must be embedded
-    twins: dict[int, int] = field(default_factory=dict)  # position in the shard: the job's index of the first
-    twin_inputs: list[Input] = field(default_factory=list)  # what they were
+    duplicates: dict[int, int] = field(default_factory=dict)  # position in the shard: the job's index of the first
+    duplicate_inputs: list[Input] = field(default_factory=list)  # what they were
     repeated: InputError | None = None
     packed_inputs: bytes = b""
     packed_ids: bytes | None = None

@@ -172,7 +172,7 @@ def landed(
     held: ClaimedShard, positions: Sequence[int] | None = None, *, route: Route, cut: int = 4
 ) -> list[BatchOutcome]:
     """What upstream calls of `cut` inputs each would bring for these positions of a shard (default: all that wait)."""
-    chosen = held.waiting() if positions is None else list(positions)
+    chosen = held.open_positions() if positions is None else list(positions)
     return [_landed(held, chosen[low : low + cut], route) for low in range(0, len(chosen), cut)]
 
 

@@ -70,7 +70,7 @@ async def test_a_blocker_that_closes_meanwhile_blocks_nobody(store: Store) -> No
     assert await find_blocker(store.runtime, job_id, [0, 3]) == first.shard_id
     await record(store.runtime, first, landed(first, route=store.routes[0]))
     await claims.release(
-        store.runtime, second, delay_s=0, spent=False, reason="", waiting_on=None, blocked_by=first.shard_id
+        store.runtime, second, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None, blocked_by=first.shard_id
     )
     assert (await store.shards(job_id))[1].blocked_by is None
     assert await find_blocker(store.runtime, job_id, [0, 3]) is None
@@ -81,7 +81,7 @@ async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> 
     first, second = await store.shard_ids(job_id)
     held = await store.claim(first)
     await run_shard(store.runtime, second, "w")
-    await claims.release(store.runtime, held, delay_s=0, spent=False, reason="", waiting_on=None)
+    await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_shard(first, state=ShardState.QUEUED)
     assert await halve(store.runtime, first) == 2
     await run_shard(store.runtime, first, "w")  # frees the second, which then waits for the other half

@@ -13,7 +13,7 @@ from sqlalchemy import update
 
 from engine.jobs.control import pause_resume
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.leasing.claim import open_tokens
+from engine.jobs.leasing.claim import remaining_tokens
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import find, job_object
 from engine.jobs.recording import budget
@@ -73,7 +73,7 @@ async def test_a_shard_that_was_taken_in_vain_is_no_turn(store: Store) -> None:
         shard_id = next(shard.id for shard in await store.shards(job_id) if shard.state in OPEN)
         await store.set_shard(shard_id, next_run_at=0.0)
         await run_shard(store.runtime, shard_id, "w")
-    done = [shard.tokens - open_tokens(shard) for shard in await store.shards(job_id)]
+    done = [shard.tokens - remaining_tokens(shard) for shard in await store.shards(job_id)]
     assert (await store.job(job_id)).virtual_time == sum(done) > 0
 
 

@@ -132,7 +132,7 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     first, second, third = await store.shard_ids(job_id)
     running, waiting = await store.claim(first), await store.claim(second)
     await store.set_shard(third, state=ShardState.ANNOUNCED, announced_at=db_now())
-    await claims.release(store.runtime, waiting, delay_s=1.0, spent=True, reason="", waiting_on="provider")
+    await claims.release(store.runtime, waiting, delay_s=1.0, counts_as_attempt=True, reason="", waiting_on="provider")
     await store.set_job(job_id, not_before=db_now() + 10)
     await worker_heartbeats.beat(store.runtime.database, "w", slots=1)
     key = await job_intake.reserve(store.runtime, "p", "key")

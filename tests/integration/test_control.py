@@ -59,7 +59,7 @@ async def brought_to(store: Store, status: JobStatus) -> str:
 
 async def work(store: Store, holders: Sequence[ClaimedShard], *, good: Sequence[int] = range(10)) -> None:
     for held in holders:
-        waiting = held.waiting()
+        waiting = held.open_positions()
         kept = [position for position in waiting if position in good]
         parts = landed(held, kept, route=store.routes[0]) if kept else []
         await record(store.runtime, held, [*parts, *refused(held, [each for each in waiting if each not in good])])
@@ -238,7 +238,7 @@ async def test_a_retry_runs_what_failed_and_nothing_else(store: Store) -> None:
     with pytest.raises(Conflict, match="in_progress"):
         await retry(store.runtime, "p", job_id)
     holders = await store.claim_all(job_id)
-    assert [held.waiting() for held in holders] == [[5, 7, 8, 9], [3, 5, 8, 9], [3, 5, 7, 8, 9]]
+    assert [held.open_positions() for held in holders] == [[5, 7, 8, 9], [3, 5, 8, 9], [3, 5, 7, 8, 9]]
     await work(store, holders)
     done = await checked(store, job_id)
     assert done.job is not None and (done.job.status, done.job.failed) == ("completed_with_errors", 2)
@@ -304,12 +304,12 @@ async def test_who_held_a_shard_before_a_retry_can_fail_nothing_of_it(store: Sto
     await record(store.runtime, zombie, refused(zombie, [7]))
     await fail_rest(store.runtime, zombie, WorkerLost("gone"))
     assert not await claims.heartbeat(store.runtime, zombie)
-    await claims.release(store.runtime, zombie, delay_s=9, spent=True, reason="", waiting_on="quota")
+    await claims.release(store.runtime, zombie, delay_s=9, counts_as_attempt=True, reason="", waiting_on="quota")
     await end_early.let_go(store.runtime, zombie)
     assert await store.count(JobInputError, JobInputError.job_id == job_id) == 0
     await record(store.runtime, zombie, landed(zombie, [8], route=store.routes[0]))  # it was paid for
     (held,) = await store.claim_all(job_id)
-    assert held.waiting() == [6, 7, 9]
+    assert held.open_positions() == [6, 7, 9]
     await work(store, [held])
     truth = await checked(store, job_id)
     assert truth.job is not None and truth.job.status == JobStatus.COMPLETED

@@ -90,8 +90,10 @@ async def test_thirty_three_kills_of_whoever_runs_condemn_nobody(store: Store, s
                 kills -= 1
                 await die(store, held)
             elif kills > 5:  # it keeps a little, and is told to go
-                await record(store.runtime, held, landed(held, held.waiting()[:1], route=store.routes[0]))
-                await claims.release(store.runtime, held, delay_s=0, spent=False, reason="", waiting_on=None)
+                await record(store.runtime, held, landed(held, held.open_positions()[:1], route=store.routes[0]))
+                await claims.release(
+                    store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None
+                )
             else:
                 await live(store, held)
     truth = await Truth.read(store.runtime.database, job_id)
@@ -129,7 +131,7 @@ async def test_two_inputs_that_kill_are_both_found(store: Store) -> None:
         await others_run(store, 5)
         for shard in await open_shards(store, job_id):
             held = await store.claim(shard.id)
-            kills = offending_position & {held.index(position) for position in held.waiting()}
+            kills = offending_position & {held.index(position) for position in held.open_positions()}
             await (die if kills else live)(store, held)
     truth = await Truth.read(store.runtime.database, job_id)
     truth.check()
@@ -158,7 +160,7 @@ async def test_a_shard_that_does_not_run_holds_no_reservation(store: Store, end:
     if end == "done":
         await live(store, held)
     elif end == "released":
-        await claims.release(store.runtime, held, delay_s=0, spent=False, reason="", waiting_on=None)
+        await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
     elif end == "lost":
         await die(store, held)
         await sweep(store.runtime)

@@ -152,7 +152,7 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
     await end_early.remove(store.runtime, "p", job_id)
     assert not await claims.heartbeat(store.runtime, one)
     assert not (await record(store.runtime, one, landed(one, route=store.routes[0]))).go_on
-    await claims.release(store.runtime, two, delay_s=0, spent=True, reason="", waiting_on="quota")
+    await claims.release(store.runtime, two, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
     await sweep(store.runtime)
     await store.expire_lease(three.shard_id)
     for _ in range(6):
@@ -161,7 +161,7 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
     for held in (one, two, three):
         assert not (await record(store.runtime, held, landed(held, range(10), route=store.routes[0]))).go_on
         assert not await claims.heartbeat(store.runtime, held)
-        await claims.release(store.runtime, held, delay_s=0, spent=True, reason="", waiting_on="quota")
+        await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
         await end_early.let_go(store.runtime, held)
     assert set((await rows_of(store, job_id)).values()) == {0}
     # What came too late was paid for all the same: it is in the ledger as wasted.

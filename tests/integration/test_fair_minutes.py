@@ -88,12 +88,14 @@ async def look(store: Store, slot: Slot | None, now_s: float) -> Slot | None:
         if preemptor is None:
             return slot
         held = await claims.claim(store.runtime, preemptor, "w")
-        await claims.release(store.runtime, slot.held, delay_s=0, spent=False, reason="", waiting_on="fairness")
-        return None if held is None else Slot(held, now_s, held.waiting())
+        await claims.release(
+            store.runtime, slot.held, delay_s=0, counts_as_attempt=False, reason="", waiting_on="fairness"
+        )
+        return None if held is None else Slot(held, now_s, held.open_positions())
     async with store.runtime.database.read() as connection:
         due = await fair_share.first_waiting(connection, 8)
     held = None if due is None else await claims.claim(store.runtime, due, "w")
-    return None if held is None else Slot(held, now_s, held.waiting())
+    return None if held is None else Slot(held, now_s, held.open_positions())
 
 
 async def bring(store: Store, callers: list[Slot], had: dict[str, list[int]]) -> None:

@@ -53,7 +53,7 @@ async def test_the_input_that_kills_its_worker_is_found_and_fails_alone(store: S
             if shard.state not in (ShardState.QUEUED, ShardState.ANNOUNCED):
                 continue
             held = await store.claim(shard.id)
-            if offending_position in (held.first_index + position for position in held.waiting()):
+            if offending_position in (held.first_index + position for position in held.open_positions()):
                 kills += 1
                 await store.expire_lease(shard.id)
             else:
@@ -85,7 +85,7 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
             await halve(store.runtime, shard.id)
         if kept and chance.random() < 0.6:
             held = chance.choice(kept)
-            some = [position for position in held.waiting() if chance.random() < 0.3]
+            some = [position for position in held.open_positions() if chance.random() < 0.3]
             parts = landed(held, some, route=store.routes[0], cut=3)
             if some and chance.random() < 0.3:
                 parts = refused(held, some)

@@ -147,7 +147,7 @@ async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claime
     await store.expire_lease(held.shard_id)
     await asyncio.gather(sweep(store.runtime), sweep(store.runtime))
     assert bench.spooled() == []
-    assert (await store.claim(held.shard_id)).waiting() == [8, 9]
+    assert (await store.claim(held.shard_id)).open_positions() == [8, 9]
     await checked(store, job_id)
 
 

@@ -126,7 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def record_some(self, pick: int, positions: set[int], cut: int, offending_position: set[int]) -> None:
         held = self._any_claim(pick)
-        could = [position for position in sorted(positions) if position in held.waiting()]
+        could = [position for position in sorted(positions) if position in held.open_positions()]
         parts: list[BatchOutcome] = []
         if good := [position for position in could if position not in offending_position]:
             parts += landed(held, good, route=self.store.routes[pick % 2], cut=cut)
@@ -138,7 +138,7 @@ class StoreMachine(RuleBasedStateMachine):
     def fail_all(self, pick: int) -> None:
         """As one does whose attempts are spent; it may be a zombie that has long lost its shard."""
         held = self._any_claim(pick)
-        self._record(held, refused(held, held.waiting()))
+        self._record(held, refused(held, held.open_positions()))
 
     @precondition(lambda self: self.held)
     @rule(pick=picks)
@@ -150,7 +150,11 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=picks, spent=st.booleans(), waiting_on=st.sampled_from([None, "quota"]))
     def release(self, pick: int, spent: bool, waiting_on: str | None) -> None:
         held = self._any_claim(pick)
-        self.run(claims.release(self.store.runtime, held, delay_s=0.0, spent=spent, reason="r", waiting_on=waiting_on))
+        self.run(
+            claims.release(
+                self.store.runtime, held, delay_s=0.0, counts_as_attempt=spent, reason="r", waiting_on=waiting_on
+            )
+        )
 
     @precondition(lambda self: self.held)
     @rule(pick=picks)

@@ -80,7 +80,9 @@ async def test_a_job_whose_every_visit_fails_takes_turns_with_other_projects(
         held = await take_turn(quiet)
         assert held is not None
         if held.job_id == hostile:
-            await claims.release(quiet.runtime, held, delay_s=60.0, spent=spent, reason="503", waiting_on=None)
+            await claims.release(
+                quiet.runtime, held, delay_s=60.0, counts_as_attempt=spent, reason="503", waiting_on=None
+            )
         else:
             await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
         taken += "h" if held.job_id == hostile else "v"
@@ -94,7 +96,9 @@ async def test_a_job_that_got_nowhere_is_not_behind_for_ever(quiet: Store) -> No
         held = await take_turn(quiet)
         assert held is not None
         if held.job_id == jobs["h"]:
-            await claims.release(quiet.runtime, held, delay_s=60.0, spent=True, reason="503", waiting_on=None)
+            await claims.release(
+                quiet.runtime, held, delay_s=60.0, counts_as_attempt=True, reason="503", waiting_on=None
+            )
         else:
             await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
     assert await take_turns(quiet, jobs, 8) in ("hv" * 4, "vh" * 4)
@@ -151,7 +155,7 @@ async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
     assert held is not None and held.tokens == 100
     assert (await quiet.job(job_id)).virtual_time == (await shares(quiet))["p"].virtual_time == 100
     await record(quiet.runtime, held, landed(held, range(4), route=quiet.routes[0]))
-    await claims.release(quiet.runtime, held, delay_s=0.0, spent=False, reason="", waiting_on="fairness")
+    await claims.release(quiet.runtime, held, delay_s=0.0, counts_as_attempt=False, reason="", waiting_on="fairness")
     job = await quiet.job(job_id)
     assert job.virtual_time == (await shares(quiet))["p"].virtual_time == 40
     assert (job.waiting_on, job.next_attempt_at) == ("fairness", None)

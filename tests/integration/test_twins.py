@@ -70,8 +70,8 @@ async def test_each_text_is_billed_once_and_stands_under_every_index(store: Stor
 async def test_what_a_shard_holds_of_a_twin(store: Store) -> None:
     job_id = await submitted(store, ["a", "b", "a", "b", "a"])
     [held] = await store.claim_all(job_id)
-    assert (held.inputs, held.twins) == (["a", "b", None, None, None], {2: 0, 3: 1, 4: 0})
-    assert (held.waiting(), (await store.shards(job_id))[0].tokens) == ([0, 1], 2)
+    assert (held.inputs, held.duplicates) == (["a", "b", None, None, None], {2: 0, 3: 1, 4: 0})
+    assert (held.open_positions(), (await store.shards(job_id))[0].tokens) == ([0, 1], 2)
 
 
 async def test_copies_lie_beside_their_neighbours(store: Store) -> None:
@@ -98,7 +98,7 @@ async def test_a_twin_of_what_failed_fails_alike(database_url: str, tmp_path: Pa
 async def test_a_twin_of_what_was_refused_at_the_door_is_refused_there(store: Store) -> None:
     job_id = await submitted(store, ["", "a", ""])
     [held] = await store.claim_all(job_id)
-    assert (held.twins, held.waiting()) == ({}, [1])
+    assert (held.duplicates, held.open_positions()) == ({}, [1])
     assert (await Truth.read(store.runtime.database, job_id)).with_error == [0, 2]
 
 
@@ -145,7 +145,7 @@ async def test_random_corpora_under_faults(database_url: str, tmp_path: Path, se
     shard_ids = await store.shard_ids(job_id)
     for shard_id in chance.sample(shard_ids, len(shard_ids) // 2):  # workers that record a part and die
         held = await store.claim(shard_id)
-        good = [position for position in held.waiting() if "poison" not in str(held.inputs[position])]
+        good = [position for position in held.open_positions() if "poison" not in str(held.inputs[position])]
         await record(store.runtime, held, landed(held, good[: chance.randrange(4)], route=store.routes[0]))
         await store.expire_lease(shard_id)
     await sweep(store.runtime)
@@ -161,7 +161,7 @@ async def test_random_corpora_under_faults(database_url: str, tmp_path: Path, se
 
 
 def test_nothing_is_kept_for_a_shard_without_twins() -> None:
-    assert duplicate_codec.packed({}) is None
-    assert duplicate_codec.unpacked(None) == {}
+    assert duplicate_codec.encode({}) is None
+    assert duplicate_codec.decode(None) == {}
     both: dict[int, Any] = {3: 0, 5: 4_000_000_000}
-    assert duplicate_codec.unpacked(duplicate_codec.packed(both)) == both
+    assert duplicate_codec.decode(duplicate_codec.encode(both)) == both

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select
 
-from engine.jobs.leasing.claim import settled_bits
+from engine.jobs.leasing.claim import decode_bitmap
 from engine.jobs.recording import refused_ranges
 from engine.storage.database import Database
 from models.embedding import Matrix
@@ -132,7 +132,7 @@ class Truth:
 
     def _check_settled(self, outcomes: set[int]) -> None:
         for shard in self.shards:
-            bits = settled_bits(shard.outcome_bitmap, shard.count)
+            bits = decode_bitmap(shard.outcome_bitmap, shard.count)
             settled = {shard.first_index + int(position) for position in np.flatnonzero(bits)}
             mine = {index for index in outcomes if 0 <= index - shard.first_index < shard.count}
             assert settled == mine, f"shard {shard.seq} calls {settled ^ mine} settled, or not, against its rows"

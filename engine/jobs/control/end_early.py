@@ -121,23 +121,25 @@ async def close_shards_of_ended(runtime: Runtime, job_id: str) -> None:
         await close_shards(runtime, job_id)
 
 
-async def let_go(runtime: Runtime, held: ClaimedShard) -> None:
+async def let_go(runtime: Runtime, shard: ClaimedShard) -> None:
     """A worker lets go of a shard whose job wants no more of it: for good, or, where the job is paused, for now."""
     async with runtime.database.write() as connection:
         mine = await lock_shards(
-            connection, Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING
+            connection, Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING
         )
-        over = await _is_over(connection, held.job_id)
+        over = await _is_over(connection, shard.job_id)
         if mine and over:
             await connection.execute(
                 update(Shard)
                 .where(Shard.id.in_(mine))
                 .values(state=ShardState.CANCELLED, lease_until=None, worker=None, reserved_usd=None)
             )
-            await connection.execute(update(Job).where(Job.id == held.job_id).values(open_shards=Job.open_shards - 1))
+            await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards - 1))
     if mine and not over:
-        await claims.release(runtime, held, delay_s=0.0, spent=False, reason="the job was paused", waiting_on=None)
-    await close_shards(runtime, held.job_id)
+        await claims.release(
+            runtime, shard, delay_s=0.0, counts_as_attempt=False, reason="the job was paused", waiting_on=None
+        )
+    await close_shards(runtime, shard.job_id)
 
 
 async def remove(runtime: Runtime, project: str, job_id: str) -> None:

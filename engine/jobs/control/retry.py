@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.control.pause_resume import going_on
 from engine.jobs.leasing import duplicate_codec
-from engine.jobs.leasing.claim import settled_bits
+from engine.jobs.leasing.claim import decode_bitmap
 from engine.jobs.reading.job_rows import find
 from engine.jobs.recording import refused_ranges
 from engine.jobs.recording.completion import add_error
@@ -124,8 +124,8 @@ async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan
         )
     ).one()
     inputs = _INPUTS.decode(stored.inputs)
-    twins = duplicate_codec.unpacked(stored.duplicates)
-    bits = settled_bits(shard.outcome_bitmap, shard.size)
+    twins = duplicate_codec.decode(stored.duplicates)
+    bits = decode_bitmap(shard.outcome_bitmap, shard.size)
     reopened = 0
     run: dict[str, Any] | None = None
     for row in failures:

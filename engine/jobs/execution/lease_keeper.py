@@ -32,10 +32,10 @@ class ShardStopped(EmbedmillError):
 class Lease:
     """`asked_at`: clock() before the claim was asked for. `on_lost` is told why the shard is not ours any more."""
 
-    def __init__(self, runtime: Runtime, held: ClaimedShard, asked_at: float) -> None:
-        self.under_way = RunCalls(runtime.journal, held)
+    def __init__(self, runtime: Runtime, shard: ClaimedShard, asked_at: float) -> None:
+        self.under_way = RunCalls(runtime.journal, shard)
         self._runtime = runtime
-        self._held = held
+        self._shard = shard
         self._until = asked_at + runtime.settings.lease_s
         self._forbidden: str | None = None
         self.on_lost: Callable[[str], None] = lambda reason: None
@@ -69,7 +69,7 @@ class Lease:
             try:
                 # A database that is slow or locked is given a heartbeat's time, then asked again on a fresh connection.
                 async with asyncio.timeout(min(settings.heartbeat_s, left_s)):
-                    ours = await claims.heartbeat(self._runtime, self._held)
+                    ours = await claims.heartbeat(self._runtime, self._shard)
             except (*DATABASE_ERRORS, TimeoutError):
                 pause_s = min(AGAIN_S, settings.heartbeat_s)
                 continue

@@ -38,5 +38,5 @@ async def _whose_turn(runtime: Runtime, rung: str) -> str:
     if places[rung].state not in (ShardState.QUEUED, ShardState.ANNOUNCED):
         return rung  # an old message; there is another for the shard that is next
     if places[first].state == ShardState.QUEUED:
-        await claims.decline(runtime, rung)
+        await claims.requeue_unclaimed(runtime, rung)
     return first

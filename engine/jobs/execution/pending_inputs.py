@@ -28,21 +28,23 @@ class FirstOccurrencesPending(EmbedmillError):
         self.firsts = firsts  # indexes of the job
 
 
-async def work(runtime: Runtime, held: ClaimedShard, flight: EmbedRun, keeper: ResultsWriter, batches: Batches) -> None:
+async def work(
+    runtime: Runtime, shard: ClaimedShard, flight: EmbedRun, keeper: ResultsWriter, batches: Batches
+) -> None:
     """Hand an outcome for each waiting input of the shard to `flight.landed`.
 
     Raises FirstsOutstanding, BudgetSpent, and what embed() raises: what could be done has then landed.
     """
-    if not held.waiting_twins():
-        await _embed(runtime, held, flight, keeper, batches)
+    if not shard.open_duplicates():
+        await _embed(runtime, shard, flight, keeper, batches)
         return
-    copies = DuplicateFanout(held, flight.landed)
+    copies = DuplicateFanout(shard, flight.landed)
     flight.landed = copies
     try:
         # Before the calls, so that a copy is stored with its neighbours; and after them, for those that came meanwhile.
-        await _look_up(runtime, held, copies, set(map(held.index, held.waiting())))
-        await _embed(runtime, held, flight, keeper, batches)
-        await _look_up(runtime, held, copies, set())
+        await _look_up(runtime, shard, copies, set(map(shard.index, shard.open_positions())))
+        await _embed(runtime, shard, flight, keeper, batches)
+        await _look_up(runtime, shard, copies, set())
     finally:
         copies.flush()
     if copies.missing():
@@ -51,19 +53,19 @@ async def work(runtime: Runtime, held: ClaimedShard, flight: EmbedRun, keeper: R
 
 
 async def _embed(
-    runtime: Runtime, held: ClaimedShard, flight: EmbedRun, keeper: ResultsWriter, batches: Batches
+    runtime: Runtime, shard: ClaimedShard, flight: EmbedRun, keeper: ResultsWriter, batches: Batches
 ) -> None:
     """Make the calls; under a ceiling, those that the shard's allowance covers whatever they turn out to cost."""
     concurrency = runtime.settings.shard_concurrency
-    waiting = held.waiting()
-    if held.max_cost_usd is None or not waiting:
+    waiting = shard.open_positions()
+    if shard.max_cost_usd is None or not waiting:
         await embed(flight, batches(waiting), concurrency=concurrency)
         return
-    flight.landed = flight.spending = purse = await budget.take(runtime, held, flight.alias, flight.landed)
+    flight.landed = flight.spending = purse = await budget.take(runtime, shard, flight.alias, flight.landed)
     keeper.on_kept.append(purse.kept)
     while waiting:
         await embed(flight, purse.affordable(batches(waiting)), concurrency=concurrency)
-        left = [position for position in waiting if held.index(position) not in purse.settled]
+        left = [position for position in waiting if shard.index(position) not in purse.delivered]
         if left:
             # Most calls cost less than was set aside for them: once they are recorded, what is left may cover more.
             keeper.record_now()
@@ -71,15 +73,15 @@ async def _embed(
             if flight.stopping is not None:
                 raise flight.stopping
         if left == waiting:
-            raise budget.BudgetExhausted(purse.price(tokens.upper_bound(held.inputs[left[0]] or "")))
+            raise budget.BudgetExhausted(purse.price(tokens.upper_bound(shard.inputs[left[0]] or "")))
         waiting = left
 
 
-async def _look_up(runtime: Runtime, held: ClaimedShard, copies: DuplicateFanout, under_way: set[int]) -> None:
+async def _look_up(runtime: Runtime, shard: ClaimedShard, copies: DuplicateFanout, under_way: set[int]) -> None:
     firsts = [first for first in copies.missing().values() if first not in under_way]
     if not firsts:
         return
     try:
-        copies.know(*await settled(runtime, held, firsts))
+        copies.know(*await settled(runtime, shard, firsts))
     except StorageUnavailable as error:
         raise FirstOccurrencesPending("the database did not say what became of the same text") from error

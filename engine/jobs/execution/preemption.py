@@ -40,7 +40,7 @@ Receive = Callable[[str, Callable[[], None]], "asyncio.Task[bool]"]
 
 
 async def watch_for_preemption(
-    runtime: Runtime, held: ClaimedShard, until: float, receive: Receive, unsent_tokens: Callable[[], int]
+    runtime: Runtime, shard: ClaimedShard, until: float, receive: Receive, unsent_tokens: Callable[[], int]
 ) -> None:
     """Return once a guest has come in. `until`, on time.monotonic(): when the worker's time is over.
 
@@ -51,7 +51,7 @@ async def watch_for_preemption(
     while time.monotonic() < until:
         await asyncio.sleep(LOOK_EVERY_S)
         try:
-            waiting = await find_preemptor(runtime, held, time.monotonic() - started, unsent_tokens())
+            waiting = await find_preemptor(runtime, shard, time.monotonic() - started, unsent_tokens())
         except DATABASE_ERRORS:
             continue
         if waiting is not None:
@@ -65,7 +65,7 @@ async def watch_for_preemption(
     await asyncio.Event().wait()
 
 
-async def find_preemptor(runtime: Runtime, held: ClaimedShard, ran_s: float, unsent_tokens: int) -> str | None:
+async def find_preemptor(runtime: Runtime, shard: ClaimedShard, ran_s: float, unsent_tokens: int) -> str | None:
     """A shard whose turn comes before this one's, after so long. Raises StorageUnavailable.
 
     The claim has charged the whole shard. Of several workers that see the same shard wait, the one whose project has
@@ -77,16 +77,16 @@ async def find_preemptor(runtime: Runtime, held: ClaimedShard, ran_s: float, uns
         waiting = await fair_share.waiting_long(connection, runtime.settings.shard_attempts, WAITED_S)
         if not waiting:
             return None
-        places = await fair_share.places(connection, [held.shard_id, *waiting])
-    ours = places.get(held.shard_id)
+        places = await fair_share.places(connection, [shard.shard_id, *waiting])
+    ours = places.get(shard.shard_id)
     if ours is None:
         return None
     for shard_id in waiting:
         place = places.get(shard_id)
-        if place is None or place.job_id == held.job_id:
+        if place is None or place.job_id == shard.job_id:
             continue
         # A job that has had nothing yet need not be exact about it.
-        margin = -unsent_tokens if place.has_started else held.tokens
+        margin = -unsent_tokens if place.has_started else shard.tokens
         if ran_s >= _slice_s(place, ours) and place.before(ours, within=margin):
             return shard_id
     return None

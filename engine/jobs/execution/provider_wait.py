@@ -50,23 +50,23 @@ class ProviderOutage(EmbedmillError):
     retryable = True
 
 
-def outage_of(runtime: Runtime, held: ClaimedShard, error: EmbedmillError | None) -> Outage | None:
+def outage_of(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError | None) -> Outage | None:
     """The outage that keeps the shard from going on, where it is one that stopped it."""
     if isinstance(error, UnknownAlias):
-        return new_outage(_unknown_alias(held.alias))
+        return new_outage(_unknown_alias(shard.alias))
     if not isinstance(error, UpstreamError | NoRoute) or isinstance(error, RouteQuarantined):
         return None
     try:
-        alias = runtime.narrowed(runtime.alias(held.alias), held.options)
+        alias = runtime.narrowed(runtime.alias(shard.alias), shard.options)
     except RequestError:
         return None
     return runtime.router.outage_of(alias)
 
 
-async def wait_for_provider(runtime: Runtime, held: ClaimedShard, outage: Outage) -> None:
+async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outage) -> None:
     """Give the shard back until the next health probe; after too long a wait, fail what is left of it."""
     async with runtime.database.read() as connection:
-        now, waits_since = await _waits_since(connection, held)
+        now, waits_since = await _waits_since(connection, shard)
         some = (
             select(Job.id)
             .where(Job.not_before.is_not(None), Job.waiting_on == "provider")
@@ -75,38 +75,38 @@ async def wait_for_provider(runtime: Runtime, held: ClaimedShard, outage: Outage
         )
         count = (await connection.execute(select(func.count()).select_from(some))).scalar_one()
     if now - waits_since > runtime.settings.upstream_outage_hours * 3600:
-        log.warning("an outage has lasted too long", extra={"job_id": held.job_id, "shard_id": held.shard_id})
-        await fail_rest(runtime, held, ProviderOutage(outage.cause.sentence(), code=outage.cause.code))
+        log.warning("an outage has lasted too long", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
+        await fail_rest(runtime, shard, ProviderOutage(outage.cause.sentence(), code=outage.cause.code))
         return
     spread_s = 0.5 if count <= FEW_JOBS else MANY_JOBS_SPREAD_S
     await claims.release(
         runtime,
-        held,
+        shard,
         delay_s=outage.next_attempt_in_s + random.uniform(0.05, spread_s),
-        spent=False,
+        counts_as_attempt=False,
         reason=outage.cause.sentence(),
         waiting_on="provider",
         outage=outage.cause.waiting(outage.since) | {"waits_since": waits_since},
     )
 
 
-async def wait_for_inputs(runtime: Runtime, held: ClaimedShard, error: UpstreamRateLimited) -> None:
+async def wait_for_inputs(runtime: Runtime, shard: ClaimedShard, error: UpstreamRateLimited) -> None:
     """Give a shard back all of whose other inputs have their outcome: the provider answers 429 to these alone.
 
     Other shards of the job go on. After as long a wait as for an outage these inputs fail.
     """
     async with runtime.database.read() as connection:
-        now, waits_since = await _waits_since(connection, held)
+        now, waits_since = await _waits_since(connection, shard)
     if now - waits_since > runtime.settings.upstream_outage_hours * 3600:
-        log.warning("inputs were refused for too long", extra={"job_id": held.job_id, "shard_id": held.shard_id})
-        await fail_rest(runtime, held, error)
+        log.warning("inputs were refused for too long", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
+        await fail_rest(runtime, shard, error)
         return
     delay_s = max(OWN_PAUSE_S, error.retry_after_s or 0.0)
     await claims.release(
         runtime,
-        held,
+        shard,
         delay_s=delay_s + random.uniform(0, delay_s / 10),
-        spent=False,
+        counts_as_attempt=False,
         reason=error.message,
         waiting_on="provider",
         outage=cause_of(error.account, error).waiting(now) | {"waits_since": waits_since},
@@ -114,31 +114,39 @@ async def wait_for_inputs(runtime: Runtime, held: ClaimedShard, error: UpstreamR
     )
 
 
-async def _waits_since(connection: AsyncConnection, held: ClaimedShard) -> tuple[float, float]:
+async def _waits_since(connection: AsyncConnection, shard: ClaimedShard) -> tuple[float, float]:
     """Now, and since when the job has waited for its provider without any progress. Unix seconds."""
-    found = await connection.execute(select(Job.outage, db_now().label("now")).where(Job.id == held.job_id))
+    found = await connection.execute(select(Job.outage, db_now().label("now")).where(Job.id == shard.job_id))
     row = found.one_or_none()
     if row is None:
         return time.time(), time.time()
     return row.now, (row.outage or {}).get("waits_since") or row.now
 
 
-async def release(runtime: Runtime, held: ClaimedShard, error: EmbedmillError, *, delay_s: float, spent: bool) -> None:
+async def release(
+    runtime: Runtime, shard: ClaimedShard, error: EmbedmillError, *, delay_s: float, counts_as_attempt: bool
+) -> None:
     """Give the shard back after an error that is no outage; where it is the provider's, the job says so."""
     outage: dict[str, Any] | None = None
     if isinstance(error, UpstreamError):
         outage = cause_of(error.account, error).waiting(time.time())
     elif isinstance(error, RouteQuarantined):
         advice = "See `embedmill doctor`; `embedmill doctor --release ACCOUNT` lets it serve again."
-        outage = Cause(_first_account(runtime, held), error.code, error.message, advice).waiting(time.time())
+        outage = Cause(_first_account(runtime, shard), error.code, error.message, advice).waiting(time.time())
     waiting_on = "provider" if outage is not None or error.retryable else None
     await claims.release(
-        runtime, held, delay_s=delay_s, spent=spent, reason=error.message, waiting_on=waiting_on, outage=outage
+        runtime,
+        shard,
+        delay_s=delay_s,
+        counts_as_attempt=counts_as_attempt,
+        reason=error.message,
+        waiting_on=waiting_on,
+        outage=outage,
     )
 
 
-def _first_account(runtime: Runtime, held: ClaimedShard) -> str:
-    alias = runtime.aliases.get(held.alias)
+def _first_account(runtime: Runtime, shard: ClaimedShard) -> str:
+    alias = runtime.aliases.get(shard.alias)
     return alias.routes[0].provider if alias is not None else ""
 
 

@@ -37,72 +37,80 @@ BACKOFF_CAP_S = 60.0
 PAUSE_S = 1.0
 
 
-async def give_back(runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter, error: EmbedmillError | None) -> None:
+async def give_back(runtime: Runtime, shard: ClaimedShard, keeper: ResultsWriter, error: EmbedmillError | None) -> None:
     """Give a shard back that is not done. A database that is away is asked again for the length of a lease."""
     until = clock() + runtime.settings.lease_s
     while True:
         try:
-            await _give_back(runtime, held, keeper, error)
+            await _give_back(runtime, shard, keeper, error)
             # It may have been cancelled, or have expired, while the worker thought that it went on.
-            await close_shards_of_ended(runtime, held.job_id)
+            await close_shards_of_ended(runtime, shard.job_id)
             return
         except StorageUnavailable:
             if clock() > until:
-                log.warning("a shard is left to its lease", extra={"job_id": held.job_id, "shard_id": held.shard_id})
+                log.warning("a shard is left to its lease", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
                 return
         except Exception:
             # The reason could not be written down, say: the shard goes back all the same, and the attempt is spent.
-            log.exception("a shard could not be given back", extra={"job_id": held.job_id, "shard_id": held.shard_id})
+            log.exception("a shard could not be given back", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
             if error is None:
                 return
             error = None
         await asyncio.sleep(PAUSE_S)
 
 
-async def _give_back(runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter, error: EmbedmillError | None) -> None:
+async def _give_back(
+    runtime: Runtime, shard: ClaimedShard, keeper: ResultsWriter, error: EmbedmillError | None
+) -> None:
     if not keeper.go_on:
-        await let_go(runtime, held)
+        await let_go(runtime, shard)
     elif isinstance(error, ShardStopped):
-        waiting_on = "fairness" if isinstance(error, ShardPreempted) else "quota" if held.waits.in_vain else None
-        await claims.release(runtime, held, delay_s=0.0, spent=False, reason=error.message, waiting_on=waiting_on)
+        waiting_on = "fairness" if isinstance(error, ShardPreempted) else "quota" if shard.waits.in_vain else None
+        await claims.release(
+            runtime, shard, delay_s=0.0, counts_as_attempt=False, reason=error.message, waiting_on=waiting_on
+        )
     elif isinstance(error, BudgetExhausted):
-        await wait_or_pause(runtime, held, error.needed_usd)
+        await wait_or_pause(runtime, shard, error.needed_usd)
     elif isinstance(error, FirstOccurrencesPending):
-        blocker = await find_blocker(runtime, held.job_id, error.firsts)
+        blocker = await find_blocker(runtime, shard.job_id, error.firsts)
         await claims.release(
             runtime,
-            held,
+            shard,
             delay_s=0.0 if blocker else random.uniform(0.5, 1.0),
-            spent=False,
+            counts_as_attempt=False,
             reason=error.message,
             waiting_on=None,
             blocked_by=blocker,
         )
     elif isinstance(error, UpstreamRateLimited) and error.is_own:
-        await provider_wait.wait_for_inputs(runtime, held, error)
-    elif isinstance(error, UpstreamRateLimited) or (isinstance(error, DeadlineExceeded) and held.waits.in_vain):
+        await provider_wait.wait_for_inputs(runtime, shard, error)
+    elif isinstance(error, UpstreamRateLimited) or (isinstance(error, DeadlineExceeded) and shard.waits.in_vain):
         # The provider was not asked, or said to come later: that it failed is not known.
         delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
-        await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="quota")
+        await claims.release(
+            runtime, shard, delay_s=delay_s, counts_as_attempt=False, reason=error.message, waiting_on="quota"
+        )
     elif isinstance(error, RouteQuarantined):
-        await drift.warn(runtime.database, runtime.alias(held.alias), runtime.router.quarantined, held.job_id)
+        await drift.warn(runtime.database, runtime.alias(shard.alias), runtime.router.quarantined, shard.job_id)
         delay_s = error.retry_after_s or BACKOFF_CAP_S
-        await provider_wait.release(runtime, held, error, delay_s=delay_s, spent=False)
+        await provider_wait.release(runtime, shard, error, delay_s=delay_s, counts_as_attempt=False)
     elif isinstance(error, RequestError | EmbeddingsUnsupported) and not isinstance(error, UnknownAlias):
-        await fail_rest(runtime, held, error)  # asking again would be answered alike
-    elif (outage := provider_wait.outage_of(runtime, held, error)) is not None:
-        await provider_wait.wait_for_provider(runtime, held, outage)
-    elif error is not None and held.attempt >= runtime.settings.shard_attempts:
+        await fail_rest(runtime, shard, error)  # asking again would be answered alike
+    elif (outage := provider_wait.outage_of(runtime, shard, error)) is not None:
+        await provider_wait.wait_for_provider(runtime, shard, outage)
+    elif error is not None and shard.attempt >= runtime.settings.shard_attempts:
         log.warning(
             "a shard's attempts are spent",
-            extra={"job_id": held.job_id, "shard_id": held.shard_id, "code": error.code},
+            extra={"job_id": shard.job_id, "shard_id": shard.shard_id, "code": error.code},
         )
-        await fail_rest(runtime, held, error)
+        await fail_rest(runtime, shard, error)
     else:
-        delay_s = random.uniform(0.5, 1.0) * min(BACKOFF_CAP_S, 2.0**held.attempt)
+        delay_s = random.uniform(0.5, 1.0) * min(BACKOFF_CAP_S, 2.0**shard.attempt)
         if error is None:
             reason = "results could not be kept"
-            await claims.release(runtime, held, delay_s=delay_s, spent=True, reason=reason, waiting_on=None)
+            await claims.release(
+                runtime, shard, delay_s=delay_s, counts_as_attempt=True, reason=reason, waiting_on=None
+            )
         else:
             delay_s = max(delay_s, error.retry_after_s or 0.0)
-            await provider_wait.release(runtime, held, error, delay_s=delay_s, spent=True)
+            await provider_wait.release(runtime, shard, error, delay_s=delay_s, counts_as_attempt=True)

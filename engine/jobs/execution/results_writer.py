@@ -52,9 +52,9 @@ class _Waiting:
 class ResultsWriter:
     """Takes what lands and records it from a task of its own, beside the calls that are still under way."""
 
-    def __init__(self, runtime: Runtime, held: ClaimedShard) -> None:
+    def __init__(self, runtime: Runtime, shard: ClaimedShard) -> None:
         self._runtime = runtime
-        self._held = held
+        self._shard = shard
         self._landed: list[BatchOutcome] = []
         self._inputs = 0
         self._waiting: deque[_Waiting] = deque()
@@ -100,7 +100,7 @@ class ResultsWriter:
             self._leave()
             raise
         finally:
-            self._runtime.blocked_shards.discard(self._held.shard_id)
+            self._runtime.blocked_shards.discard(self._shard.shard_id)
 
     async def _record_all(self) -> None:
         away_since: float | None = None
@@ -124,26 +124,26 @@ class ResultsWriter:
                 self._note(waiting, recorded)
                 self._waiting.popleft()
             away_since, pauses = None, iter(PAUSE_S)
-            self._runtime.blocked_shards.discard(self._held.shard_id)
+            self._runtime.blocked_shards.discard(self._shard.shard_id)
 
     async def _block(self, error: StorageBlocked) -> None:
         """The database takes no result until an operator acts: pay for no more, keep what there is, and say so."""
-        held = self._held
-        if held.shard_id in self._runtime.blocked_shards:
+        shard = self._shard
+        if shard.shard_id in self._runtime.blocked_shards:
             return
-        self._runtime.blocked_shards.add(held.shard_id)
+        self._runtime.blocked_shards.add(shard.shard_id)
         self._stop(error.message)
         log.error(
             "paid results wait, and no more is paid for: %s; %s",
             error.message,
             error.advice,
-            extra={"job_id": held.job_id, "shard_id": held.shard_id},
+            extra={"job_id": shard.job_id, "shard_id": shard.shard_id},
         )
         with contextlib.suppress(*DATABASE_ERRORS):
             async with self._runtime.database.write() as connection:
                 await connection.execute(
                     update(Job)
-                    .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
+                    .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
                     .values(waiting_on="database", next_attempt_at=None, version=Job.version + 1)
                 )
 
@@ -152,7 +152,7 @@ class ResultsWriter:
 
         Each batch is offered by itself first, so that no other fails with it. The vectors stay in a file.
         """
-        held = self._held
+        shard = self._shard
         self._waiting.popleft()
         if len(waiting.parts) > 1:
             if waiting.file is not None:
@@ -164,7 +164,7 @@ class ResultsWriter:
         if file is not None:
             file.set_aside()
         self._tell_kept(waiting.parts)
-        about = {"job_id": held.job_id, "shard_id": held.shard_id, "inputs": len(part.indexes)}
+        about = {"job_id": shard.job_id, "shard_id": shard.shard_id, "inputs": len(part.indexes)}
         if isinstance(error, StorageRefused):
             log.error("paid results could not be recorded: %s", error.message, extra=about)
         else:
@@ -175,7 +175,7 @@ class ResultsWriter:
         # First with its ledger row, for the provider bills it; without, where it is the row that is refused.
         for attempt in (failed, failed._replace(route=None, tokens=0, cost_usd=Decimal(0))):
             try:
-                recorded = await record(self._runtime, held, [attempt])
+                recorded = await record(self._runtime, shard, [attempt])
             except Exception as refused:
                 log.warning("the failure of inputs could not be recorded: %s", type(refused).__name__, extra=about)
             else:
@@ -204,7 +204,7 @@ class ResultsWriter:
 
     async def _offer(self, waiting: _Waiting) -> Recorded:
         """Record; spool meanwhile what takes too long. A commit whose answer is lost is simply made again."""
-        recording = asyncio.ensure_future(record(self._runtime, self._held, waiting.parts, waiting.record_id))
+        recording = asyncio.ensure_future(record(self._runtime, self._shard, waiting.parts, waiting.record_id))
         try:
             if not (await asyncio.wait({recording}, timeout=SPOOL_AFTER_S))[0]:
                 await self._spool()
@@ -233,7 +233,7 @@ class ResultsWriter:
                     self._tell_kept(waiting.parts)
 
     def _write(self, waiting: _Waiting) -> SpooledFile | None:
-        return self._runtime.spool.write(self._held.shard_id, packed(self._held, waiting.parts, waiting.record_id))
+        return self._runtime.spool.write(self._shard.shard_id, packed(self._shard, waiting.parts, waiting.record_id))
 
     def _leave(self) -> None:
         """This process ends: others carry on with the files."""
@@ -245,7 +245,7 @@ class ResultsWriter:
                 file.let_go()
             else:
                 inputs = sum(len(part.indexes) for part in waiting.parts)
-                log.error("paid results were lost", extra={"job_id": self._held.job_id, "inputs": inputs})
+                log.error("paid results were lost", extra={"job_id": self._shard.job_id, "inputs": inputs})
 
     def _stop(self, reason: str) -> None:
         if self.flight is not None:

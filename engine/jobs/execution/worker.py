@@ -54,18 +54,18 @@ async def run_shard(
     worker lets in meanwhile have ended too when this returns.
     """
     if runtime.draining.is_set():
-        await claims.decline(runtime, shard_id)
+        await claims.requeue_unclaimed(runtime, shard_id)
         return False
     if runtime.blocked_shards:
         log.debug("no shard is claimed while the database refuses results", extra={"shard_id": shard_id})
         return False
     asked_at = clock()
     try:
-        held = await claims.claim(runtime, shard_id, worker)
+        shard = await claims.claim(runtime, shard_id, worker)
     except StorageUnavailable as refusal:
         log.warning("%s; the sweep rings again", refusal.message, extra={"shard_id": shard_id})
         return False
-    if held is None:
+    if shard is None:
         log.debug("nothing to do for a ring", extra={"shard_id": shard_id})
         return False
     failpoints.hit("after_claim")
@@ -79,15 +79,15 @@ async def run_shard(
         guests.append(guest)
         return guest
 
-    keeper = ResultsWriter(runtime, held)
-    lease = Lease(runtime, held, asked_at)
+    keeper = ResultsWriter(runtime, shard)
+    lease = Lease(runtime, shard, asked_at)
     keeper.on_recording = lease.under_way.recording
     keeper.on_kept.append(lease.under_way.kept)
     error: EmbedmillError | None = None
     patience_s = SETTLE_S
     beating = asyncio.create_task(lease.keep())
     try:
-        await _embed(runtime, held, keeper, lease, until, receive)
+        await _embed(runtime, shard, keeper, lease, until, receive)
     except EmbedmillError as raised:
         error = raised
     except asyncio.CancelledError:
@@ -97,9 +97,9 @@ async def run_shard(
         for guest in guests:
             guest.cancel()
     except Exception:
-        log.exception("a shard's run broke off", extra={"job_id": held.job_id, "shard_id": shard_id})
+        log.exception("a shard's run broke off", extra={"job_id": shard.job_id, "shard_id": shard_id})
         error = EmbedmillError("a fault of ours")
-    settling = asyncio.create_task(_settle(runtime, held, keeper, lease, error, beating, started))
+    settling = asyncio.create_task(_settle(runtime, shard, keeper, lease, error, beating, started))
     runtime.settling.add(settling)
     settling.add_done_callback(runtime.settling.discard)
     if runtime.draining.is_set():
@@ -108,14 +108,14 @@ async def run_shard(
     if done:
         settling.result()
     else:
-        log.warning("results wait beside the worker: the database does not take them", extra={"job_id": held.job_id})
+        log.warning("results wait beside the worker: the database does not take them", extra={"job_id": shard.job_id})
     await asyncio.gather(*guests)
     return True
 
 
 async def _settle(
     runtime: Runtime,
-    held: ClaimedShard,
+    shard: ClaimedShard,
     keeper: ResultsWriter,
     lease: Lease,
     error: EmbedmillError | None,
@@ -123,12 +123,12 @@ async def _settle(
     started: float,
 ) -> None:
     """All that follows the last call. Goes on beside the worker's next shards where the database is away."""
-    about = {"job_id": held.job_id, "shard_id": held.shard_id}
+    about = {"job_id": shard.job_id, "shard_id": shard.shard_id}
     try:
         # Whatever goes wrong with one of these, the shard is given back: it must not wait for its lease to run out.
         for end in (
             keeper.close,
-            lambda: note_unanswered(runtime, held, lease.under_way),
+            lambda: note_unanswered(runtime, shard, lease.under_way),
         ):
             try:
                 await end()
@@ -139,9 +139,9 @@ async def _settle(
         log.info(
             "shard ran",
             extra={
-                "job_id": held.job_id,
-                "shard_id": held.shard_id,
-                "attempt": held.attempt,
+                "job_id": shard.job_id,
+                "shard_id": shard.shard_id,
+                "attempt": shard.attempt,
                 "inputs": keeper.recorded,
                 "duration_ms": round((time.monotonic() - started) * 1000),
                 "code": error.code if error else None,
@@ -149,11 +149,16 @@ async def _settle(
         )
         if not keeper.shard_done:
             try:
-                await give_back(runtime, held, keeper, error)
+                await give_back(runtime, shard, keeper, error)
             except DATABASE_ERRORS:
                 log.exception("a shard could not be given back as it should be: it is released", extra=about)
                 await claims.release(
-                    runtime, held, delay_s=RELEASED_S, spent=True, reason="it could not be given back", waiting_on=None
+                    runtime,
+                    shard,
+                    delay_s=RELEASED_S,
+                    counts_as_attempt=True,
+                    reason="it could not be given back",
+                    waiting_on=None,
                 )
     finally:
         beating.cancel()
@@ -163,10 +168,10 @@ async def _settle(
 
 
 async def _embed(
-    runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter, lease: Lease, until: float, receive: Receive
+    runtime: Runtime, shard: ClaimedShard, keeper: ResultsWriter, lease: Lease, until: float, receive: Receive
 ) -> None:
     settings = runtime.settings
-    alias = runtime.narrowed(runtime.alias(held.alias), held.options)
+    alias = runtime.narrowed(runtime.alias(shard.alias), shard.options)
     await runtime.drift_monitor.look()
     await runtime.router.outages.refresh()
     stop_at = max(until, time.monotonic() + min(LEAST_VISIT_S, settings.shard_budget_s))
@@ -177,28 +182,28 @@ async def _embed(
         lane=BULK,
         deadline=stop_at + CALL_GRACE_S,
         landed=keeper.take,
-        tenant=held.project,
+        tenant=shard.project,
         call_observer=lease,
-        calls=held.calls,
-        waits=held.waits,
+        calls=shard.calls,
+        waits=shard.waits,
     )
     keeper.flight = flight
     lease.on_lost = lambda reason: _stop(flight, reason)
     budget = asyncio.get_running_loop().call_later(
         stop_at - time.monotonic(), _stop, flight, "the time budget of the shard is over"
     )
-    telling = asyncio.create_task(wait_report.report_waits(runtime, held))
+    telling = asyncio.create_task(wait_report.report_waits(runtime, shard))
     leaving = asyncio.create_task(_stop_when_draining(runtime, flight))
-    still_open = held.count - int(held.settled.sum())
+    still_open = shard.count - int(shard.outcome_bits.sum())
 
     def unsent_tokens() -> int:
         sent = keeper.recorded + lease.under_way.inputs
-        return held.tokens * max(0, still_open - sent) // max(1, still_open)
+        return shard.tokens * max(0, still_open - sent) // max(1, still_open)
 
-    looking = asyncio.create_task(_stop_for_a_guest(runtime, held, flight, until, receive, unsent_tokens))
-    unwanted = asyncio.create_task(_stop_when_unwanted(runtime, held, keeper, lease, flight))
+    looking = asyncio.create_task(_stop_for_a_guest(runtime, shard, flight, until, receive, unsent_tokens))
+    unwanted = asyncio.create_task(_stop_when_unwanted(runtime, shard, keeper, lease, flight))
     try:
-        await work(runtime, held, flight, keeper, lambda waiting: _batches(runtime, held, alias, waiting))
+        await work(runtime, shard, flight, keeper, lambda waiting: _batches(runtime, shard, alias, waiting))
     finally:
         budget.cancel()
         telling.cancel()
@@ -206,15 +211,15 @@ async def _embed(
         looking.cancel()
         unwanted.cancel()
         if not runtime.draining.is_set():
-            await hang_watch.settled(held.waits)
+            await hang_watch.settled(shard.waits)
 
 
-def _batches(runtime: Runtime, held: ClaimedShard, alias: Alias, waiting: Sequence[int]) -> list[Batch]:
-    inputs: list[Input] = [item for i in waiting if (item := held.inputs[i]) is not None]
+def _batches(runtime: Runtime, shard: ClaimedShard, alias: Alias, waiting: Sequence[int]) -> list[Batch]:
+    inputs: list[Input] = [item for i in waiting if (item := shard.inputs[i]) is not None]
     limits = packing.limits_of(alias.routes, inputs_per_call=runtime.settings.batch_inputs)
-    indexes = [held.first_index + i for i in waiting]
+    indexes = [shard.first_index + i for i in waiting]
     per_byte, exact = runtime.router.per_byte(alias), packing.has_exact_tokenizer(alias.routes)
-    return list(packing.pack(inputs, indexes, limits, held.width, held.options, per_byte=per_byte, exact=exact))
+    return list(packing.pack(inputs, indexes, limits, shard.width, shard.options, per_byte=per_byte, exact=exact))
 
 
 async def _stop_when_draining(runtime: Runtime, flight: EmbedRun) -> None:
@@ -224,20 +229,20 @@ async def _stop_when_draining(runtime: Runtime, flight: EmbedRun) -> None:
 
 async def _stop_for_a_guest(
     runtime: Runtime,
-    held: ClaimedShard,
+    shard: ClaimedShard,
     flight: EmbedRun,
     until: float,
     receive: Receive,
     unsent_tokens: Callable[[], int],
 ) -> None:
-    await watch_for_preemption(runtime, held, until, receive, unsent_tokens)
+    await watch_for_preemption(runtime, shard, until, receive, unsent_tokens)
     flight.stop.give(ShardPreempted("gave way to a job that has had less"))
 
 
 async def _stop_when_unwanted(
-    runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter, lease: Lease, flight: EmbedRun
+    runtime: Runtime, shard: ClaimedShard, keeper: ResultsWriter, lease: Lease, flight: EmbedRun
 ) -> None:
-    await until_unwanted(runtime, held.job_id)
+    await until_unwanted(runtime, shard.job_id)
     keeper.go_on = False
     lease.forbid("the job wants no more of this shard")
     _stop(flight, "the job wants no more of this shard")

@@ -97,13 +97,13 @@ class Estimate:
         inputs = [item for item in cut.lines.inputs if item is not None]
         self._inputs += len(cut)
         self._refused += cut.refused
-        self._duplicates += len(cut.twins)
+        self._duplicates += len(cut.duplicates)
         self._errors = refused_ranges.tally(self._errors, refused_ranges.rows_of("", cut))
         self._calls += sum(
             1 for _ in packing.pack(inputs, range(len(inputs)), self._limits, self._wanted.width, self._wanted.options)
         )
         self._tokens.add(inputs)
-        self._duplicate_tokens.add(cut.twin_inputs)
+        self._duplicate_tokens.add(cut.duplicate_inputs)
 
     def _of_ceiling(self, upper_bound: int) -> dict[str, Any]:
         """The job's ceiling, and whether so many tokens keep to it; null where it has none."""

@@ -292,7 +292,7 @@ class JobIntake:
                 shard_id=shard_id,
                 inputs=cut.packed_inputs,
                 ids=cut.packed_ids,
-                duplicates=duplicate_codec.packed(cut.twins),
+                duplicates=duplicate_codec.encode(cut.duplicates),
             )
         )
         if cut.truncated:

@@ -208,12 +208,12 @@ class Sharder:
         if self._stored is not None:
             self._compare_now()
             return ShardDraft(self._seq, self._index, Lines(), 0, prefix_hash=cut.prefix_hash)
-        cut.twins, cut.truncated = twins, truncated
+        cut.duplicates, cut.truncated = twins, truncated
         inputs = lines.inputs
-        for position in cut.twins:
+        for position in cut.duplicates:
             twin, inputs[position] = inputs[position], None
             if twin is not None:
-                cut.twin_inputs.append(twin)
+                cut.duplicate_inputs.append(twin)
         cut.tokens = sum(tokens.estimate(item) for item in inputs if item is not None)
         # Of a shard in which all is refused nobody asks for the inputs.
         cut.packed_inputs = _PACK.encode([] if len(lines.errors) == len(inputs) else inputs)

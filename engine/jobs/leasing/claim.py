@@ -20,7 +20,7 @@ from models.base import db_now
 from models.embedding import Call, Input, Options
 from models.job import OPEN_STATES, Job, JobStatus, Shard, ShardInputs, ShardState
 
-Bits = npt.NDArray[np.bool_]
+Bitmap = npt.NDArray[np.bool_]
 _INPUTS = msgspec.msgpack.Decoder(list[str | list[int] | None])
 
 
@@ -39,10 +39,10 @@ class ClaimedShard:
     count: int
     attempt: int
     fence: int
-    settled: Bits
+    outcome_bits: Bitmap
     inputs: list[Input | None]
     tokens: int  # estimated, of what was open when it was claimed: what its turn was charged for
-    twins: Mapping[int, int]  # position in the shard: the job's index of the first of its kind
+    duplicates: Mapping[int, int]  # position in the shard: the job's index of the first of its kind
     max_cost_usd: Decimal | None = None  # of the job, when the shard was claimed
     calls: list[Call] = field(default_factory=list)  # made for it since
     waits: CallWaits = field(default_factory=CallWaits, compare=False)  # of those calls, for quota
@@ -51,13 +51,13 @@ class ClaimedShard:
         """A position in the shard as an index of the job."""
         return self.first_index + position
 
-    def waiting(self) -> list[int]:
+    def open_positions(self) -> list[int]:
         """Positions in the shard that have no outcome yet and must be embedded for one."""
-        return [i for i in range(self.count) if not self.settled[i] and self.inputs[i] is not None]
+        return [i for i in range(self.count) if not self.outcome_bits[i] and self.inputs[i] is not None]
 
-    def waiting_twins(self) -> dict[int, int]:
+    def open_duplicates(self) -> dict[int, int]:
         """Twins that have no outcome yet: position in the shard, and the job's index of the first."""
-        return {position: first for position, first in self.twins.items() if not self.settled[position]}
+        return {position: first for position, first in self.duplicates.items() if not self.outcome_bits[position]}
 
 
 async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | None:
@@ -92,7 +92,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
         ).one_or_none()
         if taken is None:
             return None
-        tokens = open_tokens(taken)
+        tokens = remaining_tokens(taken)
         await fair_share.charge(runtime.database, connection, taken.job_id, tokens)
     async with runtime.database.read() as connection:
         row = (
@@ -129,15 +129,15 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
         count=row.size,
         attempt=taken.attempt,
         fence=taken.fence,
-        settled=settled_bits(taken.outcome_bitmap, row.size),
+        outcome_bits=decode_bitmap(taken.outcome_bitmap, row.size),
         inputs=_INPUTS.decode(row.inputs),
-        twins=duplicate_codec.unpacked(row.duplicates),
+        duplicates=duplicate_codec.decode(row.duplicates),
         max_cost_usd=row.max_cost_usd,
         tokens=tokens,
     )
 
 
-async def decline(runtime: Runtime, shard_id: str) -> None:
+async def requeue_unclaimed(runtime: Runtime, shard_id: str) -> None:
     """Answer a ring without taking the shard: it is rung for somebody else at once."""
     async with runtime.database.write() as connection:
         await connection.execute(
@@ -147,26 +147,26 @@ async def decline(runtime: Runtime, shard_id: str) -> None:
         )
 
 
-async def heartbeat(runtime: Runtime, held: ClaimedShard) -> bool:
+async def heartbeat(runtime: Runtime, shard: ClaimedShard) -> bool:
     """Renew the lease; False when the shard is no longer ours, or its job wants no more of it."""
     async with runtime.database.write() as connection:
         renewed = await connection.execute(
             update(Shard)
-            .where(Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING)
+            .where(Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING)
             .values(lease_until=db_now() + runtime.settings.lease_s)
         )
         if not renewed.rowcount:
             return False
-        status = (await connection.execute(select(Job.status).where(Job.id == held.job_id))).scalar_one_or_none()
+        status = (await connection.execute(select(Job.status).where(Job.id == shard.job_id))).scalar_one_or_none()
     return status == JobStatus.IN_PROGRESS
 
 
 async def release(
     runtime: Runtime,
-    held: ClaimedShard,
+    shard: ClaimedShard,
     *,
     delay_s: float,
-    spent: bool,
+    counts_as_attempt: bool,
     reason: str,
     waiting_on: str | None,
     blocked_by: str | None = None,
@@ -184,32 +184,34 @@ async def release(
     async with runtime.database.write() as connection:
         given_back = await connection.execute(
             update(Shard)
-            .where(Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING)
+            .where(Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING)
             .values(
                 state=ShardState.QUEUED,
                 lease_until=None,
                 reserved_usd=None,
                 next_run_at=db_now() + delay_s,
-                attempt=Shard.attempt if spent else Shard.attempt - 1,
+                attempt=Shard.attempt if counts_as_attempt else Shard.attempt - 1,
                 last_error=reason[:500],
                 blocked_by=_if_open(blocked_by),
             )
             .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
         )
-        shard = given_back.one_or_none()
+        row = given_back.one_or_none()
         # A visit that failed has had its turn: else a job that gets nowhere is the least served, and always first.
-        if shard is not None and not spent:
-            await fair_share.give_back(connection, held.job_id, open_tokens(shard))
-        if shard is not None and waiting_on is not None:
+        if row is not None and not counts_as_attempt:
+            await fair_share.give_back(connection, shard.job_id, remaining_tokens(row))
+        if row is not None and waiting_on is not None:
             await connection.execute(
                 update(Job)
-                .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
+                .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
                 .values(
                     waiting_on=waiting_on,
                     # Nobody knows when its turn comes.
                     next_attempt_at=None if waiting_on == "fairness" else db_now() + delay_s,
                     outage=outage,
-                    not_before=db_now() + delay_s if outage and blocks_job and not spent else Job.not_before,
+                    not_before=db_now() + delay_s
+                    if outage and blocks_job and not counts_as_attempt
+                    else Job.not_before,
                     version=Job.version + 1,
                 )
             )
@@ -221,13 +223,13 @@ def _if_open(shard_id: str | None) -> Any:
     return None if shard_id is None else select(blocker.c.id).where(blocker.c.id == shard_id, is_open).scalar_subquery()
 
 
-def open_tokens(shard: Any) -> int:
+def remaining_tokens(row: Any) -> int:
     """The estimated tokens of the inputs that have no outcome yet; inputs are counted where nobody has estimated."""
-    still_open = shard.count - int(settled_bits(shard.outcome_bitmap, shard.count).sum())
-    return int((shard.tokens or shard.count) * still_open // shard.count)
+    still_open = row.count - int(decode_bitmap(row.outcome_bitmap, row.count).sum())
+    return int((row.tokens or row.count) * still_open // row.count)
 
 
-def settled_bits(packed: bytes, count: int) -> Bits:
+def decode_bitmap(packed: bytes, count: int) -> Bitmap:
     return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count).astype(bool)
 
 
@@ -240,4 +242,13 @@ def _options(stored: dict[str, Any]) -> Options:
     )
 
 
-__all__ = ["Bits", "ClaimedShard", "claim", "decline", "heartbeat", "open_tokens", "release", "settled_bits"]
+__all__ = [
+    "Bitmap",
+    "ClaimedShard",
+    "claim",
+    "requeue_unclaimed",
+    "heartbeat",
+    "remaining_tokens",
+    "release",
+    "decode_bitmap",
+]

@@ -10,11 +10,11 @@ _PACK = msgspec.msgpack.Encoder()
 _UNPACK = msgspec.msgpack.Decoder(tuple[list[int], list[int]])
 
 
-def packed(twins: Mapping[int, int]) -> bytes | None:
+def encode(twins: Mapping[int, int]) -> bytes | None:
     """Positions and first indexes, as `shard_inputs.duplicates` holds them; None where there are none."""
     return _PACK.encode((list(twins), list(twins.values()))) if twins else None
 
 
-def unpacked(data: bytes | None) -> dict[int, int]:
+def decode(data: bytes | None) -> dict[int, int]:
     """Position in the shard: the job's index of the first occurrence."""
     return dict(zip(*_UNPACK.decode(data), strict=True)) if data else {}

@@ -183,8 +183,8 @@ async def reclaim_dead_workers(runtime: Runtime) -> None:
         return
     async with runtime.database.write() as connection:
         await connection.execute(delete(WorkerProcess).where(WorkerProcess.id.in_(dead)))
-        held = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead))
-        freed = await requeue_crashed(connection, held, "the worker died")
+        shard = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead))
+        freed = await requeue_crashed(connection, shard, "the worker died")
     log.warning("worker processes died", extra={"count": len(dead), "freed": len(freed)})
 
 
@@ -216,10 +216,10 @@ async def split_crashing_shards(runtime: Runtime) -> None:
             log.warning("a shard that lost its workers was halved", extra={"shard_id": shard_id, "count": lost})
         if halves != 1 or (lost >= limit and not await is_crashing_input(runtime, shard_id)):
             continue
-        held = await claims.claim(runtime, shard_id, "sweep")
-        if held is not None:
-            log.warning("a shard's attempts are spent", extra={"job_id": held.job_id, "shard_id": shard_id})
-            await fail_rest(runtime, held, WorkerLost("workers were lost again and again on this part of the job"))
+        shard = await claims.claim(runtime, shard_id, "sweep")
+        if shard is not None:
+            log.warning("a shard's attempts are spent", extra={"job_id": shard.job_id, "shard_id": shard_id})
+            await fail_rest(runtime, shard, WorkerLost("workers were lost again and again on this part of the job"))
 
 
 def _spent(runtime: Runtime) -> ColumnElement[bool]:

@@ -20,7 +20,7 @@ import pybase64
 from sqlalchemy import LargeBinary, Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.leasing.claim import settled_bits
+from engine.jobs.leasing.claim import decode_bitmap
 from engine.jobs.recording import refused_ranges, truncated
 from engine.jobs.recording.split_shard import HALVES_FROM
 from engine.runtime import Runtime
@@ -81,7 +81,7 @@ async def is_complete(runtime: Runtime, job: Row[Any], wanted: Range, asked_stop
     if job.total is not None and job.completed + job.failed == job.total:
         return True
     async for shard in _shards(runtime, job.id, wanted):
-        bits = settled_bits(shard.outcome_bitmap, shard.size)
+        bits = decode_bitmap(shard.outcome_bitmap, shard.size)
         low = max(wanted.start - shard.first_index, 0)
         if not bits[low : wanted.stop - shard.first_index].all():
             return False
@@ -225,7 +225,7 @@ async def _pieces(
         for _ in range(READ_TRIES):
             piece, outcomes = await _read_piece(runtime, job, wanted, shard, with_ids=with_ids)
             low, high = piece.first_index - shard.first_index, piece.stop - shard.first_index
-            expected = high - low if complete else int(settled_bits(shard.outcome_bitmap, shard.size)[low:high].sum())
+            expected = high - low if complete else int(decode_bitmap(shard.outcome_bitmap, shard.size)[low:high].sum())
             if outcomes >= expected:
                 break
             shard = await _read_shard(runtime, shard)

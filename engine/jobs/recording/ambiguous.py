@@ -26,9 +26,9 @@ from models.usage import UsageKind, UsageRecord
 ROWS_AT_ONCE = 500
 
 
-def unsettled(held: ClaimedShard) -> list[Call]:
+def unsettled(shard: ClaimedShard) -> list[Call]:
     """Those calls of a run that are to be written down."""
-    return [call for call in held.calls if call.ambiguous or call.wasted]
+    return [call for call in shard.calls if call.ambiguous or call.wasted]
 
 
 async def note(
@@ -123,25 +123,25 @@ async def count(connection: AsyncConnection, job_id: str, rows: Sequence[dict[st
     await connection.execute(update(Job).where(Job.id == job_id).values(values))
 
 
-async def note_of(runtime: Runtime, connection: AsyncConnection, held: ClaimedShard) -> list[Call]:
+async def note_of(runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard) -> list[Call]:
     """Write down those of a run, in the caller's transaction; once that is committed, `forget` them."""
-    calls = unsettled(held)
-    await note_for(runtime, connection, held, calls)
+    calls = unsettled(shard)
+    await note_for(runtime, connection, shard, calls)
     return calls
 
 
 async def note_for(
-    runtime: Runtime, connection: AsyncConnection, held: ClaimedShard, calls: Sequence[Call]
+    runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard, calls: Sequence[Call]
 ) -> list[Call]:
     """Write down these calls of a run; those that were not known yet. They are paid for out of its allowance."""
-    if held.max_cost_usd is not None and calls:
+    if shard.max_cost_usd is not None and calls:
         cost_usd = sum((call.cost_usd for call in calls), Decimal(0))
         rest = Shard.reserved_usd - cost_usd
         await connection.execute(
             update(Shard)
             .where(
-                Shard.id == held.shard_id,
-                Shard.fence == held.fence,
+                Shard.id == shard.shard_id,
+                Shard.fence == shard.fence,
                 Shard.state == ShardState.RUNNING,
                 Shard.reserved_usd.is_not(None),
             )
@@ -150,22 +150,22 @@ async def note_for(
     return await note(
         runtime.database,
         connection,
-        project=held.project,
-        job_id=held.job_id,
-        shard_id=held.shard_id,
+        project=shard.project,
+        job_id=shard.job_id,
+        shard_id=shard.shard_id,
         calls=calls,
     )
 
 
-def forget(held: ClaimedShard, calls: Sequence[Call]) -> None:
+def forget(shard: ClaimedShard, calls: Sequence[Call]) -> None:
     """These are in the database."""
     known = {call.id for call in calls}
-    held.calls[:] = [call for call in held.calls if call.id not in known]
+    shard.calls[:] = [call for call in shard.calls if call.id not in known]
 
 
-async def note_rest(runtime: Runtime, held: ClaimedShard) -> None:
+async def note_rest(runtime: Runtime, shard: ClaimedShard) -> None:
     """Write down what no record has: calls of a run that ended without a result. Raises StorageUnavailable."""
-    if unsettled(held):
+    if unsettled(shard):
         async with runtime.database.write() as connection:
-            calls = await note_of(runtime, connection, held)
-        forget(held, calls)
+            calls = await note_of(runtime, connection, shard)
+        forget(shard, calls)

@@ -19,7 +19,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.cancellation import CancellationToken
-from engine.jobs.leasing.claim import ClaimedShard, open_tokens
+from engine.jobs.leasing.claim import ClaimedShard, remaining_tokens
 from engine.jobs.scheduling import fair_share
 from engine.ledger.billing import MILLION, MOST_CONTROL_TOKENS
 from engine.planning import packing, tokens
@@ -91,7 +91,7 @@ class SpendReservation:
         self._bound: dict[int, int] = {}  # tokens at the most of each input that is under way or not yet recorded
         self._spare = self.price(MOST_CONTROL_TOKENS)  # left for a call of ours, that shows what is to blame
         self._all_kept = asyncio.Event()
-        self.settled: set[int] = set()
+        self.delivered: set[int] = set()
 
     def affordable(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, in order, for as long as they fit; the last of them may be cut short."""
@@ -114,7 +114,7 @@ class SpendReservation:
 
     def __call__(self, part: BatchOutcome) -> None:
         """Hand on what landed."""
-        self.settled.update(part.indexes)
+        self.delivered.update(part.indexes)
         self._landed(part)
 
     def kept(self, parts: Iterable[BatchOutcome]) -> None:
@@ -156,24 +156,24 @@ def highest_price(alias: Alias) -> Decimal:
 
 
 async def take(
-    runtime: Runtime, held: ClaimedShard, alias: Alias, landed: Callable[[BatchOutcome], None]
+    runtime: Runtime, shard: ClaimedShard, alias: Alias, landed: Callable[[BatchOutcome], None]
 ) -> SpendReservation:
     """Set aside what the shard may cost at the most, or what is left. Raises StorageUnavailable."""
     purse = SpendReservation(Decimal(0), alias, landed)
-    waiting = [item for position in held.waiting() if (item := held.inputs[position]) is not None]
+    waiting = [item for position in shard.open_positions() if (item := shard.inputs[position]) is not None]
     wanted = sum((purse.price(tokens.upper_bound(item)) for item in waiting), purse.price(SPARE_TOKENS))
     async with runtime.database.write() as connection:
-        mine = select(Shard.id).where(Shard.id == held.shard_id, *_held(held)).with_for_update()
+        mine = select(Shard.id).where(Shard.id == shard.shard_id, *_held(shard)).with_for_update()
         if (await connection.execute(mine)).first() is None:
             return purse
-        left = await _left(connection, held)
+        left = await _left(connection, shard)
         allowance = min(wanted, max(left, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
-        await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(reserved_usd=allowance))
+        await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=allowance))
     return SpendReservation(allowance, alias, landed)
 
 
 async def charge(
-    connection: AsyncConnection, held: ClaimedShard, reserved_usd: Decimal | None, cost_usd: Decimal
+    connection: AsyncConnection, shard: ClaimedShard, reserved_usd: Decimal | None, cost_usd: Decimal
 ) -> bool:
     """Take what results cost from the shard's allowance, or else from what nobody holds. False: nothing covers it.
 
@@ -181,20 +181,20 @@ async def charge(
     worker that has lost it are charged to whoever holds it now, for whom they save the same calls.
     """
     allowance = reserved_usd or Decimal(0)
-    if cost_usd > allowance and cost_usd > await _left(connection, held):
+    if cost_usd > allowance and cost_usd > await _left(connection, shard):
         return False
     await connection.execute(
-        update(Shard).where(Shard.id == held.shard_id).values(reserved_usd=max(Decimal(0), allowance - cost_usd))
+        update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=max(Decimal(0), allowance - cost_usd))
     )
     return True
 
 
-async def wait_or_pause(runtime: Runtime, held: ClaimedShard, needed_usd: Decimal) -> None:
+async def wait_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: Decimal) -> None:
     """Give the shard back unspent: until others have given theirs back, or, where nobody holds any, until a resume."""
     async with runtime.database.write() as connection:
         given_back = await connection.execute(
             update(Shard)
-            .where(Shard.id == held.shard_id, *_held(held))
+            .where(Shard.id == shard.shard_id, *_held(shard))
             .values(
                 state=ShardState.QUEUED,
                 lease_until=None,
@@ -205,26 +205,26 @@ async def wait_or_pause(runtime: Runtime, held: ClaimedShard, needed_usd: Decima
             )
             .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
         )
-        shard = given_back.one_or_none()
-        if shard is not None:
-            await fair_share.give_back(connection, held.job_id, open_tokens(shard))
-        if shard is None or needed_usd <= await _left(connection, held):
+        row = given_back.one_or_none()
+        if row is not None:
+            await fair_share.give_back(connection, shard.job_id, remaining_tokens(row))
+        if row is None or needed_usd <= await _left(connection, shard):
             return
-        if await _held_by_others(connection, held):
+        if await _held_by_others(connection, shard):
             return
         await connection.execute(
             update(Job)
-            .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
+            .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
             .values(status=JobStatus.PAUSED, waiting_on="budget", next_attempt_at=None, version=Job.version + 1)
         )
 
 
-async def _left(connection: AsyncConnection, held: ClaimedShard) -> Decimal:
+async def _left(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
     """What neither results nor other running shards have of the ceiling. Locks the job, so that it stays true."""
     job = (
         await connection.execute(
             select(Job.max_cost_usd, Job.cost_usd, Job.ambiguous_cost_usd)
-            .where(Job.id == held.job_id)
+            .where(Job.id == shard.job_id)
             .with_for_update(key_share=True)
         )
     ).one_or_none()
@@ -232,17 +232,17 @@ async def _left(connection: AsyncConnection, held: ClaimedShard) -> Decimal:
         return Decimal(0)
     if job.max_cost_usd is None:
         return MOST_USD
-    return Decimal(job.max_cost_usd - job.cost_usd - job.ambiguous_cost_usd - await _held_by_others(connection, held))
+    return Decimal(job.max_cost_usd - job.cost_usd - job.ambiguous_cost_usd - await _held_by_others(connection, shard))
 
 
-async def _held_by_others(connection: AsyncConnection, held: ClaimedShard) -> Decimal:
+async def _held_by_others(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
     others = await connection.execute(
         select(func.sum(Shard.reserved_usd)).where(
-            Shard.job_id == held.job_id, Shard.state == ShardState.RUNNING, Shard.id != held.shard_id
+            Shard.job_id == shard.job_id, Shard.state == ShardState.RUNNING, Shard.id != shard.shard_id
         )
     )
     return others.scalar_one_or_none() or Decimal(0)
 
 
-def _held(held: ClaimedShard) -> tuple[Any, ...]:
-    return Shard.fence == held.fence, Shard.state == ShardState.RUNNING
+def _held(shard: ClaimedShard) -> tuple[Any, ...]:
+    return Shard.fence == shard.fence, Shard.state == ShardState.RUNNING

@@ -42,10 +42,10 @@ class DuplicateFanout:
     in which every other input is a twin must not become thousands of rows.
     """
 
-    def __init__(self, held: ClaimedShard, landed: Callable[[BatchOutcome], None]) -> None:
+    def __init__(self, shard: ClaimedShard, landed: Callable[[BatchOutcome], None]) -> None:
         self._landed = landed
-        own = [held.index(position) for position in held.waiting()]
-        self._missing = {held.index(position): first for position, first in held.waiting_twins().items()}
+        own = [shard.index(position) for position in shard.open_positions()]
+        self._missing = {shard.index(position): first for position, first in shard.open_duplicates().items()}
         here = set(own)
         self._twins_of: dict[int, list[int]] = {}
         self._after: dict[int, list[int]] = {}
@@ -111,7 +111,7 @@ def _copy(indexes: list[int], rows: Matrix | None, error: InputError | None) -> 
     return BatchOutcome(indexes, rows, error, 0, False, Decimal(0), None)
 
 
-async def settled(runtime: Runtime, held: ClaimedShard, firsts: Sequence[int]) -> tuple[dict[int, Outcome], set[int]]:
+async def settled(runtime: Runtime, shard: ClaimedShard, firsts: Sequence[int]) -> tuple[dict[int, Outcome], set[int]]:
     """The outcomes of these inputs of the job, where they are in the database already, and which of them were cut.
 
     Raises StorageUnavailable.
@@ -122,22 +122,22 @@ async def settled(runtime: Runtime, held: ClaimedShard, firsts: Sequence[int]) -
     for low in range(0, len(wanted_firsts), ASKED_AT_ONCE):
         some = wanted_firsts[low : low + ASKED_AT_ONCE]
         async with runtime.database.read() as connection:
-            at = await _runs_of(runtime, connection, held.job_id, some)
-            for spans in _portions(at, held.width * 4):
-                for run, data in await _read(runtime, connection, held, spans):
-                    rows = vectors.from_blob(data, held.width)
+            at = await _runs_of(runtime, connection, shard.job_id, some)
+            for spans in _portions(at, shard.width * 4):
+                for run, data in await _read(runtime, connection, shard, spans):
+                    rows = vectors.from_blob(data, shard.width)
                     wanted = at[run]
                     outcomes.update((first, rows[first - wanted[0]]) for first in wanted)
             failures = await connection.execute(
                 select(
                     JobInputError.index.label("at"), JobInputError.code, JobInputError.message, JobInputError.retryable
                 ).where(
-                    JobInputError.job_id == held.job_id,
+                    JobInputError.job_id == shard.job_id,
                     JobInputError.index.in_(select(runtime.database.numbers(some).c.value)),
                 )
             )
             outcomes.update((row.at, InputError(row.code, row.message, bool(row.retryable))) for row in failures)
-            cut |= await among(connection, held.job_id, some)
+            cut |= await among(connection, shard.job_id, some)
     return outcomes, cut
 
 
@@ -180,15 +180,15 @@ def _portions(held_by: Mapping[int, Sequence[int]], row_bytes: int) -> Iterator[
 
 
 async def _read(
-    runtime: Runtime, connection: AsyncConnection, held: ClaimedShard, spans: Mapping[int, tuple[int, int]]
+    runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard, spans: Mapping[int, tuple[int, int]]
 ) -> list[tuple[int, bytes]]:
     if (path := runtime.database.sqlite_path) is not None:
-        return await asyncio.to_thread(_read_slices, path, held.job_id, spans)
+        return await asyncio.to_thread(_read_slices, path, shard.job_id, spans)
     start = case({run: span[0] for run, span in spans.items()}, value=VectorBlock.first_index)
     length = case({run: span[1] for run, span in spans.items()}, value=VectorBlock.first_index)
     rows = await connection.execute(
         select(VectorBlock.first_index, func.substr(VectorBlock.data, start, length, type_=Blob)).where(
-            VectorBlock.job_id == held.job_id, VectorBlock.first_index.in_(list(spans))
+            VectorBlock.job_id == shard.job_id, VectorBlock.first_index.in_(list(spans))
         )
     )
     return [(run, data) for run, data in rows]

@@ -31,9 +31,9 @@ class _Call:
 
 
 class RunCalls:
-    def __init__(self, journal: CallJournal, held: ClaimedShard) -> None:
+    def __init__(self, journal: CallJournal, shard: ClaimedShard) -> None:
         self._flights = journal
-        self._held = held
+        self._shard = shard
         self._calls: dict[str, _Call] = {}
 
     @property
@@ -43,13 +43,13 @@ class RunCalls:
 
     def sending(self, batch: Batch, route: Route) -> str:
         """Note a call that is about to be sent; its id."""
-        held = self._held
+        shard = self._shard
         note = InFlightCall(
             random_id("call"),
-            held.project,
-            held.job_id,
-            held.shard_id,
-            held.fence,
+            shard.project,
+            shard.job_id,
+            shard.shard_id,
+            shard.fence,
             route.provider,
             route.upstream_model,
             len(batch.inputs),

@@ -20,7 +20,7 @@ CODE = "late_result"
 
 async def note(
     connection: AsyncConnection,
-    held: ClaimedShard,
+    shard: ClaimedShard,
     late: Sequence[BatchOutcome],
     record_id: str,
     *,
@@ -34,12 +34,12 @@ async def note(
     """
     rows = usage_rows.delivered(
         late,
-        project=held.project,
-        key_id=held.key_id,
+        project=shard.project,
+        key_id=shard.key_id,
         lane="bulk",
-        alias=held.alias,
-        user=held.options.user,
-        job_id=held.job_id,
+        alias=shard.alias,
+        user=shard.options.user,
+        job_id=shard.job_id,
         kind=UsageKind.WASTED,
         code=code,
         row_id=f"{record_id}.late",
@@ -53,4 +53,4 @@ async def note(
             return
     await connection.execute(insert(UsageRecord).values(at=db_now()), rows)
     count_cost(rows)
-    await ambiguous.count(connection, held.job_id, rows)
+    await ambiguous.count(connection, shard.job_id, rows)

@@ -74,21 +74,21 @@ async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, not
     return known
 
 
-async def note_unanswered(runtime: Runtime, held: ClaimedShard, under_way: RunCalls) -> None:
+async def note_unanswered(runtime: Runtime, shard: ClaimedShard, under_way: RunCalls) -> None:
     """Write down what no record has: calls of a run that were billed in vain, or cut off.
 
     A database that is away leaves that to whoever reads the log.
     """
-    calls = {call.id: call for call in (*under_way.unanswered(), *ambiguous.unsettled(held))}
+    calls = {call.id: call for call in (*under_way.unanswered(), *ambiguous.unsettled(shard))}
     if calls:
         try:
             async with runtime.database.write() as connection:
-                new = await ambiguous.note_for(runtime, connection, held, list(calls.values()))
+                new = await ambiguous.note_for(runtime, connection, shard, list(calls.values()))
         except DATABASE_ERRORS:
             return
         # The others came to an error, and were counted with it.
         _count([call for call in new if call.error == CUT_OFF])
-        ambiguous.forget(held, list(calls.values()))
+        ambiguous.forget(shard, list(calls.values()))
     under_way.clear()
 
 

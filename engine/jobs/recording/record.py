@@ -18,7 +18,7 @@ from sqlalchemy import case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.blocked import free_blocked
-from engine.jobs.leasing.claim import Bits, ClaimedShard, settled_bits
+from engine.jobs.leasing.claim import Bitmap, ClaimedShard, decode_bitmap
 from engine.jobs.recording import ambiguous, budget, duplicates, late_results, truncated, wait_report
 from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, merge_errors, recount
 from engine.jobs.recording.split_shard import halves_of, parts_in
@@ -51,16 +51,16 @@ class ShardWasSplit(Exception):
     """The claim is of a shard that was larger."""
 
 
-async def record(runtime: Runtime, held: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str = "") -> Recorded:
+async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str = "") -> Recorded:
     """Keep what landed. Raises StorageUnavailable: then nothing was kept, or its answer was lost.
 
     `record_id` makes a record that is made again known as the same one; by default it is a new one.
     """
     record_id = record_id or random_id("use")
     try:
-        recorded = await _record(runtime, held, parts, record_id)
+        recorded = await _record(runtime, shard, parts, record_id)
     except ShardWasSplit:
-        halves = await halves_of(runtime, held)
+        halves = await halves_of(runtime, shard)
         of_halves = [
             await record(runtime, half, parts_in(half, parts), f"{record_id}@{half.first_index}") for half in halves
         ]
@@ -68,63 +68,63 @@ async def record(runtime: Runtime, held: ClaimedShard, parts: Sequence[BatchOutc
         return Recorded(shard_done=all(each.shard_done for each in of_halves), go_on=False)
     if recorded.shard_done and recorded is not GONE:
         with suppress(StorageUnavailable):  # it is recorded: the sweep frees them too
-            await free_blocked(runtime, held.shard_id)
+            await free_blocked(runtime, shard.shard_id)
     return recorded
 
 
-async def _record(runtime: Runtime, held: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> Recorded:
+async def _record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> Recorded:
     async with runtime.database.write() as connection:
-        shard = (
+        row = (
             await connection.execute(
                 select(Shard.outcome_bitmap, Shard.state, Shard.fence, Shard.count.label("size"), Shard.reserved_usd)
-                .where(Shard.id == held.shard_id)
+                .where(Shard.id == shard.shard_id)
                 .with_for_update()
             )
         ).one_or_none()
-        if shard is not None and shard.size != held.count:
+        if row is not None and row.size != shard.count:
             raise ShardWasSplit
-        if shard is None or shard.state in (ShardState.DONE, ShardState.CANCELLED):
-            await late_results.note(connection, held, parts, record_id, first_try=False)
-            noted = await ambiguous.note_of(runtime, connection, held)
+        if row is None or row.state in (ShardState.DONE, ShardState.CANCELLED):
+            await late_results.note(connection, shard, parts, record_id, first_try=False)
+            noted = await ambiguous.note_of(runtime, connection, shard)
             recorded = GONE
         else:
-            recorded = await _keep(runtime, connection, held, shard, parts, record_id)
-            noted = await ambiguous.note_of(runtime, connection, held)
+            recorded = await _keep(runtime, connection, shard, row, parts, record_id)
+            noted = await ambiguous.note_of(runtime, connection, shard)
             failpoints.hit("mid_commit")
-    ambiguous.forget(held, noted)
+    ambiguous.forget(shard, noted)
     return recorded
 
 
 async def _keep(
     runtime: Runtime,
     connection: AsyncConnection,
-    held: ClaimedShard,
-    shard: Any,
+    shard: ClaimedShard,
+    row: Any,
     parts: Sequence[BatchOutcome],
     record_id: str,
 ) -> Recorded:
-    """Keep what has no outcome yet, in the transaction of a record that has locked the shard."""
-    if shard.fence != held.fence:
-        # Another has the shard, or a retry has opened it again. What was paid for is welcome; a failure is not.
+    """Keep what has no outcome yet, in the transaction of a record that has locked the row."""
+    if row.fence != shard.fence:
+        # Another has the row, or a retry has opened it again. What was paid for is welcome; a failure is not.
         parts = [part for part in parts if part.error is None]
-    settled, fresh, late = _news(shard.outcome_bitmap, held, parts)
-    ledger_rows = _rows(held, fresh, record_id)
-    if held.max_cost_usd is not None:
+    settled, fresh, late = _news(row.outcome_bitmap, shard, parts)
+    ledger_rows = _rows(shard, fresh, record_id)
+    if shard.max_cost_usd is not None:
         cost_usd = sum((row["cost_usd"] for row in ledger_rows), Decimal(0))
-        reserved_usd = shard.reserved_usd if shard.state == ShardState.RUNNING else None
-        if cost_usd and not await budget.charge(connection, held, reserved_usd, cost_usd):
-            log.warning("late results would break the job's ceiling", extra={"job_id": held.job_id})
-            settled, fresh, late = _news(shard.outcome_bitmap, held, [part for part in parts if not part.cost_usd])
+        reserved_usd = row.reserved_usd if row.state == ShardState.RUNNING else None
+        if cost_usd and not await budget.charge(connection, shard, reserved_usd, cost_usd):
+            log.warning("late results would break the job's ceiling", extra={"job_id": shard.job_id})
+            settled, fresh, late = _news(row.outcome_bitmap, shard, [part for part in parts if not part.cost_usd])
             late += [part for part in parts if part.cost_usd]
             ledger_rows = []
     # Paid for, and of no use: vectors that the database can never hold.
     unusable = [part for part in fresh if part.error is not None and part.tokens]
-    vectors = _runs(held, fresh)
+    vectors = _runs(shard, fresh)
     failures = {index: part.error for part in fresh if part.error is not None for index in part.indexes}
     if vectors:
         await connection.execute(insert(VectorBlock), vectors)
     if failures:
-        await connection.execute(insert(JobInputError), _failure_rows(held.job_id, failures))
+        await connection.execute(insert(JobInputError), _failure_rows(shard.job_id, failures))
     if ledger_rows:
         await connection.execute(insert(UsageRecord).values(at=db_now()), ledger_rows)
         count_cost(ledger_rows)
@@ -138,15 +138,17 @@ async def _keep(
             "worker": None,
             "reserved_usd": None,
         }
-    await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(values))
-    await late_results.note(connection, held, late, record_id, first_try=bool(fresh))
-    await late_results.note(connection, held, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused")
-    cut = await truncated.note(connection, held, fresh)
-    status = await _count(runtime, connection, held, fresh, failures, ledger_rows, done, cut)
+    await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(values))
+    await late_results.note(connection, shard, late, record_id, first_try=bool(fresh))
+    await late_results.note(
+        connection, shard, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused"
+    )
+    cut = await truncated.note(connection, shard, fresh)
+    status = await _count(runtime, connection, shard, fresh, failures, ledger_rows, done, cut)
     return Recorded(shard_done=done, go_on=status == JobStatus.IN_PROGRESS)
 
 
-async def fail_rest(runtime: Runtime, held: ClaimedShard, error: EmbedmillError) -> Recorded:
+async def fail_rest(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError) -> Recorded:
     """Give every input of the shard that has no outcome this error: its attempts are spent.
 
     A twin whose first has its outcome gets that: a copy needs no attempt.
@@ -154,25 +156,25 @@ async def fail_rest(runtime: Runtime, held: ClaimedShard, error: EmbedmillError)
     code = "invalid_upstream_response" if isinstance(error, UpstreamProtocolError) else error.code
     reason = InputError(code, error.message, retryable=error.retryable)
     parts: list[BatchOutcome] = []
-    copies = duplicates.DuplicateFanout(held, parts.append)
-    copies.know(*await duplicates.settled(runtime, held, list(copies.missing().values())))
+    copies = duplicates.DuplicateFanout(shard, parts.append)
+    copies.know(*await duplicates.settled(runtime, shard, list(copies.missing().values())))
     copies.flush()
     parts += [
         BatchOutcome([index], None, reason, 0, False, Decimal(0), None)
-        for index in (*map(held.index, held.waiting()), *copies.missing())
+        for index in (*map(shard.index, shard.open_positions()), *copies.missing())
     ]
-    return await record(runtime, held, parts)
+    return await record(runtime, shard, parts)
 
 
 def _news(
-    packed: bytes, held: ClaimedShard, parts: Sequence[BatchOutcome]
-) -> tuple[Bits, list[BatchOutcome], list[BatchOutcome]]:
+    packed: bytes, shard: ClaimedShard, parts: Sequence[BatchOutcome]
+) -> tuple[Bitmap, list[BatchOutcome], list[BatchOutcome]]:
     """What the parts bring beyond what is settled: the bits with them, they themselves, and what came too late."""
-    settled = settled_bits(packed, held.count)
+    settled = decode_bitmap(packed, shard.count)
     fresh: list[BatchOutcome] = []
     late: list[BatchOutcome] = []
     for part in parts:
-        new = _fresh_of(part, held, settled)
+        new = _fresh_of(part, shard, settled)
         if new is None:
             late.append(part)
             continue
@@ -190,25 +192,25 @@ def _news(
     return settled, fresh, late
 
 
-def _rows(held: ClaimedShard, fresh: Sequence[BatchOutcome], record_id: str) -> list[dict[str, Any]]:
+def _rows(shard: ClaimedShard, fresh: Sequence[BatchOutcome], record_id: str) -> list[dict[str, Any]]:
     return usage_rows.delivered(
         [part for part in fresh if part.error is None],
-        project=held.project,
-        key_id=held.key_id,
+        project=shard.project,
+        key_id=shard.key_id,
         lane="bulk",
-        alias=held.alias,
-        user=held.options.user,
-        job_id=held.job_id,
+        alias=shard.alias,
+        user=shard.options.user,
+        job_id=shard.job_id,
         row_id=f"{record_id}.",
     )
 
 
-def _fresh_of(part: BatchOutcome, held: ClaimedShard, settled: Bits) -> BatchOutcome | None:
+def _fresh_of(part: BatchOutcome, shard: ClaimedShard, settled: Bitmap) -> BatchOutcome | None:
     """The inputs of a part that have no outcome yet, marked in `settled`; None when there are none.
 
     Usage follows the inputs: the part that a twin has stored already is of the late results, and wasted.
     """
-    positions = np.asarray(part.indexes, dtype=np.int64) - held.first_index
+    positions = np.asarray(part.indexes, dtype=np.int64) - shard.first_index
     new = ~settled[positions]
     settled[positions] = True
     if new.all():
@@ -225,7 +227,7 @@ def _fresh_of(part: BatchOutcome, held: ClaimedShard, settled: Bits) -> BatchOut
     )
 
 
-def _runs(held: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[dict[str, Any]]:
+def _runs(shard: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[dict[str, Any]]:
     """Rows for the vectors: neighbours, whichever batches they came in, share one blob."""
     blocks: list[tuple[int, Matrix]] = []
     for part in parts:
@@ -248,7 +250,7 @@ def _runs(held: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[dict[str, A
             following += len(blocks[at][1])
             at += 1
         data = b"".join(block.data for block in rows_of_run)  # the one copy between the wire and the database
-        rows.append({"job_id": held.job_id, "first_index": first, "count": following - first, "data": data})
+        rows.append({"job_id": shard.job_id, "first_index": first, "count": following - first, "data": data})
     return rows
 
 
@@ -262,7 +264,7 @@ def _failure_rows(job_id: str, failures: dict[int, InputError]) -> list[dict[str
 async def _count(
     runtime: Runtime,
     connection: AsyncConnection,
-    held: ClaimedShard,
+    shard: ClaimedShard,
     fresh: Sequence[BatchOutcome],
     failures: dict[int, InputError],
     ledger_rows: Sequence[dict[str, Any]],
@@ -286,24 +288,24 @@ async def _count(
     if any(part.tokens_estimated for part in fresh):
         values[Job.usage_estimated] = True
     if failures:
-        values[Job.error_summary] = await merge_errors(connection, held.job_id, failures)
+        values[Job.error_summary] = await merge_errors(connection, shard.job_id, failures)
     if vectors:
-        values |= wait_report.values(held)
+        values |= wait_report.values(shard)
         values |= _marks()
     if done:
         values[Job.open_shards] = Job.open_shards - 1
     row = (
         await connection.execute(
-            update(Job).where(Job.id == held.job_id).values(values).returning(Job.status, Job.open_shards, Job.total)
+            update(Job).where(Job.id == shard.job_id).values(values).returning(Job.status, Job.open_shards, Job.total)
         )
     ).one_or_none()
     if row is None:
         return None
     if row.open_shards == 0 and row.total is not None:
         if row.status in ACTIVE_STATUSES:
-            return str(await _end(runtime, connection, held.job_id, FINAL_STATUS) or row.status)
+            return str(await _end(runtime, connection, shard.job_id, FINAL_STATUS) or row.status)
         if row.status == JobStatus.CANCELLING:
-            await _end(runtime, connection, held.job_id, JobStatus.CANCELLED.value)
+            await _end(runtime, connection, shard.job_id, JobStatus.CANCELLED.value)
     return str(row.status)
 
 

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from sqlalchemy import ColumnElement, func, insert, select, update
 
-from engine.jobs.leasing.claim import ClaimedShard, settled_bits
+from engine.jobs.leasing.claim import ClaimedShard, decode_bitmap
 from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.embedding import BatchOutcome
@@ -46,7 +46,7 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
         ).one_or_none()
         if shard is None:
             return 0
-        settled = settled_bits(shard.outcome_bitmap, shard.size)
+        settled = decode_bitmap(shard.outcome_bitmap, shard.size)
         still_open = np.flatnonzero(~settled)
         if len(still_open) < 2:
             return 1
@@ -121,33 +121,33 @@ def _cut(stored: Any, cut: int) -> tuple[float, dict[str, bytes | None], dict[st
     return sum(sizes[:cut]) / sum(sizes), part(0, cut), part(cut, len(inputs))
 
 
-async def halves_of(runtime: Runtime, held: ClaimedShard) -> list[ClaimedShard]:
+async def halves_of(runtime: Runtime, shard: ClaimedShard) -> list[ClaimedShard]:
     """The shards that the claim's shard has become, each as if it had been claimed by the same hand."""
     async with runtime.database.read() as connection:
         rows = (
             await connection.execute(
                 select(Shard.id, Shard.first_index, Shard.count.label("size"))
                 .where(
-                    Shard.job_id == held.job_id,
-                    Shard.first_index >= held.first_index,
-                    Shard.first_index < held.first_index + held.count,
+                    Shard.job_id == shard.job_id,
+                    Shard.first_index >= shard.first_index,
+                    Shard.first_index < shard.first_index + shard.count,
                 )
                 .order_by(Shard.first_index)
             )
         ).all()
     halves = []
     for row in rows:
-        low = row.first_index - held.first_index
+        low = row.first_index - shard.first_index
         span = slice(low, low + row.size)
         halves.append(
             replace(
-                held,
+                shard,
                 shard_id=row.id,
                 first_index=row.first_index,
                 count=row.size,
-                settled=held.settled[span],
-                inputs=held.inputs[span],
-                twins={at - low: first for at, first in held.twins.items() if low <= at < low + row.size},
+                outcome_bits=shard.outcome_bits[span],
+                inputs=shard.inputs[span],
+                duplicates={at - low: first for at, first in shard.duplicates.items() if low <= at < low + row.size},
             )
         )
     return halves

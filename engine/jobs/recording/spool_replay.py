@@ -66,23 +66,23 @@ class _Results(msgspec.Struct):
 _decoder = msgspec.msgpack.Decoder(_Results)
 
 
-def packed(held: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> bytes:
+def packed(shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> bytes:
     """What a spool file holds: everything that record() needs."""
-    kept = {name: getattr(held, name) for name in _KEPT}
+    kept = {name: getattr(shard, name) for name in _KEPT}
     return msgspec.msgpack.encode(_Results(_Held(**kept), [_packed_part(part) for part in parts], record_id))
 
 
 def unpacked(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
     """The claim, without its inputs, the results, and their record's id. Raises msgspec.ValidationError, ValueError."""
     results = _decoder.decode(body)
-    held = ClaimedShard(
+    shard = ClaimedShard(
         **msgspec.structs.asdict(results.held),
         inputs=[None] * results.held.count,
-        twins={},
-        settled=np.zeros(results.held.count, dtype=np.bool_),
+        duplicates={},
+        outcome_bits=np.zeros(results.held.count, dtype=np.bool_),
     )
     routes: dict[tuple[str, str], Route] = {}
-    return held, [_unpacked_part(part, routes) for part in results.parts], results.record_id
+    return shard, [_unpacked_part(part, routes) for part in results.parts], results.record_id
 
 
 async def replay(runtime: Runtime) -> int:
@@ -96,14 +96,14 @@ async def replay(runtime: Runtime) -> int:
 
 async def _replay(runtime: Runtime, file: SpooledFile) -> None:
     try:
-        held, parts, record_id = unpacked(await asyncio.to_thread(file.read))
+        shard, parts, record_id = unpacked(await asyncio.to_thread(file.read))
     except (DamagedFile, msgspec.MsgspecError, ValueError, OSError) as error:
         log.error("a spool file is damaged, and set aside as .bad: %s", error)
         file.set_aside()
         return
-    about = {"job_id": held.job_id, "shard_id": held.shard_id, "inputs": sum(len(part.indexes) for part in parts)}
+    about = {"job_id": shard.job_id, "shard_id": shard.shard_id, "inputs": sum(len(part.indexes) for part in parts)}
     try:
-        recorded = await record(runtime, held, parts, record_id)
+        recorded = await record(runtime, shard, parts, record_id)
     except (StorageUnavailable, asyncio.CancelledError):
         file.let_go()
         raise

@@ -48,15 +48,15 @@ async def between(connection: AsyncConnection, job_id: str, start: int, stop: in
     return {index for index in found if start <= index < stop}
 
 
-async def note(connection: AsyncConnection, held: ClaimedShard, fresh: Sequence[BatchOutcome]) -> int:
+async def note(connection: AsyncConnection, shard: ClaimedShard, fresh: Sequence[BatchOutcome]) -> int:
     """Note what the provider cut of these outcomes; how many of them with a vector were cut, by whomever."""
     vectors = {index for part in fresh if part.vectors is not None for index in part.indexes}
     cut = {index for part in fresh if part.truncated for index in part.truncated} & vectors
     known: set[int] = set()
-    if held.options.truncate == "end":  # else nothing is cut as it arrives
-        known = await between(connection, held.job_id, held.first_index, held.first_index + held.count)
+    if shard.options.truncate == "end":  # else nothing is cut as it arrives
+        known = await between(connection, shard.job_id, shard.first_index, shard.first_index + shard.count)
     if cut - known:
-        await connection.execute(insert(TruncatedInputs).values(row_of(held.job_id, cut - known)))
+        await connection.execute(insert(TruncatedInputs).values(row_of(shard.job_id, cut - known)))
     return len(vectors & (known | cut))
 
 

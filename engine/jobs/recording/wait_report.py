@@ -24,20 +24,20 @@ TELL_AGAIN_S = 10.0
 PROVIDER = "provider"
 
 
-def values(held: ClaimedShard) -> dict[Any, Any]:
+def values(shard: ClaimedShard) -> dict[Any, Any]:
     """What the job's row is to say about waiting, as far as this shard knows. Its other shards wait for the same."""
-    if (late := held.waits.late_call()) is not None:
-        return _without_answer(held, late)
-    wait_s = held.waits.blocked_for_s()
-    if wait_s is not None and held.waits.cause is not None:
-        return _alone(held, held.waits.cause, wait_s)
-    reason = held.waits.shown = None if wait_s is None else held.waits.reason
+    if (late := shard.waits.late_call()) is not None:
+        return _without_answer(shard, late)
+    wait_s = shard.waits.blocked_for_s()
+    if wait_s is not None and shard.waits.cause is not None:
+        return _alone(shard, shard.waits.cause, wait_s)
+    reason = shard.waits.shown = None if wait_s is None else shard.waits.reason
     next_attempt_at = None if wait_s is None or reason == CONCURRENCY else db_now() + wait_s
     return {Job.waiting_on: _unless_paused(reason), Job.next_attempt_at: next_attempt_at, Job.outage: None}
 
 
-def _without_answer(held: ClaimedShard, late: Unanswered) -> dict[Any, Any]:
-    held.waits.shown = PROVIDER
+def _without_answer(shard: ClaimedShard, late: Unanswered) -> dict[Any, Any]:
+    shard.waits.shown = PROVIDER
     error = UpstreamTimeout(f"calls have had no answer for {late.age_s:.0f} s, far longer than usual")
     return {
         Job.waiting_on: _unless_paused(PROVIDER),
@@ -46,13 +46,13 @@ def _without_answer(held: ClaimedShard, late: Unanswered) -> dict[Any, Any]:
     }
 
 
-def _alone(held: ClaimedShard, cause: UpstreamError, wait_s: float) -> dict[Any, Any]:
+def _alone(shard: ClaimedShard, cause: UpstreamError, wait_s: float) -> dict[Any, Any]:
     """Calls of this job are refused, and others are not."""
-    held.waits.shown = PROVIDER
+    shard.waits.shown = PROVIDER
     return {
         Job.waiting_on: _unless_paused(PROVIDER),
         Job.next_attempt_at: db_now() + wait_s,
-        Job.outage: cause_of(cause.account, cause).waiting(held.waits.cause_since),
+        Job.outage: cause_of(cause.account, cause).waiting(shard.waits.cause_since),
     }
 
 
@@ -61,22 +61,22 @@ def _unless_paused(reason: str | None) -> Any:
     return case((Job.status == JobStatus.PAUSED, Job.waiting_on), else_=reason)
 
 
-async def report_waits(runtime: Runtime, held: ClaimedShard) -> None:
+async def report_waits(runtime: Runtime, shard: ClaimedShard) -> None:
     """Until cancelled: where nothing lands for want of quota, or of answers, let the job say so, and until when."""
     told_at = -TELL_AGAIN_S
     while True:
         await asyncio.sleep(LOOK_S)
         now = time.monotonic()
-        is_late = held.waits.late_call() is not None
-        reason = PROVIDER if is_late or held.waits.cause is not None else held.waits.reason
-        is_shown = held.waits.shown == reason and now - told_at < (PROBE_EVERY_S if is_late else TELL_AGAIN_S)
-        if is_shown or not (is_late or held.waits.blocked_for_s() is not None):
+        is_late = shard.waits.late_call() is not None
+        reason = PROVIDER if is_late or shard.waits.cause is not None else shard.waits.reason
+        is_shown = shard.waits.shown == reason and now - told_at < (PROBE_EVERY_S if is_late else TELL_AGAIN_S)
+        if is_shown or not (is_late or shard.waits.blocked_for_s() is not None):
             continue
         told_at = now
         with contextlib.suppress(*DATABASE_ERRORS):
             async with runtime.database.write() as connection:
                 await connection.execute(
                     update(Job)
-                    .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
-                    .values({**values(held), Job.version: Job.version + 1})
+                    .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
+                    .values({**values(shard), Job.version: Job.version + 1})
                 )
