@@ -16,7 +16,7 @@ from api.guard import budgets_of, caller_of, runtime_of
 from api.job_replies import job_response, json_response, poll_headers
 from api.schemas import ResumeRequest, decode
 from api.submission import create_job
-from engine.jobs.control import end_early, pause_resume, retry
+from engine.jobs.control import pause_resume, retry, termination
 from engine.jobs.reading import job_rows, read_leases, results
 from engine.jobs.reading.long_poll import JobWatches
 from engine.jobs.reading.results import Range
@@ -142,7 +142,7 @@ async def _stream(
 
 
 async def cancel_job(request: Request) -> Response:
-    return await _steered(request, end_early.cancel)
+    return await _steered(request, termination.cancel)
 
 
 async def pause_job(request: Request) -> Response:
@@ -153,7 +153,7 @@ async def resume_job(request: Request) -> Response:
     bodies.only(request)
     body = await bodies.read(request, MOST_OPTIONS_BYTES)
     asked = decode(_RESUME, body) if body.strip() else ResumeRequest()
-    ceiling = None if asked.max_cost_usd is None else budget.ceiling(asked.max_cost_usd)
+    ceiling = None if asked.max_cost_usd is None else budget.parse_max_cost(asked.max_cost_usd)
     return await _steered(request, partial(pause_resume.resume, max_cost_usd=ceiling))
 
 
@@ -171,7 +171,7 @@ async def _steered(request: Request, verb: Callable[[Runtime, str, str], Awaitab
 
 async def delete_job(request: Request) -> Response:
     job_id = request.path_params["job_id"]
-    await end_early.remove(runtime_of(request), caller_of(request).project, job_id)
+    await termination.delete_job(runtime_of(request), caller_of(request).project, job_id)
     return json_response({"id": job_id, "object": "embedding.job", "deleted": True})
 
 

@@ -206,7 +206,7 @@ def _wanted(
         options=options,
         metadata=metadata,
         request_id=request.scope["request_id"],
-        max_cost_usd=None if asked.max_cost_usd is None else budget.ceiling(asked.max_cost_usd),
+        max_cost_usd=None if asked.max_cost_usd is None else budget.parse_max_cost(asked.max_cost_usd),
     )
 
 

@@ -27,7 +27,7 @@ from bench.texts import text_of
 from engine.access.keys import Caller
 from engine.config.settings import Settings
 from engine.corpus.lines import Lines
-from engine.jobs.execution.next_shard import answer
+from engine.jobs.execution.message_handler import handle_message
 from engine.jobs.ingest import job_intake
 from engine.queue.broker import Notifier
 from engine.runtime import Runtime
@@ -99,7 +99,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
                 await intake.add(lines)
             await intake.finish(b"bench")
     for shard_id in bell.rung:  # it grows meanwhile
-        await answer(runtime, shard_id, "bench")
+        await handle_message(runtime, shard_id, "bench")
     await runtime.close()
     url = f"sqlite:///{folder / 'embedmill.db'}"
     done = ask(url, "select sum(completed) from jobs")

@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.scheduling.unannounced import find_unannounced
+from engine.jobs.scheduling.overdue_shards import find_unannounced
 from engine.process.background import ErrorLog
 from engine.runtime import Runtime
 

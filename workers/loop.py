@@ -17,8 +17,8 @@ from typing import Any
 
 from engine.config.secrets import LOOK_EVERY_S
 from engine.config.settings import Settings
-from engine.jobs.execution.provider_wait import try_changed_secrets
-from engine.jobs.recording.orphaned_calls import note_lost_calls
+from engine.jobs.execution.outage_waits import try_changed_secrets
+from engine.jobs.recording.orphaned_calls import record_orphaned_calls
 from engine.jobs.recording.spool_replay import replay
 from engine.process.background import ErrorLog, repeat
 from engine.queue import service_heartbeats, worker_heartbeats
@@ -112,7 +112,7 @@ class LoopThread:
         await asyncio.gather(
             _repeat("keeping room on the disk", lambda: asyncio.to_thread(runtime.spool.reserve)),
             _repeat("recording spooled results", lambda: replay(runtime)),
-            _repeat("noting the calls of dead processes", lambda: note_lost_calls(runtime)),
+            _repeat("noting the calls of dead processes", lambda: record_orphaned_calls(runtime)),
             _repeat("writing spooled usage rows", runtime.usage.replay),
         )
 

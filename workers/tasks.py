@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.jobs.execution.next_shard import answer
+from engine.jobs.execution.message_handler import handle_message
 from engine.queue.broker import RUN_SHARD
 from workers import loop
 from workers.app import app
@@ -11,4 +11,4 @@ from workers.app import app
 @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
 def run_shard(shard_id: str) -> None:
     here = loop.current()
-    here.run(answer(here.runtime, str(shard_id), here.worker))
+    here.run(handle_message(here.runtime, str(shard_id), here.worker))

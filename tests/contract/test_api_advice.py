@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from engine.config.suggestions import did_you_mean
-from engine.jobs.control import end_early, pause_resume, retry
-from engine.jobs.verbs import POSSIBLE
+from engine.jobs.allowed_actions import ALLOWED_ACTIONS
+from engine.jobs.control import pause_resume, retry, termination
 from models.errors import Conflict
 from models.job import JobStatus
 from models.key import Scope
@@ -86,7 +86,7 @@ async def test_the_verbs_that_are_named_are_possible(mill: Gateway, status: JobS
     verbs = {
         "pause": pause_resume.pause,
         "resume": pause_resume.resume,
-        "cancel": end_early.cancel,
+        "cancel": termination.cancel,
         "retry": retry.retry,
     }
     for name, verb in verbs.items():
@@ -96,7 +96,7 @@ async def test_the_verbs_that_are_named_are_possible(mill: Gateway, status: JobS
             await connection.execute(update(Job).where(Job.id == job["id"]).values(status=status, max_cost_usd=None))
         done_already = {("pause", "paused"), ("resume", "in_progress"), ("resume", "validating"),
                         ("cancel", "cancelled"), ("cancel", "cancelling")}  # fmt: skip
-        allowed = name in POSSIBLE[status][0] or (name, str(status)) in done_already
+        allowed = name in ALLOWED_ACTIONS[status][0] or (name, str(status)) in done_already
         try:
             await verb(mill.runtime, "default", job["id"])
             assert allowed, (name, status)

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from engine.jobs.recording.spool_replay import packed, unpacked
+from engine.jobs.recording.spool_replay import decode_spool, encode_spool
 from tests.contract.test_api_truncated import LONG, PROSE, RULES
 from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, open_gateway
 
@@ -106,4 +106,4 @@ async def test_the_spool_keeps_it(cutting: Gateway) -> None:
     from decimal import Decimal
 
     part = BatchOutcome([0, 1], np.ones((2, 16), dtype="<f4"), None, 2, False, Decimal(0), None, [1])
-    assert unpacked(packed(held, [part], "r"))[1][0].truncated == [1]
+    assert decode_spool(encode_spool(held, [part], "r"))[1][0].truncated == [1]

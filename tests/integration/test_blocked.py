@@ -8,7 +8,7 @@ from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import find_blocker, free_blocked
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
-from engine.jobs.recording.split_shard import halve
+from engine.jobs.recording.split_shard import split_shard
 from engine.jobs.scheduling.dispatch import dispatch
 from models.job import JobStatus, Shard, ShardState
 from tests.integration.store import Store, landed, text_of
@@ -83,7 +83,7 @@ async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> 
     await run_shard(store.runtime, second, "w")
     await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_shard(first, state=ShardState.QUEUED)
-    assert await halve(store.runtime, first) == 2
+    assert await split_shard(store.runtime, first) == 2
     await run_shard(store.runtime, first, "w")  # frees the second, which then waits for the other half
     await run_shard(store.runtime, second, "w")
     _, blocked, half = await store.shards(job_id)

@@ -83,9 +83,9 @@ async def test_a_higher_ceiling_lets_it_go_on(store: Store) -> None:
     assert await store.status(job_id) == JobStatus.PAUSED
     with pytest.raises(InvalidInput):
         async with store.runtime.database.write() as connection:
-            await budget.raise_ceiling(connection, job_id, Decimal("0.000000000001"))
+            await budget.set_max_cost(connection, job_id, Decimal("0.000000000001"))
     async with store.runtime.database.write() as connection:
-        await budget.raise_ceiling(connection, job_id, Decimal(1))
+        await budget.set_max_cost(connection, job_id, Decimal(1))
     await store.set_job(job_id, status=JobStatus.IN_PROGRESS)
     await run_until_it_rests(store, job_id)
     await checked(store, job_id)
@@ -104,7 +104,7 @@ async def test_the_dead_hold_no_money(store: Store) -> None:
     """A worker takes all that is left and dies: until it is swept the others wait, then they go on."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await budget.take(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
     second = (await store.shard_ids(job_id))[1]
     await run_shard(store.runtime, second, "w")
     assert (await checked(store, job_id)).with_vector == []
@@ -120,10 +120,10 @@ async def test_a_late_result_is_taken_as_far_as_the_ceiling_goes(store: Store) -
     """A worker that was frozen brings what it paid for, after others have spent the money: that would be too much."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     frozen, other = await store.claim_all(job_id)
-    await budget.take(store.runtime, frozen, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, frozen, store.runtime.alias("test/8"), lambda part: None)
     await store.expire_lease(frozen.shard_id)
     await sweep(store.runtime)
-    await budget.take(store.runtime, other, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, other, store.runtime.alias("test/8"), lambda part: None)
     await record(store.runtime, other, landed(other, [0, 1, 2, 3, 4], route=store.routes[0]))
     for part in landed(frozen, route=store.routes[0], cut=1):
         await record(store.runtime, frozen, [part])
@@ -164,13 +164,13 @@ async def test_never_more_however_many_and_whoever_dies(database_url: str, tmp_p
 @pytest.mark.parametrize("given", ["0", "-1", "NaN", "inf", "1e9", "", "ten", "1_0", 0, 1e-13, "0.0000000000001"])
 def test_no_ceiling(given: str | float) -> None:
     with pytest.raises(InvalidInput) as caught:
-        budget.ceiling(given)
+        budget.parse_max_cost(given)
     assert caught.value.param == "max_cost_usd"
 
 
 @pytest.mark.parametrize(("given", "meant"), [("0.10", "0.1"), (5, "5"), (0.1, "0.1"), (1e-7, "0.0000001")])
 def test_a_ceiling(given: str | float, meant: str) -> None:
-    assert budget.ceiling(given) == Decimal(meant)
+    assert budget.parse_max_cost(given) == Decimal(meant)
 
 
 async def test_a_ceiling_that_cut_off_calls_may_have_passed_is_named_at_a_resume(store: Store) -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.recording.record import record
 from models.base import db_now, new_id
@@ -62,7 +62,7 @@ async def test_a_stale_worker_can_neither_extend_nor_release_nor_let_go(store: S
     await claims.release(
         store.runtime, stale, delay_s=9.0, counts_as_attempt=True, reason="late", waiting_on="provider"
     )
-    await end_early.let_go(store.runtime, stale)
+    await termination.drop_claim(store.runtime, stale)
     assert await store.shards(job_id) == before
     assert (await store.job(job_id)).waiting_on is None
 
@@ -98,7 +98,7 @@ async def test_there_is_nothing_to_claim_of_what_is_unknown_done_cancelled_or_de
     done, cancelled, deleted = [await store.submit() for _ in range(3)]
     [held] = await store.claim_all(done)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
-    await end_early.cancel(store.runtime, "p", cancelled)
+    await termination.cancel(store.runtime, "p", cancelled)
     await store.set_job(deleted, deleted_at=db_now())
     shard_ids = [new_id("shard"), "not an id", *[(await store.shard_ids(job))[0] for job in (done, cancelled, deleted)]]
     for shard_id in shard_ids:
@@ -108,5 +108,5 @@ async def test_there_is_nothing_to_claim_of_what_is_unknown_done_cancelled_or_de
 @pytest.mark.fault(44)
 async def test_the_heartbeat_tells_a_worker_that_its_job_was_cancelled(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await end_early.cancel(store.runtime, "p", job_id)
+    await termination.cancel(store.runtime, "p", job_id)
     assert not await claims.heartbeat(store.runtime, held)

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from engine.corpus.lines import Lines
-from engine.jobs.control import end_early, pause_resume
+from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import WorkerLost, sweep
 from engine.jobs.reading.job_rows import find, job_object
-from engine.jobs.recording.record import fail_rest, record
+from engine.jobs.recording.record import fail_remaining, record
 from engine.jobs.scheduling.dispatch import dispatch
 from models.base import db_now
 from models.errors import Conflict, InvalidInput, JobNotFound
@@ -44,15 +44,15 @@ async def brought_to(store: Store, status: JobStatus) -> str:
         good = {JobStatus.COMPLETED: 10, JobStatus.COMPLETED_WITH_ERRORS: 8, JobStatus.FAILED: 0}[status]
         await work(store, await store.claim_all(job_id), good=range(good))
     elif status == JobStatus.CANCELLED:
-        await end_early.cancel(store.runtime, "p", job_id)
+        await termination.cancel(store.runtime, "p", job_id)
     elif status == JobStatus.EXPIRED:
-        await end_early.end_early(store.runtime, job_id, status, "job_expired", "too late")
+        await termination.terminate(store.runtime, job_id, status, "job_expired", "too late")
     else:
         await store.claim((await store.shard_ids(job_id))[0])
         if status == JobStatus.PAUSED:
             await pause_resume.pause(store.runtime, "p", job_id)
         elif status == JobStatus.CANCELLING:
-            await end_early.cancel(store.runtime, "p", job_id)
+            await termination.cancel(store.runtime, "p", job_id)
     assert await store.status(job_id) == status
     return job_id
 
@@ -99,10 +99,10 @@ async def test_who_holds_a_shard_of_a_paused_job_keeps_what_lands_and_gives_the_
     job_id = await store.submit(20)
     one, two = await store.claim_all(job_id)
     await pause_resume.pause(store.runtime, "p", job_id)
-    assert not (await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))).go_on
+    assert not (await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))).job_active
     assert not await claims.heartbeat(store.runtime, two)
     for held in (one, two):
-        await end_early.let_go(store.runtime, held)
+        await termination.drop_claim(store.runtime, held)
     truth = await checked(store, job_id)
     assert [(shard.state, shard.attempt) for shard in truth.shards] == [(ShardState.QUEUED, 0)] * 2
     assert await store.status(job_id) == JobStatus.PAUSED and truth.job is not None and truth.job.completed == 4
@@ -159,8 +159,8 @@ async def test_what_may_be_asked_of_a_job_in_each_status(store: Store, status: J
         pause_resume.pause: {JobStatus.IN_PROGRESS, JobStatus.PAUSED},
         pause_resume.resume: {JobStatus.PAUSED, JobStatus.IN_PROGRESS},
         retry: {JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED},
-        end_early.cancel: {*(set(JobStatus) - set(ENDED)), JobStatus.CANCELLED},
-        end_early.remove: set(JobStatus),
+        termination.cancel: {*(set(JobStatus) - set(ENDED)), JobStatus.CANCELLED},
+        termination.delete_job: set(JobStatus),
     }
     for verb, where in allowed.items():
         job_id = await brought_to(store, status)
@@ -188,7 +188,7 @@ async def test_the_rate_after_a_pause_is_that_of_the_work_since(store: Store) ->
     one, two = await store.claim_all(job_id)
     await record(store.runtime, one, landed(one, route=store.routes[0]))
     await pause_resume.pause(store.runtime, "p", job_id)
-    await end_early.let_go(store.runtime, two)
+    await termination.drop_claim(store.runtime, two)
     long_ago = (await store.job(job_id)).rate_sample_at - 7200.0
     await store.set_job(job_id, started_at=long_ago, rate_sample_at=long_ago)
     body = job_object(await find(store.runtime, "p", job_id))
@@ -252,7 +252,7 @@ async def test_a_job_that_failed_whole_is_tried_again_whole(store: Store) -> Non
     for shard_id in await store.shard_ids(job_id):
         await store.set_shard(shard_id, attempt=ATTEMPTS, worker_crashes=2, last_error="x")
     for held in await store.claim_all(job_id):
-        await fail_rest(store.runtime, held, WorkerLost("gone"))
+        await fail_remaining(store.runtime, held, WorkerLost("gone"))
     assert await store.status(job_id) == JobStatus.FAILED
     await retry(store.runtime, "p", job_id)
     await work(store, await store.claim_all(job_id))
@@ -302,10 +302,10 @@ async def test_who_held_a_shard_before_a_retry_can_fail_nothing_of_it(store: Sto
     await work(store, [zombie], good=range(6))
     await retry(store.runtime, "p", job_id)
     await record(store.runtime, zombie, refused(zombie, [7]))
-    await fail_rest(store.runtime, zombie, WorkerLost("gone"))
+    await fail_remaining(store.runtime, zombie, WorkerLost("gone"))
     assert not await claims.heartbeat(store.runtime, zombie)
     await claims.release(store.runtime, zombie, delay_s=9, counts_as_attempt=True, reason="", waiting_on="quota")
-    await end_early.let_go(store.runtime, zombie)
+    await termination.drop_claim(store.runtime, zombie)
     assert await store.count(JobInputError, JobInputError.job_id == job_id) == 0
     await record(store.runtime, zombie, landed(zombie, [8], route=store.routes[0]))  # it was paid for
     (held,) = await store.claim_all(job_id)
@@ -320,7 +320,9 @@ async def test_retry_and_delete_at_once_leave_no_job_that_nobody_removes(store: 
     for _ in range(3):
         job_id = await brought_to(store, JobStatus.COMPLETED_WITH_ERRORS)
         await asyncio.gather(
-            retry(other.runtime, "p", job_id), end_early.remove(store.runtime, "p", job_id), return_exceptions=True
+            retry(other.runtime, "p", job_id),
+            termination.delete_job(store.runtime, "p", job_id),
+            return_exceptions=True,
         )
         for _ in range(6):
             await sweep(store.runtime)
@@ -334,6 +336,6 @@ async def test_a_retried_job_is_not_closed_by_one_who_knows_no_better(store: Sto
     """The sweep chose it as a finished job with stray shards, and comes a moment late."""
     job_id = await brought_to(store, JobStatus.COMPLETED_WITH_ERRORS)
     await retry(store.runtime, "p", job_id)
-    await end_early.close_shards(store.runtime, job_id)
+    await termination.cancel_idle_shards(store.runtime, job_id)
     states: set[Any] = {shard.state for shard in await store.shards(job_id)}
     assert ShardState.CANCELLED not in states

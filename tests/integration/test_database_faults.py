@@ -360,13 +360,13 @@ async def test_the_first_request_after_a_restart_of_the_server_is_served(
 async def test_replay_waits_for_a_table_and_sets_nothing_aside(
     owned_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from engine.jobs.recording.spool_replay import packed
+    from engine.jobs.recording.spool_replay import encode_spool
 
     caplog.set_level(logging.INFO)
     store = Store.open(owned_url, tmp_path)
     root = POSTGRES_URL.rpartition("/")[0] + urlsplit(owned_url).path
     held = await store.claim(await only(store, job_id := await store.submit(10)))
-    file = store.runtime.spool.write(held.shard_id, packed(held, landed(held, route=store.routes[0]), "use_1"))
+    file = store.runtime.spool.write(held.shard_id, encode_spool(held, landed(held, route=store.routes[0]), "use_1"))
     assert file is not None
     file.let_go()
     await on_server(root, "ALTER TABLE vectors RENAME COLUMN data TO data_away")

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.scheduling.dispatch import LEAST_WINDOW, RINGS_PER_SLOT, dispatch
 from engine.queue import worker_heartbeats
 from models.base import db_now
@@ -113,7 +113,7 @@ async def test_a_broker_that_is_away_leaves_the_shards_queued(quiet: Store) -> N
 async def test_what_is_not_due_or_not_wanted_is_not_rung(quiet: Store) -> None:
     later, cancelled, deleted, due = [await quiet.submit() for _ in range(4)]
     await quiet.set_shard((await quiet.shard_ids(later))[0], next_run_at=db_now() + 60)
-    await end_early.cancel(quiet.runtime, "p", cancelled)
+    await termination.cancel(quiet.runtime, "p", cancelled)
     await quiet.set_job(deleted, deleted_at=db_now())
     quiet.bell.works = True
     assert await dispatch(quiet.runtime) == 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from engine.jobs.execution.preemption import LOOK_EVERY_S, find_preemptor
+from engine.jobs.execution.preemption import POLL_EVERY_S, find_preemptor
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import record
@@ -25,7 +25,7 @@ from tests.integration.clocks import SetClock, settable_clock
 from tests.integration.store import Store, landed
 from tests.services import SqliteFiles, async_url
 
-TICK_S = LOOK_EVERY_S
+TICK_S = POLL_EVERY_S
 INPUTS_PER_S = 80
 SECONDS = 100
 CALL_INPUTS = 40  # no scheduler shares more finely than by calls

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from engine.corpus.lines import Lines
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.execution.lease_keeper import ShardStopped
-from engine.jobs.execution.next_shard import answer
-from engine.jobs.execution.release import give_back
+from engine.jobs.execution.message_handler import handle_message
+from engine.jobs.execution.release import release_unfinished
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
@@ -65,7 +65,7 @@ async def working(store: Store) -> AsyncIterator[None]:
 
     async def work(each: Store, name: str) -> None:
         while True:
-            await answer(each.runtime, await queue.get(), name)
+            await handle_message(each.runtime, await queue.get(), name)
 
     async def schedule() -> None:
         while True:
@@ -120,15 +120,15 @@ async def test_nothing_of_a_completed_job_is_queued(database_url: str, tmp_path:
 
 
 async def cancel(store: Store, job_id: str) -> None:
-    await end_early.end_early(store.runtime, job_id, JobStatus.CANCELLED)
+    await termination.terminate(store.runtime, job_id, JobStatus.CANCELLED)
 
 
 async def expire(store: Store, job_id: str) -> None:
-    await end_early.end_early(store.runtime, job_id, JobStatus.EXPIRED, "job_expired", "too late")
+    await termination.terminate(store.runtime, job_id, JobStatus.EXPIRED, "job_expired", "too late")
 
 
 async def fail(store: Store, job_id: str) -> None:
-    await end_early.end_early(store.runtime, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
+    await termination.terminate(store.runtime, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
 
 
 @pytest.mark.parametrize("end", [cancel, expire, fail])
@@ -183,7 +183,7 @@ async def test_a_shard_that_is_given_back_to_a_job_that_expired_meanwhile_is_clo
     keeper = ResultsWriter(store.runtime, held)
     await expire(store, job_id)
     assert await states(store, job_id) == {ShardState.RUNNING}
-    await give_back(store.runtime, held, keeper, ShardStopped("the worker is stopping"))
+    await release_unfinished(store.runtime, held, keeper, ShardStopped("the worker is stopping"))
     await keeper.close()
     assert await states(store, job_id) == {ShardState.CANCELLED}
     assert (await store.job(job_id)).open_shards == 0

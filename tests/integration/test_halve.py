@@ -12,7 +12,7 @@ from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import results
 from engine.jobs.reading.job_rows import find
 from engine.jobs.recording.record import record
-from engine.jobs.recording.split_shard import halve
+from engine.jobs.recording.split_shard import split_shard
 from models.job import Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
@@ -82,7 +82,7 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
             await queue_again(store, shard.id)
         elif shard is not None:
             await store.set_shard(shard.id, state=ShardState.QUEUED)
-            await halve(store.runtime, shard.id)
+            await split_shard(store.runtime, shard.id)
         if kept and chance.random() < 0.6:
             held = chance.choice(kept)
             some = [position for position in held.open_positions() if chance.random() < 0.3]
@@ -109,10 +109,10 @@ async def test_what_is_not_queued_or_has_one_open_input_is_not_halved(store: Sto
     job_id = await store.submit(10)
     [shard_id] = await store.shard_ids(job_id)
     held = await store.claim(shard_id)
-    assert await halve(store.runtime, shard_id) == 0
+    assert await split_shard(store.runtime, shard_id) == 0
     await record(store.runtime, held, landed(held, range(9), route=store.routes[0]))
     await queue_again(store, shard_id)
-    assert await halve(store.runtime, shard_id) == 1
-    assert await halve(store.runtime, shard_id, Shard.worker_crashes > 0) == 0
-    assert await halve(store.runtime, "no such shard") == 0
+    assert await split_shard(store.runtime, shard_id) == 1
+    assert await split_shard(store.runtime, shard_id, Shard.worker_crashes > 0) == 0
+    assert await split_shard(store.runtime, "no such shard") == 0
     assert await store.count(Job) == 1 and len(await store.shards(job_id)) == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text, update
 
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance import sweep
 from engine.jobs.recording.record import record
@@ -29,7 +29,7 @@ VERBS: dict[str, tuple[Verb, ShardState]] = {
     "dispatch": (lambda runtime, job_id: dispatch(runtime), ShardState.QUEUED),
     "requeue_unanswered": (lambda runtime, job_id: sweep.requeue_unanswered(runtime), ShardState.ANNOUNCED),
     "requeue_expired": (lambda runtime, job_id: sweep.requeue_expired(runtime), ShardState.RUNNING),
-    "close_shards": (end_early.close_shards, ShardState.QUEUED),
+    "close_shards": (termination.cancel_idle_shards, ShardState.QUEUED),
 }
 
 
@@ -70,7 +70,7 @@ async def test_verbs_at_once_never_lock_each_other_out(store: Store) -> None:
         await _shuffle_rows(store, chance.sample(ids, len(ids)), ShardState.QUEUED)
         held = [await store.claim(shard_id) for shard_id in ids[::4]]
         todo = [verb(other.runtime, jobs[0]) for other in others for verb, _ in VERBS.values()]
-        todo += [end_early.cancel(others[0].runtime, "p", jobs[0]), sweep.finish_jobs(others[1].runtime)]
+        todo += [termination.cancel(others[0].runtime, "p", jobs[0]), sweep.finish_jobs(others[1].runtime)]
         todo += [record(store.runtime, one, landed(one, route=store.routes[0])) for one in held]
         todo += [claims.heartbeat(store.runtime, one) for one in held]
         chance.shuffle(todo)

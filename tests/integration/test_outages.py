@@ -18,7 +18,7 @@ from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.clock_steps import extend_leases_after_outage
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
-from engine.jobs.recording.spool_replay import packed, replay, unpacked
+from engine.jobs.recording.spool_replay import decode_spool, encode_spool, replay
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.storage.database import Database
 from engine.upstream.call import Upstream
@@ -156,7 +156,7 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
     [held] = await store.claim_all(job_id)
     parts = landed(held, route=store.routes[0])
     spool = store.runtime.spool
-    whole = packed(held, parts, "use_1")
+    whole = encode_spool(held, parts, "use_1")
     for body in (whole[:-9], b"not ours", whole, whole):
         file = spool.write(held.shard_id, body)
         assert file is not None
@@ -171,7 +171,7 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
 async def test_a_spool_file_says_all_that_a_record_needs(store: Store) -> None:
     [held] = await store.claim_all(await store.submit(10, bad={3}))
     parts = landed(held, route=store.routes[1])
-    again, same, record_id = unpacked(packed(held, parts, "use_1"))
+    again, same, record_id = decode_spool(encode_spool(held, parts, "use_1"))
     assert record_id == "use_1"
     assert (again.shard_id, again.fence, again.options, again.count) == (held.shard_id, held.fence, held.options, 10)
     for before, after in zip(parts, same, strict=True):

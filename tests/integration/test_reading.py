@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 
 from engine.corpus.lines import Lines
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.control.retry import retry
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.purge import purge
@@ -81,7 +81,7 @@ async def test_a_download_goes_on_while_its_job_is_deleted(store: Store, ended: 
     await read_leases.start_reading(store.runtime, job)
 
     async def delete_job() -> None:
-        await end_early.remove(store.runtime, "p", ended)
+        await termination.delete_job(store.runtime, "p", ended)
         await sweep_it_away(store)
         with pytest.raises(JobNotFound):
             await find(store.runtime, "p", ended)
@@ -119,7 +119,7 @@ async def test_a_reader_that_was_away_for_too_long_gets_an_error_not_a_part(
     await read_leases.start_reading(store.runtime, job)
 
     async def delete_job() -> None:
-        await end_early.remove(store.runtime, "p", ended)
+        await termination.delete_job(store.runtime, "p", ended)
         await store.set_job(ended, read_until=db_now() - 1)
         await sweep_it_away(store)
         assert await store.count(Job) == 0
@@ -194,7 +194,7 @@ async def test_reading_many_ranges_writes_seldom(store: Store, ended: str) -> No
 
 async def test_who_comes_after_the_delete_is_told_so(store: Store, ended: str) -> None:
     job = await find(store.runtime, "p", ended)
-    await end_early.remove(store.runtime, "p", ended)
+    await termination.delete_job(store.runtime, "p", ended)
     with pytest.raises(JobNotFound):
         await read_leases.start_reading(store.runtime, job)
 
@@ -213,7 +213,7 @@ async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
     await record(store.runtime, held, landed(held, route=store.routes[0]))
     assert isinstance(await job_intake.reserve(store.runtime, "p", "key"), job_intake.Replay)
     if way == "deleted":
-        await end_early.remove(store.runtime, "p", job_id)
+        await termination.delete_job(store.runtime, "p", job_id)
     else:
         await store.set_job(job_id, expires_at=db_now() - 1)
         await sweep(store.runtime)
@@ -234,7 +234,7 @@ async def test_old_ambiguous_calls_are_forgotten(store: Store) -> None:
 async def test_a_job_that_is_read_is_purged_after_the_lease(store: Store, ended: str) -> None:
     job = await find(store.runtime, "p", ended)
     await read_leases.start_reading(store.runtime, job)
-    await end_early.remove(store.runtime, "p", ended)
+    await termination.delete_job(store.runtime, "p", ended)
     await purge(store.runtime)
     assert await store.count(VectorBlock) > 0
     async with store.runtime.database.write() as connection:

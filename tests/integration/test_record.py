@@ -9,10 +9,10 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.maintenance.purge import purge
 from engine.jobs.maintenance.sweep import requeue_expired
-from engine.jobs.recording.record import GONE, Recorded, fail_rest, record
+from engine.jobs.recording.record import SHARD_CLOSED, Recorded, fail_remaining, record
 from models.embedding import Matrix
 from models.errors import UpstreamUnavailable
 from models.job import FINISHED, JobStatus
@@ -37,7 +37,7 @@ async def test_a_job_recorded_in_parts_completes_with_every_vector_in_place(stor
     for held in await store.claim_all(job_id):
         parts = landed(held, route=store.routes[0], cut=3)
         # Batches land in any order, and several at a time.
-        assert await record(store.runtime, held, parts[::-2]) == Recorded(shard_done=False, go_on=True)
+        assert await record(store.runtime, held, parts[::-2]) == Recorded(shard_done=False, job_active=True)
         await record(store.runtime, held, parts[-2::-2])
     truth = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
@@ -49,9 +49,9 @@ async def test_recording_the_same_again_changes_nothing(store: Store) -> None:
     job_id = await store.submit(20)
     first, _ = await store.claim_all(job_id)
     parts = landed(first, route=store.routes[0])
-    assert await record(store.runtime, first, parts, "use_1") == Recorded(shard_done=True, go_on=True)
+    assert await record(store.runtime, first, parts, "use_1") == Recorded(shard_done=True, job_active=True)
     before = await checked(store, job_id)
-    assert await record(store.runtime, first, [spoiled(part) for part in parts], "use_1") == GONE
+    assert await record(store.runtime, first, [spoiled(part) for part in parts], "use_1") == SHARD_CLOSED
     after = await checked(store, job_id)
     assert (after.runs, after.ledger, after.shards) == (before.runs, before.ledger, before.shards)
 
@@ -66,7 +66,7 @@ async def test_a_late_result_counts_where_there_is_none_and_never_overwrites(sto
     await record(store.runtime, fresh, landed(fresh, [0, 1, 2, 3, 6, 7], route=store.routes[0], cut=2))
     stale_parts = landed(late, [1, 2, 3, 4, 5, 6], route=store.routes[1], cut=3)
     recorded = await record(store.runtime, late, stale_parts)
-    assert recorded == Recorded(shard_done=False, go_on=True)
+    assert recorded == Recorded(shard_done=False, job_active=True)
     truth = await checked(store, job_id)
     assert sorted(truth.with_vector) == [0, 1, 2, 3, 4, 5, 6, 7]
     rows = {(row.provider, row.kind, row.code): (row.inputs, row.calls) for row in truth.ledger}
@@ -171,7 +171,7 @@ async def test_lines_refused_at_the_door_count_from_the_start(store: Store) -> N
 async def test_the_rest_of_a_shard_fails_input_by_input(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit(10, bad={9}))
     await record(store.runtime, held, landed(held, range(6), route=store.routes[0]))
-    await fail_rest(store.runtime, held, UpstreamUnavailable("gone"))
+    await fail_remaining(store.runtime, held, UpstreamUnavailable("gone"))
     truth = await checked(store, job_id)
     assert sorted(truth.with_error) == [6, 7, 8, 9]
     assert {row.code for row in truth.failures} == {"upstream_unavailable", "empty_input"}
@@ -183,12 +183,12 @@ async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Stor
     cancelled, removed = await store.submit(), await store.submit()
     for job_id in (cancelled, removed):
         [held] = await store.claim_all(job_id)
-        await end_early.cancel(store.runtime, "p", job_id)
-        await end_early.let_go(store.runtime, held)
+        await termination.cancel(store.runtime, "p", job_id)
+        await termination.drop_claim(store.runtime, held)
         if job_id == removed:
-            await end_early.remove(store.runtime, "p", job_id)
+            await termination.delete_job(store.runtime, "p", job_id)
             await purge(store.runtime)
-        assert await record(store.runtime, held, landed(held, route=store.routes[0])) == GONE
+        assert await record(store.runtime, held, landed(held, route=store.routes[0])) == SHARD_CLOSED
         truth = await checked(store, job_id)
         assert not truth.runs
         assert {(row.kind, row.code, row.inputs) for row in truth.ledger} == {("wasted", "late_result", 10)}
@@ -197,10 +197,10 @@ async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Stor
 @pytest.mark.fault(44)
 async def test_what_was_under_way_when_the_job_was_cancelled_still_lands(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await end_early.cancel(store.runtime, "p", job_id)
+    await termination.cancel(store.runtime, "p", job_id)
     recorded = await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
-    assert recorded == Recorded(shard_done=False, go_on=False)
-    await end_early.let_go(store.runtime, held)
+    assert recorded == Recorded(shard_done=False, job_active=False)
+    await termination.drop_claim(store.runtime, held)
     truth = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     assert sorted(truth.with_vector) == [0, 1, 2, 3]

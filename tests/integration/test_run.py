@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from engine.jobs.control import end_early, pause_resume
-from engine.jobs.execution.release import give_back
+from engine.jobs.control import pause_resume, termination
+from engine.jobs.execution.release import release_unfinished
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.reading.job_rows import find, job_object
@@ -117,7 +117,7 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     assert held is not None
     held.waits.waiting("slot", 1.0)
     held.waits.over("slot", may_start=not waited)
-    await give_back(store.runtime, held, ResultsWriter(store.runtime, held), DeadlineExceeded("too late"))
+    await release_unfinished(store.runtime, held, ResultsWriter(store.runtime, held), DeadlineExceeded("too late"))
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
     assert job_object(await find(store.runtime, "p", job_id))["waiting_on"] == waiting_on
 
@@ -145,11 +145,11 @@ async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: P
     async with asyncio.timeout(10):
         while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
             await asyncio.sleep(0.01)
-        await end_early.cancel(store.runtime, "p", job_id)
+        await termination.cancel(store.runtime, "p", job_id)
         await running
     truth = await checked(store, job_id)
     assert len(truth.with_vector) <= 4  # the one batch that was in flight
-    await end_early.close_shards(store.runtime, job_id)
+    await termination.cancel_idle_shards(store.runtime, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     await store.close()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.account_check import check_account
-from engine.jobs.execution.provider_wait import try_changed_secrets
+from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.reading.job_rows import find, job_object
 from models.errors import UpstreamAuthFailed

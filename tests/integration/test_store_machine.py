@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
-from engine.jobs.control import end_early, pause_resume
+from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
@@ -169,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
     def let_go_if_told(self, pick: int) -> None:
         held = self._any_claim(pick)
         if self.seen_status != JobStatus.IN_PROGRESS:
-            self.run(end_early.let_go(self.store.runtime, held))
+            self.run(termination.drop_claim(self.store.runtime, held))
 
     @rule(shard=shards)
     def lease_runs_out(self, shard: int) -> None:
@@ -198,7 +198,7 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(end_early.cancel(self.store.runtime, "p", self.job_id))
+            self.run(termination.cancel(self.store.runtime, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         except Conflict:
@@ -235,7 +235,7 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(end_early.remove(self.store.runtime, "p", self.job_id))
+            self.run(termination.delete_job(self.store.runtime, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         self.deleted = True

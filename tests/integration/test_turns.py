@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from engine.jobs.execution.next_shard import answer
+from engine.jobs.execution.message_handler import handle_message
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import record
@@ -168,17 +168,17 @@ async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
 async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) -> None:
     large = await submit(store, 9, 100)
     [first, second, third, fourth] = store.bell.rung
-    await answer(store.runtime, first, "w")
+    await handle_message(store.runtime, first, "w")
     # The window is full of the large job's shards, and yet the small one goes before them.
     small = await submit(store, 1, 10)
-    await answer(store.runtime, second, "w")
+    await handle_message(store.runtime, second, "w")
     assert await store.status(small) == JobStatus.COMPLETED
     states = {shard.id: shard.state for shard in await store.shards(large)}
     assert [states[each] for each in (first, second, third, fourth)] == ["done", "announced", "announced", "announced"]
     # The shard whose ring was used for another was rung again, so every one is rung as often as it needs.
     for number, shard_id in enumerate(store.bell.rung):  # it grows meanwhile
         if number >= 2:
-            await answer(store.runtime, shard_id, "w")
+            await handle_message(store.runtime, shard_id, "w")
     assert store.bell.rung.count(second) == 2
     assert await store.status(large) == JobStatus.COMPLETED
 
@@ -197,7 +197,7 @@ async def test_old_and_doubled_rings_change_nothing(store: Store) -> None:
     job_id = await submit(store, 1, 100)
     [shard_id] = await store.shard_ids(job_id)
     for ring in (shard_id, shard_id, "shard_unknown"):
-        await answer(store.runtime, ring, "w")
+        await handle_message(store.runtime, ring, "w")
     assert await store.status(job_id) == JobStatus.COMPLETED
     assert [shard.attempt for shard in await store.shards(job_id)] == [1]
 

@@ -15,7 +15,7 @@ from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import find, job_object
-from engine.jobs.recording.record import fail_rest, record
+from engine.jobs.recording.record import fail_remaining, record
 from models.embedding import Input
 from models.errors import EmbedmillError
 from models.job import JobStatus, ShardState
@@ -111,7 +111,7 @@ async def test_a_shard_that_is_given_up_leaves_no_twin_behind(store: Store, by: 
     held, second = await store.claim_all(job_id)
     await record(store.runtime, held, landed(held, [0, 1], route=store.routes[0]))
     if by == "worker":
-        await fail_rest(store.runtime, second, EmbedmillError("given up"))
+        await fail_remaining(store.runtime, second, EmbedmillError("given up"))
     else:
         await store.set_shard(second.shard_id, state=ShardState.QUEUED, attempt=99)
         await sweep(store.runtime)

@@ -12,7 +12,7 @@ import numpy as np
 from sqlalchemy import select
 
 from engine.jobs.leasing.claim import decode_bitmap
-from engine.jobs.recording import refused_ranges
+from engine.jobs.recording import refused_inputs
 from engine.storage.database import Database
 from models.embedding import Matrix
 from models.job import FINISHED, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
@@ -50,7 +50,7 @@ class Truth:
                 await rows(VectorBlock, VectorBlock.job_id == job_id),
                 [
                     *await rows(JobInputError, JobInputError.job_id == job_id),
-                    *await refused_ranges.between(connection, job_id, 0, 2**62),
+                    *await refused_inputs.between(connection, job_id, 0, 2**62),
                 ],
                 await rows(UsageRecord, UsageRecord.job_id == job_id),
             )

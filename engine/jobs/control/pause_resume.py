@@ -13,11 +13,11 @@ from typing import Any
 
 from sqlalchemy import select, update
 
+from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.reading.job_rows import find
-from engine.jobs.recording.budget import raise_ceiling
+from engine.jobs.recording.budget import set_max_cost
 from engine.jobs.row_locks import lock_shards
 from engine.jobs.scheduling.dispatch import dispatch_soon
-from engine.jobs.verbs import cannot
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 from models.base import db_now, usd_text
@@ -25,8 +25,8 @@ from models.errors import Conflict
 from models.job import Job, JobStatus, Shard, ShardState
 
 # How long a worker whose calls are slow may not know that its job was paused or cancelled.
-LOOK_S = 1.0
-RUNS = (JobStatus.VALIDATING, JobStatus.IN_PROGRESS)
+STATUS_POLL_S = 1.0
+RUNNING_STATUSES = (JobStatus.VALIDATING, JobStatus.IN_PROGRESS)
 
 
 async def pause(runtime: Runtime, project: str, job_id: str) -> None:
@@ -44,7 +44,7 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
     if not paused.rowcount:
         row = await find(runtime, project, job_id)
         if row.status != JobStatus.PAUSED:
-            raise cannot("pause", row.status)
+            raise action_conflict("pause", row.status)
         return
     # Its rings would take the places of others' until somebody looks at them.
     async with runtime.database.write() as connection:
@@ -61,8 +61,8 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
     for a new ceiling that is spent already.
     """
     row = await find(runtime, project, job_id)
-    if row.status not in (*RUNS, JobStatus.PAUSED):
-        raise cannot("resume", row.status)
+    if row.status not in (*RUNNING_STATUSES, JobStatus.PAUSED):
+        raise action_conflict("resume", row.status)
     spent_usd = row.cost_usd + row.ambiguous_cost_usd
     if row.status == JobStatus.PAUSED and max_cost_usd is None and spent_usd >= (row.max_cost_usd or spent_usd + 1):
         raise Conflict(
@@ -71,21 +71,21 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
         )
     async with runtime.database.write() as connection:
         if max_cost_usd is not None:
-            await raise_ceiling(connection, job_id, max_cost_usd)
+            await set_max_cost(connection, job_id, max_cost_usd)
         resumed = await connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.status == JobStatus.PAUSED, Job.deleted_at.is_(None))
-            .values(going_on(runtime))
+            .values(resumed_columns(runtime))
         )
     if resumed.rowcount:
         await dispatch_soon(runtime)
         return
     row = await find(runtime, project, job_id)
-    if row.status not in RUNS:
-        raise cannot("resume", row.status)
+    if row.status not in RUNNING_STATUSES:
+        raise action_conflict("resume", row.status)
 
 
-def going_on(runtime: Runtime) -> dict[str, Any]:
+def resumed_columns(runtime: Runtime) -> dict[str, Any]:
     """Columns of a job that goes on after it stood still: its rate and its deadline count anew."""
     return {
         "status": JobStatus.IN_PROGRESS,
@@ -106,11 +106,11 @@ def going_on(runtime: Runtime) -> dict[str, Any]:
     }
 
 
-async def until_unwanted(runtime: Runtime, job_id: str) -> None:
+async def wait_until_job_stops(runtime: Runtime, job_id: str) -> None:
     """Return once the job wants no work on its shards: it is paused, has ended or is gone. One look each LOOK_S."""
     status = select(Job.status).where(Job.id == job_id, Job.deleted_at.is_(None))
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(STATUS_POLL_S)
         with contextlib.suppress(*DATABASE_ERRORS):
             async with runtime.database.read() as connection:
                 if (await connection.execute(status)).scalar_one_or_none() != JobStatus.IN_PROGRESS:

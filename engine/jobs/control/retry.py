@@ -14,22 +14,22 @@ import numpy as np
 from sqlalchemy import Row, bindparam, delete, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.control.pause_resume import going_on
+from engine.jobs.allowed_actions import action_conflict
+from engine.jobs.control.pause_resume import resumed_columns
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.leasing.claim import decode_bitmap
 from engine.jobs.reading.job_rows import find
-from engine.jobs.recording import refused_ranges
-from engine.jobs.recording.completion import add_error
+from engine.jobs.recording import refused_inputs
+from engine.jobs.recording.completion import count_error
 from engine.jobs.row_locks import AT_ONCE, lock_shards
 from engine.jobs.scheduling.dispatch import dispatch_soon
-from engine.jobs.verbs import cannot
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import Conflict
 from models.job import MAX_WORKER_CRASHES, Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState
 
-RETRIED = (JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED)
-TRIES = 3
+RETRYABLE_STATUSES = (JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED)
+MAX_TRIES = 3
 SHARDS_AT_ONCE = 16
 _INPUTS = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _NOTHING = msgspec.msgpack.encode(None)
@@ -50,7 +50,7 @@ async def retry(runtime: Runtime, project: str, job_id: str) -> None:
 
     Raises JobNotFound; Conflict when the job has not ended, or there is nothing to try again.
     """
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         job = await find(runtime, project, job_id)
         _check(job)
         plan = await _plan(runtime, job)
@@ -68,8 +68,8 @@ async def retry(runtime: Runtime, project: str, job_id: str) -> None:
 def _check(job: Row[Any]) -> None:
     if job.status == JobStatus.COMPLETED:
         raise Conflict("Nothing of this job has failed: its results can be read, and there is nothing to retry.")
-    if job.status not in RETRIED:
-        raise cannot("retry", job.status)
+    if job.status not in RETRYABLE_STATUSES:
+        raise action_conflict("retry", job.status)
     if job.total is None or job.completed + job.failed < job.total:
         raise Conflict("The corpus of this job never arrived whole: submit it again.")
 
@@ -77,7 +77,7 @@ def _check(job: Row[Any]) -> None:
 async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
     plan, after = _Plan(), -1
     async with runtime.database.read() as connection:
-        plan.kept = {entry["code"]: entry for entry in await refused_ranges.summary(connection, job.id)}
+        plan.kept = {entry["code"]: entry for entry in await refused_inputs.summary(connection, job.id)}
     failed_here = (
         select(JobInputError.index)
         .where(
@@ -131,7 +131,7 @@ async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan
     for row in failures:
         position = row.at - shard.first_index
         if bytes(inputs[position]) == _NOTHING and position not in twins:
-            add_error(plan.kept, row.at, row.code, row.message)
+            count_error(plan.kept, row.at, row.code, row.message)
             run = None
             continue
         bits[position] = False
@@ -148,7 +148,7 @@ async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan
 async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
     """Do as planned, in one transaction. False: the job is not what it was when it was read."""
     ids = sorted(shard["shard"] for shard in plan.shards)
-    values = going_on(runtime) | {
+    values = resumed_columns(runtime) | {
         "failed": Job.failed - plan.reopened,
         # After this statement's own change of it.
         "rate_sample_done": job.completed + job.failed - plan.reopened,

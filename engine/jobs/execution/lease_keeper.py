@@ -20,7 +20,7 @@ from models.embedding import Batch, Route
 from models.errors import EmbedmillError
 
 # A heartbeat that the database did not take is tried again this soon.
-AGAIN_S = 1.0
+RENEW_RETRY_S = 1.0
 
 
 class ShardStopped(EmbedmillError):
@@ -29,7 +29,7 @@ class ShardStopped(EmbedmillError):
     code = "stopped"
 
 
-class Lease:
+class LeaseKeeper:
     """`asked_at`: clock() before the claim was asked for. `on_lost` is told why the shard is not ours any more."""
 
     def __init__(self, runtime: Runtime, shard: ClaimedShard, asked_at: float) -> None:
@@ -71,7 +71,7 @@ class Lease:
                 async with asyncio.timeout(min(settings.heartbeat_s, left_s)):
                     ours = await claims.heartbeat(self._runtime, self._shard)
             except (*DATABASE_ERRORS, TimeoutError):
-                pause_s = min(AGAIN_S, settings.heartbeat_s)
+                pause_s = min(RENEW_RETRY_S, settings.heartbeat_s)
                 continue
             if not ours:
                 self.on_lost("the shard is no longer this worker's")

@@ -17,17 +17,17 @@ from engine.jobs.scheduling import fair_share
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 
-LOOK_EVERY_S = 0.5
+POLL_EVERY_S = 0.5
 # A free slot takes a shard within milliseconds of its ring: what has waited so long waits for a slot.
-WAITED_S = 0.5
+STARVED_AFTER_S = 0.5
 # How long a worker stays on a shard before it gives way: to a job that has had nothing yet, or to another project; and
 # to another job of its own project. Projects change places every second or two, so that each has its share of any
 # minute (tests/integration/test_fair_minutes.py).
-SLICE_FOR_NEW_S = 1.0
-SLICE_FOR_PROJECT_S = 1.0
-SLICE_S = 10.0
+MIN_SLICE_FOR_NEW_JOB_S = 1.0
+MIN_SLICE_FOR_PROJECT_S = 1.0
+MIN_SLICE_S = 10.0
 # A guest gets so much time at the least, however little its host has left.
-LEAST_VISIT_S = 5.0
+MIN_PREEMPTOR_S = 5.0
 
 
 class ShardPreempted(ShardStopped):
@@ -36,11 +36,11 @@ class ShardPreempted(ShardStopped):
     code = "gave_way"
 
 
-Receive = Callable[[str, Callable[[], None]], "asyncio.Task[bool]"]
+StartShard = Callable[[str, Callable[[], None]], "asyncio.Task[bool]"]
 
 
 async def watch_for_preemption(
-    runtime: Runtime, shard: ClaimedShard, until: float, receive: Receive, unsent_tokens: Callable[[], int]
+    runtime: Runtime, shard: ClaimedShard, until: float, start_shard: StartShard, unsent_tokens: Callable[[], int]
 ) -> None:
     """Return once a guest has come in. `until`, on time.monotonic(): when the worker's time is over.
 
@@ -49,19 +49,19 @@ async def watch_for_preemption(
     """
     started = time.monotonic()
     while time.monotonic() < until:
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
         try:
             waiting = await find_preemptor(runtime, shard, time.monotonic() - started, unsent_tokens())
         except DATABASE_ERRORS:
             continue
         if waiting is not None:
-            came_in = asyncio.Event()
-            guest = receive(waiting, came_in.set)
-            coming = asyncio.create_task(came_in.wait())
-            await asyncio.wait({guest, coming}, return_when=asyncio.FIRST_COMPLETED)
-            if came_in.is_set():
+            claimed = asyncio.Event()
+            preemptor = start_shard(waiting, claimed.set)
+            claiming = asyncio.create_task(claimed.wait())
+            await asyncio.wait({preemptor, claiming}, return_when=asyncio.FIRST_COMPLETED)
+            if claimed.is_set():
                 return
-            coming.cancel()  # another worker was first
+            claiming.cancel()  # another worker was first
     await asyncio.Event().wait()
 
 
@@ -71,28 +71,28 @@ async def find_preemptor(runtime: Runtime, shard: ClaimedShard, ran_s: float, un
     The claim has charged the whole shard. Of several workers that see the same shard wait, the one whose project has
     really had more must give way: what is not sent yet counts for nothing.
     """
-    if ran_s < SLICE_FOR_NEW_S:
+    if ran_s < MIN_SLICE_FOR_NEW_JOB_S:
         return None
     async with runtime.database.read() as connection:
-        waiting = await fair_share.waiting_long(connection, runtime.settings.shard_attempts, WAITED_S)
+        waiting = await fair_share.waiting_long(connection, runtime.settings.shard_attempts, STARVED_AFTER_S)
         if not waiting:
             return None
-        places = await fair_share.places(connection, [shard.shard_id, *waiting])
-    ours = places.get(shard.shard_id)
-    if ours is None:
+        positions = await fair_share.places(connection, [shard.shard_id, *waiting])
+    current = positions.get(shard.shard_id)
+    if current is None:
         return None
     for shard_id in waiting:
-        place = places.get(shard_id)
-        if place is None or place.job_id == shard.job_id:
+        candidate = positions.get(shard_id)
+        if candidate is None or candidate.job_id == shard.job_id:
             continue
         # A job that has had nothing yet need not be exact about it.
-        margin = -unsent_tokens if place.has_started else shard.tokens
-        if ran_s >= _slice_s(place, ours) and place.before(ours, within=margin):
+        margin = -unsent_tokens if candidate.has_started else shard.tokens
+        if ran_s >= _min_slice_s(candidate, current) and candidate.before(current, within=margin):
             return shard_id
     return None
 
 
-def _slice_s(place: fair_share.Place, ours: fair_share.Place) -> float:
-    if not place.has_started:
-        return SLICE_FOR_NEW_S
-    return SLICE_S if place.project == ours.project else SLICE_FOR_PROJECT_S
+def _min_slice_s(candidate: fair_share.Place, current: fair_share.Place) -> float:
+    if not candidate.has_started:
+        return MIN_SLICE_FOR_NEW_JOB_S
+    return MIN_SLICE_S if candidate.project == current.project else MIN_SLICE_FOR_PROJECT_S

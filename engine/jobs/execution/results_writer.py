@@ -21,7 +21,7 @@ from engine.durability.spool import SpooledFile
 from engine.embedding.embed import EmbedRun
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import Recorded, record
-from engine.jobs.recording.spool_replay import packed
+from engine.jobs.recording.spool_replay import encode_spool
 from engine.observability import failpoints
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
@@ -41,7 +41,7 @@ PAUSE_S = (0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _PendingWrite:
     """Results that the database has not taken yet, and the file that holds them too."""
 
     parts: list[BatchOutcome]
@@ -57,7 +57,7 @@ class ResultsWriter:
         self._shard = shard
         self._landed: list[BatchOutcome] = []
         self._inputs = 0
-        self._waiting: deque[_Waiting] = deque()
+        self._waiting: deque[_PendingWrite] = deque()
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
@@ -69,7 +69,7 @@ class ResultsWriter:
         self.on_kept: list[Callable[[list[BatchOutcome]], None]] = []
         self.recorded = 0
         self.shard_done = False
-        self.go_on = True
+        self.job_active = True
 
     def take(self, landed: BatchOutcome) -> None:
         failpoints.hit("after_upstream_before_commit")
@@ -147,7 +147,7 @@ class ResultsWriter:
                     .values(waiting_on="database", next_attempt_at=None, version=Job.version + 1)
                 )
 
-    async def _give_up(self, waiting: _Waiting, error: Exception) -> None:
+    async def _give_up(self, waiting: _PendingWrite, error: Exception) -> None:
         """These results can never be recorded: they are paid for once, and their inputs fail with the reason.
 
         Each batch is offered by itself first, so that no other fails with it. The vectors stay in a file.
@@ -179,11 +179,11 @@ class ResultsWriter:
             except Exception as refused:
                 log.warning("the failure of inputs could not be recorded: %s", type(refused).__name__, extra=about)
             else:
-                self._note(_Waiting([attempt]), recorded)
+                self._note(_PendingWrite([attempt]), recorded)
                 return
         self._stop("results could not be recorded")
 
-    def _next(self) -> _Waiting | None:
+    def _next(self) -> _PendingWrite | None:
         """What is to be recorded next, after all that has landed until now has joined the queue."""
         if self._timer is not None:
             self._timer.cancel()
@@ -193,8 +193,8 @@ class ResultsWriter:
             self._landed, self._inputs = [], 0
         return self._waiting[0] if self._waiting else None
 
-    def _to_record(self, parts: list[BatchOutcome]) -> _Waiting:
-        waiting = _Waiting(parts)
+    def _to_record(self, parts: list[BatchOutcome]) -> _PendingWrite:
+        waiting = _PendingWrite(parts)
         self.on_recording(parts, waiting.record_id)
         return waiting
 
@@ -202,7 +202,7 @@ class ResultsWriter:
         for told in self.on_kept:
             told(parts)
 
-    async def _offer(self, waiting: _Waiting) -> Recorded:
+    async def _offer(self, waiting: _PendingWrite) -> Recorded:
         """Record; spool meanwhile what takes too long. A commit whose answer is lost is simply made again."""
         recording = asyncio.ensure_future(record(self._runtime, self._shard, waiting.parts, waiting.record_id))
         try:
@@ -214,14 +214,14 @@ class ResultsWriter:
         finally:
             recording.cancel()
 
-    def _note(self, waiting: _Waiting, recorded: Recorded) -> None:
+    def _note(self, waiting: _PendingWrite, recorded: Recorded) -> None:
         if waiting.file is not None:
             waiting.file.remove()
         self._tell_kept(waiting.parts)
         self.recorded += sum(len(part.indexes) for part in waiting.parts)
         self.shard_done = recorded.shard_done
-        if not recorded.go_on and not recorded.shard_done:
-            self.go_on = False
+        if not recorded.job_active and not recorded.shard_done:
+            self.job_active = False
             self._stop("the job wants no more of this shard")
 
     async def _spool(self) -> None:
@@ -232,8 +232,10 @@ class ResultsWriter:
                 if waiting.file is not None:
                     self._tell_kept(waiting.parts)
 
-    def _write(self, waiting: _Waiting) -> SpooledFile | None:
-        return self._runtime.spool.write(self._shard.shard_id, packed(self._shard, waiting.parts, waiting.record_id))
+    def _write(self, waiting: _PendingWrite) -> SpooledFile | None:
+        return self._runtime.spool.write(
+            self._shard.shard_id, encode_spool(self._shard, waiting.parts, waiting.record_id)
+        )
 
     def _leave(self) -> None:
         """This process ends: others carry on with the files."""

@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 
 from engine.embedding import hang_watch
 from engine.embedding.embed import BULK, EmbedRun
-from engine.jobs.control.pause_resume import until_unwanted
-from engine.jobs.execution.lease_keeper import Lease, ShardStopped
-from engine.jobs.execution.pending_inputs import work
-from engine.jobs.execution.preemption import LEAST_VISIT_S, Receive, ShardPreempted, watch_for_preemption
-from engine.jobs.execution.release import give_back
+from engine.jobs.control.pause_resume import wait_until_job_stops
+from engine.jobs.execution.lease_keeper import LeaseKeeper, ShardStopped
+from engine.jobs.execution.pending_inputs import process_open_inputs
+from engine.jobs.execution.preemption import MIN_PREEMPTOR_S, ShardPreempted, StartShard, watch_for_preemption
+from engine.jobs.execution.release import release_unfinished
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import wait_report
-from engine.jobs.recording.orphaned_calls import note_unanswered
+from engine.jobs.recording.orphaned_calls import record_unanswered
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.observability import failpoints
 from engine.planning import packing
@@ -34,10 +34,10 @@ log = logging.getLogger("embedmill.jobs")
 # Calls that started just before the budget ran out may still end; past this, they are cut off.
 CALL_GRACE_S = 15.0
 # How long a worker's slot waits for a database that is away to take the last results. Then they wait beside it.
-SETTLE_S = 20.0
-SETTLE_STOPPING_S = 5.0
+FINALIZE_S = 20.0
+FINALIZE_STOPPING_S = 5.0
 # A shard that could not be given back as it should be waits so long before it is claimed again.
-RELEASED_S = 30.0
+RELEASE_DELAY_S = 30.0
 
 
 async def run_shard(
@@ -72,52 +72,52 @@ async def run_shard(
     on_claim()
     started = time.monotonic()
     until = started + runtime.settings.shard_budget_s if until is None else until
-    guests: list[asyncio.Task[bool]] = []
+    preemptors: list[asyncio.Task[bool]] = []
 
-    def receive(guest_id: str, on_arrival: Callable[[], None]) -> asyncio.Task[bool]:
-        guest = asyncio.create_task(run_shard(runtime, guest_id, worker, until=until, on_claim=on_arrival))
-        guests.append(guest)
-        return guest
+    def start_shard(preemptor_id: str, on_arrival: Callable[[], None]) -> asyncio.Task[bool]:
+        preemptor = asyncio.create_task(run_shard(runtime, preemptor_id, worker, until=until, on_claim=on_arrival))
+        preemptors.append(preemptor)
+        return preemptor
 
-    keeper = ResultsWriter(runtime, shard)
-    lease = Lease(runtime, shard, asked_at)
-    keeper.on_recording = lease.under_way.recording
-    keeper.on_kept.append(lease.under_way.kept)
+    writer = ResultsWriter(runtime, shard)
+    lease = LeaseKeeper(runtime, shard, asked_at)
+    writer.on_recording = lease.under_way.recording
+    writer.on_kept.append(lease.under_way.kept)
     error: EmbedmillError | None = None
-    patience_s = SETTLE_S
+    patience_s = FINALIZE_S
     beating = asyncio.create_task(lease.keep())
     try:
-        await _embed(runtime, shard, keeper, lease, until, receive)
+        await _run_calls(runtime, shard, writer, lease, until, start_shard)
     except EmbedmillError as raised:
         error = raised
     except asyncio.CancelledError:
         # A time limit, or a worker that must go now. What has landed was paid for, and the shard need not wait for its
         # lease to run out: this task ends by giving both back.
-        error, patience_s = ShardStopped("the worker was stopped"), SETTLE_STOPPING_S
-        for guest in guests:
-            guest.cancel()
+        error, patience_s = ShardStopped("the worker was stopped"), FINALIZE_STOPPING_S
+        for preemptor in preemptors:
+            preemptor.cancel()
     except Exception:
         log.exception("a shard's run broke off", extra={"job_id": shard.job_id, "shard_id": shard_id})
         error = EmbedmillError("a fault of ours")
-    settling = asyncio.create_task(_settle(runtime, shard, keeper, lease, error, beating, started))
+    settling = asyncio.create_task(_finalize(runtime, shard, writer, lease, error, beating, started))
     runtime.settling.add(settling)
     settling.add_done_callback(runtime.settling.discard)
     if runtime.draining.is_set():
-        patience_s = SETTLE_STOPPING_S
+        patience_s = FINALIZE_STOPPING_S
     done, _ = await asyncio.wait({settling}, timeout=patience_s)
     if done:
         settling.result()
     else:
         log.warning("results wait beside the worker: the database does not take them", extra={"job_id": shard.job_id})
-    await asyncio.gather(*guests)
+    await asyncio.gather(*preemptors)
     return True
 
 
-async def _settle(
+async def _finalize(
     runtime: Runtime,
     shard: ClaimedShard,
-    keeper: ResultsWriter,
-    lease: Lease,
+    writer: ResultsWriter,
+    lease: LeaseKeeper,
     error: EmbedmillError | None,
     beating: asyncio.Task[None],
     started: float,
@@ -127,8 +127,8 @@ async def _settle(
     try:
         # Whatever goes wrong with one of these, the shard is given back: it must not wait for its lease to run out.
         for end in (
-            keeper.close,
-            lambda: note_unanswered(runtime, shard, lease.under_way),
+            writer.close,
+            lambda: record_unanswered(runtime, shard, lease.under_way),
         ):
             try:
                 await end()
@@ -142,20 +142,20 @@ async def _settle(
                 "job_id": shard.job_id,
                 "shard_id": shard.shard_id,
                 "attempt": shard.attempt,
-                "inputs": keeper.recorded,
+                "inputs": writer.recorded,
                 "duration_ms": round((time.monotonic() - started) * 1000),
                 "code": error.code if error else None,
             },
         )
-        if not keeper.shard_done:
+        if not writer.shard_done:
             try:
-                await give_back(runtime, shard, keeper, error)
+                await release_unfinished(runtime, shard, writer, error)
             except DATABASE_ERRORS:
                 log.exception("a shard could not be given back as it should be: it is released", extra=about)
                 await claims.release(
                     runtime,
                     shard,
-                    delay_s=RELEASED_S,
+                    delay_s=RELEASE_DELAY_S,
                     counts_as_attempt=True,
                     reason="it could not be given back",
                     waiting_on=None,
@@ -167,43 +167,50 @@ async def _settle(
         await dispatch(runtime)
 
 
-async def _embed(
-    runtime: Runtime, shard: ClaimedShard, keeper: ResultsWriter, lease: Lease, until: float, receive: Receive
+async def _run_calls(
+    runtime: Runtime,
+    shard: ClaimedShard,
+    writer: ResultsWriter,
+    lease: LeaseKeeper,
+    until: float,
+    start_shard: StartShard,
 ) -> None:
     settings = runtime.settings
     alias = runtime.narrowed(runtime.alias(shard.alias), shard.options)
     await runtime.drift_monitor.look()
     await runtime.router.outages.refresh()
-    stop_at = max(until, time.monotonic() + min(LEAST_VISIT_S, settings.shard_budget_s))
-    flight = EmbedRun(
+    stop_at = max(until, time.monotonic() + min(MIN_PREEMPTOR_S, settings.shard_budget_s))
+    run = EmbedRun(
         upstream=runtime.upstream,
         router=runtime.router,
         alias=alias,
         lane=BULK,
         deadline=stop_at + CALL_GRACE_S,
-        landed=keeper.take,
+        landed=writer.take,
         tenant=shard.project,
         call_observer=lease,
         calls=shard.calls,
         waits=shard.waits,
     )
-    keeper.flight = flight
-    lease.on_lost = lambda reason: _stop(flight, reason)
+    writer.flight = run
+    lease.on_lost = lambda reason: _stop(run, reason)
     budget = asyncio.get_running_loop().call_later(
-        stop_at - time.monotonic(), _stop, flight, "the time budget of the shard is over"
+        stop_at - time.monotonic(), _stop, run, "the time budget of the shard is over"
     )
     telling = asyncio.create_task(wait_report.report_waits(runtime, shard))
-    leaving = asyncio.create_task(_stop_when_draining(runtime, flight))
+    leaving = asyncio.create_task(_stop_when_draining(runtime, run))
     still_open = shard.count - int(shard.outcome_bits.sum())
 
     def unsent_tokens() -> int:
-        sent = keeper.recorded + lease.under_way.inputs
+        sent = writer.recorded + lease.under_way.inputs
         return shard.tokens * max(0, still_open - sent) // max(1, still_open)
 
-    looking = asyncio.create_task(_stop_for_a_guest(runtime, shard, flight, until, receive, unsent_tokens))
-    unwanted = asyncio.create_task(_stop_when_unwanted(runtime, shard, keeper, lease, flight))
+    looking = asyncio.create_task(_stop_when_preempted(runtime, shard, run, until, start_shard, unsent_tokens))
+    unwanted = asyncio.create_task(_stop_when_job_stops(runtime, shard, writer, lease, run))
     try:
-        await work(runtime, shard, flight, keeper, lambda waiting: _batches(runtime, shard, alias, waiting))
+        await process_open_inputs(
+            runtime, shard, run, writer, lambda positions: _batches(runtime, shard, alias, positions)
+        )
     finally:
         budget.cancel()
         telling.cancel()
@@ -214,39 +221,39 @@ async def _embed(
             await hang_watch.settled(shard.waits)
 
 
-def _batches(runtime: Runtime, shard: ClaimedShard, alias: Alias, waiting: Sequence[int]) -> list[Batch]:
-    inputs: list[Input] = [item for i in waiting if (item := shard.inputs[i]) is not None]
+def _batches(runtime: Runtime, shard: ClaimedShard, alias: Alias, positions: Sequence[int]) -> list[Batch]:
+    inputs: list[Input] = [item for i in positions if (item := shard.inputs[i]) is not None]
     limits = packing.limits_of(alias.routes, inputs_per_call=runtime.settings.batch_inputs)
-    indexes = [shard.first_index + i for i in waiting]
+    indexes = [shard.first_index + i for i in positions]
     per_byte, exact = runtime.router.per_byte(alias), packing.has_exact_tokenizer(alias.routes)
     return list(packing.pack(inputs, indexes, limits, shard.width, shard.options, per_byte=per_byte, exact=exact))
 
 
-async def _stop_when_draining(runtime: Runtime, flight: EmbedRun) -> None:
+async def _stop_when_draining(runtime: Runtime, run: EmbedRun) -> None:
     await runtime.draining.wait()
-    _stop(flight, "the worker is stopping")
+    _stop(run, "the worker is stopping")
 
 
-async def _stop_for_a_guest(
+async def _stop_when_preempted(
     runtime: Runtime,
     shard: ClaimedShard,
-    flight: EmbedRun,
+    run: EmbedRun,
     until: float,
-    receive: Receive,
+    start_shard: StartShard,
     unsent_tokens: Callable[[], int],
 ) -> None:
-    await watch_for_preemption(runtime, shard, until, receive, unsent_tokens)
-    flight.stop.give(ShardPreempted("gave way to a job that has had less"))
+    await watch_for_preemption(runtime, shard, until, start_shard, unsent_tokens)
+    run.stop.give(ShardPreempted("gave way to a job that has had less"))
 
 
-async def _stop_when_unwanted(
-    runtime: Runtime, shard: ClaimedShard, keeper: ResultsWriter, lease: Lease, flight: EmbedRun
+async def _stop_when_job_stops(
+    runtime: Runtime, shard: ClaimedShard, writer: ResultsWriter, lease: LeaseKeeper, run: EmbedRun
 ) -> None:
-    await until_unwanted(runtime, shard.job_id)
-    keeper.go_on = False
+    await wait_until_job_stops(runtime, shard.job_id)
+    writer.job_active = False
     lease.forbid("the job wants no more of this shard")
-    _stop(flight, "the job wants no more of this shard")
+    _stop(run, "the job wants no more of this shard")
 
 
-def _stop(flight: EmbedRun, reason: str) -> None:
-    flight.stop.give(ShardStopped(reason))
+def _stop(run: EmbedRun, reason: str) -> None:
+    run.stop.give(ShardStopped(reason))

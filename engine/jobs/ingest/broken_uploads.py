@@ -6,7 +6,7 @@ import logging
 
 from sqlalchemy import and_, delete, select
 
-from engine.jobs.control.end_early import end_early
+from engine.jobs.control.termination import terminate
 from engine.jobs.ingest.idempotency import owner_is_dead, owner_is_here
 from engine.runtime import Runtime
 from models.base import db_now
@@ -55,7 +55,7 @@ async def end_abandoned_uploads(runtime: Runtime) -> None:
             await connection.execute(
                 delete(IdempotencyKey).where(IdempotencyKey.job_id == row.id, IdempotencyKey.fingerprint.is_(None))
             )
-        await end_early(
+        await terminate(
             runtime,
             row.id,
             JobStatus.FAILED,

@@ -10,7 +10,7 @@ from engine.corpus.lines import Lines
 from engine.jobs.ingest.job_intake import INLINE_BYTES
 from engine.jobs.ingest.sharding import JobSpec, Sharder
 from engine.jobs.ingest.token_counting import Method, TokenTotal, method_for
-from engine.jobs.recording import refused_ranges
+from engine.jobs.recording import refused_inputs
 from engine.jobs.shard_draft import ShardDraft
 from engine.ledger.billing import MILLION
 from engine.planning import packing
@@ -98,7 +98,7 @@ class Estimate:
         self._inputs += len(cut)
         self._refused += cut.refused
         self._duplicates += len(cut.duplicates)
-        self._errors = refused_ranges.tally(self._errors, refused_ranges.rows_of("", cut))
+        self._errors = refused_inputs.add_to_summary(self._errors, refused_inputs.refused_rows("", cut))
         self._calls += sum(
             1 for _ in packing.pack(inputs, range(len(inputs)), self._limits, self._wanted.width, self._wanted.options)
         )

@@ -20,14 +20,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.access.keys import Caller
 from engine.corpus.lines import Lines
-from engine.jobs.control.end_early import end_early, forget
+from engine.jobs.control.termination import soft_delete, terminate
 from engine.jobs.ingest.differences import stored_options, what_differs
 from engine.jobs.ingest.idempotency import ARRIVING, Replay, Reservation, new_reservation, owned_by, reserve
 from engine.jobs.ingest.sharding import JobSpec, Prefix, Sharder
 from engine.jobs.leasing import duplicate_codec
-from engine.jobs.recording import refused_ranges, truncated
-from engine.jobs.recording.completion import FINAL_STATUS, NOTHING_OPEN, end_columns
-from engine.jobs.recording.split_shard import HALVES_FROM
+from engine.jobs.recording import refused_inputs, truncated_inputs
+from engine.jobs.recording.completion import FINAL_STATUS, HAS_NO_OPEN_SHARD, end_columns
+from engine.jobs.recording.split_shard import SPLIT_SEQ_START
 from engine.jobs.scheduling.dispatch import dispatch_soon
 from engine.jobs.scheduling.fair_share import newcomer
 from engine.jobs.shard_draft import ShardDraft
@@ -81,7 +81,7 @@ class JobIntake:
 
     async def resume(self) -> None:
         """Go on with what is stored of the job. Raises IdempotencyMismatch when it was asked for in another way."""
-        first_shards = select(func.count()).where(Shard.job_id == Job.id, Shard.seq < HALVES_FROM).scalar_subquery()
+        first_shards = select(func.count()).where(Shard.job_id == Job.id, Shard.seq < SPLIT_SEQ_START).scalar_subquery()
         async with self._runtime.database.read() as connection:
             row = (
                 await connection.execute(
@@ -152,7 +152,7 @@ class JobIntake:
             )
         async with self._runtime.database.write() as connection:
             await self._insert(connection, cut)
-            is_through = NOTHING_OPEN & Job.status.in_(ACTIVE_STATUSES)
+            is_through = HAS_NO_OPEN_SHARD & Job.status.in_(ACTIVE_STATUSES)
             done = await connection.execute(
                 update(Job)
                 .where(self._my_job())
@@ -215,9 +215,9 @@ class JobIntake:
                 code, message = "upload_interrupted", "the corpus did not arrive whole: send it again"
                 if isinstance(error, EmbedmillError):
                     code, message = error.code, error.message
-                await end_early(self._runtime, self.job_id, JobStatus.FAILED, code, message)
+                await terminate(self._runtime, self.job_id, JobStatus.FAILED, code, message)
                 if not self._cutter.usable:
-                    await forget(self._runtime, self.job_id)
+                    await soft_delete(self._runtime, self.job_id)
         except StorageUnavailable:
             log.warning("an abandoned intake is left to the sweep", extra={"job_id": self.job_id})
 
@@ -297,7 +297,7 @@ class JobIntake:
         )
         if cut.truncated:
             indexes = [cut.first_index + position for position in cut.truncated]
-            await connection.execute(insert(TruncatedInputs).values(truncated.row_of(self.job_id, indexes)))
+            await connection.execute(insert(TruncatedInputs).values(truncated_inputs.row_of(self.job_id, indexes)))
         values: dict[str, Any] = {
             "ingested": Job.ingested + count,
             "open_shards": Job.open_shards + int(is_open),
@@ -308,10 +308,10 @@ class JobIntake:
             "version": Job.version + 1,
             "status": case((Job.status == JobStatus.VALIDATING, JobStatus.IN_PROGRESS), else_=Job.status),
         }
-        if refused := refused_ranges.rows_of(self.job_id, cut):
+        if refused := refused_inputs.refused_rows(self.job_id, cut):
             await connection.execute(insert(RefusedInputs), refused)
             known = select(Job.error_summary).where(Job.id == self.job_id).with_for_update(key_share=True)
-            values["error_summary"] = refused_ranges.tally(
+            values["error_summary"] = refused_inputs.add_to_summary(
                 (await connection.execute(known)).scalar_one_or_none() or [], refused
             )
         await connection.execute(update(Job).where(Job.id == self.job_id).values(values))

@@ -66,7 +66,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
         Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
     )
     async with runtime.database.write() as connection:
-        taken = (
+        claimed = (
             await connection.execute(
                 update(Shard)
                 .where(
@@ -90,10 +90,10 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
                 .returning(Shard.job_id, Shard.attempt, Shard.fence, Shard.outcome_bitmap, Shard.count, Shard.tokens)
             )
         ).one_or_none()
-        if taken is None:
+        if claimed is None:
             return None
-        tokens = remaining_tokens(taken)
-        await fair_share.charge(runtime.database, connection, taken.job_id, tokens)
+        tokens = remaining_tokens(claimed)
+        await fair_share.charge(runtime.database, connection, claimed.job_id, tokens)
     async with runtime.database.read() as connection:
         row = (
             await connection.execute(
@@ -127,9 +127,9 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
         options=_options(row.options),
         first_index=row.first_index,
         count=row.size,
-        attempt=taken.attempt,
-        fence=taken.fence,
-        outcome_bits=decode_bitmap(taken.outcome_bitmap, row.size),
+        attempt=claimed.attempt,
+        fence=claimed.fence,
+        outcome_bits=decode_bitmap(claimed.outcome_bitmap, row.size),
         inputs=_INPUTS.decode(row.inputs),
         duplicates=duplicate_codec.decode(row.duplicates),
         max_cost_usd=row.max_cost_usd,
@@ -182,7 +182,7 @@ async def release(
     Fenced: a worker that lost its lease changes nothing.
     """
     async with runtime.database.write() as connection:
-        given_back = await connection.execute(
+        requeued = await connection.execute(
             update(Shard)
             .where(Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING)
             .values(
@@ -196,7 +196,7 @@ async def release(
             )
             .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
         )
-        row = given_back.one_or_none()
+        row = requeued.one_or_none()
         # A visit that failed has had its turn: else a job that gets nowhere is the least served, and always first.
         if row is not None and not counts_as_attempt:
             await fair_share.give_back(connection, shard.job_id, remaining_tokens(row))

@@ -12,18 +12,18 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 
-from engine.jobs.control.end_early import close_shards, end_early
-from engine.jobs.execution.provider_wait import BLOCKED, wake
+from engine.jobs.control.termination import cancel_idle_shards, terminate
+from engine.jobs.execution.outage_waits import WAITING_FOR_PROVIDER, resume_recovered_jobs
 from engine.jobs.ingest.broken_uploads import ABANDONED, end_abandoned_uploads
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import FREE_AGAIN, free_blocked
 from engine.jobs.maintenance.clock_steps import watch_clock
 from engine.jobs.maintenance.crashes import CRASHING, crashing, is_crashing_input, of_running_job, requeue_crashed
 from engine.jobs.maintenance.purge import DOOMED, EXPIRED, OLD_KEY, OLD_WORKER, purge
-from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, recount
-from engine.jobs.recording.orphaned_calls import note_lost_calls
-from engine.jobs.recording.record import fail_rest
-from engine.jobs.recording.split_shard import halve
+from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, recount_open_shards
+from engine.jobs.recording.orphaned_calls import record_orphaned_calls
+from engine.jobs.recording.record import fail_remaining
+from engine.jobs.recording.split_shard import split_shard
 from engine.jobs.recording.spool_replay import replay
 from engine.jobs.row_locks import lock_jobs, lock_shards
 from engine.jobs.scheduling.dispatch import dispatch
@@ -58,7 +58,7 @@ async def sweep(runtime: Runtime) -> None:
     """One round of every duty that has something to do. Raises StorageUnavailable."""
     await watch_clock(runtime)
     # First: what was paid for must be in its place before anybody may claim the shard again.
-    for duty in (replay, note_lost_calls, reclaim_dead_workers):
+    for duty in (replay, record_orphaned_calls, reclaim_dead_workers):
         await _do(runtime, duty)
     due = await _due(runtime)
     due["split_crashing_shards"] |= due["requeue_expired"]  # which may bring the loss that is one too many
@@ -70,7 +70,7 @@ async def sweep(runtime: Runtime) -> None:
         finish_jobs,
         end_abandoned_uploads,
         end_overdue_jobs,
-        wake,
+        resume_recovered_jobs,
         purge,
     ):
         if due[duty.__name__]:
@@ -109,7 +109,7 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
         "close_stray_shards": _STRAY.order_by(Job.status, Job.open_shards),
         "end_abandoned_uploads": select(Job.id).where(ABANDONED).order_by(Job.upload_lease_until),
         "end_overdue_jobs": select(Job.id).where(_OVERDUE).order_by(Job.expires_at),
-        "wake": select(Job.id).where(BLOCKED).order_by(Job.not_before),
+        "resume_recovered_jobs": select(Job.id).where(WAITING_FOR_PROVIDER).order_by(Job.not_before),
         "purge": select(Job.id).where(DOOMED).order_by(Job.deleted_at),
         "expire": select(Job.id).where(EXPIRED).order_by(Job.expires_at),
         "forget_keys": select(IdempotencyKey.key).where(OLD_KEY).order_by(IdempotencyKey.expires_at),
@@ -211,7 +211,7 @@ async def split_crashing_shards(runtime: Runtime) -> None:
             found += (await connection.execute(columns.where(which, of_running_job()).limit(AT_ONCE))).all()
     for shard_id, lost, limit in found:
         # Another sweep may have halved it since: then it is not deadly any more.
-        halves = await halve(runtime, shard_id, deadly) if lost >= limit else 1
+        halves = await split_shard(runtime, shard_id, deadly) if lost >= limit else 1
         if halves == 2:
             log.warning("a shard that lost its workers was halved", extra={"shard_id": shard_id, "count": lost})
         if halves != 1 or (lost >= limit and not await is_crashing_input(runtime, shard_id)):
@@ -219,7 +219,9 @@ async def split_crashing_shards(runtime: Runtime) -> None:
         shard = await claims.claim(runtime, shard_id, "sweep")
         if shard is not None:
             log.warning("a shard's attempts are spent", extra={"job_id": shard.job_id, "shard_id": shard_id})
-            await fail_rest(runtime, shard, WorkerLost("workers were lost again and again on this part of the job"))
+            await fail_remaining(
+                runtime, shard, WorkerLost("workers were lost again and again on this part of the job")
+            )
 
 
 def _spent(runtime: Runtime) -> ColumnElement[bool]:
@@ -234,7 +236,7 @@ async def finish_jobs(runtime: Runtime) -> None:
             await connection.execute(select(Job.id).where(Job.id.in_(unfinished), ~NO_OPEN_SHARD).order_by(Job.id))
         ).scalars()
         for job_id in list(miscounted):
-            await recount(connection, job_id)
+            await recount_open_shards(connection, job_id)
             unfinished.remove(job_id)
         await connection.execute(
             update(Job)
@@ -245,11 +247,11 @@ async def finish_jobs(runtime: Runtime) -> None:
             (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
         )
     for job_id in cancelling:
-        await close_shards(runtime, job_id)
+        await cancel_idle_shards(runtime, job_id)
     async with runtime.database.read() as connection:
         stray = list((await connection.execute(_STRAY.limit(AT_ONCE))).scalars())
     for job_id in stray:
-        await close_shards(runtime, job_id)
+        await cancel_idle_shards(runtime, job_id)
 
 
 async def end_overdue_jobs(runtime: Runtime) -> None:
@@ -260,4 +262,4 @@ async def end_overdue_jobs(runtime: Runtime) -> None:
     for job_id in ids:
         log.warning("a job expired before it had ended", extra={"job_id": job_id})
         message = f"the job had not ended within {days:g} days: what is done of it can be read; submit the rest again"
-        await end_early(runtime, job_id, JobStatus.EXPIRED, "job_expired", message)
+        await terminate(runtime, job_id, JobStatus.EXPIRED, "job_expired", message)

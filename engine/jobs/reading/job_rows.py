@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, case, false, select
 
-from engine.jobs.verbs import no_job_found
+from engine.jobs.allowed_actions import job_not_found
 from engine.runtime import Runtime
 from models.base import db_now, usd_text
 from models.errors import InvalidInput
@@ -49,7 +49,7 @@ async def find(runtime: Runtime, project: str, job_id: str) -> Row[Any]:
                 await connection.execute(_ONE, {"job_id": job_id, "project": project} | _seen(runtime))
             ).one_or_none()
     if row is None:
-        raise no_job_found()
+        raise job_not_found()
     return row
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from engine.jobs.allowed_actions import job_not_found
 from engine.jobs.reading import job_rows
-from engine.jobs.verbs import no_job_found
 from engine.runtime import Runtime
 from models.errors import StorageUnavailable
 from models.job import FINISHED
@@ -82,7 +82,7 @@ class JobWatches:
                 if done:
                     fresh = done.pop().result()
                     if fresh is None:
-                        raise no_job_found()
+                        raise job_not_found()
                     row = fresh
             return row
         finally:

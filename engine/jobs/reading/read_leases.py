@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Row, or_, update
 
-from engine.jobs.verbs import no_job_found
+from engine.jobs.allowed_actions import job_not_found
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import StorageUnavailable
@@ -39,7 +39,7 @@ async def start_reading(runtime: Runtime, job: Row[Any]) -> None:
                 update(Job).where(Job.id == job.id, Job.deleted_at.is_(None)).values(read_until=db_now() + READ_LEASE_S)
             )
         if not leased.rowcount:
-            raise no_job_found()
+            raise job_not_found()
 
 
 async def keep_reading(runtime: Runtime, job_id: str, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:

@@ -21,8 +21,8 @@ from sqlalchemy import LargeBinary, Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.claim import decode_bitmap
-from engine.jobs.recording import refused_ranges, truncated
-from engine.jobs.recording.split_shard import HALVES_FROM
+from engine.jobs.recording import refused_inputs, truncated_inputs
+from engine.jobs.recording.split_shard import SPLIT_SEQ_START
 from engine.runtime import Runtime
 from engine.storage import vectors
 from models.embedding import Matrix
@@ -174,7 +174,7 @@ async def _failures_after(connection: AsyncConnection, job_id: str, after: int) 
             .limit(ERRORS_AT_ONCE)
         )
     ).all()
-    refused = await refused_ranges.following(connection, job_id, after, ERRORS_AT_ONCE)
+    refused = await refused_inputs.next_after(connection, job_id, after, ERRORS_AT_ONCE)
     found = [
         (int(row.at), {"code": row.code, "message": row.message, "retryable": bool(row.retryable)}) for row in rows
     ]
@@ -197,15 +197,15 @@ async def _shards(runtime: Runtime, job_id: str, wanted: Range) -> AsyncIterator
     after, told = -1, wanted.start
     while True:
         async with runtime.database.read() as connection:
-            whole = touched.where(Shard.seq > after, Shard.seq < HALVES_FROM).limit(SHARDS_AT_ONCE)
+            whole = touched.where(Shard.seq > after, Shard.seq < SPLIT_SEQ_START).limit(SHARDS_AT_ONCE)
             page = list(await connection.execute(whole))
             is_last = len(page) < SHARDS_AT_ONCE
             # Second halves, of which there are few, are numbered apart.
-            halves = touched.where(Shard.seq >= HALVES_FROM, Shard.first_index + Shard.count > told)
+            halves = touched.where(Shard.seq >= SPLIT_SEQ_START, Shard.first_index + Shard.count > told)
             if not is_last:
                 halves = halves.where(Shard.first_index < page[-1].first_index)
             page += await connection.execute(halves)
-        after = max((row.seq for row in page if row.seq < HALVES_FROM), default=after)
+        after = max((row.seq for row in page if row.seq < SPLIT_SEQ_START), default=after)
         for row in sorted(page, key=lambda row: row.first_index):
             if row.first_index > told:
                 raise ResultsChanged
@@ -264,7 +264,7 @@ async def _read_piece(
             )
         ).all()
         failures = []
-        refused: list[refused_ranges.Refusal] = []
+        refused: list[refused_inputs.Refusal] = []
         if job.failed or job.status not in FINISHED:
             failures = list(
                 await connection.execute(
@@ -273,10 +273,10 @@ async def _read_piece(
                     )
                 )
             )
-            refused = await refused_ranges.between(connection, job.id, start, stop)
+            refused = await refused_inputs.between(connection, job.id, start, stop)
         cut: Set[int] = frozenset()
         if with_ids and (job.truncated or job.status not in FINISHED):
-            cut = await truncated.between(connection, job.id, start, stop)
+            cut = await truncated_inputs.between(connection, job.id, start, stop)
         ids = None
         if with_ids:
             stored = (await connection.execute(select(ShardInputs.ids).where(ShardInputs.shard_id == shard.id))).all()

@@ -23,15 +23,15 @@ from models.embedding import Call
 from models.job import AmbiguousCall, Job, Shard, ShardState
 from models.usage import UsageKind, UsageRecord
 
-ROWS_AT_ONCE = 500
+ROWS_PER_STATEMENT = 500
 
 
-def unsettled(shard: ClaimedShard) -> list[Call]:
+def unrecorded_calls(shard: ClaimedShard) -> list[Call]:
     """Those calls of a run that are to be written down."""
     return [call for call in shard.calls if call.ambiguous or call.wasted]
 
 
-async def note(
+async def insert_calls(
     database: Database,
     connection: AsyncConnection,
     *,
@@ -81,7 +81,7 @@ async def note(
         )
     if new:
         charged = {row["id"]: row for row in rows}
-        await count(connection, job_id, [charged[call.id] for call in new])
+        await add_to_counters(connection, job_id, [charged[call.id] for call in new])
     return new
 
 
@@ -90,15 +90,15 @@ async def _add(
 ) -> list[Call]:
     """Add the rows that are not in the ledger; the calls of those."""
     ids: set[str] = set()
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        some = [row | {"at": db_now()} for row in rows[start : start + ROWS_AT_ONCE]]
+    for start in range(0, len(rows), ROWS_PER_STATEMENT):
+        some = [row | {"at": db_now()} for row in rows[start : start + ROWS_PER_STATEMENT]]
         added = database.insert(UsageRecord).values(some).on_conflict_do_nothing().returning(UsageRecord.id)
         ids |= set((await connection.execute(added)).scalars())
     count_cost(row for row in rows if row["id"] in ids)
     return [call for call in calls if call.id in ids]
 
 
-async def count(connection: AsyncConnection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:
+async def add_to_counters(connection: AsyncConnection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:
     """Add rows of the ledger that brought nothing to their job's counters."""
     wasted = [row for row in rows if row["kind"] == UsageKind.WASTED]
     unanswered = [row for row in rows if row["kind"] == UsageKind.AMBIGUOUS]
@@ -123,14 +123,14 @@ async def count(connection: AsyncConnection, job_id: str, rows: Sequence[dict[st
     await connection.execute(update(Job).where(Job.id == job_id).values(values))
 
 
-async def note_of(runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard) -> list[Call]:
+async def insert_unrecorded_calls(runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard) -> list[Call]:
     """Write down those of a run, in the caller's transaction; once that is committed, `forget` them."""
-    calls = unsettled(shard)
-    await note_for(runtime, connection, shard, calls)
+    calls = unrecorded_calls(shard)
+    await insert_run_calls(runtime, connection, shard, calls)
     return calls
 
 
-async def note_for(
+async def insert_run_calls(
     runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard, calls: Sequence[Call]
 ) -> list[Call]:
     """Write down these calls of a run; those that were not known yet. They are paid for out of its allowance."""
@@ -147,7 +147,7 @@ async def note_for(
             )
             .values(reserved_usd=case((Shard.reserved_usd > cost_usd, rest), else_=0))
         )
-    return await note(
+    return await insert_calls(
         runtime.database,
         connection,
         project=shard.project,
@@ -157,15 +157,15 @@ async def note_for(
     )
 
 
-def forget(shard: ClaimedShard, calls: Sequence[Call]) -> None:
+def discard_recorded(shard: ClaimedShard, calls: Sequence[Call]) -> None:
     """These are in the database."""
     known = {call.id for call in calls}
     shard.calls[:] = [call for call in shard.calls if call.id not in known]
 
 
-async def note_rest(runtime: Runtime, shard: ClaimedShard) -> None:
+async def record_unrecorded_calls(runtime: Runtime, shard: ClaimedShard) -> None:
     """Write down what no record has: calls of a run that ended without a result. Raises StorageUnavailable."""
-    if unsettled(shard):
+    if unrecorded_calls(shard):
         async with runtime.database.write() as connection:
-            calls = await note_of(runtime, connection, shard)
-        forget(shard, calls)
+            calls = await insert_unrecorded_calls(runtime, connection, shard)
+        discard_recorded(shard, calls)

@@ -29,7 +29,7 @@ from models.embedding import Alias, Batch, BatchOutcome
 from models.errors import EmbedmillError, InvalidInput
 from models.job import Job, JobStatus, Shard, ShardState
 
-MOST_USD = Decimal(1_000_000)
+MAX_USD = Decimal(1_000_000)
 # What a run takes beside what its inputs may cost: for calls of ours, and calls that are made again.
 SPARE_TOKENS = 64 * MOST_CONTROL_TOKENS
 _AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?\Z")
@@ -45,20 +45,20 @@ class BudgetExhausted(EmbedmillError):
         self.needed_usd = needed_usd
 
 
-def ceiling(given: str | float) -> Decimal:
+def parse_max_cost(text_or_number: str | float) -> Decimal:
     """An amount of US dollars as the caller wrote it. Raises InvalidInput."""
-    text = str(given)
+    text = str(text_or_number)
     amount = Decimal(text) if _AMOUNT.match(text) else Decimal(0)
-    if not PICODOLLAR <= amount <= MOST_USD:
+    if not PICODOLLAR <= amount <= MAX_USD:
         raise InvalidInput(
-            f"Invalid 'max_cost_usd': expected US dollars, more than 0 and at most {MOST_USD:,}.",
+            f"Invalid 'max_cost_usd': expected US dollars, more than 0 and at most {MAX_USD:,}.",
             param="max_cost_usd",
             code="invalid_value",
         )
     return amount.quantize(PICODOLLAR, ROUND_DOWN)
 
 
-async def raise_ceiling(connection: AsyncConnection, job_id: str, max_cost_usd: Decimal) -> None:
+async def set_max_cost(connection: AsyncConnection, job_id: str, max_cost_usd: Decimal) -> None:
     """Give a job a new ceiling, in the caller's transaction. Raises InvalidInput when as much is charged already."""
     job = (
         await connection.execute(
@@ -84,16 +84,16 @@ class SpendReservation:
     result is recorded are written down with the most that they may have cost, and the allowance covers them.
     """
 
-    def __init__(self, reserved_usd: Decimal, alias: Alias, landed: Callable[[BatchOutcome], None]) -> None:
+    def __init__(self, reserved_usd: Decimal, alias: Alias, on_outcome: Callable[[BatchOutcome], None]) -> None:
         self._rest = reserved_usd
         self._usd_per_token = highest_price(alias) / MILLION
-        self._landed = landed
+        self._on_outcome = on_outcome
         self._bound: dict[int, int] = {}  # tokens at the most of each input that is under way or not yet recorded
         self._spare = self.price(MOST_CONTROL_TOKENS)  # left for a call of ours, that shows what is to blame
-        self._all_kept = asyncio.Event()
+        self._all_durable = asyncio.Event()
         self.delivered: set[int] = set()
 
-    def affordable(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def within_reservation(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, in order, for as long as they fit; the last of them may be cut short."""
         for batch in batches:
             bounds = [tokens.upper_bound(item) for item in batch.inputs]
@@ -115,24 +115,24 @@ class SpendReservation:
     def __call__(self, part: BatchOutcome) -> None:
         """Hand on what landed."""
         self.delivered.update(part.indexes)
-        self._landed(part)
+        self._on_outcome(part)
 
-    def kept(self, parts: Iterable[BatchOutcome]) -> None:
+    def on_durable(self, parts: Iterable[BatchOutcome]) -> None:
         """These are recorded: what they did not cost of what was set aside for them is free again."""
         for part in parts:
-            aside = sum(self._bound.pop(index, 0) for index in part.indexes)
-            if aside:
-                self._rest += self._usd_per_token * aside - part.cost_usd.quantize(PICODOLLAR, ROUND_UP)
+            reserved = sum(self._bound.pop(index, 0) for index in part.indexes)
+            if reserved:
+                self._rest += self._usd_per_token * reserved - part.cost_usd.quantize(PICODOLLAR, ROUND_UP)
         if not self._bound:
-            self._all_kept.set()
+            self._all_durable.set()
 
-    async def all_kept(self, stop: CancellationToken) -> None:
+    async def wait_until_durable(self, stop: CancellationToken) -> None:
         """Return once all that landed is recorded, or the stop is given."""
         with contextlib.suppress(TimeoutError):
             async with stop.within(math.inf):
                 while self._bound:
-                    self._all_kept.clear()
-                    await self._all_kept.wait()
+                    self._all_durable.clear()
+                    await self._all_durable.wait()
 
     def check(self, usd: Decimal = Decimal(0)) -> None:
         """Calls for inputs are paid for already. Raises BudgetSpent where that, or `usd` more, is not left."""
@@ -155,24 +155,24 @@ def highest_price(alias: Alias) -> Decimal:
     return max(route.usd_per_million_tokens for route in alias.routes)
 
 
-async def take(
-    runtime: Runtime, shard: ClaimedShard, alias: Alias, landed: Callable[[BatchOutcome], None]
+async def reserve(
+    runtime: Runtime, shard: ClaimedShard, alias: Alias, on_outcome: Callable[[BatchOutcome], None]
 ) -> SpendReservation:
     """Set aside what the shard may cost at the most, or what is left. Raises StorageUnavailable."""
-    purse = SpendReservation(Decimal(0), alias, landed)
-    waiting = [item for position in shard.open_positions() if (item := shard.inputs[position]) is not None]
-    wanted = sum((purse.price(tokens.upper_bound(item)) for item in waiting), purse.price(SPARE_TOKENS))
+    reservation = SpendReservation(Decimal(0), alias, on_outcome)
+    open_inputs = [item for position in shard.open_positions() if (item := shard.inputs[position]) is not None]
+    needed = sum((reservation.price(tokens.upper_bound(item)) for item in open_inputs), reservation.price(SPARE_TOKENS))
     async with runtime.database.write() as connection:
-        mine = select(Shard.id).where(Shard.id == shard.shard_id, *_held(shard)).with_for_update()
-        if (await connection.execute(mine)).first() is None:
-            return purse
-        left = await _left(connection, shard)
-        allowance = min(wanted, max(left, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
+        claim = select(Shard.id).where(Shard.id == shard.shard_id, *_is_current_claim(shard)).with_for_update()
+        if (await connection.execute(claim)).first() is None:
+            return reservation
+        unreserved = await _unreserved(connection, shard)
+        allowance = min(needed, max(unreserved, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
         await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=allowance))
-    return SpendReservation(allowance, alias, landed)
+    return SpendReservation(allowance, alias, on_outcome)
 
 
-async def charge(
+async def debit(
     connection: AsyncConnection, shard: ClaimedShard, reserved_usd: Decimal | None, cost_usd: Decimal
 ) -> bool:
     """Take what results cost from the shard's allowance, or else from what nobody holds. False: nothing covers it.
@@ -181,7 +181,7 @@ async def charge(
     worker that has lost it are charged to whoever holds it now, for whom they save the same calls.
     """
     allowance = reserved_usd or Decimal(0)
-    if cost_usd > allowance and cost_usd > await _left(connection, shard):
+    if cost_usd > allowance and cost_usd > await _unreserved(connection, shard):
         return False
     await connection.execute(
         update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=max(Decimal(0), allowance - cost_usd))
@@ -189,12 +189,12 @@ async def charge(
     return True
 
 
-async def wait_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: Decimal) -> None:
+async def release_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: Decimal) -> None:
     """Give the shard back unspent: until others have given theirs back, or, where nobody holds any, until a resume."""
     async with runtime.database.write() as connection:
-        given_back = await connection.execute(
+        requeued = await connection.execute(
             update(Shard)
-            .where(Shard.id == shard.shard_id, *_held(shard))
+            .where(Shard.id == shard.shard_id, *_is_current_claim(shard))
             .values(
                 state=ShardState.QUEUED,
                 lease_until=None,
@@ -205,12 +205,12 @@ async def wait_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: Decim
             )
             .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
         )
-        row = given_back.one_or_none()
+        row = requeued.one_or_none()
         if row is not None:
             await fair_share.give_back(connection, shard.job_id, remaining_tokens(row))
-        if row is None or needed_usd <= await _left(connection, shard):
+        if row is None or needed_usd <= await _unreserved(connection, shard):
             return
-        if await _held_by_others(connection, shard):
+        if await _reserved_by_others(connection, shard):
             return
         await connection.execute(
             update(Job)
@@ -219,7 +219,7 @@ async def wait_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: Decim
         )
 
 
-async def _left(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
+async def _unreserved(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
     """What neither results nor other running shards have of the ceiling. Locks the job, so that it stays true."""
     job = (
         await connection.execute(
@@ -231,11 +231,13 @@ async def _left(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
     if job is None:
         return Decimal(0)
     if job.max_cost_usd is None:
-        return MOST_USD
-    return Decimal(job.max_cost_usd - job.cost_usd - job.ambiguous_cost_usd - await _held_by_others(connection, shard))
+        return MAX_USD
+    return Decimal(
+        job.max_cost_usd - job.cost_usd - job.ambiguous_cost_usd - await _reserved_by_others(connection, shard)
+    )
 
 
-async def _held_by_others(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
+async def _reserved_by_others(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
     others = await connection.execute(
         select(func.sum(Shard.reserved_usd)).where(
             Shard.job_id == shard.job_id, Shard.state == ShardState.RUNNING, Shard.id != shard.shard_id
@@ -244,5 +246,5 @@ async def _held_by_others(connection: AsyncConnection, shard: ClaimedShard) -> D
     return others.scalar_one_or_none() or Decimal(0)
 
 
-def _held(shard: ClaimedShard) -> tuple[Any, ...]:
+def _is_current_claim(shard: ClaimedShard) -> tuple[Any, ...]:
     return Shard.fence == shard.fence, Shard.state == ShardState.RUNNING

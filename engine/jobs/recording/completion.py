@@ -32,7 +32,7 @@ NO_OPEN_SHARD = (
     .scalar_subquery()
     .is_(None)
 )
-NOTHING_OPEN = and_(Job.open_shards < 1, NO_OPEN_SHARD)
+HAS_NO_OPEN_SHARD = and_(Job.open_shards < 1, NO_OPEN_SHARD)
 
 DAY_S = 86400.0
 
@@ -47,7 +47,7 @@ def end_columns(settings: Settings) -> dict[str, Any]:
     }
 
 
-async def recount(connection: AsyncConnection, job_id: str) -> None:
+async def recount_open_shards(connection: AsyncConnection, job_id: str) -> None:
     """Count the job's open shards anew, for a transaction that has locked its row: its counter was too low."""
     open_shards = (
         select(func.count())
@@ -66,25 +66,25 @@ def final_status(completed: int, failed: int) -> JobStatus:
     return JobStatus.FAILED if completed == 0 else JobStatus.COMPLETED_WITH_ERRORS
 
 
-async def merge_errors(
+async def load_and_merge_errors(
     connection: AsyncConnection, job_id: str, failures: Mapping[int, InputError]
 ) -> list[dict[str, Any]]:
     """The job's error summary with these failures added: per code a count and one example. Locks the job's row."""
     summary = (
         await connection.execute(select(Job.error_summary).where(Job.id == job_id).with_for_update(key_share=True))
     ).scalar_one_or_none()
-    return tally(summary or [], failures)
+    return merge_error_summary(summary or [], failures)
 
 
-def tally(summary: Sequence[dict[str, Any]], failures: Mapping[int, InputError]) -> list[dict[str, Any]]:
+def merge_error_summary(summary: Sequence[dict[str, Any]], failures: Mapping[int, InputError]) -> list[dict[str, Any]]:
     """A summary of errors with these added: per code a count, and of its lowest index the message."""
     by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary}
     for index in sorted(failures):
-        add_error(by_code, index, failures[index].code, failures[index].message)
+        count_error(by_code, index, failures[index].code, failures[index].message)
     return list(by_code.values())
 
 
-def add_error(by_code: dict[str, dict[str, Any]], index: int, code: str, message: str, *, count: int = 1) -> None:
+def count_error(by_code: dict[str, dict[str, Any]], index: int, code: str, message: str, *, count: int = 1) -> None:
     """Count a failure in an error summary; or so many of one kind, of which this index is the lowest."""
     entry = by_code.setdefault(code, {"code": code, "count": 0, "example_index": index, "message": message})
     entry["count"] += count

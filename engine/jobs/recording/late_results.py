@@ -18,7 +18,7 @@ from models.usage import UsageKind, UsageRecord
 CODE = "late_result"
 
 
-async def note(
+async def insert_late_results(
     connection: AsyncConnection,
     shard: ClaimedShard,
     late: Sequence[BatchOutcome],
@@ -53,4 +53,4 @@ async def note(
             return
     await connection.execute(insert(UsageRecord).values(at=db_now()), rows)
     count_cost(rows)
-    await ambiguous.count(connection, shard.job_id, rows)
+    await ambiguous.add_to_counters(connection, shard.job_id, rows)

@@ -25,40 +25,40 @@ from models.usage import UsageRecord
 log = logging.getLogger("embedmill.flights")
 
 
-async def note_lost_calls(runtime: Runtime) -> int:
+async def record_orphaned_calls(runtime: Runtime) -> int:
     """Write down the calls of dead processes; how many there were. Raises StorageUnavailable."""
     found = 0
-    for left in call_journal.abandoned(runtime.journal.folder):
+    for orphaned in call_journal.abandoned(runtime.journal.folder):
         new: list[Call] = []
         try:
             by_shard: dict[tuple[str, str, str], list[InFlightCall]] = defaultdict(list)
-            for note in left.notes:
-                by_shard[note.project, note.job_id, note.shard_id].append(note)
+            for entry in orphaned.notes:
+                by_shard[entry.project, entry.job_id, entry.shard_id].append(entry)
             for (project, job_id, shard_id), notes in by_shard.items():
                 async with runtime.database.write() as connection:
                     known = await _recorded(connection, job_id, shard_id, notes)
-                    new += await ambiguous.note(
+                    new += await ambiguous.insert_calls(
                         runtime.database,
                         connection,
                         project=project,
                         job_id=job_id,
                         shard_id=shard_id,
-                        calls=[_call(note) for note in notes if note.record_id not in known],
+                        calls=[_call(entry) for entry in notes if entry.record_id not in known],
                     )
         except BaseException:
-            left.let_go()  # a call is known by its id: to write it down again changes nothing
+            orphaned.let_go()  # a call is known by its id: to write it down again changes nothing
             raise
-        left.forget()
+        orphaned.forget()
         _count(new)
         found += len(new)
-        if left.notes:
-            log.warning("a worker died with calls under way", extra={"count": len(left.notes)})
+        if orphaned.notes:
+            log.warning("a worker died with calls under way", extra={"count": len(orphaned.notes)})
     return found
 
 
 async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, notes: Sequence[InFlightCall]) -> set[str]:
     """The ids of those records that the database has: their process was killed before it could clear its notes."""
-    record_ids = {note.record_id for note in notes if note.record_id}
+    record_ids = {entry.record_id for entry in notes if entry.record_id}
     if not record_ids:
         return set()
     # A record that a dying process has sent holds the shard until it is in the database, or is not.
@@ -74,22 +74,22 @@ async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, not
     return known
 
 
-async def note_unanswered(runtime: Runtime, shard: ClaimedShard, under_way: RunCalls) -> None:
+async def record_unanswered(runtime: Runtime, shard: ClaimedShard, in_flight: RunCalls) -> None:
     """Write down what no record has: calls of a run that were billed in vain, or cut off.
 
     A database that is away leaves that to whoever reads the log.
     """
-    calls = {call.id: call for call in (*under_way.unanswered(), *ambiguous.unsettled(shard))}
+    calls = {call.id: call for call in (*in_flight.unanswered(), *ambiguous.unrecorded_calls(shard))}
     if calls:
         try:
             async with runtime.database.write() as connection:
-                new = await ambiguous.note_for(runtime, connection, shard, list(calls.values()))
+                new = await ambiguous.insert_run_calls(runtime, connection, shard, list(calls.values()))
         except DATABASE_ERRORS:
             return
         # The others came to an error, and were counted with it.
         _count([call for call in new if call.error == CUT_OFF])
-        ambiguous.forget(shard, list(calls.values()))
-    under_way.clear()
+        ambiguous.discard_recorded(shard, list(calls.values()))
+    in_flight.clear()
 
 
 def _count(calls: Sequence[Call]) -> None:
@@ -97,19 +97,19 @@ def _count(calls: Sequence[Call]) -> None:
         AMBIGUOUS_CALLS.labels(call.provider, call.upstream_model).inc()
 
 
-def _call(note: InFlightCall) -> Call:
+def _call(entry: InFlightCall) -> Call:
     return Call(
-        note.provider,
-        note.upstream_model,
+        entry.provider,
+        entry.upstream_model,
         False,
         None,
-        note.started_at,
-        note.started_at,
+        entry.started_at,
+        entry.started_at,
         error="worker_lost",
         ambiguous=True,
-        inputs=note.inputs,
-        id=note.call_id,
-        tokens=note.tokens,
+        inputs=entry.inputs,
+        id=entry.call_id,
+        tokens=entry.tokens,
         tokens_estimated=True,
-        cost_usd=note.cost_usd,
+        cost_usd=entry.cost_usd,
     )

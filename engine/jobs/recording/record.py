@@ -19,9 +19,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.blocked import free_blocked
 from engine.jobs.leasing.claim import Bitmap, ClaimedShard, decode_bitmap
-from engine.jobs.recording import ambiguous, budget, duplicates, late_results, truncated, wait_report
-from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, merge_errors, recount
-from engine.jobs.recording.split_shard import halves_of, parts_in
+from engine.jobs.recording import ambiguous, budget, duplicates, late_results, truncated_inputs, wait_report
+from engine.jobs.recording.completion import (
+    FINAL_STATUS,
+    NO_OPEN_SHARD,
+    end_columns,
+    load_and_merge_errors,
+    recount_open_shards,
+)
+from engine.jobs.recording.split_shard import load_split_claims, outcomes_within
 from engine.ledger import usage_rows
 from engine.observability import failpoints
 from engine.observability.telemetry import JOB_SECONDS, count_cost
@@ -33,7 +39,7 @@ from models.job import ACTIVE_STATUSES, Job, JobInputError, JobStatus, Shard, Sh
 from models.usage import UsageRecord
 
 log = logging.getLogger("embedmill.jobs")
-MARK_S = 15.0
+RATE_SAMPLE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +47,10 @@ class Recorded:
     """What became of a record: whether the shard is done, and whether the job wants more of it."""
 
     shard_done: bool
-    go_on: bool
+    job_active: bool
 
 
-GONE = Recorded(shard_done=True, go_on=False)
+SHARD_CLOSED = Recorded(shard_done=True, job_active=False)
 
 
 class ShardWasSplit(Exception):
@@ -60,13 +66,14 @@ async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOut
     try:
         recorded = await _record(runtime, shard, parts, record_id)
     except ShardWasSplit:
-        halves = await halves_of(runtime, shard)
-        of_halves = [
-            await record(runtime, half, parts_in(half, parts), f"{record_id}@{half.first_index}") for half in halves
+        halves = await load_split_claims(runtime, shard)
+        recorded_halves = [
+            await record(runtime, half, outcomes_within(half, parts), f"{record_id}@{half.first_index}")
+            for half in halves
         ]
         # None of them is the claim's any more: there is nothing to give back, and nothing to go on with.
-        return Recorded(shard_done=all(each.shard_done for each in of_halves), go_on=False)
-    if recorded.shard_done and recorded is not GONE:
+        return Recorded(shard_done=all(each.shard_done for each in recorded_halves), job_active=False)
+    if recorded.shard_done and recorded is not SHARD_CLOSED:
         with suppress(StorageUnavailable):  # it is recorded: the sweep frees them too
             await free_blocked(runtime, shard.shard_id)
     return recorded
@@ -84,18 +91,18 @@ async def _record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOu
         if row is not None and row.size != shard.count:
             raise ShardWasSplit
         if row is None or row.state in (ShardState.DONE, ShardState.CANCELLED):
-            await late_results.note(connection, shard, parts, record_id, first_try=False)
-            noted = await ambiguous.note_of(runtime, connection, shard)
-            recorded = GONE
+            await late_results.insert_late_results(connection, shard, parts, record_id, first_try=False)
+            inserted_calls = await ambiguous.insert_unrecorded_calls(runtime, connection, shard)
+            recorded = SHARD_CLOSED
         else:
-            recorded = await _keep(runtime, connection, shard, row, parts, record_id)
-            noted = await ambiguous.note_of(runtime, connection, shard)
+            recorded = await _record_into(runtime, connection, shard, row, parts, record_id)
+            inserted_calls = await ambiguous.insert_unrecorded_calls(runtime, connection, shard)
             failpoints.hit("mid_commit")
-    ambiguous.forget(shard, noted)
+    ambiguous.discard_recorded(shard, inserted_calls)
     return recorded
 
 
-async def _keep(
+async def _record_into(
     runtime: Runtime,
     connection: AsyncConnection,
     shard: ClaimedShard,
@@ -107,19 +114,21 @@ async def _keep(
     if row.fence != shard.fence:
         # Another has the row, or a retry has opened it again. What was paid for is welcome; a failure is not.
         parts = [part for part in parts if part.error is None]
-    settled, fresh, late = _news(row.outcome_bitmap, shard, parts)
-    ledger_rows = _rows(shard, fresh, record_id)
+    outcome_bits, fresh, late = _new_outcomes(row.outcome_bitmap, shard, parts)
+    ledger_rows = _usage_rows(shard, fresh, record_id)
     if shard.max_cost_usd is not None:
         cost_usd = sum((row["cost_usd"] for row in ledger_rows), Decimal(0))
         reserved_usd = row.reserved_usd if row.state == ShardState.RUNNING else None
-        if cost_usd and not await budget.charge(connection, shard, reserved_usd, cost_usd):
+        if cost_usd and not await budget.debit(connection, shard, reserved_usd, cost_usd):
             log.warning("late results would break the job's ceiling", extra={"job_id": shard.job_id})
-            settled, fresh, late = _news(row.outcome_bitmap, shard, [part for part in parts if not part.cost_usd])
+            outcome_bits, fresh, late = _new_outcomes(
+                row.outcome_bitmap, shard, [part for part in parts if not part.cost_usd]
+            )
             late += [part for part in parts if part.cost_usd]
             ledger_rows = []
     # Paid for, and of no use: vectors that the database can never hold.
     unusable = [part for part in fresh if part.error is not None and part.tokens]
-    vectors = _runs(shard, fresh)
+    vectors = _vector_rows(shard, fresh)
     failures = {index: part.error for part in fresh if part.error is not None for index in part.indexes}
     if vectors:
         await connection.execute(insert(VectorBlock), vectors)
@@ -128,8 +137,8 @@ async def _keep(
     if ledger_rows:
         await connection.execute(insert(UsageRecord).values(at=db_now()), ledger_rows)
         count_cost(ledger_rows)
-    done = bool(settled.all())
-    values: dict[str, Any] = {"outcome_bitmap": np.packbits(settled).tobytes()}
+    done = bool(outcome_bits.all())
+    values: dict[str, Any] = {"outcome_bitmap": np.packbits(outcome_bits).tobytes()}
     if done:
         values |= {
             "state": ShardState.DONE,
@@ -139,16 +148,16 @@ async def _keep(
             "reserved_usd": None,
         }
     await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(values))
-    await late_results.note(connection, shard, late, record_id, first_try=bool(fresh))
-    await late_results.note(
+    await late_results.insert_late_results(connection, shard, late, record_id, first_try=bool(fresh))
+    await late_results.insert_late_results(
         connection, shard, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused"
     )
-    cut = await truncated.note(connection, shard, fresh)
-    status = await _count(runtime, connection, shard, fresh, failures, ledger_rows, done, cut)
-    return Recorded(shard_done=done, go_on=status == JobStatus.IN_PROGRESS)
+    truncated_count = await truncated_inputs.insert_truncated(connection, shard, fresh)
+    status = await _update_job(runtime, connection, shard, fresh, failures, ledger_rows, done, truncated_count)
+    return Recorded(shard_done=done, job_active=status == JobStatus.IN_PROGRESS)
 
 
-async def fail_rest(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError) -> Recorded:
+async def fail_remaining(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError) -> Recorded:
     """Give every input of the shard that has no outcome this error: its attempts are spent.
 
     A twin whose first has its outcome gets that: a copy needs no attempt.
@@ -156,25 +165,25 @@ async def fail_rest(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError
     code = "invalid_upstream_response" if isinstance(error, UpstreamProtocolError) else error.code
     reason = InputError(code, error.message, retryable=error.retryable)
     parts: list[BatchOutcome] = []
-    copies = duplicates.DuplicateFanout(shard, parts.append)
-    copies.know(*await duplicates.settled(runtime, shard, list(copies.missing().values())))
-    copies.flush()
+    fanout = duplicates.DuplicateFanout(shard, parts.append)
+    fanout.resolve(*await duplicates.load_outcomes(runtime, shard, list(fanout.unresolved().values())))
+    fanout.flush()
     parts += [
         BatchOutcome([index], None, reason, 0, False, Decimal(0), None)
-        for index in (*map(shard.index, shard.open_positions()), *copies.missing())
+        for index in (*map(shard.index, shard.open_positions()), *fanout.unresolved())
     ]
     return await record(runtime, shard, parts)
 
 
-def _news(
+def _new_outcomes(
     packed: bytes, shard: ClaimedShard, parts: Sequence[BatchOutcome]
 ) -> tuple[Bitmap, list[BatchOutcome], list[BatchOutcome]]:
     """What the parts bring beyond what is settled: the bits with them, they themselves, and what came too late."""
-    settled = decode_bitmap(packed, shard.count)
+    outcome_bits = decode_bitmap(packed, shard.count)
     fresh: list[BatchOutcome] = []
     late: list[BatchOutcome] = []
     for part in parts:
-        new = _fresh_of(part, shard, settled)
+        new = _only_new(part, shard, outcome_bits)
         if new is None:
             late.append(part)
             continue
@@ -189,10 +198,10 @@ def _news(
                     cost_usd=part.cost_usd - new.cost_usd,
                 )
             )
-    return settled, fresh, late
+    return outcome_bits, fresh, late
 
 
-def _rows(shard: ClaimedShard, fresh: Sequence[BatchOutcome], record_id: str) -> list[dict[str, Any]]:
+def _usage_rows(shard: ClaimedShard, fresh: Sequence[BatchOutcome], record_id: str) -> list[dict[str, Any]]:
     return usage_rows.delivered(
         [part for part in fresh if part.error is None],
         project=shard.project,
@@ -205,14 +214,14 @@ def _rows(shard: ClaimedShard, fresh: Sequence[BatchOutcome], record_id: str) ->
     )
 
 
-def _fresh_of(part: BatchOutcome, shard: ClaimedShard, settled: Bitmap) -> BatchOutcome | None:
+def _only_new(part: BatchOutcome, shard: ClaimedShard, outcome_bits: Bitmap) -> BatchOutcome | None:
     """The inputs of a part that have no outcome yet, marked in `settled`; None when there are none.
 
     Usage follows the inputs: the part that a twin has stored already is of the late results, and wasted.
     """
     positions = np.asarray(part.indexes, dtype=np.int64) - shard.first_index
-    new = ~settled[positions]
-    settled[positions] = True
+    new = ~outcome_bits[positions]
+    outcome_bits[positions] = True
     if new.all():
         return part
     if not new.any():
@@ -227,7 +236,7 @@ def _fresh_of(part: BatchOutcome, shard: ClaimedShard, settled: Bitmap) -> Batch
     )
 
 
-def _runs(shard: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[dict[str, Any]]:
+def _vector_rows(shard: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[dict[str, Any]]:
     """Rows for the vectors: neighbours, whichever batches they came in, share one blob."""
     blocks: list[tuple[int, Matrix]] = []
     for part in parts:
@@ -261,7 +270,7 @@ def _failure_rows(job_id: str, failures: dict[int, InputError]) -> list[dict[str
     ]
 
 
-async def _count(
+async def _update_job(
     runtime: Runtime,
     connection: AsyncConnection,
     shard: ClaimedShard,
@@ -269,7 +278,7 @@ async def _count(
     failures: dict[int, InputError],
     ledger_rows: Sequence[dict[str, Any]],
     done: bool,
-    cut: int,
+    truncated_count: int,
 ) -> str | None:
     """Add to the job's counters and, with its last open shard, finish it. The job's row is locked last, and briefly."""
     vectors = sum(len(part.indexes) for part in fresh if part.error is None)
@@ -283,15 +292,15 @@ async def _count(
     }
     if copied := sum(len(part.indexes) for part in fresh if duplicates.is_duplicate(part)):
         values[Job.deduplicated] = Job.deduplicated + copied
-    if cut:
-        values[Job.truncated] = Job.truncated + cut
+    if truncated_count:
+        values[Job.truncated] = Job.truncated + truncated_count
     if any(part.tokens_estimated for part in fresh):
         values[Job.usage_estimated] = True
     if failures:
-        values[Job.error_summary] = await merge_errors(connection, shard.job_id, failures)
+        values[Job.error_summary] = await load_and_merge_errors(connection, shard.job_id, failures)
     if vectors:
-        values |= wait_report.values(shard)
-        values |= _marks()
+        values |= wait_report.waiting_columns(shard)
+        values |= _shift_rate_samples()
     if done:
         values[Job.open_shards] = Job.open_shards - 1
     row = (
@@ -303,13 +312,13 @@ async def _count(
         return None
     if row.open_shards == 0 and row.total is not None:
         if row.status in ACTIVE_STATUSES:
-            return str(await _end(runtime, connection, shard.job_id, FINAL_STATUS) or row.status)
+            return str(await _finish_job(runtime, connection, shard.job_id, FINAL_STATUS) or row.status)
         if row.status == JobStatus.CANCELLING:
-            await _end(runtime, connection, shard.job_id, JobStatus.CANCELLED.value)
+            await _finish_job(runtime, connection, shard.job_id, JobStatus.CANCELLED.value)
     return str(row.status)
 
 
-async def _end(runtime: Runtime, connection: AsyncConnection, job_id: str, status: Any) -> str | None:
+async def _finish_job(runtime: Runtime, connection: AsyncConnection, job_id: str, status: Any) -> str | None:
     """End the job, unless a shard of it is open against its counter; its status then, None where it goes on."""
     failpoints.hit("during_finalize")
     ended = (
@@ -320,16 +329,16 @@ async def _end(runtime: Runtime, connection: AsyncConnection, job_id: str, statu
     )
     row = (await connection.execute(ended)).one_or_none()
     if row is None:
-        await recount(connection, job_id)
+        await recount_open_shards(connection, job_id)
         return None
     final_status, seconds = row
     JOB_SECONDS.labels(final_status).observe(max(0.0, float(seconds)))
     return str(final_status)
 
 
-def _marks() -> dict[Any, Any]:
+def _shift_rate_samples() -> dict[Any, Any]:
     """Shift the two marks of progress when the newer one is old enough."""
-    due = (Job.rate_sample_at.is_(None)) | (Job.rate_sample_at < db_now() - MARK_S)
+    due = (Job.rate_sample_at.is_(None)) | (Job.rate_sample_at < db_now() - RATE_SAMPLE_S)
     return {
         Job.prev_rate_sample_at: case((due, Job.rate_sample_at), else_=Job.prev_rate_sample_at),
         Job.prev_rate_sample_done: case((due, Job.rate_sample_done), else_=Job.prev_rate_sample_done),

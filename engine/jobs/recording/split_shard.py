@@ -22,13 +22,13 @@ from models.embedding import BatchOutcome
 from models.job import Job, JobStatus, Shard, ShardInputs, ShardState
 
 # Halves are numbered from here, far above what a corpus may still bring: readers sort them in by their first index.
-HALVES_FROM = 1_000_000_000
+SPLIT_SEQ_START = 1_000_000_000
 
 _pack = msgspec.msgpack.encode
 _unpack = msgspec.msgpack.decode
 
 
-async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) -> int:
+async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) -> int:
     """Cut a queued shard for which `where` holds in two, in one transaction. How many shards it is afterwards.
 
     1: a single input of it is open, and it was left alone. 0: it is not to be halved, or not any more.
@@ -46,11 +46,11 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
         ).one_or_none()
         if shard is None:
             return 0
-        settled = decode_bitmap(shard.outcome_bitmap, shard.size)
-        still_open = np.flatnonzero(~settled)
+        outcome_bits = decode_bitmap(shard.outcome_bitmap, shard.size)
+        still_open = np.flatnonzero(~outcome_bits)
         if len(still_open) < 2:
             return 1
-        cut = int(still_open[len(still_open) // 2])
+        split_at = int(still_open[len(still_open) // 2])
         stored = (
             await connection.execute(
                 select(ShardInputs.inputs, ShardInputs.ids, ShardInputs.duplicates).where(
@@ -58,7 +58,7 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
                 )
             )
         ).one()
-        tokens, first, second = _cut(stored, cut)
+        tokens, first, second = _split_inputs(stored, split_at)
         of_first = round(shard.tokens * tokens)
         # One more loss, and this half is cut too.
         fresh = {
@@ -71,9 +71,9 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
             update(Shard)
             .where(Shard.id == shard_id)
             .values(
-                count=cut,
+                count=split_at,
                 tokens=of_first,
-                outcome_bitmap=np.packbits(settled[:cut]).tobytes(),
+                outcome_bitmap=np.packbits(outcome_bits[:split_at]).tobytes(),
                 fence=Shard.fence + 1,
                 worker=None,
                 **fresh,
@@ -88,13 +88,13 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
             insert(Shard).values(
                 id=half_id,
                 job_id=shard.job_id,
-                seq=max(last + 1, HALVES_FROM),
-                first_index=shard.first_index + cut,
-                count=shard.size - cut,
+                seq=max(last + 1, SPLIT_SEQ_START),
+                first_index=shard.first_index + split_at,
+                count=shard.size - split_at,
                 state=ShardState.QUEUED,
                 tokens=shard.tokens - of_first,
                 fence=shard.fence + 1,
-                outcome_bitmap=np.packbits(settled[cut:]).tobytes(),
+                outcome_bitmap=np.packbits(outcome_bits[split_at:]).tobytes(),
                 last_error=shard.last_error,
                 **fresh,
             )
@@ -103,25 +103,25 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
     return 2
 
 
-def _cut(stored: Any, cut: int) -> tuple[float, dict[str, bytes | None], dict[str, bytes | None]]:
+def _split_inputs(stored: Any, split_at: int) -> tuple[float, dict[str, bytes | None], dict[str, bytes | None]]:
     """What share of the text lies before the cut, and the two rows of inputs."""
     inputs = _unpack(stored.inputs)
     sizes = [len(item or "") + 1 for item in inputs]
     ids = _unpack(stored.ids) if stored.ids else None
-    twins = list(zip(*_unpack(stored.duplicates), strict=True)) if stored.duplicates else []
+    duplicates = list(zip(*_unpack(stored.duplicates), strict=True)) if stored.duplicates else []
 
     def part(low: int, high: int) -> dict[str, bytes | None]:
-        mine = [(position - low, first) for position, first in twins if low <= position < high]
+        within = [(position - low, first) for position, first in duplicates if low <= position < high]
         return {
             "inputs": _pack(inputs[low:high]),
             "ids": _pack(ids[low:high]) if ids else None,
-            "duplicates": _pack(tuple(map(list, zip(*mine, strict=True)))) if mine else None,
+            "duplicates": _pack(tuple(map(list, zip(*within, strict=True)))) if within else None,
         }
 
-    return sum(sizes[:cut]) / sum(sizes), part(0, cut), part(cut, len(inputs))
+    return sum(sizes[:split_at]) / sum(sizes), part(0, split_at), part(split_at, len(inputs))
 
 
-async def halves_of(runtime: Runtime, shard: ClaimedShard) -> list[ClaimedShard]:
+async def load_split_claims(runtime: Runtime, shard: ClaimedShard) -> list[ClaimedShard]:
     """The shards that the claim's shard has become, each as if it had been claimed by the same hand."""
     async with runtime.database.read() as connection:
         rows = (
@@ -153,7 +153,7 @@ async def halves_of(runtime: Runtime, shard: ClaimedShard) -> list[ClaimedShard]
     return halves
 
 
-def parts_in(half: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[BatchOutcome]:
+def outcomes_within(half: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[BatchOutcome]:
     """Those results, and parts of results, that belong to the half."""
     found = []
     for part in parts:

@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.durability.spool import DamagedFile, SpooledFile
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import GONE, record
+from engine.jobs.recording.record import SHARD_CLOSED, record
 from engine.observability.telemetry import SPOOLED
 from engine.runtime import Runtime
 from models.embedding import Account, BatchOutcome, InputError, Limits, Route
@@ -25,7 +25,7 @@ from models.errors import StorageUnavailable
 log = logging.getLogger("embedmill.spool")
 
 # What record() needs of a claim. The inputs themselves and what was settled then, it reads anew or does not need.
-_KEPT = (
+_CLAIM_FIELDS = (
     "shard_id",
     "job_id",
     "project",
@@ -42,10 +42,10 @@ _KEPT = (
     "calls",
 )
 _hints = get_type_hints(ClaimedShard)
-_Held: Any = msgspec.defstruct("_Held", [(name, _hints[name]) for name in _KEPT])
+_ClaimFields: Any = msgspec.defstruct("_Held", [(name, _hints[name]) for name in _CLAIM_FIELDS])
 
 
-class _Part(msgspec.Struct):
+class _StoredOutcome(msgspec.Struct):
     indexes: list[int]
     vectors: bytes | None
     width: int
@@ -58,21 +58,23 @@ class _Part(msgspec.Struct):
 
 
 class _Results(msgspec.Struct):
-    held: _Held
-    parts: list[_Part]
+    held: _ClaimFields
+    parts: list[_StoredOutcome]
     record_id: str = ""
 
 
 _decoder = msgspec.msgpack.Decoder(_Results)
 
 
-def packed(shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> bytes:
+def encode_spool(shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> bytes:
     """What a spool file holds: everything that record() needs."""
-    kept = {name: getattr(shard, name) for name in _KEPT}
-    return msgspec.msgpack.encode(_Results(_Held(**kept), [_packed_part(part) for part in parts], record_id))
+    fields = {name: getattr(shard, name) for name in _CLAIM_FIELDS}
+    return msgspec.msgpack.encode(
+        _Results(_ClaimFields(**fields), [_encode_outcome(part) for part in parts], record_id)
+    )
 
 
-def unpacked(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
+def decode_spool(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
     """The claim, without its inputs, the results, and their record's id. Raises msgspec.ValidationError, ValueError."""
     results = _decoder.decode(body)
     shard = ClaimedShard(
@@ -82,21 +84,21 @@ def unpacked(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
         outcome_bits=np.zeros(results.held.count, dtype=np.bool_),
     )
     routes: dict[tuple[str, str], Route] = {}
-    return shard, [_unpacked_part(part, routes) for part in results.parts], results.record_id
+    return shard, [_decode_outcome(part, routes) for part in results.parts], results.record_id
 
 
 async def replay(runtime: Runtime) -> int:
     """Record what other processes left in the spool; how many files were dealt with. Raises StorageUnavailable."""
-    dealt_with = 0
+    count = 0
     for file in runtime.spool.abandoned():
         await _replay(runtime, file)
-        dealt_with += 1
-    return dealt_with
+        count += 1
+    return count
 
 
 async def _replay(runtime: Runtime, file: SpooledFile) -> None:
     try:
-        shard, parts, record_id = unpacked(await asyncio.to_thread(file.read))
+        shard, parts, record_id = decode_spool(await asyncio.to_thread(file.read))
     except (DamagedFile, msgspec.MsgspecError, ValueError, OSError) as error:
         log.error("a spool file is damaged, and set aside as .bad: %s", error)
         file.set_aside()
@@ -112,7 +114,7 @@ async def _replay(runtime: Runtime, file: SpooledFile) -> None:
         file.set_aside()
         return
     file.remove()
-    if recorded is GONE:
+    if recorded is SHARD_CLOSED:
         SPOOLED.labels("dropped").inc()
         log.warning("spooled results came too late: their part of the job is done, cancelled or deleted", extra=about)
     else:
@@ -120,8 +122,8 @@ async def _replay(runtime: Runtime, file: SpooledFile) -> None:
         log.info("spooled results were recorded", extra=about)
 
 
-def _packed_part(part: BatchOutcome) -> _Part:
-    return _Part(
+def _encode_outcome(part: BatchOutcome) -> _StoredOutcome:
+    return _StoredOutcome(
         [int(index) for index in part.indexes],
         None if part.vectors is None else part.vectors.astype("<f4", copy=False).tobytes(),
         0 if part.vectors is None else part.vectors.shape[1],
@@ -134,7 +136,7 @@ def _packed_part(part: BatchOutcome) -> _Part:
     )
 
 
-def _unpacked_part(part: _Part, routes: dict[tuple[str, str], Route]) -> BatchOutcome:
+def _decode_outcome(part: _StoredOutcome, routes: dict[tuple[str, str], Route]) -> BatchOutcome:
     vectors = None
     if part.vectors is not None:
         vectors = np.frombuffer(part.vectors, dtype="<f4").reshape(len(part.indexes), part.width)

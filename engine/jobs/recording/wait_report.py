@@ -19,12 +19,12 @@ from models.base import db_now
 from models.errors import UpstreamError, UpstreamTimeout
 from models.job import Job, JobStatus
 
-LOOK_S = 0.5
-TELL_AGAIN_S = 10.0
+POLL_EVERY_S = 0.5
+REPORT_AGAIN_S = 10.0
 PROVIDER = "provider"
 
 
-def values(shard: ClaimedShard) -> dict[Any, Any]:
+def waiting_columns(shard: ClaimedShard) -> dict[Any, Any]:
     """What the job's row is to say about waiting, as far as this shard knows. Its other shards wait for the same."""
     if (late := shard.waits.late_call()) is not None:
         return _without_answer(shard, late)
@@ -63,20 +63,20 @@ def _unless_paused(reason: str | None) -> Any:
 
 async def report_waits(runtime: Runtime, shard: ClaimedShard) -> None:
     """Until cancelled: where nothing lands for want of quota, or of answers, let the job say so, and until when."""
-    told_at = -TELL_AGAIN_S
+    reported_at = -REPORT_AGAIN_S
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_EVERY_S)
         now = time.monotonic()
         is_late = shard.waits.late_call() is not None
         reason = PROVIDER if is_late or shard.waits.cause is not None else shard.waits.reason
-        is_shown = shard.waits.shown == reason and now - told_at < (PROBE_EVERY_S if is_late else TELL_AGAIN_S)
+        is_shown = shard.waits.shown == reason and now - reported_at < (PROBE_EVERY_S if is_late else REPORT_AGAIN_S)
         if is_shown or not (is_late or shard.waits.blocked_for_s() is not None):
             continue
-        told_at = now
+        reported_at = now
         with contextlib.suppress(*DATABASE_ERRORS):
             async with runtime.database.write() as connection:
                 await connection.execute(
                     update(Job)
                     .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
-                    .values({**values(shard), Job.version: Job.version + 1})
+                    .values({**waiting_columns(shard), Job.version: Job.version + 1})
                 )

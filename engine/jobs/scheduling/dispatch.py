@@ -1,7 +1,7 @@
 """Dispatch: which shards go into the broker next. In turn over projects, then over their jobs, and never many at once.
 
 Only a small window of shards is rung at any time: a ring says that there is work, and the worker that hears it takes
-the shard whose turn it is by then (engine/jobs/execution/next_shard.py). Any process may dispatch; on PostgreSQL an
+the shard whose turn it is by then (engine/jobs/execution/message_handler.py). Any process may dispatch; on PostgreSQL an
 advisory lock lets one ring at a time, on SQLite the write lock does.
 """
 

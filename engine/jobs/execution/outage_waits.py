@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import fail_rest
+from engine.jobs.recording.record import fail_remaining
 from engine.jobs.row_locks import lock_jobs, lock_shards
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.routing.outage_causes import Cause, cause_of
@@ -41,7 +41,7 @@ FEW_JOBS = 20
 MANY_JOBS_SPREAD_S = 8.0
 # Inputs that draw a 429 by themselves are tried no sooner.
 OWN_PAUSE_S = 20.0
-WOKEN_AT_ONCE = 500
+JOBS_PER_QUERY = 500
 
 
 class ProviderOutage(EmbedmillError):
@@ -76,7 +76,7 @@ async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outag
         count = (await connection.execute(select(func.count()).select_from(some))).scalar_one()
     if now - waits_since > runtime.settings.upstream_outage_hours * 3600:
         log.warning("an outage has lasted too long", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
-        await fail_rest(runtime, shard, ProviderOutage(outage.cause.sentence(), code=outage.cause.code))
+        await fail_remaining(runtime, shard, ProviderOutage(outage.cause.sentence(), code=outage.cause.code))
         return
     spread_s = 0.5 if count <= FEW_JOBS else MANY_JOBS_SPREAD_S
     await claims.release(
@@ -99,7 +99,7 @@ async def wait_for_inputs(runtime: Runtime, shard: ClaimedShard, error: Upstream
         now, waits_since = await _waits_since(connection, shard)
     if now - waits_since > runtime.settings.upstream_outage_hours * 3600:
         log.warning("inputs were refused for too long", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
-        await fail_rest(runtime, shard, error)
+        await fail_remaining(runtime, shard, error)
         return
     delay_s = max(OWN_PAUSE_S, error.retry_after_s or 0.0)
     await claims.release(
@@ -150,12 +150,14 @@ def _first_account(runtime: Runtime, shard: ClaimedShard) -> str:
     return alias.routes[0].provider if alias is not None else ""
 
 
-async def wake(runtime: Runtime) -> None:
+async def resume_recovered_jobs(runtime: Runtime) -> None:
     """Let jobs go on at once whose provider answers again: its outage is gone from the table."""
     async with runtime.database.read() as connection:
         down = set((await connection.execute(select(RouteOutage.account))).scalars())
-        rows = (await connection.execute(select(Job.id, Job.outage).where(BLOCKED).limit(WOKEN_AT_ONCE))).all()
-    await _let_go_on(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") not in ("", *down)])
+        rows = (
+            await connection.execute(select(Job.id, Job.outage).where(WAITING_FOR_PROVIDER).limit(JOBS_PER_QUERY))
+        ).all()
+    await _unblock(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") not in ("", *down)])
 
 
 async def try_changed_secrets(runtime: Runtime) -> None:
@@ -168,30 +170,36 @@ async def try_changed_secrets(runtime: Runtime) -> None:
         try:
             await runtime.router.outages.try_again(account)
             async with runtime.database.read() as connection:
-                rows = (await connection.execute(select(Job.id, Job.outage).where(BLOCKED).limit(WOKEN_AT_ONCE))).all()
-            await _let_go_on(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") == account])
+                rows = (
+                    await connection.execute(
+                        select(Job.id, Job.outage).where(WAITING_FOR_PROVIDER).limit(JOBS_PER_QUERY)
+                    )
+                ).all()
+            await _unblock(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") == account])
             await dispatch(runtime)
         except Exception:
             runtime.upstream.secrets.note_changed(account)
             raise
 
 
-async def _let_go_on(runtime: Runtime, over: list[str]) -> None:
-    if not over:
+async def _unblock(runtime: Runtime, job_ids: list[str]) -> None:
+    if not job_ids:
         return
     async with runtime.database.write() as connection:
         due = await lock_shards(
             connection,
-            Shard.job_id.in_(over),
+            Shard.job_id.in_(job_ids),
             Shard.state == ShardState.QUEUED,
             Shard.next_run_at > db_now(),
         )
         await connection.execute(update(Shard).where(Shard.id.in_(due)).values(next_run_at=db_now()))
-        locked = await lock_jobs(connection, Job.id.in_(over), BLOCKED)
+        locked = await lock_jobs(connection, Job.id.in_(job_ids), WAITING_FOR_PROVIDER)
         await connection.execute(update(Job).where(Job.id.in_(locked)).values(not_before=None))
 
 
-BLOCKED = (Job.not_before > db_now()) & (Job.waiting_on == "provider") & (Job.status == JobStatus.IN_PROGRESS)
+WAITING_FOR_PROVIDER = (
+    (Job.not_before > db_now()) & (Job.waiting_on == "provider") & (Job.status == JobStatus.IN_PROGRESS)
+)
 
 
 def _unknown_alias(alias: str) -> Cause:

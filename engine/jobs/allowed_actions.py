@@ -6,7 +6,7 @@ from models.errors import Conflict, JobNotFound
 from models.job import JobStatus
 
 # The verbs that change something in each status, and what else helps.
-POSSIBLE: dict[JobStatus, tuple[tuple[str, ...], str]] = {
+ALLOWED_ACTIONS: dict[JobStatus, tuple[tuple[str, ...], str]] = {
     JobStatus.VALIDATING: (("cancel", "delete"), "its corpus is still arriving: poll it until it is in_progress"),
     JobStatus.IN_PROGRESS: (("pause", "cancel", "delete"), "poll it until it has ended"),
     JobStatus.PAUSED: (("resume", "cancel", "delete"), "resume it, and it goes on"),
@@ -19,15 +19,15 @@ POSSIBLE: dict[JobStatus, tuple[tuple[str, ...], str]] = {
 }
 
 
-def cannot(verb: str, status: str) -> Conflict:
+def action_conflict(verb: str, status: str) -> Conflict:
     """The refusal of a verb that the job's status does not allow."""
-    verbs, advice = POSSIBLE[JobStatus(status)]
+    verbs, advice = ALLOWED_ACTIONS[JobStatus(status)]
     return Conflict(
         f"Cannot {verb} a job with status '{status}': {advice}. Possible with this status: {', '.join(verbs)}."
     )
 
 
-def no_job_found() -> JobNotFound:
+def job_not_found() -> JobNotFound:
     """One text for a foreign, an unknown and a malformed id."""
     return JobNotFound(
         "No job found with this id. GET /v1/embeddings/jobs lists the jobs of this key's project; "

@@ -48,19 +48,19 @@ async def between(connection: AsyncConnection, job_id: str, start: int, stop: in
     return {index for index in found if start <= index < stop}
 
 
-async def note(connection: AsyncConnection, shard: ClaimedShard, fresh: Sequence[BatchOutcome]) -> int:
+async def insert_truncated(connection: AsyncConnection, shard: ClaimedShard, fresh: Sequence[BatchOutcome]) -> int:
     """Note what the provider cut of these outcomes; how many of them with a vector were cut, by whomever."""
     vectors = {index for part in fresh if part.vectors is not None for index in part.indexes}
-    cut = {index for part in fresh if part.truncated for index in part.truncated} & vectors
+    truncated = {index for part in fresh if part.truncated for index in part.truncated} & vectors
     known: set[int] = set()
     if shard.options.truncate == "end":  # else nothing is cut as it arrives
         known = await between(connection, shard.job_id, shard.first_index, shard.first_index + shard.count)
-    if cut - known:
-        await connection.execute(insert(TruncatedInputs).values(row_of(shard.job_id, cut - known)))
-    return len(vectors & (known | cut))
+    if truncated - known:
+        await connection.execute(insert(TruncatedInputs).values(row_of(shard.job_id, truncated - known)))
+    return len(vectors & (known | truncated))
 
 
-async def among(connection: AsyncConnection, job_id: str, indexes: Collection[int]) -> set[int]:
+async def truncated_among(connection: AsyncConnection, job_id: str, indexes: Collection[int]) -> set[int]:
     """Those of the indexes that are noted as cut."""
     if not indexes:
         return set()

@@ -5,12 +5,12 @@ from __future__ import annotations
 from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.reading.job_rows import find
 from engine.jobs.recording.completion import end_columns, final_status
 from engine.jobs.row_locks import lock_shards
-from engine.jobs.verbs import cannot
 from engine.runtime import Runtime
 from models.base import db_now
 from models.job import FINISHED, LEGAL_MOVES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
@@ -25,14 +25,14 @@ async def cancel(runtime: Runtime, project: str, job_id: str) -> None:
     if row.status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
         return
     if row.status in FINISHED:
-        raise cannot("cancel", row.status)
-    if not await end_early(runtime, job_id, JobStatus.CANCELLED):
+        raise action_conflict("cancel", row.status)
+    if not await terminate(runtime, job_id, JobStatus.CANCELLED):
         row = await find(runtime, project, job_id)
         if row.status not in (JobStatus.CANCELLED, JobStatus.CANCELLING):
-            raise cannot("cancel", row.status)
+            raise action_conflict("cancel", row.status)
 
 
-async def end_early(runtime: Runtime, job_id: str, status: JobStatus, code: str = "", message: str = "") -> bool:
+async def terminate(runtime: Runtime, job_id: str, status: JobStatus, code: str = "", message: str = "") -> bool:
     """End a job: FAILED or EXPIRED at once, CANCELLED by way of CANCELLING while workers hold shards of it.
 
     One whose inputs all have an outcome does not expire: it ends by those. False: it had ended.
@@ -70,11 +70,11 @@ async def end_early(runtime: Runtime, job_id: str, status: JobStatus, code: str 
         )
         if not moved.rowcount:
             return False
-    await close_shards(runtime, job_id)
+    await cancel_idle_shards(runtime, job_id)
     return True
 
 
-async def close_shards(runtime: Runtime, job_id: str) -> None:
+async def cancel_idle_shards(runtime: Runtime, job_id: str) -> None:
     """Cancel the shards that nobody holds, where the job has ended; a cancelling job that has none left is cancelled.
 
     A transaction of its own, in the order shards then job, as every writer of both takes them. A crash before it leaves
@@ -85,7 +85,7 @@ async def close_shards(runtime: Runtime, job_id: str) -> None:
         idle = and_(Shard.job_id == job_id, Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)))
         while ids := await lock_shards(connection, idle, Shard.id > last):
             # Asked for once they are locked: a job may have been resumed or retried since somebody thought it over.
-            if not last and not await _is_over(connection, job_id):
+            if not last and not await _has_ended(connection, job_id):
                 return
             await connection.execute(
                 update(Shard)
@@ -108,26 +108,26 @@ async def close_shards(runtime: Runtime, job_id: str) -> None:
             )
 
 
-async def _is_over(connection: AsyncConnection, job_id: str) -> bool:
+async def _has_ended(connection: AsyncConnection, job_id: str) -> bool:
     status = (await connection.execute(select(Job.status).where(Job.id == job_id))).scalar_one_or_none()
     return status == JobStatus.CANCELLING or status in FINISHED
 
 
-async def close_shards_of_ended(runtime: Runtime, job_id: str) -> None:
+async def cancel_idle_shards_if_ended(runtime: Runtime, job_id: str) -> None:
     """Close what a worker gave back to a job that had ended meanwhile; nearly always there is no write."""
     async with runtime.database.read() as connection:
-        over = await _is_over(connection, job_id)
+        over = await _has_ended(connection, job_id)
     if over:
-        await close_shards(runtime, job_id)
+        await cancel_idle_shards(runtime, job_id)
 
 
-async def let_go(runtime: Runtime, shard: ClaimedShard) -> None:
+async def drop_claim(runtime: Runtime, shard: ClaimedShard) -> None:
     """A worker lets go of a shard whose job wants no more of it: for good, or, where the job is paused, for now."""
     async with runtime.database.write() as connection:
         mine = await lock_shards(
             connection, Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING
         )
-        over = await _is_over(connection, shard.job_id)
+        over = await _has_ended(connection, shard.job_id)
         if mine and over:
             await connection.execute(
                 update(Shard)
@@ -139,22 +139,22 @@ async def let_go(runtime: Runtime, shard: ClaimedShard) -> None:
         await claims.release(
             runtime, shard, delay_s=0.0, counts_as_attempt=False, reason="the job was paused", waiting_on=None
         )
-    await close_shards(runtime, shard.job_id)
+    await cancel_idle_shards(runtime, shard.job_id)
 
 
-async def remove(runtime: Runtime, project: str, job_id: str) -> None:
+async def delete_job(runtime: Runtime, project: str, job_id: str) -> None:
     """Delete a job and its results; a running one is cancelled first. Its ledger rows stay. Raises JobNotFound.
 
     The job is gone for every caller at once; the sweep then removes its rows in small steps.
     """
     await find(runtime, project, job_id)
-    while not await forget(runtime, job_id):
+    while not await soft_delete(runtime, job_id):
         # It runs; or it runs again, for somebody resumed or retried it since it was looked at.
-        if not await end_early(runtime, job_id, JobStatus.CANCELLED):
+        if not await terminate(runtime, job_id, JobStatus.CANCELLED):
             await find(runtime, project, job_id)
 
 
-async def forget(runtime: Runtime, job_id: str) -> bool:
+async def soft_delete(runtime: Runtime, job_id: str) -> bool:
     """Hide a job that has ended, or is ending, and free its Idempotency-Key. False: it is not."""
     async with runtime.database.write() as connection:
         hidden = await connection.execute(
