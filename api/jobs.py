@@ -19,7 +19,7 @@ from api.submission import create_job
 from engine.jobs.control import pause_resume, retry, termination
 from engine.jobs.reading import job_rows, read_leases, results
 from engine.jobs.reading.long_poll import JobWatches
-from engine.jobs.reading.results import Range
+from engine.jobs.reading.results import IndexRange
 from engine.jobs.recording import budget
 from engine.runtime import Runtime
 from models.errors import InvalidInput
@@ -36,11 +36,11 @@ async def list_jobs(request: Request) -> Response:
     bodies.only(request, "limit", "after", "status")
     limit = bodies.integer(request, "limit", default=20, low=1, high=100) or 20
     status = request.query_params.get("status")
-    if status is not None and status not in job_rows.STATUSES:
+    if status is not None and status not in job_rows.JOB_STATUSES:
         raise InvalidInput(
-            f"Invalid 'status': supported are {', '.join(job_rows.STATUSES)}.", param="status", code="invalid_value"
+            f"Invalid 'status': supported are {', '.join(job_rows.JOB_STATUSES)}.", param="status", code="invalid_value"
         )
-    rows, more = await job_rows.page(
+    rows, more = await job_rows.list_jobs(
         runtime_of(request),
         caller_of(request).project,
         limit=limit,
@@ -69,10 +69,10 @@ async def get_job(request: Request) -> Response:
         watches: JobWatches = request.app.state.watches
         with budgets_of(request).polls.taken(caller_of(request).key_id):
             row = await watches.wait_for_change(
-                project, job_id, wait_s=wait_s, seen_etag=_first_tag(seen), gone=request.is_disconnected
+                project, job_id, wait_s=wait_s, seen_etag=_first_tag(seen), client_disconnected=request.is_disconnected
             )
     else:
-        row = await job_rows.find(runtime, project, job_id)
+        row = await job_rows.get_job(runtime, project, job_id)
     tag = job_rows.etag(row)
     if seen is not None and (seen.strip() == "*" or tag in (one.strip().removeprefix("W/") for one in seen.split(","))):
         return Response(status_code=304, headers=poll_headers(row, tag))
@@ -86,15 +86,15 @@ async def get_results(request: Request) -> Response:
 
 async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
-    job = await job_rows.find(runtime, caller_of(request).project, request.path_params["job_id"])
+    job = await job_rows.get_job(runtime, caller_of(request).project, request.path_params["job_id"])
     shape = _one_of(request, "format", ("ndjson", "npy"))
     encoding = _one_of(request, "encoding_format", ("float", "base64"))
     start = bodies.integer(request, "start")
     stop = bodies.integer(request, "stop")
     if start is not None and stop is not None and stop < start:
         raise InvalidInput("Invalid 'stop': must not be less than start.", param="stop", code="invalid_value")
-    await read_leases.start_reading(runtime, job)
-    wanted = Range.of(job, start, stop)
+    await read_leases.acquire_read_lease(runtime, job)
+    wanted = IndexRange.of(job, start, stop)
     complete = await results.is_complete(runtime, job, wanted, stop)
     headers = {"x-embedmill-complete": "true" if complete else "false", "cache-control": "no-store"}
     body: Body
@@ -105,7 +105,7 @@ async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
         body = results.ndjson(runtime, job, wanted, encoding, complete=complete)
         media = NDJSON
     headers["content-disposition"] = f'attachment; filename="{job.id}.{shape}"'
-    return read_leases.keep_reading(runtime, job.id, body), media, headers
+    return read_leases.renew_while_reading(runtime, job.id, body), media, headers
 
 
 async def get_errors(request: Request) -> Response:
@@ -115,9 +115,9 @@ async def get_errors(request: Request) -> Response:
 
 async def _start_errors(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
-    job = await job_rows.find(runtime, caller_of(request).project, request.path_params["job_id"])
-    await read_leases.start_reading(runtime, job)
-    body = read_leases.keep_reading(runtime, job.id, results.errors_ndjson(runtime, job))
+    job = await job_rows.get_job(runtime, caller_of(request).project, request.path_params["job_id"])
+    await read_leases.acquire_read_lease(runtime, job)
+    body = read_leases.renew_while_reading(runtime, job.id, results.errors_ndjson(runtime, job))
     return body, NDJSON, {}
 
 
@@ -166,7 +166,7 @@ async def _steered(request: Request, verb: Callable[[Runtime, str, str], Awaitab
     bodies.only(request)
     runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
     await verb(runtime, project, job_id)
-    return job_response(await job_rows.find(runtime, project, job_id), 200, {})
+    return job_response(await job_rows.get_job(runtime, project, job_id), 200, {})
 
 
 async def delete_job(request: Request) -> Response:

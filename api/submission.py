@@ -165,7 +165,7 @@ async def _replay(request: Request, runtime: Runtime, replay: Replay, fingerprin
             param="idempotency-key",
         )
     try:
-        row = await job_rows.find(runtime, caller_of(request).project, replay.job_id)
+        row = await job_rows.get_job(runtime, caller_of(request).project, replay.job_id)
     except JobNotFound as error:  # deleted since the key was looked up, and the key with it
         raise Conflict(
             "The job of this Idempotency-Key was deleted just now: send the request again.", should_retry=True
@@ -174,7 +174,7 @@ async def _replay(request: Request, runtime: Runtime, replay: Replay, fingerprin
 
 
 async def _accepted(request: Request, runtime: Runtime, intake: JobIntake) -> Response:
-    row = await job_rows.find(runtime, caller_of(request).project, intake.job_id)
+    row = await job_rows.get_job(runtime, caller_of(request).project, intake.job_id)
     return job_response(row, 202, {"location": job_path(row.id)})
 
 

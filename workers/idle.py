@@ -16,7 +16,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.scheduling.overdue_shards import find_unannounced
+from engine.jobs.scheduling.overdue_shards import find_overdue_shard
 from engine.process.background import ErrorLog
 from engine.runtime import Runtime
 
@@ -62,15 +62,15 @@ class Idle:
 
     async def look(self) -> None:
         """Run one shard whose message did not come. Raises StorageUnavailable."""
-        unrung = await find_unannounced(self._runtime)
-        if unrung is None:
+        overdue = await find_overdue_shard(self._runtime)
+        if overdue is None:
             return
-        if unrung.rung and await self._is_deaf():
+        if overdue.announced and await self._is_deaf():
             log.error("messages do not arrive although the broker answers: this worker restarts")
             await self._end_worker(self._runtime.draining)
             return
-        if await run_shard(self._runtime, unrung.shard_id, self._worker):
-            log.info("a shard was taken without a message", extra={"shard_id": unrung.shard_id})
+        if await run_shard(self._runtime, overdue.shard_id, self._worker):
+            log.info("a shard was taken without a message", extra={"shard_id": overdue.shard_id})
 
     async def _is_deaf(self) -> bool:
         """True when rung shards have waited for so long, and no message came here, that it is not chance any more."""

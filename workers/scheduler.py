@@ -10,7 +10,7 @@ import sys
 
 from engine.config.settings import Settings
 from engine.jobs.execution.release import BACKOFF_CAP_S
-from engine.jobs.maintenance.clock_steps import extend_leases_after_outage, pull_in
+from engine.jobs.maintenance.clock_steps import clamp_future_instants, extend_leases_after_outage
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.observability.telemetry import SCHEDULER_ROUNDS, SWEEP_SECONDS, configure_logging
@@ -54,7 +54,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
                     await extend_leases_after_outage(runtime)
                     away = False
                 if is_new:
-                    await pull_in(runtime, due_within_s=BACKOFF_CAP_S)
+                    await clamp_future_instants(runtime, due_within_s=BACKOFF_CAP_S)
                     is_new = False
                 if duty == "sweep":
                     next_sweep = now + settings.sweep_s

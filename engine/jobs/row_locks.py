@@ -15,22 +15,26 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from models.job import Job, Shard
 
 # Rows locked and changed by one statement; what is left over waits for the next round.
-AT_ONCE = 1000
+MAX_LOCKED_ROWS = 1000
 
 
-async def lock_shards(connection: AsyncConnection, *where: ColumnElement[bool], at_once: int = AT_ONCE) -> list[str]:
+async def lock_shards(
+    connection: AsyncConnection, *where: ColumnElement[bool], limit: int = MAX_LOCKED_ROWS
+) -> list[str]:
     """Lock the shards that fulfil all of `where`, the first `at_once` of them by id: their ids."""
-    return await _locked(connection, Shard.id, where, at_once)
+    return await _locked(connection, Shard.id, where, limit)
 
 
-async def lock_jobs(connection: AsyncConnection, *where: ColumnElement[bool], at_once: int = AT_ONCE) -> list[str]:
+async def lock_jobs(
+    connection: AsyncConnection, *where: ColumnElement[bool], limit: int = MAX_LOCKED_ROWS
+) -> list[str]:
     """Lock the jobs that fulfil all of `where`, the first `at_once` of them by id: their ids."""
-    return await _locked(connection, Job.id, where, at_once)
+    return await _locked(connection, Job.id, where, limit)
 
 
 async def _locked(
-    connection: AsyncConnection, ids: Any, where: tuple[ColumnElement[bool], ...], at_once: int
+    connection: AsyncConnection, ids: Any, where: tuple[ColumnElement[bool], ...], limit: int
 ) -> list[str]:
     # FOR NO KEY UPDATE, as an UPDATE itself takes: rows that refer to these may still be written beside.
-    statement = select(ids).where(*where).order_by(ids).limit(at_once).with_for_update(key_share=True)
+    statement = select(ids).where(*where).order_by(ids).limit(limit).with_for_update(key_share=True)
     return list((await connection.execute(statement)).scalars())

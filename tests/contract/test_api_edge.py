@@ -221,7 +221,7 @@ async def test_many_polls_are_one_statement(mill: Gateway, statements: list[str]
     jobs = [await mill.submit([name]) for name in "abc"]
     watches = mill.app._app.state.watches._watches  # type: ignore[attr-defined]
     held = [asyncio.create_task(mill.client.get(f"{JOBS}/{job['id']}?wait=30")) for job in jobs for _ in range(12)]
-    await until(lambda: sum(watch.waiting for watch in watches.values()) == 36)
+    await until(lambda: sum(watch.waiters for watch in watches.values()) == 36)
     statements.clear()
     await until(lambda: len(statements) >= 4)
     assert all(each.startswith("SELECT") and " IN (" in each for each in statements), statements[0]

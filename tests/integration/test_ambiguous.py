@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.jobs.recording import ambiguous
 from models.embedding import Call
 from models.job import AmbiguousCall
@@ -23,7 +23,7 @@ async def told(store: Store, job_id: str, kind: str = "ambiguous") -> dict[str, 
     truth = await Truth.read(store.runtime.database, job_id)
     truth.check()
     rows = truth.of_kind(UsageKind(kind))
-    shown: dict[str, object] = job_object(await find(store.runtime, "p", job_id))[kind]
+    shown: dict[str, object] = job_object(await get_job(store.runtime, "p", job_id))[kind]
     cost_usd = shown.pop("cost_usd")
     assert shown.pop("tokens") == sum(row.prompt_tokens for row in rows)
     assert Decimal(str(cost_usd)) == total_usd(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.corpus.lines import Lines
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import claim as claims
-from engine.jobs.leasing.blocked import find_blocker, free_blocked
+from engine.jobs.leasing.blocked import find_blocker, unblock_shards
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
 from engine.jobs.recording.split_shard import split_shard
@@ -91,4 +91,4 @@ async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> 
     await run_shard(store.runtime, half.id, "w")
     await run_shard(store.runtime, second, "w")
     assert await store.status(job_id) == JobStatus.COMPLETED
-    assert await free_blocked(store.runtime) == 0
+    assert await unblock_shards(store.runtime) == 0

@@ -15,7 +15,7 @@ from engine.jobs.control import pause_resume
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing.claim import remaining_tokens
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.jobs.recording import budget
 from engine.jobs.recording.record import record
 from models.errors import Conflict, InvalidInput
@@ -61,7 +61,7 @@ async def test_a_job_pauses_before_it_costs_more(store: Store) -> None:
     await run_until_it_rests(store, job_id)
     truth = await checked(store, job_id)
     assert 10 < len(truth.with_vector) <= 20  # what is left covers no further input for sure
-    body = job_object(await find(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.runtime, "p", job_id))
     assert (body["status"], body["waiting_on"]) == ("paused", "budget")
     assert Decimal(body["max_cost_usd"]) == truth.job.max_cost_usd  # type: ignore[union-attr]
     assert {shard.attempt for shard in truth.shards if shard.state != ShardState.DONE} == {0}

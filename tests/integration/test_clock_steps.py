@@ -13,7 +13,7 @@ from engine.corpus.lines import Lines
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.jobs.recording.record import record
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.process.clock import DatabaseClock, machine_clock
@@ -140,7 +140,7 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     await clocks.set_by(seconds)
     await sweep(store.runtime)
     assert store.bell.rung == [second]
-    assert job_object(await find(store.runtime, "p", job_id))["next_attempt_at"] is None
+    assert job_object(await get_job(store.runtime, "p", job_id))["next_attempt_at"] is None
     async with store.runtime.database.read() as connection:
         now = (await connection.execute(select(db_now()))).scalar_one()
         seen_at = (await connection.execute(select(WorkerProcess.seen_at))).scalar_one()
@@ -190,11 +190,11 @@ async def test_a_step_leaves_no_rate_behind(clocks: Time, seconds: float) -> Non
     await record(store.runtime, one, landed(one, route=store.routes[0]))
     await clocks.set_by(seconds)
     await sweep(store.runtime)
-    job = job_object(await find(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.runtime, "p", job_id))
     assert (job["rate"]["inputs_per_second"], job["eta_seconds"]) == (0.0, None)
     await record(store.runtime, two, landed(two, route=store.routes[0]))
     await clocks.pass_by(10)
-    job = job_object(await find(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.runtime, "p", job_id))
     assert 0.5 < job["rate"]["inputs_per_second"] <= 1.0 and 10 <= job["eta_seconds"] <= 20
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from engine.jobs.control import termination
-from engine.jobs.scheduling.dispatch import LEAST_WINDOW, RINGS_PER_SLOT, dispatch
+from engine.jobs.scheduling.dispatch import ANNOUNCED_PER_SLOT, MIN_WINDOW, dispatch
 from engine.queue import worker_heartbeats
 from models.base import db_now
 from models.job import Shard, ShardState
@@ -42,12 +42,12 @@ async def test_a_submitted_job_is_rung_at_once_in_order(store: Store) -> None:
 
 async def test_only_a_window_is_rung_and_it_moves_as_shards_are_claimed(store: Store) -> None:
     shard_ids = await store.shard_ids(await store.submit(100))
-    assert store.bell.rung == shard_ids[:LEAST_WINDOW]
+    assert store.bell.rung == shard_ids[:MIN_WINDOW]
     assert await dispatch(store.runtime) == 0
     for shard_id in shard_ids[:2]:
         await store.claim(shard_id)
     assert await dispatch(store.runtime) == 2
-    assert store.bell.rung == shard_ids[: LEAST_WINDOW + 2]
+    assert store.bell.rung == shard_ids[: MIN_WINDOW + 2]
 
 
 async def test_the_window_grows_with_the_workers_alive(quiet: Store) -> None:
@@ -56,8 +56,8 @@ async def test_the_window_grows_with_the_workers_alive(quiet: Store) -> None:
         await worker_heartbeats.beat(quiet.runtime.database, f"w{number}", slots=2)
     quiet.bell.works = True
     await dispatch(quiet.runtime)
-    assert len(quiet.bell.rung) == await rung(quiet) == 8 * RINGS_PER_SLOT
-    assert len(await quiet.shards(job_id)) > 8 * RINGS_PER_SLOT
+    assert len(quiet.bell.rung) == await rung(quiet) == 8 * ANNOUNCED_PER_SLOT
+    assert len(await quiet.shards(job_id)) > 8 * ANNOUNCED_PER_SLOT
 
 
 @pytest.mark.fault(49)
@@ -97,7 +97,7 @@ async def test_two_dispatchers_at_once_ring_nothing_twice(quiet: Store) -> None:
     quiet.bell.works = True
     await asyncio.gather(*(dispatch(each.runtime) for _ in range(3) for each in (quiet, other)))
     both = quiet.bell.rung + other.bell.rung
-    assert len(both) == len(set(both)) == await rung(quiet) == 6 * RINGS_PER_SLOT
+    assert len(both) == len(set(both)) == await rung(quiet) == 6 * ANNOUNCED_PER_SLOT
     await other.close()
 
 

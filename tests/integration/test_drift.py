@@ -14,7 +14,7 @@ import pytest
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import BULK, EmbedRun, embed
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.planning.packing import limits_of, pack
 from engine.routing import drift
 from engine.runtime import Runtime
@@ -149,7 +149,7 @@ async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place:
 
     [shard_id] = await first.shard_ids(job_id)
     await run_shard(third.runtime, shard_id, "w")
-    job = job_object(await find(first.runtime, "p", job_id))
+    job = job_object(await get_job(first.runtime, "p", job_id))
     [warning] = job["warnings"]
     assert warning["code"] == "route_quarantined" and "one" in warning["message"]
     if alone:

@@ -10,7 +10,7 @@ from engine.corpus.lines import Lines
 from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record import record
 from models.errors import Conflict, JobNotFound
 from models.job import Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState, VectorBlock
@@ -134,7 +134,7 @@ async def test_a_deleted_job_is_gone_at_once_and_its_rows_soon_but_never_its_led
         await record(store.runtime, held, landed(held, route=store.routes[0]))
     await termination.delete_job(store.runtime, "p", job_id)
     with pytest.raises(JobNotFound):
-        await find(store.runtime, "p", job_id)
+        await get_job(store.runtime, "p", job_id)
     with pytest.raises(JobNotFound):
         await termination.delete_job(store.runtime, "p", job_id)
     for _ in range(5):

@@ -93,7 +93,7 @@ async def look(store: Store, slot: Slot | None, now_s: float) -> Slot | None:
         )
         return None if held is None else Slot(held, now_s, held.open_positions())
     async with store.runtime.database.read() as connection:
-        due = await fair_share.first_waiting(connection, 8)
+        due = await fair_share.next_shard(connection, 8)
     held = None if due is None else await claims.claim(store.runtime, due, "w")
     return None if held is None else Slot(held, now_s, held.open_positions())
 

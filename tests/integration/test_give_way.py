@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.jobs.execution.message_handler import handle_message
 from engine.jobs.execution.preemption import STARVED_AFTER_S
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from models.job import JobStatus, ShardState
 from providers.fake import fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
@@ -66,8 +66,8 @@ async def test_a_job_that_gave_way_says_so_until_its_turn(database_url: str, tmp
     await until(lambda: is_running(store, large, 1))
     await store.submit(10)
     await worker
-    body = job_object(await find(store.runtime, "p", large))
+    body = job_object(await get_job(store.runtime, "p", large))
     assert (body["waiting_on"], body["next_attempt_at"]) == ("fairness", None)
     await store.claim((await store.shard_ids(large))[0])
-    assert job_object(await find(store.runtime, "p", large))["waiting_on"] is None
+    assert job_object(await get_job(store.runtime, "p", large))["waiting_on"] is None
     await store.close()

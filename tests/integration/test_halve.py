@@ -10,7 +10,7 @@ import pytest
 
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import results
-from engine.jobs.reading.job_rows import find
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record import record
 from engine.jobs.recording.split_shard import split_shard
 from models.job import Job, JobStatus, Shard, ShardState
@@ -33,8 +33,8 @@ async def queue_again(store: Store, shard_id: str) -> None:
 
 
 async def lines(store: Store, job_id: str) -> list[dict[str, object]]:
-    job = await find(store.runtime, "p", job_id)
-    whole = results.Range.of(job, None, None)
+    job = await get_job(store.runtime, "p", job_id)
+    whole = results.IndexRange.of(job, None, None)
     told = b"".join([piece async for piece in results.ndjson(store.runtime, job, whole, "float")])
     return [orjson.loads(line) for line in told.splitlines()]
 
@@ -99,8 +99,8 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
     await checked(store, job_id)
     told = await lines(store, job_id)
     assert [(line["index"], line["id"]) for line in told] == [(index, f"id-{index}") for index in range(26)]
-    job = await find(store.runtime, "p", job_id)
-    middle = results.Range.of(job, 7, 19)
+    job = await get_job(store.runtime, "p", job_id)
+    middle = results.IndexRange.of(job, 7, 19)
     rows = b"".join([bytes(piece) async for piece in results.npy(store.runtime, job, middle)])
     assert len(rows) == results.npy_bytes(job, middle)
 

@@ -15,7 +15,7 @@ from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import INTERACTIVE, EmbedRun, embed
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.planning.packing import pack
 from models.embedding import Limits, Options
 from models.errors import EmbedmillError
@@ -109,7 +109,7 @@ async def sync_call(store: Store, text: str) -> float:
 
 
 async def told(store: Store, job_id: str) -> dict[str, Any]:
-    return job_object(await find(store.runtime, "p", job_id))
+    return job_object(await get_job(store.runtime, "p", job_id))
 
 
 @pytest.mark.parametrize("mode", ["hangs", "body hangs"])

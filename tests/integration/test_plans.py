@@ -105,10 +105,10 @@ async def one_round(store: Store) -> None:
     """A dispatch, a look about, a claim, a record, a sweep: what happens all the time."""
     await dispatch(store.runtime)
     async with store.runtime.database.read() as connection:
-        shard_id = await fair_share.first_waiting(connection, 8)
+        shard_id = await fair_share.next_shard(connection, 8)
         assert shard_id is not None
-        await fair_share.waiting_long(connection, 8, 0.0)
-        await fair_share.places(connection, [shard_id])
+        await fair_share.starved_shards(connection, 8, 0.0)
+        await fair_share.positions(connection, [shard_id])
     held = await store.claim(shard_id)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
     await sweep(store.runtime)
@@ -157,8 +157,8 @@ async def test_a_list_by_status_reads_jobs_of_that_status_only(crowded: Store) -
         await connection.execute(update(Job).where(Job.id.in_(ids)).values(status="failed"))
         await connection.execute(text("analyze"))
     with statements(crowded) as asked:
-        await job_rows.page(crowded.runtime, "p1", limit=20, after=None, status="failed")
-        await job_rows.page(crowded.runtime, "p1", limit=20, after=new_id("job"), status="failed")
+        await job_rows.list_jobs(crowded.runtime, "p1", limit=20, after=None, status="failed")
+        await job_rows.list_jobs(crowded.runtime, "p1", limit=20, after=new_id("job"), status="failed")
     for statement, parameters in asked:
         plan = await plan_of(crowded, statement, parameters)
         assert reads_it_all(plan) is None and "ix_jobs_project_id" not in plan, plan

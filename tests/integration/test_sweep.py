@@ -13,7 +13,7 @@ from sqlalchemy import insert, select
 from engine.corpus.lines import Lines
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
-from engine.jobs.maintenance.purge import FORGET_WORKER_S
+from engine.jobs.maintenance.purge import WORKER_RETENTION_S
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
 from engine.queue import worker_heartbeats
@@ -217,7 +217,7 @@ async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other:
             insert(IdempotencyKey).values(project="p", key="old", job_id="j", expires_at=db_now() - 1)
         )
         await connection.execute(
-            insert(WorkerProcess).values(id="w", slots=1, started_at=0.0, seen_at=db_now() - FORGET_WORKER_S - 1)
+            insert(WorkerProcess).values(id="w", slots=1, started_at=0.0, seen_at=db_now() - WORKER_RETENTION_S - 1)
         )
     await worker_heartbeats.beat(store.runtime.database, "alive", slots=1)
     await sweep_twice(store, other)

@@ -14,7 +14,7 @@ from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import record
 from engine.jobs.scheduling import fair_share
-from engine.jobs.scheduling.dispatch import BLOCKED_AT_MOST_S, dispatch
+from engine.jobs.scheduling.dispatch import MAX_DEFER_S, dispatch
 from models.base import db_now, new_id
 from models.job import FairShare, JobStatus, Shard
 from tests.integration.store import SHARD_INPUTS, Store, landed
@@ -38,7 +38,7 @@ async def submit(store: Store, shards: int, tokens: int, project: str = "p") -> 
 async def take_turn(store: Store) -> ClaimedShard | None:
     """What a worker takes that hears a ring."""
     async with store.runtime.database.read() as connection:
-        shard_id = await fair_share.first_waiting(connection, store.runtime.settings.shard_attempts)
+        shard_id = await fair_share.next_shard(connection, store.runtime.settings.shard_attempts)
     return None if shard_id is None else await store.claim(shard_id)
 
 
@@ -209,7 +209,7 @@ async def test_a_job_with_nothing_due_is_passed_over_until_it_has(quiet: Store) 
     quiet.bell.works = True
     assert await dispatch(quiet.runtime) == 1
     job = await quiet.job(blocked)
-    assert 0 < job.not_before - job.created_at < BLOCKED_AT_MOST_S + 5.0
+    assert 0 < job.not_before - job.created_at < MAX_DEFER_S + 5.0
     assert (await quiet.job(ready)).not_before is None
     await quiet.set_shard(later, next_run_at=db_now())
     assert await dispatch(quiet.runtime) == 0

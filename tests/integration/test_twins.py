@@ -14,7 +14,7 @@ from engine.corpus.lines import Lines
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.jobs.recording.record import fail_remaining, record
 from models.embedding import Input
 from models.errors import EmbedmillError
@@ -60,7 +60,7 @@ async def test_each_text_is_billed_once_and_stands_under_every_index(store: Stor
     distinct = {str(item) for item in inputs}
     assert truth.tokens_in_ledger == sum(map(fake_tokens, distinct))
     assert sum(record.inputs for record in truth.ledger) == len(distinct)
-    body = job_object(await find(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.runtime, "p", job_id))
     assert body["status"] == JobStatus.COMPLETED
     assert body["counts"] == {"total": 45, "completed": 45, "failed": 0, "pending": 0}
     assert body["deduplicated_inputs"] == 45 - len(distinct)

@@ -14,7 +14,7 @@ from typing import Any
 from sqlalchemy import select, update
 
 from engine.jobs.allowed_actions import action_conflict
-from engine.jobs.reading.job_rows import find
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.budget import set_max_cost
 from engine.jobs.row_locks import lock_shards
 from engine.jobs.scheduling.dispatch import dispatch_soon
@@ -34,7 +34,7 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
 
     Raises JobNotFound, or Conflict when the job has ended or is ending.
     """
-    await find(runtime, project, job_id)
+    await get_job(runtime, project, job_id)
     async with runtime.database.write() as connection:
         paused = await connection.execute(
             update(Job)
@@ -42,7 +42,7 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
             .values(status=JobStatus.PAUSED, waiting_on=None, next_attempt_at=None, version=Job.version + 1)
         )
     if not paused.rowcount:
-        row = await find(runtime, project, job_id)
+        row = await get_job(runtime, project, job_id)
         if row.status != JobStatus.PAUSED:
             raise action_conflict("pause", row.status)
         return
@@ -60,7 +60,7 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
     Raises JobNotFound; Conflict when the job has ended or is ending, or has nothing left of its ceiling; InvalidInput
     for a new ceiling that is spent already.
     """
-    row = await find(runtime, project, job_id)
+    row = await get_job(runtime, project, job_id)
     if row.status not in (*RUNNING_STATUSES, JobStatus.PAUSED):
         raise action_conflict("resume", row.status)
     spent_usd = row.cost_usd + row.ambiguous_cost_usd
@@ -80,7 +80,7 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
     if resumed.rowcount:
         await dispatch_soon(runtime)
         return
-    row = await find(runtime, project, job_id)
+    row = await get_job(runtime, project, job_id)
     if row.status not in RUNNING_STATUSES:
         raise action_conflict("resume", row.status)
 

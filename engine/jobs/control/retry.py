@@ -18,10 +18,10 @@ from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.control.pause_resume import resumed_columns
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.leasing.claim import decode_bitmap
-from engine.jobs.reading.job_rows import find
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording import refused_inputs
 from engine.jobs.recording.completion import count_error
-from engine.jobs.row_locks import AT_ONCE, lock_shards
+from engine.jobs.row_locks import MAX_LOCKED_ROWS, lock_shards
 from engine.jobs.scheduling.dispatch import dispatch_soon
 from engine.runtime import Runtime
 from models.base import db_now
@@ -51,7 +51,7 @@ async def retry(runtime: Runtime, project: str, job_id: str) -> None:
     Raises JobNotFound; Conflict when the job has not ended, or there is nothing to try again.
     """
     for _ in range(MAX_TRIES):
-        job = await find(runtime, project, job_id)
+        job = await get_job(runtime, project, job_id)
         _check(job)
         plan = await _plan(runtime, job)
         if not plan.reopened:
@@ -158,8 +158,8 @@ async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
     }
     async with runtime.database.write() as connection:
         locked = 0
-        for low in range(0, len(ids), AT_ONCE):
-            some = ids[low : low + AT_ONCE]
+        for low in range(0, len(ids), MAX_LOCKED_ROWS):
+            some = ids[low : low + MAX_LOCKED_ROWS]
             locked += len(await lock_shards(connection, Shard.id.in_(some), Shard.state == ShardState.DONE))
         moved = await connection.execute(
             update(Job)

@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.reading.job_rows import find
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.completion import end_columns, final_status
 from engine.jobs.row_locks import lock_shards
 from engine.runtime import Runtime
@@ -21,13 +21,13 @@ async def cancel(runtime: Runtime, project: str, job_id: str) -> None:
 
     Raises JobNotFound, or Conflict when the job has finished in another way.
     """
-    row = await find(runtime, project, job_id)
+    row = await get_job(runtime, project, job_id)
     if row.status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
         return
     if row.status in FINISHED:
         raise action_conflict("cancel", row.status)
     if not await terminate(runtime, job_id, JobStatus.CANCELLED):
-        row = await find(runtime, project, job_id)
+        row = await get_job(runtime, project, job_id)
         if row.status not in (JobStatus.CANCELLED, JobStatus.CANCELLING):
             raise action_conflict("cancel", row.status)
 
@@ -147,11 +147,11 @@ async def delete_job(runtime: Runtime, project: str, job_id: str) -> None:
 
     The job is gone for every caller at once; the sweep then removes its rows in small steps.
     """
-    await find(runtime, project, job_id)
+    await get_job(runtime, project, job_id)
     while not await soft_delete(runtime, job_id):
         # It runs; or it runs again, for somebody resumed or retried it since it was looked at.
         if not await terminate(runtime, job_id, JobStatus.CANCELLED):
-            await find(runtime, project, job_id)
+            await get_job(runtime, project, job_id)
 
 
 async def soft_delete(runtime: Runtime, job_id: str) -> bool:

@@ -29,11 +29,11 @@ async def handle_message(runtime: Runtime, announced_id: str, worker: str) -> No
 async def _choose_shard(runtime: Runtime, announced_id: str) -> str:
     """The shard to run for this ring. As many stay rung as there are messages: a queued one changes places with it."""
     async with runtime.database.read() as connection:
-        next_id = await fair_share.first_waiting(connection, runtime.settings.shard_attempts)
+        next_id = await fair_share.next_shard(connection, runtime.settings.shard_attempts)
         if next_id is None or next_id == announced_id:
             return announced_id
-        positions = await fair_share.places(connection, [next_id, announced_id])
-    if not {next_id, announced_id} <= positions.keys() or not positions[next_id].before(positions[announced_id]):
+        positions = await fair_share.positions(connection, [next_id, announced_id])
+    if not {next_id, announced_id} <= positions.keys() or not positions[next_id].precedes(positions[announced_id]):
         return announced_id
     if positions[announced_id].state not in (ShardState.QUEUED, ShardState.ANNOUNCED):
         return announced_id  # an old message; there is another for the shard that is next

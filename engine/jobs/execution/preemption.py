@@ -74,10 +74,10 @@ async def find_preemptor(runtime: Runtime, shard: ClaimedShard, ran_s: float, un
     if ran_s < MIN_SLICE_FOR_NEW_JOB_S:
         return None
     async with runtime.database.read() as connection:
-        waiting = await fair_share.waiting_long(connection, runtime.settings.shard_attempts, STARVED_AFTER_S)
+        waiting = await fair_share.starved_shards(connection, runtime.settings.shard_attempts, STARVED_AFTER_S)
         if not waiting:
             return None
-        positions = await fair_share.places(connection, [shard.shard_id, *waiting])
+        positions = await fair_share.positions(connection, [shard.shard_id, *waiting])
     current = positions.get(shard.shard_id)
     if current is None:
         return None
@@ -87,12 +87,12 @@ async def find_preemptor(runtime: Runtime, shard: ClaimedShard, ran_s: float, un
             continue
         # A job that has had nothing yet need not be exact about it.
         margin = -unsent_tokens if candidate.has_started else shard.tokens
-        if ran_s >= _min_slice_s(candidate, current) and candidate.before(current, within=margin):
+        if ran_s >= _min_slice_s(candidate, current) and candidate.precedes(current, within=margin):
             return shard_id
     return None
 
 
-def _min_slice_s(candidate: fair_share.Place, current: fair_share.Place) -> float:
+def _min_slice_s(candidate: fair_share.QueuePosition, current: fair_share.QueuePosition) -> float:
     if not candidate.has_started:
         return MIN_SLICE_FOR_NEW_JOB_S
     return MIN_SLICE_S if candidate.project == current.project else MIN_SLICE_FOR_PROJECT_S

@@ -29,7 +29,7 @@ from engine.jobs.recording import refused_inputs, truncated_inputs
 from engine.jobs.recording.completion import FINAL_STATUS, HAS_NO_OPEN_SHARD, end_columns
 from engine.jobs.recording.split_shard import SPLIT_SEQ_START
 from engine.jobs.scheduling.dispatch import dispatch_soon
-from engine.jobs.scheduling.fair_share import newcomer
+from engine.jobs.scheduling.fair_share import initial_virtual_time
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
 from engine.process.byte_budget import ByteLease
@@ -342,7 +342,7 @@ class JobIntake:
             "cost_usd": Decimal(0),
             "usage_estimated": False,
             "error_summary": [],
-            "virtual_time": newcomer(self._caller.project),
+            "virtual_time": initial_virtual_time(self._caller.project),
             "created_at": db_now(),
             "expires_at": db_now() + settings.job_deadline_days * 86400.0,
             "upload_lease_until": db_now() + settings.lease_s,

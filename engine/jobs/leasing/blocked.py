@@ -23,7 +23,7 @@ _BLOCKER_IS_OPEN = (
     .scalar_subquery()
     .is_not(None)
 )
-FREE_AGAIN = and_(Shard.blocked_by.is_not(None), ~_BLOCKER_IS_OPEN)
+NO_LONGER_BLOCKED = and_(Shard.blocked_by.is_not(None), ~_BLOCKER_IS_OPEN)
 
 
 async def find_blocker(runtime: Runtime, job_id: str, indexes: Collection[int]) -> str | None:
@@ -36,27 +36,27 @@ async def find_blocker(runtime: Runtime, job_id: str, indexes: Collection[int]) 
             .order_by(Shard.first_index.desc())
         )
         for shard in still_open:
-            at = bisect_left(ordered, shard.first_index)
-            if at < len(ordered) and ordered[at] < shard.first_index + shard.size:
+            position = bisect_left(ordered, shard.first_index)
+            if position < len(ordered) and ordered[position] < shard.first_index + shard.size:
                 return str(shard.id)
     return None
 
 
-async def free_blocked(runtime: Runtime, shard_id: str | None = None) -> int:
+async def unblock_shards(runtime: Runtime, shard_id: str | None = None) -> int:
     """Let the shards run that waited for this one; None: for any that is not open any more. How many there were."""
-    which = FREE_AGAIN if shard_id is None else Shard.blocked_by == shard_id
+    condition = NO_LONGER_BLOCKED if shard_id is None else Shard.blocked_by == shard_id
     async with runtime.database.read() as connection:  # nearly always there are none: no write lock to learn it
-        if (await connection.execute(select(Shard.id).where(which).limit(1))).first() is None:
+        if (await connection.execute(select(Shard.id).where(condition).limit(1))).first() is None:
             return 0
     async with runtime.database.write() as connection:
-        freed = await lock_shards(connection, which)
+        unblocked = await lock_shards(connection, condition)
         rows = await connection.execute(
             update(Shard)
-            .where(Shard.id.in_(freed))
+            .where(Shard.id.in_(unblocked))
             .values(blocked_by=None, next_run_at=db_now())
             .returning(Shard.job_id, Shard.state)
         )
-        waiting = {row.job_id for row in rows if row.state == ShardState.QUEUED}
-        jobs = await lock_jobs(connection, Job.id.in_(sorted(waiting)), Job.not_before.is_not(None))
+        job_ids = {row.job_id for row in rows if row.state == ShardState.QUEUED}
+        jobs = await lock_jobs(connection, Job.id.in_(sorted(job_ids)), Job.not_before.is_not(None))
         await connection.execute(update(Job).where(Job.id.in_(jobs)).values(not_before=None))
-    return len(freed)
+    return len(unblocked)

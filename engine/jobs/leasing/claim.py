@@ -93,7 +93,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
         if claimed is None:
             return None
         tokens = remaining_tokens(claimed)
-        await fair_share.charge(runtime.database, connection, claimed.job_id, tokens)
+        await fair_share.advance(runtime.database, connection, claimed.job_id, tokens)
     async with runtime.database.read() as connection:
         row = (
             await connection.execute(
@@ -199,7 +199,7 @@ async def release(
         row = requeued.one_or_none()
         # A visit that failed has had its turn: else a job that gets nowhere is the least served, and always first.
         if row is not None and not counts_as_attempt:
-            await fair_share.give_back(connection, shard.job_id, remaining_tokens(row))
+            await fair_share.refund(connection, shard.job_id, remaining_tokens(row))
         if row is not None and waiting_on is not None:
             await connection.execute(
                 update(Job)
@@ -246,9 +246,9 @@ __all__ = [
     "Bitmap",
     "ClaimedShard",
     "claim",
-    "requeue_unclaimed",
-    "heartbeat",
-    "remaining_tokens",
-    "release",
     "decode_bitmap",
+    "heartbeat",
+    "release",
+    "remaining_tokens",
+    "requeue_unclaimed",
 ]

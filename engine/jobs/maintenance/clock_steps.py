@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, or_, select, update
 
 from engine.jobs.reading.read_leases import READ_LEASE_S
-from engine.jobs.row_locks import AT_ONCE, lock_jobs, lock_shards
+from engine.jobs.row_locks import MAX_LOCKED_ROWS, lock_jobs, lock_shards
 from engine.runtime import Runtime
 from models.base import db_now
 from models.drift import DriftCheck
@@ -28,20 +28,20 @@ GAP_S = 10.0
 
 async def watch_clock(runtime: Runtime) -> None:
     """Compare the database's clock with this machine's, and mend what a step or a gap has done to instants."""
-    asked_at = runtime.database_clock.machine()
+    requested_at = runtime.database_clock.machine()
     async with runtime.database.read() as connection:
         now = float((await connection.execute(select(db_now()))).scalar_one())
-    news = runtime.database_clock.observe(now, asked_at)
+    news = runtime.database_clock.observe(now, requested_at)
     if news.step_s:
         log.warning("the clock of the database was set", extra={"seconds": round(news.step_s, 1)})
-        await forget_rates(runtime)
+        await reset_rates(runtime)
     if news.step_s < 0:
-        await pull_in(runtime)
-    elif news.step_s > 0 or (news.gap_s > GAP_S + 2 * runtime.settings.sweep_s and _is_rare(runtime)):
+        await clamp_future_instants(runtime)
+    elif news.step_s > 0 or (news.gap_s > GAP_S + 2 * runtime.settings.sweep_s and _may_extend_leases(runtime)):
         await extend_leases_after_outage(runtime, unseen_s=max(news.step_s, news.gap_s))
 
 
-def _is_rare(runtime: Runtime) -> bool:
+def _may_extend_leases(runtime: Runtime) -> bool:
     """False when leases were spared less than a lease ago: a sweep that is always slow would keep the dead alive."""
     spared_at = runtime.database_clock.spared_at
     return spared_at is None or runtime.database_clock.machine() - spared_at > runtime.settings.lease_s
@@ -58,8 +58,8 @@ async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0)
     # A heartbeat that was slept through comes after a whole pause; and it may be on its way when we look.
     until = db_now() + 1.5 * settings.heartbeat_s
     async with runtime.database.write() as connection:
-        spared = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < until)
-        await connection.execute(update(Shard).where(Shard.id.in_(spared)).values(lease_until=until))
+        extended = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < until)
+        await connection.execute(update(Shard).where(Shard.id.in_(extended)).values(lease_until=until))
         uploads = await lock_jobs(connection, Job.upload_lease_until < until)
         await connection.execute(update(Job).where(Job.id.in_(uploads)).values(upload_lease_until=until))
         await connection.execute(
@@ -72,12 +72,12 @@ async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0)
             .where(WorkerProcess.seen_at > db_now() - unseen_s - settings.worker_seen_s)
             .values(seen_at=db_now())
         )
-    if spared or uploads:
-        extra = {"count": len(spared), "uploads": len(uploads)}
+    if extended or uploads:
+        extra = {"count": len(extended), "uploads": len(uploads)}
         log.info("leases were spared after a time in which nobody could renew them", extra=extra)
 
 
-async def pull_in(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
+async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
     """Bring every instant that lies too far ahead back to where it could be put now; what waits is due.
 
     `due_within_s`: how long an open shard may have to wait still.
@@ -109,7 +109,7 @@ async def pull_in(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
         await connection.execute(update(DriftCheck).where(DriftCheck.checked_at > db_now()).values(checked_at=db_now()))
 
 
-async def forget_rates(runtime: Runtime) -> None:
+async def reset_rates(runtime: Runtime) -> None:
     """Rates are differences of instants: they count from what lands next."""
     marked = and_(
         Job.status.in_(ACTIVE_STATUSES), or_(Job.rate_sample_at.is_not(None), Job.prev_rate_sample_at.is_not(None))
@@ -123,7 +123,7 @@ async def _set_shards(runtime: Runtime, where: ColumnElement[bool], values: dict
         async with runtime.database.write() as connection:
             ids = await lock_shards(connection, where, Shard.id > last)
             await connection.execute(update(Shard).where(Shard.id.in_(ids)).values(values))
-        more = len(ids) == AT_ONCE
+        more = len(ids) == MAX_LOCKED_ROWS
         last = ids[-1] if ids else ""
 
 
@@ -133,5 +133,5 @@ async def _set_jobs(runtime: Runtime, where: ColumnElement[bool], values: dict[s
         async with runtime.database.write() as connection:
             ids = await lock_jobs(connection, where, Job.id > last)
             await connection.execute(update(Job).where(Job.id.in_(ids)).values(values))
-        more = len(ids) == AT_ONCE
+        more = len(ids) == MAX_LOCKED_ROWS
         last = ids[-1] if ids else ""

@@ -18,12 +18,12 @@ from models.job import FINISHED, Job, JobStatus
 from models.worker import WorkerProcess
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}\Z")
-FRESH_MARK_S = 5.0
+MIN_SAMPLE_AGE_S = 5.0
 # A job that nobody has worked on for so long, though there are workers, waits for its turn.
-FIRST_TURN_S = 2.0
+UNSTARTED_AFTER_S = 2.0
 
 # Nobody knows when these end: the next attempt may fail like the last one.
-ENDLESS_WAITS = frozenset({"provider", "database", "budget", "fairness", "ingest"})
+WAITS_WITHOUT_END = frozenset({"provider", "database", "budget", "fairness", "ingest"})
 
 # Built once: a poll is the hottest read of all.
 _WORKERS_LIVE = select(WorkerProcess.id).where(WorkerProcess.seen_at > db_now() - bindparam("seen_s")).exists()
@@ -37,10 +37,10 @@ _ONE = select(*_COLUMNS).where(
     Job.id == bindparam("job_id"), Job.project == bindparam("project"), Job.deleted_at.is_(None)
 )
 
-_SOME = select(*_COLUMNS).where(Job.id.in_(bindparam("job_ids", expanding=True)), Job.deleted_at.is_(None))
+_MANY = select(*_COLUMNS).where(Job.id.in_(bindparam("job_ids", expanding=True)), Job.deleted_at.is_(None))
 
 
-async def find(runtime: Runtime, project: str, job_id: str) -> Row[Any]:
+async def get_job(runtime: Runtime, project: str, job_id: str) -> Row[Any]:
     """The job's row. Raises JobNotFound, in the same words for a foreign, an unknown and a malformed id."""
     row = None
     if JOB_ID.match(job_id):
@@ -57,13 +57,13 @@ def _seen(runtime: Runtime) -> dict[str, float]:
     return {"seen_s": runtime.settings.worker_seen_s}
 
 
-async def find_all(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Row[Any]]:
+async def get_jobs(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Row[Any]]:
     """The rows of those of the jobs that are there, whosever they are: for callers that have been let in to each."""
     async with runtime.database.read() as connection:
-        return (await connection.execute(_SOME, {"job_ids": list(job_ids)} | _seen(runtime))).all()
+        return (await connection.execute(_MANY, {"job_ids": list(job_ids)} | _seen(runtime))).all()
 
 
-async def page(
+async def list_jobs(
     runtime: Runtime, project: str, *, limit: int, after: str | None, status: str | None
 ) -> tuple[Sequence[Row[Any]], bool]:
     """Jobs newest first, after the given id; and whether there are more."""
@@ -89,7 +89,7 @@ def etag(row: Row[Any]) -> str:
     if row.status == JobStatus.IN_PROGRESS:
         if row.rate_sample_at is not None:
             parts.append(str(int((row.now - row.rate_sample_at) // 10)))
-        parts += [str(part) for part in _waiting(row) if part is not None]
+        parts += [str(part) for part in _waiting_on(row) if part is not None]
     return f'"{"-".join(parts)}"'
 
 
@@ -99,7 +99,7 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
     total = row.total
     inputs_per_s, tokens_per_s = _rate(row)
     shown_rate = round(inputs_per_s, 1)
-    waiting_on, next_attempt_at = _waiting(row)
+    waiting_on, next_attempt_at = _waiting_on(row)
     pending = _pending(row)
     body: dict[str, Any] = {
         "id": row.id,
@@ -150,7 +150,7 @@ def _eta(row: Row[Any], inputs_per_s: float, waiting_on: str | None) -> int | No
     """Seconds until the job ends, a wait for quota included. Null where nobody knows: no rate yet, or an outage."""
     if row.status in FINISHED:
         return 0
-    if row.total is None or round(inputs_per_s, 1) <= 0 or waiting_on in ENDLESS_WAITS:
+    if row.total is None or round(inputs_per_s, 1) <= 0 or waiting_on in WAITS_WITHOUT_END:
         return None
     wait_s = 0.0 if row.next_attempt_at is None or waiting_on is None else max(0.0, row.next_attempt_at - row.now)
     return max(1, round(wait_s + _pending(row) / inputs_per_s))
@@ -162,7 +162,7 @@ def _pending(row: Row[Any]) -> int:
     return max(0, int(known) - int(row.completed) - int(row.failed))
 
 
-def _waiting(row: Row[Any]) -> tuple[str | None, int | None]:
+def _waiting_on(row: Row[Any]) -> tuple[str | None, int | None]:
     """What the job waits for, and the second when it may move, where that is known and still to come."""
     if row.status == JobStatus.PAUSED:
         return ("budget" if row.waiting_on == "budget" else None), None
@@ -173,7 +173,9 @@ def _waiting(row: Row[Any]) -> tuple[str | None, int | None]:
         return str(row.waiting_on), math.ceil(row.next_attempt_at) if is_ahead else None
     if row.total is None and _pending(row) == 0:
         return "ingest", None
-    if row.workers_live and row.now - row.created_at > FIRST_TURN_S:  # asked of jobs only that nobody has worked on
+    if (
+        row.workers_live and row.now - row.created_at > UNSTARTED_AFTER_S
+    ):  # asked of jobs only that nobody has worked on
         return "fairness", None
     return None, None
 
@@ -202,7 +204,7 @@ def _rate(row: Row[Any]) -> tuple[float, float]:
         return 0.0, 0.0
     elif row.prev_rate_sample_at is not None:
         since, done_then, tokens_then = row.prev_rate_sample_at, row.prev_rate_sample_done, row.prev_rate_sample_tokens
-    elif row.rate_sample_at is not None and row.now - row.rate_sample_at > FRESH_MARK_S:
+    elif row.rate_sample_at is not None and row.now - row.rate_sample_at > MIN_SAMPLE_AGE_S:
         since, done_then, tokens_then = row.rate_sample_at, row.rate_sample_done, row.rate_sample_tokens
     elif row.rate_sample_done:  # it goes on, and has only just begun to: what it did before a pause says nothing of now
         return 0.0, 0.0
@@ -210,4 +212,4 @@ def _rate(row: Row[Any]) -> tuple[float, float]:
     return (done - done_then) / seconds, (row.prompt_tokens - tokens_then) / seconds
 
 
-STATUSES = tuple(JobStatus)
+JOB_STATUSES = tuple(JobStatus)

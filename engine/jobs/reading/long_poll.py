@@ -23,23 +23,23 @@ from models.job import FINISHED
 log = logging.getLogger("embedmill.jobs")
 
 PAUSES_S = (0.05, 0.1, 0.2, 0.3, 0.5)
-LOOK_FOR_CALLER_S = 1.0
-JOBS_AT_ONCE = 200
+DISCONNECT_POLL_S = 1.0
+JOBS_PER_QUERY = 200
 
 
 class _Watch:
     """A job that somebody waits for."""
 
     def __init__(self) -> None:
-        self.waiting = 0
+        self.waiters = 0
         self.pauses = iter(PAUSES_S)
         self.due_at = time.monotonic() + PAUSES_S[0]
-        self.news: asyncio.Future[Row[Any] | None] = asyncio.get_running_loop().create_future()
+        self.update: asyncio.Future[Row[Any] | None] = asyncio.get_running_loop().create_future()
 
-    def tell(self, row: Row[Any] | None) -> None:
+    def publish(self, row: Row[Any] | None) -> None:
         """Hand a fresh reading to all who wait; None: the job is gone."""
-        told, self.news = self.news, asyncio.get_running_loop().create_future()
-        told.set_result(row)
+        watched, self.update = self.update, asyncio.get_running_loop().create_future()
+        watched.set_result(row)
 
 
 class JobWatches:
@@ -58,27 +58,27 @@ class JobWatches:
         *,
         wait_s: float,
         seen_etag: str | None,
-        gone: Callable[[], Awaitable[bool]],
+        client_disconnected: Callable[[], Awaitable[bool]],
     ) -> Row[Any]:
         """The job's row once it differs from what the caller has seen, has finished, or wait_s is over.
 
         `gone` says whether the caller has hung up: nothing is held for those.
         """
         deadline = time.monotonic() + wait_s
-        row = await job_rows.find(self._runtime, project, job_id)
+        row = await job_rows.get_job(self._runtime, project, job_id)
         seen = job_rows.etag(row) if seen_etag is None else seen_etag
         if not _is_same(row, seen) or wait_s <= 0:
             return row
         watch = self._watches.setdefault(job_id, _Watch())
-        watch.waiting += 1
+        watch.waiters += 1
         if self._reader is None or self._reader.done():
             self._reader = asyncio.create_task(self._read_again_and_again())
         try:
             while _is_same(row, seen) and not self._is_stopping:
                 left_s = deadline - time.monotonic()
-                if left_s <= 0 or await gone():
+                if left_s <= 0 or await client_disconnected():
                     break
-                done, _ = await asyncio.wait({watch.news}, timeout=min(left_s, LOOK_FOR_CALLER_S))
+                done, _ = await asyncio.wait({watch.update}, timeout=min(left_s, DISCONNECT_POLL_S))
                 if done:
                     fresh = done.pop().result()
                     if fresh is None:
@@ -86,8 +86,8 @@ class JobWatches:
                     row = fresh
             return row
         finally:
-            watch.waiting -= 1
-            if not watch.waiting:
+            watch.waiters -= 1
+            if not watch.waiters:
                 self._watches.pop(job_id, None)
 
     def stop(self) -> None:
@@ -104,9 +104,9 @@ class JobWatches:
         while self._watches:
             now = time.monotonic()
             due = [job_id for job_id, watch in self._watches.items() if watch.due_at <= now]
-            for low in range(0, len(due), JOBS_AT_ONCE):
+            for low in range(0, len(due), JOBS_PER_QUERY):
                 try:
-                    await self._read(due[low : low + JOBS_AT_ONCE])
+                    await self._read(due[low : low + JOBS_PER_QUERY])
                 except StorageUnavailable:
                     pass  # asked again at the next pause; whoever waits has a deadline of its own
                 except Exception:
@@ -119,11 +119,11 @@ class JobWatches:
         for job_id in job_ids:
             if (watch := self._watches.get(job_id)) is not None:
                 watch.due_at = now + next(watch.pauses, PAUSES_S[-1])
-        rows: Iterable[Row[Any]] = await job_rows.find_all(self._runtime, job_ids)
+        rows: Iterable[Row[Any]] = await job_rows.get_jobs(self._runtime, job_ids)
         by_id = {row.id: row for row in rows}
         for job_id in job_ids:
             if (watch := self._watches.get(job_id)) is not None:
-                watch.tell(by_id.get(job_id))
+                watch.publish(by_id.get(job_id))
 
 
 def _is_same(row: Row[Any], seen: str) -> bool:

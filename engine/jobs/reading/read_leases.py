@@ -22,10 +22,10 @@ from models.job import Job
 READ_LEASE_S = 120.0
 RENEW_EVERY_S = 20.0
 UNREAD = or_(Job.read_until.is_(None), Job.read_until < db_now())
-Piece = TypeVar("Piece")
+Chunk = TypeVar("Chunk")
 
 
-async def start_reading(runtime: Runtime, job: Row[Any]) -> None:
+async def acquire_read_lease(runtime: Runtime, job: Row[Any]) -> None:
     """Take the lease, before anything is promised of the results. Raises JobNotFound when the job was just deleted.
 
     Readers of many small ranges write once in RENEW_EVERY_S. A database that takes no writes is read without a lease:
@@ -42,11 +42,11 @@ async def start_reading(runtime: Runtime, job: Row[Any]) -> None:
             raise job_not_found()
 
 
-async def keep_reading(runtime: Runtime, job_id: str, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+async def renew_while_reading(runtime: Runtime, job_id: str, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
     """The same pieces; the lease is renewed between them."""
     renewed_at = time.monotonic()
-    async for piece in pieces:
-        yield piece
+    async for chunk in chunks:
+        yield chunk
         if time.monotonic() - renewed_at >= RENEW_EVERY_S:
             renewed_at = time.monotonic()
             with suppress(StorageUnavailable):

@@ -207,7 +207,7 @@ async def release_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: De
         )
         row = requeued.one_or_none()
         if row is not None:
-            await fair_share.give_back(connection, shard.job_id, remaining_tokens(row))
+            await fair_share.refund(connection, shard.job_id, remaining_tokens(row))
         if row is None or needed_usd <= await _unreserved(connection, shard):
             return
         if await _reserved_by_others(connection, shard):

@@ -17,7 +17,7 @@ import numpy as np
 from sqlalchemy import case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.leasing.blocked import free_blocked
+from engine.jobs.leasing.blocked import unblock_shards
 from engine.jobs.leasing.claim import Bitmap, ClaimedShard, decode_bitmap
 from engine.jobs.recording import ambiguous, budget, duplicates, late_results, truncated_inputs, wait_report
 from engine.jobs.recording.completion import (
@@ -75,7 +75,7 @@ async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOut
         return Recorded(shard_done=all(each.shard_done for each in recorded_halves), job_active=False)
     if recorded.shard_done and recorded is not SHARD_CLOSED:
         with suppress(StorageUnavailable):  # it is recorded: the sweep frees them too
-            await free_blocked(runtime, shard.shard_id)
+            await unblock_shards(runtime, shard.shard_id)
     return recorded
 
 

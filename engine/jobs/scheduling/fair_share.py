@@ -36,12 +36,12 @@ from models.job import FairShare, Job, Shard
 READY = and_(Job.status == literal_column("'in_progress'"), Job.not_before.is_(None))
 ALL_PROJECTS = ""
 # Projects furthest back that are looked at. Each that has no shard to give has a worker on one.
-PROJECTS = 32
-COUNTED_JOBS = 100
+MAX_PROJECTS = 32
+MAX_COUNTED_JOBS = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class QueuePosition:
     """Where a shard's job and project stand in line, in tokens."""
 
     shard_id: str
@@ -52,7 +52,7 @@ class Place:
     of_project: int
     has_started: bool
 
-    def before(self, other: Place, *, within: int = 0) -> bool:
+    def precedes(self, other: QueuePosition, *, within: int = 0) -> bool:
         """True when this one's turn comes first; or when it comes at most `within` tokens later."""
         if self.project == other.project:
             return self.of_job < other.of_job + within
@@ -64,32 +64,32 @@ def may_run(attempts: Any) -> ColumnElement[bool]:
     return and_(Shard.attempt < attempts, Shard.worker_crashes < Shard.crash_limit, Shard.blocked_by.is_(None))
 
 
-async def first_waiting(connection: AsyncConnection, attempts: int) -> str | None:
+async def next_shard(connection: AsyncConnection, attempts: int) -> str | None:
     """The due shard, rung or not, whose turn it is. `attempts`: how many a shard may have."""
-    found = (await connection.execute(_WAITING, {"waited_s": 0.0, "attempts": attempts})).all()
+    found = (await connection.execute(_NEXT, {"waited_s": 0.0, "attempts": attempts})).all()
     return next((row[0] for row in found if row[0] is not None), None)
 
 
-async def waiting_long(connection: AsyncConnection, attempts: int, waited_s: float) -> list[str]:
+async def starved_shards(connection: AsyncConnection, attempts: int, waited_s: float) -> list[str]:
     """Due shards that nobody took for so long: of each project, that of the next job, and of the next new one."""
-    found = (await connection.execute(_WAITING_LONG, {"waited_s": waited_s, "attempts": attempts})).all()
+    found = (await connection.execute(_STARVED, {"waited_s": waited_s, "attempts": attempts})).all()
     return [shard_id for row in found for shard_id in dict.fromkeys(row) if shard_id is not None]
 
 
-async def places(connection: AsyncConnection, shard_ids: list[str]) -> dict[str, Place]:
+async def positions(connection: AsyncConnection, shard_ids: list[str]) -> dict[str, QueuePosition]:
     """Where these shards stand, by id; those that are gone are absent."""
-    rows = await connection.execute(_PLACES.where(Shard.id.in_(shard_ids)))
-    return {row.shard_id: Place(**row._mapping) for row in rows}
+    rows = await connection.execute(_POSITIONS.where(Shard.id.in_(shard_ids)))
+    return {row.shard_id: QueuePosition(**row._mapping) for row in rows}
 
 
-async def charge(database: Database, connection: AsyncConnection, job_id: str, tokens: int) -> None:
+async def advance(database: Database, connection: AsyncConnection, job_id: str, tokens: int) -> None:
     """A shard of the job has its turn: move the job and its project ahead. In the claim's transaction, at its end."""
     job = (
         await connection.execute(
             update(Job)
             .where(Job.id == job_id)
             .values(
-                virtual_time=_later(Job.virtual_time, _min_virtual_time(Job.project)) + tokens,
+                virtual_time=_greatest(Job.virtual_time, _min_virtual_time(Job.project)) + tokens,
                 shard_claims=Job.shard_claims + 1,
                 started_at=func.coalesce(Job.started_at, db_now()),
                 waiting_on=case((Job.waiting_on == "fairness", None), else_=Job.waiting_on),
@@ -98,42 +98,47 @@ async def charge(database: Database, connection: AsyncConnection, job_id: str, t
         )
     ).one()
     start = job.virtual_time - tokens
-    in_line = select(Job.id).where(READY, Job.project == job.project)
+    runnable = select(Job.id).where(READY, Job.project == job.project)
     # The rear is where the least served of the others stands, should this one have been let in out of turn.
-    behind = select(func.min(Job.virtual_time)).where(READY, Job.project == job.project, Job.id != job_id)
+    least_of_others = select(func.min(Job.virtual_time)).where(READY, Job.project == job.project, Job.id != job_id)
     # Newcomers join further on with all that is served, shared by those in line, so that a stream of new jobs does not
     # keep an old one waiting for ever. Not further than the shard that begins now, for its rest may be given back.
-    counted = select(func.count()).select_from(in_line.limit(COUNTED_JOBS).subquery()).scalar_subquery()
-    rear, count = (
-        await connection.execute(select(_earlier(func.coalesce(behind.scalar_subquery(), start), start), counted))
+    counted = select(func.count()).select_from(runnable.limit(MAX_COUNTED_JOBS).subquery()).scalar_subquery()
+    minimum, count = (
+        await connection.execute(
+            select(_least(func.coalesce(least_of_others.scalar_subquery(), start), start), counted)
+        )
     ).one()
     step = tokens // count if count > 1 else 0
-    share, everyone = FairShare.__table__.c, _min_virtual_time(literal_column("''"))
-    moved = (
+    share, global_minimum = FairShare.__table__.c, _min_virtual_time(literal_column("''"))
+    advanced = (
         await connection.execute(
             database.insert(FairShare)
             .values(
-                project=job.project, virtual_time=everyone + tokens, min_virtual_time=rear, start_virtual_time=start
+                project=job.project,
+                virtual_time=global_minimum + tokens,
+                min_virtual_time=minimum,
+                start_virtual_time=start,
             )
             .on_conflict_do_update(
                 index_elements=["project"],
                 set_={
-                    "virtual_time": _later(share.virtual_time, everyone) + tokens,
-                    "min_virtual_time": _later(share.min_virtual_time, rear),
-                    "start_virtual_time": _later(_earlier(share.start_virtual_time + step, start + tokens), start),
+                    "virtual_time": _greatest(share.virtual_time, global_minimum) + tokens,
+                    "min_virtual_time": _greatest(share.min_virtual_time, minimum),
+                    "start_virtual_time": _greatest(_least(share.start_virtual_time + step, start + tokens), start),
                 },
             )
-            .returning(FairShare.virtual_time, everyone.label("rear"))
+            .returning(FairShare.virtual_time, global_minimum.label("rear"))
         )
     ).one()
-    start = moved.virtual_time - tokens
+    start = advanced.virtual_time - tokens
     # One row stands for all projects: to write it at each claim would make all claims wait for each other's commit. It
     # lags by a shard at the most. And it never passes a project that has something to do: what that one is owed for a
     # shard that it gave back would be lost.
-    if start - moved.rear < max(tokens, 1):
+    if start - advanced.rear < max(tokens, 1):
         return
     least = (await connection.execute(_LEAST_SERVED)).scalar_one_or_none()
-    if least is None or least - moved.rear < max(tokens, 1):
+    if least is None or least - advanced.rear < max(tokens, 1):
         return
     await connection.execute(
         database.insert(FairShare)
@@ -144,7 +149,7 @@ async def charge(database: Database, connection: AsyncConnection, job_id: str, t
     )
 
 
-async def give_back(connection: AsyncConnection, job_id: str, tokens: int) -> None:
+async def refund(connection: AsyncConnection, job_id: str, tokens: int) -> None:
     """A shard went back with this much of it undone: that was not served.
 
     The rears of both lines go back with it, should they have moved on since: whoever waits is never behind them.
@@ -159,35 +164,35 @@ async def give_back(connection: AsyncConnection, job_id: str, tokens: int) -> No
     ).one_or_none()
     if job is None:
         return
-    served = (
+    virtual_time = (
         await connection.execute(
             update(FairShare)
             .where(FairShare.project == job.project)
             .values(
                 virtual_time=FairShare.virtual_time - tokens,
-                min_virtual_time=_earlier(FairShare.min_virtual_time, job.virtual_time),
+                min_virtual_time=_least(FairShare.min_virtual_time, job.virtual_time),
             )
             .returning(FairShare.virtual_time)
         )
     ).scalar_one_or_none()
-    if served is not None:
+    if virtual_time is not None:
         await connection.execute(
             update(FairShare)
-            .where(FairShare.project == ALL_PROJECTS, FairShare.min_virtual_time > served)
-            .values(min_virtual_time=served)
+            .where(FairShare.project == ALL_PROJECTS, FairShare.min_virtual_time > virtual_time)
+            .values(min_virtual_time=virtual_time)
         )
 
 
-def newcomer(project: str) -> ColumnElement[int]:
+def initial_virtual_time(project: str) -> ColumnElement[int]:
     """Where a new job of this project starts."""
     share = select(FairShare.start_virtual_time).where(FairShare.project == project)
     return func.coalesce(share.scalar_subquery(), 0)
 
 
-def projects_by_virtual_time(limit: int = PROJECTS) -> Select[Any]:
+def projects_by_virtual_time(limit: int = MAX_PROJECTS) -> Select[Any]:
     """Projects with a job that is ready, those furthest back first: `project`, `position`."""
     active = _active_projects()
-    position = _later(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''")))
+    position = _greatest(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''")))
     return (
         select(active.c.project, position.label("position"))
         .outerjoin(FairShare, FairShare.project == active.c.project)
@@ -216,10 +221,10 @@ def _least_served() -> Select[Any]:
     )
 
 
-def _waiting(*shards_of: Any) -> Select[Any]:
-    line = projects_by_virtual_time().subquery("line")
-    columns = (shard(line.c.project).label(f"shard_{n}") for n, shard in enumerate(shards_of))
-    return select(*columns).select_from(line).order_by(line.c.position, line.c.project)
+def _next_shards(*shards_of: Any) -> Select[Any]:
+    projects = projects_by_virtual_time().subquery("line")
+    columns = (shard(projects.c.project).label(f"shard_{n}") for n, shard in enumerate(shards_of))
+    return select(*columns).select_from(projects).order_by(projects.c.position, projects.c.project)
 
 
 def _first_due_shard(*which: ColumnElement[bool]) -> Any:
@@ -250,30 +255,32 @@ def _first_due_shard(*which: ColumnElement[bool]) -> Any:
 
 
 def _min_virtual_time(project: Any) -> ColumnElement[int]:
-    line = FairShare.__table__.alias("line_of")
-    return func.coalesce(select(line.c.min_virtual_time).where(line.c.project == project).scalar_subquery(), 0)
+    projects = FairShare.__table__.alias("line_of")
+    return func.coalesce(select(projects.c.min_virtual_time).where(projects.c.project == project).scalar_subquery(), 0)
 
 
-def _later(a: Any, b: Any) -> ColumnElement[int]:
+def _greatest(a: Any, b: Any) -> ColumnElement[int]:
     return case((a < b, b), else_=a)
 
 
-def _earlier(a: Any, b: Any) -> ColumnElement[int]:
+def _least(a: Any, b: Any) -> ColumnElement[int]:
     return case((a < b, a), else_=b)
 
 
 # Built once: to build a statement costs more than to run it.
 _LEAST_SERVED = _least_served()
-_WAITING = _waiting(_first_due_shard())
-_WAITING_LONG = _waiting(_first_due_shard(), _first_due_shard(Job.started_at.is_(None)))
-_PLACES = (
+_NEXT = _next_shards(_first_due_shard())
+_STARVED = _next_shards(_first_due_shard(), _first_due_shard(Job.started_at.is_(None)))
+_POSITIONS = (
     select(
         Shard.id.label("shard_id"),
         Shard.state,
         Job.id.label("job_id"),
         Job.project,
-        _later(Job.virtual_time, _min_virtual_time(Job.project)).label("of_job"),
-        _later(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''"))).label("of_project"),
+        _greatest(Job.virtual_time, _min_virtual_time(Job.project)).label("of_job"),
+        _greatest(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''"))).label(
+            "of_project"
+        ),
         Job.started_at.is_not(None).label("has_started"),
     )
     .join(Job, Job.id == Shard.job_id)

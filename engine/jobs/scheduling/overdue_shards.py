@@ -7,27 +7,27 @@ from dataclasses import dataclass
 from sqlalchemy import select
 
 from engine.jobs.scheduling import fair_share
-from engine.jobs.scheduling.dispatch import take_turn
+from engine.jobs.scheduling.dispatch import reserve_next
 from engine.runtime import Runtime
 from models.base import db_now
 from models.job import Shard, ShardState
 
 
 @dataclass(frozen=True, slots=True)
-class UnannouncedShard:
+class OverdueShard:
     """A shard that nobody came for. `rung`: a message about it was sent, and should have arrived long ago."""
 
     shard_id: str
-    rung: bool
+    announced: bool
 
 
-async def find_unannounced(runtime: Runtime) -> UnannouncedShard | None:
+async def find_overdue_shard(runtime: Runtime) -> OverdueShard | None:
     """A shard that has waited too long for its message, in the order of dispatch. Raises StorageUnavailable."""
     # Before the sweep rings it again, which would hide how long it has waited.
     waited_s = min(runtime.settings.claim_unannounced_after_s, runtime.settings.reannounce_after_s / 2)
     async with runtime.database.read() as connection:
         # Rung shards were chosen in their turn already: the oldest of them is next.
-        rung = (
+        announced = (
             await connection.execute(
                 select(Shard.id)
                 .where(Shard.state == ShardState.ANNOUNCED, Shard.announced_at < db_now() - waited_s)
@@ -35,10 +35,10 @@ async def find_unannounced(runtime: Runtime) -> UnannouncedShard | None:
                 .limit(1)
             )
         ).scalar_one_or_none()
-        if rung is not None:
-            return UnannouncedShard(rung, rung=True)
-        if not await fair_share.waiting_long(connection, runtime.settings.shard_attempts, waited_s):
+        if announced is not None:
+            return OverdueShard(announced, announced=True)
+        if not await fair_share.starved_shards(connection, runtime.settings.shard_attempts, waited_s):
             return None
     # They lie here unrung only where the broker takes no message, or nobody dispatches.
-    chosen = await take_turn(runtime)
-    return None if chosen is None else UnannouncedShard(chosen, rung=False)
+    reserved = await reserve_next(runtime)
+    return None if reserved is None else OverdueShard(reserved, announced=False)
