@@ -18,9 +18,9 @@ from engine.corpus import json_spans
 from engine.corpus.json_items import read_items, read_numbers
 from engine.corpus.lines import PARSERS, ByteLimit, GzipDecoder, IdentityDecoder, LineReader, Lines, TextLine, add_value
 from engine.jobs.ingest import job_intake
-from engine.jobs.ingest.differences import what_differs
-from engine.jobs.ingest.dry_run import Estimate
-from engine.jobs.ingest.job_intake import JobIntake, JobSpec, Replay, Reservation
+from engine.jobs.ingest.differences import describe_differences
+from engine.jobs.ingest.dry_run import DryRun
+from engine.jobs.ingest.job_intake import JobIntake, JobSpec, IdempotentReplay, Reservation
 from engine.jobs.reading import job_rows
 from engine.jobs.recording import budget
 from engine.planning import packing
@@ -61,14 +61,14 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
         wanted = _wanted(request, runtime, asked, asked.metadata or {}, asked.providerOptions or {})
         pieces = _lines_of(asked.input) if span is None else _lines_in(runtime, wanted, body, span)
         if asked.dry_run:
-            estimate = Estimate(runtime, wanted, project)
+            estimate = DryRun(runtime, wanted, project)
             await estimate.read(pieces, size=len(body))
             return json_response(await estimate.finish())
         fingerprint = await _hash(runtime, project, body)
         reserved = await _reserve(request, runtime, key)
-        if isinstance(reserved, Replay):
+        if isinstance(reserved, IdempotentReplay):
             return await _replay(request, runtime, reserved, fingerprint, wanted)
-        async with job_intake.receiving(runtime, caller_of(request), wanted, reserved) as intake:
+        async with job_intake.open_intake(runtime, caller_of(request), wanted, reserved) as intake:
             await intake.read(pieces, size=len(body))
             await runtime.keys.check_again(caller_of(request))
             await intake.finish(fingerprint)
@@ -109,16 +109,16 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, kind
     wanted = _wanted(request, runtime, asked, _metadata_of(asked.metadata), {})
     decoder = bodies.decoding(request)
     if asked.dry_run:
-        estimate = Estimate(runtime, wanted, caller_of(request).project)
+        estimate = DryRun(runtime, wanted, caller_of(request).project)
         await _feed(request, runtime, kind, decoder, estimate, hashlib.sha256())
         return json_response(await estimate.finish())
     hasher = hashlib.sha256(b"%b\0%b\0" % (kind.encode(), request.scope["query_string"]))
     reserved = await _reserve(request, runtime, key)
-    if isinstance(reserved, Replay):
+    if isinstance(reserved, IdempotentReplay):
         async for chunk in bodies.pieces(request):
             hasher.update(chunk)
         return await _replay(request, runtime, reserved, hasher.digest(), wanted)
-    async with job_intake.receiving(runtime, caller_of(request), wanted, reserved) as intake:
+    async with job_intake.open_intake(runtime, caller_of(request), wanted, reserved) as intake:
         await _feed(request, runtime, kind, decoder, intake, hasher)
         await runtime.keys.check_again(caller_of(request))
         await intake.finish(hasher.digest())
@@ -130,7 +130,7 @@ async def _feed(
     runtime: Runtime,
     kind: str,
     decoder: GzipDecoder | IdentityDecoder,
-    taker: JobIntake | Estimate,
+    taker: JobIntake | DryRun,
     hasher: hashlib._Hash,
 ) -> None:
     """Give the lines of a streamed body on, as they arrive: unpacked and parsed step by step in the work threads."""
@@ -152,13 +152,15 @@ async def _feed(
     await taker.read(iter([reader.finish()]), size=reader.held_bytes)
 
 
-async def _reserve(request: Request, runtime: Runtime, key: str | None) -> Reservation | Replay | None:
+async def _reserve(request: Request, runtime: Runtime, key: str | None) -> Reservation | IdempotentReplay | None:
     return None if key is None else await job_intake.reserve(runtime, caller_of(request).project, key)
 
 
-async def _replay(request: Request, runtime: Runtime, replay: Replay, fingerprint: bytes, wanted: JobSpec) -> Response:
+async def _replay(
+    request: Request, runtime: Runtime, replay: IdempotentReplay, fingerprint: bytes, wanted: JobSpec
+) -> Response:
     if replay.fingerprint != fingerprint:
-        differs = await what_differs(runtime, replay.job_id, wanted)
+        differs = await describe_differences(runtime, replay.job_id, wanted)
         raise IdempotencyMismatch(
             f"This Idempotency-Key was used before with another request{differs and f': {differs}'}. "
             "Send the same request again, or use a new key for a new job.",

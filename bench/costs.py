@@ -91,7 +91,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
         event.listen(engine.sync_engine, "before_cursor_execute", note)
     for _ in range(jobs):
         wanted = job_intake.JobSpec(runtime.alias("m"), 1536, Options(), {}, "req_bench")
-        async with job_intake.receiving(runtime, Caller("key", "bench", frozenset()), wanted) as intake:
+        async with job_intake.open_intake(runtime, Caller("key", "bench", frozenset()), wanted) as intake:
             for start in range(0, inputs, 1000):
                 lines = Lines()
                 for number in range(start, min(start + 1000, inputs)):

@@ -22,12 +22,12 @@ from engine.runtime import Runtime
 
 log = logging.getLogger("embedmill.worker")
 
-LOOK_EVERY_S = 2.0
+POLL_EVERY_S = 2.0
 # A main process that does not stop when it is told to does not run its loop any more.
 KILL_AFTER_S = 20.0
 
 
-class Idle:
+class IdleWatch:
     """Looks after one worker process. `end_worker` is called once it is sure that messages do not arrive here."""
 
     def __init__(self, runtime: Runtime, worker: str, end_worker: Callable[[asyncio.Event], Awaitable[None]]) -> None:
@@ -35,54 +35,54 @@ class Idle:
         self._worker = worker
         self._end_worker = end_worker
         self._messages = 0
-        self._unheard_since: float | None = None
-        self._unheard_at = 0.0
+        self._silent_since: float | None = None
+        self._last_silent_at = 0.0
 
-    def message_came(self) -> None:
+    def message_started(self) -> None:
         self._messages += 1
-        self._unheard_since = None
+        self._silent_since = None
 
     def message_done(self) -> None:
         self._messages -= 1
 
     async def watch(self) -> None:
         """Look for shards that wait in vain, until this process drains."""
-        look_every_s = min(LOOK_EVERY_S, self._runtime.settings.claim_unannounced_after_s)
+        look_every_s = min(POLL_EVERY_S, self._runtime.settings.claim_unannounced_after_s)
         errors = ErrorLog("looking for shards that wait")
         while not self._runtime.draining.is_set():
             await asyncio.sleep(look_every_s * random.uniform(0.5, 1.5))
             if self._messages:
                 continue
             try:
-                await self.look()
+                await self.claim_overdue_shard()
             except Exception as error:
                 errors.failed(error)
             else:
                 errors.succeeded()
 
-    async def look(self) -> None:
+    async def claim_overdue_shard(self) -> None:
         """Run one shard whose message did not come. Raises StorageUnavailable."""
         overdue = await find_overdue_shard(self._runtime)
         if overdue is None:
             return
-        if overdue.announced and await self._is_deaf():
+        if overdue.announced and await self._gets_no_messages():
             log.error("messages do not arrive although the broker answers: this worker restarts")
             await self._end_worker(self._runtime.draining)
             return
         if await run_shard(self._runtime, overdue.shard_id, self._worker):
             log.info("a shard was taken without a message", extra={"shard_id": overdue.shard_id})
 
-    async def _is_deaf(self) -> bool:
+    async def _gets_no_messages(self) -> bool:
         """True when rung shards have waited for so long, and no message came here, that it is not chance any more."""
         watchdog_s = self._runtime.settings.watchdog_s
         if not await self._runtime.notifier.reachable():
-            self._unheard_since = None
+            self._silent_since = None
             return False
         now = time.monotonic()
-        if self._unheard_since is None or now - self._unheard_at > 3 * watchdog_s:
-            self._unheard_since = now
-        self._unheard_at = now
-        return now - self._unheard_since >= watchdog_s
+        if self._silent_since is None or now - self._last_silent_at > 3 * watchdog_s:
+            self._silent_since = now
+        self._last_silent_at = now
+        return now - self._silent_since >= watchdog_s
 
 
 class MainProcess:

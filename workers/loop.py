@@ -24,15 +24,15 @@ from engine.process.background import ErrorLog, repeat
 from engine.queue import service_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from models.errors import EmbedmillError
-from workers.idle import Idle, MainProcess
+from workers.idle import IdleWatch, MainProcess
 
 log = logging.getLogger("embedmill.worker")
 
 STOP_S = 15.0
-LET_GO_S = 10.0
+RELEASE_S = 10.0
 # A shard that this process took unasked is no task that Celery would wait for: its calls in flight land first.
-LAND_S = 75.0
-MEND_EVERY_S = 5.0
+FINISH_CALLS_S = 75.0
+RECOVER_EVERY_S = 5.0
 
 
 class LoopThread:
@@ -44,12 +44,12 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedmill-loop", daemon=True)
         self._thread.start()
-        self._idle = Idle(self.runtime, self.worker, MainProcess().end)
+        self._idle = IdleWatch(self.runtime, self.worker, MainProcess().end)
         self._duties = [
             self._submit(worker_heartbeats.keep_beating(self.runtime.database, self.worker, slots=1)),
-            self._submit(self._keep_mending()),
+            self._submit(self._recover_repeatedly()),
             self._submit(service_heartbeats.keep_beating(self.runtime.database, "worker")),
-            self._submit(self._keep_reading_secrets()),
+            self._submit(self._reload_secrets_repeatedly()),
             self._submit(
                 worker_heartbeats.keep_sharing(self.runtime.database, self.runtime.upstream, settings.worker_seen_s)
             ),
@@ -63,7 +63,7 @@ class LoopThread:
         async def owned() -> None:
             if (task := asyncio.current_task()) is not None:
                 running.append(task)
-            self._idle.message_came()
+            self._idle.message_started()
             try:
                 await work
             finally:
@@ -78,7 +78,7 @@ class LoopThread:
             for task in running:
                 self._loop.call_soon_threadsafe(task.cancel)
             with contextlib.suppress(CancelledError, FutureTimeout):
-                future.result(timeout=LET_GO_S)
+                future.result(timeout=RELEASE_S)
             raise
 
     def drain(self) -> None:
@@ -88,15 +88,15 @@ class LoopThread:
     def stop(self) -> None:
         self.drain()
         with contextlib.suppress(CancelledError, FutureTimeout):
-            self._watching.result(timeout=LAND_S)
+            self._watching.result(timeout=FINISH_CALLS_S)
         for duty in (self._watching, *self._duties):
             duty.cancel()
         with contextlib.suppress(CancelledError, FutureTimeout):
-            self._submit(self._leave()).result(timeout=STOP_S)
+            self._submit(self._deregister()).result(timeout=STOP_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=STOP_S)
 
-    async def _leave(self) -> None:
+    async def _deregister(self) -> None:
         try:
             await worker_heartbeats.leave(self.runtime.database, self.worker)
         except EmbedmillError as error:
@@ -104,7 +104,7 @@ class LoopThread:
         finally:
             await self.runtime.close()
 
-    async def _keep_mending(self) -> None:
+    async def _recover_repeatedly(self) -> None:
         """Bring in what processes that died here left behind, and keep room for results on the disk."""
 
         runtime = self.runtime
@@ -116,7 +116,7 @@ class LoopThread:
             _repeat("writing spooled usage rows", runtime.usage.replay),
         )
 
-    async def _keep_reading_secrets(self) -> None:
+    async def _reload_secrets_repeatedly(self) -> None:
         await repeat(lambda: try_changed_secrets(self.runtime), ErrorLog("reading secret files"), every_s=LOOK_EVERY_S)
 
     def _submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
@@ -124,7 +124,7 @@ class LoopThread:
 
 
 async def _repeat(activity: str, work: Callable[[], Awaitable[object]]) -> None:
-    await repeat(work, ErrorLog(activity), every_s=MEND_EVERY_S)
+    await repeat(work, ErrorLog(activity), every_s=RECOVER_EVERY_S)
 
 
 _current: LoopThread | None = None

@@ -40,19 +40,19 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
         DISPATCH_EVERY_S,
         settings.sweep_s,
     )
-    beating = asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "scheduler"))
+    heartbeat = asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "scheduler"))
     next_sweep = 0.0
     # A scheduler that has just started cannot know how long the database was away before, nor what its clock did.
-    away = is_new = True
+    database_was_away = is_new = True
     errors = {duty: ErrorLog(f"the {duty}") for duty in ("sweep", "dispatch")}
     try:
         while not stopping.is_set():
             now = asyncio.get_running_loop().time()
             duty, outcome = "sweep" if now >= next_sweep else "dispatch", "ok"
             try:
-                if away:
+                if database_was_away:
                     await extend_leases_after_outage(runtime)
-                    away = False
+                    database_was_away = False
                 if is_new:
                     await clamp_future_instants(runtime, due_within_s=BACKOFF_CAP_S)
                     is_new = False
@@ -65,7 +65,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
             except Exception as error:
                 # The sweep is the last authority: one bad round must not be its last.
                 outcome = "database_away" if isinstance(error, StorageUnavailable) else "failed"
-                away = away or isinstance(error, StorageUnavailable)
+                database_was_away = database_was_away or isinstance(error, StorageUnavailable)
                 errors[duty].failed(error)
             else:
                 errors[duty].succeeded()
@@ -76,8 +76,8 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
             except TimeoutError:
                 pass
     finally:
-        beating.cancel()
-        await asyncio.wait({beating}, timeout=STOP_S)  # it signs off
+        heartbeat.cancel()
+        await asyncio.wait({heartbeat}, timeout=STOP_S)  # it signs off
         await runtime.close()
         log.info("scheduler stopped")
 

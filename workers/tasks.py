@@ -10,5 +10,5 @@ from workers.app import app
 
 @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
 def run_shard(shard_id: str) -> None:
-    here = loop.current()
-    here.run(handle_message(here.runtime, str(shard_id), here.worker))
+    loop_thread = loop.current()
+    loop_thread.run(handle_message(loop_thread.runtime, str(shard_id), loop_thread.worker))

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import func, select
 
 from api.schemas import JobEstimate
-from engine.jobs.ingest.dry_run import seconds_by_quota
+from engine.jobs.ingest.dry_run import quota_bound_seconds
 from engine.planning import tokens
 from models.base import Base
 from models.embedding import Account, Limits, Route
@@ -97,9 +97,9 @@ def test_the_time_is_what_the_tightest_quota_takes() -> None:
         quotas = Account(account, "fake", "", requests_per_minute=requests, tokens_per_minute=tokens_)
         return Route(quotas, "m", 8, Limits(), Decimal(0))
 
-    assert seconds_by_quota([route("a", 60, 1000)], 90, 1000) == 90
-    assert seconds_by_quota([route("a", 60, 1000), route("b", 30, 500)], 90, 3000) == 120
-    assert seconds_by_quota([route("a", 60, None), route("b", None, None)], 90, 3000) is None
+    assert quota_bound_seconds([route("a", 60, 1000)], 90, 1000) == 90
+    assert quota_bound_seconds([route("a", 60, 1000), route("b", 30, 500)], 90, 3000) == 120
+    assert quota_bound_seconds([route("a", 60, None), route("b", None, None)], 90, 3000) is None
 
 
 @pytest.mark.parametrize(

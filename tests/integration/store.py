@@ -122,7 +122,7 @@ class Store:
         self, reservation: Reservation | None, *, project: str = "p"
     ) -> AbstractAsyncContextManager[JobIntake]:
         wanted = job_intake.JobSpec(self.runtime.alias(MODEL), WIDTH, Options(user="u"), {}, "req_test")
-        return job_intake.receiving(self.runtime, Caller("key", project, frozenset()), wanted, reservation)
+        return job_intake.open_intake(self.runtime, Caller("key", project, frozenset()), wanted, reservation)
 
     async def job(self, job_id: str) -> Any:
         return (await self._rows(select(*Job.__table__.columns).where(Job.id == job_id)))[0]

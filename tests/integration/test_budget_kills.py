@@ -132,7 +132,7 @@ async def test_a_call_of_ours_is_not_taken_for_the_call_that_brought_the_first_i
     route = store.routes[0]
     under_way.sending(Batch(["a", "b"], [0, 1], 2, 8, Options()), route)
     ours = under_way.sending(Batch(["embedmill"], [-1], 2, 8, Options()), route)
-    under_way.kept(landed(held, [0, 1], route=route))
+    under_way.mark_durable(landed(held, [0, 1], route=route))
     assert [call.id for call in under_way.unanswered()] == [ours]
     under_way.failed(ours, ambiguous=False, wasted=True)
     under_way.clear()

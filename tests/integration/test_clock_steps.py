@@ -106,7 +106,7 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
     for each in (held, *await store.claim_all(key_job)):
         await record(store.runtime, each, landed(each, route=store.routes[0]))
     assert [await store.status(job_id) for job_id in (held.job_id, key_job)] == [JobStatus.COMPLETED] * 2
-    assert await job_intake.reserve(store.runtime, "p", "key") == job_intake.Replay(key_job, b"fingerprint")
+    assert await job_intake.reserve(store.runtime, "p", "key") == job_intake.IdempotentReplay(key_job, b"fingerprint")
 
 
 async def test_set_forward_the_dead_are_found_a_heartbeat_later(clocks: Time) -> None:

@@ -288,7 +288,7 @@ async def test_a_result_that_can_never_be_stored_is_paid_once_and_named(
     bad = bad._replace(tokens=1 << 63)
     keeper = ResultsWriter(store.runtime, held)
     for part in (good, bad, also_good):
-        keeper.take(part)
+        keeper.add(part)
     await keeper.close()
     assert keeper.shard_done
     truth = await checked(store, job_id)
@@ -307,7 +307,7 @@ async def test_a_name_that_is_too_long_for_its_column_is_refused_for_good(store:
     held = await store.claim(await only(store, job_id := await store.submit(4)))
     keeper = ResultsWriter(store.runtime, held)
     for part in landed(held, route=long):
-        keeper.take(part)
+        keeper.add(part)
     await keeper.close()
     assert keeper.shard_done and await store.status(job_id) == JobStatus.FAILED
     buffer = UsageBuffer(store.runtime.database, None)

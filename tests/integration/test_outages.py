@@ -29,7 +29,7 @@ from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, ListeningBell, Store, landed, text_of
 from tests.integration.truth import Truth
-from workers.idle import Idle
+from workers.idle import IdleWatch
 
 FROZEN_S = 4.2  # past the lease of these tests
 SILENCE_S = 0.35  # past what the watchdog of these tests lets pass
@@ -136,7 +136,7 @@ async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claime
     keeper = ResultsWriter(store.runtime, held)
     bench.database.away = True
     for part in landed(held, range(8), route=store.routes[0]):
-        keeper.take(part)
+        keeper.add(part)
     closing = asyncio.create_task(keeper.close())
     await asyncio.sleep(0.05)
     closing.cancel()  # the process ends
@@ -187,7 +187,7 @@ async def test_a_commit_whose_answer_was_lost_is_not_counted_twice(bench: Bench)
     keeper = ResultsWriter(store.runtime, held)
     bench.database.answers_lost = 2
     for part in landed(held, range(6), route=store.routes[0]):
-        keeper.take(part)
+        keeper.add(part)
     await keeper.close()
     assert bench.database.answers_lost == 0
     truth = await checked(store, job_id)
@@ -260,13 +260,13 @@ async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_wh
     async def end(draining: asyncio.Event) -> None:
         ended.append(True)
 
-    idle = Idle(store.runtime, "w", end)
+    idle = IdleWatch(store.runtime, "w", end)
 
     async def look_at_one() -> None:
         before = await done(store, job_id)
         async with asyncio.timeout(5):
             while await done(store, job_id) == before:
-                await idle.look()
+                await idle.claim_overdue_shard()
                 await asyncio.sleep(0.02)
         assert await done(store, job_id) == before + 1
 
@@ -276,14 +276,14 @@ async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_wh
     bell.works = True  # it answers, and messages do not arrive
     assert await dispatch(store.runtime)
     await look_at_one()
-    idle.message_came()
+    idle.message_started()
     idle.message_done()
     await look_at_one()
     assert not ended
     await asyncio.sleep(SILENCE_S)
     async with asyncio.timeout(5):
         while not ended:
-            await idle.look()
+            await idle.claim_overdue_shard()
             await asyncio.sleep(0.02)
     assert await done(store, job_id) == 3
     await checked(store, job_id)
@@ -296,10 +296,10 @@ async def done(store: Store, job_id: str) -> int:
 
 async def test_a_shard_is_not_taken_unasked_before_its_time(store: Store) -> None:
     await store.submit(10)
-    idle = Idle(store.runtime, "w", None)  # type: ignore[arg-type]
-    await idle.look()
+    idle = IdleWatch(store.runtime, "w", None)  # type: ignore[arg-type]
+    await idle.claim_overdue_shard()
     [shard] = (await store.shards(job_id := await store.submit(10)))[:1]
     assert shard.state == ShardState.ANNOUNCED and shard.attempt == 0
     await store.set_shard(shard.id, announced_at=db_now() - 6.0)
-    await idle.look()
+    await idle.claim_overdue_shard()
     assert await store.status(job_id) == JobStatus.COMPLETED

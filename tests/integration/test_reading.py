@@ -211,7 +211,7 @@ async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
         await intake.finish(b"fingerprint")
     [held] = await store.claim_all(job_id)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
-    assert isinstance(await job_intake.reserve(store.runtime, "p", "key"), job_intake.Replay)
+    assert isinstance(await job_intake.reserve(store.runtime, "p", "key"), job_intake.IdempotentReplay)
     if way == "deleted":
         await termination.delete_job(store.runtime, "p", job_id)
     else:

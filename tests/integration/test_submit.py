@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from engine.corpus.lines import Lines
 from engine.jobs.ingest import job_intake
-from engine.jobs.ingest.job_intake import Replay, Reservation
+from engine.jobs.ingest.job_intake import IdempotentReplay, Reservation
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
 from engine.queue import worker_heartbeats
@@ -125,7 +125,7 @@ async def test_a_finished_request_is_replayed(store: Store) -> None:
         await intake.add(lines_of(3))
         await intake.finish(b"fingerprint")
     assert intake.job_id == reservation.job_id
-    assert await job_intake.reserve(store.runtime, "p", "key") == Replay(intake.job_id, b"fingerprint")
+    assert await job_intake.reserve(store.runtime, "p", "key") == IdempotentReplay(intake.job_id, b"fingerprint")
 
 
 async def test_a_key_is_free_again_when_its_request_failed(store: Store) -> None:
@@ -265,7 +265,7 @@ async def test_an_upload_that_lost_its_key_to_a_retry_adds_nothing(store: Store)
                 await retry.finish(b"fingerprint")
             await frozen.finish(b"fingerprint")
     assert caught.value.code == "upload_taken_over"
-    assert await job_intake.reserve(store.runtime, "p", "key") == Replay(retry.job_id, b"fingerprint")
+    assert await job_intake.reserve(store.runtime, "p", "key") == IdempotentReplay(retry.job_id, b"fingerprint")
     job = await store.job(retry.job_id)
     assert (job.status, job.total) == (JobStatus.IN_PROGRESS, 25)
     (await Truth.read(store.runtime.database, job.id)).check()

@@ -48,9 +48,9 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
         return
     # Its rings would take the places of others' until somebody looks at them.
     async with runtime.database.write() as connection:
-        rung = await lock_shards(connection, Shard.job_id == job_id, Shard.state == ShardState.ANNOUNCED)
+        announced = await lock_shards(connection, Shard.job_id == job_id, Shard.state == ShardState.ANNOUNCED)
         await connection.execute(
-            update(Shard).where(Shard.id.in_(rung)).values(state=ShardState.QUEUED, announced_at=None)
+            update(Shard).where(Shard.id.in_(announced)).values(state=ShardState.QUEUED, announced_at=None)
         )
 
 

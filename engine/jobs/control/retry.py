@@ -30,9 +30,9 @@ from models.job import MAX_WORKER_CRASHES, Job, JobInputError, JobStatus, Shard,
 
 RETRYABLE_STATUSES = (JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED)
 MAX_TRIES = 3
-SHARDS_AT_ONCE = 16
+SHARDS_PER_PAGE = 16
 _INPUTS = msgspec.msgpack.Decoder(list[msgspec.Raw])
-_NOTHING = msgspec.msgpack.encode(None)
+_NONE = msgspec.msgpack.encode(None)
 
 
 @dataclass(slots=True)
@@ -42,7 +42,9 @@ class _Plan:
     shards: list[dict[str, Any]] = field(default_factory=list)  # ids, and bits without those of the failed inputs
     runs: list[dict[str, Any]] = field(default_factory=list)  # first and last index of failures that lie together
     reopened: int = 0
-    kept: dict[str, dict[str, Any]] = field(default_factory=dict)  # error summary of those that stay as they are
+    final_errors: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # error summary of those that stay as they are
 
 
 async def retry(runtime: Runtime, project: str, job_id: str) -> None:
@@ -77,7 +79,7 @@ def _check(job: Row[Any]) -> None:
 async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
     plan, after = _Plan(), -1
     async with runtime.database.read() as connection:
-        plan.kept = {entry["code"]: entry for entry in await refused_inputs.summary(connection, job.id)}
+        plan.final_errors = {entry["code"]: entry for entry in await refused_inputs.summary(connection, job.id)}
     failed_here = (
         select(JobInputError.index)
         .where(
@@ -96,12 +98,12 @@ async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
                     select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
                     .where(Shard.job_id == job.id, Shard.seq > after, failed_here.is_not(None))
                     .order_by(Shard.seq)
-                    .limit(SHARDS_AT_ONCE)
+                    .limit(SHARDS_PER_PAGE)
                 )
             ).all()
             for shard in page:
                 await _plan_shard(connection, job.id, shard, plan)
-        if len(page) < SHARDS_AT_ONCE:
+        if len(page) < SHARDS_PER_PAGE:
             return plan
         after = page[-1].seq
 
@@ -124,14 +126,14 @@ async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan
         )
     ).one()
     inputs = _INPUTS.decode(stored.inputs)
-    twins = duplicate_codec.decode(stored.duplicates)
+    duplicates = duplicate_codec.decode(stored.duplicates)
     bits = decode_bitmap(shard.outcome_bitmap, shard.size)
     reopened = 0
     run: dict[str, Any] | None = None
     for row in failures:
         position = row.at - shard.first_index
-        if bytes(inputs[position]) == _NOTHING and position not in twins:
-            count_error(plan.kept, row.at, row.code, row.message)
+        if bytes(inputs[position]) == _NONE and position not in duplicates:
+            count_error(plan.final_errors, row.at, row.code, row.message)
             run = None
             continue
         bits[position] = False
@@ -154,13 +156,13 @@ async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
         "rate_sample_done": job.completed + job.failed - plan.reopened,
         "prev_rate_sample_done": job.completed + job.failed - plan.reopened,
         "open_shards": len(ids),
-        "error_summary": list(plan.kept.values()),
+        "error_summary": list(plan.final_errors.values()),
     }
     async with runtime.database.write() as connection:
         locked = 0
         for low in range(0, len(ids), MAX_LOCKED_ROWS):
-            some = ids[low : low + MAX_LOCKED_ROWS]
-            locked += len(await lock_shards(connection, Shard.id.in_(some), Shard.state == ShardState.DONE))
+            chunk = ids[low : low + MAX_LOCKED_ROWS]
+            locked += len(await lock_shards(connection, Shard.id.in_(chunk), Shard.state == ShardState.DONE))
         moved = await connection.execute(
             update(Job)
             .where(
@@ -175,16 +177,16 @@ async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
         if not moved.rowcount or locked < len(ids):
             await connection.rollback()
             return False
-        await connection.execute(_FORGET, plan.runs)
-        await connection.execute(_QUEUE, plan.shards)
+        await connection.execute(_DELETE_ERRORS, plan.runs)
+        await connection.execute(_REQUEUE, plan.shards)
     return True
 
 
-_FORGET = delete(JobInputError).where(
+_DELETE_ERRORS = delete(JobInputError).where(
     JobInputError.job_id == bindparam("job"), JobInputError.index.between(bindparam("low"), bindparam("high"))
 )
 # The fence grows: whoever held the shard before may still bring what was paid for, and fail nothing.
-_QUEUE = (
+_REQUEUE = (
     update(Shard)
     .where(Shard.id == bindparam("shard"))
     .values(

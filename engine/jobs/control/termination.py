@@ -38,18 +38,18 @@ async def terminate(runtime: Runtime, job_id: str, status: JobStatus, code: str 
     One whose inputs all have an outcome does not expire: it ends by those. False: it had ended.
     """
     async with runtime.database.write() as connection:
-        known = (
+        job = (
             await connection.execute(
                 select(Job.error_summary, Job.warnings, Job.total, Job.ingested, Job.completed, Job.failed)
                 .where(Job.id == job_id)
                 .with_for_update(key_share=True)
             )
         ).one_or_none()
-        if known is None:
+        if job is None:
             return False
-        left = max(0, (known.ingested if known.total is None else known.total) - known.completed - known.failed)
-        if status is JobStatus.EXPIRED and known.total and not left:
-            status, code = final_status(known.completed, known.failed), ""
+        open_count = max(0, (job.ingested if job.total is None else job.total) - job.completed - job.failed)
+        if status is JobStatus.EXPIRED and job.total and not open_count:
+            status, code = final_status(job.completed, job.failed), ""
         sources = [state for state, targets in LEGAL_MOVES.items() if status in targets]
         values: dict[str, object] = {
             "status": JobStatus.CANCELLING if status is JobStatus.CANCELLED else status,
@@ -61,10 +61,10 @@ async def terminate(runtime: Runtime, job_id: str, status: JobStatus, code: str 
         if status is not JobStatus.CANCELLED:
             values |= end_columns(runtime.settings)
         if code and status is JobStatus.EXPIRED:  # what is left of it has no error: errors count inputs that failed
-            values["warnings"] = [*known.warnings, {"code": code, "message": message}]
+            values["warnings"] = [*job.warnings, {"code": code, "message": message}]
         elif code:
             entry = {"code": code, "count": 0, "example_index": None, "message": message}
-            values["error_summary"] = [*(known.error_summary or []), entry]
+            values["error_summary"] = [*(job.error_summary or []), entry]
         moved = await connection.execute(
             update(Job).where(Job.id == job_id, Job.status.in_(sources), Job.deleted_at.is_(None)).values(values)
         )
@@ -81,7 +81,7 @@ async def cancel_idle_shards(runtime: Runtime, job_id: str) -> None:
     the job cancelling, which the sweep brings to its end by this same call.
     """
     async with runtime.database.write() as connection:
-        closed, last = 0, ""
+        cancelled, last = 0, ""
         idle = and_(Shard.job_id == job_id, Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)))
         while ids := await lock_shards(connection, idle, Shard.id > last):
             # Asked for once they are locked: a job may have been resumed or retried since somebody thought it over.
@@ -92,15 +92,17 @@ async def cancel_idle_shards(runtime: Runtime, job_id: str) -> None:
                 .where(Shard.id.in_(ids))
                 .values(state=ShardState.CANCELLED, announced_at=None, reserved_usd=None)
             )
-            closed, last = closed + len(ids), ids[-1]
-        left = (
+            cancelled, last = cancelled + len(ids), ids[-1]
+        open_count = (
             await connection.execute(
                 select(func.count()).select_from(Shard).where(Shard.job_id == job_id, Shard.state.in_(OPEN_STATES))
             )
         ).scalar_one()
-        if closed:
-            await connection.execute(update(Job).where(Job.id == job_id).values(open_shards=Job.open_shards - closed))
-        if not left:
+        if cancelled:
+            await connection.execute(
+                update(Job).where(Job.id == job_id).values(open_shards=Job.open_shards - cancelled)
+            )
+        if not open_count:
             await connection.execute(
                 update(Job)
                 .where(Job.id == job_id, Job.status == JobStatus.CANCELLING)
@@ -116,26 +118,26 @@ async def _has_ended(connection: AsyncConnection, job_id: str) -> bool:
 async def cancel_idle_shards_if_ended(runtime: Runtime, job_id: str) -> None:
     """Close what a worker gave back to a job that had ended meanwhile; nearly always there is no write."""
     async with runtime.database.read() as connection:
-        over = await _has_ended(connection, job_id)
-    if over:
+        has_ended = await _has_ended(connection, job_id)
+    if has_ended:
         await cancel_idle_shards(runtime, job_id)
 
 
 async def drop_claim(runtime: Runtime, shard: ClaimedShard) -> None:
     """A worker lets go of a shard whose job wants no more of it: for good, or, where the job is paused, for now."""
     async with runtime.database.write() as connection:
-        mine = await lock_shards(
+        owned = await lock_shards(
             connection, Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING
         )
-        over = await _has_ended(connection, shard.job_id)
-        if mine and over:
+        has_ended = await _has_ended(connection, shard.job_id)
+        if owned and has_ended:
             await connection.execute(
                 update(Shard)
-                .where(Shard.id.in_(mine))
+                .where(Shard.id.in_(owned))
                 .values(state=ShardState.CANCELLED, lease_until=None, worker=None, reserved_usd=None)
             )
             await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards - 1))
-    if mine and not over:
+    if owned and not has_ended:
         await claims.release(
             runtime, shard, delay_s=0.0, counts_as_attempt=False, reason="the job was paused", waiting_on=None
         )

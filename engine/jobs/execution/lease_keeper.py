@@ -32,49 +32,49 @@ class ShardStopped(EmbedmillError):
 class LeaseKeeper:
     """`asked_at`: clock() before the claim was asked for. `on_lost` is told why the shard is not ours any more."""
 
-    def __init__(self, runtime: Runtime, shard: ClaimedShard, asked_at: float) -> None:
-        self.under_way = RunCalls(runtime.journal, shard)
+    def __init__(self, runtime: Runtime, shard: ClaimedShard, requested_at: float) -> None:
+        self.in_flight = RunCalls(runtime.journal, shard)
         self._runtime = runtime
         self._shard = shard
-        self._until = asked_at + runtime.settings.lease_s
-        self._forbidden: str | None = None
+        self._until = requested_at + runtime.settings.lease_s
+        self._blocked_reason: str | None = None
         self.on_lost: Callable[[str], None] = lambda reason: None
 
     def sending(self, batch: Batch, route: Route) -> str:
         """Asked before each call. Raises ToldToStop when another worker may have the shard by now, or nobody shall."""
-        if self._forbidden is not None:
-            raise ShardStopped(self._forbidden)
+        if self._blocked_reason is not None:
+            raise ShardStopped(self._blocked_reason)
         if clock() >= self._until:
             raise ShardStopped("the lease ran out")
-        return self.under_way.sending(batch, route)
+        return self.in_flight.sending(batch, route)
 
     def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
-        self.under_way.failed(call_id, ambiguous=ambiguous, wasted=wasted)
+        self.in_flight.failed(call_id, ambiguous=ambiguous, wasted=wasted)
 
-    def forbid(self, reason: str) -> None:
+    def block_new_calls(self, reason: str) -> None:
         """From now on no call starts, not even one that only waits to be made again."""
-        self._forbidden = reason
+        self._blocked_reason = reason
 
-    async def keep(self) -> None:
+    async def renew_until_lost(self) -> None:
         """Renew the lease until cancelled, or until it is lost."""
         settings = self._runtime.settings
         pause_s = settings.heartbeat_s
         while True:
             await asyncio.sleep(pause_s)
-            asked_at = clock()
-            left_s = self._until - asked_at
+            requested_at = clock()
+            left_s = self._until - requested_at
             if left_s <= 0:
                 self.on_lost("the lease could not be renewed")
                 return
             try:
                 # A database that is slow or locked is given a heartbeat's time, then asked again on a fresh connection.
                 async with asyncio.timeout(min(settings.heartbeat_s, left_s)):
-                    ours = await claims.heartbeat(self._runtime, self._shard)
+                    is_held = await claims.heartbeat(self._runtime, self._shard)
             except (*DATABASE_ERRORS, TimeoutError):
                 pause_s = min(RENEW_RETRY_S, settings.heartbeat_s)
                 continue
-            if not ours:
+            if not is_held:
                 self.on_lost("the shard is no longer this worker's")
                 return
-            self._until = asked_at + settings.lease_s
+            self._until = requested_at + settings.lease_s
             pause_s = settings.heartbeat_s

@@ -62,7 +62,7 @@ async def _embed_open_inputs(
         await embed(run, batches(positions), concurrency=concurrency)
         return
     run.landed = run.spending = reservation = await budget.reserve(runtime, shard, run.alias, run.landed)
-    writer.on_kept.append(reservation.on_durable)
+    writer.on_durable.append(reservation.on_durable)
     while positions:
         await embed(run, reservation.within_reservation(batches(positions)), concurrency=concurrency)
         remaining = [position for position in positions if shard.index(position) not in reservation.delivered]

@@ -36,8 +36,8 @@ RECORD_INPUTS = 1024
 RECORD_EVERY_S = 1.0
 SPOOL_AFTER_S = 2.0
 # A database that has not answered for this long is asked again on another connection.
-ANSWER_S = 30.0
-PAUSE_S = (0.2, 0.5, 1.0, 2.0)
+DATABASE_REPLY_S = 30.0
+RETRY_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(slots=True)
@@ -55,26 +55,26 @@ class ResultsWriter:
     def __init__(self, runtime: Runtime, shard: ClaimedShard) -> None:
         self._runtime = runtime
         self._shard = shard
-        self._landed: list[BatchOutcome] = []
+        self._unqueued: list[BatchOutcome] = []
         self._inputs = 0
-        self._waiting: deque[_PendingWrite] = deque()
+        self._pending: deque[_PendingWrite] = deque()
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._task = asyncio.create_task(self._run())
-        self.flight: EmbedRun | None = None
+        self.run: EmbedRun | None = None
         # Told of results and the id that they are recorded under, before the database or the spool gets them.
         self.on_recording: Callable[[list[BatchOutcome], str], None] = lambda parts, record_id: None
         # Told, in this order, of results that are safe: in the database, or in the spool.
-        self.on_kept: list[Callable[[list[BatchOutcome]], None]] = []
+        self.on_durable: list[Callable[[list[BatchOutcome]], None]] = []
         self.recorded = 0
         self.shard_done = False
         self.job_active = True
 
-    def take(self, landed: BatchOutcome) -> None:
+    def add(self, outcome: BatchOutcome) -> None:
         failpoints.hit("after_upstream_before_commit")
-        self._landed.append(landed)
-        self._inputs += len(landed.indexes)
+        self._unqueued.append(outcome)
+        self._inputs += len(outcome.indexes)
         if self._inputs >= RECORD_INPUTS:
             self._due.set()
         elif self._timer is None:
@@ -92,23 +92,23 @@ class ResultsWriter:
 
     async def _run(self) -> None:
         try:
-            while not (self._closing and not self._landed):
+            while not (self._closing and not self._unqueued):
                 await self._due.wait()
                 self._due.clear()
                 await self._record_all()
         except asyncio.CancelledError:
-            self._leave()
+            self._spool_on_exit()
             raise
         finally:
             self._runtime.blocked_shards.discard(self._shard.shard_id)
 
     async def _record_all(self) -> None:
         away_since: float | None = None
-        pauses = iter(PAUSE_S)
-        while self._next() is not None:
-            waiting = self._waiting[0]
+        pauses = iter(RETRY_PAUSES_S)
+        while self._next_pending() is not None:
+            pending = self._pending[0]
             try:
-                recorded = await self._offer(waiting)
+                recorded = await self._record_bounded(pending)
                 failpoints.hit("after_commit")
             except StorageUnavailable as error:
                 away_since = away_since or time.monotonic()
@@ -116,14 +116,14 @@ class ResultsWriter:
                     await self._block(error)
                 if time.monotonic() - away_since >= SPOOL_AFTER_S:
                     await self._spool()
-                await asyncio.sleep(next(pauses, PAUSE_S[-1]))
+                await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
                 continue
             except Exception as error:
-                await self._give_up(waiting, error)
+                await self._fail_unrecordable(pending, error)
             else:
-                self._note(waiting, recorded)
-                self._waiting.popleft()
-            away_since, pauses = None, iter(PAUSE_S)
+                self._on_recorded(pending, recorded)
+                self._pending.popleft()
+            away_since, pauses = None, iter(RETRY_PAUSES_S)
             self._runtime.blocked_shards.discard(self._shard.shard_id)
 
     async def _block(self, error: StorageBlocked) -> None:
@@ -147,28 +147,28 @@ class ResultsWriter:
                     .values(waiting_on="database", next_attempt_at=None, version=Job.version + 1)
                 )
 
-    async def _give_up(self, waiting: _PendingWrite, error: Exception) -> None:
+    async def _fail_unrecordable(self, pending: _PendingWrite, error: Exception) -> None:
         """These results can never be recorded: they are paid for once, and their inputs fail with the reason.
 
         Each batch is offered by itself first, so that no other fails with it. The vectors stay in a file.
         """
         shard = self._shard
-        self._waiting.popleft()
-        if len(waiting.parts) > 1:
-            if waiting.file is not None:
-                waiting.file.remove()
-            self._waiting.extendleft(self._to_record([part]) for part in reversed(waiting.parts))
+        self._pending.popleft()
+        if len(pending.parts) > 1:
+            if pending.file is not None:
+                pending.file.remove()
+            self._pending.extendleft(self._to_record([part]) for part in reversed(pending.parts))
             return
-        [part] = waiting.parts
-        file = waiting.file or await asyncio.to_thread(self._write, waiting)
+        [part] = pending.parts
+        file = pending.file or await asyncio.to_thread(self._write, pending)
         if file is not None:
             file.set_aside()
-        self._tell_kept(waiting.parts)
-        about = {"job_id": shard.job_id, "shard_id": shard.shard_id, "inputs": len(part.indexes)}
+        self._notify_durable(pending.parts)
+        log_fields = {"job_id": shard.job_id, "shard_id": shard.shard_id, "inputs": len(part.indexes)}
         if isinstance(error, StorageRefused):
-            log.error("paid results could not be recorded: %s", error.message, extra=about)
+            log.error("paid results could not be recorded: %s", error.message, extra=log_fields)
         else:
-            log.error("paid results could not be recorded", exc_info=error, extra=about)
+            log.error("paid results could not be recorded", exc_info=error, extra=log_fields)
         message = error.message if isinstance(error, StorageRefused) else "the result could not be recorded"
         code = error.code if isinstance(error, EmbedmillError) else EmbedmillError.code
         failed = part._replace(vectors=None, error=InputError(code, message, retryable=True))
@@ -177,78 +177,78 @@ class ResultsWriter:
             try:
                 recorded = await record(self._runtime, shard, [attempt])
             except Exception as refused:
-                log.warning("the failure of inputs could not be recorded: %s", type(refused).__name__, extra=about)
+                log.warning("the failure of inputs could not be recorded: %s", type(refused).__name__, extra=log_fields)
             else:
-                self._note(_PendingWrite([attempt]), recorded)
+                self._on_recorded(_PendingWrite([attempt]), recorded)
                 return
         self._stop("results could not be recorded")
 
-    def _next(self) -> _PendingWrite | None:
+    def _next_pending(self) -> _PendingWrite | None:
         """What is to be recorded next, after all that has landed until now has joined the queue."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._landed:
-            self._waiting.append(self._to_record(self._landed))
-            self._landed, self._inputs = [], 0
-        return self._waiting[0] if self._waiting else None
+        if self._unqueued:
+            self._pending.append(self._to_record(self._unqueued))
+            self._unqueued, self._inputs = [], 0
+        return self._pending[0] if self._pending else None
 
     def _to_record(self, parts: list[BatchOutcome]) -> _PendingWrite:
-        waiting = _PendingWrite(parts)
-        self.on_recording(parts, waiting.record_id)
-        return waiting
+        pending = _PendingWrite(parts)
+        self.on_recording(parts, pending.record_id)
+        return pending
 
-    def _tell_kept(self, parts: list[BatchOutcome]) -> None:
-        for told in self.on_kept:
-            told(parts)
+    def _notify_durable(self, parts: list[BatchOutcome]) -> None:
+        for callback in self.on_durable:
+            callback(parts)
 
-    async def _offer(self, waiting: _PendingWrite) -> Recorded:
+    async def _record_bounded(self, pending: _PendingWrite) -> Recorded:
         """Record; spool meanwhile what takes too long. A commit whose answer is lost is simply made again."""
-        recording = asyncio.ensure_future(record(self._runtime, self._shard, waiting.parts, waiting.record_id))
+        recording = asyncio.ensure_future(record(self._runtime, self._shard, pending.parts, pending.record_id))
         try:
             if not (await asyncio.wait({recording}, timeout=SPOOL_AFTER_S))[0]:
                 await self._spool()
-                if not (await asyncio.wait({recording}, timeout=ANSWER_S))[0]:
+                if not (await asyncio.wait({recording}, timeout=DATABASE_REPLY_S))[0]:
                     raise StorageUnavailable("the database does not answer")
             return recording.result()
         finally:
             recording.cancel()
 
-    def _note(self, waiting: _PendingWrite, recorded: Recorded) -> None:
-        if waiting.file is not None:
-            waiting.file.remove()
-        self._tell_kept(waiting.parts)
-        self.recorded += sum(len(part.indexes) for part in waiting.parts)
+    def _on_recorded(self, pending: _PendingWrite, recorded: Recorded) -> None:
+        if pending.file is not None:
+            pending.file.remove()
+        self._notify_durable(pending.parts)
+        self.recorded += sum(len(part.indexes) for part in pending.parts)
         self.shard_done = recorded.shard_done
         if not recorded.job_active and not recorded.shard_done:
             self.job_active = False
             self._stop("the job wants no more of this shard")
 
     async def _spool(self) -> None:
-        self._next()
-        for waiting in self._waiting:
-            if waiting.file is None:
-                waiting.file = await asyncio.to_thread(self._write, waiting)
-                if waiting.file is not None:
-                    self._tell_kept(waiting.parts)
+        self._next_pending()
+        for pending in self._pending:
+            if pending.file is None:
+                pending.file = await asyncio.to_thread(self._write, pending)
+                if pending.file is not None:
+                    self._notify_durable(pending.parts)
 
-    def _write(self, waiting: _PendingWrite) -> SpooledFile | None:
+    def _write(self, pending: _PendingWrite) -> SpooledFile | None:
         return self._runtime.spool.write(
-            self._shard.shard_id, encode_spool(self._shard, waiting.parts, waiting.record_id)
+            self._shard.shard_id, encode_spool(self._shard, pending.parts, pending.record_id)
         )
 
-    def _leave(self) -> None:
+    def _spool_on_exit(self) -> None:
         """This process ends: others carry on with the files."""
-        self._next()
-        for waiting in self._waiting:
-            file = waiting.file or self._write(waiting)
+        self._next_pending()
+        for pending in self._pending:
+            file = pending.file or self._write(pending)
             if file is not None:
-                self._tell_kept(waiting.parts)
+                self._notify_durable(pending.parts)
                 file.let_go()
             else:
-                inputs = sum(len(part.indexes) for part in waiting.parts)
+                inputs = sum(len(part.indexes) for part in pending.parts)
                 log.error("paid results were lost", extra={"job_id": self._shard.job_id, "inputs": inputs})
 
     def _stop(self, reason: str) -> None:
-        if self.flight is not None:
-            self.flight.stop.give(EmbedmillError(reason))
+        if self.run is not None:
+            self.run.stop.give(EmbedmillError(reason))

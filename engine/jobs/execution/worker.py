@@ -59,7 +59,7 @@ async def run_shard(
     if runtime.blocked_shards:
         log.debug("no shard is claimed while the database refuses results", extra={"shard_id": shard_id})
         return False
-    asked_at = clock()
+    requested_at = clock()
     try:
         shard = await claims.claim(runtime, shard_id, worker)
     except StorageUnavailable as refusal:
@@ -80,12 +80,12 @@ async def run_shard(
         return preemptor
 
     writer = ResultsWriter(runtime, shard)
-    lease = LeaseKeeper(runtime, shard, asked_at)
-    writer.on_recording = lease.under_way.recording
-    writer.on_kept.append(lease.under_way.kept)
+    lease = LeaseKeeper(runtime, shard, requested_at)
+    writer.on_recording = lease.in_flight.recording
+    writer.on_durable.append(lease.in_flight.mark_durable)
     error: EmbedmillError | None = None
-    patience_s = FINALIZE_S
-    beating = asyncio.create_task(lease.keep())
+    wait_s = FINALIZE_S
+    renewing = asyncio.create_task(lease.renew_until_lost())
     try:
         await _run_calls(runtime, shard, writer, lease, until, start_shard)
     except EmbedmillError as raised:
@@ -93,20 +93,20 @@ async def run_shard(
     except asyncio.CancelledError:
         # A time limit, or a worker that must go now. What has landed was paid for, and the shard need not wait for its
         # lease to run out: this task ends by giving both back.
-        error, patience_s = ShardStopped("the worker was stopped"), FINALIZE_STOPPING_S
+        error, wait_s = ShardStopped("the worker was stopped"), FINALIZE_STOPPING_S
         for preemptor in preemptors:
             preemptor.cancel()
     except Exception:
         log.exception("a shard's run broke off", extra={"job_id": shard.job_id, "shard_id": shard_id})
         error = EmbedmillError("a fault of ours")
-    settling = asyncio.create_task(_finalize(runtime, shard, writer, lease, error, beating, started))
-    runtime.settling.add(settling)
-    settling.add_done_callback(runtime.settling.discard)
+    finalizing = asyncio.create_task(_finalize(runtime, shard, writer, lease, error, renewing, started))
+    runtime.settling.add(finalizing)
+    finalizing.add_done_callback(runtime.settling.discard)
     if runtime.draining.is_set():
-        patience_s = FINALIZE_STOPPING_S
-    done, _ = await asyncio.wait({settling}, timeout=patience_s)
+        wait_s = FINALIZE_STOPPING_S
+    done, _ = await asyncio.wait({finalizing}, timeout=wait_s)
     if done:
-        settling.result()
+        finalizing.result()
     else:
         log.warning("results wait beside the worker: the database does not take them", extra={"job_id": shard.job_id})
     await asyncio.gather(*preemptors)
@@ -119,23 +119,23 @@ async def _finalize(
     writer: ResultsWriter,
     lease: LeaseKeeper,
     error: EmbedmillError | None,
-    beating: asyncio.Task[None],
+    renewing: asyncio.Task[None],
     started: float,
 ) -> None:
     """All that follows the last call. Goes on beside the worker's next shards where the database is away."""
-    about = {"job_id": shard.job_id, "shard_id": shard.shard_id}
+    log_fields = {"job_id": shard.job_id, "shard_id": shard.shard_id}
     try:
         # Whatever goes wrong with one of these, the shard is given back: it must not wait for its lease to run out.
         for end in (
             writer.close,
-            lambda: record_unanswered(runtime, shard, lease.under_way),
+            lambda: record_unanswered(runtime, shard, lease.in_flight),
         ):
             try:
                 await end()
             except StorageUnavailable:
                 pass  # the journals of calls and results are read by whoever comes next
             except Exception:
-                log.exception("a shard's run could not be closed in full", extra=about)
+                log.exception("a shard's run could not be closed in full", extra=log_fields)
         log.info(
             "shard ran",
             extra={
@@ -151,7 +151,7 @@ async def _finalize(
             try:
                 await release_unfinished(runtime, shard, writer, error)
             except DATABASE_ERRORS:
-                log.exception("a shard could not be given back as it should be: it is released", extra=about)
+                log.exception("a shard could not be given back as it should be: it is released", extra=log_fields)
                 await claims.release(
                     runtime,
                     shard,
@@ -161,7 +161,7 @@ async def _finalize(
                     waiting_on=None,
                 )
     finally:
-        beating.cancel()
+        renewing.cancel()
     failpoints.hit("after_commit_before_ack")
     with contextlib.suppress(*DATABASE_ERRORS):  # the sweep dispatches too
         await dispatch(runtime)
@@ -186,37 +186,37 @@ async def _run_calls(
         alias=alias,
         lane=BULK,
         deadline=stop_at + CALL_GRACE_S,
-        landed=writer.take,
+        landed=writer.add,
         tenant=shard.project,
         call_observer=lease,
         calls=shard.calls,
         waits=shard.waits,
     )
-    writer.flight = run
+    writer.run = run
     lease.on_lost = lambda reason: _stop(run, reason)
     budget = asyncio.get_running_loop().call_later(
         stop_at - time.monotonic(), _stop, run, "the time budget of the shard is over"
     )
-    telling = asyncio.create_task(wait_report.report_waits(runtime, shard))
-    leaving = asyncio.create_task(_stop_when_draining(runtime, run))
+    reporting = asyncio.create_task(wait_report.report_waits(runtime, shard))
+    draining = asyncio.create_task(_stop_when_draining(runtime, run))
     still_open = shard.count - int(shard.outcome_bits.sum())
 
     def unsent_tokens() -> int:
-        sent = writer.recorded + lease.under_way.inputs
+        sent = writer.recorded + lease.in_flight.inputs
         return shard.tokens * max(0, still_open - sent) // max(1, still_open)
 
-    looking = asyncio.create_task(_stop_when_preempted(runtime, shard, run, until, start_shard, unsent_tokens))
-    unwanted = asyncio.create_task(_stop_when_job_stops(runtime, shard, writer, lease, run))
+    preempting = asyncio.create_task(_stop_when_preempted(runtime, shard, run, until, start_shard, unsent_tokens))
+    stopping = asyncio.create_task(_stop_when_job_stops(runtime, shard, writer, lease, run))
     try:
         await process_open_inputs(
             runtime, shard, run, writer, lambda positions: _batches(runtime, shard, alias, positions)
         )
     finally:
         budget.cancel()
-        telling.cancel()
-        leaving.cancel()
-        looking.cancel()
-        unwanted.cancel()
+        reporting.cancel()
+        draining.cancel()
+        preempting.cancel()
+        stopping.cancel()
         if not runtime.draining.is_set():
             await hang_watch.settled(shard.waits)
 
@@ -251,7 +251,7 @@ async def _stop_when_job_stops(
 ) -> None:
     await wait_until_job_stops(runtime, shard.job_id)
     writer.job_active = False
-    lease.forbid("the job wants no more of this shard")
+    lease.block_new_calls("the job wants no more of this shard")
     _stop(run, "the job wants no more of this shard")
 
 

@@ -7,14 +7,14 @@ import logging
 from sqlalchemy import and_, delete, select
 
 from engine.jobs.control.termination import terminate
-from engine.jobs.ingest.idempotency import owner_is_dead, owner_is_here
+from engine.jobs.ingest.idempotency import owner_is_alive_here, owner_is_dead
 from engine.runtime import Runtime
 from models.base import db_now
 from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 
 log = logging.getLogger("embedmill.sweep")
 # A process that is stopped, with its machine or by a signal, goes on with its uploads when it is woken in time.
-STOPPED_S = 900.0
+SUSPENDED_S = 900.0
 ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)), Job.upload_lease_until < db_now())
 
 
@@ -47,7 +47,7 @@ async def end_abandoned_uploads(runtime: Runtime) -> None:
     for row in rows:
         if row.has_key and row.since_s < resume_s:
             continue
-        if owner_is_here(row.upload_owner) and row.since_s < STOPPED_S:
+        if owner_is_alive_here(row.upload_owner) and row.since_s < SUSPENDED_S:
             continue
         reason = "died" if owner_is_dead(row.upload_owner) else "was lost"
         log.warning("an upload was abandoned", extra={"job_id": row.id, "reason": f"its process {reason}"})

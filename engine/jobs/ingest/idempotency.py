@@ -20,7 +20,7 @@ ARRIVING = and_(Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)), Job.to
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
+class IdempotentReplay:
     """The same Idempotency-Key was used before, by a request whose body had this fingerprint."""
 
     job_id: str
@@ -47,19 +47,19 @@ def owner_is_dead(owner: str | None) -> bool:
     return owner is None or worker_heartbeats.is_dead_local_process(owner.partition("#")[0])
 
 
-def owner_is_here(owner: str | None) -> bool:
+def owner_is_alive_here(owner: str | None) -> bool:
     """True when the owner is a process of this machine that lives, though it may be stopped."""
     return owner is not None and worker_heartbeats.is_alive_here(owner.partition("#")[0])
 
 
-async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | Replay:
+async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | IdempotentReplay:
     """Claim an Idempotency-Key: for a new job, for what an upload that broke off has left, or the job it stands for.
 
     Raises Conflict while another request with this key is still arriving.
     """
-    fresh = new_reservation(key=key)
+    new = new_reservation(key=key)
     async with runtime.database.write() as connection:
-        values = _values(runtime, fresh) | {"fingerprint": None}
+        values = _values(runtime, new) | {"fingerprint": None}
         statement = (
             runtime.database.insert(IdempotencyKey)
             .values(project=project, key=key, **values)
@@ -68,8 +68,8 @@ async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | Rep
             )
             .returning(IdempotencyKey.job_id)
         )
-        if (await connection.execute(statement)).scalar_one_or_none() == fresh.job_id:
-            return fresh
+        if (await connection.execute(statement)).scalar_one_or_none() == new.job_id:
+            return new
         row = (
             await connection.execute(
                 select(
@@ -83,31 +83,31 @@ async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | Rep
             )
         ).one()
         if row.fingerprint is not None:
-            return Replay(row.job_id, row.fingerprint)
+            return IdempotentReplay(row.job_id, row.fingerprint)
         if not (row.lapsed or owner_is_dead(row.owner)):
             raise Conflict(
                 "A request with this Idempotency-Key is still being read: try again when it has been.",
                 code="idempotency_in_flight",
                 should_retry=True,
             )
-        mine = await _take_over(runtime, connection, row.job_id, key) or fresh
+        reservation = await _take_over(runtime, connection, row.job_id, key) or new
         await connection.execute(
             update(IdempotencyKey)
             .where(IdempotencyKey.project == project, IdempotencyKey.key == key)
-            .values(_values(runtime, mine))
+            .values(_values(runtime, reservation))
         )
-    return mine
+    return reservation
 
 
 async def _take_over(runtime: Runtime, connection: AsyncConnection, job_id: str, key: str) -> Reservation | None:
     """Own what is stored of the job; None: there is nothing that could be continued."""
-    mine = new_reservation(job_id, key, resumes=True)
-    taken = await connection.execute(
+    reservation = new_reservation(job_id, key, resumes=True)
+    updated = await connection.execute(
         update(Job)
         .where(Job.id == job_id, ARRIVING, Job.upload_hash.is_not(None))
-        .values(upload_owner=mine.owner, upload_lease_until=db_now() + runtime.settings.lease_s)
+        .values(upload_owner=reservation.owner, upload_lease_until=db_now() + runtime.settings.lease_s)
     )
-    return mine if taken.rowcount else None
+    return reservation if updated.rowcount else None
 
 
 def _values(runtime: Runtime, reservation: Reservation) -> dict[str, Any]:

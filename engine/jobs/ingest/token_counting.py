@@ -19,8 +19,8 @@ from models.embedding import Alias, Input
 from models.job import Job, JobStatus, Shard
 
 COUNTED_BYTES = 4 * 1024 * 1024
-SAMPLED = 16
-RECENT_JOBS, LOOKED_AT = 5, 100
+SAMPLE_ONE_IN = 16
+RECENT_JOBS, MAX_JOBS_READ = 5, 100
 Count = Callable[[Sequence[str]], Sequence[int]]
 
 
@@ -41,7 +41,7 @@ async def method_for(runtime: Runtime, alias: Alias, project: str) -> Method:
         return Method(_cl100k, is_exact=True)
     if all(route.account.kind == "local" for route in routes):
         return Method(runtime.upstream.count_local, is_exact=True, is_quick=False)
-    per_byte = runtime.router.learned_per_byte(alias) or await _per_byte_of_jobs(runtime, alias, project)
+    per_byte = runtime.router.learned_per_byte(alias) or await _tokens_per_byte_of_jobs(runtime, alias, project)
     if per_byte is not None:
         learned = per_byte
 
@@ -56,7 +56,7 @@ def _cl100k(texts: Sequence[str]) -> list[int]:
     return [tokens.count(text) for text in texts]
 
 
-async def _per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str) -> float | None:
+async def _tokens_per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str) -> float | None:
     """Tokens a byte of the project's latest finished jobs of this alias; None where there is none.
 
     A shard's estimate is a third of its bytes. Other projects' jobs teach nothing here: their texts may be others.
@@ -65,7 +65,7 @@ async def _per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str) -> flo
         select(Job.id, Job.alias, Job.prompt_tokens, Job.usage_estimated)
         .where(Job.project == project, Job.status == JobStatus.COMPLETED)
         .order_by(Job.id.desc())
-        .limit(LOOKED_AT)
+        .limit(MAX_JOBS_READ)
         .subquery()
     )
     usable = (
@@ -80,8 +80,8 @@ async def _per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str) -> flo
         estimated = (
             await connection.execute(select(func.sum(Shard.tokens)).where(Shard.job_id.in_([row.id for row in rows])))
         ).scalar_one()
-    counted = sum(row.prompt_tokens for row in rows)
-    return counted / (float(estimated) * 3) if estimated else None
+    counted_tokens = sum(row.prompt_tokens for row in rows)
+    return counted_tokens / (float(estimated) * 3) if estimated else None
 
 
 class TokenTotal:
@@ -110,10 +110,10 @@ class TokenTotal:
             self._total += sum(self._method.count(texts))
             self._counted_bytes += sum(map(tokens.utf8_bytes, texts))
             return
-        chosen = [text for text in texts if self._chance.randrange(SAMPLED) == 0] or texts[:1]
+        sample = [text for text in texts if self._chance.randrange(SAMPLE_ONE_IN) == 0] or texts[:1]
         self._all += len(texts)
         self._all_bytes += sum(map(tokens.utf8_bytes, texts))
-        for text, count in zip(chosen, self._method.count(chosen), strict=True):
+        for text, count in zip(sample, self._method.count(sample), strict=True):
             size = tokens.utf8_bytes(text)
             self._n += 1
             self._t += count

@@ -24,7 +24,7 @@ WASTED = "wasted"  # answered and billed, in vain
 
 @dataclass(slots=True)
 class _Call:
-    note: InFlightCall
+    entry: InFlightCall
     slot: int | None
     first_index: int
     code: str = CUT_OFF
@@ -32,19 +32,19 @@ class _Call:
 
 class RunCalls:
     def __init__(self, journal: CallJournal, shard: ClaimedShard) -> None:
-        self._flights = journal
+        self._journal = journal
         self._shard = shard
         self._calls: dict[str, _Call] = {}
 
     @property
     def inputs(self) -> int:
         """How many inputs the calls have that are not settled."""
-        return sum(call.note.inputs for call in self._calls.values())
+        return sum(call.entry.inputs for call in self._calls.values())
 
     def sending(self, batch: Batch, route: Route) -> str:
         """Note a call that is about to be sent; its id."""
         shard = self._shard
-        note = InFlightCall(
+        entry = InFlightCall(
             random_id("call"),
             shard.project,
             shard.job_id,
@@ -57,8 +57,8 @@ class RunCalls:
             batch.tokens,
             max_cost_of(batch, route),
         )
-        self._calls[note.call_id] = _Call(note, self._flights.depart(note), batch.indexes[0])
-        return note.call_id
+        self._calls[entry.call_id] = _Call(entry, self._journal.depart(entry), batch.indexes[0])
+        return entry.call_id
 
     def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
         """The call brought nothing. One that was billed, or may have been, stays noted until it is written down."""
@@ -68,26 +68,26 @@ class RunCalls:
         if ambiguous or wasted:
             call.code = WASTED if wasted else "unanswered"
         else:
-            self._flights.arrive(self._calls.pop(call_id).slot)
+            self._journal.arrive(self._calls.pop(call_id).slot)
 
     def recording(self, parts: Sequence[BatchOutcome], record_id: str) -> None:
         """These results are to be recorded, or spooled: whoever finds the notes can tell whether they were."""
-        for call_id in self._bringing(parts):
+        for call_id in self._calls_of(parts):
             call = self._calls[call_id]
-            call.note = msgspec.structs.replace(call.note, record_id=record_id)
-            self._flights.renew(call.slot, call.note)
+            call.entry = msgspec.structs.replace(call.entry, record_id=record_id)
+            self._journal.renew(call.slot, call.entry)
 
-    def kept(self, parts: Sequence[BatchOutcome]) -> None:
+    def mark_durable(self, parts: Sequence[BatchOutcome]) -> None:
         """These results are safe, and so are the calls that brought them."""
-        for call_id in self._bringing(parts):
-            self._flights.arrive(self._calls.pop(call_id).slot)
+        for call_id in self._calls_of(parts):
+            self._journal.arrive(self._calls.pop(call_id).slot)
 
-    def _bringing(self, parts: Sequence[BatchOutcome]) -> list[str]:
+    def _calls_of(self, parts: Sequence[BatchOutcome]) -> list[str]:
         """The calls that brought these results."""
         if not self._calls:
             return []
-        landed = {index for part in parts for index in part.indexes}
-        return [key for key, call in self._calls.items() if call.first_index in landed and call.code == CUT_OFF]
+        indexes = {index for part in parts for index in part.indexes}
+        return [key for key, call in self._calls.items() if call.first_index in indexes and call.code == CUT_OFF]
 
     def unanswered(self) -> list[Call]:
         """Calls that were sent, for all that is known, and of which nothing was heard again.
@@ -96,19 +96,19 @@ class RunCalls:
         """
         return [
             Call(
-                call.note.provider,
-                call.note.upstream_model,
+                call.entry.provider,
+                call.entry.upstream_model,
                 False,
                 None,
-                call.note.started_at,
+                call.entry.started_at,
                 time.time(),
                 error=call.code,
                 ambiguous=True,
-                inputs=call.note.inputs,
-                id=call.note.call_id,
-                tokens=call.note.tokens,
+                inputs=call.entry.inputs,
+                id=call.entry.call_id,
+                tokens=call.entry.tokens,
                 tokens_estimated=True,
-                cost_usd=call.note.cost_usd,
+                cost_usd=call.entry.cost_usd,
             )
             for call in self._calls.values()
             if call.code != WASTED
@@ -117,5 +117,5 @@ class RunCalls:
     def clear(self) -> None:
         """All of them are written down."""
         for call in self._calls.values():
-            self._flights.arrive(call.slot)
+            self._journal.arrive(call.slot)
         self._calls.clear()

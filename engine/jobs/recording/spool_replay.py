@@ -103,23 +103,29 @@ async def _replay(runtime: Runtime, file: SpooledFile) -> None:
         log.error("a spool file is damaged, and set aside as .bad: %s", error)
         file.set_aside()
         return
-    about = {"job_id": shard.job_id, "shard_id": shard.shard_id, "inputs": sum(len(part.indexes) for part in parts)}
+    log_fields = {
+        "job_id": shard.job_id,
+        "shard_id": shard.shard_id,
+        "inputs": sum(len(part.indexes) for part in parts),
+    }
     try:
         recorded = await record(runtime, shard, parts, record_id)
     except (StorageUnavailable, asyncio.CancelledError):
         file.let_go()
         raise
     except Exception:
-        log.exception("the database refused a spool file, which is set aside as .bad", extra=about)
+        log.exception("the database refused a spool file, which is set aside as .bad", extra=log_fields)
         file.set_aside()
         return
     file.remove()
     if recorded is SHARD_CLOSED:
         SPOOLED.labels("dropped").inc()
-        log.warning("spooled results came too late: their part of the job is done, cancelled or deleted", extra=about)
+        log.warning(
+            "spooled results came too late: their part of the job is done, cancelled or deleted", extra=log_fields
+        )
     else:
         SPOOLED.labels("replayed").inc()
-        log.info("spooled results were recorded", extra=about)
+        log.info("spooled results were recorded", extra=log_fields)
 
 
 def _encode_outcome(part: BatchOutcome) -> _StoredOutcome:
