@@ -44,7 +44,7 @@ async def list_jobs(request: Request) -> Response:
         runtime_of(request),
         caller_of(request).project,
         limit=limit,
-        after=request.query_params.get("after"),
+        after_id=request.query_params.get("after"),
         status=status,
     )
     data = [job_rows.job_object(row) for row in rows]

@@ -20,7 +20,7 @@ from engine.corpus.lines import PARSERS, ByteLimit, GzipDecoder, IdentityDecoder
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.differences import describe_differences
 from engine.jobs.ingest.dry_run import DryRun
-from engine.jobs.ingest.job_intake import JobIntake, JobSpec, IdempotentReplay, Reservation
+from engine.jobs.ingest.job_intake import IdempotentReplay, JobIntake, JobSpec, Reservation
 from engine.jobs.reading import job_rows
 from engine.jobs.recording import budget
 from engine.planning import packing
@@ -147,7 +147,7 @@ async def _feed(
         hasher.update(chunk)
         # A few packed bytes may be many.
         size = len(chunk) if isinstance(decoder, IdentityDecoder) else None
-        await taker.read(lines_of(chunk), size=size, held_bytes=reader.held_bytes)
+        await taker.read(lines_of(chunk), size=size, buffered_bytes=reader.held_bytes)
     decoder.finish()
     await taker.read(iter([reader.finish()]), size=reader.held_bytes)
 

@@ -47,10 +47,10 @@ class IdleWatch:
 
     async def watch(self) -> None:
         """Look for shards that wait in vain, until this process drains."""
-        look_every_s = min(POLL_EVERY_S, self._runtime.settings.claim_unannounced_after_s)
+        poll_every_s = min(POLL_EVERY_S, self._runtime.settings.claim_unannounced_after_s)
         errors = ErrorLog("looking for shards that wait")
         while not self._runtime.draining.is_set():
-            await asyncio.sleep(look_every_s * random.uniform(0.5, 1.5))
+            await asyncio.sleep(poll_every_s * random.uniform(0.5, 1.5))
             if self._messages:
                 continue
             try:

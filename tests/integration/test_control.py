@@ -16,7 +16,7 @@ from engine.jobs.control.retry import retry
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.sweep import WorkerLost, sweep
+from engine.jobs.maintenance.sweep import WorkerCrashed, sweep
 from engine.jobs.reading.job_rows import get_job, job_object
 from engine.jobs.recording.record import fail_remaining, record
 from engine.jobs.scheduling.dispatch import dispatch
@@ -252,7 +252,7 @@ async def test_a_job_that_failed_whole_is_tried_again_whole(store: Store) -> Non
     for shard_id in await store.shard_ids(job_id):
         await store.set_shard(shard_id, attempt=ATTEMPTS, worker_crashes=2, last_error="x")
     for held in await store.claim_all(job_id):
-        await fail_remaining(store.runtime, held, WorkerLost("gone"))
+        await fail_remaining(store.runtime, held, WorkerCrashed("gone"))
     assert await store.status(job_id) == JobStatus.FAILED
     await retry(store.runtime, "p", job_id)
     await work(store, await store.claim_all(job_id))
@@ -302,7 +302,7 @@ async def test_who_held_a_shard_before_a_retry_can_fail_nothing_of_it(store: Sto
     await work(store, [zombie], good=range(6))
     await retry(store.runtime, "p", job_id)
     await record(store.runtime, zombie, refused(zombie, [7]))
-    await fail_remaining(store.runtime, zombie, WorkerLost("gone"))
+    await fail_remaining(store.runtime, zombie, WorkerCrashed("gone"))
     assert not await claims.heartbeat(store.runtime, zombie)
     await claims.release(store.runtime, zombie, delay_s=9, counts_as_attempt=True, reason="", waiting_on="quota")
     await termination.drop_claim(store.runtime, zombie)

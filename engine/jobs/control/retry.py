@@ -77,7 +77,7 @@ def _check(job: Row[Any]) -> None:
 
 
 async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
-    plan, after = _Plan(), -1
+    plan, last_seq = _Plan(), -1
     async with runtime.database.read() as connection:
         plan.final_errors = {entry["code"]: entry for entry in await refused_inputs.summary(connection, job.id)}
     failed_here = (
@@ -96,7 +96,7 @@ async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
             page = (
                 await connection.execute(
                     select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
-                    .where(Shard.job_id == job.id, Shard.seq > after, failed_here.is_not(None))
+                    .where(Shard.job_id == job.id, Shard.seq > last_seq, failed_here.is_not(None))
                     .order_by(Shard.seq)
                     .limit(SHARDS_PER_PAGE)
                 )
@@ -105,7 +105,7 @@ async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
                 await _plan_shard(connection, job.id, shard, plan)
         if len(page) < SHARDS_PER_PAGE:
             return plan
-        after = page[-1].seq
+        last_seq = page[-1].seq
 
 
 async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan: _Plan) -> None:

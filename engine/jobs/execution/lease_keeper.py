@@ -62,13 +62,13 @@ class LeaseKeeper:
         while True:
             await asyncio.sleep(pause_s)
             requested_at = clock()
-            left_s = self._until - requested_at
-            if left_s <= 0:
+            remaining_s = self._until - requested_at
+            if remaining_s <= 0:
                 self.on_lost("the lease could not be renewed")
                 return
             try:
                 # A database that is slow or locked is given a heartbeat's time, then asked again on a fresh connection.
-                async with asyncio.timeout(min(settings.heartbeat_s, left_s)):
+                async with asyncio.timeout(min(settings.heartbeat_s, remaining_s)):
                     is_held = await claims.heartbeat(self._runtime, self._shard)
             except (*DATABASE_ERRORS, TimeoutError):
                 pause_s = min(RENEW_RETRY_S, settings.heartbeat_s)

@@ -16,13 +16,13 @@ from models.job import ShardState
 
 async def handle_message(runtime: Runtime, announced_id: str, worker: str) -> None:
     """Run the rung shard, or another whose turn comes before its. A ring for what is not to be run is for nothing."""
-    chosen = announced_id
+    shard_id = announced_id
     if not runtime.draining.is_set():
         try:
-            chosen = await _choose_shard(runtime, announced_id)
+            shard_id = await _choose_shard(runtime, announced_id)
         except StorageUnavailable:
             return  # the sweep rings again
-    if chosen == announced_id or not await run_shard(runtime, chosen, worker):
+    if shard_id == announced_id or not await run_shard(runtime, shard_id, worker):
         await run_shard(runtime, announced_id, worker)
 
 

@@ -67,13 +67,13 @@ async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outag
     """Give the shard back until the next health probe; after too long a wait, fail what is left of it."""
     async with runtime.database.read() as connection:
         now, waits_since = await _waits_since(connection, shard)
-        some = (
+        waiting_jobs = (
             select(Job.id)
             .where(Job.not_before.is_not(None), Job.waiting_on == "provider")
             .limit(FEW_JOBS + 1)
             .subquery()
         )
-        count = (await connection.execute(select(func.count()).select_from(some))).scalar_one()
+        count = (await connection.execute(select(func.count()).select_from(waiting_jobs))).scalar_one()
     if now - waits_since > runtime.settings.upstream_outage_hours * 3600:
         log.warning("an outage has lasted too long", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
         await fail_remaining(runtime, shard, ProviderOutage(outage.cause.sentence(), code=outage.cause.code))

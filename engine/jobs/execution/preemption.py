@@ -51,12 +51,12 @@ async def watch_for_preemption(
     while time.monotonic() < until:
         await asyncio.sleep(POLL_EVERY_S)
         try:
-            waiting = await find_preemptor(runtime, shard, time.monotonic() - started, unsent_tokens())
+            preemptor_id = await find_preemptor(runtime, shard, time.monotonic() - started, unsent_tokens())
         except DATABASE_ERRORS:
             continue
-        if waiting is not None:
+        if preemptor_id is not None:
             claimed = asyncio.Event()
-            preemptor = start_shard(waiting, claimed.set)
+            preemptor = start_shard(preemptor_id, claimed.set)
             claiming = asyncio.create_task(claimed.wait())
             await asyncio.wait({preemptor, claiming}, return_when=asyncio.FIRST_COMPLETED)
             if claimed.is_set():
@@ -74,14 +74,14 @@ async def find_preemptor(runtime: Runtime, shard: ClaimedShard, ran_s: float, un
     if ran_s < MIN_SLICE_FOR_NEW_JOB_S:
         return None
     async with runtime.database.read() as connection:
-        waiting = await fair_share.starved_shards(connection, runtime.settings.shard_attempts, STARVED_AFTER_S)
-        if not waiting:
+        starved = await fair_share.starved_shards(connection, runtime.settings.shard_attempts, STARVED_AFTER_S)
+        if not starved:
             return None
-        positions = await fair_share.positions(connection, [shard.shard_id, *waiting])
+        positions = await fair_share.positions(connection, [shard.shard_id, *starved])
     current = positions.get(shard.shard_id)
     if current is None:
         return None
-    for shard_id in waiting:
+    for shard_id in starved:
         candidate = positions.get(shard_id)
         if candidate is None or candidate.job_id == shard.job_id:
             continue

@@ -103,7 +103,7 @@ class ResultsWriter:
             self._runtime.blocked_shards.discard(self._shard.shard_id)
 
     async def _record_all(self) -> None:
-        away_since: float | None = None
+        unavailable_since: float | None = None
         pauses = iter(RETRY_PAUSES_S)
         while self._next_pending() is not None:
             pending = self._pending[0]
@@ -111,10 +111,10 @@ class ResultsWriter:
                 recorded = await self._record_bounded(pending)
                 failpoints.hit("after_commit")
             except StorageUnavailable as error:
-                away_since = away_since or time.monotonic()
+                unavailable_since = unavailable_since or time.monotonic()
                 if isinstance(error, StorageBlocked):
                     await self._block(error)
-                if time.monotonic() - away_since >= SPOOL_AFTER_S:
+                if time.monotonic() - unavailable_since >= SPOOL_AFTER_S:
                     await self._spool()
                 await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
                 continue
@@ -123,7 +123,7 @@ class ResultsWriter:
             else:
                 self._on_recorded(pending, recorded)
                 self._pending.popleft()
-            away_since, pauses = None, iter(RETRY_PAUSES_S)
+            unavailable_since, pauses = None, iter(RETRY_PAUSES_S)
             self._runtime.blocked_shards.discard(self._shard.shard_id)
 
     async def _block(self, error: StorageBlocked) -> None:

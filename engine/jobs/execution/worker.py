@@ -198,7 +198,7 @@ async def _run_calls(
         stop_at - time.monotonic(), _stop, run, "the time budget of the shard is over"
     )
     reporting = asyncio.create_task(wait_report.report_waits(runtime, shard))
-    draining = asyncio.create_task(_stop_when_draining(runtime, run))
+    watching_drain = asyncio.create_task(_stop_when_draining(runtime, run))
     still_open = shard.count - int(shard.outcome_bits.sum())
 
     def unsent_tokens() -> int:
@@ -214,7 +214,7 @@ async def _run_calls(
     finally:
         budget.cancel()
         reporting.cancel()
-        draining.cancel()
+        watching_drain.cancel()
         preempting.cancel()
         stopping.cancel()
         if not runtime.draining.is_set():

@@ -40,7 +40,7 @@ class DryRun:
     async def add(self, lines: Lines) -> None:
         await self.read(iter([lines]))
 
-    async def read(self, chunks: Iterator[Lines], *, size: int | None = None, held_bytes: int = 0) -> None:
+    async def read(self, chunks: Iterator[Lines], *, size: int | None = None, buffered_bytes: int = 0) -> None:
         """Count the lines of these pieces, parsed on the way: in the work threads, unless they are few bytes."""
 
         method = await self._choose_method()

@@ -110,10 +110,10 @@ class JobIntake:
         """Take lines in; writes a shard whenever one is full. Raises StorageUnavailable."""
         await self.read(iter([lines]))
 
-    async def read(self, chunks: Iterator[Lines], *, size: int | None = None, held_bytes: int = 0) -> None:
+    async def read(self, chunks: Iterator[Lines], *, size: int | None = None, buffered_bytes: int = 0) -> None:
         """The same for lines that are parsed on the way, in the work threads unless they are few bytes.
 
-        `held_bytes` is what the parser keeps of a line that has not ended.
+        `buffered_bytes`: bytes that the parser keeps of an incomplete line.
         """
 
         def steps() -> Iterator[list[ShardDraft]]:
@@ -126,9 +126,9 @@ class JobIntake:
         else:
             async for drafts in self._runtime.work.drive(self._caller.project, steps()):
                 await self._write(drafts)
-        if not self._body_lease.try_resize(self._sharder.held_bytes + held_bytes):
+        if not self._body_lease.try_resize(self._sharder.buffered_bytes + buffered_bytes):
             await self._write([self._sharder.flush()])  # rather a small shard than a wait in the middle of an upload
-            await self._body_lease.resize(held_bytes)
+            await self._body_lease.resize(buffered_bytes)
 
     async def _write(self, drafts: list[ShardDraft]) -> None:
         for draft in drafts:
@@ -385,4 +385,4 @@ async def open_intake(
             runtime.upload_leases.drop(owned.owner)
 
 
-__all__ = ["JobIntake", "JobSpec", "IdempotentReplay", "Reservation", "new_reservation", "open_intake", "reserve"]
+__all__ = ["IdempotentReplay", "JobIntake", "JobSpec", "Reservation", "new_reservation", "open_intake", "reserve"]

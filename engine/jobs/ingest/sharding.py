@@ -80,7 +80,7 @@ class Sharder:
         self._keys: list[bytes | None] = []
         self._records: list[bytes] = []
         self._truncated: list[int] = []
-        self.held_bytes = 0
+        self.buffered_bytes = 0
 
     def feed(self, lines: Lines) -> Iterator[ShardDraft]:
         """The shards that these lines fill. Raises PayloadTooLarge, and IdempotencyMismatch for another corpus."""
@@ -97,7 +97,7 @@ class Sharder:
             pending = len(self._pending.inputs)
             if self._index + pending > settings.max_inputs_per_job or self._refused > settings.max_errors_per_job:
                 self._check_size()
-            if pending >= self._shard_inputs() or self.held_bytes >= settings.shard_bytes:
+            if pending >= self._shard_inputs() or self.buffered_bytes >= settings.shard_bytes:
                 draft = self._seal()
                 if len(draft):
                     yield draft
@@ -134,10 +134,10 @@ class Sharder:
                 self._truncated.append(len(self._pending.inputs))
             self._pending.add(accepted_input, caller_id)
             self._keys.append(key if accepted_input is item else fingerprint(accepted_input))
-            self.held_bytes += packing.weight(accepted_input)
+            self.buffered_bytes += packing.weight(accepted_input)
             if self._stored_prefix is None:
                 self.accepted += 1
-        self.held_bytes += ENTRY_BYTES + len(caller_id or "")
+        self.buffered_bytes += ENTRY_BYTES + len(caller_id or "")
 
     def _refuse(self, error: InputError, caller_id: str | None, *, count: int) -> Iterator[ShardDraft]:
         if count >= RUN_INPUTS:
@@ -147,7 +147,7 @@ class Sharder:
             self._record(_NO_KEY + error.code.encode(), caller_id)
             self._pending.refuse(error, caller_id)
             self._keys.append(None)
-            self.held_bytes += ENTRY_BYTES + len(caller_id or "")
+            self.buffered_bytes += ENTRY_BYTES + len(caller_id or "")
             self._compare()
         self._refused += count
 

@@ -10,9 +10,9 @@ _PACK = msgspec.msgpack.Encoder()
 _UNPACK = msgspec.msgpack.Decoder(tuple[list[int], list[int]])
 
 
-def encode(twins: Mapping[int, int]) -> bytes | None:
+def encode(duplicates: Mapping[int, int]) -> bytes | None:
     """Positions and first indexes, as `shard_inputs.duplicates` holds them; None where there are none."""
-    return _PACK.encode((list(twins), list(twins.values()))) if twins else None
+    return _PACK.encode((list(duplicates), list(duplicates.values()))) if duplicates else None
 
 
 def decode(data: bytes | None) -> dict[int, int]:

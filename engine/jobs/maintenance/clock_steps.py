@@ -31,14 +31,14 @@ async def watch_clock(runtime: Runtime) -> None:
     requested_at = runtime.database_clock.machine()
     async with runtime.database.read() as connection:
         now = float((await connection.execute(select(db_now()))).scalar_one())
-    news = runtime.database_clock.observe(now, requested_at)
-    if news.step_s:
-        log.warning("the clock of the database was set", extra={"seconds": round(news.step_s, 1)})
+    observed = runtime.database_clock.observe(now, requested_at)
+    if observed.step_s:
+        log.warning("the clock of the database was set", extra={"seconds": round(observed.step_s, 1)})
         await reset_rates(runtime)
-    if news.step_s < 0:
+    if observed.step_s < 0:
         await clamp_future_instants(runtime)
-    elif news.step_s > 0 or (news.gap_s > GAP_S + 2 * runtime.settings.sweep_s and _may_extend_leases(runtime)):
-        await extend_leases_after_outage(runtime, unseen_s=max(news.step_s, news.gap_s))
+    elif observed.step_s > 0 or (observed.gap_s > GAP_S + 2 * runtime.settings.sweep_s and _may_extend_leases(runtime)):
+        await extend_leases_after_outage(runtime, unseen_s=max(observed.step_s, observed.gap_s))
 
 
 def _may_extend_leases(runtime: Runtime) -> bool:

@@ -79,8 +79,8 @@ async def _remove_step(connection: AsyncConnection) -> bool:
         (TruncatedInputs, TruncatedInputs.id, STEP_ROWS),
     )
     for table, column, limit in steps:
-        chosen = select(table.job_id, column).where(table.job_id.in_(deleted_jobs)).limit(limit)
-        removed = await connection.execute(delete(table).where(tuple_(table.job_id, column).in_(chosen)))
+        keys = select(table.job_id, column).where(table.job_id.in_(deleted_jobs)).limit(limit)
+        removed = await connection.execute(delete(table).where(tuple_(table.job_id, column).in_(keys)))
         if removed.rowcount == limit:
             return True
     shards = await lock_shards(connection, Shard.job_id.in_(deleted_jobs), limit=STEP_SHARDS)

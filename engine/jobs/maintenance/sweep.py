@@ -49,7 +49,7 @@ log = logging.getLogger("embedmill.sweep")
 ROWS_PER_ROUND = 50
 
 
-class WorkerLost(EmbedmillError):
+class WorkerCrashed(EmbedmillError):
     code = "worker_lost"
     retryable = True
 
@@ -173,13 +173,13 @@ async def requeue_expired(runtime: Runtime) -> None:
 async def reclaim_dead_workers(runtime: Runtime) -> None:
     """Shards and rows of worker processes of this machine that are no more: no need to wait for their leases."""
     async with runtime.database.read() as connection:
-        seen = await connection.execute(
+        rows = await connection.execute(
             select(Shard.worker)
             .where(Shard.state == ShardState.RUNNING, Shard.worker.is_not(None))
             .union(select(WorkerProcess.id))
         )
         dead_workers = [
-            worker for worker in seen.scalars() if worker and worker_heartbeats.is_dead_local_process(worker)
+            worker for worker in rows.scalars() if worker and worker_heartbeats.is_dead_local_process(worker)
         ]
     if not dead_workers:
         return
@@ -222,7 +222,7 @@ async def split_crashing_shards(runtime: Runtime) -> None:
         if shard is not None:
             log.warning("a shard's attempts are spent", extra={"job_id": shard.job_id, "shard_id": shard_id})
             await fail_remaining(
-                runtime, shard, WorkerLost("workers were lost again and again on this part of the job")
+                runtime, shard, WorkerCrashed("workers were lost again and again on this part of the job")
             )
 
 

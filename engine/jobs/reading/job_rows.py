@@ -64,18 +64,18 @@ async def get_jobs(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Row[Any
 
 
 async def list_jobs(
-    runtime: Runtime, project: str, *, limit: int, after: str | None, status: str | None
+    runtime: Runtime, project: str, *, limit: int, after_id: str | None, status: str | None
 ) -> tuple[Sequence[Row[Any]], bool]:
     """Jobs newest first, after the given id; and whether there are more."""
     statement = select(*_COLUMNS).where(Job.project == project, Job.deleted_at.is_(None))
-    if after is not None:
-        if not JOB_ID.match(after):
+    if after_id is not None:
+        if not JOB_ID.match(after_id):
             raise InvalidInput(
                 "Invalid 'after': not the id of a job. Send the last_id of the page before.",
                 param="after",
                 code="invalid_value",
             )
-        statement = statement.where(Job.id < after)
+        statement = statement.where(Job.id < after_id)
     if status is not None:
         statement = statement.where(Job.status == status)
     async with runtime.database.read() as connection:

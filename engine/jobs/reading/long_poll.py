@@ -66,24 +66,24 @@ class JobWatches:
         """
         deadline = time.monotonic() + wait_s
         row = await job_rows.get_job(self._runtime, project, job_id)
-        seen = job_rows.etag(row) if seen_etag is None else seen_etag
-        if not _is_same(row, seen) or wait_s <= 0:
+        known_etag = job_rows.etag(row) if seen_etag is None else seen_etag
+        if not _is_same(row, known_etag) or wait_s <= 0:
             return row
         watch = self._watches.setdefault(job_id, _Watch())
         watch.waiters += 1
         if self._reader is None or self._reader.done():
-            self._reader = asyncio.create_task(self._read_again_and_again())
+            self._reader = asyncio.create_task(self._read_repeatedly())
         try:
-            while _is_same(row, seen) and not self._is_stopping:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0 or await client_disconnected():
+            while _is_same(row, known_etag) and not self._is_stopping:
+                remaining_s = deadline - time.monotonic()
+                if remaining_s <= 0 or await client_disconnected():
                     break
-                done, _ = await asyncio.wait({watch.update}, timeout=min(left_s, DISCONNECT_POLL_S))
+                done, _ = await asyncio.wait({watch.update}, timeout=min(remaining_s, DISCONNECT_POLL_S))
                 if done:
-                    fresh = done.pop().result()
-                    if fresh is None:
+                    new_row = done.pop().result()
+                    if new_row is None:
                         raise job_not_found()
-                    row = fresh
+                    row = new_row
             return row
         finally:
             watch.waiters -= 1
@@ -100,7 +100,7 @@ class JobWatches:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
 
-    async def _read_again_and_again(self) -> None:
+    async def _read_repeatedly(self) -> None:
         while self._watches:
             now = time.monotonic()
             due = [job_id for job_id, watch in self._watches.items() if watch.due_at <= now]
@@ -126,5 +126,5 @@ class JobWatches:
                 watch.publish(by_id.get(job_id))
 
 
-def _is_same(row: Row[Any], seen: str) -> bool:
-    return row.status not in FINISHED and job_rows.etag(row) == seen
+def _is_same(row: Row[Any], known_etag: str) -> bool:
+    return row.status not in FINISHED and job_rows.etag(row) == known_etag

@@ -151,30 +151,32 @@ async def ndjson(
 
 async def errors_ndjson(runtime: Runtime, job: Row[Any]) -> AsyncIterator[bytes]:
     """A line for each input that failed, in index order. Raises ResultsChanged when some of them went meanwhile."""
-    after, listed = -1, 0
+    last_index, listed = -1, 0
     while True:
         async with runtime.database.read() as connection:
-            page = await _failures_after(connection, job.id, after)
+            page = await _failures_after(connection, job.id, last_index)
             if not page:
                 break
             ids = await _ids_between(connection, job.id, page[0][0], page[-1][0] + 1)
         yield await runtime.work.run(job.project, partial(_error_lines, page, ids))
-        after, listed = page[-1][0], listed + len(page)
+        last_index, listed = page[-1][0], listed + len(page)
     if listed < job.failed:
         raise ResultsChanged
 
 
-async def _failures_after(connection: AsyncConnection, job_id: str, after: int) -> list[tuple[int, dict[str, Any]]]:
+async def _failures_after(
+    connection: AsyncConnection, job_id: str, last_index: int
+) -> list[tuple[int, dict[str, Any]]]:
     """The next failures behind an index, in order: of inputs that were tried, and of those refused as they arrived."""
     rows = (
         await connection.execute(
             select(*_ERROR_COLUMNS)
-            .where(JobInputError.job_id == job_id, JobInputError.index > after)
+            .where(JobInputError.job_id == job_id, JobInputError.index > last_index)
             .order_by(JobInputError.index)
             .limit(ERRORS_PER_PAGE)
         )
     ).all()
-    refused = await refused_inputs.next_after(connection, job_id, after, ERRORS_PER_PAGE)
+    refused = await refused_inputs.next_after(connection, job_id, last_index, ERRORS_PER_PAGE)
     found = [
         (int(row.at), {"code": row.code, "message": row.message, "retryable": bool(row.retryable)}) for row in rows
     ]
@@ -196,10 +198,10 @@ async def _shards(runtime: Runtime, job_id: str, indexes: IndexRange) -> AsyncIt
         )
         .order_by(Shard.seq)
     )
-    after, next_index = -1, indexes.start
+    last_index, next_index = -1, indexes.start
     while True:
         async with runtime.database.read() as connection:
-            whole = touched.where(Shard.seq > after, Shard.seq < SPLIT_SEQ_START).limit(SHARDS_PER_PAGE)
+            whole = touched.where(Shard.seq > last_index, Shard.seq < SPLIT_SEQ_START).limit(SHARDS_PER_PAGE)
             page = list(await connection.execute(whole))
             is_last = len(page) < SHARDS_PER_PAGE
             # Second halves, of which there are few, are numbered apart.
@@ -207,7 +209,7 @@ async def _shards(runtime: Runtime, job_id: str, indexes: IndexRange) -> AsyncIt
             if not is_last:
                 halves = halves.where(Shard.first_index < page[-1].first_index)
             page += await connection.execute(halves)
-        after = max((row.seq for row in page if row.seq < SPLIT_SEQ_START), default=after)
+        last_index = max((row.seq for row in page if row.seq < SPLIT_SEQ_START), default=last_index)
         for row in sorted(page, key=lambda row: row.first_index):
             if row.first_index > next_index:
                 raise ResultsChanged

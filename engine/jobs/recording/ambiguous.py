@@ -91,8 +91,8 @@ async def _add(
     """Add the rows that are not in the ledger; the calls of those."""
     ids: set[str] = set()
     for start in range(0, len(rows), ROWS_PER_STATEMENT):
-        some = [row | {"at": db_now()} for row in rows[start : start + ROWS_PER_STATEMENT]]
-        added = database.insert(UsageRecord).values(some).on_conflict_do_nothing().returning(UsageRecord.id)
+        chunk = [row | {"at": db_now()} for row in rows[start : start + ROWS_PER_STATEMENT]]
+        added = database.insert(UsageRecord).values(chunk).on_conflict_do_nothing().returning(UsageRecord.id)
         ids |= set((await connection.execute(added)).scalars())
     count_cost(row for row in rows if row["id"] in ids)
     return [call for call in calls if call.id in ids]

@@ -238,12 +238,12 @@ async def _unreserved(connection: AsyncConnection, shard: ClaimedShard) -> Decim
 
 
 async def _reserved_by_others(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
-    others = await connection.execute(
+    reserved = await connection.execute(
         select(func.sum(Shard.reserved_usd)).where(
             Shard.job_id == shard.job_id, Shard.state == ShardState.RUNNING, Shard.id != shard.shard_id
         )
     )
-    return others.scalar_one_or_none() or Decimal(0)
+    return reserved.scalar_one_or_none() or Decimal(0)
 
 
 def _is_current_claim(shard: ClaimedShard) -> tuple[Any, ...]:

@@ -226,13 +226,13 @@ def _only_new(part: BatchOutcome, shard: ClaimedShard, outcome_bits: Bitmap) -> 
         return part
     if not new.any():
         return None
-    kept = np.flatnonzero(new).tolist()
-    share = len(kept) / len(positions)
+    new_rows = np.flatnonzero(new).tolist()
+    share = len(new_rows) / len(positions)
     return part._replace(
-        indexes=[part.indexes[i] for i in kept],
-        vectors=None if part.vectors is None else part.vectors[kept],
+        indexes=[part.indexes[i] for i in new_rows],
+        vectors=None if part.vectors is None else part.vectors[new_rows],
         tokens=round(part.tokens * share),
-        cost_usd=part.cost_usd * len(kept) / len(positions),
+        cost_usd=part.cost_usd * len(new_rows) / len(positions),
     )
 
 

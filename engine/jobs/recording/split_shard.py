@@ -155,18 +155,18 @@ async def load_split_claims(runtime: Runtime, shard: ClaimedShard) -> list[Claim
 
 def outcomes_within(half: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[BatchOutcome]:
     """Those results, and parts of results, that belong to the half."""
-    found = []
+    outcomes = []
     for part in parts:
-        kept = [i for i, index in enumerate(part.indexes) if 0 <= index - half.first_index < half.count]
-        if len(kept) == len(part.indexes):
-            found.append(part)
-        elif kept:
-            found.append(
+        positions = [i for i, index in enumerate(part.indexes) if 0 <= index - half.first_index < half.count]
+        if len(positions) == len(part.indexes):
+            outcomes.append(part)
+        elif positions:
+            outcomes.append(
                 part._replace(
-                    indexes=[part.indexes[i] for i in kept],
-                    vectors=None if part.vectors is None else part.vectors[kept],
-                    tokens=round(part.tokens * len(kept) / len(part.indexes)),
-                    cost_usd=part.cost_usd * len(kept) / len(part.indexes),
+                    indexes=[part.indexes[i] for i in positions],
+                    vectors=None if part.vectors is None else part.vectors[positions],
+                    tokens=round(part.tokens * len(positions) / len(part.indexes)),
+                    cost_usd=part.cost_usd * len(positions) / len(part.indexes),
                 )
             )
-    return found
+    return outcomes

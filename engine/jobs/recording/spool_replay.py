@@ -42,7 +42,7 @@ _CLAIM_FIELDS = (
     "calls",
 )
 _hints = get_type_hints(ClaimedShard)
-_ClaimFields: Any = msgspec.defstruct("_Held", [(name, _hints[name]) for name in _CLAIM_FIELDS])
+_ClaimFields: Any = msgspec.defstruct("_ClaimFields", [(name, _hints[name]) for name in _CLAIM_FIELDS])
 
 
 class _StoredOutcome(msgspec.Struct):
@@ -58,7 +58,8 @@ class _StoredOutcome(msgspec.Struct):
 
 
 class _Results(msgspec.Struct):
-    held: _ClaimFields
+    # "held" in the file, as earlier releases wrote it.
+    claim: _ClaimFields = msgspec.field(name="held")
     parts: list[_StoredOutcome]
     record_id: str = ""
 
@@ -78,10 +79,10 @@ def decode_spool(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
     """The claim, without its inputs, the results, and their record's id. Raises msgspec.ValidationError, ValueError."""
     results = _decoder.decode(body)
     shard = ClaimedShard(
-        **msgspec.structs.asdict(results.held),
-        inputs=[None] * results.held.count,
+        **msgspec.structs.asdict(results.claim),
+        inputs=[None] * results.claim.count,
         duplicates={},
-        outcome_bits=np.zeros(results.held.count, dtype=np.bool_),
+        outcome_bits=np.zeros(results.claim.count, dtype=np.bool_),
     )
     routes: dict[tuple[str, str], Route] = {}
     return shard, [_decode_outcome(part, routes) for part in results.parts], results.record_id

@@ -109,11 +109,11 @@ def _due(attempts: int) -> ColumnElement[bool]:
     return and_(Shard.state == ShardState.QUEUED, Shard.next_run_at <= db_now(), may_run(attempts))
 
 
-async def _free_window(connection: AsyncConnection, seen_s: float) -> int:
+async def _free_window(connection: AsyncConnection, alive_within_s: float) -> int:
     """How many more shards may be rung: twice the slots of the workers alive, less those that wait there already."""
     slots = (
         select(func.coalesce(func.sum(WorkerProcess.slots), 0))
-        .where(WorkerProcess.seen_at > db_now() - seen_s)
+        .where(WorkerProcess.seen_at > db_now() - alive_within_s)
         .scalar_subquery()
     )
     announced = select(func.count()).select_from(Shard).where(Shard.state == ShardState.ANNOUNCED).scalar_subquery()
