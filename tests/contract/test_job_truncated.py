@@ -16,22 +16,22 @@ from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, open_gateway
 @pytest.fixture
 async def cutting(data_dir: Path) -> AsyncIterator[Gateway]:
     config = CONFIG.replace("script = [", "script = [" + RULES)
-    mill = await open_gateway(data_dir, config=config, shard_inputs=8, batch_inputs=3)
-    yield mill
-    await close_gateway(mill)
+    gateway = await open_gateway(data_dir, config=config, shard_inputs=8, batch_inputs=3)
+    yield gateway
+    await close_gateway(gateway)
 
 
-async def cut(mill: Gateway, job_id: str) -> list[int]:
+async def cut(gateway: Gateway, job_id: str) -> list[int]:
     """The indexes whose lines say so, the same in both encodings; and the job counts them."""
     found: list[list[int]] = []
     for encoding in ("float", "base64"):
-        text = (await mill.results(job_id, encoding_format=encoding)).content
+        text = (await gateway.results(job_id, encoding_format=encoding)).content
         lines = [orjson.loads(line) for line in text.splitlines()]
         assert [line["index"] for line in lines] == list(range(len(lines)))
         assert all(line.get("truncated", True) is True for line in lines)
         found.append([line["index"] for line in lines if "truncated" in line])
     assert found[0] == found[1]
-    assert (await mill.job(job_id))["truncated"] == len(found[0])
+    assert (await gateway.job(job_id))["truncated"] == len(found[0])
     return found[0]
 
 

@@ -23,8 +23,8 @@ ACCOUNT = Account("openai-main", "openai", "https://api.openai.com/v1", "sk-1")
 ROUTE = Route(ACCOUNT, "text-embedding-3-small", 1536, Limits(), Decimal("0.02"), accepts_tokens=True)
 
 
-def batch(inputs: Sequence[Input], width: int = 1536, *, single: bool = False, **options: Any) -> Batch:
-    return Batch(inputs, range(len(inputs)), 1, width, Options(**options), is_bare_string=single)
+def batch(inputs: Sequence[Input], width: int = 1536, *, is_bare_string: bool = False, **options: Any) -> Batch:
+    return Batch(inputs, range(len(inputs)), 1, width, Options(**options), is_bare_string=is_bare_string)
 
 
 def sent(asked: Batch, route: Route = ROUTE) -> dict[str, Any]:

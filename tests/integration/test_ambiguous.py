@@ -13,16 +13,16 @@ from engine.jobs.recording import ambiguous
 from models.embedding import Call
 from models.job import AmbiguousCall
 from models.usage import UsageKind, UsageRecord
+from tests.integration.snapshot import DatabaseSnapshot, total_usd
 from tests.integration.store import MODEL, UPSTREAM_MODEL, Store
 from tests.integration.test_run import scripted
-from tests.integration.truth import Truth, total_usd
 
 
 async def told(store: Store, job_id: str, kind: str = "ambiguous") -> dict[str, object]:
     """What the job says of such calls; its ledger says the same."""
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    rows = truth.of_kind(UsageKind(kind))
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    rows = snapshot.of_kind(UsageKind(kind))
     shown: dict[str, object] = job_object(await get_job(store.runtime, "p", job_id))[kind]
     cost_usd = shown.pop("cost_usd")
     assert shown.pop("tokens") == sum(row.prompt_tokens for row in rows)

@@ -29,8 +29,8 @@ from engine.queue.broker import BULK_QUEUE, RUN_SHARD, Notifier, broker_options
 from engine.runtime import Runtime
 from models.job import FINISHED, JobStatus
 from providers.fake import fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import MODEL, UPSTREAM_MODEL, WIDTH, Store, text_of
-from tests.integration.truth import Truth
 from tests.services import SqliteFiles
 from tests.system.processes import EMBEDMILL, Processes
 from tests.waiting import wait_until
@@ -117,9 +117,9 @@ async def completed(store: Store, job_id: str, processes: Processes, *, sweeping
     except TimeoutError:
         pytest.fail(f"the job is {await store.status(job_id)}\n{processes.log_of('worker')}")
     assert await store.status(job_id) == JobStatus.COMPLETED
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    assert {shard.attempt for shard in truth.shards} == {1}
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    assert {shard.attempt for shard in snapshot.shards} == {1}
 
 
 def send_garbage(url: str) -> None:

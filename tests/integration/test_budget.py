@@ -21,9 +21,9 @@ from engine.jobs.recording.record import record
 from models.errors import Conflict, InvalidInput
 from models.job import Job, JobStatus, ShardState
 from providers.fake import fake_tokens, fake_vectors
+from tests.integration.snapshot import OPEN, DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of
 from tests.integration.test_run import scripted
-from tests.integration.truth import OPEN, Truth
 
 PRICE_USD = Decimal("0.0123457") / 1_000_000  # of a token, as the store's configuration has it
 
@@ -38,12 +38,12 @@ async def limited(store: Store, count: int, max_cost_usd: Decimal) -> str:
     return job_id
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    assert truth.job is not None
-    assert truth.cost_in_ledger <= truth.job.max_cost_usd
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    assert snapshot.job is not None
+    assert snapshot.cost_in_ledger <= snapshot.job.max_cost_usd
+    return snapshot
 
 
 async def run_until_it_rests(store: Store, job_id: str) -> None:
@@ -59,12 +59,12 @@ async def run_until_it_rests(store: Store, job_id: str) -> None:
 async def test_a_job_pauses_before_it_costs_more(store: Store) -> None:
     job_id = await limited(store, 45, tokens_of(range(20)) * PRICE_USD)
     await run_until_it_rests(store, job_id)
-    truth = await checked(store, job_id)
-    assert 10 < len(truth.with_vector) <= 20  # what is left covers no further input for sure
+    snapshot = await checked(store, job_id)
+    assert 10 < len(snapshot.with_vector) <= 20  # what is left covers no further input for sure
     body = job_object(await get_job(store.runtime, "p", job_id))
     assert (body["status"], body["waiting_on"]) == ("paused", "budget")
-    assert Decimal(body["max_cost_usd"]) == truth.job.max_cost_usd  # type: ignore[union-attr]
-    assert {shard.attempt for shard in truth.shards if shard.state != ShardState.DONE} == {0}
+    assert Decimal(body["max_cost_usd"]) == snapshot.job.max_cost_usd  # type: ignore[union-attr]
+    assert {shard.attempt for shard in snapshot.shards if shard.state != ShardState.DONE} == {0}
 
 
 async def test_a_shard_that_was_taken_in_vain_is_no_turn(store: Store) -> None:
@@ -95,9 +95,9 @@ async def test_a_higher_ceiling_lets_it_go_on(store: Store) -> None:
 async def test_a_ceiling_that_is_never_reached_is_never_felt(store: Store) -> None:
     job_id = await limited(store, 45, Decimal("0.01"))
     await run_until_it_rests(store, job_id)
-    truth = await checked(store, job_id)
-    assert (await store.status(job_id), len(truth.with_vector)) == (JobStatus.COMPLETED, 45)
-    assert [shard.attempt for shard in truth.shards] == [1] * 5
+    snapshot = await checked(store, job_id)
+    assert (await store.status(job_id), len(snapshot.with_vector)) == (JobStatus.COMPLETED, 45)
+    assert [shard.attempt for shard in snapshot.shards] == [1] * 5
 
 
 async def test_the_dead_hold_no_money(store: Store) -> None:
@@ -152,11 +152,11 @@ async def test_never_more_however_many_and_whoever_dies(database_url: str, tmp_p
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await checked(store, job_id)
-    truth = await checked(store, job_id)
-    assert truth.job is not None
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None
     # Not for less than what a few runs side by side set aside: an input and a call of ours each.
-    if truth.job.status == JobStatus.PAUSED:
-        assert truth.job.max_cost_usd - truth.job.cost_usd - truth.job.ambiguous_cost_usd < 4 * 65 * PRICE_USD
+    if snapshot.job.status == JobStatus.PAUSED:
+        assert snapshot.job.max_cost_usd - snapshot.job.cost_usd - snapshot.job.ambiguous_cost_usd < 4 * 65 * PRICE_USD
     for each in (store, *others):
         await each.close()
 

@@ -103,13 +103,15 @@ async def test_who_holds_a_shard_of_a_paused_job_keeps_what_lands_and_gives_the_
     assert not await claims.heartbeat(store.runtime, two)
     for held in (one, two):
         await termination.drop_claim(store.runtime, held)
-    truth = await checked(store, job_id)
-    assert [(shard.state, shard.attempt) for shard in truth.shards] == [(ShardState.QUEUED, 0)] * 2
-    assert await store.status(job_id) == JobStatus.PAUSED and truth.job is not None and truth.job.completed == 4
+    snapshot = await checked(store, job_id)
+    assert [(shard.state, shard.attempt) for shard in snapshot.shards] == [(ShardState.QUEUED, 0)] * 2
+    assert await store.status(job_id) == JobStatus.PAUSED and snapshot.job is not None and snapshot.job.completed == 4
     await pause_resume.resume(store.runtime, "p", job_id)
     await work(store, await store.claim_all(job_id))
-    truth = await checked(store, job_id)
-    assert truth.job is not None and truth.job.completed == 20 and sum(row.inputs for row in truth.ledger) == 20
+    snapshot = await checked(store, job_id)
+    assert (
+        snapshot.job is not None and snapshot.job.completed == 20 and sum(row.inputs for row in snapshot.ledger) == 20
+    )
 
 
 async def test_a_job_whose_last_call_lands_in_a_pause_ends(store: Store) -> None:
@@ -120,8 +122,8 @@ async def test_a_job_whose_last_call_lands_in_a_pause_ends(store: Store) -> None
     assert (await record(store.runtime, held, landed(held, range(5), route=store.routes[0]))).shard_done is False
     assert (await store.job(job_id)).waiting_on == "budget"  # what lands does not take the reason away
     assert (await record(store.runtime, held, landed(held, range(5, 10), route=store.routes[0]))).shard_done
-    truth = await checked(store, job_id)
-    assert truth.job is not None and (truth.job.status, truth.job.waiting_on) == (JobStatus.COMPLETED, None)
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None and (snapshot.job.status, snapshot.job.waiting_on) == (JobStatus.COMPLETED, None)
     with pytest.raises(Conflict):
         await pause_resume.resume(store.runtime, "p", job_id)
 
@@ -256,8 +258,8 @@ async def test_a_job_that_failed_whole_is_tried_again_whole(store: Store) -> Non
     assert await store.status(job_id) == JobStatus.FAILED
     await retry(store.runtime, "p", job_id)
     await work(store, await store.claim_all(job_id))
-    truth = await checked(store, job_id)
-    assert truth.job is not None and truth.job.status == JobStatus.COMPLETED and truth.job.error_summary == []
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None and snapshot.job.status == JobStatus.COMPLETED and snapshot.job.error_summary == []
 
 
 async def test_twins_that_failed_with_their_first_are_tried_again_with_it(database_url: str, tmp_path: Path) -> None:
@@ -273,12 +275,12 @@ async def test_twins_that_failed_with_their_first_are_tried_again_with_it(databa
         for shard_id in (await store.shard_ids(job_id)) * 2:
             await store.set_shard(shard_id, next_run_at=0.0)
             await run_shard(store.runtime, shard_id, "w")
-        truth = await checked(store, job_id)
-        assert sorted(truth.with_error) == failed and truth.job is not None
+        snapshot = await checked(store, job_id)
+        assert sorted(snapshot.with_error) == failed and snapshot.job is not None
         if failed:
             await retry(store.runtime, "p", job_id)
-    assert truth.job is not None and (truth.job.status, truth.job.deduplicated) == (JobStatus.COMPLETED, 2)
-    truth.check(lambda indexes: fake_vectors([texts[index] for index in indexes], WIDTH, UPSTREAM_MODEL))
+    assert snapshot.job is not None and (snapshot.job.status, snapshot.job.deduplicated) == (JobStatus.COMPLETED, 2)
+    snapshot.check(lambda indexes: fake_vectors([texts[index] for index in indexes], WIDTH, UPSTREAM_MODEL))
     for store in (ill, well):
         await store.close()
 
@@ -291,8 +293,8 @@ async def test_of_many_retries_at_once_one_counts(store: Store) -> None:
         *(retry(each.runtime, "p", job_id) for each in (store, other) * 3), return_exceptions=True
     )
     assert [type(each) for each in outcomes if each is not None] == [Conflict] * 5
-    truth = await checked(store, job_id)
-    assert truth.job is not None and truth.job.version == version + 1 and truth.job.failed == 0
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None and snapshot.job.version == version + 1 and snapshot.job.failed == 0
     await other.close()
 
 
@@ -311,8 +313,8 @@ async def test_who_held_a_shard_before_a_retry_can_fail_nothing_of_it(store: Sto
     (held,) = await store.claim_all(job_id)
     assert held.open_positions() == [6, 7, 9]
     await work(store, [held])
-    truth = await checked(store, job_id)
-    assert truth.job is not None and truth.job.status == JobStatus.COMPLETED
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None and snapshot.job.status == JobStatus.COMPLETED
 
 
 async def test_retry_and_delete_at_once_leave_no_job_that_nobody_removes(store: Store) -> None:

@@ -16,8 +16,8 @@ from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
 from models.base import db_now
 from models.job import JobStatus, Shard, ShardState
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed
-from tests.integration.truth import Truth
 
 QUEUED = (ShardState.QUEUED, ShardState.ANNOUNCED)
 
@@ -96,9 +96,9 @@ async def test_thirty_three_kills_of_whoever_runs_condemn_nobody(store: Store, s
                 )
             else:
                 await live(store, held)
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    assert truth.with_error == [] and await store.status(job_id) == JobStatus.COMPLETED
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    assert snapshot.with_error == [] and await store.status(job_id) == JobStatus.COMPLETED
 
 
 async def test_a_burst_that_kills_every_run_condemns_nobody(store: Store) -> None:
@@ -116,9 +116,9 @@ async def test_a_burst_that_kills_every_run_condemns_nobody(store: Store) -> Non
         await sweep(store.runtime)
         for shard in await open_shards(store, job_id):
             await live(store, await store.claim(shard.id))
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    assert truth.with_error == [] and await store.status(job_id) == JobStatus.COMPLETED
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    assert snapshot.with_error == [] and await store.status(job_id) == JobStatus.COMPLETED
 
 
 async def test_two_inputs_that_kill_are_both_found(store: Store) -> None:
@@ -133,9 +133,9 @@ async def test_two_inputs_that_kill_are_both_found(store: Store) -> None:
             held = await store.claim(shard.id)
             kills = offending_position & {held.index(position) for position in held.open_positions()}
             await (die if kills else live)(store, held)
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    assert sorted(truth.with_error) == sorted(offending_position) and {row.code for row in truth.failures} == {
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    assert sorted(snapshot.with_error) == sorted(offending_position) and {row.code for row in snapshot.failures} == {
         "worker_lost"
     }
 

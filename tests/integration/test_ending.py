@@ -15,14 +15,14 @@ from engine.jobs.recording.record import record
 from models.errors import Conflict, JobNotFound
 from models.job import Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState, VectorBlock
 from models.usage import UsageRecord
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, refused, text_of
-from tests.integration.truth import Truth
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    return snapshot
 
 
 async def rows_of(store: Store, job_id: str) -> dict[str, int]:
@@ -43,9 +43,9 @@ def some_lines(count: int) -> Lines:
 async def test_cancelling_a_job_that_nobody_works_on_ends_it_at_once(store: Store) -> None:
     job_id = await store.submit(30)
     await termination.cancel(store.runtime, "p", job_id)
-    truth = await checked(store, job_id)
+    snapshot = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
-    assert {shard.state for shard in truth.shards} == {ShardState.CANCELLED}
+    assert {shard.state for shard in snapshot.shards} == {ShardState.CANCELLED}
     await termination.cancel(store.runtime, "p", job_id)
 
 
@@ -58,9 +58,9 @@ async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: S
     assert await store.status(job_id) == JobStatus.CANCELLING
     assert not (await record(store.runtime, held, landed(held, range(3), route=store.routes[0]))).job_active
     await termination.drop_claim(store.runtime, held)
-    truth = await checked(store, job_id)
+    snapshot = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
-    assert sorted(truth.with_vector) == [10, 11, 12]
+    assert sorted(snapshot.with_vector) == [10, 11, 12]
 
 
 @pytest.mark.fault(44)
@@ -113,9 +113,9 @@ async def test_a_job_cancelled_while_its_corpus_arrives_stays_cancelled(store: S
             await intake.finish(b"fingerprint")
     assert await store.status(intake.job_id) == JobStatus.CANCELLED
     await sweep(store.runtime)
-    truth = await checked(store, intake.job_id)
-    assert {shard.state for shard in truth.shards} == {ShardState.CANCELLED}
-    for shard in truth.shards:
+    snapshot = await checked(store, intake.job_id)
+    assert {shard.state for shard in snapshot.shards} == {ShardState.CANCELLED}
+    for shard in snapshot.shards:
         assert await claims.claim(store.runtime, shard.id, "w") is None
 
 

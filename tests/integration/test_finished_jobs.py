@@ -22,10 +22,10 @@ from engine.jobs.recording.record import record
 from models.embedding import Input
 from models.job import FINISHED, JobStatus, ShardState
 from providers.fake import fake_tokens
+from tests.integration.snapshot import OPEN
 from tests.integration.store import Store, landed
 from tests.integration.test_run import scripted
 from tests.integration.test_twins import checked
-from tests.integration.truth import OPEN
 
 # The proportions of 60,000 lines of 1,000 texts.
 LINES, TEXTS, WORKERS, SHARD = 3_000, 50, 3, 50
@@ -112,8 +112,8 @@ async def test_nothing_of_a_completed_job_is_queued(database_url: str, tmp_path:
         job_id = await submitted(store, inputs)
         assert await ended(store, job_id) == JobStatus.COMPLETED
         assert await states(store, job_id) == {ShardState.DONE}
-    truth = await checked(store, job_id, inputs)
-    assert truth.tokens_in_ledger == sum(fake_tokens(item) for item in {str(item) for item in inputs})
+    snapshot = await checked(store, job_id, inputs)
+    assert snapshot.tokens_in_ledger == sum(fake_tokens(item) for item in {str(item) for item in inputs})
     # A shard learns once that it has to wait, and for how many others it can be: of 60 few wait for a second time.
     assert (await store.job(job_id)).runs <= 2 * LINES // SHARD
     await store.close()

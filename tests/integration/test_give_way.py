@@ -11,9 +11,9 @@ from engine.jobs.execution.preemption import STARVED_AFTER_S
 from engine.jobs.reading.job_rows import get_job, job_object
 from models.job import JobStatus, ShardState
 from providers.fake import fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
 from tests.integration.test_run import scripted
-from tests.integration.truth import Truth
 
 SLOW = '{when = {contains = "slow"}, do = {latency_ms = 300.0}}'
 
@@ -54,8 +54,8 @@ async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tm
     for worker in going_on:
         worker.cancel()
     await asyncio.gather(*going_on, return_exceptions=True)
-    truth = await Truth.read(store.runtime.database, large)
-    truth.check(lambda indexes: fake_vectors([text_of("slow", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, large)
+    snapshot.check(lambda indexes: fake_vectors([text_of("slow", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
     await store.close()
 
 

@@ -15,17 +15,19 @@ from engine.jobs.recording.record import record
 from engine.jobs.recording.split_shard import split_shard
 from models.job import Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_crashes import no_pauses, others_run
-from tests.integration.truth import Truth
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    covered = [index for shard in truth.shards for index in range(shard.first_index, shard.first_index + shard.count)]
-    assert truth.job is not None and sorted(covered) == list(range(truth.job.ingested))
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    covered = [
+        index for shard in snapshot.shards for index in range(shard.first_index, shard.first_index + shard.count)
+    ]
+    assert snapshot.job is not None and sorted(covered) == list(range(snapshot.job.ingested))
+    return snapshot
 
 
 async def queue_again(store: Store, shard_id: str) -> None:
@@ -58,8 +60,8 @@ async def test_the_input_that_kills_its_worker_is_found_and_fails_alone(store: S
                 await store.expire_lease(shard.id)
             else:
                 await record(store.runtime, held, landed(held, route=store.routes[0]))
-    truth = await checked(store, job_id)
-    [failure] = truth.failures
+    snapshot = await checked(store, job_id)
+    [failure] = snapshot.failures
     assert (failure.index, failure.code) == (offending_position, "worker_lost")
     # Three of the whole, one for each cut, then 5 alone: 1 / (10 x 5 + 2) to the fifth is less than 10^-6.
     assert kills <= 3 + ceil(log2(10)) + 5

@@ -22,8 +22,8 @@ from models.errors import EmbedmillError
 from providers.base import UpstreamRequest
 from providers.fake import FakeUpstream
 from tests.integration import store as stores
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
-from tests.integration.truth import Truth
 
 INPUTS = 1_600
 HANG_S = 14.0
@@ -165,8 +165,8 @@ async def test_a_job_says_that_its_provider_hangs_and_goes_on_when_it_answers(
             assert job["waiting"] is None and job["counts"]["failed"] == 0
             # What hung in the two processes, and the calls of ours; none of it a second time.
             assert job["ambiguous"]["calls"] <= 2 * (8 + 1) + HANG_S
-            truth = await Truth.read(store.runtime.database, job_id)
-            assert len(truth.with_vector) == INPUTS and truth.with_error == []
+            snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+            assert len(snapshot.with_vector) == INPUTS and snapshot.with_error == []
         finally:
             for task in tasks:
                 task.cancel()

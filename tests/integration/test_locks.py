@@ -19,8 +19,8 @@ from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import StorageUnavailable
 from models.job import JobStatus, Shard, ShardState
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed
-from tests.integration.truth import Truth
 
 Verb = Callable[[Runtime, str], Coroutine[Any, Any, object]]
 LATE_S = 3600.0
@@ -77,7 +77,7 @@ async def test_verbs_at_once_never_lock_each_other_out(store: Store) -> None:
         outcomes = await asyncio.gather(*todo, return_exceptions=True)
         assert not [each for each in outcomes if isinstance(each, BaseException)]
         for job_id in jobs:
-            (await Truth.read(store.runtime.database, job_id)).check()
+            (await DatabaseSnapshot.read(store.runtime.database, job_id)).check()
     for other in others:
         await other.close()
 

@@ -27,8 +27,8 @@ from models.errors import StorageUnavailable
 from models.job import JobStatus, ShardState
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, ListeningBell, Store, landed, text_of
-from tests.integration.truth import Truth
 from workers.idle import IdleWatch
 
 FROZEN_S = 4.2  # past the lease of these tests
@@ -103,10 +103,10 @@ async def bench(database_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.close()
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    return snapshot
 
 
 async def only(store: Store, job_id: str) -> str:
@@ -164,8 +164,8 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
     assert await replay(store.runtime) == 4
     left = list((store.runtime.settings.data_dir / "spool").iterdir())
     assert [path.suffix for path in left] == [".bad", ".bad"]
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) == 10 and await store.status(job_id) == JobStatus.COMPLETED
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) == 10 and await store.status(job_id) == JobStatus.COMPLETED
 
 
 async def test_a_spool_file_says_all_that_a_record_needs(store: Store) -> None:
@@ -190,8 +190,8 @@ async def test_a_commit_whose_answer_was_lost_is_not_counted_twice(bench: Bench)
         keeper.add(part)
     await keeper.close()
     assert bench.database.answers_lost == 0
-    truth = await checked(store, job_id)
-    assert sorted(truth.with_vector) == list(range(6))
+    snapshot = await checked(store, job_id)
+    assert sorted(snapshot.with_vector) == list(range(6))
 
 
 async def test_a_worker_that_was_frozen_past_its_lease_starts_no_call(bench: Bench) -> None:
@@ -205,8 +205,8 @@ async def test_a_worker_that_was_frozen_past_its_lease_starts_no_call(bench: Ben
     bench.upstream.at_call = freeze
     await run_shard(store.runtime, shard_id, "w")
     assert bench.upstream.calls == 1
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) == 4  # what it had paid for is kept
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) == 4  # what it had paid for is kept
     assert (await store.shards(job_id))[0].state != ShardState.RUNNING
 
 

@@ -12,9 +12,9 @@ import pytest
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.reading.job_rows import get_job, job_object
 from models.job import JobStatus
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
 from tests.integration.test_provider_wait import opened, play, run_due
-from tests.integration.truth import Truth
 
 REFUSED = {"when": {"contains": "number 3 "}, "do": {"status": 429, "retry_after": 1}}
 
@@ -37,9 +37,9 @@ async def run_all_shards(store: Store, job_id: str) -> None:
 async def test_the_others_get_their_vectors_and_the_job_says_what_it_waits_for(store: Store) -> None:
     job_id = await store.submit(30)
     await run_all_shards(store, job_id)
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    assert sorted(truth.with_vector) == [index for index in range(30) if index != 3] and not truth.with_error
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    assert sorted(snapshot.with_vector) == [index for index in range(30) if index != 3] and not snapshot.with_error
     await run_all_shards(store, job_id)  # the text alone, once more
     body = job_object(await get_job(store.runtime, "p", job_id))
     assert (body["status"], body["waiting_on"]) == ("in_progress", "provider")

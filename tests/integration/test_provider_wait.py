@@ -19,8 +19,8 @@ from models.job import Job, JobStatus, ShardState
 from models.outage import RouteOutage
 from providers.fake import FakeScript
 from tests.integration import store as stores
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
-from tests.integration.truth import Truth
 
 ONE_ROUTE = stores.CONFIG.split(f'[[models."{stores.MODEL}".routes]]\nprovider = "two"')[0]
 REASONS: list[dict[str, Any]] = [{"status": 401}, {"status": 500}, {"status": 404}, {"reply": "html"}]
@@ -87,8 +87,8 @@ async def test_an_outage_spends_no_attempt_and_the_job_says_why(store: Store, tr
     play(store)
     await probe_now(store, job_id)
     await run_due(store, job_id)
-    truth = await Truth.read(store.runtime.database, job_id)
-    assert len(truth.with_vector) == 20 and truth.with_error == []
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    assert len(snapshot.with_vector) == 20 and snapshot.with_error == []
     job = job_object(await get_job(store.runtime, "p", job_id))
     assert (job["status"], job["waiting"], await outages(store)) == (JobStatus.COMPLETED, None, [])
 

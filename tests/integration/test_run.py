@@ -22,8 +22,8 @@ from models.job import JobStatus, ShardState
 from models.usage import UsageRecord
 from providers.fake import fake_tokens, fake_vectors
 from tests.integration import store as stores
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
-from tests.integration.truth import Truth
 
 
 def scripted(database_url: str, folder: Path, *rules: str, **settings: Any) -> Store:
@@ -38,24 +38,24 @@ async def run_all(store: Store, job_id: str) -> None:
     await asyncio.gather(*(run_shard(store.runtime, shard_id, "w") for shard_id in await store.shard_ids(job_id)))
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    return snapshot
 
 
 async def test_a_job_runs_to_its_end(store: Store) -> None:
     job_id = await store.submit(47, bad={3})
     await asyncio.gather(run_all(store, job_id), run_all(store, job_id))  # every ring comes twice
-    truth = await checked(store, job_id)
+    snapshot = await checked(store, job_id)
     body = job_object(await get_job(store.runtime, "p", job_id))
     assert body["status"] == JobStatus.COMPLETED_WITH_ERRORS
     assert body["counts"] == {"total": 47, "completed": 46, "failed": 1, "pending": 0}
     billed = sum(fake_tokens(text_of("text", index)) for index in range(47) if index != 3)
-    assert body["usage"]["total_tokens"] == truth.tokens_in_ledger == billed
+    assert body["usage"]["total_tokens"] == snapshot.tokens_in_ledger == billed
     assert (body["progress"], body["eta_seconds"], body["waiting_on"]) == (1.0, 0, None)
     # Nobody called twice for anything: the shards were claimed once each.
-    assert [shard.attempt for shard in truth.shards] == [1] * 5
+    assert [shard.attempt for shard in snapshot.shards] == [1] * 5
 
 
 async def test_an_input_that_the_provider_refuses_fails_alone(database_url: str, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ async def test_an_input_that_the_provider_refuses_fails_alone(database_url: str,
     store = scripted(database_url, tmp_path, rule)
     job_id = await store.submit(20)
     await run_all(store, job_id)
-    truth = await checked(store, job_id)
-    assert truth.with_error == [13]
+    snapshot = await checked(store, job_id)
+    assert snapshot.with_error == [13]
     assert await store.status(job_id) == JobStatus.COMPLETED_WITH_ERRORS
     await store.close()
 
@@ -147,8 +147,8 @@ async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: P
             await asyncio.sleep(0.01)
         await termination.cancel(store.runtime, "p", job_id)
         await running
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) <= 4  # the one batch that was in flight
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) <= 4  # the one batch that was in flight
     await termination.cancel_idle_shards(store.runtime, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     await store.close()
@@ -169,9 +169,9 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
             await asyncio.sleep(0.01)
         await pause_resume.pause(store.runtime, "p", job_id)
         await running
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) <= 8  # the call that was in flight, and one that began in the second after
-    assert [(shard.state, shard.attempt) for shard in truth.shards] == [(ShardState.QUEUED, 0)]
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) <= 8  # the call that was in flight, and one that began in the second after
+    assert [(shard.state, shard.attempt) for shard in snapshot.shards] == [(ShardState.QUEUED, 0)]
     assert await store.status(job_id) == JobStatus.PAUSED
     await store.close()
 

@@ -44,8 +44,8 @@ from models.embedding import BatchOutcome, Matrix
 from models.errors import Conflict, JobNotFound
 from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import SHARD_INPUTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
-from tests.integration.truth import Truth
 from tests.services import PostgresServer, SqliteFiles
 
 T = TypeVar("T")
@@ -249,15 +249,15 @@ class StoreMachine(RuleBasedStateMachine):
         if not self.shard_ids:
             return
         self._check_moves()
-        truth = self.run(Truth.read(self.store.runtime.database, self.job_id))
-        truth.check(_expected)
-        assert truth.tokens_in_ledger >= self.seen_ledger, "the ledger lost rows"
-        self.seen_ledger = truth.tokens_in_ledger
-        if truth.job is None:
+        snapshot = self.run(DatabaseSnapshot.read(self.store.runtime.database, self.job_id))
+        snapshot.check(_expected)
+        assert snapshot.tokens_in_ledger >= self.seen_ledger, "the ledger lost rows"
+        self.seen_ledger = snapshot.tokens_in_ledger
+        if snapshot.job is None:
             assert self.deleted
             return
-        self.seen_status = JobStatus(truth.job.status)
-        outcomes = _outcomes(truth)
+        self.seen_status = JobStatus(snapshot.job.status)
+        outcomes = _outcomes(snapshot)
         if not self.deleted:
             if self.retried:  # failures may go, vectors may not
                 self.seen_outcomes = {i: was for i, was in self.seen_outcomes.items() if isinstance(was, bytes)}
@@ -265,7 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
             lost = {index for index, was in self.seen_outcomes.items() if outcomes.get(index) != was}
             assert not lost, f"outcomes of {lost} were changed or lost"
             self.seen_outcomes = outcomes
-            self._check_what_a_poller_sees(truth.job, len(outcomes))
+            self._check_what_a_poller_sees(snapshot.job, len(outcomes))
         self.retried = False
 
     def _check_what_a_poller_sees(self, job: Any, outcomes: int) -> None:
@@ -385,10 +385,10 @@ async def _moves_after(store: Store, seq: int) -> list[Any]:
         return [tuple(row) for row in rows.all()]
 
 
-def _outcomes(truth: Truth) -> dict[int, bytes | str]:
+def _outcomes(snapshot: DatabaseSnapshot) -> dict[int, bytes | str]:
     width = WIDTH * 4
-    found: dict[int, bytes | str] = {row.index: row.code for row in truth.failures}
-    for run in truth.runs:
+    found: dict[int, bytes | str] = {row.index: row.code for row in snapshot.failures}
+    for run in snapshot.runs:
         for row in range(run.count):
             found[run.first_index + row] = run.data[row * width : (row + 1) * width]
     return found

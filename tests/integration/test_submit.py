@@ -20,8 +20,8 @@ from models.base import db_now
 from models.embedding import InputError
 from models.errors import Conflict, IdempotencyMismatch, InvalidInput, UploadInterrupted
 from models.job import IdempotencyKey, Job, JobStatus, Shard, ShardInputs
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, text_of
-from tests.integration.truth import Truth
 from tests.services import run_async
 from tests.waiting import wait_until
 
@@ -72,7 +72,7 @@ async def test_a_large_job_runs_while_it_arrives_and_may_be_through_before_its_e
         await intake.finish(b"fingerprint")
     job = await store.job(intake.job_id)
     assert (job.status, job.total) == (JobStatus.COMPLETED, 20)
-    (await Truth.read(store.runtime.database, intake.job_id)).check()
+    (await DatabaseSnapshot.read(store.runtime.database, intake.job_id)).check()
 
 
 async def test_an_upload_that_breaks_off_before_its_first_shard_leaves_nothing(store: Store) -> None:
@@ -91,7 +91,7 @@ async def test_an_upload_that_breaks_off_later_fails_its_job_with_a_reason(store
     job = await store.job(intake.job_id)
     assert (job.status, job.open_shards) == (JobStatus.FAILED, 0)
     assert job.error_summary[0]["code"] == "upload_interrupted"
-    (await Truth.read(store.runtime.database, intake.job_id)).check()
+    (await DatabaseSnapshot.read(store.runtime.database, intake.job_id)).check()
 
 
 @pytest.mark.parametrize("count", [3, 25])
@@ -184,9 +184,9 @@ async def test_an_upload_that_breaks_off_goes_on_where_it_was_cut(store: Store, 
     assert job.status == (JobStatus.IN_PROGRESS if more else JobStatus.COMPLETED)
     for shard in (await store.shards(job_id))[2:]:
         await record(store.runtime, held := await store.claim(shard.id), landed(held, route=store.routes[0]))
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    assert truth.inputs_in_ledger == 20 + more and truth.with_vector == list(range(20 + more))
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    assert snapshot.inputs_in_ledger == 20 + more and snapshot.with_vector == list(range(20 + more))
 
 
 async def test_an_upload_that_goes_on_knows_the_texts_that_came_before_it_was_cut(store: Store) -> None:
@@ -245,7 +245,7 @@ async def test_refused_lines_are_part_of_what_goes_on(store: Store) -> None:
     job = await store.job(intake.job_id)
     assert intake.job_id == cut_off.job_id
     assert (job.total, job.failed, job.completed) == (5021, 5001, 0)
-    (await Truth.read(store.runtime.database, intake.job_id)).check()
+    (await DatabaseSnapshot.read(store.runtime.database, intake.job_id)).check()
 
 
 async def test_an_upload_that_lost_its_key_to_a_retry_adds_nothing(store: Store) -> None:
@@ -268,7 +268,7 @@ async def test_an_upload_that_lost_its_key_to_a_retry_adds_nothing(store: Store)
     assert await job_intake.reserve(store.runtime, "p", "key") == IdempotentReplay(retry.job_id, b"fingerprint")
     job = await store.job(retry.job_id)
     assert (job.status, job.total) == (JobStatus.IN_PROGRESS, 25)
-    (await Truth.read(store.runtime.database, job.id)).check()
+    (await DatabaseSnapshot.read(store.runtime.database, job.id)).check()
 
 
 async def test_an_accepted_job_is_never_dead(store: Store) -> None:

@@ -32,8 +32,8 @@ from models.job import (
 )
 from models.usage import UsageRecord
 from models.worker import WorkerProcess
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, text_of
-from tests.integration.truth import Truth
 
 
 @pytest.fixture
@@ -49,10 +49,10 @@ async def sweep_twice(store: Store, other: Store) -> None:
     await sweep(store.runtime)
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    return snapshot
 
 
 async def test_a_lost_worker_s_shard_runs_again_and_a_live_one_s_does_not(store: Store, other: Store) -> None:
@@ -101,9 +101,9 @@ async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails
                 await store.expire_lease(shard.id)
         await sweep_twice(store, other)
     await sweep(store.runtime)
-    truth = await checked(store, job_id)
-    assert {row.code for row in truth.failures if row.index < 10} == {"worker_lost"}
-    assert sorted(truth.with_error) == [8, 9, 19]
+    snapshot = await checked(store, job_id)
+    assert {row.code for row in snapshot.failures if row.index < 10} == {"worker_lost"}
+    assert sorted(snapshot.with_error) == [8, 9, 19]
     job = await store.job(job_id)
     assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED_WITH_ERRORS, 17, 3)
 
@@ -162,8 +162,8 @@ async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Stor
     job = await store.job(job_id)
     assert job.status == JobStatus.FAILED
     await sweep_twice(store, other)
-    truth = await checked(store, job_id)
-    assert {shard.state for shard in truth.shards} == {ShardState.DONE, ShardState.CANCELLED}
+    snapshot = await checked(store, job_id)
+    assert {shard.state for shard in snapshot.shards} == {ShardState.DONE, ShardState.CANCELLED}
 
 
 async def test_an_upload_under_a_key_is_left_open_for_a_while(store: Store, other: Store) -> None:

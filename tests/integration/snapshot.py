@@ -23,7 +23,7 @@ Expected = Callable[[Sequence[int]], Matrix]
 
 
 @dataclass(frozen=True)
-class Truth:
+class DatabaseSnapshot:
     """All rows of one job. `job` is None when it has been removed."""
 
     job: Any | None
@@ -33,7 +33,7 @@ class Truth:
     ledger: Sequence[Any]
 
     @classmethod
-    async def read(cls, database: Database, job_id: str) -> Truth:
+    async def read(cls, database: Database, job_id: str) -> DatabaseSnapshot:
         """One snapshot of everything: a moment between two transactions, never half of one."""
         # A write transaction holds still on SQLite; on PostgreSQL the isolation level does.
         async with database.write() as connection:
