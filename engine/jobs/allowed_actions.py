@@ -1,11 +1,11 @@
-"""What can be done to a job in each of its statuses: told to whoever asks for something else."""
+"""The actions that each job status allows, and the error for all others."""
 
 from __future__ import annotations
 
 from models.errors import Conflict, JobNotFound
 from models.job import JobStatus
 
-# The verbs that change something in each status, and what else helps.
+# By status: the actions that change the job, and advice for the error message.
 ALLOWED_ACTIONS: dict[JobStatus, tuple[tuple[str, ...], str]] = {
     JobStatus.VALIDATING: (("cancel", "delete"), "its corpus is still arriving: poll it until it is in_progress"),
     JobStatus.IN_PROGRESS: (("pause", "cancel", "delete"), "poll it until it has ended"),
@@ -20,7 +20,7 @@ ALLOWED_ACTIONS: dict[JobStatus, tuple[tuple[str, ...], str]] = {
 
 
 def action_conflict(verb: str, status: str) -> Conflict:
-    """The refusal of a verb that the job's status does not allow."""
+    """The error for an action that the job's status does not allow."""
     verbs, advice = ALLOWED_ACTIONS[JobStatus(status)]
     return Conflict(
         f"Cannot {verb} a job with status '{status}': {advice}. Possible with this status: {', '.join(verbs)}."
@@ -28,7 +28,7 @@ def action_conflict(verb: str, status: str) -> Conflict:
 
 
 def job_not_found() -> JobNotFound:
-    """One text for a foreign, an unknown and a malformed id."""
+    """The same error for another project's, an unknown and a malformed id."""
     return JobNotFound(
         "No job found with this id. GET /v1/embeddings/jobs lists the jobs of this key's project; "
         "a job is removed some days after it has ended.",

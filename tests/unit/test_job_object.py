@@ -26,7 +26,7 @@ def row(**given: Any) -> Row[Any]:
         "total": 1000, "ingested": 1000, "completed": 400, "failed": 10, "prompt_tokens": 8200,
         "cost_usd": Decimal("0.000164"), "usage_estimated": False, "error_summary": [], "warnings": [],
         "created_at": NOW - 60, "started_at": NOW - 41.0, "finished_at": None, "expires_at": NOW + 86400,
-        "waiting_on": None, "next_attempt_at": None, "waiting": None,
+        "waiting_on": None, "next_attempt_at": None, "outage": None,
         "rate_sample_at": NOW - 41.0, "rate_sample_done": 0, "rate_sample_tokens": 0,
         "prev_rate_sample_at": None, "prev_rate_sample_done": 0, "prev_rate_sample_tokens": 0, "version": 3,
         "metadata": {"a": "b"}, "request_id": "req_1", "now": NOW, "workers_live": False,
@@ -149,8 +149,8 @@ def test_the_time_that_is_left_includes_a_wait_for_quota() -> None:
 def test_no_end_is_foretold_of_an_outage(waiting_on: str, next_attempt_at: float | None) -> None:
     """It said 59 s in the middle of an outage, of which nobody knows the end."""
     cause = {"provider": "a", "code": "c", "message": "m", "advice": "a", "since": NOW - 9}
-    for waiting in (None, cause):
-        job = row(waiting_on=waiting_on, next_attempt_at=next_attempt_at, waiting=waiting)
+    for outage in (None, cause):
+        job = row(waiting_on=waiting_on, next_attempt_at=next_attempt_at, outage=outage)
         assert job_object(job)["eta_seconds"] is None
 
 

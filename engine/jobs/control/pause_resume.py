@@ -1,7 +1,7 @@
-"""Control: a caller pauses a job, and resumes it. What is done is kept.
+"""Pause and resume of a job. Results are kept.
 
-A pause changes the job's row and nothing else that matters: no shard of a paused job is rung or claimed, and whoever
-holds one gives it back, unspent, once what is under way has landed. So a pause and a resume may cross anything.
+Only the status in the job's row decides: no shard of a paused job is announced or claimed, and a worker that runs one
+releases it, without counting the attempt, once its calls in flight are recorded. So both may race with anything.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from models.base import db_now, usd_text
 from models.errors import Conflict
 from models.job import Job, JobStatus, Shard, ShardState
 
-# How long a worker whose calls are slow may not know that its job was paused or cancelled.
+# Seconds between a worker's reads of the status of its job.
 STATUS_POLL_S = 1.0
 RUNNING_STATUSES = (JobStatus.VALIDATING, JobStatus.IN_PROGRESS)
 
 
 async def pause(runtime: Runtime, project: str, job_id: str) -> None:
-    """No new upstream calls until the job is resumed; what is under way lands. Idempotent.
+    """Start no upstream calls until the job is resumed; results of calls in flight are recorded. Idempotent.
 
     Raises JobNotFound, or Conflict when the job has ended or is ending.
     """
@@ -46,7 +46,7 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
         if row.status != JobStatus.PAUSED:
             raise action_conflict("pause", row.status)
         return
-    # Its rings would take the places of others' until somebody looks at them.
+    # Announced shards of a paused job would take up the window of announcements.
     async with runtime.database.write() as connection:
         announced = await lock_shards(connection, Shard.job_id == job_id, Shard.state == ShardState.ANNOUNCED)
         await connection.execute(
@@ -55,10 +55,10 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
 
 
 async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Decimal | None = None) -> None:
-    """Let a paused job go on, under a new ceiling where one is given. Idempotent.
+    """Continue a paused job, with a new cost limit where one is passed. Idempotent.
 
-    Raises JobNotFound; Conflict when the job has ended or is ending, or has nothing left of its ceiling; InvalidInput
-    for a new ceiling that is spent already.
+    Raises JobNotFound; Conflict when the job has ended or is ending, or when its cost limit is exhausted; InvalidInput
+    for a new limit that is below the cost so far.
     """
     row = await get_job(runtime, project, job_id)
     if row.status not in (*RUNNING_STATUSES, JobStatus.PAUSED):
@@ -86,7 +86,7 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
 
 
 def resumed_columns(runtime: Runtime) -> dict[str, Any]:
-    """Columns of a job that goes on after it stood still: its rate and its deadline count anew."""
+    """Columns of a job that continues after a pause or a retry: its rate and its deadline start again."""
     return {
         "status": JobStatus.IN_PROGRESS,
         "waiting_on": None,
@@ -95,7 +95,7 @@ def resumed_columns(runtime: Runtime) -> dict[str, Any]:
         "not_before": None,
         "finished_at": None,
         "expires_at": db_now() + runtime.settings.job_deadline_days * 86400.0,
-        # No mark until something lands: before that nobody knows a rate, and what it was long ago is none.
+        # No sample before the next results: an old rate says nothing about the present one.
         "rate_sample_at": None,
         "rate_sample_done": Job.completed + Job.failed,
         "rate_sample_tokens": Job.prompt_tokens,
@@ -107,7 +107,7 @@ def resumed_columns(runtime: Runtime) -> dict[str, Any]:
 
 
 async def wait_until_job_stops(runtime: Runtime, job_id: str) -> None:
-    """Return once the job wants no work on its shards: it is paused, has ended or is gone. One look each LOOK_S."""
+    """Return once the job is not in progress: paused, ended or deleted. Reads its status every STATUS_POLL_S."""
     status = select(Job.status).where(Job.id == job_id, Job.deleted_at.is_(None))
     while True:
         await asyncio.sleep(STATUS_POLL_S)

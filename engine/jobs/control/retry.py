@@ -1,7 +1,7 @@
-"""Retry: what failed of a job runs again, into the same job.
+"""Retry: the failed inputs of a finished job are processed again, in the same job.
 
-First everything is read, a shard at a time, and nothing is locked: a finished job does not change. Then one transaction
-does it all, unless the job is no longer as it was read. So a crash leaves the job as it was or as it shall be.
+The plan is read one shard at a time, without locks, because a finished job does not change. One transaction then
+applies it, unless the job has changed since. So a crash leaves the job either untouched or fully reopened.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _NONE = msgspec.msgpack.encode(None)
 
 @dataclass(slots=True)
 class _Plan:
-    """What a retry will change. Failed inputs are few, or they are many neighbours: they are kept as runs."""
+    """The changes of a retry. Consecutive failed inputs are kept as ranges."""
 
-    shards: list[dict[str, Any]] = field(default_factory=list)  # ids, and bits without those of the failed inputs
-    runs: list[dict[str, Any]] = field(default_factory=list)  # first and last index of failures that lie together
+    shards: list[dict[str, Any]] = field(default_factory=list)  # ids, and bitmaps without the failed inputs
+    runs: list[dict[str, Any]] = field(default_factory=list)  # first and last index of consecutive failures
     reopened: int = 0
     final_errors: dict[str, dict[str, Any]] = field(
         default_factory=dict
-    )  # error summary of those that stay as they are
+    )  # error summary of the inputs that are not retried
 
 
 async def retry(runtime: Runtime, project: str, job_id: str) -> None:
-    """Open every failed input again whose text is there: all but those that were refused when they arrived.
+    """Reopen every failed input whose text is stored: all except those that were refused on arrival.
 
-    Raises JobNotFound; Conflict when the job has not ended, or there is nothing to try again.
+    Raises JobNotFound; Conflict when the job has not ended, or when no input can be retried.
     """
     for _ in range(MAX_TRIES):
         job = await get_job(runtime, project, job_id)
@@ -148,11 +148,11 @@ async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan
 
 
 async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
-    """Do as planned, in one transaction. False: the job is not what it was when it was read."""
+    """Apply the plan in one transaction. False: the job has changed since it was read."""
     ids = sorted(shard["shard"] for shard in plan.shards)
     values = resumed_columns(runtime) | {
         "failed": Job.failed - plan.reopened,
-        # After this statement's own change of it.
+        # The value after this statement has lowered `failed`.
         "rate_sample_done": job.completed + job.failed - plan.reopened,
         "prev_rate_sample_done": job.completed + job.failed - plan.reopened,
         "open_shards": len(ids),
@@ -185,7 +185,7 @@ async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
 _DELETE_ERRORS = delete(JobInputError).where(
     JobInputError.job_id == bindparam("job"), JobInputError.index.between(bindparam("low"), bindparam("high"))
 )
-# The fence grows: whoever held the shard before may still bring what was paid for, and fail nothing.
+# A higher fence: an earlier worker's vectors are still recorded, its failures are not.
 _REQUEUE = (
     update(Shard)
     .where(Shard.id == bindparam("shard"))

@@ -1,4 +1,4 @@
-"""Ending before the end: cancel, fail, delete. Finished work is kept and stays readable, until it is deleted."""
+"""Termination of a job before all inputs are done: cancel, fail, expire, delete. Results stay readable until then."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from models.job import FINISHED, LEGAL_MOVES, OPEN_STATES, IdempotencyKey, Job, 
 
 
 async def cancel(runtime: Runtime, project: str, job_id: str) -> None:
-    """Stop a job: no new upstream calls; what is under way lands. Idempotent while it is cancelling or cancelled.
+    """Stop a job: no new upstream calls; results of calls in flight are recorded. Idempotent for a cancelled job.
 
-    Raises JobNotFound, or Conflict when the job has finished in another way.
+    Raises JobNotFound, or Conflict when the job has ended in another status.
     """
     row = await get_job(runtime, project, job_id)
     if row.status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
@@ -33,9 +33,9 @@ async def cancel(runtime: Runtime, project: str, job_id: str) -> None:
 
 
 async def terminate(runtime: Runtime, job_id: str, status: JobStatus, code: str = "", message: str = "") -> bool:
-    """End a job: FAILED or EXPIRED at once, CANCELLED by way of CANCELLING while workers hold shards of it.
+    """End a job: FAILED or EXPIRED at once, CANCELLED by way of CANCELLING while shards are running.
 
-    One whose inputs all have an outcome does not expire: it ends by those. False: it had ended.
+    A job whose inputs all have an outcome does not expire: its counters decide the status. False: it had ended before.
     """
     async with runtime.database.write() as connection:
         job = (
@@ -60,7 +60,7 @@ async def terminate(runtime: Runtime, job_id: str, status: JobStatus, code: str 
         }
         if status is not JobStatus.CANCELLED:
             values |= end_columns(runtime.settings)
-        if code and status is JobStatus.EXPIRED:  # what is left of it has no error: errors count inputs that failed
+        if code and status is JobStatus.EXPIRED:  # a warning, not an error: errors count failed inputs
             values["warnings"] = [*job.warnings, {"code": code, "message": message}]
         elif code:
             entry = {"code": code, "count": 0, "example_index": None, "message": message}
@@ -75,16 +75,16 @@ async def terminate(runtime: Runtime, job_id: str, status: JobStatus, code: str 
 
 
 async def cancel_idle_shards(runtime: Runtime, job_id: str) -> None:
-    """Cancel the shards that nobody holds, where the job has ended; a cancelling job that has none left is cancelled.
+    """Cancel the shards of an ended job that no worker has leased. A cancelling job without open shards is cancelled.
 
-    A transaction of its own, in the order shards then job, as every writer of both takes them. A crash before it leaves
-    the job cancelling, which the sweep brings to its end by this same call.
+    It has a transaction of its own, because shards are locked before their job (engine/jobs/row_locks.py). After a
+    crash before it the job stays cancelling, and the sweep calls this function again.
     """
     async with runtime.database.write() as connection:
         cancelled, last = 0, ""
         idle = and_(Shard.job_id == job_id, Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)))
         while ids := await lock_shards(connection, idle, Shard.id > last):
-            # Asked for once they are locked: a job may have been resumed or retried since somebody thought it over.
+            # Checked under the locks: the job may have been resumed or retried meanwhile.
             if not last and not await _has_ended(connection, job_id):
                 return
             await connection.execute(
@@ -116,7 +116,7 @@ async def _has_ended(connection: AsyncConnection, job_id: str) -> bool:
 
 
 async def cancel_idle_shards_if_ended(runtime: Runtime, job_id: str) -> None:
-    """Close what a worker gave back to a job that had ended meanwhile; nearly always there is no write."""
+    """Cancel the shards that a worker has released to a job that ended meanwhile. Writes only where there is one."""
     async with runtime.database.read() as connection:
         has_ended = await _has_ended(connection, job_id)
     if has_ended:
@@ -124,7 +124,7 @@ async def cancel_idle_shards_if_ended(runtime: Runtime, job_id: str) -> None:
 
 
 async def drop_claim(runtime: Runtime, shard: ClaimedShard) -> None:
-    """A worker lets go of a shard whose job wants no more of it: for good, or, where the job is paused, for now."""
+    """Release the shard of a job that has ended or is paused: cancelled, or queued until the job is resumed."""
     async with runtime.database.write() as connection:
         owned = await lock_shards(
             connection, Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING
@@ -145,19 +145,19 @@ async def drop_claim(runtime: Runtime, shard: ClaimedShard) -> None:
 
 
 async def delete_job(runtime: Runtime, project: str, job_id: str) -> None:
-    """Delete a job and its results; a running one is cancelled first. Its ledger rows stay. Raises JobNotFound.
+    """Delete a job and its results; a running job is cancelled first. Its ledger rows stay. Raises JobNotFound.
 
-    The job is gone for every caller at once; the sweep then removes its rows in small steps.
+    No caller sees the job afterwards. The sweep removes its rows in small steps.
     """
     await get_job(runtime, project, job_id)
     while not await soft_delete(runtime, job_id):
-        # It runs; or it runs again, for somebody resumed or retried it since it was looked at.
+        # The job is running, possibly because it was resumed or retried meanwhile.
         if not await terminate(runtime, job_id, JobStatus.CANCELLED):
             await get_job(runtime, project, job_id)
 
 
 async def soft_delete(runtime: Runtime, job_id: str) -> bool:
-    """Hide a job that has ended, or is ending, and free its Idempotency-Key. False: it is not."""
+    """Hide an ended or cancelling job from callers and release its Idempotency-Key. False: it is in another status."""
     async with runtime.database.write() as connection:
         hidden = await connection.execute(
             update(Job)

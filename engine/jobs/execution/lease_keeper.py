@@ -1,8 +1,8 @@
-"""Lease: a worker's own view of its claim. Kept alive while the shard runs; once it is over, no new call starts.
+"""Lease keeper: renews the lease of a running shard, and stops new calls once the lease may have run out.
 
-The database's clock decides whose a shard is. Here a clock of this machine only tells how long ago the database was
-last sure of it, counted from before it was asked: so the worker gives up first, and a process that was frozen, its
-heartbeat with it, finds its lease run out when it wakes, before it sends anything.
+The database's clock decides who holds a shard. The keeper counts on this machine's clock from before each request to
+the database, so the worker stops before the database hands the shard to another one. A process that was suspended
+finds the lease run out when it continues, before it sends anything.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from engine.storage.database import DATABASE_ERRORS
 from models.embedding import Batch, Route
 from models.errors import EmbedmillError
 
-# A heartbeat that the database did not take is tried again this soon.
+# Seconds until a failed heartbeat is repeated.
 RENEW_RETRY_S = 1.0
 
 
 class ShardStopped(EmbedmillError):
-    """The worker lets go of a shard that may go on elsewhere: budget over, lease lost, job ended, shutdown."""
+    """The run of a shard ends before its inputs are done: time budget, lost lease, ended job, or shutdown."""
 
     code = "stopped"
 
 
 class LeaseKeeper:
-    """`asked_at`: clock() before the claim was asked for. `on_lost` is told why the shard is not ours any more."""
+    """`requested_at`: clock() before the claim was requested. `on_lost` is called with the reason once it is lost."""
 
     def __init__(self, runtime: Runtime, shard: ClaimedShard, requested_at: float) -> None:
         self.in_flight = RunCalls(runtime.journal, shard)
@@ -41,7 +41,7 @@ class LeaseKeeper:
         self.on_lost: Callable[[str], None] = lambda reason: None
 
     def sending(self, batch: Batch, route: Route) -> str:
-        """Asked before each call. Raises ToldToStop when another worker may have the shard by now, or nobody shall."""
+        """Called before each upstream call; returns its id. Raises ShardStopped when the lease may have run out."""
         if self._blocked_reason is not None:
             raise ShardStopped(self._blocked_reason)
         if clock() >= self._until:
@@ -49,10 +49,11 @@ class LeaseKeeper:
         return self.in_flight.sending(batch, route)
 
     def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
+        """Called after each call without results."""
         self.in_flight.failed(call_id, ambiguous=ambiguous, wasted=wasted)
 
     def block_new_calls(self, reason: str) -> None:
-        """From now on no call starts, not even one that only waits to be made again."""
+        """Let no further call start, retries included."""
         self._blocked_reason = reason
 
     async def renew_until_lost(self) -> None:
@@ -67,7 +68,7 @@ class LeaseKeeper:
                 self.on_lost("the lease could not be renewed")
                 return
             try:
-                # A database that is slow or locked is given a heartbeat's time, then asked again on a fresh connection.
+                # After the time of one heartbeat a slow or locked database is asked again on another connection.
                 async with asyncio.timeout(min(settings.heartbeat_s, remaining_s)):
                     is_held = await claims.heartbeat(self._runtime, self._shard)
             except (*DATABASE_ERRORS, TimeoutError):

@@ -1,4 +1,4 @@
-"""Waiting for a provider: a shard that meets an outage goes back unspent, and its job says what it waits for.
+"""Waits for providers: a shard that meets an outage is released without counting the attempt; its job shows the outage.
 
 Inputs fail only when an outage has kept their job from any progress for EMBEDMILL_UPSTREAM_OUTAGE_HOURS.
 """
@@ -36,22 +36,22 @@ from models.outage import RouteOutage
 
 log = logging.getLogger("embedmill.jobs")
 
-# With more jobs than that waiting, most come back a little later than the next probe: one of them makes it.
+# With more waiting jobs than this, most return a little later than the next probe, which one of them makes.
 FEW_JOBS = 20
 MANY_JOBS_SPREAD_S = 8.0
-# Inputs that draw a 429 by themselves are tried no sooner.
+# Pause of inputs that get a 429 while others do not.
 OWN_PAUSE_S = 20.0
 JOBS_PER_QUERY = 500
 
 
 class ProviderOutage(EmbedmillError):
-    """The error of inputs whose provider was out of reach for too long."""
+    """The error of inputs whose provider was unavailable for EMBEDMILL_UPSTREAM_OUTAGE_HOURS."""
 
     retryable = True
 
 
 def outage_of(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError | None) -> Outage | None:
-    """The outage that keeps the shard from going on, where it is one that stopped it."""
+    """The outage that stopped the shard, or None where it was stopped by something else."""
     if isinstance(error, UnknownAlias):
         return new_outage(_unknown_alias(shard.alias))
     if not isinstance(error, UpstreamError | NoRoute) or isinstance(error, RouteQuarantined):
@@ -64,7 +64,7 @@ def outage_of(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError | Non
 
 
 async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outage) -> None:
-    """Give the shard back until the next health probe; after too long a wait, fail what is left of it."""
+    """Release the shard until the next health probe; after too long a wait, fail its open inputs."""
     async with runtime.database.read() as connection:
         now, waits_since = await _waits_since(connection, shard)
         waiting_jobs = (
@@ -91,9 +91,9 @@ async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outag
 
 
 async def wait_for_inputs(runtime: Runtime, shard: ClaimedShard, error: UpstreamRateLimited) -> None:
-    """Give a shard back all of whose other inputs have their outcome: the provider answers 429 to these alone.
+    """Release a shard whose open inputs alone get a 429 from the provider.
 
-    Other shards of the job go on. After as long a wait as for an outage these inputs fail.
+    Other shards of the job continue. The inputs fail after as long a wait as for an outage.
     """
     async with runtime.database.read() as connection:
         now, waits_since = await _waits_since(connection, shard)
@@ -115,7 +115,7 @@ async def wait_for_inputs(runtime: Runtime, shard: ClaimedShard, error: Upstream
 
 
 async def _waits_since(connection: AsyncConnection, shard: ClaimedShard) -> tuple[float, float]:
-    """Now, and since when the job has waited for its provider without any progress. Unix seconds."""
+    """The current instant, and the start of the job's wait for its provider without progress. Unix seconds."""
     found = await connection.execute(select(Job.outage, db_now().label("now")).where(Job.id == shard.job_id))
     row = found.one_or_none()
     if row is None:
@@ -126,7 +126,7 @@ async def _waits_since(connection: AsyncConnection, shard: ClaimedShard) -> tupl
 async def release(
     runtime: Runtime, shard: ClaimedShard, error: EmbedmillError, *, delay_s: float, counts_as_attempt: bool
 ) -> None:
-    """Give the shard back after an error that is no outage; where it is the provider's, the job says so."""
+    """Release the shard after an error that is no outage. The job shows an error of the provider."""
     outage: dict[str, Any] | None = None
     if isinstance(error, UpstreamError):
         outage = cause_of(error.account, error).waiting(time.time())
@@ -151,7 +151,7 @@ def _first_account(runtime: Runtime, shard: ClaimedShard) -> str:
 
 
 async def resume_recovered_jobs(runtime: Runtime) -> None:
-    """Let jobs go on at once whose provider answers again: its outage is gone from the table."""
+    """Make the jobs due at once whose provider has recovered: its outage is no longer in the table."""
     async with runtime.database.read() as connection:
         down = set((await connection.execute(select(RouteOutage.account))).scalars())
         rows = (
@@ -161,9 +161,9 @@ async def resume_recovered_jobs(runtime: Runtime) -> None:
 
 
 async def try_changed_secrets(runtime: Runtime) -> None:
-    """Read secrets whose files have changed; their accounts are tried again now, and jobs that wait for them go on.
+    """Read changed secret files, try their accounts again, and make the jobs due that wait for them.
 
-    Raises StorageUnavailable; then it is done the next time.
+    Raises StorageUnavailable; the next call repeats it then.
     """
     await runtime.upstream.secrets.look()
     for account in runtime.upstream.secrets.take_changed():

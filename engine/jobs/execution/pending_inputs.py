@@ -1,4 +1,4 @@
-"""Work: what a claimed shard still lacks. Its own inputs by calls, their twins by copies."""
+"""Open inputs of a claimed shard: upstream calls for its own texts, copied outcomes for duplicates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Batches = Callable[[Sequence[int]], Iterable[Batch]]
 
 
 class FirstOccurrencesPending(EmbedmillError):
-    """The first occurrences of some inputs are still under way in other shards: nothing is wrong, only too early."""
+    """First occurrences of some duplicates are still being processed in other shards."""
 
     code = "waits_for_twins"
 
@@ -31,9 +31,9 @@ class FirstOccurrencesPending(EmbedmillError):
 async def process_open_inputs(
     runtime: Runtime, shard: ClaimedShard, run: EmbedRun, writer: ResultsWriter, batches: Batches
 ) -> None:
-    """Hand an outcome for each waiting input of the shard to `flight.landed`.
+    """Pass an outcome for each open input of the shard to `run.landed`.
 
-    Raises FirstsOutstanding, BudgetSpent, and what embed() raises: what could be done has then landed.
+    Raises FirstOccurrencesPending, BudgetExhausted and what embed() raises, after all possible outcomes were passed on.
     """
     if not shard.open_duplicates():
         await _embed_open_inputs(runtime, shard, run, writer, batches)
@@ -41,7 +41,8 @@ async def process_open_inputs(
     fanout = DuplicateFanout(shard, run.landed)
     run.landed = fanout
     try:
-        # Before the calls, so that a copy is stored with its neighbours; and after them, for those that came meanwhile.
+        # Before the calls, so that a duplicate is stored in one block with the inputs next to it; and once more after
+        # them, for first occurrences that other shards have recorded meanwhile.
         await _resolve_duplicates(runtime, shard, fanout, set(map(shard.index, shard.open_positions())))
         await _embed_open_inputs(runtime, shard, run, writer, batches)
         await _resolve_duplicates(runtime, shard, fanout, set())
@@ -55,7 +56,7 @@ async def process_open_inputs(
 async def _embed_open_inputs(
     runtime: Runtime, shard: ClaimedShard, run: EmbedRun, writer: ResultsWriter, batches: Batches
 ) -> None:
-    """Make the calls; under a ceiling, those that the shard's allowance covers whatever they turn out to cost."""
+    """Make the calls; with a cost limit, only calls whose upper bound of cost the shard's reservation covers."""
     concurrency = runtime.settings.shard_concurrency
     positions = shard.open_positions()
     if shard.max_cost_usd is None or not positions:
@@ -67,7 +68,7 @@ async def _embed_open_inputs(
         await embed(run, reservation.within_reservation(batches(positions)), concurrency=concurrency)
         remaining = [position for position in positions if shard.index(position) not in reservation.delivered]
         if remaining:
-            # Most calls cost less than was set aside for them: once they are recorded, what is left may cover more.
+            # Most calls cost less than their upper bound: once they are recorded, the difference covers further calls.
             writer.record_now()
             await reservation.wait_until_durable(run.stop)
             if run.stopping is not None:

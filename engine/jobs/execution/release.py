@@ -1,4 +1,4 @@
-"""Giving back: what a run leaves undone is released, let go or failed, by what stopped it and how often that was."""
+"""Release of an unfinished shard: queued again, cancelled or failed, by the error that stopped it and its attempts."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ RETRY_EVERY_S = 1.0
 async def release_unfinished(
     runtime: Runtime, shard: ClaimedShard, writer: ResultsWriter, error: EmbedmillError | None
 ) -> None:
-    """Give a shard back that is not done. A database that is away is asked again for the length of a lease."""
+    """Release a shard with open inputs. An unavailable database is retried for the length of a lease."""
     until = clock() + runtime.settings.lease_s
     while True:
         try:
             await _release_unfinished(runtime, shard, writer, error)
-            # It may have been cancelled, or have expired, while the worker thought that it went on.
+            # The job may have been cancelled or have expired while the shard ran.
             await cancel_idle_shards_if_ended(runtime, shard.job_id)
             return
         except StorageUnavailable:
@@ -53,7 +53,7 @@ async def release_unfinished(
                 log.warning("a shard is left to its lease", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
                 return
         except Exception:
-            # The reason could not be written down, say: the shard goes back all the same, and the attempt is spent.
+            # For example the reason could not be stored: the shard is released without it, and the attempt counts.
             log.exception("a shard could not be given back", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
             if error is None:
                 return
@@ -87,7 +87,7 @@ async def _release_unfinished(
     elif isinstance(error, UpstreamRateLimited) and error.is_own:
         await outage_waits.wait_for_inputs(runtime, shard, error)
     elif isinstance(error, UpstreamRateLimited) or (isinstance(error, DeadlineExceeded) and shard.waits.in_vain):
-        # The provider was not asked, or said to come later: that it failed is not known.
+        # The provider was not called, or asked for a later call: this is no failed attempt.
         delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
         await claims.release(
             runtime, shard, delay_s=delay_s, counts_as_attempt=False, reason=error.message, waiting_on="quota"
@@ -97,7 +97,7 @@ async def _release_unfinished(
         delay_s = error.retry_after_s or BACKOFF_CAP_S
         await outage_waits.release(runtime, shard, error, delay_s=delay_s, counts_as_attempt=False)
     elif isinstance(error, RequestError | EmbeddingsUnsupported) and not isinstance(error, UnknownAlias):
-        await fail_remaining(runtime, shard, error)  # asking again would be answered alike
+        await fail_remaining(runtime, shard, error)  # another attempt would get the same answer
     elif (outage := outage_waits.outage_of(runtime, shard, error)) is not None:
         await outage_waits.wait_for_provider(runtime, shard, outage)
     elif error is not None and shard.attempt >= runtime.settings.shard_attempts:

@@ -1,7 +1,7 @@
-"""Keeping: results go into the database as they land, at least once a second and once per thousand inputs.
+"""Results writer: records outcomes in the database as they arrive, at least every second and every thousand inputs.
 
-A result was paid for. While the database is away it is held here and offered again and again, and, once that has lasted
-for two seconds, it lies in the spool too, where it outlives this process.
+Results are paid for. While the database is unavailable they are kept in memory and recording is retried. After two
+seconds they are written to the spool too, where they survive the process.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ log = logging.getLogger("embedmill.jobs")
 RECORD_INPUTS = 1024
 RECORD_EVERY_S = 1.0
 SPOOL_AFTER_S = 2.0
-# A database that has not answered for this long is asked again on another connection.
+# After this time without an answer the database is asked again on another connection.
 DATABASE_REPLY_S = 30.0
 RETRY_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
 
 
 @dataclass(slots=True)
 class _PendingWrite:
-    """Results that the database has not taken yet, and the file that holds them too."""
+    """Outcomes that are not in the database yet, and their spool file."""
 
     parts: list[BatchOutcome]
     file: SpooledFile | None = None
@@ -50,7 +50,7 @@ class _PendingWrite:
 
 
 class ResultsWriter:
-    """Takes what lands and records it from a task of its own, beside the calls that are still under way."""
+    """Collects outcomes and records them from a task of its own, concurrently with further calls."""
 
     def __init__(self, runtime: Runtime, shard: ClaimedShard) -> None:
         self._runtime = runtime
@@ -63,15 +63,16 @@ class ResultsWriter:
         self._closing = False
         self._task = asyncio.create_task(self._run())
         self.run: EmbedRun | None = None
-        # Told of results and the id that they are recorded under, before the database or the spool gets them.
+        # Called with outcomes and their record id before they go to the database or the spool.
         self.on_recording: Callable[[list[BatchOutcome], str], None] = lambda parts, record_id: None
-        # Told, in this order, of results that are safe: in the database, or in the spool.
+        # Called in this order with outcomes that are durable: in the database or in the spool.
         self.on_durable: list[Callable[[list[BatchOutcome]], None]] = []
         self.recorded = 0
         self.shard_done = False
         self.job_active = True
 
     def add(self, outcome: BatchOutcome) -> None:
+        """Collect an outcome, to be recorded within RECORD_EVERY_S."""
         failpoints.hit("after_upstream_before_commit")
         self._unqueued.append(outcome)
         self._inputs += len(outcome.indexes)
@@ -81,11 +82,11 @@ class ResultsWriter:
             self._timer = asyncio.get_running_loop().call_later(RECORD_EVERY_S, self._due.set)
 
     def record_now(self) -> None:
-        """Record what has landed without waiting for more."""
+        """Record the outcomes so far without waiting for more."""
         self._due.set()
 
     async def close(self) -> None:
-        """Record the rest, however long the database is away. Cancelled, it leaves the rest to the spool."""
+        """Record all remaining outcomes, however long the database is unavailable. When cancelled, spool them."""
         self._closing = True
         self._due.set()
         await self._task
@@ -127,7 +128,7 @@ class ResultsWriter:
             self._runtime.blocked_shards.discard(self._shard.shard_id)
 
     async def _block(self, error: StorageBlocked) -> None:
-        """The database takes no result until an operator acts: pay for no more, keep what there is, and say so."""
+        """The database refuses results until an operator acts: start no calls, keep the results, and log it."""
         shard = self._shard
         if shard.shard_id in self._runtime.blocked_shards:
             return
@@ -148,9 +149,9 @@ class ResultsWriter:
                 )
 
     async def _fail_unrecordable(self, pending: _PendingWrite, error: Exception) -> None:
-        """These results can never be recorded: they are paid for once, and their inputs fail with the reason.
+        """The database will never accept these outcomes: charge them once, and fail their inputs with the reason.
 
-        Each batch is offered by itself first, so that no other fails with it. The vectors stay in a file.
+        Each batch is recorded separately first, so that only the refused one fails. The vectors stay in a file.
         """
         shard = self._shard
         self._pending.popleft()
@@ -172,7 +173,7 @@ class ResultsWriter:
         message = error.message if isinstance(error, StorageRefused) else "the result could not be recorded"
         code = error.code if isinstance(error, EmbedmillError) else EmbedmillError.code
         failed = part._replace(vectors=None, error=InputError(code, message, retryable=True))
-        # First with its ledger row, for the provider bills it; without, where it is the row that is refused.
+        # First with its ledger row, because the provider bills it; then without, in case the row is what is refused.
         for attempt in (failed, failed._replace(route=None, tokens=0, cost_usd=Decimal(0))):
             try:
                 recorded = await record(self._runtime, shard, [attempt])
@@ -184,7 +185,7 @@ class ResultsWriter:
         self._stop("results could not be recorded")
 
     def _next_pending(self) -> _PendingWrite | None:
-        """What is to be recorded next, after all that has landed until now has joined the queue."""
+        """The next outcomes to record, after all collected ones were appended to the queue."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -203,7 +204,7 @@ class ResultsWriter:
             callback(parts)
 
     async def _record_bounded(self, pending: _PendingWrite) -> Recorded:
-        """Record; spool meanwhile what takes too long. A commit whose answer is lost is simply made again."""
+        """Record, and spool if that takes too long. Raises StorageUnavailable; the caller repeats it then."""
         recording = asyncio.ensure_future(record(self._runtime, self._shard, pending.parts, pending.record_id))
         try:
             if not (await asyncio.wait({recording}, timeout=SPOOL_AFTER_S))[0]:
@@ -238,7 +239,7 @@ class ResultsWriter:
         )
 
     def _spool_on_exit(self) -> None:
-        """This process ends: others carry on with the files."""
+        """Spool everything because the process ends. Other processes replay the files."""
         self._next_pending()
         for pending in self._pending:
             file = pending.file or self._write(pending)

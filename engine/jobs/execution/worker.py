@@ -1,4 +1,4 @@
-"""Run: a claimed shard becomes vectors, kept as they land. What is not done in time goes back, and nothing is lost."""
+"""The run of a shard: claim, upstream calls, recording, and release of what is not done in time."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from models.errors import EmbedmillError, StorageUnavailable
 
 log = logging.getLogger("embedmill.jobs")
 
-# Calls that started just before the budget ran out may still end; past this, they are cut off.
+# Calls that started just before the end of the time budget get this time to complete, then they are cancelled.
 CALL_GRACE_S = 15.0
-# How long a worker's slot waits for a database that is away to take the last results. Then they wait beside it.
+# How long a worker's slot waits while the database does not accept the last results. After that a background task does.
 FINALIZE_S = 20.0
 FINALIZE_STOPPING_S = 5.0
-# A shard that could not be given back as it should be waits so long before it is claimed again.
+# Delay of a shard whose regular release failed.
 RELEASE_DELAY_S = 30.0
 
 
@@ -122,10 +122,10 @@ async def _finalize(
     renewing: asyncio.Task[None],
     started: float,
 ) -> None:
-    """All that follows the last call. Goes on beside the worker's next shards where the database is away."""
+    """The steps after the last call. Continues in the background while the database is unavailable."""
     log_fields = {"job_id": shard.job_id, "shard_id": shard.shard_id}
     try:
-        # Whatever goes wrong with one of these, the shard is given back: it must not wait for its lease to run out.
+        # Whatever fails here, the shard is released, so that it need not wait for its lease to run out.
         for end in (
             writer.close,
             lambda: record_unanswered(runtime, shard, lease.in_flight),
@@ -133,7 +133,7 @@ async def _finalize(
             try:
                 await end()
             except StorageUnavailable:
-                pass  # the journals of calls and results are read by whoever comes next
+                pass  # the next process reads the journals of calls and results
             except Exception:
                 log.exception("a shard's run could not be closed in full", extra=log_fields)
         log.info(

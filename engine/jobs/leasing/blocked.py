@@ -1,6 +1,6 @@
-"""Blocked: a shard of duplicates waits for the shard with their first occurrences, and nobody claims it until then.
+"""Blocked shards: a shard with duplicates is not claimed before the shard with their first occurrences has closed.
 
-Who closes a shard frees those that wait for it. The sweep frees what a crash between the two left waiting.
+The transaction after the one that closes a shard unblocks its dependants. After a crash in between the sweep does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NO_LONGER_BLOCKED = and_(Shard.blocked_by.is_not(None), ~_BLOCKER_IS_OPEN)
 
 
 async def find_blocker(runtime: Runtime, job_id: str, indexes: Collection[int]) -> str | None:
-    """The last open shard of the job that holds one of these inputs: it is likely to be the last one done."""
+    """The last open shard of the job that contains one of these inputs; it is likely to be done last."""
     ordered = sorted(indexes)
     async with runtime.database.read() as connection:
         still_open = await connection.execute(
@@ -43,9 +43,11 @@ async def find_blocker(runtime: Runtime, job_id: str, indexes: Collection[int]) 
 
 
 async def unblock_shards(runtime: Runtime, shard_id: str | None = None) -> int:
-    """Let the shards run that waited for this one; None: for any that is not open any more. How many there were."""
+    """Unblock the shards that wait for this one; None: for any closed one. Returns how many were unblocked."""
     condition = NO_LONGER_BLOCKED if shard_id is None else Shard.blocked_by == shard_id
-    async with runtime.database.read() as connection:  # nearly always there are none: no write lock to learn it
+    async with (
+        runtime.database.read() as connection
+    ):  # nearly always there is none, so no write lock is taken to find out
         if (await connection.execute(select(Shard.id).where(condition).limit(1))).first() is None:
             return 0
     async with runtime.database.write() as connection:

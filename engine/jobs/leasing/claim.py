@@ -1,4 +1,4 @@
-"""Claim: one worker at a time holds a shard, by a lease on the database's clock and a fence that grows each time."""
+"""Claims: a worker leases a shard by the database's clock. Each claim raises the shard's fencing token."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INPUTS = msgspec.msgpack.Decoder(list[str | list[int] | None])
 
 @dataclass(frozen=True, slots=True)
 class ClaimedShard:
-    """A shard in hand, with what its job says about it."""
+    """A claimed shard with its inputs and the options of its job."""
 
     shard_id: str
     job_id: str
@@ -41,27 +41,30 @@ class ClaimedShard:
     fence: int
     outcome_bits: Bitmap
     inputs: list[Input | None]
-    tokens: int  # estimated, of what was open when it was claimed: what its turn was charged for
-    duplicates: Mapping[int, int]  # position in the shard: the job's index of the first of its kind
-    max_cost_usd: Decimal | None = None  # of the job, when the shard was claimed
-    calls: list[Call] = field(default_factory=list)  # made for it since
-    waits: CallWaits = field(default_factory=CallWaits, compare=False)  # of those calls, for quota
+    tokens: int  # estimated, of the inputs that were open when it was claimed; charged to the fair share
+    duplicates: Mapping[int, int]  # position in the shard: the job's index of the first occurrence
+    max_cost_usd: Decimal | None = None  # of the job, at the time of the claim
+    calls: list[Call] = field(default_factory=list)  # upstream calls that were made for it
+    waits: CallWaits = field(default_factory=CallWaits, compare=False)  # waits of those calls for quota
 
     def index(self, position: int) -> int:
-        """A position in the shard as an index of the job."""
+        """The job's index of a position in the shard."""
         return self.first_index + position
 
     def open_positions(self) -> list[int]:
-        """Positions in the shard that have no outcome yet and must be embedded for one."""
+        """Positions in the shard that have no outcome yet and must be embedded."""
         return [i for i in range(self.count) if not self.outcome_bits[i] and self.inputs[i] is not None]
 
     def open_duplicates(self) -> dict[int, int]:
-        """Twins that have no outcome yet: position in the shard, and the job's index of the first."""
+        """Duplicates without an outcome: position in the shard, and the job's index of the first occurrence."""
         return {position: first for position, first in self.duplicates.items() if not self.outcome_bits[position]}
 
 
 async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | None:
-    """Take the shard; None when there is nothing to do about it: done, cancelled, deleted, not due, in other hands."""
+    """Lease the shard; None when it cannot be claimed: closed, deleted, not due, blocked or leased.
+
+    Raises StorageUnavailable.
+    """
     running_job = select(Job.id).where(
         Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
     )
@@ -138,7 +141,7 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
 
 
 async def requeue_unclaimed(runtime: Runtime, shard_id: str) -> None:
-    """Answer a ring without taking the shard: it is rung for somebody else at once."""
+    """Queue an announced shard again that this worker does not claim, so that it is announced to another one."""
     async with runtime.database.write() as connection:
         await connection.execute(
             update(Shard)
@@ -148,7 +151,7 @@ async def requeue_unclaimed(runtime: Runtime, shard_id: str) -> None:
 
 
 async def heartbeat(runtime: Runtime, shard: ClaimedShard) -> bool:
-    """Renew the lease; False when the shard is no longer ours, or its job wants no more of it."""
+    """Renew the lease. False: this claim has ended, or the job is not in progress. Raises StorageUnavailable."""
     async with runtime.database.write() as connection:
         renewed = await connection.execute(
             update(Shard)
@@ -173,13 +176,13 @@ async def release(
     outage: dict[str, Any] | None = None,
     blocks_job: bool = True,
 ) -> None:
-    """Give the shard back, to be claimed again after `delay_s`. `spent` False returns the attempt too.
+    """Queue the shard again, to be claimed after `delay_s`. `counts_as_attempt` False takes the attempt back.
 
-    `blocked_by`: a shard whose end it waits for, should that one be open still.
-    `outage`: what its job says about the outage that it waits for. Unless the attempt is spent, or `blocks_job` is
-    False, none of the job's other shards is due before the delay is over then.
+    `blocked_by`: a shard that must close first, if it is still open.
+    `outage`: stored in the job as the outage that it waits for. Unless the attempt counts, or `blocks_job` is False,
+    it also defers the job's other shards by `delay_s`.
 
-    Fenced: a worker that lost its lease changes nothing.
+    Fenced: after the lease was lost it changes nothing. Raises StorageUnavailable.
     """
     async with runtime.database.write() as connection:
         requeued = await connection.execute(
@@ -197,7 +200,7 @@ async def release(
             .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
         )
         row = requeued.one_or_none()
-        # A visit that failed has had its turn: else a job that gets nowhere is the least served, and always first.
+        # No refund for a failed attempt: a job that only fails would otherwise always be served first.
         if row is not None and not counts_as_attempt:
             await fair_share.refund(connection, shard.job_id, remaining_tokens(row))
         if row is not None and waiting_on is not None:
@@ -206,7 +209,7 @@ async def release(
                 .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
                 .values(
                     waiting_on=waiting_on,
-                    # Nobody knows when its turn comes.
+                    # The time of its next turn is not known.
                     next_attempt_at=None if waiting_on == "fairness" else db_now() + delay_s,
                     outage=outage,
                     not_before=db_now() + delay_s
@@ -224,12 +227,13 @@ def _if_open(shard_id: str | None) -> Any:
 
 
 def remaining_tokens(row: Any) -> int:
-    """The estimated tokens of the inputs that have no outcome yet; inputs are counted where nobody has estimated."""
+    """Estimated tokens of the inputs without an outcome; the number of inputs where there is no estimate."""
     still_open = row.count - int(decode_bitmap(row.outcome_bitmap, row.count).sum())
     return int((row.tokens or row.count) * still_open // row.count)
 
 
 def decode_bitmap(packed: bytes, count: int) -> Bitmap:
+    """One bool per input from an outcome bitmap: shape (count,)."""
     return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count).astype(bool)
 
 

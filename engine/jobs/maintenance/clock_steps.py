@@ -1,8 +1,8 @@
-"""Clock steps: leases, due times and heartbeats are instants of the database's clock, and somebody may set it.
+"""Clock steps: leases, due times and heartbeats are instants of the database's clock, which an operator may set.
 
-Set forward, it makes all who live look dead: they get the time of a heartbeat to say otherwise. The same after a time
-in which nobody could say anything: the database was away, or this machine slept. Set back, it puts all that is due
-into the future: nothing may lie further ahead than it could have been put there now.
+A forward step lets live workers look dead, so their leases are extended by the time of a heartbeat. The same happens
+after a time without heartbeats: the database was unavailable, or this machine was suspended. A backward step moves due
+times into the future, so every instant is clamped to the latest value that it could be given now.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
 
-# A sweep that comes so long after the one before could not see who lived meanwhile.
+# After such a gap between two sweeps, heartbeats may have been impossible meanwhile.
 GAP_S = 10.0
 
 
 async def watch_clock(runtime: Runtime) -> None:
-    """Compare the database's clock with this machine's, and mend what a step or a gap has done to instants."""
+    """Compare the database's clock with this machine's, and correct instants after a step or a gap."""
     requested_at = runtime.database_clock.machine()
     async with runtime.database.read() as connection:
         now = float((await connection.execute(select(db_now()))).scalar_one())
@@ -42,20 +42,19 @@ async def watch_clock(runtime: Runtime) -> None:
 
 
 def _may_extend_leases(runtime: Runtime) -> bool:
-    """False when leases were spared less than a lease ago: a sweep that is always slow would keep the dead alive."""
+    """False less than a lease after the last extension: a sweep that is always slow would keep dead workers' leases."""
     spared_at = runtime.database_clock.spared_at
     return spared_at is None or runtime.database_clock.machine() - spared_at > runtime.settings.lease_s
 
 
 async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0) -> None:
-    """Whoever holds a shard, an upload or a key gets time to come back to it; workers count as seen.
+    """Extend the leases of shards, uploads and keys, and count workers as alive, after `unseen_s` without heartbeats.
 
-    Nobody could renew a lease meanwhile, and the results of its calls wait beside its worker, paid for. `unseen_s`: for
-    how long.
+    Nobody could renew a lease in that time, and workers still hold paid results. Raises StorageUnavailable.
     """
     settings = runtime.settings
     runtime.database_clock.spared_at = runtime.database_clock.machine()
-    # A heartbeat that was slept through comes after a whole pause; and it may be on its way when we look.
+    # A missed heartbeat comes one full interval later, and may be in transit now.
     until = db_now() + 1.5 * settings.heartbeat_s
     async with runtime.database.write() as connection:
         extended = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < until)
@@ -78,16 +77,16 @@ async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0)
 
 
 async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
-    """Bring every instant that lies too far ahead back to where it could be put now; what waits is due.
+    """Clamp every instant to the latest value that it could be given now, and make waiting shards and jobs due.
 
-    `due_within_s`: how long an open shard may have to wait still.
+    `due_within_s`: the longest remaining wait of an open shard. Raises StorageUnavailable.
     """
     settings = runtime.settings
     lease_end = db_now() + settings.lease_s
     for where, values in (
         (and_(Shard.state == ShardState.RUNNING, Shard.lease_until > lease_end), {"lease_until": lease_end}),
         (and_(Shard.state == ShardState.ANNOUNCED, Shard.announced_at > db_now()), {"announced_at": db_now()}),
-        # Of rung and running shards too: they are queued again where their ring or their lease comes to nothing.
+        # Announced and running shards too: they are queued again after a lost message or lease.
         (
             and_(Shard.state.in_(OPEN_STATES), Shard.next_run_at > db_now() + due_within_s),
             {"next_run_at": db_now() + due_within_s},
@@ -110,7 +109,7 @@ async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) 
 
 
 async def reset_rates(runtime: Runtime) -> None:
-    """Rates are differences of instants: they count from what lands next."""
+    """Drop the rate samples, which are differences of instants. Rates start again with the next results."""
     marked = and_(
         Job.status.in_(ACTIVE_STATUSES), or_(Job.rate_sample_at.is_not(None), Job.prev_rate_sample_at.is_not(None))
     )

@@ -1,4 +1,4 @@
-"""Purge: deleted and expired jobs are removed in small steps, so that nobody waits long for what a step has locked."""
+"""Purge: removes deleted and expired jobs in small steps, so that each step holds its locks only briefly."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
 
-# A round of the sweep spends so long on it at the most, then sees to its other duties.
+# Longest time per round of the sweep.
 ROUND_S = 0.5
-# Rows of one step, by what they weigh: a run of vectors is megabytes.
+# Rows per step, by their size: a block of vectors is megabytes.
 STEP_BLOCKS = 16
 STEP_SHARDS = 100
 STEP_ROWS = 2000
@@ -45,14 +45,17 @@ STALE_WORKER = WorkerProcess.seen_at < db_now() - WORKER_RETENTION_S
 
 
 async def purge(runtime: Runtime) -> None:
-    """Remove some of what is deleted, expired or forgotten, and not being read. Raises StorageUnavailable."""
+    """Remove deleted and expired jobs that are not being read, and expired keys, workers and calls, for ROUND_S.
+
+    Raises StorageUnavailable.
+    """
     until = time.monotonic() + ROUND_S
     oldest_s = runtime.settings.ambiguous_retention_days * 86400.0
     async with runtime.database.write() as connection:
         limit = select(Job.id).where(EXPIRED).order_by(Job.expires_at).limit(STEP_ROWS)
         expired = await lock_jobs(connection, Job.id.in_((await connection.execute(limit)).scalars().all()), EXPIRED)
         await connection.execute(update(Job).where(Job.id.in_(expired)).values(deleted_at=db_now()))
-        # A key that stood for a job which is gone would be answered 404 for the rest of its day.
+        # A key of a removed job would otherwise be answered with 404 until it expires.
         await connection.execute(delete(IdempotencyKey).where(IdempotencyKey.job_id.in_(expired)))
         key = tuple_(IdempotencyKey.project, IdempotencyKey.key)
         expired_keys = select(IdempotencyKey.project, IdempotencyKey.key).where(EXPIRED_KEY).limit(STEP_ROWS)
@@ -67,7 +70,7 @@ async def purge(runtime: Runtime) -> None:
 
 
 async def _remove_step(connection: AsyncConnection) -> bool:
-    """One step; False when nothing is left. A job's vectors go first, for they weigh the most, itself last."""
+    """One step; False when nothing is left. The vectors of a job are removed first, the job's row last."""
     found = await connection.execute(select(Job.id).where(DELETED).order_by(Job.deleted_at).limit(STEP_JOBS))
     deleted_jobs = list(found.scalars())
     if not deleted_jobs:

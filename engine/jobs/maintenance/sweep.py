@@ -1,7 +1,7 @@
-"""Sweep: the final authority. Every few seconds, from any process, in any number, it mends what crashes left behind.
+"""Sweep: the periodic recovery. Any number of processes run it every few seconds.
 
-Nothing else need succeed for a job to end: lost messages, dead workers, half-read corpora and unfinished finishes are
-all found here, by what the database says and by its clock.
+With the sweep alone every job ends: it finds lost messages, dead workers, interrupted uploads and unfinished jobs by
+the rows and the clock of the database.
 """
 
 from __future__ import annotations
@@ -50,18 +50,20 @@ ROWS_PER_ROUND = 50
 
 
 class WorkerCrashed(EmbedmillError):
+    """The error of inputs whose workers crashed again and again."""
+
     code = "worker_lost"
     retryable = True
 
 
 async def sweep(runtime: Runtime) -> None:
-    """One round of every duty that has something to do. Raises StorageUnavailable."""
+    """One round of all duties that have work. Raises StorageUnavailable."""
     await watch_clock(runtime)
-    # First: what was paid for must be in its place before anybody may claim the shard again.
+    # First: paid results must be recorded before their shard can be claimed again.
     for duty in (replay, record_orphaned_calls, reclaim_dead_workers):
         await _run_duty(runtime, duty)
     due = await _due(runtime)
-    due["split_crashing_shards"] |= due["requeue_expired"]  # which may bring the loss that is one too many
+    due["split_crashing_shards"] |= due["requeue_expired"]  # which may count the crash that exceeds a limit
     for duty in (
         requeue_expired,
         requeue_unanswered,
@@ -80,7 +82,7 @@ async def sweep(runtime: Runtime) -> None:
 
 
 async def _run_duty(runtime: Runtime, duty: Callable[[Runtime], Awaitable[Any]]) -> None:
-    """One duty that fails must not keep the others from being done, round after round."""
+    """Run one duty; a failure is logged and does not prevent the others. Raises StorageUnavailable."""
     try:
         await duty(runtime)
     except StorageUnavailable:
@@ -90,12 +92,12 @@ async def _run_duty(runtime: Runtime, duty: Callable[[Runtime], Awaitable[Any]])
 
 
 async def _due(runtime: Runtime) -> dict[str, bool]:
-    """Which duties have something to do, in one statement that locks nothing: nearly always none has.
+    """By duty: whether it has work. One statement without locks; nearly always no duty has.
 
-    Each question is answered from an index that leads to what is out of order, past all that is in order.
+    Each subquery uses an index that contains the rows to handle and few others.
     """
     settings = runtime.settings
-    # Ordered, and the first only: a planner that expects many matches would else read the table from its beginning.
+    # ORDER BY with LIMIT 1: a planner that expects many matches would otherwise read the table from its beginning.
     questions = {
         "requeue_expired": select(Shard.id).where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
         "requeue_unanswered": select(Shard.id).where(
@@ -130,7 +132,7 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
 
 
 _UNFINISHED = and_(Job.status.in_(ACTIVE_STATUSES), Job.open_shards < 1, Job.total.is_not(None))
-# Where workers hold all that is left of a job, it waits so long for what they bring: they may be waiting themselves.
+# An overdue job whose open shards are all running waits this long for their results.
 LATE_RESULTS_S = 600.0
 _OVERDUE = and_(
     Job.expires_at < db_now(),
@@ -147,8 +149,8 @@ _OVERDUE = and_(
         .is_not(None),
     ),
 )
-# A shard of a job that failed may have come back from a lost worker: nobody would claim it.
-# Asked of the jobs, for few of those have ended with open shards, while there may be a million queued shards.
+# A shard of an ended job that was queued again after its worker was lost: nobody would claim it. The query starts from
+# the jobs, because few of those ended with open shards, while there may be a million queued shards.
 _ORPHANED_SHARDS = select(Job.id).where(
     Job.status.in_(FINISHED),
     Job.open_shards > 0,
@@ -162,7 +164,7 @@ _ORPHANED_SHARDS = select(Job.id).where(
 
 
 async def requeue_expired(runtime: Runtime) -> None:
-    """Shards whose worker has stopped renewing its lease."""
+    """Queue the shards whose lease has run out."""
     async with runtime.database.write() as connection:
         crashes = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < db_now())
         rows = await requeue_crashed(connection, crashes, "the worker was lost")
@@ -171,7 +173,7 @@ async def requeue_expired(runtime: Runtime) -> None:
 
 
 async def reclaim_dead_workers(runtime: Runtime) -> None:
-    """Shards and rows of worker processes of this machine that are no more: no need to wait for their leases."""
+    """Queue the shards of dead worker processes of this machine before their leases run out, and delete their rows."""
     async with runtime.database.read() as connection:
         rows = await connection.execute(
             select(Shard.worker)
@@ -191,7 +193,7 @@ async def reclaim_dead_workers(runtime: Runtime) -> None:
 
 
 async def requeue_unanswered(runtime: Runtime) -> None:
-    """Shards that were rung and never claimed: the message was lost, or every worker is busy."""
+    """Queue announced shards that no worker claimed: the message was lost, or all workers are busy."""
     async with runtime.database.write() as connection:
         unanswered = await lock_shards(
             connection,
@@ -204,7 +206,7 @@ async def requeue_unanswered(runtime: Runtime) -> None:
 
 
 async def split_crashing_shards(runtime: Runtime) -> None:
-    """Shards that took worker after worker down with them are halved; a single input is tried, and fails if guilty."""
+    """Split shards that crash their workers; a single input is tested, and fails if it is what crashes them."""
     is_crashing = crashing(runtime.settings.shard_attempts)
     found: list[Any] = []
     async with runtime.database.read() as connection:
@@ -212,7 +214,7 @@ async def split_crashing_shards(runtime: Runtime) -> None:
             columns = select(Shard.id, Shard.worker_crashes, Shard.crash_limit)
             found += (await connection.execute(columns.where(which, of_running_job()).limit(ROWS_PER_ROUND))).all()
     for shard_id, crashes, limit in found:
-        # Another sweep may have halved it since: then it is not deadly any more.
+        # Another sweep may have split it meanwhile; the condition is false then.
         halves = await split_shard(runtime, shard_id, is_crashing) if crashes >= limit else 1
         if halves == 2:
             log.warning("a shard that lost its workers was halved", extra={"shard_id": shard_id, "count": crashes})
@@ -231,7 +233,7 @@ def _has_no_attempts_left(runtime: Runtime) -> ColumnElement[bool]:
 
 
 async def finish_jobs(runtime: Runtime) -> None:
-    """Jobs that nothing is left to do for, yet are not finished."""
+    """End the jobs that have no open shard, and cancel the open shards of ended jobs."""
     async with runtime.database.write() as connection:
         unfinished = await lock_jobs(connection, _UNFINISHED)
         miscounted = (
@@ -257,7 +259,7 @@ async def finish_jobs(runtime: Runtime) -> None:
 
 
 async def end_overdue_jobs(runtime: Runtime) -> None:
-    """Jobs that have not ended by their deadline: paused and forgotten, or waiting for what never comes."""
+    """Expire the jobs that have not ended by their deadline."""
     async with runtime.database.read() as connection:
         ids = list((await connection.execute(select(Job.id).where(_OVERDUE).limit(ROWS_PER_ROUND))).scalars())
     days = runtime.settings.job_deadline_days

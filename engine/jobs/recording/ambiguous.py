@@ -1,7 +1,7 @@
-"""Calls of a job that brought nothing and were billed all the same, or may have been: each is written down, once.
+"""Calls of a job without results that were billed, or may have been. Each is recorded exactly once.
 
-Wasted: answered, but the reply was refused, came too late, or only tested the route. Ambiguous: sent, never answered.
-Both are rows of the ledger, in the job's counters and taken from its ceiling.
+Wasted: answered, but the reply was refused, came too late, or was a probe. Ambiguous: sent and not answered. Both are
+rows of the ledger, are added to the job's counters, and count against its cost limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROWS_PER_STATEMENT = 500
 
 
 def unrecorded_calls(shard: ClaimedShard) -> list[Call]:
-    """Those calls of a run that are to be written down."""
+    """The ambiguous and wasted calls of a run that are not recorded yet."""
     return [call for call in shard.calls if call.ambiguous or call.wasted]
 
 
@@ -40,9 +40,9 @@ async def insert_calls(
     shard_id: str,
     calls: Sequence[Call],
 ) -> list[Call]:
-    """Write down calls of a job that brought nothing; those that were new. The order of locks: shard, then job.
+    """Insert calls of a job without results. Returns those that were new. Locks the job after the shard.
 
-    A call is known by its id: one that was written down before, by whomever, is not again.
+    A call is identified by its id, so a repeated insert changes nothing.
     """
     if not calls:
         return []
@@ -88,7 +88,7 @@ async def insert_calls(
 async def _add(
     database: Database, connection: AsyncConnection, calls: Sequence[Call], rows: Sequence[dict[str, Any]]
 ) -> list[Call]:
-    """Add the rows that are not in the ledger; the calls of those."""
+    """Insert the rows that are not in the ledger yet. Returns their calls."""
     ids: set[str] = set()
     for start in range(0, len(rows), ROWS_PER_STATEMENT):
         chunk = [row | {"at": db_now()} for row in rows[start : start + ROWS_PER_STATEMENT]]
@@ -99,7 +99,7 @@ async def _add(
 
 
 async def add_to_counters(connection: AsyncConnection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows of the ledger that brought nothing to their job's counters."""
+    """Add wasted and ambiguous rows of the ledger to the counters of their job."""
     wasted = [row for row in rows if row["kind"] == UsageKind.WASTED]
     unanswered = [row for row in rows if row["kind"] == UsageKind.AMBIGUOUS]
     values: dict[Any, Any] = {Job.version: Job.version + 1}
@@ -124,7 +124,7 @@ async def add_to_counters(connection: AsyncConnection, job_id: str, rows: Sequen
 
 
 async def insert_unrecorded_calls(runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard) -> list[Call]:
-    """Write down those of a run, in the caller's transaction; once that is committed, `forget` them."""
+    """Insert the unrecorded calls of a run in the caller's transaction; after its commit, `discard_recorded` them."""
     calls = unrecorded_calls(shard)
     await insert_run_calls(runtime, connection, shard, calls)
     return calls
@@ -133,7 +133,7 @@ async def insert_unrecorded_calls(runtime: Runtime, connection: AsyncConnection,
 async def insert_run_calls(
     runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard, calls: Sequence[Call]
 ) -> list[Call]:
-    """Write down these calls of a run; those that were not known yet. They are paid for out of its allowance."""
+    """Insert calls of a run. Returns those that were new. Their cost is taken from the shard's reservation."""
     if shard.max_cost_usd is not None and calls:
         cost_usd = sum((call.cost_usd for call in calls), Decimal(0))
         rest = Shard.reserved_usd - cost_usd
@@ -158,13 +158,13 @@ async def insert_run_calls(
 
 
 def discard_recorded(shard: ClaimedShard, calls: Sequence[Call]) -> None:
-    """These are in the database."""
+    """Remove calls that are in the database from the claim's list."""
     known = {call.id for call in calls}
     shard.calls[:] = [call for call in shard.calls if call.id not in known]
 
 
 async def record_unrecorded_calls(runtime: Runtime, shard: ClaimedShard) -> None:
-    """Write down what no record has: calls of a run that ended without a result. Raises StorageUnavailable."""
+    """Record the calls of a run that ended without a result. Raises StorageUnavailable."""
     if unrecorded_calls(shard):
         async with runtime.database.write() as connection:
             calls = await insert_unrecorded_calls(runtime, connection, shard)

@@ -1,7 +1,7 @@
-"""Budget: what a job with a ceiling may still spend. It pauses before the call that could take it over.
+"""Budget: a job with max_cost_usd pauses before a call that could exceed it.
 
-Each running shard holds an allowance, taken from what is left of the ceiling after what was charged and what other
-running shards hold. A shard that does not run holds nothing, so that no death can keep money from the job for ever.
+Each running shard reserves a part of the limit: at most the limit less the cost so far and the reservations of other
+running shards. Only running shards have a reservation, so a crash cannot withhold money from the job for good.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from models.errors import EmbedmillError, InvalidInput
 from models.job import Job, JobStatus, Shard, ShardState
 
 MAX_USD = Decimal(1_000_000)
-# What a run takes beside what its inputs may cost: for calls of ours, and calls that are made again.
+# Reserved in addition to the upper bound of the inputs: for probes and repeated calls.
 SPARE_TOKENS = 64 * MOST_CONTROL_TOKENS
 _AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?\Z")
 
 
 class BudgetExhausted(EmbedmillError):
-    """What is left of the allowance does not cover the next input."""
+    """The rest of the reservation does not cover the next input."""
 
     code = "budget_spent"
 
@@ -46,7 +46,7 @@ class BudgetExhausted(EmbedmillError):
 
 
 def parse_max_cost(text_or_number: str | float) -> Decimal:
-    """An amount of US dollars as the caller wrote it. Raises InvalidInput."""
+    """A caller's max_cost_usd as a Decimal, rounded down to picodollars. Raises InvalidInput."""
     text = str(text_or_number)
     amount = Decimal(text) if _AMOUNT.match(text) else Decimal(0)
     if not PICODOLLAR <= amount <= MAX_USD:
@@ -59,7 +59,7 @@ def parse_max_cost(text_or_number: str | float) -> Decimal:
 
 
 async def set_max_cost(connection: AsyncConnection, job_id: str, max_cost_usd: Decimal) -> None:
-    """Give a job a new ceiling, in the caller's transaction. Raises InvalidInput when as much is charged already."""
+    """Set the cost limit of a job in the caller's transaction. Raises InvalidInput when it is below the cost so far."""
     job = (
         await connection.execute(
             select(Job.cost_usd, Job.ambiguous_cost_usd).where(Job.id == job_id).with_for_update(key_share=True)
@@ -78,23 +78,23 @@ async def set_max_cost(connection: AsyncConnection, job_id: str, max_cost_usd: D
 
 
 class SpendReservation:
-    """The allowance of one run of a shard. Every call is paid for before it starts, by the most that it may cost.
+    """The reservation of one run of a shard. The upper bound of a call's cost is taken from it before the call starts.
 
-    That stays set aside until what came of the call is recorded: should the process be killed, all calls of which no
-    result is recorded are written down with the most that they may have cost, and the allowance covers them.
+    It stays reserved until the outcome of the call is recorded. If the process is killed, all calls without a recorded
+    outcome are recorded at their upper bound, which the reservation covers.
     """
 
     def __init__(self, reserved_usd: Decimal, alias: Alias, on_outcome: Callable[[BatchOutcome], None]) -> None:
         self._rest = reserved_usd
         self._usd_per_token = highest_price(alias) / MILLION
         self._on_outcome = on_outcome
-        self._bound: dict[int, int] = {}  # tokens at the most of each input that is under way or not yet recorded
-        self._spare = self.price(MOST_CONTROL_TOKENS)  # left for a call of ours, that shows what is to blame
+        self._bound: dict[int, int] = {}  # upper bound of tokens, by index of each unrecorded input
+        self._spare = self.price(MOST_CONTROL_TOKENS)  # kept for a probe that tells whether an input is at fault
         self._all_durable = asyncio.Event()
         self.delivered: set[int] = set()
 
     def within_reservation(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, in order, for as long as they fit; the last of them may be cut short."""
+        """The batches in order, as far as the reservation covers them; the last one may be shortened."""
         for batch in batches:
             bounds = [tokens.upper_bound(item) for item in batch.inputs]
             fit = self._fitting(bounds)
@@ -106,19 +106,19 @@ class SpendReservation:
                 return
 
     def _fitting(self, bounds: Sequence[int]) -> int:
-        """How many of these inputs may be sent, so that a call of ours stays possible; one goes without that."""
+        """How many of these inputs the reservation covers with a probe to spare; a single input goes without."""
         fit = len(bounds)
         while fit and self.price(sum(bounds[:fit])) + self._spare > self._rest:
             fit = fit // 2 if fit > 8 else fit - 1
         return fit or int(not self._bound and self.price(bounds[0]) <= self._rest)
 
     def __call__(self, part: BatchOutcome) -> None:
-        """Hand on what landed."""
+        """Pass an outcome on."""
         self.delivered.update(part.indexes)
         self._on_outcome(part)
 
     def on_durable(self, parts: Iterable[BatchOutcome]) -> None:
-        """These are recorded: what they did not cost of what was set aside for them is free again."""
+        """The outcomes are recorded: what they cost less than their upper bound is available again."""
         for part in parts:
             reserved = sum(self._bound.pop(index, 0) for index in part.indexes)
             if reserved:
@@ -127,7 +127,7 @@ class SpendReservation:
             self._all_durable.set()
 
     async def wait_until_durable(self, stop: CancellationToken) -> None:
-        """Return once all that landed is recorded, or the stop is given."""
+        """Return once all outcomes are durable, or the token is cancelled."""
         with contextlib.suppress(TimeoutError):
             async with stop.within(math.inf):
                 while self._bound:
@@ -135,30 +135,30 @@ class SpendReservation:
                     await self._all_durable.wait()
 
     def check(self, usd: Decimal = Decimal(0)) -> None:
-        """Calls for inputs are paid for already. Raises BudgetSpent where that, or `usd` more, is not left."""
-        if usd and self._rest < usd:  # it is for inputs that are to be sent once more
+        """Check before a call, whose inputs are reserved already. Raises BudgetExhausted without `usd` in addition."""
+        if usd and self._rest < usd:  # for inputs that are sent a second time
             raise BudgetExhausted(self.price(sum(self._bound.values())) + usd)
         if self._rest < 0:
             raise BudgetExhausted(PICODOLLAR - self._rest)
 
     def billed(self, usd: Decimal) -> None:
-        """Pay for a call that brings nothing: by the most that it may cost, for so it is noted should we be killed."""
+        """Take the upper bound of a call without results, as it is recorded if the process is killed."""
         self._rest -= usd.quantize(PICODOLLAR, ROUND_UP)
 
     def price(self, count: int) -> Decimal:
-        """The most that tokens may cost. The ledger rounds to picodollars: one more for each call is never missed."""
+        """Upper bound of the cost of tokens: one picodollar more per call covers the ledger's rounding."""
         return self._usd_per_token * count + PICODOLLAR if self._usd_per_token else Decimal(0)
 
 
 def highest_price(alias: Alias) -> Decimal:
-    """US dollars for a million tokens on the dearest of the alias's routes."""
+    """US dollars per million tokens on the most expensive route of the alias."""
     return max(route.usd_per_million_tokens for route in alias.routes)
 
 
 async def reserve(
     runtime: Runtime, shard: ClaimedShard, alias: Alias, on_outcome: Callable[[BatchOutcome], None]
 ) -> SpendReservation:
-    """Set aside what the shard may cost at the most, or what is left. Raises StorageUnavailable."""
+    """Reserve the upper bound of the shard's cost, or the rest of the limit. Raises StorageUnavailable."""
     reservation = SpendReservation(Decimal(0), alias, on_outcome)
     open_inputs = [item for position in shard.open_positions() if (item := shard.inputs[position]) is not None]
     needed = sum((reservation.price(tokens.upper_bound(item)) for item in open_inputs), reservation.price(SPARE_TOKENS))
@@ -167,30 +167,30 @@ async def reserve(
         if (await connection.execute(claim)).first() is None:
             return reservation
         unreserved = await _unreserved(connection, shard)
-        allowance = min(needed, max(unreserved, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
-        await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=allowance))
-    return SpendReservation(allowance, alias, on_outcome)
+        reserved = min(needed, max(unreserved, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
+        await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=reserved))
+    return SpendReservation(reserved, alias, on_outcome)
 
 
 async def debit(
     connection: AsyncConnection, shard: ClaimedShard, reserved_usd: Decimal | None, cost_usd: Decimal
 ) -> bool:
-    """Take what results cost from the shard's allowance, or else from what nobody holds. False: nothing covers it.
+    """Debit the cost of results to the shard's reservation, or to the unreserved rest. False: neither covers it.
 
-    For a transaction that has locked the shard. `reserved_usd` is what it says of itself, if it runs: results of a
-    worker that has lost it are charged to whoever holds it now, for whom they save the same calls.
+    For a transaction that has locked the shard. `reserved_usd`: the column, if the shard is running. Late results are
+    debited to the present claim, which they save the same calls.
     """
-    allowance = reserved_usd or Decimal(0)
-    if cost_usd > allowance and cost_usd > await _unreserved(connection, shard):
+    reserved = reserved_usd or Decimal(0)
+    if cost_usd > reserved and cost_usd > await _unreserved(connection, shard):
         return False
     await connection.execute(
-        update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=max(Decimal(0), allowance - cost_usd))
+        update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=max(Decimal(0), reserved - cost_usd))
     )
     return True
 
 
 async def release_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: Decimal) -> None:
-    """Give the shard back unspent: until others have given theirs back, or, where nobody holds any, until a resume."""
+    """Release the shard without counting the attempt; pause the job unless another reservation may be returned."""
     async with runtime.database.write() as connection:
         requeued = await connection.execute(
             update(Shard)
@@ -220,7 +220,7 @@ async def release_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: De
 
 
 async def _unreserved(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
-    """What neither results nor other running shards have of the ceiling. Locks the job, so that it stays true."""
+    """The limit less the cost so far and the reservations of other running shards. Locks the job."""
     job = (
         await connection.execute(
             select(Job.max_cost_usd, Job.cost_usd, Job.ambiguous_cost_usd)

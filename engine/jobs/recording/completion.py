@@ -1,4 +1,4 @@
-"""Finish: what a job becomes when its last open shard closes, and the tally of its errors."""
+"""Completion: the final status of a job when its last open shard closes, and the summary of its errors."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from models.job import OPEN_STATES, Job, JobStatus, Shard
 
 log = logging.getLogger("embedmill.jobs")
 
-# Decided in SQL, in the statement that closes the last shard, so that no crash can come between.
+# An SQL expression for the statement that closes the last shard, so that no crash can separate the two.
 FINAL_STATUS = case(
     (Job.failed == 0, JobStatus.COMPLETED.value),
     (Job.completed == 0, JobStatus.FAILED.value),
     else_=JobStatus.COMPLETED_WITH_ERRORS.value,
 )
 
-# What a job ends by, whatever its counter says: a counter that was too low would leave a shard queued for good.
+# Checked beside the counter: a counter that is too low would end the job with a shard left open.
 NO_OPEN_SHARD = (
     select(Shard.id)
     .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_STATES)))
@@ -38,7 +38,7 @@ DAY_S = 86400.0
 
 
 def end_columns(settings: Settings) -> dict[str, Any]:
-    """Columns of a job that ends now: its results are kept for the whole retention from here."""
+    """Columns of a job that ends now: the retention of its results starts."""
     return {
         "finished_at": db_now(),
         "expires_at": db_now() + settings.job_retention_days * DAY_S,
@@ -48,7 +48,7 @@ def end_columns(settings: Settings) -> dict[str, Any]:
 
 
 async def recount_open_shards(connection: AsyncConnection, job_id: str) -> None:
-    """Count the job's open shards anew, for a transaction that has locked its row: its counter was too low."""
+    """Count the job's open shards again because its counter was too low. For a transaction that has locked its row."""
     open_shards = (
         select(func.count())
         .select_from(Shard)
@@ -60,7 +60,7 @@ async def recount_open_shards(connection: AsyncConnection, job_id: str) -> None:
 
 
 def final_status(completed: int, failed: int) -> JobStatus:
-    """The same rule for counters at hand."""
+    """FINAL_STATUS for known counters."""
     if failed == 0:
         return JobStatus.COMPLETED
     return JobStatus.FAILED if completed == 0 else JobStatus.COMPLETED_WITH_ERRORS
@@ -69,7 +69,7 @@ def final_status(completed: int, failed: int) -> JobStatus:
 async def load_and_merge_errors(
     connection: AsyncConnection, job_id: str, failures: Mapping[int, InputError]
 ) -> list[dict[str, Any]]:
-    """The job's error summary with these failures added: per code a count and one example. Locks the job's row."""
+    """The job's error summary with these failures added: by code, a count and one example. Locks the job's row."""
     summary = (
         await connection.execute(select(Job.error_summary).where(Job.id == job_id).with_for_update(key_share=True))
     ).scalar_one_or_none()
@@ -77,7 +77,7 @@ async def load_and_merge_errors(
 
 
 def merge_error_summary(summary: Sequence[dict[str, Any]], failures: Mapping[int, InputError]) -> list[dict[str, Any]]:
-    """A summary of errors with these added: per code a count, and of its lowest index the message."""
+    """An error summary with these failures added: by code, a count and the message of the lowest index."""
     by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary}
     for index in sorted(failures):
         count_error(by_code, index, failures[index].code, failures[index].message)
@@ -85,7 +85,7 @@ def merge_error_summary(summary: Sequence[dict[str, Any]], failures: Mapping[int
 
 
 def count_error(by_code: dict[str, dict[str, Any]], index: int, code: str, message: str, *, count: int = 1) -> None:
-    """Count a failure in an error summary; or so many of one kind, of which this index is the lowest."""
+    """Add `count` failures of one code to an error summary; `index` is the lowest of them."""
     entry = by_code.setdefault(code, {"code": code, "count": 0, "example_index": index, "message": message})
     entry["count"] += count
     if entry["example_index"] is None or index < entry["example_index"]:

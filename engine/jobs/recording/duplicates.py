@@ -1,6 +1,6 @@
-"""Twins: inputs that occurred before in their job. They get the outcome of the first, without a call of their own.
+"""Duplicates: inputs that occurred before in their job. They get the outcome of the first occurrence without a call.
 
-The first always has the lower index, so that shards which wait for each other's inputs cannot form a ring.
+The first occurrence always has the lower index, so shards cannot wait for each other in a cycle.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ BLOCKS_PER_QUERY = 64
 
 
 class DuplicateFanout:
-    """Puts copies of outcomes between the outcomes that land, for the twins of one claimed shard.
+    """A sink that adds the copied outcomes of one shard's duplicates to the outcomes of its calls.
 
-    A copy is handed on after its neighbour before it: what lands together becomes one row of the database, and a shard
-    in which every other input is a twin must not become thousands of rows.
+    A duplicate is emitted right after the input before it, so that both end up in one vector block. Otherwise a shard
+    in which every second input is a duplicate would become thousands of rows.
     """
 
     def __init__(self, shard: ClaimedShard, on_outcome: Callable[[BatchOutcome], None]) -> None:
@@ -49,7 +49,7 @@ class DuplicateFanout:
         here = set(open_indexes)
         self._duplicates_of: dict[int, list[int]] = {}
         self._anchored: dict[int, list[int]] = {}
-        self._unanchored: list[int] = []  # twins with no neighbour before them that is still to land
+        self._unanchored: list[int] = []  # duplicates whose preceding input is already done
         for index, first in self._unresolved.items():
             if first in here:
                 self._duplicates_of.setdefault(first, []).append(index)
@@ -58,14 +58,14 @@ class DuplicateFanout:
                 self._anchored.setdefault(open_indexes[predecessors - 1], []) if predecessors else self._unanchored
             ).append(index)
         self._resolved: dict[int, Outcome] = {}
-        self._truncated: set[int] = set()  # twins whose first was not embedded whole
+        self._truncated: set[int] = set()  # duplicates of truncated inputs
 
     def unresolved(self) -> dict[int, int]:
-        """Twins whose outcome is not known yet: their index and that of their first."""
+        """Duplicates without a known outcome: index, and index of the first occurrence."""
         return self._unresolved
 
     def resolve(self, outcomes: Mapping[int, Outcome], truncated: Set[int] = frozenset()) -> None:
-        """Take the outcomes of firsts, and which of those were not embedded whole."""
+        """Accept outcomes of first occurrences, by index, and the indexes of truncated ones."""
         for index, first in list(self._unresolved.items()):
             if first in outcomes:
                 if first in truncated:
@@ -74,7 +74,7 @@ class DuplicateFanout:
                 del self._unresolved[index]
 
     def __call__(self, part: BatchOutcome) -> None:
-        """Hand on what landed, with the copies that are next to it."""
+        """Pass an outcome on, followed by the duplicates next to it."""
         for row, index in enumerate(part.indexes):
             for duplicate in self._duplicates_of.pop(index, ()):
                 outcome = part.error if part.vectors is None else part.vectors[row]
@@ -88,7 +88,7 @@ class DuplicateFanout:
         self._unanchored = [index for index in self._unanchored if index in self._unresolved]
 
     def flush(self) -> None:
-        """Hand on every copy that is known, wherever its neighbours are."""
+        """Emit all duplicates with a known outcome."""
         self._emit(sorted(self._resolved))
 
     def _emit(self, indexes: Sequence[int]) -> None:
@@ -105,7 +105,7 @@ class DuplicateFanout:
 
 
 def is_duplicate(part: BatchOutcome) -> bool:
-    """True for vectors that no call was made for."""
+    """True for vectors that were copied without a call."""
     return part.route is None and part.error is None
 
 
@@ -116,7 +116,7 @@ def _copied_outcome(indexes: list[int], rows: Matrix | None, error: InputError |
 async def load_outcomes(
     runtime: Runtime, shard: ClaimedShard, firsts: Sequence[int]
 ) -> tuple[dict[int, Outcome], set[int]]:
-    """The outcomes of these inputs of the job, where they are in the database already, and which of them were cut.
+    """The recorded outcomes of these inputs of the job by index, and the indexes of truncated ones.
 
     Raises StorageUnavailable.
     """
@@ -148,7 +148,7 @@ async def load_outcomes(
 async def _blocks_of(
     runtime: Runtime, connection: AsyncConnection, job_id: str, indexes: Sequence[int]
 ) -> dict[int, list[int]]:
-    """Which run of vectors holds which of the indexes: the run's first index, and those that it holds."""
+    """By first index of each vector block: those of the indexes that it contains."""
     numbers = runtime.database.numbers(indexes)
     earlier = VectorBlock.__table__.alias("earlier")
     block = (
@@ -169,7 +169,7 @@ async def _blocks_of(
 
 
 def _read_plans(indexes_of: Mapping[int, Sequence[int]], row_bytes: int) -> Iterator[dict[int, tuple[int, int]]]:
-    """What to read at a time: by run, the first byte (from 1, as SQL counts) and how many."""
+    """What to read per query: by block, the first byte (counted from 1, as in SQL) and the number of bytes."""
     plan: dict[int, tuple[int, int]] = {}
     size = 0
     for block, indexes in indexes_of.items():
@@ -199,7 +199,7 @@ async def _read(
 
 
 def _read_slices(path: str, job_id: str, spans: Mapping[int, tuple[int, int]]) -> list[tuple[int, bytes]]:
-    """What SQLite's substr() would give, at a tenth of its cost: that reads the whole blob, and this its slice."""
+    """Slices of blobs by incremental I/O: a tenth of the cost of SQLite's substr(), which reads the whole blob."""
     found: list[tuple[int, bytes]] = []
     try:
         with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as connection:

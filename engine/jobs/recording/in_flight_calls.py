@@ -1,7 +1,7 @@
-"""Under way: the calls of one run, and what becomes of each. Noted in the flight log, should the process be killed.
+"""Calls in flight of one run, kept in the call journal in case the process is killed.
 
-A call is settled once its results are recorded or spooled, or once it is sure that there was nothing to bill. What the
-run cannot settle was sent and never answered.
+A call leaves the journal once its results are recorded or spooled, or once it is certain that nothing was billed. The
+others were sent and not answered.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from engine.observability.route_metrics import CUT_OFF
 from models.base import random_id
 from models.embedding import Batch, BatchOutcome, Call, Route
 
-WASTED = "wasted"  # answered and billed, in vain
+WASTED = "wasted"  # answered and billed, without a usable result
 
 
 @dataclass(slots=True)
@@ -31,6 +31,8 @@ class _Call:
 
 
 class RunCalls:
+    """The calls of one run that are in flight or whose results are not durable yet."""
+
     def __init__(self, journal: CallJournal, shard: ClaimedShard) -> None:
         self._journal = journal
         self._shard = shard
@@ -38,11 +40,11 @@ class RunCalls:
 
     @property
     def inputs(self) -> int:
-        """How many inputs the calls have that are not settled."""
+        """The number of inputs of these calls."""
         return sum(call.entry.inputs for call in self._calls.values())
 
     def sending(self, batch: Batch, route: Route) -> str:
-        """Note a call that is about to be sent; its id."""
+        """Add a call that is about to be sent to the journal. Returns its id."""
         shard = self._shard
         entry = InFlightCall(
             random_id("call"),
@@ -61,9 +63,9 @@ class RunCalls:
         return entry.call_id
 
     def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
-        """The call brought nothing. One that was billed, or may have been, stays noted until it is written down."""
+        """The call has no result. One that was billed, or may have been, stays in the journal until it is recorded."""
         call = self._calls.get(call_id)
-        if call is None:  # the run has ended meanwhile, and has written it down
+        if call is None:  # the run has ended and recorded it meanwhile
             return
         if ambiguous or wasted:
             call.code = WASTED if wasted else "unanswered"
@@ -71,28 +73,28 @@ class RunCalls:
             self._journal.arrive(self._calls.pop(call_id).slot)
 
     def recording(self, parts: Sequence[BatchOutcome], record_id: str) -> None:
-        """These results are to be recorded, or spooled: whoever finds the notes can tell whether they were."""
+        """Add the record id of outcomes to the journal, so that another process can tell whether they were recorded."""
         for call_id in self._calls_of(parts):
             call = self._calls[call_id]
             call.entry = msgspec.structs.replace(call.entry, record_id=record_id)
             self._journal.renew(call.slot, call.entry)
 
     def mark_durable(self, parts: Sequence[BatchOutcome]) -> None:
-        """These results are safe, and so are the calls that brought them."""
+        """Remove the calls of these durable outcomes from the journal."""
         for call_id in self._calls_of(parts):
             self._journal.arrive(self._calls.pop(call_id).slot)
 
     def _calls_of(self, parts: Sequence[BatchOutcome]) -> list[str]:
-        """The calls that brought these results."""
+        """The ids of the calls that returned these outcomes."""
         if not self._calls:
             return []
         indexes = {index for part in parts for index in part.indexes}
         return [key for key, call in self._calls.items() if call.first_index in indexes and call.code == CUT_OFF]
 
     def unanswered(self) -> list[Call]:
-        """Calls that were sent, for all that is known, and of which nothing was heard again.
+        """Calls that may have been sent and were not answered, as ambiguous calls.
 
-        What was wasted is among the calls of the claim, with its true cost.
+        Wasted calls are in the claim's own list, with their true cost.
         """
         return [
             Call(
@@ -115,7 +117,7 @@ class RunCalls:
         ]
 
     def clear(self) -> None:
-        """All of them are written down."""
+        """Remove all calls from the journal once they are recorded."""
         for call in self._calls.values():
             self._journal.arrive(call.slot)
         self._calls.clear()

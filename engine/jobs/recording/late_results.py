@@ -1,4 +1,4 @@
-"""Late results: vectors that somebody else has brought before. They were billed twice, and the ledger says so."""
+"""Late results: vectors of inputs that already had their outcome. The ledger records them as wasted."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ async def insert_late_results(
     first_try: bool,
     code: str = CODE,
 ) -> None:
-    """Write down as wasted what came too late, or was of no use, for a transaction that has locked the shard.
+    """Record late or unusable outcomes as wasted, in a transaction that has locked the shard.
 
-    A commit whose answer was lost is made again, and finds its own results stored: unless this is known to be the
-    record's `first_try`, the ids of its rows are looked for.
+    A repeated commit finds its own results stored. So unless this is known to be the record's `first_try`, nothing is
+    inserted where rows of the record exist.
     """
     rows = usage_rows.delivered(
         late,

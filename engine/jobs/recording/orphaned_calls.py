@@ -1,4 +1,4 @@
-"""Lost calls: what was under way when a process was killed is written down as ambiguous, once, by whoever finds it."""
+"""Orphaned calls: in-flight calls of a killed process, recorded once as ambiguous by the process that finds them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ log = logging.getLogger("embedmill.flights")
 
 
 async def record_orphaned_calls(runtime: Runtime) -> int:
-    """Write down the calls of dead processes; how many there were. Raises StorageUnavailable."""
+    """Record the calls in the journals of dead processes. Returns how many were new. Raises StorageUnavailable."""
     found = 0
     for orphaned in call_journal.abandoned(runtime.journal.folder):
         new: list[Call] = []
@@ -46,7 +46,7 @@ async def record_orphaned_calls(runtime: Runtime) -> int:
                         calls=[_call(entry) for entry in notes if entry.record_id not in known],
                     )
         except BaseException:
-            orphaned.let_go()  # a call is known by its id: to write it down again changes nothing
+            orphaned.let_go()  # calls are identified by their ids, so repeating the insert changes nothing
             raise
         orphaned.forget()
         _count(new)
@@ -57,15 +57,15 @@ async def record_orphaned_calls(runtime: Runtime) -> int:
 
 
 async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, notes: Sequence[InFlightCall]) -> set[str]:
-    """The ids of those records that the database has: their process was killed before it could clear its notes."""
+    """The record ids that are in the database: the process was killed before it could clear its journal."""
     record_ids = {entry.record_id for entry in notes if entry.record_id}
     if not record_ids:
         return set()
-    # A record that a dying process has sent holds the shard until it is in the database, or is not.
+    # A transaction of the dead process may still hold the lock on the shard until it commits or is rolled back.
     await connection.execute(select(Shard.id).where(Shard.id == shard_id).with_for_update())
     known: set[str] = set()
     for record_id in record_ids:
-        # Its rows, whatever they are of: delivered, late, of a half of the shard.
+        # All rows of the record: delivered, late, and of the halves of a split shard.
         rows = select(UsageRecord.id).where(
             UsageRecord.job_id == job_id, UsageRecord.id.startswith(record_id, autoescape=True)
         )
@@ -75,9 +75,9 @@ async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, not
 
 
 async def record_unanswered(runtime: Runtime, shard: ClaimedShard, in_flight: RunCalls) -> None:
-    """Write down what no record has: calls of a run that were billed in vain, or cut off.
+    """Record the wasted and unanswered calls of a run.
 
-    A database that is away leaves that to whoever reads the log.
+    While the database is unavailable they stay in the journal, for the process that reads it next.
     """
     calls = {call.id: call for call in (*in_flight.unanswered(), *ambiguous.unrecorded_calls(shard))}
     if calls:
@@ -86,7 +86,7 @@ async def record_unanswered(runtime: Runtime, shard: ClaimedShard, in_flight: Ru
                 new = await ambiguous.insert_run_calls(runtime, connection, shard, list(calls.values()))
         except DATABASE_ERRORS:
             return
-        # The others came to an error, and were counted with it.
+        # The others ended in an error and were counted with it.
         _count([call for call in new if call.error == CUT_OFF])
         ambiguous.discard_recorded(shard, list(calls.values()))
     in_flight.clear()

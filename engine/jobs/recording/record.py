@@ -1,7 +1,7 @@
-"""Record: vectors, errors, usage and counters of what has landed, in one transaction, first writer wins.
+"""Record: stores vectors, errors, usage and counters of outcomes in one transaction. The first writer wins.
 
-A result is accepted from anyone, even from a worker whose lease has run out, for it was paid for; but only for inputs
-that have no outcome yet. So completions commute, and nothing is ever overwritten or counted twice.
+Vectors are accepted from any worker, even after its lease has run out, because they were paid for; but only for inputs
+without an outcome. So records commute, and nothing is overwritten or counted twice.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RATE_SAMPLE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of a record: whether the shard is done, and whether the job wants more of it."""
+    """The result of a record: whether the shard is done, and whether its job is in progress."""
 
     shard_done: bool
     job_active: bool
@@ -54,13 +54,13 @@ SHARD_CLOSED = Recorded(shard_done=True, job_active=False)
 
 
 class ShardWasSplit(Exception):
-    """The claim is of a shard that was larger."""
+    """The shard was split after it was claimed."""
 
 
 async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str = "") -> Recorded:
-    """Keep what landed. Raises StorageUnavailable: then nothing was kept, or its answer was lost.
+    """Record outcomes of a claimed shard. Raises StorageUnavailable: it was not committed, or the answer was lost.
 
-    `record_id` makes a record that is made again known as the same one; by default it is a new one.
+    `record_id` identifies a repeated record; by default it is a new one.
     """
     record_id = record_id or random_id("use")
     try:
@@ -71,10 +71,10 @@ async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOut
             await record(runtime, half, outcomes_within(half, parts), f"{record_id}@{half.first_index}")
             for half in halves
         ]
-        # None of them is the claim's any more: there is nothing to give back, and nothing to go on with.
+        # The claim of the whole shard has ended: there is nothing to release and nothing to continue.
         return Recorded(shard_done=all(each.shard_done for each in recorded_halves), job_active=False)
     if recorded.shard_done and recorded is not SHARD_CLOSED:
-        with suppress(StorageUnavailable):  # it is recorded: the sweep frees them too
+        with suppress(StorageUnavailable):  # the sweep unblocks them too
             await unblock_shards(runtime, shard.shard_id)
     return recorded
 
@@ -110,9 +110,9 @@ async def _record_into(
     parts: Sequence[BatchOutcome],
     record_id: str,
 ) -> Recorded:
-    """Keep what has no outcome yet, in the transaction of a record that has locked the row."""
+    """Store the outcomes of inputs without one, in the transaction that has locked the shard."""
     if row.fence != shard.fence:
-        # Another has the row, or a retry has opened it again. What was paid for is welcome; a failure is not.
+        # Another worker has the shard, or a retry has reopened it: vectors are accepted, failures are not.
         parts = [part for part in parts if part.error is None]
     outcome_bits, fresh, late = _new_outcomes(row.outcome_bitmap, shard, parts)
     ledger_rows = _usage_rows(shard, fresh, record_id)
@@ -126,7 +126,7 @@ async def _record_into(
             )
             late += [part for part in parts if part.cost_usd]
             ledger_rows = []
-    # Paid for, and of no use: vectors that the database can never hold.
+    # Paid for without use: vectors that the database will never accept.
     unusable = [part for part in fresh if part.error is not None and part.tokens]
     vectors = _vector_rows(shard, fresh)
     failures = {index: part.error for part in fresh if part.error is not None for index in part.indexes}
@@ -158,9 +158,9 @@ async def _record_into(
 
 
 async def fail_remaining(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError) -> Recorded:
-    """Give every input of the shard that has no outcome this error: its attempts are spent.
+    """Fail every input of the shard without an outcome with this error. Raises StorageUnavailable.
 
-    A twin whose first has its outcome gets that: a copy needs no attempt.
+    A duplicate whose first occurrence has an outcome gets a copy of it instead.
     """
     code = "invalid_upstream_response" if isinstance(error, UpstreamProtocolError) else error.code
     reason = InputError(code, error.message, retryable=error.retryable)
@@ -178,7 +178,7 @@ async def fail_remaining(runtime: Runtime, shard: ClaimedShard, error: Embedmill
 def _new_outcomes(
     packed: bytes, shard: ClaimedShard, parts: Sequence[BatchOutcome]
 ) -> tuple[Bitmap, list[BatchOutcome], list[BatchOutcome]]:
-    """What the parts bring beyond what is settled: the bits with them, they themselves, and what came too late."""
+    """The outcome bits with the parts added, the parts that are new, and those that came too late."""
     outcome_bits = decode_bitmap(packed, shard.count)
     fresh: list[BatchOutcome] = []
     late: list[BatchOutcome] = []
@@ -217,7 +217,7 @@ def _usage_rows(shard: ClaimedShard, fresh: Sequence[BatchOutcome], record_id: s
 def _only_new(part: BatchOutcome, shard: ClaimedShard, outcome_bits: Bitmap) -> BatchOutcome | None:
     """The inputs of a part that have no outcome yet, marked in `settled`; None when there are none.
 
-    Usage follows the inputs: the part that a twin has stored already is of the late results, and wasted.
+    Usage is split by inputs: the share of inputs that had an outcome already counts as late, so wasted.
     """
     positions = np.asarray(part.indexes, dtype=np.int64) - shard.first_index
     new = ~outcome_bits[positions]
@@ -237,12 +237,12 @@ def _only_new(part: BatchOutcome, shard: ClaimedShard, outcome_bits: Bitmap) -> 
 
 
 def _vector_rows(shard: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[dict[str, Any]]:
-    """Rows for the vectors: neighbours, whichever batches they came in, share one blob."""
+    """Rows of vector blocks: consecutive inputs share one block, whatever batches they came in."""
     blocks: list[tuple[int, Matrix]] = []
     for part in parts:
         if part.vectors is None:
             continue
-        # A batch is one run unless inputs between were settled before: cut it where its indexes jump.
+        # A batch is split where its indexes jump, because inputs in between had their outcome before.
         indexes = np.asarray(part.indexes, dtype=np.int64)
         jumps = np.flatnonzero(np.diff(indexes) != 1) + 1
         for low, high in zip([0, *jumps], [*jumps, len(indexes)], strict=True):
@@ -280,7 +280,7 @@ async def _update_job(
     done: bool,
     truncated_count: int,
 ) -> str | None:
-    """Add to the job's counters and, with its last open shard, finish it. The job's row is locked last, and briefly."""
+    """Add to the job's counters, and finish the job with its last open shard. The job's row is locked last."""
     vectors = sum(len(part.indexes) for part in fresh if part.error is None)
     prompt_tokens = sum(part.tokens for part in fresh if part.error is None)
     values: dict[Any, Any] = {
@@ -319,7 +319,7 @@ async def _update_job(
 
 
 async def _finish_job(runtime: Runtime, connection: AsyncConnection, job_id: str, status: Any) -> str | None:
-    """End the job, unless a shard of it is open against its counter; its status then, None where it goes on."""
+    """End the job unless a shard is open although its counter says none. Returns the status or None."""
     failpoints.hit("during_finalize")
     ended = (
         update(Job)
@@ -337,7 +337,7 @@ async def _finish_job(runtime: Runtime, connection: AsyncConnection, job_id: str
 
 
 def _shift_rate_samples() -> dict[Any, Any]:
-    """Shift the two marks of progress when the newer one is old enough."""
+    """Shift the two rate samples when the newer one is RATE_SAMPLE_S old."""
     due = (Job.rate_sample_at.is_(None)) | (Job.rate_sample_at < db_now() - RATE_SAMPLE_S)
     return {
         Job.prev_rate_sample_at: case((due, Job.rate_sample_at), else_=Job.prev_rate_sample_at),

@@ -1,4 +1,4 @@
-"""Refusals: inputs that were refused as they arrived, kept as ranges with one row for each reason of a shard."""
+"""Refused inputs: inputs refused on arrival, stored as ranges: one row for each reason in a shard."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ RANGES_PER_QUERY = 64
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
+    """A refused input and the reason."""
+
     index: int
     code: str
     message: str
 
 
 def refused_rows(job_id: str, draft: ShardDraft) -> list[dict[str, Any]]:
-    """The rows for what was refused of a shard."""
+    """The rows of refused_inputs for the refused lines of a shard."""
     if draft.repeated is not None:
         return [_row(job_id, draft.repeated, draft.first_index, draft.first_index + len(draft) - 1, len(draft), None)]
     positions: dict[InputError, list[int]] = {}
@@ -64,7 +66,7 @@ def _row(job_id: str, error: InputError, first: int, last: int, count: int, mask
 
 
 def add_to_summary(summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A job's summary of errors with these rows added."""
+    """A job's error summary with these rows added."""
     by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary}
     for row in sorted(rows, key=lambda row: int(row["first_index"])):
         count_error(by_code, row["first_index"], row["code"], row["message"], count=row["count"])
@@ -72,7 +74,7 @@ def add_to_summary(summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, A
 
 
 async def summary(connection: AsyncConnection, job_id: str) -> list[dict[str, Any]]:
-    """The summary of all that was refused of a job as it arrived."""
+    """The error summary of all refused inputs of a job."""
     found = await connection.execute(
         select(
             RefusedInputs.code,
@@ -87,7 +89,7 @@ async def summary(connection: AsyncConnection, job_id: str) -> list[dict[str, An
 
 
 async def between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> list[Refusal]:
-    """What was refused of the indexes from start to stop, in order: of one shard, say."""
+    """The refused inputs with indexes start..stop (stop excluded), in order."""
     rows = await connection.execute(
         select(*_COLUMNS).where(
             RefusedInputs.job_id == job_id,
@@ -100,7 +102,7 @@ async def between(connection: AsyncConnection, job_id: str, start: int, stop: in
 
 
 async def next_after(connection: AsyncConnection, job_id: str, after: int, limit: int) -> list[Refusal]:
-    """The next so many after an index, in order; fewer only where there are no more."""
+    """Up to `limit` refused inputs after an index, in order; fewer only at the end."""
     rows = (
         await connection.execute(
             select(*_COLUMNS)
@@ -115,7 +117,7 @@ async def next_after(connection: AsyncConnection, job_id: str, after: int, limit
     ).all()
     if not rows:
         return []
-    # Ranges behind those that were read start at the last of them or later.
+    # Unread ranges start at the last range that was read or later.
     stop = (
         after + 1 + MAX_RUN_INPUTS * RANGES_PER_QUERY if len(rows) < RANGES_PER_QUERY else int(rows[-1].first_index) + 1
     )
@@ -123,7 +125,7 @@ async def next_after(connection: AsyncConnection, job_id: str, after: int, limit
     for row in rows:
         if len(found) >= limit:
             found = sorted(found, key=lambda each: each.index)[:limit]
-            if row.first_index > found[-1].index:  # and so are all behind it
+            if row.first_index > found[-1].index:  # and so do all later ranges
                 break
         found += _expand(row, after + 1, stop, limit)
     return sorted(found, key=lambda each: each.index)[:limit]

@@ -1,8 +1,8 @@
-"""Halve: a shard that takes worker after worker down with it is cut in two, until the guilty input stands alone.
+"""Split: a shard that crashes its workers is split in two, until the input that crashes them is alone.
 
-The first half keeps the shard's row, the second gets one of its own. A cut is made before an input that has no outcome
-yet, so no recorded run of vectors ever reaches over it. Whoever still holds the uncut shard has lost it, but what was
-paid for is taken from it, half by half.
+The first half keeps the shard's row, the second gets a new one. The split is made before an input without an outcome,
+so no vector block spans both halves. A worker that still holds the unsplit claim can no longer change its state; its
+results are still recorded, each in the half that owns the index.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from models.base import db_now, new_id
 from models.embedding import BatchOutcome
 from models.job import Job, JobStatus, Shard, ShardInputs, ShardState
 
-# Halves are numbered from here, far above what a corpus may still bring: readers sort them in by their first index.
+# `seq` of second halves starts here, above every `seq` of an upload: readers order them by their first index.
 SPLIT_SEQ_START = 1_000_000_000
 
 _pack = msgspec.msgpack.encode
@@ -29,9 +29,9 @@ _unpack = msgspec.msgpack.decode
 
 
 async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) -> int:
-    """Cut a queued shard for which `where` holds in two, in one transaction. How many shards it is afterwards.
+    """Split a queued shard that satisfies `where`, in one transaction. Returns the number of resulting shards.
 
-    1: a single input of it is open, and it was left alone. 0: it is not to be halved, or not any more.
+    1: only one input is open, so the shard was not split. 0: the shard does not satisfy the conditions.
     """
     running_job = select(Job.id).where(
         Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
@@ -60,7 +60,7 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
         ).one()
         tokens, first, second = _split_inputs(stored, split_at)
         of_first = round(shard.tokens * tokens)
-        # One more loss, and this half is cut too.
+        # One more crash, and the half is split too.
         fresh = {
             "attempt": min(shard.attempt, runtime.settings.shard_attempts - 1),
             "worker_crashes": shard.worker_crashes,
@@ -80,7 +80,7 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
             )
         )
         await connection.execute(update(ShardInputs).where(ShardInputs.shard_id == shard_id).values(first))
-        # The job's row first: it makes two halvings of one job wait for each other, and so number their halves in turn.
+        # The lock on the job's row serializes two splits of one job, so that their halves get different numbers.
         await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards + 1))
         last = (await connection.execute(select(func.max(Shard.seq)).where(Shard.job_id == shard.job_id))).scalar_one()
         half_id = new_id("shard")
@@ -104,7 +104,7 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
 
 
 def _split_inputs(stored: Any, split_at: int) -> tuple[float, dict[str, bytes | None], dict[str, bytes | None]]:
-    """What share of the text lies before the cut, and the two rows of inputs."""
+    """The share of the text before the split, and the columns of inputs of both halves."""
     inputs = _unpack(stored.inputs)
     sizes = [len(item or "") + 1 for item in inputs]
     ids = _unpack(stored.ids) if stored.ids else None
@@ -122,7 +122,7 @@ def _split_inputs(stored: Any, split_at: int) -> tuple[float, dict[str, bytes | 
 
 
 async def load_split_claims(runtime: Runtime, shard: ClaimedShard) -> list[ClaimedShard]:
-    """The shards that the claim's shard has become, each as if it had been claimed by the same hand."""
+    """The halves of the claimed shard, each as a claim of the same worker. Raises StorageUnavailable."""
     async with runtime.database.read() as connection:
         rows = (
             await connection.execute(
@@ -154,7 +154,7 @@ async def load_split_claims(runtime: Runtime, shard: ClaimedShard) -> list[Claim
 
 
 def outcomes_within(half: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[BatchOutcome]:
-    """Those results, and parts of results, that belong to the half."""
+    """The outcomes, and parts of outcomes, whose indexes are in this half."""
     outcomes = []
     for part in parts:
         positions = [i for i, index in enumerate(part.indexes) if 0 <= index - half.first_index < half.count]

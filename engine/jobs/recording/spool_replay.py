@@ -1,6 +1,6 @@
-"""Replay: results in the spool go into the database once it is back, whoever wrote them, and whether they still live.
+"""Replay of the spool: results that other processes could not record go into the database once it is available.
 
-Recording takes only what has no outcome yet, so a file may be replayed twice, or after its shard was done by others.
+A record stores only outcomes of inputs without one, so a file may be replayed twice, or after its shard was done.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from models.errors import StorageUnavailable
 
 log = logging.getLogger("embedmill.spool")
 
-# What record() needs of a claim. The inputs themselves and what was settled then, it reads anew or does not need.
+# The fields of a claim that record() needs. It reads the outcome bits again and does not need the inputs.
 _CLAIM_FIELDS = (
     "shard_id",
     "job_id",
@@ -68,7 +68,7 @@ _decoder = msgspec.msgpack.Decoder(_Results)
 
 
 def encode_spool(shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> bytes:
-    """What a spool file holds: everything that record() needs."""
+    """The content of a spool file: everything that record() needs."""
     fields = {name: getattr(shard, name) for name in _CLAIM_FIELDS}
     return msgspec.msgpack.encode(
         _Results(_ClaimFields(**fields), [_encode_outcome(part) for part in parts], record_id)
@@ -89,7 +89,7 @@ def decode_spool(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
 
 
 async def replay(runtime: Runtime) -> int:
-    """Record what other processes left in the spool; how many files were dealt with. Raises StorageUnavailable."""
+    """Record the spool files of other processes. Returns the number of files. Raises StorageUnavailable."""
     count = 0
     for file in runtime.spool.abandoned():
         await _replay(runtime, file)
@@ -149,7 +149,7 @@ def _decode_outcome(part: _StoredOutcome, routes: dict[tuple[str, str], Route]) 
         vectors = np.frombuffer(part.vectors, dtype="<f4").reshape(len(part.indexes), part.width)
     route = None
     if part.served_by is not None:
-        # Only its names are still of use, for the ledger; the configuration may have lost it since.
+        # The ledger needs only the names; the configuration may no longer contain the route.
         account, model = part.served_by
         route = routes.setdefault(
             part.served_by, Route(Account(account, "", ""), model, part.width, Limits(), Decimal(0))

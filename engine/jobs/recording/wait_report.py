@@ -1,4 +1,4 @@
-"""What a job says while its calls wait for quota or an answer: told with what is recorded, and for each long wait."""
+"""Wait report: `waiting_on` and `next_attempt_at` of a job whose calls wait for quota or for an answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROVIDER = "provider"
 
 
 def waiting_columns(shard: ClaimedShard) -> dict[Any, Any]:
-    """What the job's row is to say about waiting, as far as this shard knows. Its other shards wait for the same."""
+    """The columns of the job about waiting, by the calls of this shard. Its other shards wait for the same."""
     if (late := shard.waits.late_call()) is not None:
         return _without_answer(shard, late)
     wait_s = shard.waits.blocked_for_s()
@@ -47,7 +47,7 @@ def _without_answer(shard: ClaimedShard, late: Unanswered) -> dict[Any, Any]:
 
 
 def _alone(shard: ClaimedShard, cause: UpstreamError, wait_s: float) -> dict[Any, Any]:
-    """Calls of this job are refused, and others are not."""
+    """Columns for a provider that refuses the calls of this job only."""
     shard.waits.shown = PROVIDER
     return {
         Job.waiting_on: _unless_paused(PROVIDER),
@@ -57,12 +57,12 @@ def _alone(shard: ClaimedShard, cause: UpstreamError, wait_s: float) -> dict[Any
 
 
 def _unless_paused(reason: str | None) -> Any:
-    """What still lands of a paused job does not take away the reason of its pause."""
+    """Late results of a paused job do not overwrite the reason of its pause."""
     return case((Job.status == JobStatus.PAUSED, Job.waiting_on), else_=reason)
 
 
 async def report_waits(runtime: Runtime, shard: ClaimedShard) -> None:
-    """Until cancelled: where nothing lands for want of quota, or of answers, let the job say so, and until when."""
+    """Update the job while no results arrive for lack of quota or answers. Runs until cancelled."""
     reported_at = -REPORT_AGAIN_S
     while True:
         await asyncio.sleep(POLL_EVERY_S)

@@ -1,8 +1,8 @@
-"""Dispatch: which shards go into the broker next. In turn over projects, then over their jobs, and never many at once.
+"""Dispatch: announces the next shards to the workers, by fair share over projects and their jobs, a few at a time.
 
-Only a small window of shards is rung at any time: a ring says that there is work, and the worker that hears it takes
-the shard whose turn it is by then (engine/jobs/execution/message_handler.py). Any process may dispatch; on PostgreSQL
-an advisory lock lets one process publish at a time, on SQLite the write lock does.
+Only a small window of shards is announced at any time. A message says that there is work, and the worker that receives
+it claims the shard that is next by then (engine/jobs/execution/message_handler.py). Any process may dispatch: on
+PostgreSQL an advisory lock lets one process publish at a time, on SQLite the write lock does.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ PUBLISH_WAIT_S = 0.2
 DISPATCH_LOCK_ID = 0x656D_0001  # the advisory lock's number
 ANNOUNCED_PER_SLOT = 2
 MIN_WINDOW = 4
-# Jobs are looked at a page at a time, the first one small: it nearly always holds what is wanted. Whoever has nothing
-# due is blocked, and no page has it again for a while.
+# Jobs are read in pages. The first page is small because it nearly always suffices. A job without a due shard is
+# deferred, so that later pages do not contain it for a while.
 FIRST_PAGE_JOBS = 8
 PAGE_JOBS = 32
 PAGES = 4
 JOBS_PER_UNBLOCK = 500
-# Nobody tells dispatch of a shard that is due earlier than it thought: so it never thinks far ahead.
+# Nothing lowers the end of a deferral when a shard becomes due earlier, so deferrals are short.
 MAX_DEFER_S = 15.0
 
 
 async def dispatch(runtime: Runtime) -> int:
-    """Ring the shards whose turn it is; how many were rung. Raises StorageUnavailable."""
+    """Announce the next shards by fair share. Returns how many. Raises StorageUnavailable."""
     due = _due(runtime.settings.shard_attempts)
     async with runtime.database.read() as connection:
-        # Most rounds find nothing to do: they must not take the write lock to learn it.
+        # Most rounds find nothing to do, so the reads come before the write lock.
         window = await _free_window(connection, runtime.settings.worker_seen_s)
         if not window:
             return 0
@@ -59,14 +59,14 @@ async def dispatch(runtime: Runtime) -> int:
     async with runtime.database.write() as connection:
         if not await runtime.database.alone(connection, DISPATCH_LOCK_ID):
             return 0
-        # Another dispatcher may have been here since.
+        # Another process may have dispatched meanwhile.
         window = min(window, await _free_window(connection, runtime.settings.worker_seen_s))
         announced = (
             await _mark_announced(connection, selection.shard_ids[:window]) if window and selection.shard_ids else []
         )
         if selection.deferred:
             await _defer_jobs(connection, selection.deferred, due)
-    # After the commit: a message must never speak of what is not there yet.
+    # Published after the commit: a message must not refer to a state that is not committed.
     if announced and not await runtime.notifier.ring(announced):
         async with runtime.database.write() as connection:
             unpublished = await lock_shards(connection, Shard.id.in_(announced), Shard.state == ShardState.ANNOUNCED)
@@ -78,7 +78,7 @@ async def dispatch(runtime: Runtime) -> int:
 
 
 async def dispatch_soon(runtime: Runtime) -> asyncio.Task[None]:
-    """Dispatch, and wait a moment for it: no caller of ours waits for a slow broker, and the sweep dispatches too."""
+    """Dispatch in the background and wait for at most PUBLISH_WAIT_S, so that no request waits for a slow broker."""
     dispatching = asyncio.create_task(_dispatch_or_log(runtime))
     runtime.settling.add(dispatching)
     dispatching.add_done_callback(runtime.settling.discard)
@@ -91,12 +91,12 @@ async def _dispatch_or_log(runtime: Runtime) -> None:
         await dispatch(runtime)
     except StorageUnavailable:
         log.warning("dispatch is left to the sweep")
-    except Exception:  # what was rung for is done, whatever became of the ring
+    except Exception:  # the caller's work is committed; only the announcement failed
         log.exception("dispatch broke off")
 
 
 async def reserve_next(runtime: Runtime) -> str | None:
-    """The shard whose turn it is, marked as rung though nothing was sent: the caller claims it now."""
+    """Mark the next shard as announced, without a message: the caller claims it now. Raises StorageUnavailable."""
     async with runtime.database.write() as connection:
         if not await runtime.database.alone(connection, DISPATCH_LOCK_ID):
             return None
@@ -110,7 +110,7 @@ def _due(attempts: int) -> ColumnElement[bool]:
 
 
 async def _free_window(connection: AsyncConnection, alive_within_s: float) -> int:
-    """How many more shards may be rung: twice the slots of the workers alive, less those that wait there already."""
+    """How many more shards may be announced: twice the slots of the live workers, less those already announced."""
     slots = (
         select(func.coalesce(func.sum(WorkerProcess.slots), 0))
         .where(WorkerProcess.seen_at > db_now() - alive_within_s)
@@ -123,7 +123,7 @@ async def _free_window(connection: AsyncConnection, alive_within_s: float) -> in
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Shards in the order of their turns, and jobs that were looked at in vain."""
+    """Shards in their order of service, and jobs without a due shard."""
 
     shard_ids: list[str]
     deferred: list[str]
@@ -158,7 +158,7 @@ async def _select(connection: AsyncConnection, window: int, due: ColumnElement[b
 async def _jobs(
     connection: AsyncConnection, project: str, window: int, due: ColumnElement[bool], deferred: list[str]
 ) -> list[tuple[int, str, list[Any]]]:
-    """Jobs of the project that have a due shard, least served first, each with that shard."""
+    """Jobs of the project with a due shard, by virtual time, each with that shard. Adds the others to `blocked`."""
     first = _shards_of(Job.id, due).with_only_columns(Shard.id).limit(1).correlate(Job).scalar_subquery()
     queued = (
         select(Shard.id)
@@ -187,7 +187,7 @@ async def _jobs(
     ids = [row.shard_id for row in selected]
     shards = (await connection.execute(_SHARD.where(Shard.id.in_(ids)))).all() if ids else ()
     by_id = {shard.id: shard for shard in shards}
-    # In order already, as a heap is.
+    # A sorted list is a valid heap.
     return [(row.virtual_time, row.id, [by_id[row.shard_id]]) for row in selected if row.shard_id in by_id]
 
 
@@ -205,7 +205,7 @@ def _shards_of(job_id: Any, due: ColumnElement[bool]) -> Any:
 
 
 async def _defer_jobs(connection: AsyncConnection, job_ids: Sequence[str], due: ColumnElement[bool]) -> None:
-    """Pass these jobs over until the first of their queued shards is due."""
+    """Defer these jobs until their first queued shard is due, at most by MAX_DEFER_S."""
     upper_bound = db_now() + MAX_DEFER_S
     first = (
         select(func.min(Shard.next_run_at))

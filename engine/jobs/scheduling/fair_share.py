@@ -1,11 +1,12 @@
-"""Turns: who is next, counted in tokens. Projects share alike, and within a project its jobs do.
+"""Fair share: the order in which projects and jobs are served, in tokens.
 
-Start-time fair queuing, on two levels. A claim moves its job, and its project, ahead by the tokens of the shard; next
-is whoever stands furthest back. A new job joins in the middle of the line, and who comes back after an idle hour at its
-rear: with neither credit nor debt (docs/decisions/0011-fair-shares.md).
+Start-time fair queuing on two levels: projects share the workers equally, and the jobs of a project share its part. A
+claim adds the tokens of the shard to the virtual times of its job and project, and the lowest virtual time is served
+next. A new job starts in the middle of its project's jobs, and a project or job that was idle at their minimum, with
+neither credit nor debt (docs/decisions/0011-fair-shares.md).
 
-Every question here is answered from indexes, and costs the same with ten jobs as with ten million: it looks at projects
-that have something to do, and at the few jobs of theirs that stand furthest back.
+Every query here is answered from indexes at a cost that does not depend on the number of jobs: it reads active projects
+and the few jobs of each with the lowest virtual time.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ from engine.storage.database import Database
 from models.base import db_now
 from models.job import FairShare, Job, Shard
 
-# Written out, not bound: an index on a part of a table serves only a statement that names that part.
+# A literal, not a bound parameter: a partial index serves only a statement that contains its predicate.
 READY = and_(Job.status == literal_column("'in_progress'"), Job.not_before.is_(None))
 ALL_PROJECTS = ""
-# Projects furthest back that are looked at. Each that has no shard to give has a worker on one.
+# Projects that are read, by virtual time. A project among them without a due shard has a running one.
 MAX_PROJECTS = 32
 MAX_COUNTED_JOBS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class QueuePosition:
-    """Where a shard's job and project stand in line, in tokens."""
+    """Virtual times of a shard's job and project, in tokens. The lowest is served first."""
 
     shard_id: str
     state: str
@@ -53,37 +54,38 @@ class QueuePosition:
     has_started: bool
 
     def precedes(self, other: QueuePosition, *, within: int = 0) -> bool:
-        """True when this one's turn comes first; or when it comes at most `within` tokens later."""
+        """True when this position is served before the other, or at most `within` tokens later."""
         if self.project == other.project:
             return self.of_job < other.of_job + within
         return self.of_project < other.of_project + within
 
 
 def may_run(attempts: Any) -> ColumnElement[bool]:
-    """Not of blocked shards, nor of those that lost so many workers or attempts that the sweep sees to them first."""
+    """Condition on a shard: not blocked, and below its limits of attempts and crashes (else the sweep handles it)."""
     return and_(Shard.attempt < attempts, Shard.worker_crashes < Shard.crash_limit, Shard.blocked_by.is_(None))
 
 
 async def next_shard(connection: AsyncConnection, attempts: int) -> str | None:
-    """The due shard, rung or not, whose turn it is. `attempts`: how many a shard may have."""
+    """Id of the due shard that is served next, announced or not. `attempts`: the limit of a shard."""
     found = (await connection.execute(_NEXT, {"waited_s": 0.0, "attempts": attempts})).all()
     return next((row[0] for row in found if row[0] is not None), None)
 
 
 async def starved_shards(connection: AsyncConnection, attempts: int, waited_s: float) -> list[str]:
-    """Due shards that nobody took for so long: of each project, that of the next job, and of the next new one."""
+    """Shards due for `waited_s` and not claimed. For each project: of its next job, and of its next unstarted job."""
     found = (await connection.execute(_STARVED, {"waited_s": waited_s, "attempts": attempts})).all()
     return [shard_id for row in found for shard_id in dict.fromkeys(row) if shard_id is not None]
 
 
 async def positions(connection: AsyncConnection, shard_ids: list[str]) -> dict[str, QueuePosition]:
-    """Where these shards stand, by id; those that are gone are absent."""
+    """Positions of these shards by id, without deleted ones."""
     rows = await connection.execute(_POSITIONS.where(Shard.id.in_(shard_ids)))
     return {row.shard_id: QueuePosition(**row._mapping) for row in rows}
 
 
 async def advance(database: Database, connection: AsyncConnection, job_id: str, tokens: int) -> None:
-    """A shard of the job has its turn: move the job and its project ahead. In the claim's transaction, at its end."""
+    """Add the tokens of a claimed shard to the virtual times of its job and project, at the end of the claim's
+    transaction."""
     job = (
         await connection.execute(
             update(Job)
@@ -99,10 +101,10 @@ async def advance(database: Database, connection: AsyncConnection, job_id: str, 
     ).one()
     start = job.virtual_time - tokens
     runnable = select(Job.id).where(READY, Job.project == job.project)
-    # The rear is where the least served of the others stands, should this one have been let in out of turn.
+    # The minimum of the other jobs: this one may have been claimed out of order.
     least_of_others = select(func.min(Job.virtual_time)).where(READY, Job.project == job.project, Job.id != job_id)
-    # Newcomers join further on with all that is served, shared by those in line, so that a stream of new jobs does not
-    # keep an old one waiting for ever. Not further than the shard that begins now, for its rest may be given back.
+    # The start of future jobs advances by tokens / runnable jobs, so that a stream of new jobs cannot starve an old
+    # one. It stays below the end of the current shard, whose unused tokens may be refunded.
     counted = select(func.count()).select_from(runnable.limit(MAX_COUNTED_JOBS).subquery()).scalar_subquery()
     minimum, count = (
         await connection.execute(
@@ -132,9 +134,8 @@ async def advance(database: Database, connection: AsyncConnection, job_id: str, 
         )
     ).one()
     start = advanced.virtual_time - tokens
-    # One row stands for all projects: to write it at each claim would make all claims wait for each other's commit. It
-    # lags by a shard at the most. And it never passes a project that has something to do: what that one is owed for a
-    # shard that it gave back would be lost.
+    # The global clock is one row. Writing it at each claim would serialize all claims, so it may lag by one shard. It
+    # never passes an active project, which would lose the refund of a released shard.
     if start - advanced.rear < max(tokens, 1):
         return
     least = (await connection.execute(_LEAST_SERVED)).scalar_one_or_none()
@@ -150,9 +151,9 @@ async def advance(database: Database, connection: AsyncConnection, job_id: str, 
 
 
 async def refund(connection: AsyncConnection, job_id: str, tokens: int) -> None:
-    """A shard went back with this much of it undone: that was not served.
+    """Take the tokens of unprocessed inputs of a released shard off the virtual times of its job and project.
 
-    The rears of both lines go back with it, should they have moved on since: whoever waits is never behind them.
+    Both minimums are lowered with them where they have advanced, so that no waiting job or project is below them.
     """
     job = (
         await connection.execute(
@@ -184,13 +185,13 @@ async def refund(connection: AsyncConnection, job_id: str, tokens: int) -> None:
 
 
 def initial_virtual_time(project: str) -> ColumnElement[int]:
-    """Where a new job of this project starts."""
+    """Virtual time at which a new job of the project starts."""
     share = select(FairShare.start_virtual_time).where(FairShare.project == project)
     return func.coalesce(share.scalar_subquery(), 0)
 
 
 def projects_by_virtual_time(limit: int = MAX_PROJECTS) -> Select[Any]:
-    """Projects with a job that is ready, those furthest back first: `project`, `position`."""
+    """Projects with a runnable job in order of their virtual time: columns `project`, `position`."""
     active = _active_projects()
     position = _greatest(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''")))
     return (
@@ -205,14 +206,14 @@ def projects_by_virtual_time(limit: int = MAX_PROJECTS) -> Select[Any]:
 def _active_projects() -> Any:
     least = select(func.min(Job.project)).where(READY).scalar_subquery()
     active = select(least.label("project")).cte("active", recursive=True)
-    # One step into the index for each project, however many jobs it has.
+    # One index lookup per project, whatever the number of its jobs.
     following = select(func.min(Job.project)).where(READY, Job.project > active.c.project).scalar_subquery()
     return active.union_all(select(following).where(active.c.project.is_not(None)))
 
 
 def _least_served() -> Select[Any]:
     active = _active_projects()
-    # One that was never served counts from the rear.
+    # A project without a row counts from the minimum.
     return (
         select(func.min(FairShare.virtual_time))
         .select_from(active)
@@ -267,7 +268,7 @@ def _least(a: Any, b: Any) -> ColumnElement[int]:
     return case((a < b, a), else_=b)
 
 
-# Built once: to build a statement costs more than to run it.
+# Built once: building a statement costs more than running it.
 _LEAST_SERVED = _least_served()
 _NEXT = _next_shards(_first_due_shard())
 _STARVED = _next_shards(_first_due_shard(), _first_due_shard(Job.started_at.is_(None)))

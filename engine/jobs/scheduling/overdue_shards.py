@@ -1,4 +1,4 @@
-"""Unrung: due shards that no message brings. The broker is away, has lost its data, or this worker does not hear it."""
+"""Overdue shards: due, but not claimed in time, because no message for them arrives. Idle workers claim them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from models.job import Shard, ShardState
 
 @dataclass(frozen=True, slots=True)
 class OverdueShard:
-    """A shard that nobody came for. `rung`: a message about it was sent, and should have arrived long ago."""
+    """A due shard that no worker has claimed in time. `announced`: its message should have arrived long ago."""
 
     shard_id: str
     announced: bool
@@ -23,10 +23,10 @@ class OverdueShard:
 
 async def find_overdue_shard(runtime: Runtime) -> OverdueShard | None:
     """A shard that has waited too long for its message, in the order of dispatch. Raises StorageUnavailable."""
-    # Before the sweep rings it again, which would hide how long it has waited.
+    # Shorter than the sweep's limit: the sweep announces the shard again, which resets `announced_at`.
     waited_s = min(runtime.settings.claim_unannounced_after_s, runtime.settings.reannounce_after_s / 2)
     async with runtime.database.read() as connection:
-        # Rung shards were chosen in their turn already: the oldest of them is next.
+        # Announced shards were selected by fair share already, so the oldest one is next.
         announced = (
             await connection.execute(
                 select(Shard.id)
@@ -39,6 +39,6 @@ async def find_overdue_shard(runtime: Runtime) -> OverdueShard | None:
             return OverdueShard(announced, announced=True)
         if not await fair_share.starved_shards(connection, runtime.settings.shard_attempts, waited_s):
             return None
-    # They lie here unrung only where the broker takes no message, or nobody dispatches.
+    # They are not announced only while the broker takes no message or no process dispatches.
     reserved = await reserve_next(runtime)
     return None if reserved is None else OverdueShard(reserved, announced=False)
