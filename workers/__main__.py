@@ -21,6 +21,7 @@ METRICS_FOLDER = "embedmill-metrics-"
 
 
 def main() -> None:
+    """Parse the command line, check the configuration and run the worker."""
     parser = argparse.ArgumentParser(prog="workers", description=__doc__)
     parser.add_argument("--concurrency", type=int, default=2, help="child processes; each works on one shard at a time")
     parser.add_argument("--ops-port", type=int, help="port of /healthz and /metrics; default EMBEDMILL_OPS_PORT")

@@ -1,4 +1,4 @@
-"""Celery's consumer, which takes our own messages only, and declares no queues in RabbitMQ for delays.
+"""Celery's consumer, restricted to our own messages and without RabbitMQ queues for delayed delivery.
 
 No message of ours has a delay; Celery would declare 28 queues for them.
 """

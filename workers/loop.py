@@ -1,7 +1,7 @@
-"""One event loop for the life of a worker process, on a thread of its own.
+"""One event loop for the lifetime of a worker process, on a thread of its own.
 
-`asyncio.run` for each task would leave pooled connections behind on a dead loop. Everything that owns a socket is made
-after the fork and opened on this loop, and the heartbeat keeps beating while the main thread waits.
+`asyncio.run` for each task would leave pooled connections on a closed loop. Everything that owns a socket is created
+after the fork on this loop, and heartbeats continue while the main thread waits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ log = logging.getLogger("embedmill.worker")
 
 STOP_S = 15.0
 RELEASE_S = 10.0
-# A shard that this process took unasked is no task that Celery would wait for: its calls in flight land first.
+# Celery does not wait for a shard that this process claimed without a message, so stop() waits for its calls in flight.
 FINISH_CALLS_S = 75.0
 RECOVER_EVERY_S = 5.0
 
@@ -73,8 +73,8 @@ class LoopThread:
         try:
             future.result()
         except BaseException:
-            # The task is cancelled, not the future: it keeps what has landed and gives its shard back, which takes a
-            # moment, and only the future tells when that is done.
+            # The task is cancelled, not the future: it records its results and releases its shard first, and the future
+            # tells when that is done.
             for task in running:
                 self._loop.call_soon_threadsafe(task.cancel)
             with contextlib.suppress(CancelledError, FutureTimeout):
@@ -82,10 +82,11 @@ class LoopThread:
             raise
 
     def drain(self) -> None:
-        """Start no new upstream call: what is in hand lands, and goes back to the queue. Safe in a signal handler."""
+        """Start no new upstream calls, and release the shards after their calls in flight. Safe in a signal handler."""
         self._loop.call_soon_threadsafe(self.runtime.draining.set)
 
     def stop(self) -> None:
+        """Drain, deregister the worker and end the loop."""
         self.drain()
         with contextlib.suppress(CancelledError, FutureTimeout):
             self._watching.result(timeout=FINISH_CALLS_S)
@@ -105,10 +106,10 @@ class LoopThread:
             await self.runtime.close()
 
     async def _recover_repeatedly(self) -> None:
-        """Bring in what processes that died here left behind, and keep room for results on the disk."""
+        """Repeatedly record what dead processes of this machine left, and reserve disk space for results."""
 
         runtime = self.runtime
-        # Each by itself: one that the database refuses must not hold up the others.
+        # Separate loops, so that one that the database refuses does not delay the others.
         await asyncio.gather(
             _repeat("keeping room on the disk", lambda: asyncio.to_thread(runtime.spool.reserve)),
             _repeat("recording spooled results", lambda: replay(runtime)),
@@ -131,19 +132,21 @@ _current: LoopThread | None = None
 
 
 def start(settings: Settings) -> None:
-    """Make this process's loop; called in each child, after the fork."""
+    """Create this process's loop; called in each child after the fork."""
     global _current
     # Not uvloop: with aiohttp it nearly doubles the cost of megabyte replies, which is what batches bring.
     _current = LoopThread(settings)
 
 
 def current() -> LoopThread:
+    """This process's loop. Raises RuntimeError before start()."""
     if _current is None:
         raise RuntimeError("the worker process has no event loop: worker_process_init did not run")
     return _current
 
 
 def stop() -> None:
+    """Stop this process's loop, if it has one."""
     global _current
     if _current is not None:
         _current.stop()

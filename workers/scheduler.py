@@ -1,4 +1,4 @@
-"""The scheduler: sweeps and dispatches, again and again. Any number of them may run."""
+"""The scheduler: sweeps and dispatches periodically. Any number of them may run."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
     )
     heartbeat = asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "scheduler"))
     next_sweep = 0.0
-    # A scheduler that has just started cannot know how long the database was away before, nor what its clock did.
+    # A new scheduler does not know how long the database was unavailable before, nor whether its clock was set.
     database_was_away = is_new = True
     errors = {duty: ErrorLog(f"the {duty}") for duty in ("sweep", "dispatch")}
     try:
@@ -63,7 +63,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
                 else:
                     await dispatch(runtime)
             except Exception as error:
-                # The sweep is the last authority: one bad round must not be its last.
+                # Recovery depends on the sweep, so a failed round must not end it.
                 outcome = "database_away" if isinstance(error, StorageUnavailable) else "failed"
                 database_was_away = database_was_away or isinstance(error, StorageUnavailable)
                 errors[duty].failed(error)
@@ -83,6 +83,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
 
 
 def main() -> None:
+    """Parse the command line and run until a signal."""
     parser = argparse.ArgumentParser(prog="scheduler", description=__doc__)
     parser.add_argument("--ops-port", type=int, help="port of /healthz and /metrics; default EMBEDMILL_OPS_PORT")
     ops_port = parser.parse_args().ops_port

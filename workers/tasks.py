@@ -1,4 +1,4 @@
-"""What a message may ask for. A message says where to look; the database says what there is to do."""
+"""The Celery task. A message only says that there is work; the database says which."""
 
 from __future__ import annotations
 
@@ -10,5 +10,6 @@ from workers.app import app
 
 @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
 def run_shard(shard_id: str) -> None:
+    """Handle the announcement of a shard."""
     loop_thread = loop.current()
     loop_thread.run(handle_message(loop_thread.runtime, str(shard_id), loop_thread.worker))

@@ -48,10 +48,10 @@ async def run_shard(
     until: float | None = None,
     on_claim: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Claim the shard, embed what is open of it, keep the results, and give back what is left. False: not claimed.
+    """Claim the shard, embed its open inputs, record the outcomes, and release the rest. False: not claimed.
 
-    `until`, on time.monotonic(): when the worker's time is over; by default a shard's budget from now. Shards that the
-    worker lets in meanwhile have ended too when this returns.
+    `until`, on time.monotonic(): end of the worker's time budget; by default EMBEDMILL_SHARD_BUDGET_S from now. Runs
+    of preempting shards have ended too when this returns.
     """
     if runtime.draining.is_set():
         await claims.requeue_unclaimed(runtime, shard_id)
@@ -60,13 +60,8 @@ async def run_shard(
         log.debug("no shard is claimed while the database refuses results", extra={"shard_id": shard_id})
         return False
     requested_at = clock()
-    try:
-        shard = await claims.claim(runtime, shard_id, worker)
-    except StorageUnavailable as refusal:
-        log.warning("%s; the sweep rings again", refusal.message, extra={"shard_id": shard_id})
-        return False
+    shard = await _claim(runtime, shard_id, worker)
     if shard is None:
-        log.debug("nothing to do for a ring", extra={"shard_id": shard_id})
         return False
     failpoints.hit("after_claim")
     on_claim()
@@ -91,8 +86,8 @@ async def run_shard(
     except EmbedmillError as raised:
         error = raised
     except asyncio.CancelledError:
-        # A time limit, or a worker that must go now. What has landed was paid for, and the shard need not wait for its
-        # lease to run out: this task ends by giving both back.
+        # A time limit, or a worker that must stop now: results so far are recorded and the shard is released, so that
+        # it need not wait for its lease to run out.
         error, wait_s = ShardStopped("the worker was stopped"), FINALIZE_STOPPING_S
         for preemptor in preemptors:
             preemptor.cancel()
@@ -102,15 +97,30 @@ async def run_shard(
     finalizing = asyncio.create_task(_finalize(runtime, shard, writer, lease, error, renewing, started))
     runtime.settling.add(finalizing)
     finalizing.add_done_callback(runtime.settling.discard)
-    if runtime.draining.is_set():
-        wait_s = FINALIZE_STOPPING_S
+    await _wait_for_last_results(finalizing, FINALIZE_STOPPING_S if runtime.draining.is_set() else wait_s, shard.job_id)
+    await asyncio.gather(*preemptors)
+    return True
+
+
+async def _claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | None:
+    """Claim the shard; None when it cannot be claimed, or the database is unavailable."""
+    try:
+        shard = await claims.claim(runtime, shard_id, worker)
+    except StorageUnavailable as error:
+        log.warning("%s; the sweep announces the shard again", error.message, extra={"shard_id": shard_id})
+        return None
+    if shard is None:
+        log.debug("an announced shard could not be claimed", extra={"shard_id": shard_id})
+    return shard
+
+
+async def _wait_for_last_results(finalizing: asyncio.Task[None], wait_s: float, job_id: str) -> None:
+    """Wait for the end of a run, at most `wait_s`. Raises what the task raised."""
     done, _ = await asyncio.wait({finalizing}, timeout=wait_s)
     if done:
         finalizing.result()
     else:
-        log.warning("results wait beside the worker: the database does not take them", extra={"job_id": shard.job_id})
-    await asyncio.gather(*preemptors)
-    return True
+        log.warning("results are recorded in the background: the database does not take them", extra={"job_id": job_id})
 
 
 async def _finalize(

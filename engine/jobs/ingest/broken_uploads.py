@@ -1,4 +1,4 @@
-"""Uploads that broke off: what the sweep does about a corpus that nobody brings any more."""
+"""Interrupted uploads: the sweep ends the jobs whose corpus will not be completed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from models.base import db_now
 from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 
 log = logging.getLogger("embedmill.sweep")
-# A process that is stopped, with its machine or by a signal, goes on with its uploads when it is woken in time.
+# A suspended process of this machine may continue its uploads within this time.
 SUSPENDED_S = 900.0
 ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)), Job.upload_lease_until < db_now())
 
 
 async def end_abandoned_uploads(runtime: Runtime) -> None:
-    """End the jobs whose corpus will not arrive: the lease has run out, and nobody can or may go on with it.
+    """End the jobs whose upload lease has run out and whose upload nobody can continue. Raises StorageUnavailable.
 
-    An upload with an Idempotency-Key is left open for a while: the same request goes on where it was cut.
+    An upload with an Idempotency-Key stays open for `upload_resume_s`: the same request may continue it.
     """
     resume_s = runtime.settings.upload_resume_s
     has_key = (

@@ -1,7 +1,7 @@
-"""Seen: which inputs of an upload occurred before in it. Exact, and in flat memory however long the upload is.
+"""Deduplication: finds inputs that occurred before in the same upload, in bounded memory.
 
-The latest inputs are in a dict, all older ones in a private file. A filter says of nearly every new input, without a
-look into the file, that it is not there.
+Recent inputs are kept in a dict, older ones in a temporary SQLite file. A Bloom filter rules out nearly every new input
+without a query of the file.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from models.embedding import Input
 MAX_IN_MEMORY = 32_768
 KEYS_PER_QUERY = 500
 Keys = npt.NDArray[np.int64]
-"""Fingerprints as rows of two halves."""
+"""Fingerprints as rows of two 64-bit halves: shape (n, 2)."""
 
-# The file belongs to its connection and goes with it: nobody needs what a crash leaves of it.
+# The file is removed with its connection, so it needs no durability.
 _PREPARE = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -33,14 +33,14 @@ CREATE TABLE seen (key INTEGER PRIMARY KEY, rest INTEGER NOT NULL, first INTEGER
 
 
 def fingerprint(item: Input) -> bytes:
-    """128 bits that tell inputs apart. A text and an array of token ids are never equal."""
+    """128-bit hash of an input. A text and an array of token ids have different hashes. Raises OverflowError."""
     if isinstance(item, str):
         return hashlib.blake2b(item.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return hashlib.blake2b(array("q", item).tobytes(), digest_size=16, person=b"token ids").digest()
 
 
 class DuplicateIndex:
-    """The inputs of one upload so far, each known by its fingerprint and the index of its first occurrence."""
+    """Fingerprints of the inputs of one upload so far, each with the index of its first occurrence."""
 
     def __init__(self, *, max_in_memory: int = MAX_IN_MEMORY) -> None:
         self._max_in_memory = max_in_memory
@@ -48,14 +48,14 @@ class DuplicateIndex:
         self._file: _SqliteIndex | None = None
 
     def find_duplicates(self, inputs: Sequence[Input | None], first_index: int) -> dict[int, int]:
-        """The positions of these neighbours that occurred before, here or earlier, with the index where first.
+        """By position of each duplicate among these consecutive inputs: the index of its first occurrence.
 
-        None is no input and has no twin. Takes about a microsecond an input, and now and then a tenth of a second.
+        None stands for a refused input. Takes about a microsecond per input, and occasionally a tenth of a second.
         """
         return self.find_duplicates_of([None if item is None else fingerprint(item) for item in inputs], first_index)
 
     def find_duplicates_of(self, keys: Sequence[bytes | None], first_index: int) -> dict[int, int]:
-        """The same for inputs whose fingerprints are at hand."""
+        """find_duplicates() for fingerprints."""
         run: dict[bytes, int] = {}
         repeated: list[tuple[int, bytes]] = []
         for position, key in enumerate(keys):
@@ -69,7 +69,7 @@ class DuplicateIndex:
         return duplicates
 
     def _known(self, run: Mapping[bytes, int]) -> dict[bytes, int]:
-        """Those of the run that were known already, with their first index; the others are known from now on."""
+        """The first indexes of those that occurred before the run; adds the others to the index."""
         recent = self._recent
         known = {key: recent[key] for key in run.keys() & recent.keys()}
         if self._file is not None:
@@ -83,10 +83,10 @@ class DuplicateIndex:
 
 
 class _SqliteIndex:
-    """A table of fingerprints on disk, with a filter in front of it."""
+    """A table of fingerprints on disk behind Bloom filters."""
 
     def __init__(self) -> None:
-        # Used by one upload at a time, though not always from the same thread.
+        # One upload uses it from several threads, but never concurrently.
         self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._connection.executescript(_PREPARE)
         self._filters: list[_BloomFilter] = []
@@ -97,9 +97,9 @@ class _SqliteIndex:
             self._filters.append(_BloomFilter())
         self._filters[-1].add(keys)
         rows = np.column_stack((keys, np.fromiter(first_of.values(), dtype=np.int64)))
-        rows = rows[np.argsort(keys[:, 0])]  # neighbours share a page: in order, each page is written once
+        rows = rows[np.argsort(keys[:, 0])]  # in key order each page is written once
         self._connection.execute("BEGIN")
-        # Of two keys that agree in their first half the second is not kept: its twins are only not found.
+        # A key with the same first half as a stored one is not kept: its duplicates are not found, which is harmless.
         self._connection.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", rows.tolist())
         self._connection.execute("COMMIT")
 
@@ -124,7 +124,7 @@ class _SqliteIndex:
 
 
 class _BloomFilter:
-    """A Bloom filter of a megabyte: of what it does not hold it says so, but for one key in a thousand."""
+    """A Bloom filter of one megabyte with a false-positive rate of about 0.1 %."""
 
     BITS = 1 << 23
     MAX_KEYS = BITS // 16

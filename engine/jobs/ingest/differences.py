@@ -1,4 +1,4 @@
-"""How a request differs from the job that its Idempotency-Key stands for, told to whoever sent it."""
+"""Differences between a request and the job of its Idempotency-Key, for the error message."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from models.base import usd_text
 from models.job import Job
 
 _COLUMNS = (Job.alias, Job.dimensions, Job.max_cost_usd, Job.options, Job.metadata_.label("metadata"))
-# What is named with its values; of the others, which may be long, only that they differ.
+# Options that are shown with their values. The others may be long: only their names are shown.
 _SHOWN_WITH_VALUES = {"model", "dimensions", "input_type", "truncate", "max_cost_usd"}
 _NAMES = {"provider_options": "providerOptions"}
 
 
 def stored_options(spec: JobSpec) -> dict[str, Any]:
-    """The caller's options as the job keeps them."""
+    """The caller's options as the job stores them."""
     options = spec.options
     return {
         "input_type": options.input_type,
@@ -30,7 +30,7 @@ def stored_options(spec: JobSpec) -> dict[str, Any]:
 
 
 async def describe_differences(runtime: Runtime, job_id: str, spec: JobSpec) -> str:
-    """In words, for a request that is not the same; "" where the job is gone."""
+    """The differences as one line of text; "" where the job was deleted. Raises StorageUnavailable."""
     async with runtime.database.read() as connection:
         row = (await connection.execute(select(*_COLUMNS).where(Job.id == job_id))).one_or_none()
     if row is None:

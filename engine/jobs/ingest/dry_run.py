@@ -1,4 +1,4 @@
-"""Estimate: what a corpus would become as a job, and what it would cost. Nothing is sent, and no row is written."""
+"""Dry run: the inputs, tokens, calls and cost of a corpus as a job. No upstream call is made, no row is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from models.embedding import Route
 
 
 class DryRun:
-    """Takes the lines of a corpus in, as an Intake does, and counts. Memory stays flat."""
+    """Counts the lines of a corpus. It has the same methods as a JobIntake. Memory stays bounded."""
 
     def __init__(self, runtime: Runtime, spec: JobSpec, project: str) -> None:
         self._runtime = runtime
@@ -38,10 +38,11 @@ class DryRun:
         self._calls = 0
 
     async def add(self, lines: Lines) -> None:
+        """Count parsed lines."""
         await self.read(iter([lines]))
 
     async def read(self, chunks: Iterator[Lines], *, size: int | None = None, buffered_bytes: int = 0) -> None:
-        """Count the lines of these pieces, parsed on the way: in the work threads, unless they are few bytes."""
+        """Count lines while the iterator parses them: in the work threads, unless they are few bytes."""
 
         method = await self._choose_method()
 
@@ -59,7 +60,7 @@ class DryRun:
             pass
 
     async def finish(self) -> dict[str, Any]:
-        """The estimate as the contract shows it."""
+        """The estimate as the JSON object of the API. Raises StorageUnavailable."""
         method = await self._choose_method()
         await self._runtime.work.run(self._project, lambda: self._count(self._sharder.end()))
         alias = self._spec.alias
@@ -106,7 +107,7 @@ class DryRun:
         self._duplicate_tokens.add(draft.duplicate_inputs)
 
     def _cost_limit_fields(self, upper_bound: int) -> dict[str, Any]:
-        """The job's ceiling, and whether so many tokens keep to it; null where it has none."""
+        """The job's cost limit, and whether so many tokens stay below it; null without a limit."""
         max_cost_usd = self._spec.max_cost_usd
         if max_cost_usd is None:
             return {"max_cost_usd": None, "within_max_cost": None}
@@ -116,14 +117,14 @@ class DryRun:
         return usd_text(self._usd(count))
 
     def _usd(self, count: int) -> Decimal:
-        # By the first route, which all calls take while it is fit.
+        # By the price of the first route, which all calls take while it is available.
         alias = self._spec.alias
         first = min(alias.routes, key=lambda route: route.priority)
         return (Decimal(count) * first.usd_per_million_tokens / MILLION).quantize(PICODOLLAR)
 
 
 def quota_bound_seconds(routes: Sequence[Route], calls: int, tokens: int) -> float | None:
-    """How long the quotas alone hold a job up, that uses all of them at once; None where a route has none."""
+    """Seconds that a job needs by the quotas of all routes together; None where a route has no quota."""
     quotas = {(route.provider, route.upstream_model): route.account for route in routes}.values()
     requests_per_minute = [account.requests_per_minute for account in quotas]
     tokens_per_minute = [account.tokens_per_minute for account in quotas]

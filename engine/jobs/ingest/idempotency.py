@@ -1,4 +1,4 @@
-"""Idempotency keys: one request at a time may bring a corpus under a key, and one that broke off is taken up again."""
+"""Idempotency keys: one request at a time uploads a corpus under a key; an interrupted upload can be continued."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ARRIVING = and_(Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)), Job.to
 
 @dataclass(frozen=True, slots=True)
 class IdempotentReplay:
-    """The same Idempotency-Key was used before, by a request whose body had this fingerprint."""
+    """The Idempotency-Key was used by an earlier request, whose body had this fingerprint."""
 
     job_id: str
     fingerprint: bytes
@@ -29,7 +29,7 @@ class IdempotentReplay:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The right to bring a corpus. `resumes`: some of it is stored, by a request that broke off."""
+    """The exclusive right to upload a corpus. `resumes`: an interrupted request has stored a part of it."""
 
     job_id: str
     owner: str
@@ -38,24 +38,25 @@ class Reservation:
 
 
 def new_reservation(job_id: str | None = None, key: str | None = None, *, resumes: bool = False) -> Reservation:
+    """A reservation of this process, of a new job unless `job_id` is passed."""
     owner = f"{worker_heartbeats.process_name()}#{secrets.token_hex(8)}"
     return Reservation(job_id or new_id("job"), owner, key, resumes)
 
 
 def owner_is_dead(owner: str | None) -> bool:
-    """True when nobody owns it, or a process of this machine that is no more."""
+    """True when there is no owner, or when it is a dead process of this machine."""
     return owner is None or worker_heartbeats.is_dead_local_process(owner.partition("#")[0])
 
 
 def owner_is_alive_here(owner: str | None) -> bool:
-    """True when the owner is a process of this machine that lives, though it may be stopped."""
+    """True when the owner is a live process of this machine, possibly a suspended one."""
     return owner is not None and worker_heartbeats.is_alive_here(owner.partition("#")[0])
 
 
 async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | IdempotentReplay:
-    """Claim an Idempotency-Key: for a new job, for what an upload that broke off has left, or the job it stands for.
+    """Reserve an Idempotency-Key for a new job or for the rest of an interrupted upload, or return its replay.
 
-    Raises Conflict while another request with this key is still arriving.
+    Raises Conflict while another request uploads under this key; StorageUnavailable.
     """
     new = new_reservation(key=key)
     async with runtime.database.write() as connection:
@@ -100,7 +101,7 @@ async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | Ide
 
 
 async def _take_over(runtime: Runtime, connection: AsyncConnection, job_id: str, key: str) -> Reservation | None:
-    """Own what is stored of the job; None: there is nothing that could be continued."""
+    """Take the ownership of an interrupted upload; None: nothing of it is stored."""
     reservation = new_reservation(job_id, key, resumes=True)
     updated = await connection.execute(
         update(Job)
@@ -121,7 +122,7 @@ def _values(runtime: Runtime, reservation: Reservation) -> dict[str, Any]:
 
 
 def owned_by(reservation: Reservation, project: str) -> ColumnElement[bool]:
-    """The key of this request, unless another has taken it over."""
+    """Condition on a key: this reservation owns it."""
     return and_(
         IdempotencyKey.project == project,
         IdempotencyKey.key == reservation.key,

@@ -1,8 +1,8 @@
-"""Submit: a corpus becomes a job and its shards, while it arrives.
+"""Job intake: stores a corpus as a job and its shards while it is uploaded.
 
-A small corpus is one transaction: no answer before it, nothing of the job without it. A large one is written shard by
-shard, and its first shards run while its last lines are still under way. `upload_owner` is the request that brings it,
-and `upload_lease_until` its lease. Only the owner adds to the job: one that was frozen and replaced writes nothing.
+A small corpus is stored in one transaction before the response. A large one is stored shard by shard, and its first
+shards run while its last lines are still arriving. `upload_owner` is the uploading request, `upload_lease_until` its
+lease. Only the owner may add to the job: a suspended request that was replaced writes nothing.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ from models.job import (
 )
 
 log = logging.getLogger("embedmill.jobs")
-# So few bytes are parsed where they are: a thread costs more.
+# Up to so many bytes are parsed on the event loop, because a thread costs more.
 INLINE_BYTES = 4096
 
 
 class JobIntake:
-    """A job on its way in. Use through `receiving()`; feed lines, then finish."""
+    """The upload of one job. Use `open_intake()`, add lines, then finish."""
 
     def __init__(
         self, runtime: Runtime, caller: Caller, spec: JobSpec, reservation: Reservation, body_lease: ByteLease
@@ -80,7 +80,7 @@ class JobIntake:
         self.job_id = reservation.job_id
 
     async def resume(self) -> None:
-        """Go on with what is stored of the job. Raises IdempotencyMismatch when it was asked for in another way."""
+        """Continue an interrupted upload. Raises IdempotencyMismatch when its options were different."""
         first_shards = select(func.count()).where(Shard.job_id == Job.id, Shard.seq < SPLIT_SEQ_START).scalar_subquery()
         async with self._runtime.database.read() as connection:
             row = (
@@ -107,11 +107,11 @@ class JobIntake:
         log.info("an upload is taken up again", extra={"job_id": self.job_id, "inputs": row.ingested})
 
     async def add(self, lines: Lines) -> None:
-        """Take lines in; writes a shard whenever one is full. Raises StorageUnavailable."""
+        """Add lines; each full shard is written. Raises StorageUnavailable."""
         await self.read(iter([lines]))
 
     async def read(self, chunks: Iterator[Lines], *, size: int | None = None, buffered_bytes: int = 0) -> None:
-        """The same for lines that are parsed on the way, in the work threads unless they are few bytes.
+        """Add lines while the iterator parses them, in the work threads unless they are few bytes.
 
         `buffered_bytes`: bytes that the parser keeps of an incomplete line.
         """
@@ -127,7 +127,7 @@ class JobIntake:
             async for drafts in self._runtime.work.drive(self._caller.project, steps()):
                 await self._write(drafts)
         if not self._body_lease.try_resize(self._sharder.buffered_bytes + buffered_bytes):
-            await self._write([self._sharder.flush()])  # rather a small shard than a wait in the middle of an upload
+            await self._write([self._sharder.flush()])  # a small shard, so that the upload need not wait for memory
             await self._body_lease.resize(buffered_bytes)
 
     async def _write(self, drafts: list[ShardDraft]) -> None:
@@ -140,7 +140,7 @@ class JobIntake:
                 await self._dispatch()
 
     async def finish(self, fingerprint: bytes) -> None:
-        """The corpus is whole: make it durable. Raises InvalidInput when no line of it was usable."""
+        """Complete the corpus and make it durable. Raises InvalidInput without an accepted line; StorageUnavailable."""
         draft = await self._runtime.work.run(self._caller.project, self._sharder.end)
         if not self._sharder.accepted:
             first = next(iter(draft.lines.errors.values()), None)
@@ -161,7 +161,7 @@ class JobIntake:
                     upload_lease_until=None,
                     upload_owner=None,
                     version=Job.version + 1,
-                    # The last shard may have ended before the last byte arrived.
+                    # The last shard may be done before the last byte arrives.
                     status=case((is_complete, FINAL_STATUS), else_=Job.status),
                     **{
                         name: case((is_complete, value), else_=Job.__table__.c[name])
@@ -189,7 +189,7 @@ class JobIntake:
         await self._dispatch()
 
     async def abandon(self, error: BaseException) -> None:
-        """The corpus does not arrive whole. What was sent wrong ends the job; what broke off under a key stays open."""
+        """The upload was not completed. An invalid one ends the job; an interrupted one with a key stays open."""
         project = self._caller.project
         broke_off = not isinstance(error, RequestError) or error.retryable or isinstance(error, IdempotencyMismatch)
         try:
@@ -230,7 +230,7 @@ class JobIntake:
             return found.first() is not None
 
     async def _ownership_error(self, connection: AsyncConnection) -> EmbedmillError:
-        """Why this request may not add to its job any more."""
+        """The error for a request that no longer owns its job."""
         row = (
             await connection.execute(select(Job.status, Job.deleted_at, Job.upload_owner).where(Job.id == self.job_id))
         ).one_or_none()
@@ -246,13 +246,13 @@ class JobIntake:
         return _taken_over_conflict()
 
     async def _dispatch(self) -> None:
-        """Ring what waits, unless the broker is still taking its time over the last ring."""
+        """Dispatch due shards, unless the previous dispatch still waits for the broker."""
         if self._dispatching is not None and not self._dispatching.done():
             return
         self._dispatching = await dispatch_soon(self._runtime)
 
     async def _insert(self, connection: AsyncConnection, draft: ShardDraft) -> None:
-        """Write a shard, and the job itself before its first."""
+        """Insert a shard, and the job before its first shard."""
         if not self._created:
             await connection.execute(insert(Job).values(self._initial_columns()))
         else:
@@ -366,9 +366,9 @@ def _taken_over_conflict() -> Conflict:
 async def open_intake(
     runtime: Runtime, caller: Caller, spec: JobSpec, reservation: Reservation | None = None
 ) -> AsyncIterator[JobIntake]:
-    """An Intake that is kept alive inside the block, and abandoned when the block raises or is cancelled.
+    """A JobIntake whose lease is renewed within the block, and which is abandoned when the block raises.
 
-    Raises IdempotencyMismatch where an upload broke off that was another one.
+    Raises IdempotencyMismatch when the interrupted upload was a different one.
     """
     owned = reservation or new_reservation()
     with runtime.bodies.lease(caller.project) as body_lease:

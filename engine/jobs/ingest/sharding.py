@@ -1,6 +1,6 @@
-"""Cutting: lines of a corpus become shards: checked, each text once, in flat memory. For jobs and for estimates.
+"""Sharding: checks the lines of a corpus, removes duplicates and groups them into shards, in bounded memory.
 
-Nothing here waits for anything: it runs in the work threads.
+Jobs and dry runs use it. It does not block on I/O other than the deduplication file, and runs in the work threads.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from engine.planning import packing, tokens
 from models.embedding import Alias, Input, InputError, Options
 from models.errors import IdempotencyMismatch, InputTooLong, InvalidInput, PayloadTooLarge
 
-# Eight upstream calls of the usual 128: enough to keep a slow provider busy from one worker.
+# Eight upstream calls of the default 128 inputs: they keep a slow provider busy from one worker.
 FIRST_SHARD_INPUTS = 1024
-# A run of lines refused for one reason that is as long as a shard becomes a shard of its own, and is one row of errors.
+# So many consecutive lines that are refused for one reason become a shard of their own, and one row of errors.
 RUN_INPUTS = 1024
-# What an entry of a waiting shard weighs beside its text and its id.
+# Memory of an entry of a pending shard beside its text and its id.
 ENTRY_BYTES = 64
 _PACK = msgspec.msgpack.Encoder()
 _NO_KEY = b"\xff" * 16
@@ -33,7 +33,7 @@ _NO_KEY = b"\xff" * 16
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What the caller asked for, beside the corpus."""
+    """A caller's request for a job, without the corpus."""
 
     alias: Alias
     width: int
@@ -45,7 +45,7 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What is stored already of a corpus that was cut off: so many lines, in so many shards, with this hash."""
+    """The stored beginning of an interrupted upload: number of lines and shards, and the hash of the lines."""
 
     inputs: int
     shards: int
@@ -54,16 +54,16 @@ class Prefix:
 
 
 class Sharder:
-    """Takes the lines of one corpus in, gives shards out. `usable` counts the inputs that were not refused.
+    """Turns the lines of one corpus into shards. `accepted` counts the inputs that were not refused.
 
-    With `stored`, the lines of a corpus that has come before: they are compared with what is stored, and not cut again.
+    With `stored`, the first lines are only compared with the stored beginning of an interrupted upload.
     """
 
     def __init__(self, settings: Settings, spec: JobSpec, stored: Prefix | None = None) -> None:
         self._settings = settings
         self._spec = spec
         self._accepts_tokens = any(route.accepts_tokens for route in spec.alias.routes)
-        # Nearly every text is so short that its length alone shows that it is good.
+        # Nearly every text is so short that its length alone shows that it is valid.
         self._short_chars = spec.alias.max_input_tokens // 4
         self._truncates = spec.options.truncate == "end"
         self._stored_prefix = stored if stored is not None and stored.inputs else None
@@ -83,7 +83,7 @@ class Sharder:
         self.buffered_bytes = 0
 
     def feed(self, lines: Lines) -> Iterator[ShardDraft]:
-        """The shards that these lines fill. Raises PayloadTooLarge, and IdempotencyMismatch for another corpus."""
+        """The shards that these lines complete. Raises PayloadTooLarge; IdempotencyMismatch for a different corpus."""
         settings = self._settings
         for position, item in enumerate(lines.inputs):
             if item is None:
@@ -103,11 +103,11 @@ class Sharder:
                     yield draft
 
     def flush(self) -> ShardDraft:
-        """What waits, as a shard; it may be empty. The corpus has ended, or memory is short."""
+        """The pending lines as a shard, possibly an empty one."""
         return self._seal()
 
     def end(self) -> ShardDraft:
-        """The last shard; it may be empty. Raises IdempotencyMismatch where the corpus ends before what is stored."""
+        """The last shard, possibly empty. Raises IdempotencyMismatch for a corpus shorter than the stored part."""
         draft = self._seal()
         if self._stored_prefix is not None:
             raise _another_corpus(self._stored_prefix)
@@ -118,7 +118,7 @@ class Sharder:
         error = None if is_short or self._stored_prefix is not None else self._check(item)
         try:
             key = fingerprint(item)
-        except OverflowError:  # a number that is no token id, as the check says
+        except OverflowError:  # no token id; the check reports it
             key = _NO_KEY
             error = error or InputError("invalid_input", "no token id")
         self._record(key, caller_id)
@@ -168,7 +168,7 @@ class Sharder:
             if self._stored_prefix is not None:
                 self._compare_now()
                 continue
-            # A run that is empty would be a shard without inputs.
+            # An empty run would become a shard without inputs.
             yield ShardDraft(
                 self._next_seq(),
                 self._index - run_size,
@@ -184,7 +184,7 @@ class Sharder:
         self._records.append(key + (caller_id.encode() if caller_id else b"") + b"\0")
 
     def _compare(self) -> None:
-        """Where the lines have come to the end of what is stored: see that they are the same."""
+        """Compare the lines with the stored part once its end is reached."""
         if self._stored_prefix is not None and self._index + len(self._records) == self._stored_prefix.inputs:
             self._seal()
 
@@ -198,7 +198,7 @@ class Sharder:
         self._refused = stored.refused
 
     def _seal(self) -> ShardDraft:
-        """What waits, as a shard. Of a corpus that is being compared nothing is left over: the shard is empty."""
+        """The pending lines as a shard; an empty one while the lines are only compared with the stored part."""
         lines, keys, truncated = self._pending, self._keys, self._truncated
         self._hash.update(b"".join(self._records))
         draft = ShardDraft(self._seq, self._index, lines, len(lines.inputs), prefix_hash=self._hash.digest())
@@ -215,7 +215,7 @@ class Sharder:
             if duplicate is not None:
                 draft.duplicate_inputs.append(duplicate)
         draft.tokens = sum(tokens.estimate(item) for item in inputs if item is not None)
-        # Of a shard in which all is refused nobody asks for the inputs.
+        # The inputs of a shard in which all are refused are never read.
         draft.packed_inputs = _PACK.encode([] if len(lines.errors) == len(inputs) else inputs)
         if any(caller_id is not None for caller_id in lines.ids):
             draft.packed_ids = _PACK.encode(lines.ids)
@@ -252,7 +252,7 @@ class Sharder:
         return None
 
     def _shard_inputs(self) -> int:
-        """Shards grow with the job: many small ones let every worker share a small job, few large ones cost less."""
+        """Shards grow with the job: small ones let all workers share a small job, large ones cost less."""
         return min(self._settings.shard_inputs, max(FIRST_SHARD_INPUTS, self._index // 4))
 
 

@@ -97,28 +97,34 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
             return None
         tokens = remaining_tokens(claimed)
         await fair_share.advance(runtime.database, connection, claimed.job_id, tokens)
+    return await _load(runtime, shard_id, claimed, tokens)
+
+
+async def _load(runtime: Runtime, shard_id: str, claimed: Any, tokens: int) -> ClaimedShard | None:
+    """The inputs and options of a shard that was just claimed; None when it was deleted meanwhile."""
+    columns = (
+        Job.id,
+        Job.project,
+        Job.key_id,
+        Job.alias,
+        Job.dimensions,
+        Job.options,
+        Shard.first_index,
+        Shard.count.label("size"),
+        ShardInputs.inputs,
+        ShardInputs.duplicates,
+        Job.max_cost_usd,
+    )
     async with runtime.database.read() as connection:
         row = (
             await connection.execute(
-                select(
-                    Job.id,
-                    Job.project,
-                    Job.key_id,
-                    Job.alias,
-                    Job.dimensions,
-                    Job.options,
-                    Shard.first_index,
-                    Shard.count.label("size"),
-                    ShardInputs.inputs,
-                    ShardInputs.duplicates,
-                    Job.max_cost_usd,
-                )
+                select(*columns)
                 .join(Shard, Shard.job_id == Job.id)
                 .join(ShardInputs, ShardInputs.shard_id == Shard.id)
                 .where(Shard.id == shard_id)
             )
         ).one_or_none()
-    if row is None:  # deleted between the two statements
+    if row is None:
         return None
     return ClaimedShard(
         shard_id=shard_id,

@@ -1,7 +1,7 @@
-"""Long polls: one reader of the database for all of them, however many wait for however many jobs.
+"""Long polls: one task per process reads the watched jobs for all waiting requests.
 
-Each job that somebody waits for is read again at growing pauses, and everybody who waits for it hears of it. Jobs that
-are due at the same time are read by one statement.
+Each watched job is read at growing intervals, and all requests that wait for it get the new row. Jobs that are due at
+the same time are read by one query.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ JOBS_PER_QUERY = 200
 
 
 class _Watch:
-    """A job that somebody waits for."""
+    """A job that at least one request waits for."""
 
     def __init__(self) -> None:
         self.waiters = 0
@@ -37,7 +37,7 @@ class _Watch:
         self.update: asyncio.Future[Row[Any] | None] = asyncio.get_running_loop().create_future()
 
     def publish(self, row: Row[Any] | None) -> None:
-        """Hand a fresh reading to all who wait; None: the job is gone."""
+        """Pass a new row to all waiting requests; None: the job was deleted."""
         watched, self.update = self.update, asyncio.get_running_loop().create_future()
         watched.set_result(row)
 
@@ -62,7 +62,7 @@ class JobWatches:
     ) -> Row[Any]:
         """The job's row once it differs from what the caller has seen, has finished, or wait_s is over.
 
-        `gone` says whether the caller has hung up: nothing is held for those.
+        `client_disconnected` tells whether the caller has gone; the wait ends then. Raises JobNotFound.
         """
         deadline = time.monotonic() + wait_s
         row = await job_rows.get_job(self._runtime, project, job_id)
@@ -91,10 +91,11 @@ class JobWatches:
                 self._watches.pop(job_id, None)
 
     def stop(self) -> None:
-        """Let all who wait have the job as it is: the process ends soon."""
+        """End all waits with the current row, because the process stops."""
         self._is_stopping = True
 
     async def close(self) -> None:
+        """Stop, and end the reading task."""
         self.stop()
         if self._reader is not None:
             self._reader.cancel()
@@ -108,7 +109,7 @@ class JobWatches:
                 try:
                     await self._read(due[low : low + JOBS_PER_QUERY])
                 except StorageUnavailable:
-                    pass  # asked again at the next pause; whoever waits has a deadline of its own
+                    pass  # repeated after the next interval; each request has a deadline of its own
                 except Exception:
                     log.exception("the jobs of long polls could not be read")
             next_due_at = min((watch.due_at for watch in self._watches.values()), default=now)

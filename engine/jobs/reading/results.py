@@ -1,8 +1,7 @@
-"""Formats out: vectors of a job as ndjson or npy, in index order, shard by shard, in flat memory, while it runs too.
+"""Results: vectors of a job as ndjson or npy, in index order, shard by shard, in bounded memory, also while it runs.
 
-What a reader has been promised is checked while it is sent: every index that had an outcome brings one. Where rows have
-gone meanwhile (a purge, a retry), the generators raise ResultsChanged, so that the connection breaks off and no client
-takes a part for the whole.
+The generators check that every index with an outcome yields one. Where rows were removed meanwhile (a purge, a retry)
+they raise ResultsChanged, so that the connection is closed and no client takes a part for the whole.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ from models.job import FINISHED, JobInputError, Shard, ShardInputs, VectorBlock
 
 _IDS = msgspec.msgpack.Decoder(list[str | None])
 SHARDS_PER_PAGE = 64
-# What is read from the database and handed to the socket at a time. A reader may be as slow as it likes for half a
-# minute, and there may be many of them: so much of the vectors, and as much of their text, is held for each.
+# Bytes that are read from the database and passed to the socket at a time. There may be many slow readers, and each
+# holds so many bytes of vectors and of their text.
 SLICE_BYTES = 512 * 1024
 TEXT_BYTES_A_NUMBER = 12
 ERRORS_PER_PAGE = 2000
-# A retry may clear outcomes between two statements of a reader: then the same shard is read again.
+# A retry may remove outcomes between two queries of a reader; the shard is then read again.
 READ_TRIES = 3
 _ERROR_COLUMNS = (JobInputError.index.label("at"), JobInputError.code, JobInputError.message, JobInputError.retryable)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexRange:
-    """Indexes start..stop (stop excluded) of a job, cut to what has been read of its corpus."""
+    """Indexes start..stop (stop excluded) of a job, limited to the stored part of its corpus."""
 
     start: int
     stop: int
@@ -60,22 +59,23 @@ class IndexRange:
 
 @dataclass(slots=True)
 class ShardSlice:
-    """What is known of one shard's part of the range."""
+    """The part of one shard that is in the range."""
 
     first_index: int
     stop: int
-    blocks: list[tuple[int, int]]  # first index, size; their vectors are megabytes and are read one by one
+    blocks: list[tuple[int, int]]  # first index and size of vector blocks, which are megabytes and are read one by one
     errors: dict[int, dict[str, Any]]
     ids: list[str | None] | None
     ids_from: int
     truncated: Set[int] = frozenset()
 
     def caller_id(self, index: int) -> str | None:
+        """The caller's id of an input."""
         return self.ids[index - self.ids_from] if self.ids else None
 
 
 async def is_complete(runtime: Runtime, job: Row[Any], indexes: IndexRange, requested_stop: int | None) -> bool:
-    """True when every index of the range that was asked for has its outcome."""
+    """True when every index of the requested range has its outcome. Raises ResultsChanged."""
     if job.total is None and (requested_stop is None or requested_stop > job.ingested):
         return False
     if job.total is not None and job.completed + job.failed == job.total:
@@ -113,7 +113,7 @@ async def npy(
 
 
 def npy_bytes(job: Row[Any], indexes: IndexRange) -> int:
-    """How long npy() will be."""
+    """Length of npy() in bytes."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": "<f4", "fortran_order": False, "shape": (len(indexes), job.dimensions)}
@@ -138,7 +138,7 @@ async def ndjson(
                 lines.append(_error_line(shard_slice, errors.pop(0)))
             for low in range(0, len(rows), rows_at_once):
                 part = partial(_lines, shard_slice, first + low, rows[low : low + rows_at_once], line)
-                # Thousands of numbers: beside the loop, where other tenants' calls are.
+                # Formatting thousands of numbers would block the event loop, so a work thread does it.
                 yield b"".join([*lines, *await runtime.work.run(job.project, part)])
                 lines = []
         for low in range(0, len(errors), ERRORS_PER_PAGE):
@@ -150,7 +150,7 @@ async def ndjson(
 
 
 async def errors_ndjson(runtime: Runtime, job: Row[Any]) -> AsyncIterator[bytes]:
-    """A line for each input that failed, in index order. Raises ResultsChanged when some of them went meanwhile."""
+    """A line for each failed input, in index order. Raises ResultsChanged when some were removed meanwhile."""
     last_index, listed = -1, 0
     while True:
         async with runtime.database.read() as connection:
@@ -167,7 +167,7 @@ async def errors_ndjson(runtime: Runtime, job: Row[Any]) -> AsyncIterator[bytes]
 async def _failures_after(
     connection: AsyncConnection, job_id: str, last_index: int
 ) -> list[tuple[int, dict[str, Any]]]:
-    """The next failures behind an index, in order: of inputs that were tried, and of those refused as they arrived."""
+    """The next failures after an index, in order: of processed inputs, and of those refused on arrival."""
     rows = (
         await connection.execute(
             select(*_ERROR_COLUMNS)
@@ -185,9 +185,9 @@ async def _failures_after(
 
 
 async def _shards(runtime: Runtime, job_id: str, indexes: IndexRange) -> AsyncIterator[Any]:
-    """The shards that the range touches, in order of their indexes, a page at a time. Raises ResultsChanged.
+    """The shards that overlap the range, in the order of their indexes, in pages. Raises ResultsChanged.
 
-    A range ends where the corpus did when it was read, so shards cover all of it, until somebody removes them.
+    A range ends within the stored corpus, so shards cover all of it until they are removed.
     """
     if not len(indexes):
         return
@@ -204,7 +204,7 @@ async def _shards(runtime: Runtime, job_id: str, indexes: IndexRange) -> AsyncIt
             whole = touched.where(Shard.seq > last_index, Shard.seq < SPLIT_SEQ_START).limit(SHARDS_PER_PAGE)
             page = list(await connection.execute(whole))
             is_last = len(page) < SHARDS_PER_PAGE
-            # Second halves, of which there are few, are numbered apart.
+            # Second halves of split shards are few and have numbers of their own.
             halves = touched.where(Shard.seq >= SPLIT_SEQ_START, Shard.first_index + Shard.count > next_index)
             if not is_last:
                 halves = halves.where(Shard.first_index < page[-1].first_index)
@@ -213,7 +213,7 @@ async def _shards(runtime: Runtime, job_id: str, indexes: IndexRange) -> AsyncIt
         for row in sorted(page, key=lambda row: row.first_index):
             if row.first_index > next_index:
                 raise ResultsChanged
-            if row.first_index + row.size > next_index:  # else it was cut off what was read before as a whole
+            if row.first_index + row.size > next_index:  # else it was split off a shard that was read as a whole before
                 yield row
                 next_index = row.first_index + row.size
         if is_last:
@@ -239,7 +239,7 @@ async def _shard_slices(
 
 
 async def _read_shard(runtime: Runtime, shard: Any) -> Any:
-    """The shard as it is now. Raises ResultsChanged when it is gone, or has been cut in two since."""
+    """The current row of the shard. Raises ResultsChanged when it was removed or split."""
     columns = Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap
     async with runtime.database.read() as connection:
         found = (await connection.execute(select(*columns).where(Shard.id == shard.id))).one_or_none()
@@ -251,7 +251,7 @@ async def _read_shard(runtime: Runtime, shard: Any) -> Any:
 async def _read_slice(
     runtime: Runtime, job: Row[Any], indexes: IndexRange, shard: Any, *, with_ids: bool
 ) -> tuple[ShardSlice, int]:
-    """What the database holds of a shard's part of the range, and how many outcomes that is."""
+    """The part of a shard that is in the range, and its number of outcomes. Raises ResultsChanged."""
     start = max(indexes.start, shard.first_index)
     stop = min(indexes.stop, shard.first_index + shard.size)
     async with runtime.database.read() as connection:
@@ -260,7 +260,7 @@ async def _read_slice(
                 select(VectorBlock.first_index, VectorBlock.count.label("size"))
                 .where(
                     VectorBlock.job_id == job.id,
-                    VectorBlock.first_index >= shard.first_index,  # a run never leaves its shard
+                    VectorBlock.first_index >= shard.first_index,  # a block never spans two shards
                     VectorBlock.first_index < stop,
                     VectorBlock.first_index + VectorBlock.count > start,
                 )
@@ -304,7 +304,7 @@ async def _read_slice(
 
 
 async def _vectors(runtime: Runtime, job: Row[Any], shard_slice: ShardSlice) -> AsyncIterator[tuple[int, Matrix]]:
-    """The runs of a piece, cut to it: first index and rows. Raises ResultsChanged."""
+    """The vectors of a slice: first index and rows, shape (n, dimensions). Raises ResultsChanged."""
     row_bytes = 4 * job.dimensions
     rows_at_once = max(1, SLICE_BYTES // row_bytes)
     for block_first, size in shard_slice.blocks:
@@ -318,7 +318,7 @@ async def _vectors(runtime: Runtime, job: Row[Any], shard_slice: ShardSlice) -> 
                         select(part).where(VectorBlock.job_id == job.id, VectorBlock.first_index == block_first)
                     )
                 ).scalar_one_or_none()
-            if data is None or len(data) != count * row_bytes:  # removed, or written anew, while it was read
+            if data is None or len(data) != count * row_bytes:  # removed or written again meanwhile
                 raise ResultsChanged
             yield block_first + low, vectors.from_blob(data, job.dimensions)
 

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from sqlalchemy import ColumnElement, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.claim import ClaimedShard, decode_bitmap
 from engine.runtime import Runtime
@@ -80,27 +81,36 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
             )
         )
         await connection.execute(update(ShardInputs).where(ShardInputs.shard_id == shard_id).values(first))
-        # The lock on the job's row serializes two splits of one job, so that their halves get different numbers.
-        await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards + 1))
-        last = (await connection.execute(select(func.max(Shard.seq)).where(Shard.job_id == shard.job_id))).scalar_one()
-        half_id = new_id("shard")
-        await connection.execute(
-            insert(Shard).values(
-                id=half_id,
-                job_id=shard.job_id,
-                seq=max(last + 1, SPLIT_SEQ_START),
-                first_index=shard.first_index + split_at,
-                count=shard.size - split_at,
-                state=ShardState.QUEUED,
-                tokens=shard.tokens - of_first,
-                fence=shard.fence + 1,
-                outcome_bitmap=np.packbits(outcome_bits[split_at:]).tobytes(),
-                last_error=shard.last_error,
-                **fresh,
-            )
-        )
-        await connection.execute(insert(ShardInputs).values(shard_id=half_id, **second))
+        second_half = {
+            "first_index": shard.first_index + split_at,
+            "count": shard.size - split_at,
+            "tokens": shard.tokens - of_first,
+            "outcome_bitmap": np.packbits(outcome_bits[split_at:]).tobytes(),
+        }
+        await _insert_half(connection, shard, fresh | second_half, second)
     return 2
+
+
+async def _insert_half(
+    connection: AsyncConnection, shard: Any, columns: dict[str, Any], inputs: dict[str, bytes | None]
+) -> None:
+    """Insert the second half of a shard under a number of its own."""
+    # The lock on the job's row serializes two splits of one job, so that their halves get different numbers.
+    await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards + 1))
+    last = (await connection.execute(select(func.max(Shard.seq)).where(Shard.job_id == shard.job_id))).scalar_one()
+    half_id = new_id("shard")
+    await connection.execute(
+        insert(Shard).values(
+            id=half_id,
+            job_id=shard.job_id,
+            seq=max(last + 1, SPLIT_SEQ_START),
+            state=ShardState.QUEUED,
+            fence=shard.fence + 1,
+            last_error=shard.last_error,
+            **columns,
+        )
+    )
+    await connection.execute(insert(ShardInputs).values(shard_id=half_id, **inputs))
 
 
 def _split_inputs(stored: Any, split_at: int) -> tuple[float, dict[str, bytes | None], dict[str, bytes | None]]:

@@ -130,17 +130,24 @@ async def advance(database: Database, connection: AsyncConnection, job_id: str, 
                     "start_virtual_time": _greatest(_least(share.start_virtual_time + step, start + tokens), start),
                 },
             )
-            .returning(FairShare.virtual_time, global_minimum.label("rear"))
+            .returning(FairShare.virtual_time, global_minimum.label("global_minimum"))
         )
     ).one()
-    start = advanced.virtual_time - tokens
+    await _advance_global_clock(database, connection, advanced.virtual_time - tokens, advanced.global_minimum, tokens)
+
+
+async def _advance_global_clock(
+    database: Database, connection: AsyncConnection, start: int, global_minimum: int, tokens: int
+) -> None:
+    """Raise the minimum of all projects once it lags by a shard; `start`: where the claiming project stood before."""
     # The global clock is one row. Writing it at each claim would serialize all claims, so it may lag by one shard. It
     # never passes an active project, which would lose the refund of a released shard.
-    if start - advanced.rear < max(tokens, 1):
+    if start - global_minimum < max(tokens, 1):
         return
     least = (await connection.execute(_LEAST_SERVED)).scalar_one_or_none()
-    if least is None or least - advanced.rear < max(tokens, 1):
+    if least is None or least - global_minimum < max(tokens, 1):
         return
+    share = FairShare.__table__.c
     await connection.execute(
         database.insert(FairShare)
         .values(project=ALL_PROJECTS, virtual_time=0, min_virtual_time=least, start_virtual_time=least)
