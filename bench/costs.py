@@ -45,15 +45,15 @@ routes = [{ provider = "fake", model = "bench" }]
 TABLES = ("jobs", "shards", "shard_inputs", "vectors", "input_errors", "usage", "fair_shares")
 
 
-class CountingBell(Notifier):
-    """Keeps what is rung."""
+class CountingNotifier(Notifier):
+    """Counts what is published."""
 
     def __init__(self) -> None:
         super().__init__("")
-        self.rung: list[str] = []
+        self.published: list[str] = []
 
     async def ring(self, shard_ids: Sequence[str]) -> bool:
-        self.rung += shard_ids
+        self.published += shard_ids
         return True
 
 
@@ -78,7 +78,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
     config = folder / "embedmill.toml"
     config.write_text(CONFIGURATION)
     runtime = Runtime.open(Settings(data_dir=folder, config=str(config)))
-    runtime.notifier = bell = CountingBell()
+    runtime.notifier = notifier = CountingNotifier()
     statements: Counter[str] = Counter()
 
     def note(_connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, many: bool) -> None:
@@ -98,7 +98,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
                     lines.add(text_of(number), None)
                 await intake.add(lines)
             await intake.finish(b"bench")
-    for shard_id in bell.rung:  # it grows meanwhile
+    for shard_id in notifier.published:  # it grows meanwhile
         await handle_message(runtime, shard_id, "bench")
     await runtime.close()
     url = f"sqlite:///{folder / 'embedmill.db'}"
@@ -108,7 +108,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
     return {
         "jobs": jobs,
         "inputs_each": inputs,
-        "messages": len(bell.rung),
+        "messages": len(notifier.published),
         "statements": sum(statements.values()),
         "statements_by_kind": dict(statements.most_common(25)),
         "rows": {table: ask(url, f"select count(*) from {table}") for table in TABLES},

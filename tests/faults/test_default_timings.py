@@ -29,7 +29,7 @@ def test_flushall_is_made_good_within_35_seconds(stack: Stack, fault_run: FaultR
     job_id, texts = started(stack, "default flushall", 10_000)
     with redis.Redis.from_url(stack.broker_url) as client:
         client.flushall()
-    lost = [row[0] for row in stack.query(f"SELECT id FROM shards WHERE job_id = '{job_id}' AND state = 'rung'")]
+    lost = [row[0] for row in stack.query(f"SELECT id FROM shards WHERE job_id = '{job_id}' AND state = 'announced'")]
     if lost:
         names = ", ".join(f"'{shard}'" for shard in lost)
         open_ = f"SELECT count(*) FROM shards WHERE id IN ({names}) AND attempt = 0"

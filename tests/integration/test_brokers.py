@@ -101,9 +101,9 @@ async def quiet(sqlite_files: SqliteFiles, tmp_path: Path) -> AsyncIterator[Stor
 
 
 def with_broker(store: Store, url: str) -> Store:
-    """The same store with a bell that really rings."""
+    """The same store whose notifier publishes messages."""
     settings = replace(store.runtime.settings, broker_url=url, reannounce_after_s=2.0)
-    return Store(Runtime.open(settings), store.bell)
+    return Store(Runtime.open(settings), store.notifier)
 
 
 async def completed(store: Store, job_id: str, processes: Processes, *, sweeping: bool = False) -> None:
@@ -174,7 +174,7 @@ async def test_a_message_that_comes_many_times_is_worked_on_once(
     quiet: Store, broker_url: str, processes: Processes
 ) -> None:
     store = with_broker(quiet, broker_url)
-    quiet.bell.works = False
+    quiet.notifier.works = False
     job_id = await quiet.submit(20)
     for _ in range(10):
         assert await store.runtime.notifier.ring(await store.shard_ids(job_id))

@@ -136,10 +136,10 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     await store.set_job(job_id, not_before=db_now() + 10)
     await worker_heartbeats.beat(store.runtime.database, "w", slots=1)
     key = await job_intake.reserve(store.runtime, "p", "key")
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await clocks.set_by(seconds)
     await sweep(store.runtime)
-    assert store.bell.rung == [second]
+    assert store.notifier.published == [second]
     assert job_object(await get_job(store.runtime, "p", job_id))["next_attempt_at"] is None
     async with store.runtime.database.read() as connection:
         now = (await connection.execute(select(db_now()))).scalar_one()
@@ -164,7 +164,7 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
 @pytest.mark.parametrize("seconds", [-3.0, -90.0, -86_400.0])
 @pytest.mark.parametrize("state", [ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING])
 async def test_set_back_a_shard_of_any_state_can_be_claimed(clocks: Time, state: ShardState, seconds: float) -> None:
-    """One that was rung, or whose worker died, used to wait for the time of before: nobody could claim it."""
+    """One that was announced, or whose worker died, used to wait for the time of before: nobody could claim it."""
     store = clocks.store
     [shard_id] = await store.shard_ids(await store.submit(10))
     if state is ShardState.ANNOUNCED:

@@ -74,22 +74,22 @@ def lines_of(texts: Iterable[str]) -> Lines:
 
 async def test_a_paused_job_is_neither_rung_nor_claimed_until_it_is_resumed(store: Store) -> None:
     job_id = await store.submit(30)
-    rung = {shard.state for shard in await store.shards(job_id)}
-    assert rung == {ShardState.ANNOUNCED}
+    states = {shard.state for shard in await store.shards(job_id)}
+    assert states == {ShardState.ANNOUNCED}
     before = (await store.job(job_id)).version
     for _ in range(2):
         await pause_resume.pause(store.runtime, "p", job_id)
     assert (await store.job(job_id)).version == before + 1
     assert {shard.state for shard in await store.shards(job_id)} == {ShardState.QUEUED}
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await sweep(store.runtime)
-    assert await dispatch(store.runtime) == 0 and not store.bell.rung
+    assert await dispatch(store.runtime) == 0 and not store.notifier.published
     assert [await claims.claim(store.runtime, shard_id, "w") for shard_id in await store.shard_ids(job_id)] == [
         None
     ] * 3
     for _ in range(2):
         await pause_resume.resume(store.runtime, "p", job_id)
-    assert len(store.bell.rung) == 3
+    assert len(store.notifier.published) == 3
     await work(store, await store.claim_all(job_id))
     await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
@@ -262,7 +262,9 @@ async def test_a_job_that_failed_whole_is_tried_again_whole(store: Store) -> Non
     assert snapshot.job is not None and snapshot.job.status == JobStatus.COMPLETED and snapshot.job.error_summary == []
 
 
-async def test_twins_that_failed_with_their_first_are_tried_again_with_it(database_url: str, tmp_path: Path) -> None:
+async def test_duplicates_that_failed_with_their_first_are_tried_again_with_it(
+    database_url: str, tmp_path: Path
+) -> None:
     """One in the shard of the first, one in another; the provider has got well meanwhile."""
     ill = scripted(database_url, tmp_path, '{when = {contains = "number 3 "}, do = {status = 400}}')
     texts = [text_of("text", 3 if index in (5, 15) else index) for index in range(20)]

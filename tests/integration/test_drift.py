@@ -24,7 +24,7 @@ from models.errors import RouteQuarantined
 from models.job import ShardState
 from providers.base import UpstreamReply, UpstreamRequest
 from tests.fakes import FakeWire, fake
-from tests.integration.store import MODEL, WIDTH, ListeningBell, Store
+from tests.integration.store import MODEL, WIDTH, RecordingNotifier, Store
 
 CONFIG = f"""
 [providers.one]
@@ -94,9 +94,9 @@ class Place:
         second = fake()
         second.width = WIDTH
         runtime = Runtime.open(changed, wire=FakeWire(one=self.upstream, two=second))
-        runtime.notifier = bell = ListeningBell()
+        runtime.notifier = notifier = RecordingNotifier()
         self._opened.append(runtime)
-        return Store(runtime, bell)
+        return Store(runtime, notifier)
 
     async def close(self) -> None:
         for runtime in self._opened:

@@ -45,7 +45,7 @@ async def simulated(sqlite_files: SqliteFiles, tmp_path: Path) -> AsyncIterator[
     url = sqlite_files.create(tmp_path)
     async with settable_clock(async_url(url).replace("sqlite:", "sqlite+aiosqlite:", 1)) as clock:
         store = Store.open(url, tmp_path, shard_inputs=SHARD)
-        store.bell.works = False
+        store.notifier.works = False
         yield store, clock
         await store.close()
 

@@ -24,8 +24,8 @@ from models.job import FINISHED, JobStatus, ShardState
 from providers.fake import fake_tokens
 from tests.integration.snapshot import OPEN
 from tests.integration.store import Store, landed
+from tests.integration.test_duplicates import checked
 from tests.integration.test_run import scripted
-from tests.integration.test_twins import checked
 
 # The proportions of 60,000 lines of 1,000 texts.
 LINES, TEXTS, WORKERS, SHARD = 3_000, 50, 3, 50
@@ -61,7 +61,7 @@ async def working(store: Store) -> AsyncIterator[None]:
         return True
 
     for each in (store, *stores):
-        each.bell.ring = ring  # type: ignore[method-assign]
+        each.notifier.ring = ring  # type: ignore[method-assign]
 
     async def work(each: Store, name: str) -> None:
         while True:

@@ -35,7 +35,9 @@ async def is_completed(store: Store, job_id: str) -> bool:
 async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tmp_path: Path) -> None:
     store = scripted(database_url, tmp_path, SLOW, shard_inputs=200, shard_concurrency=2)
     large = await store.submit(600, tag="slow")
-    workers = [asyncio.create_task(handle_message(store.runtime, store.bell.rung[number], "w")) for number in range(2)]
+    workers = [
+        asyncio.create_task(handle_message(store.runtime, store.notifier.published[number], "w")) for number in range(2)
+    ]
     await until(lambda: is_running(store, large, 2))
     small = await store.submit(10, tag="text")
     await until(lambda: is_completed(store, small))
@@ -62,7 +64,7 @@ async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tm
 async def test_a_job_that_gave_way_says_so_until_its_turn(database_url: str, tmp_path: Path) -> None:
     store = scripted(database_url, tmp_path, SLOW, shard_inputs=200, shard_concurrency=1)
     large = await store.submit(200, tag="slow")
-    worker = asyncio.create_task(handle_message(store.runtime, store.bell.rung[0], "w"))
+    worker = asyncio.create_task(handle_message(store.runtime, store.notifier.published[0], "w"))
     await until(lambda: is_running(store, large, 1))
     await store.submit(10)
     await worker

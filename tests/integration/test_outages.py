@@ -28,7 +28,7 @@ from models.job import JobStatus, ShardState
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
-from tests.integration.store import UPSTREAM_MODEL, WIDTH, ListeningBell, Store, landed, text_of
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, RecordingNotifier, Store, landed, text_of
 from workers.idle import IdleWatch
 
 FROZEN_S = 4.2  # past the lease of these tests
@@ -224,9 +224,9 @@ async def test_leases_are_spared_after_a_time_without_the_database(store: Store)
 
 async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -> None:
     other = store.another()
-    store.bell.works = False
+    store.notifier.works = False
     jobs = [await store.submit(20) for _ in range(4)]
-    store.bell.works = True
+    store.notifier.works = True
     for job_id in jobs[:2]:
         for held in await store.claim_all(job_id):
             await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
@@ -234,15 +234,15 @@ async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -
     both = (store.runtime, other.runtime)
     await asyncio.gather(*(duty(runtime) for duty in (sweep, dispatch, sweep) for runtime in both))
     await asyncio.gather(*(dispatch(runtime) for runtime in both))
-    rung = store.bell.rung + other.bell.rung
-    assert len(rung) == len(set(rung)) == 4
+    published = store.notifier.published + other.notifier.published
+    assert len(published) == len(set(published)) == 4
     for job_id in jobs:
         assert {shard.worker_crashes for shard in await store.shards(job_id)} == ({1} if job_id in jobs[:2] else {0})
         await checked(store, job_id)
     await other.close()
 
 
-class AnsweringBell(ListeningBell):
+class AnsweringNotifier(RecordingNotifier):
     """A broker that takes messages and answers, and whose messages arrive nowhere."""
 
     async def reachable(self) -> bool:
@@ -254,7 +254,7 @@ async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_wh
     database_url: str, tmp_path: Path
 ) -> None:
     store = Store.open(database_url, tmp_path, claim_unannounced_after_s=0.05, watchdog_s=0.3)
-    store.runtime.notifier = bell = AnsweringBell()
+    store.runtime.notifier = notifier = AnsweringNotifier()
     ended: list[bool] = []
 
     async def end(draining: asyncio.Event) -> None:
@@ -270,10 +270,10 @@ async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_wh
                 await asyncio.sleep(0.02)
         assert await done(store, job_id) == before + 1
 
-    bell.works = False  # the broker is away: shards stay queued
+    notifier.works = False  # the broker is away: shards stay queued
     job_id = await store.submit(40)
     await look_at_one()
-    bell.works = True  # it answers, and messages do not arrive
+    notifier.works = True  # it answers, and messages do not arrive
     assert await dispatch(store.runtime)
     await look_at_one()
     idle.message_started()

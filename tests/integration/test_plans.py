@@ -32,7 +32,7 @@ BIG = "jobs|shards|shard_inputs|vectors|input_errors|usage|idempotency_keys"
 @pytest.fixture
 async def crowded(store: Store) -> AsyncIterator[Store]:
     """A database with many jobs that wait, many that wait for a later moment, and many that have ended."""
-    store.bell.works = False
+    store.notifier.works = False
     like = dict((await store.job(await store.submit()))._mapping)
     jobs: list[dict[str, Any]] = []
     shards: list[dict[str, Any]] = []
@@ -115,7 +115,7 @@ async def one_round(store: Store) -> None:
 
 
 async def test_nothing_that_runs_all_the_time_reads_all_jobs(crowded: Store) -> None:
-    crowded.bell.works = True
+    crowded.notifier.works = True
     with statements(crowded) as asked:
         await one_round(crowded)
     assert len(asked) > 10

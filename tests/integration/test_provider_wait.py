@@ -146,9 +146,9 @@ async def test_a_waiting_job_blocks_its_other_shards_and_a_job_of_another_model_
     play(store, {"do": {"status": 401}})
     job_id = await store.submit(50)
     await run_shard(store.runtime, (await store.shard_ids(job_id))[0], "w")
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await sweep(store.runtime)
-    assert store.bell.rung == []  # nothing of it is rung before the next probe
+    assert store.notifier.published == []  # nothing of it is announced before the next probe
 
 
 async def test_inputs_fail_only_after_the_hours_of_the_setting(database_url: str, tmp_path: Path) -> None:

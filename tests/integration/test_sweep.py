@@ -59,9 +59,9 @@ async def test_a_lost_worker_s_shard_runs_again_and_a_live_one_s_does_not(store:
     lost, alive = await store.submit(), await store.submit()
     [lost_claim], [alive_claim] = await store.claim_all(lost), await store.claim_all(alive)
     await store.expire_lease(lost_claim.shard_id)
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await sweep_twice(store, other)
-    assert store.bell.rung + other.bell.rung == [lost_claim.shard_id]
+    assert store.notifier.published + other.notifier.published == [lost_claim.shard_id]
     assert [shard.state for shard in await store.shards(alive)] == [ShardState.RUNNING]
     again = await store.claim(lost_claim.shard_id)
     assert (again.attempt, again.fence) == (1, 2)  # a death spends no attempt
@@ -71,10 +71,10 @@ async def test_a_lost_worker_s_shard_runs_again_and_a_live_one_s_does_not(store:
 async def test_a_lost_message_is_rung_again_once_its_time_is_over(store: Store, other: Store) -> None:
     [shard_id] = await store.shard_ids(await store.submit())
     await sweep_twice(store, other)
-    assert store.bell.rung + other.bell.rung == [shard_id]
+    assert store.notifier.published + other.notifier.published == [shard_id]
     await store.set_shard(shard_id, announced_at=db_now() - store.runtime.settings.reannounce_after_s - 1)
     await sweep_twice(store, other)
-    assert store.bell.rung + other.bell.rung == [shard_id, shard_id]
+    assert store.notifier.published + other.notifier.published == [shard_id, shard_id]
 
 
 async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails(store: Store, other: Store) -> None:
@@ -229,9 +229,17 @@ async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other:
 async def test_a_sweep_of_a_healthy_store_changes_nothing(store: Store, other: Store) -> None:
     waiting, running = await store.submit(30), await store.submit()
     await store.claim_all(running)
-    before = [await store.job(job) for job in (waiting, running)], await store.shards(waiting), store.bell.rung[:]
+    before = (
+        [await store.job(job) for job in (waiting, running)],
+        await store.shards(waiting),
+        store.notifier.published[:],
+    )
     await sweep_twice(store, other)
-    after = [await store.job(job) for job in (waiting, running)], await store.shards(waiting), store.bell.rung[:]
+    after = (
+        [await store.job(job) for job in (waiting, running)],
+        await store.shards(waiting),
+        store.notifier.published[:],
+    )
     assert after == before
 
 
@@ -251,7 +259,7 @@ async def test_a_worker_that_died_here_is_not_waited_for_and_one_elsewhere_is(st
         (elsewhere, f"another-{here}:{gone}"),
     ):
         await store.set_shard(shard_id, worker=worker)
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await sweep_twice(store, other)
-    assert store.bell.rung + other.bell.rung == [dead]
+    assert store.notifier.published + other.notifier.published == [dead]
     assert await store.count(Shard, Shard.state == ShardState.RUNNING) == 2

@@ -22,8 +22,8 @@ from tests.integration.store import SHARD_INPUTS, Store, landed
 
 @pytest.fixture
 async def quiet(store: Store) -> Store:
-    """A store whose bell does not work, so that every due shard is there to be claimed, and none is rung."""
-    store.bell.works = False
+    """A store whose notifier does not work, so that every due shard is there to be claimed, and none is rung."""
+    store.notifier.works = False
     return store
 
 
@@ -167,7 +167,7 @@ async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
 
 async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) -> None:
     large = await submit(store, 9, 100)
-    [first, second, third, fourth] = store.bell.rung
+    [first, second, third, fourth] = store.notifier.published
     await handle_message(store.runtime, first, "w")
     # The window is full of the large job's shards, and yet the small one goes before them.
     small = await submit(store, 1, 10)
@@ -176,10 +176,10 @@ async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) 
     states = {shard.id: shard.state for shard in await store.shards(large)}
     assert [states[each] for each in (first, second, third, fourth)] == ["done", "announced", "announced", "announced"]
     # The shard whose ring was used for another was rung again, so every one is rung as often as it needs.
-    for number, shard_id in enumerate(store.bell.rung):  # it grows meanwhile
+    for number, shard_id in enumerate(store.notifier.published):  # it grows meanwhile
         if number >= 2:
             await handle_message(store.runtime, shard_id, "w")
-    assert store.bell.rung.count(second) == 2
+    assert store.notifier.published.count(second) == 2
     assert await store.status(large) == JobStatus.COMPLETED
 
 
@@ -206,7 +206,7 @@ async def test_a_job_with_nothing_due_is_passed_over_until_it_has(quiet: Store) 
     blocked, ready = await submit(quiet, 1, 100), await submit(quiet, 1, 100)
     [later] = await quiet.shard_ids(blocked)
     await quiet.set_shard(later, next_run_at=db_now() + 60.0)
-    quiet.bell.works = True
+    quiet.notifier.works = True
     assert await dispatch(quiet.runtime) == 1
     job = await quiet.job(blocked)
     assert 0 < job.not_before - job.created_at < MAX_DEFER_S + 5.0
@@ -215,4 +215,4 @@ async def test_a_job_with_nothing_due_is_passed_over_until_it_has(quiet: Store) 
     assert await dispatch(quiet.runtime) == 0
     await quiet.set_job(blocked, not_before=db_now())
     assert await dispatch(quiet.runtime) == 1
-    assert quiet.bell.rung[-1] == later
+    assert quiet.notifier.published[-1] == later

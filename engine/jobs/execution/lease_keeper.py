@@ -70,11 +70,11 @@ class LeaseKeeper:
             try:
                 # After the time of one heartbeat a slow or locked database is asked again on another connection.
                 async with asyncio.timeout(min(settings.heartbeat_s, remaining_s)):
-                    is_held = await claims.heartbeat(self._runtime, self._shard)
+                    renewed = await claims.heartbeat(self._runtime, self._shard)
             except (*DATABASE_ERRORS, TimeoutError):
                 pause_s = min(RENEW_RETRY_S, settings.heartbeat_s)
                 continue
-            if not is_held:
+            if not renewed:
                 self.on_lost("the shard is no longer this worker's")
                 return
             self._until = requested_at + settings.lease_s

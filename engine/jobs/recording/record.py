@@ -114,22 +114,22 @@ async def _record_into(
     if row.fence != shard.fence:
         # Another worker has the shard, or a retry has reopened it: vectors are accepted, failures are not.
         parts = [part for part in parts if part.error is None]
-    outcome_bits, fresh, late = _new_outcomes(row.outcome_bitmap, shard, parts)
-    ledger_rows = _usage_rows(shard, fresh, record_id)
+    outcome_bits, new_parts, late = _new_outcomes(row.outcome_bitmap, shard, parts)
+    ledger_rows = _usage_rows(shard, new_parts, record_id)
     if shard.max_cost_usd is not None:
         cost_usd = sum((row["cost_usd"] for row in ledger_rows), Decimal(0))
         reserved_usd = row.reserved_usd if row.state == ShardState.RUNNING else None
         if cost_usd and not await budget.debit(connection, shard, reserved_usd, cost_usd):
             log.warning("late results would break the job's ceiling", extra={"job_id": shard.job_id})
-            outcome_bits, fresh, late = _new_outcomes(
+            outcome_bits, new_parts, late = _new_outcomes(
                 row.outcome_bitmap, shard, [part for part in parts if not part.cost_usd]
             )
             late += [part for part in parts if part.cost_usd]
             ledger_rows = []
     # Paid for without use: vectors that the database will never accept.
-    unusable = [part for part in fresh if part.error is not None and part.tokens]
-    vectors = _vector_rows(shard, fresh)
-    failures = {index: part.error for part in fresh if part.error is not None for index in part.indexes}
+    unusable = [part for part in new_parts if part.error is not None and part.tokens]
+    vectors = _vector_rows(shard, new_parts)
+    failures = {index: part.error for part in new_parts if part.error is not None for index in part.indexes}
     if vectors:
         await connection.execute(insert(VectorBlock), vectors)
     if failures:
@@ -148,12 +148,12 @@ async def _record_into(
             "reserved_usd": None,
         }
     await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(values))
-    await late_results.insert_late_results(connection, shard, late, record_id, first_try=bool(fresh))
+    await late_results.insert_late_results(connection, shard, late, record_id, first_try=bool(new_parts))
     await late_results.insert_late_results(
         connection, shard, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused"
     )
-    truncated_count = await truncated_inputs.insert_truncated(connection, shard, fresh)
-    status = await _update_job(runtime, connection, shard, fresh, failures, ledger_rows, done, truncated_count)
+    truncated_count = await truncated_inputs.insert_truncated(connection, shard, new_parts)
+    status = await _update_job(runtime, connection, shard, new_parts, failures, ledger_rows, done, truncated_count)
     return Recorded(shard_done=done, job_active=status == JobStatus.IN_PROGRESS)
 
 
@@ -180,14 +180,14 @@ def _new_outcomes(
 ) -> tuple[Bitmap, list[BatchOutcome], list[BatchOutcome]]:
     """The outcome bits with the parts added, the parts that are new, and those that came too late."""
     outcome_bits = decode_bitmap(packed, shard.count)
-    fresh: list[BatchOutcome] = []
+    new_parts: list[BatchOutcome] = []
     late: list[BatchOutcome] = []
     for part in parts:
         new = _only_new(part, shard, outcome_bits)
         if new is None:
             late.append(part)
             continue
-        fresh.append(new)
+        new_parts.append(new)
         if new is not part:
             dropped = len(part.indexes) - len(new.indexes)
             late.append(
@@ -198,12 +198,12 @@ def _new_outcomes(
                     cost_usd=part.cost_usd - new.cost_usd,
                 )
             )
-    return outcome_bits, fresh, late
+    return outcome_bits, new_parts, late
 
 
-def _usage_rows(shard: ClaimedShard, fresh: Sequence[BatchOutcome], record_id: str) -> list[dict[str, Any]]:
+def _usage_rows(shard: ClaimedShard, new_parts: Sequence[BatchOutcome], record_id: str) -> list[dict[str, Any]]:
     return usage_rows.delivered(
-        [part for part in fresh if part.error is None],
+        [part for part in new_parts if part.error is None],
         project=shard.project,
         key_id=shard.key_id,
         lane="bulk",
@@ -274,15 +274,15 @@ async def _update_job(
     runtime: Runtime,
     connection: AsyncConnection,
     shard: ClaimedShard,
-    fresh: Sequence[BatchOutcome],
+    new_parts: Sequence[BatchOutcome],
     failures: dict[int, InputError],
     ledger_rows: Sequence[dict[str, Any]],
     done: bool,
     truncated_count: int,
 ) -> str | None:
     """Add to the job's counters, and finish the job with its last open shard. The job's row is locked last."""
-    vectors = sum(len(part.indexes) for part in fresh if part.error is None)
-    prompt_tokens = sum(part.tokens for part in fresh if part.error is None)
+    vectors = sum(len(part.indexes) for part in new_parts if part.error is None)
+    prompt_tokens = sum(part.tokens for part in new_parts if part.error is None)
     values: dict[Any, Any] = {
         Job.completed: Job.completed + vectors,
         Job.failed: Job.failed + len(failures),
@@ -290,11 +290,11 @@ async def _update_job(
         Job.cost_usd: Job.cost_usd + sum((row["cost_usd"] for row in ledger_rows), Decimal(0)),
         Job.version: Job.version + 1,
     }
-    if copied := sum(len(part.indexes) for part in fresh if duplicates.is_duplicate(part)):
+    if copied := sum(len(part.indexes) for part in new_parts if duplicates.is_duplicate(part)):
         values[Job.deduplicated] = Job.deduplicated + copied
     if truncated_count:
         values[Job.truncated] = Job.truncated + truncated_count
-    if any(part.tokens_estimated for part in fresh):
+    if any(part.tokens_estimated for part in new_parts):
         values[Job.usage_estimated] = True
     if failures:
         values[Job.error_summary] = await load_and_merge_errors(connection, shard.job_id, failures)

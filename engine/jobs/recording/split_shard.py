@@ -62,7 +62,7 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
         tokens, first, second = _split_inputs(stored, split_at)
         of_first = round(shard.tokens * tokens)
         # One more crash, and the half is split too.
-        fresh = {
+        common = {
             "attempt": min(shard.attempt, runtime.settings.shard_attempts - 1),
             "worker_crashes": shard.worker_crashes,
             "crash_limit": shard.worker_crashes + 1,
@@ -77,7 +77,7 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
                 outcome_bitmap=np.packbits(outcome_bits[:split_at]).tobytes(),
                 fence=Shard.fence + 1,
                 worker=None,
-                **fresh,
+                **common,
             )
         )
         await connection.execute(update(ShardInputs).where(ShardInputs.shard_id == shard_id).values(first))
@@ -87,7 +87,7 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
             "tokens": shard.tokens - of_first,
             "outcome_bitmap": np.packbits(outcome_bits[split_at:]).tobytes(),
         }
-        await _insert_half(connection, shard, fresh | second_half, second)
+        await _insert_half(connection, shard, common | second_half, second)
     return 2
 
 

@@ -48,10 +48,10 @@ async def between(connection: AsyncConnection, job_id: str, start: int, stop: in
     return {index for index in found if start <= index < stop}
 
 
-async def insert_truncated(connection: AsyncConnection, shard: ClaimedShard, fresh: Sequence[BatchOutcome]) -> int:
+async def insert_truncated(connection: AsyncConnection, shard: ClaimedShard, outcomes: Sequence[BatchOutcome]) -> int:
     """Store what the provider truncated. Returns how many of the outcomes with a vector are truncated in all."""
-    vectors = {index for part in fresh if part.vectors is not None for index in part.indexes}
-    truncated = {index for part in fresh if part.truncated for index in part.truncated} & vectors
+    vectors = {index for part in outcomes if part.vectors is not None for index in part.indexes}
+    truncated = {index for part in outcomes if part.truncated for index in part.truncated} & vectors
     known: set[int] = set()
     if shard.options.truncate == "end":  # else nothing is truncated on arrival
         known = await between(connection, shard.job_id, shard.first_index, shard.first_index + shard.count)

@@ -117,8 +117,8 @@ async def _free_window(connection: AsyncConnection, alive_within_s: float) -> in
         .scalar_subquery()
     )
     announced = select(func.count()).select_from(Shard).where(Shard.state == ShardState.ANNOUNCED).scalar_subquery()
-    row = (await connection.execute(select(slots.label("slots"), announced.label("rung")))).one()
-    return max(0, max(MIN_WINDOW, ANNOUNCED_PER_SLOT * int(row.slots)) - int(row.rung))
+    row = (await connection.execute(select(slots.label("slots"), announced.label("announced")))).one()
+    return max(0, max(MIN_WINDOW, ANNOUNCED_PER_SLOT * int(row.slots)) - int(row.announced))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Selection:
 
 
 async def _select(connection: AsyncConnection, window: int, due: ColumnElement[bool]) -> Selection:
-    """The next `room` turns, as if each shard were claimed when it is rung."""
+    """The next `window` shards, as if each were claimed when it is announced."""
     selection = Selection([], [])
     rows = (await connection.execute(projects_by_virtual_time(window + MAX_PROJECTS))).all()
     projects = [(row.position, row.project) for row in rows]
