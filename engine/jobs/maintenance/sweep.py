@@ -217,7 +217,7 @@ async def split_crashing_shards(runtime: Runtime) -> None:
         # Another sweep may have split it meanwhile; the condition is false then.
         halves = await split_shard(runtime, shard_id, is_crashing) if crashes >= limit else 1
         if halves == 2:
-            log.warning("a shard that lost its workers was halved", extra={"shard_id": shard_id, "count": crashes})
+            log.warning("a shard that crashed its workers was split", extra={"shard_id": shard_id, "count": crashes})
         if halves != 1 or (crashes >= limit and not await is_crashing_input(runtime, shard_id)):
             continue
         shard = await claims.claim(runtime, shard_id, "sweep")
