@@ -8,7 +8,7 @@ from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-import models.canary
+import models.drift
 import models.job
 import models.key
 import models.outage

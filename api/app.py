@@ -23,7 +23,7 @@ from api.readiness import Readiness
 from api.routes import all_routes
 from engine.config.secrets import LOOK_EVERY_S
 from engine.config.settings import Settings
-from engine.jobs.execution.provider_wait import try_changed_secrets
+from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.reading.long_poll import JobWatches
 from engine.observability.telemetry import configure_logging
 from engine.planning import tokens

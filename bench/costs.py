@@ -27,7 +27,7 @@ from bench.texts import text_of
 from engine.access.keys import Caller
 from engine.config.settings import Settings
 from engine.corpus.lines import Lines
-from engine.jobs.execution.next_shard import answer
+from engine.jobs.execution.message_handler import handle_message
 from engine.jobs.ingest import job_intake
 from engine.queue.broker import Notifier
 from engine.runtime import Runtime
@@ -45,15 +45,15 @@ routes = [{ provider = "fake", model = "bench" }]
 TABLES = ("jobs", "shards", "shard_inputs", "vectors", "input_errors", "usage", "fair_shares")
 
 
-class CountingBell(Notifier):
-    """Keeps what is rung."""
+class CountingNotifier(Notifier):
+    """Counts what is published."""
 
     def __init__(self) -> None:
         super().__init__("")
-        self.rung: list[str] = []
+        self.published: list[str] = []
 
     async def ring(self, shard_ids: Sequence[str]) -> bool:
-        self.rung += shard_ids
+        self.published += shard_ids
         return True
 
 
@@ -78,7 +78,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
     config = folder / "embedmill.toml"
     config.write_text(CONFIGURATION)
     runtime = Runtime.open(Settings(data_dir=folder, config=str(config)))
-    runtime.notifier = bell = CountingBell()
+    runtime.notifier = notifier = CountingNotifier()
     statements: Counter[str] = Counter()
 
     def note(_connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, many: bool) -> None:
@@ -91,15 +91,15 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
         event.listen(engine.sync_engine, "before_cursor_execute", note)
     for _ in range(jobs):
         wanted = job_intake.JobSpec(runtime.alias("m"), 1536, Options(), {}, "req_bench")
-        async with job_intake.receiving(runtime, Caller("key", "bench", frozenset()), wanted) as intake:
+        async with job_intake.open_intake(runtime, Caller("key", "bench", frozenset()), wanted) as intake:
             for start in range(0, inputs, 1000):
                 lines = Lines()
                 for number in range(start, min(start + 1000, inputs)):
                     lines.add(text_of(number), None)
                 await intake.add(lines)
             await intake.finish(b"bench")
-    for shard_id in bell.rung:  # it grows meanwhile
-        await answer(runtime, shard_id, "bench")
+    for shard_id in notifier.published:  # it grows meanwhile
+        await handle_message(runtime, shard_id, "bench")
     await runtime.close()
     url = f"sqlite:///{folder / 'embedmill.db'}"
     done = ask(url, "select sum(completed) from jobs")
@@ -108,7 +108,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
     return {
         "jobs": jobs,
         "inputs_each": inputs,
-        "messages": len(bell.rung),
+        "messages": len(notifier.published),
         "statements": sum(statements.values()),
         "statements_by_kind": dict(statements.most_common(25)),
         "rows": {table: ask(url, f"select count(*) from {table}") for table in TABLES},

@@ -121,7 +121,7 @@ def measure(postgres_url: str | None, seconds: float) -> dict[str, Any]:
         "sync_alone_ms": percentiles([took_s for _, took_s in alone.latencies_s]),
         "sync_beside_ms": percentiles([took_s for sent_at, took_s in beside.latencies_s if sent_at >= started]),
         "sync_wait_in_line": _waits(metrics_before, metrics),
-        "fallbacks": _value(metrics, "embedmill_pacing_fallback_total"),
+        "fallbacks": _value(metrics, "embedmill_limiter_local_fallback_total"),
         "job_waiting_on": job["waiting_on"],
         "worker_log": log[-2000:],
     }
@@ -152,7 +152,7 @@ def _median(numbers: list[int]) -> float:
 
 def _waits(before: str, after: str) -> dict[str, float]:
     """Shares of the sync calls that waited no longer than so many seconds for leave to start, by the API's metrics."""
-    pattern = r'^embedmill_pacing_wait_seconds_bucket{(?=[^}]*lane="interactive")[^}]*le="([^"]+)"[^}]*} (\S+)$'
+    pattern = r'^embedmill_limiter_wait_seconds_bucket{(?=[^}]*lane="interactive")[^}]*le="([^"]+)"[^}]*} (\S+)$'
     earlier = {bound: float(count) for bound, count in re.findall(pattern, before, re.M)}
     counts = {bound: float(count) - earlier.get(bound, 0) for bound, count in re.findall(pattern, after, re.M)}
     return {bound: count / max(counts["+Inf"], 1) for bound, count in counts.items()}

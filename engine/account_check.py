@@ -10,7 +10,7 @@ from decimal import Decimal
 from sqlalchemy import delete
 from sqlalchemy.exc import DBAPIError
 
-from engine.jobs.execution import provider_wait
+from engine.jobs.execution import outage_waits
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.ledger import usage_rows
 from engine.ledger.billing import MILLION
@@ -51,7 +51,7 @@ async def check_account(runtime: Runtime, account: str) -> list[RouteTest]:
     with contextlib.suppress(EmbedmillError, DBAPIError, OSError):  # without tables, nobody waits for it
         await _end_outages(runtime, account, [test.upstream_model for test in tests if test.cause is None])
         await runtime.usage.flush()
-        await provider_wait.wake(runtime)  # jobs go on now, not only when the sweep looks
+        await outage_waits.resume_recovered_jobs(runtime)  # jobs go on now, not only when the sweep looks
         await dispatch(runtime)
     return tests
 

@@ -82,7 +82,7 @@ class Runtime:
             work=work,
         )
         router = Router(Outages(database))
-        usage = UsageBuffer(database, Spool(settings.data_dir / "usage", max_bytes=settings.spool_bytes))
+        usage = UsageBuffer(database, Spool(settings.data_dir / "usage", max_bytes=settings.spool_max_bytes))
         return cls(
             settings=settings,
             aliases=aliases,
@@ -95,14 +95,14 @@ class Runtime:
                 router,
                 usage,
                 list(aliases.values()),
-                every_s=settings.canary_every_s,
-                similarity=settings.canary_similarity,
+                every_s=settings.drift_check_every_s,
+                similarity=settings.drift_min_similarity,
             ),
             notifier=Notifier(settings.broker, settings.namespace),
             keys=KeyAuthenticator(database, load_pepper(settings.key_pepper, settings.data_dir)),
             usage=usage,
             journal=CallJournal(settings.data_dir / "flights"),
-            spool=Spool(settings.data_dir / "spool", max_bytes=settings.spool_bytes),
+            spool=Spool(settings.data_dir / "spool", max_bytes=settings.spool_max_bytes),
             work=work,
             bodies=ByteBudget(settings.max_held_bytes, settings.max_held_bytes_per_project),
             upload_leases=UploadLeases(
@@ -145,7 +145,7 @@ class Runtime:
             parts.push_async_callback(_closed, "usage", self.usage.close)
             parts.push_async_callback(_closed, "flights", self.journal.close)
             parts.push_async_callback(_closed, "outages", self.router.close)
-            parts.push_async_callback(_closed, "canaries", self.drift_monitor.close)
+            parts.push_async_callback(_closed, "drift monitor", self.drift_monitor.close)
 
 
 async def _closed(name: str, close: Callable[[], Awaitable[None] | None]) -> None:

@@ -1,4 +1,4 @@
-"""The ground under every table: names, ids, instants and money.
+"""Common parts of all tables: names, ids, instants and money.
 
 Instants are unix seconds (float) by the database's clock, and money is whole picodollars, so that one SQL text adds
 and compares both on SQLite and PostgreSQL (docs/decisions/0003-instants-and-money.md).
@@ -23,7 +23,7 @@ from sqlalchemy.types import TypeDecorator
 PICO = Decimal("1e12")
 PICODOLLAR = 1 / PICO
 
-# Constraint names must be the same on both databases, or a migration cannot name what it drops.
+# Constraint names must be the same on both databases, so that migrations can drop them by name.
 NAMING = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
     "uq": "uq_%(table_name)s_%(column_0_N_name)s",
@@ -34,6 +34,8 @@ NAMING = {
 
 
 class Base(DeclarativeBase):
+    """Base class of all tables."""
+
     metadata = MetaData(naming_convention=NAMING)
 
 
@@ -55,7 +57,7 @@ Blob = LargeBinary
 
 
 class db_now(FunctionElement[float]):  # noqa: N801  # reads as the SQL function it is
-    """The database's clock as unix seconds: the only clock that leases and due times know."""
+    """The database's clock as unix seconds: the only clock of leases and due times."""
 
     type = Float()
     inherit_cache = True
@@ -63,7 +65,7 @@ class db_now(FunctionElement[float]):  # noqa: N801  # reads as the SQL function
 
 @compiles(db_now, "postgresql")
 def _now_postgresql(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
-    # A subquery is asked once a statement, so an index can be searched for it; the bare function, once for every row.
+    # A subquery is evaluated once per statement, so an index can be used; the bare function is evaluated for every row.
     return "(select extract(epoch from clock_timestamp())::float8)"
 
 
@@ -73,15 +75,15 @@ def _now_sqlite(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id: prefix and 32 hex digits; 48 bits of milliseconds, then 80 random bits, so ids sort by age."""
+    """A new id: prefix and 32 hex digits; 48 bits of milliseconds, then 80 random bits, so ids sort by age."""
     return f"{prefix}_{int(time.time() * 1000):012x}{secrets.token_hex(10)}"
 
 
 _quick = random.Random(secrets.randbits(256))  # never for anything that must not be guessed
 
 
-def trace_id(prefix: str) -> str:
-    """An id to find a request or a record by: prefix and 32 hex digits, without a system call. Not a secret."""
+def random_id(prefix: str) -> str:
+    """A random id of a request or a record: prefix and 32 hex digits, without a system call. Not a secret."""
     return f"{prefix}_{_quick.getrandbits(128):032x}"
 
 
@@ -89,7 +91,7 @@ def _reseed() -> None:
     _quick.seed(secrets.randbits(256))
 
 
-# Two children of one parent must not count through the same ids.
+# Two children of one process must not generate the same ids.
 os.register_at_fork(after_in_child=_reseed)
 
 

@@ -1,4 +1,4 @@
-"""What one embedding call is made of: inputs, options, limits, routes, batches and what became of them."""
+"""Value types of an embedding call: inputs, options, limits, routes, batches and outcomes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.base import trace_id
+from models.base import random_id
 
 Matrix = npt.NDArray[np.float32]
 """Vectors as rows: float32, C-contiguous, shape (n, width)."""
@@ -21,7 +21,7 @@ Input = str | list[int]
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one upstream call may hold, all four at once."""
+    """Limits of one upstream call; all four apply."""
 
     inputs_per_call: int = 2048
     tokens_per_input: int = 8192
@@ -31,16 +31,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the caller asked for beside the inputs. `dimensions` None means the alias's native width."""
+    """A caller's options. `dimensions` None means the alias's native width."""
 
     dimensions: int | None = None
     input_type: str | None = None
-    truncate: str = "none"  # none: an over-long input is an error | end: its end is cut off
+    truncate: str = "none"  # none: a too long input is an error | end: its end is removed
     user: str | None = None
     provider_options: dict[str, Any] = field(default_factory=dict)
 
     def sent_to(self, account: Account) -> str | None:
-        """The field of the request in which the caller sent something of its own for this account, where it did.
+        """The request field in which the caller sent options for this account; None without any.
 
         `user` too: gateways have limits and refusals for single users.
         """
@@ -58,25 +58,26 @@ class Account:
     base_url: str
     api_key: str | None = field(default=None, repr=False)
     max_concurrency: int = 64
-    shares_places: bool = False  # max_concurrency is of all processes together; else of each, where there is no quota
+    # Whether max_concurrency holds for all processes together. Else it holds for each, where there is no quota.
+    concurrency_is_global: bool = False
     timeout_s: float = 60.0
-    # Quotas, for each upstream model by itself; None: none is known.
+    # Quotas of each upstream model; None: unknown.
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
-    # That its replies must name the model asked for (True), or this one; False: any. None: no other, once they have
-    # named the one asked for.
+    # Model that replies must name: True: the requested one; a name: that one; False: any; None: any until a reply has
+    # named the requested one, then only that.
     expect_model: bool | str | None = None
-    # A vector of zeros is else taken for a fault.
+    # Without it a vector of zeros counts as a fault.
     allow_zero_vectors: bool = False
-    # A text whose vector is asked for now and then: when it changes, so did the model behind the account's routes.
-    canary: str | None = None
+    # A text that is embedded again at intervals: another vector means another model behind the account's routes.
+    drift_probe: str | None = None
     # The HTTP proxy of its calls; "": none. None: EMBEDMILL_UPSTREAM_PROXY's. It may hold a credential.
     proxy: str | None = field(default=None, repr=False)
     encoding: str = "base64"  # how vectors are asked for: "base64" or "float"
     # Names that callers may set under `providerOptions`; None: all that are not refused everywhere.
     allowed_options: frozenset[str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
-    # Where its secrets lie that a running process reads again: `api_key` or `proxy`, and the file's path.
+    # Files of secrets that a running process reads again: `api_key` or `proxy`, and the path.
     secret_files: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -89,19 +90,21 @@ class Route:
     width: int  # native width of the upstream model
     limits: Limits
     usd_per_million_tokens: Decimal
-    # How a narrower width is had: "native" (the provider has a field for it) or "cut" (Matryoshka, renormalised).
+    # How a narrower width is produced: "native" (by a field of the request) or "cut" (Matryoshka truncation here,
+    # renormalised).
     narrowing: str = "native"
     accepts_tokens: bool = False
     priority: int = 0
     weight: int = 1
-    tokenizer: str | None = None  # "cl100k", where it is at hand here; None: tokens are estimated
+    tokenizer: str | None = None  # "cl100k", where it is available; None: tokens are estimated
     expect_model: str | None = None  # the model that replies must name, where they name one
-    any_model: bool = False  # they may name any, and another one each time
+    model_name_unchecked: bool = False  # replies may name any model
     alias: str = ""  # the model of the configuration that it belongs to, for messages
     encoding: str = "base64"  # how vectors are asked for: "base64" or "float"
 
     @property
     def provider(self) -> str:
+        """The name of the account."""
         return self.account.name
 
 
@@ -125,11 +128,11 @@ class Batch:
     inputs: Sequence[Input]
     indexes: Sequence[int]
     tokens: int  # estimated
-    width: int  # of the vectors wanted back
+    width: int  # requested width of the vectors
     options: Options
-    bytes: int = 0  # of its texts in UTF-8; 0: not known, or token arrays are among them
-    single: bool = False  # the caller gave one bare string: it stays one upstream
-    is_cut: bool = False  # its one input is the beginning of what the caller sent: the provider took no more
+    bytes: int = 0  # of its texts in UTF-8; 0: unknown, or it contains token arrays
+    is_bare_string: bool = False  # the caller sent one string, not a list: it is sent upstream as one string
+    is_truncated: bool = False  # its one input is only the beginning of the caller's: the provider refused more
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,7 @@ class InputError:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One upstream call that was made, failed ones too. Times are unix seconds."""
+    """One upstream call, successful or failed. Times are unix seconds."""
 
     provider: str
     upstream_model: str
@@ -152,20 +155,20 @@ class Call:
     started_at: float
     ended_at: float
     error: str | None = None
-    ambiguous: bool = False  # sent, but no answer came: it may have been billed
+    ambiguous: bool = False  # sent and not answered: it may have been billed
     inputs: int = 0
-    id: str = field(default_factory=lambda: trace_id("call"))
-    wasted: bool = False  # answered with a 2xx, and so billed, but nobody gets what it brought
-    # Of a wasted or an ambiguous call: its tokens as reported or estimated, and their cost (of an ambiguous one, the
-    # most that it can have cost).
+    id: str = field(default_factory=lambda: random_id("call"))
+    wasted: bool = False  # answered with a 2xx, so billed, but its vectors are not used
+    # Of a wasted or an ambiguous call: reported or estimated tokens, and their cost (of an ambiguous one, an upper
+    # bound).
     tokens: int = 0
     tokens_estimated: bool = False
     cost_usd: Decimal = Decimal(0)
-    doubt: str | None = None  # why what the reply says of its tokens is not believed
+    usage_doubt: str | None = None  # why the token count of the reply is not used
 
 
 class BatchOutcome(NamedTuple):
-    """What one finished batch brought: a vector for each of `indexes`, or an error for each of them."""
+    """The outcome of one batch: a vector for each of `indexes`, or one error for all of them."""
 
     indexes: Sequence[int]
     vectors: Matrix | None
@@ -174,4 +177,4 @@ class BatchOutcome(NamedTuple):
     tokens_estimated: bool
     cost_usd: Decimal
     route: Route | None
-    truncated: Sequence[int] = ()  # those of `indexes` that were not embedded whole
+    truncated: Sequence[int] = ()  # those of `indexes` of which only a part was embedded

@@ -1,7 +1,7 @@
-"""A job, its shards, and what they leave behind. Both state machines are drawn in docs/job_lifecycle.md.
+"""Jobs, shards and their results. docs/job_lifecycle.md draws both state machines.
 
-The text of the inputs lives in its own table, so that a state change never rewrites it, and vectors are one row per
-recorded run of neighbouring inputs, never one per vector.
+The text of the inputs has a table of its own, so that a state change does not rewrite it. Vectors are stored as one row
+per block of consecutive inputs, not one per vector.
 """
 
 from __future__ import annotations
@@ -17,15 +17,33 @@ from models.base import Base, Blob, Instant, Usd
 
 
 class JobStatus(StrEnum):
-    VALIDATING = "validating"  # the corpus is arriving; nothing of it runs yet
-    IN_PROGRESS = "in_progress"  # shards run (the corpus may still be arriving)
-    PAUSED = "paused"  # nothing of it is claimed until it is resumed: by its caller, or because its budget is spent
-    COMPLETED = "completed"  # every input has its vector
-    COMPLETED_WITH_ERRORS = "completed_with_errors"  # every input has a vector or an error
-    FAILED = "failed"  # the corpus never arrived whole, or no input got a vector
-    CANCELLING = "cancelling"  # no new calls; shards that run are letting go
+    """The states of a job. Each comment says what moves a job in and out, and what a crash leaves behind.
+
+    Whoever changes the status does so in one UPDATE that names the states it may come from (LEGAL_MOVES), so two
+    writers cannot both succeed. The sweep (engine/jobs/maintenance/sweep.py) completes what a crash interrupts.
+    """
+
+    # In: the intake inserts the job. Out, in the same transaction: the job's first shard is inserted. So no reader sees
+    # it, and no crash leaves it.
+    VALIDATING = "validating"
+    # In: the intake with the first shard, a resume, or a retry. Out: the record that closes the last shard once `total`
+    # is known; a pause; a cancel; the sweep at the deadline. A crash leaves shards that the sweep requeues.
+    IN_PROGRESS = "in_progress"
+    # In: the caller's pause, or a run whose budget is exhausted. Out: resume or cancel, the sweep at the deadline,
+    # or results that arrive late and are the last ones. No shard of a paused job is claimed.
+    PAUSED = "paused"
+    # In: the record that closes the last shard, or the sweep, when each input has its vector. Final.
+    COMPLETED = "completed"
+    # In: as COMPLETED, when some inputs have an error instead. Out: only a retry of the failed inputs.
+    COMPLETED_WITH_ERRORS = "completed_with_errors"
+    # In: as COMPLETED, when no input has a vector; or the sweep, when the upload was not completed. Out: only a retry.
+    FAILED = "failed"
+    # In: a cancel while shards are running. Out: the last worker that releases its shard, or the sweep. No new calls.
+    CANCELLING = "cancelling"
+    # In: from CANCELLING, once no shard is open. Final; results so far stay readable.
     CANCELLED = "cancelled"
-    EXPIRED = "expired"  # it had not ended by its deadline; what was done of it is kept as long as of any other
+    # In: the sweep, when the job has not ended by `expires_at`. Final; results so far stay readable.
+    EXPIRED = "expired"
 
 
 FINISHED = frozenset(
@@ -38,8 +56,8 @@ FINISHED = frozenset(
     }
 )
 
-# The last of its shards to close ends such a job.
-UNDER_WAY = frozenset({JobStatus.IN_PROGRESS, JobStatus.PAUSED})
+# Statuses in which a job ends as soon as its last shard closes.
+ACTIVE_STATUSES = frozenset({JobStatus.IN_PROGRESS, JobStatus.PAUSED})
 
 LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.VALIDATING: frozenset(
@@ -56,7 +74,7 @@ LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
             JobStatus.EXPIRED,
         }
     ),
-    # Calls that were under way when it was paused still land, and may be the last ones.
+    # Results of calls that were in flight when it was paused are still recorded, and may be the last ones.
     JobStatus.PAUSED: frozenset(
         {
             JobStatus.IN_PROGRESS,
@@ -70,7 +88,7 @@ LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     ),
     JobStatus.CANCELLING: frozenset({JobStatus.CANCELLED, JobStatus.FAILED}),
     JobStatus.COMPLETED: frozenset(),
-    # Only by a retry of what failed.
+    # Only a retry of the failed inputs leads out of these two.
     JobStatus.COMPLETED_WITH_ERRORS: frozenset({JobStatus.IN_PROGRESS}),
     JobStatus.FAILED: frozenset({JobStatus.IN_PROGRESS}),
     JobStatus.CANCELLED: frozenset(),
@@ -79,17 +97,28 @@ LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
 
 
 class ShardState(StrEnum):
-    QUEUED = "queued"  # waits for its turn; a crash leaves it here
-    RUNG = "rung"  # a message about it is in the broker; a lost message is rung again by the sweep
-    RUNNING = "running"  # leased by one worker; when the lease runs out the sweep queues it again
-    DONE = "done"  # every input of it has an outcome
+    """The states of a shard. Each comment says what moves a shard in and out, and what a crash leaves behind."""
+
+    # In: the intake, a release, a retry, or the sweep after a lost worker. Out: dispatch announces it, a worker claims
+    # it, or the job ends. A crash leaves it as it is, and the next dispatch finds it.
+    QUEUED = "queued"
+    # In: dispatch, which then publishes a message for it. Out: a worker claims it. Where the message is lost the sweep
+    # queues the shard again after EMBEDMILL_REANNOUNCE_AFTER_S.
+    ANNOUNCED = "announced"
+    # In: a claim, which leases it to one worker and raises the fence. Out: the last outcome is recorded, or the worker
+    # releases it. A crash leaves the lease, and the sweep queues the shard again once the lease has run out.
+    RUNNING = "running"
+    # In: the record that stores the outcome of its last open input. Out: only a retry of failed inputs.
+    DONE = "done"
+    # In: the job was cancelled, failed or expired while the shard was open. Final.
     CANCELLED = "cancelled"
 
 
-OPEN_SHARD = frozenset({ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING})
-# A shard that has lost so many workers is halved.
-WORKER_LOSSES = 3
-IN_TURN = "status = 'in_progress' and blocked_until is null"
+OPEN_STATES = frozenset({ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING})
+# Workers that a shard may crash before the sweep splits it.
+MAX_WORKER_CRASHES = 3
+# Jobs that dispatch may take shards from: the predicate of their index.
+RUNNABLE = "status = 'in_progress' and not_before is null"
 
 
 def _partial(name: str, *columns: str, where: str) -> Index:
@@ -109,8 +138,8 @@ class Job(Base):
     space: Mapped[str] = mapped_column(String(256))
     dimensions: Mapped[int] = mapped_column(Integer)
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
-    # `metadata` is SQLAlchemy's own name on a declarative class.
-    labels: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
+    # The caller's metadata. `metadata` is SQLAlchemy's own name on a declarative class.
+    metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     request_id: Mapped[str] = mapped_column(String(64))
 
     total: Mapped[int | None] = mapped_column(BigInteger)  # null until the corpus has been read to its end
@@ -122,98 +151,99 @@ class Job(Base):
     cost_usd: Mapped[Decimal] = mapped_column(Usd, default=Decimal(0))
     usage_estimated: Mapped[bool] = mapped_column(Boolean, default=False)
     error_summary: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
-    # What a poller should know beside the errors: a quarantined route, say. `{"code", "message"}` each.
+    # Facts for the caller that are no errors of inputs, such as a quarantined route: `{"code", "message"}` each.
     warnings: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list, server_default="[]")
-    # Inputs whose text occurred before in the same job: they got that vector, without a call of their own.
+    # Inputs that got the vector of an equal earlier input of the same job, without an upstream call.
     deduplicated: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    # Inputs with a vector that were not embedded whole.
+    # Inputs with a vector of only a part of their text.
     truncated: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    # Calls that were sent and never answered: the provider may have billed them.
+    # Calls that were sent and not answered: the provider may have billed them.
     ambiguous_calls: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     ambiguous_inputs: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     ambiguous_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    # The most that they can have cost. Not part of cost_usd, but of what max_cost_usd is compared with.
+    # Upper bound of their cost. Not part of cost_usd, but counted against max_cost_usd.
     ambiguous_cost_usd: Mapped[Decimal] = mapped_column(Usd, default=Decimal(0), server_default="0")
-    # Billed calls whose replies were refused, came too late, or only tested the route. Their cost is part of cost_usd.
+    # Billed calls whose vectors were not stored: a refused reply, a late one, a probe. Their cost is part of cost_usd.
     wasted_calls: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     wasted_inputs: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     wasted_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
     wasted_cost_usd: Mapped[Decimal] = mapped_column(Usd, default=Decimal(0), server_default="0")
-    # The caller's ceiling. What is spoken for of it is the sum of the running shards' allowances.
+    # The caller's limit of cost. Running shards reserve parts of it: Shard.reserved_usd.
     max_cost_usd: Mapped[Decimal | None] = mapped_column(Usd)
-    # Estimated tokens of the shards that have had their turn, counted from where the job joined its project's line:
-    # whoever has had the fewest is next.
-    served_tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    # Claims of its shards, and how many of them ended with the worker's death: evidence of who kills workers.
-    runs: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    worker_losses: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    # Fair queuing: the job's start position plus the estimated tokens of its claimed shards. The lowest is served next.
+    virtual_time: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    # Claims of its shards, and how many of these ended with the crash of the worker: evidence about crashing inputs.
+    shard_claims: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    worker_crashes: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
 
     created_at: Mapped[float] = mapped_column(Instant)
     started_at: Mapped[float | None] = mapped_column(Instant)
     finished_at: Mapped[float | None] = mapped_column(Instant)
-    # While it is open, its deadline; once it has ended, when it is removed.
+    # The deadline of an open job; the end of the retention of a finished one.
     expires_at: Mapped[float] = mapped_column(Instant)
     deleted_at: Mapped[float | None] = mapped_column(Instant)
-    # Somebody downloads its results until then, and says so again while that lasts: nothing of it is removed before.
+    # Lease of the readers of its results, renewed while a download lasts. Purge removes nothing before it has run out.
     read_until: Mapped[float | None] = mapped_column(Instant)
 
-    # While the corpus arrives, the receiving process keeps this lease alive; null afterwards.
-    intake_until: Mapped[float | None] = mapped_column(Instant)
-    # Who receives the corpus: a process and a request of it. Only the owner adds to the job, and null is nobody: the
-    # upload broke off, and waits to be taken up again under its Idempotency-Key.
-    intake_owner: Mapped[str | None] = mapped_column(String(192))
-    # Of all lines that are stored: whoever takes an upload up again must bring the same.
-    intake_hash: Mapped[bytes | None] = mapped_column(Blob)
-    intake_refused: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    rung_at: Mapped[float | None] = mapped_column(Instant)  # used by releases that took turns by it
-    # Nothing of it is due before this moment, so dispatch passes it over. Never far ahead, so never wrong for long.
-    blocked_until: Mapped[float | None] = mapped_column(Instant)
+    # Lease of the request that uploads the corpus; null once the corpus is complete.
+    upload_lease_until: Mapped[float | None] = mapped_column(Instant)
+    # Process and request that upload the corpus. Only the owner may add to the job. Null after an interrupted upload,
+    # which a request with the same Idempotency-Key may continue.
+    upload_owner: Mapped[str | None] = mapped_column(String(192))
+    # Hash of all stored lines: a request that continues the upload must send the same lines first.
+    upload_hash: Mapped[bytes | None] = mapped_column(Blob)
+    upload_refused_inputs: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
+    # Dispatch skips the job until this instant. At most 15 s ahead, because nothing lowers it when a shard becomes due
+    # earlier.
+    not_before: Mapped[float | None] = mapped_column(Instant)
     waiting_on: Mapped[str | None] = mapped_column(String(16))
     next_attempt_at: Mapped[float | None] = mapped_column(Instant)
-    # The outage that it waits for: provider, code, message, advice, since (unix seconds). Null when it waits for none.
-    waiting: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    # Two marks of progress, shifted every 15 s, give a rate over the last 15 to 30 s without any history table.
-    mark_at: Mapped[float | None] = mapped_column(Instant)
-    mark_done: Mapped[int] = mapped_column(BigInteger, default=0)
-    mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
-    earlier_mark_at: Mapped[float | None] = mapped_column(Instant)
-    earlier_mark_done: Mapped[int] = mapped_column(BigInteger, default=0)
-    earlier_mark_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
-    # Grows with every change a poller could see: the ETag.
+    # The outage that the job waits for: provider, code, message, advice, since (unix seconds). Null without one.
+    outage: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    # Two samples of progress, shifted every 15 s: they give the rate of the last 15 to 30 s without a history table.
+    rate_sample_at: Mapped[float | None] = mapped_column(Instant)
+    rate_sample_done: Mapped[int] = mapped_column(BigInteger, default=0)
+    rate_sample_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    prev_rate_sample_at: Mapped[float | None] = mapped_column(Instant)
+    prev_rate_sample_done: Mapped[int] = mapped_column(BigInteger, default=0)
+    prev_rate_sample_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    # Grows with every change that a poller can see: the ETag.
     version: Mapped[int] = mapped_column(BigInteger, default=1)
 
     __table_args__ = (
         Index("ix_jobs_project_id", "project", "id"),
         Index("ix_jobs_project_status_id", "project", "status", "id"),
-        # Jobs that dispatch may take from, in the order of their turns.
-        _partial("ix_jobs_turn", "project", "served_tokens", "id", where=IN_TURN),
-        _partial("ix_jobs_blocked_until", "blocked_until", where="blocked_until is not null"),
-        # What the sweep asks every few seconds is answered without a look at the jobs that are in order.
+        # Jobs that dispatch may take shards from, in their order of service.
+        _partial("ix_jobs_virtual_time", "project", "virtual_time", "id", where=RUNNABLE),
+        _partial("ix_jobs_not_before", "not_before", where="not_before is not null"),
+        # Lets the sweep find unfinished jobs without reading all others.
         Index("ix_jobs_status_open_shards", "status", "open_shards"),
-        _partial("ix_jobs_intake_until", "intake_until", where="intake_until is not null"),
+        _partial("ix_jobs_upload_lease_until", "upload_lease_until", where="upload_lease_until is not null"),
         _partial("ix_jobs_expires_at", "expires_at", where="deleted_at is null"),
         _partial("ix_jobs_deleted_at", "deleted_at", where="deleted_at is not null"),
     )
 
 
 class FairShare(Base):
-    """Where one project stands in the line of projects. The row without a name stands for all of them.
+    """Fair-queuing clock of one project (start-time fair queuing, decision 11). Project '' is the global clock.
 
-    The other two are about the line below: the jobs of the project, or all projects.
+    `virtual_time` orders the projects. `min_virtual_time` and `start_virtual_time` apply one level below: to the jobs
+    of the project, or, in the row of the global clock, to the projects.
     """
 
     __tablename__ = "fair_shares"
 
     project: Mapped[str] = mapped_column(String(64), primary_key=True)
-    served_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
-    # Nobody who waited in it stands further back than this: who does was away.
-    rear_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
-    # Where newcomers join it: the middle of the line, which moves on with all that is served.
-    joining_tokens: Mapped[int] = mapped_column(BigInteger, default=0)
+    virtual_time: Mapped[int] = mapped_column(BigInteger, default=0)  # start position plus tokens of claimed shards
+    # Lower bound of the virtual time of everything that has been runnable without a pause. What is found below it was
+    # idle, and is raised to it.
+    min_virtual_time: Mapped[int] = mapped_column(BigInteger, default=0)
+    # Where new jobs start. It advances with the tokens that are served.
+    start_virtual_time: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class Shard(Base):
-    """A run of a job's inputs, leased by one worker at a time."""
+    """Consecutive inputs of a job, leased by one worker at a time."""
 
     __tablename__ = "shards"
 
@@ -225,24 +255,27 @@ class Shard(Base):
     state: Mapped[str] = mapped_column(String(16))
     tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # estimated
     attempt: Mapped[int] = mapped_column(Integer, default=0)
-    # How many claims of it, and of what it was cut from, ended with the worker's death; and how many may, before the
-    # sweep halves it, or tries it where one input is left (engine/jobs/maintenance/crashes.py).
-    lost: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
-    lost_limit: Mapped[int] = mapped_column(Integer, default=WORKER_LOSSES, server_default=str(WORKER_LOSSES))
-    # When its last input began to stand trial: losses and runs until then, of it and of all.
-    solo_trial: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
-    # Grows with every claim: a worker that lost its lease can no longer change the shard's state.
+    # Claims of the shard, and of the shard that it was split from, that ended with the crash of the worker; and how
+    # many may, before the sweep splits it or tests its last input (engine/jobs/maintenance/crashes.py).
+    worker_crashes: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
+    crash_limit: Mapped[int] = mapped_column(
+        Integer, default=MAX_WORKER_CRASHES, server_default=str(MAX_WORKER_CRASHES)
+    )
+    # Counters at the start of the test of its last open input: `shard_crashes` of the shard, `claims` and `crashes` of
+    # all jobs, `at` (unix seconds).
+    solo_baseline: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    # Fencing token, raised by every claim: a worker that lost its lease can no longer change the shard's state.
     fence: Mapped[int] = mapped_column(Integer, default=0)
     lease_until: Mapped[float | None] = mapped_column(Instant)
     worker: Mapped[str | None] = mapped_column(String(128))
     next_run_at: Mapped[float] = mapped_column(Instant)
-    rung_at: Mapped[float | None] = mapped_column(Instant)
-    # Nobody claims it until this shard of its job has closed: it holds the first occurrences of this one's duplicates.
+    announced_at: Mapped[float | None] = mapped_column(Instant)
+    # The shard with the first occurrences of this one's duplicates: this one is not claimed until that one has closed.
     blocked_by: Mapped[str | None] = mapped_column(String(64))
-    # What its present claim may spend of the job's ceiling; null: no ceiling.
-    allowance_usd: Mapped[Decimal | None] = mapped_column(Usd)
-    # One bit per input that has its outcome: first writer wins, whatever the batches of a later attempt look like.
-    settled: Mapped[bytes] = mapped_column(Blob)
+    # Part of the job's max_cost_usd that the present claim may spend; null without a limit.
+    reserved_usd: Mapped[Decimal | None] = mapped_column(Usd)
+    # One bit per input, set once the input has its outcome. The first writer wins.
+    outcome_bitmap: Mapped[bytes] = mapped_column(Blob)
     last_error: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
@@ -250,17 +283,16 @@ class Shard(Base):
         Index("ix_shards_job_id_state_seq", "job_id", "state", "seq"),
         Index("ix_shards_state_attempt", "state", "attempt"),
         _partial("ix_shards_blocked_by", "blocked_by", where="blocked_by is not null"),
-        _partial("ix_shards_crashing", "job_id", where="state = 'queued' and lost >= lost_limit"),
+        _partial("ix_shards_crashing", "job_id", where="state = 'queued' and worker_crashes >= crash_limit"),
     )
 
 
 class ShardInputs(Base):
-    """The inputs of one shard as they arrived, and the caller's ids where there are any. Both msgpack lists.
+    """The inputs of one shard as they arrived, and the caller's ids where there are any: two msgpack lists.
 
-    A shard in which every input was refused keeps an empty list.
-
-    An input that is None was refused, or is a twin: a text that occurred before in the job. `twins` holds, for those,
-    two msgpack lists of equal length: positions in the shard, and the job's indexes of the first occurrence.
+    An input is None where it was refused, or where it is a duplicate: its text occurred before in the job. `duplicates`
+    holds two msgpack lists of equal length: positions in the shard, and the job's indexes of the first occurrences.
+    A shard in which every input was refused keeps an empty list of inputs.
     """
 
     __tablename__ = "shard_inputs"
@@ -268,11 +300,11 @@ class ShardInputs(Base):
     shard_id: Mapped[str] = mapped_column(String(64), ForeignKey("shards.id", ondelete="CASCADE"), primary_key=True)
     inputs: Mapped[bytes] = mapped_column(Blob)
     ids: Mapped[bytes | None] = mapped_column(Blob)
-    twins: Mapped[bytes | None] = mapped_column(Blob)
+    duplicates: Mapped[bytes | None] = mapped_column(Blob)
 
 
 class VectorBlock(Base):
-    """Vectors of `count` neighbouring inputs: float32 little-endian rows of the job's width."""
+    """Vectors of `count` consecutive inputs: float32 little-endian rows of the job's width."""
 
     __tablename__ = "vectors"
 
@@ -295,7 +327,7 @@ class JobInputError(Base):
 
 
 class RefusedInputs(Base):
-    """Inputs that were refused as they arrived, all for one reason: neighbours, or those that `mask` has a bit for.
+    """Inputs that were refused on arrival for one reason: consecutive ones, or those that `mask` has a bit for.
 
     Bit i of the mask stands for the index `first_index + i`; null: all `count` indexes from the first on.
     """
@@ -312,7 +344,7 @@ class RefusedInputs(Base):
 
 
 class TruncatedInputs(Base):
-    """Inputs that were not embedded whole: bit i of the mask stands for the index `first_index + i`."""
+    """Inputs of which only a part was embedded: bit i of the mask stands for the index `first_index + i`."""
 
     __tablename__ = "truncated_inputs"
 
@@ -326,7 +358,7 @@ class TruncatedInputs(Base):
 
 
 class AmbiguousCall(Base):
-    """An upstream call that was sent and never answered. Rows outlive the job: AMBIGUOUS_RETENTION_DAYS."""
+    """An upstream call that was sent and not answered. Rows outlive the job: AMBIGUOUS_RETENTION_DAYS."""
 
     __tablename__ = "ambiguous_calls"
 
@@ -348,7 +380,7 @@ class AmbiguousCall(Base):
 
 
 class IdempotencyKey(Base):
-    """A caller's promise that two requests are one. `fingerprint` is null while the first is still arriving."""
+    """A caller's key for one request, sent once or repeatedly. `fingerprint` is null while the body still arrives."""
 
     __tablename__ = "idempotency_keys"
 
@@ -357,7 +389,7 @@ class IdempotencyKey(Base):
     job_id: Mapped[str] = mapped_column(String(64))
     fingerprint: Mapped[bytes | None] = mapped_column(Blob)
     expires_at: Mapped[float] = mapped_column(Instant)
-    # The request that is arriving under it, and until when that is believed without a heartbeat; null: none is.
+    # The request whose body arrives under the key, and the end of its lease; null: none.
     owner: Mapped[str | None] = mapped_column(String(192))
     owner_until: Mapped[float | None] = mapped_column(Instant)
 

@@ -12,6 +12,8 @@ from models.base import Base, Instant
 
 
 class Scope(StrEnum):
+    """What a key may be used for."""
+
     EMBEDDINGS = "embeddings"
     JOBS = "jobs"
     USAGE = "usage"
@@ -19,6 +21,8 @@ class Scope(StrEnum):
 
 
 class ApiKey(Base):
+    """One key. `digest` is a keyed hash of its secret; a revoked or expired key is refused."""
+
     __tablename__ = "api_keys"
 
     id: Mapped[str] = mapped_column(String(32), primary_key=True)

@@ -1,4 +1,4 @@
-"""Routes that are known to be down. A row is there while the outage lasts, and every process may read it."""
+"""Outages of routes. A row exists while the outage lasts, and every process reads it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from models.base import Base, Instant
 
 
 class RouteOutage(Base):
-    """One route that answers nobody. Deleting the row lets every process call the route again."""
+    """The outage of one route. Deleting the row lets every process call the route again."""
 
     __tablename__ = "route_outages"
 
@@ -20,6 +20,6 @@ class RouteOutage(Base):
     advice: Mapped[str] = mapped_column(Text)
     status: Mapped[int | None] = mapped_column(Integer)  # of the HTTP reply, where there was one
     since: Mapped[float] = mapped_column(Instant)
-    # Health probes that failed in a row. Whoever moves `next_attempt_at` into the future makes the next one.
+    # Consecutive failed health probes. The process that moves `next_attempt_at` into the future makes the next one.
     failures: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     next_attempt_at: Mapped[float] = mapped_column(Instant)

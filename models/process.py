@@ -1,4 +1,4 @@
-"""What runs: one row for each process of an installation, with its version, renewed by its own heartbeat."""
+"""Processes of an installation: one row each, with its version, renewed by its heartbeat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from models.base import Base, Instant
 
 
 class ServiceProcess(Base):
-    """For operators only: who takes work is in the table `workers`."""
+    """One process, shown to operators. The table `workers` decides which workers are alive."""
 
     __tablename__ = "service_processes"
 

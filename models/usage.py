@@ -1,4 +1,4 @@
-"""The ledger: every token that a provider bills, by whom, at what cost, what came of it. Rows are only ever added."""
+"""The ledger: all tokens that a provider bills, with project, cost and result. Rows are only inserted."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from models.base import Base, Instant, Usd
 
 
 class UsageKind(StrEnum):
-    """What became of tokens that a provider has billed, or may have."""
+    """The result of a call that a provider has billed, or may have billed."""
 
-    DELIVERED = "delivered"  # their vectors were taken
-    WASTED = "wasted"  # a reply that was refused, came too late, or was asked for to test the route
-    AMBIGUOUS = "ambiguous"  # sent and never answered: estimated tokens, and the most that it can have cost
+    DELIVERED = "delivered"  # its vectors were stored or returned
+    WASTED = "wasted"  # its reply was refused, was too late, or was a probe
+    AMBIGUOUS = "ambiguous"  # sent and not answered: estimated tokens, upper bound of the cost
 
 
 # The project of calls that serve no caller: drift checks.
@@ -24,7 +24,7 @@ OPERATOR_PROJECT = ""
 
 
 class UsageRecord(Base):
-    """One sync call, one recorded part of a shard, or one call whose reply nobody got. Outlives the job it is of."""
+    """One sync call, one recorded part of a shard, or one call without a usable reply. Outlives its job."""
 
     __tablename__ = "usage"
 

@@ -1,4 +1,4 @@
-"""Who is alive: one row per worker process, renewed by its own heartbeat."""
+"""Worker processes: one row each, renewed by its heartbeat."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from models.base import Base, Instant
 
 
 class WorkerProcess(Base):
+    """One worker process, alive while `seen_at` is recent. `slots`: how many shards it runs at a time."""
+
     __tablename__ = "workers"
 
     id: Mapped[str] = mapped_column(String(128), primary_key=True)

@@ -35,7 +35,7 @@ class OpenAIProvider:
         """POST {base}/embeddings, asking for base64: a quarter of the bytes and a tenth of the parsing."""
         body: dict[str, object] = {
             "model": route.upstream_model,
-            "input": batch.inputs[0] if batch.single else batch.inputs,
+            "input": batch.inputs[0] if batch.is_bare_string else batch.inputs,
         }
         # Floats are what every server gives that is not asked for anything, and some refuse the field.
         if route.encoding == "base64":

@@ -46,14 +46,14 @@ async def shared_gateway(migrated: Path, tmp_path_factory: pytest.TempPathFactor
     """One gateway for the many tests that leave nothing behind; they run on the session's loop."""
     folder = tmp_path_factory.mktemp("shared")
     shutil.copyfile(migrated, folder / "embedmill.db")
-    mill = await open_gateway(folder)
-    yield mill
-    await close_gateway(mill)
+    gateway = await open_gateway(folder)
+    yield gateway
+    await close_gateway(gateway)
 
 
 @pytest.fixture
-async def mill(data_dir: Path) -> AsyncIterator[Gateway]:
+async def gateway(data_dir: Path) -> AsyncIterator[Gateway]:
     """The gateway with the fake provider, in this process."""
-    mill = await open_gateway(data_dir)
-    yield mill
-    await close_gateway(mill)
+    gateway = await open_gateway(data_dir)
+    yield gateway
+    await close_gateway(gateway)

@@ -126,9 +126,9 @@ async def open_gateway(
     return Gateway(runtime, app, client, key)
 
 
-async def close_gateway(mill: Gateway) -> None:
-    await mill.client.aclose()
-    await mill.runtime.close()
+async def close_gateway(gateway: Gateway) -> None:
+    await gateway.client.aclose()
+    await gateway.runtime.close()
 
 
 def error_of(reply: httpx.Response) -> dict[str, Any]:

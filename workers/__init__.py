@@ -1,1 +1,1 @@
-"""The queue edge: Celery's treaty in `app`, one event loop a process in `loop`, three-line tasks in `tasks`."""
+"""The queue edge: Celery's settings in `app`, one event loop per process in `loop`, three-line tasks in `tasks`."""

@@ -21,6 +21,7 @@ METRICS_FOLDER = "embedmill-metrics-"
 
 
 def main() -> None:
+    """Parse the command line, check the configuration and run the worker."""
     parser = argparse.ArgumentParser(prog="workers", description=__doc__)
     parser.add_argument("--concurrency", type=int, default=2, help="child processes; each works on one shard at a time")
     parser.add_argument("--ops-port", type=int, help="port of /healthz and /metrics; default EMBEDMILL_OPS_PORT")
@@ -36,7 +37,7 @@ def main() -> None:
     # Before anything imports prometheus_client, which decides by it where counters live. The children's counters are
     # told by the API where it shares the folder, and by a port of this process where one is asked for.
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = _folder_of_its_own(Path(tempfile.gettempdir()))
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = _make_metrics_folder(Path(tempfile.gettempdir()))
     from importlib.metadata import version
 
     from engine.config import config_file
@@ -79,13 +80,13 @@ def main() -> None:
     )
 
 
-def _folder_of_its_own(place: Path) -> str:
+def _make_metrics_folder(parent: Path) -> str:
     """A folder for this worker's counters. Removes those of workers of this machine that were killed."""
-    for left in place.glob(f"{METRICS_FOLDER}*"):
-        pid = left.name.removeprefix(METRICS_FOLDER).partition("-")[0]
+    for stale in parent.glob(f"{METRICS_FOLDER}*"):
+        pid = stale.name.removeprefix(METRICS_FOLDER).partition("-")[0]
         if pid.isdigit() and not Path("/proc", pid).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"{METRICS_FOLDER}{os.getpid()}-", dir=place)
+            shutil.rmtree(stale, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=f"{METRICS_FOLDER}{os.getpid()}-", dir=parent)
     atexit.register(_remove, folder, os.getpid())
     return folder
 

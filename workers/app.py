@@ -1,4 +1,4 @@
-"""Celery, and the reason for each setting. It carries doorbells; the database holds what must not be lost."""
+"""The Celery app, and the reason for each setting. Messages only announce work; all state is in the database."""
 
 from __future__ import annotations
 
@@ -30,16 +30,18 @@ settings = Settings.from_environment()
 transport.use()
 refuse_compression()
 
-# From the parent to its children: finish what is under way, start nothing.
+# Signal from the parent to its children: finish calls in flight, start no new ones.
 DRAIN = signal.SIGUSR2
 
 
 def queue_of(namespace: str, is_amqp: bool) -> Queue:
+    """The queue of bulk work; a quorum queue on RabbitMQ."""
     arguments = {"x-queue-type": "quorum"} if is_amqp else None
     return Queue(bulk_queue(namespace), queue_arguments=arguments)  # type: ignore[no-untyped-call]
 
 
 def make() -> Celery:
+    """The configured app. Raises ConfigError without a broker."""
     broker = settings.broker
     if not broker:
         raise ConfigError(

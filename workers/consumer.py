@@ -1,4 +1,4 @@
-"""Celery's consumer, which takes our own messages only, and declares no queues in RabbitMQ for delays.
+"""Celery's consumer, restricted to our own messages and without RabbitMQ queues for delayed delivery.
 
 No message of ours has a delay; Celery would declare 28 queues for them.
 """
@@ -22,7 +22,7 @@ log = logging.getLogger("embedmill.queue")
 REFUSED_PAUSE_S = 1.0
 # Celery's own pauses between two tries grow to 30 s: a broker that was away for long would be heard as much later.
 FIRST_PAUSE_S, PAUSE_STEP_S, LAST_PAUSE_S = 1.0, 1.0, 5.0
-LISTEN_EVERY_S = 0.25
+SIGNAL_POLL_S = 0.25
 DELAYS = "celery.worker.consumer.delayed_delivery:DelayedDelivery"
 
 
@@ -69,14 +69,14 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
     def create_task_handler(self, *arguments: Any, **keywords: Any) -> Callable[[Any], Any]:
         handle: Callable[[Any], Any] = super().create_task_handler(*arguments, **keywords)
 
-        def take(message: Any) -> Any:
+        def handle_ours(message: Any) -> Any:
             fault = fault_of(message)
             if fault is None:
                 return handle(message)
             dropped.note(fault)
             return message.ack_log_error(log, self.connection_errors)
 
-        return take
+        return handle_ours
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Celery writes the message and a traceback into the log, for each."""
@@ -92,4 +92,4 @@ def _pause(seconds: float) -> None:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         maybe_shutdown()
-        time.sleep(LISTEN_EVERY_S)
+        time.sleep(SIGNAL_POLL_S)

@@ -1,7 +1,7 @@
-"""One event loop for the life of a worker process, on a thread of its own.
+"""One event loop for the lifetime of a worker process, on a thread of its own.
 
-`asyncio.run` for each task would leave pooled connections behind on a dead loop. Everything that owns a socket is made
-after the fork and opened on this loop, and the heartbeat keeps beating while the main thread waits.
+`asyncio.run` for each task would leave pooled connections on a closed loop. Everything that owns a socket is created
+after the fork on this loop, and heartbeats continue while the main thread waits.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any
 
 from engine.config.secrets import LOOK_EVERY_S
 from engine.config.settings import Settings
-from engine.jobs.execution.provider_wait import try_changed_secrets
-from engine.jobs.recording.orphaned_calls import note_lost_calls
+from engine.jobs.execution.outage_waits import try_changed_secrets
+from engine.jobs.recording.orphaned_calls import record_orphaned_calls
 from engine.jobs.recording.spool_replay import replay
 from engine.process.background import ErrorLog, repeat
 from engine.queue import service_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from models.errors import EmbedmillError
-from workers.idle import Idle, MainProcess
+from workers.idle import IdleWatch, MainProcess
 
 log = logging.getLogger("embedmill.worker")
 
 STOP_S = 15.0
-LET_GO_S = 10.0
-# A shard that this process took unasked is no task that Celery would wait for: its calls in flight land first.
-LAND_S = 75.0
-MEND_EVERY_S = 5.0
+RELEASE_S = 10.0
+# Celery does not wait for a shard that this process claimed without a message, so stop() waits for its calls in flight.
+FINISH_CALLS_S = 75.0
+RECOVER_EVERY_S = 5.0
 
 
 class LoopThread:
@@ -44,12 +44,12 @@ class LoopThread:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedmill-loop", daemon=True)
         self._thread.start()
-        self._idle = Idle(self.runtime, self.worker, MainProcess().end)
+        self._idle = IdleWatch(self.runtime, self.worker, MainProcess().end)
         self._duties = [
             self._submit(worker_heartbeats.keep_beating(self.runtime.database, self.worker, slots=1)),
-            self._submit(self._keep_mending()),
+            self._submit(self._recover_repeatedly()),
             self._submit(service_heartbeats.keep_beating(self.runtime.database, "worker")),
-            self._submit(self._keep_reading_secrets()),
+            self._submit(self._reload_secrets_repeatedly()),
             self._submit(
                 worker_heartbeats.keep_sharing(self.runtime.database, self.runtime.upstream, settings.worker_seen_s)
             ),
@@ -63,7 +63,7 @@ class LoopThread:
         async def owned() -> None:
             if (task := asyncio.current_task()) is not None:
                 running.append(task)
-            self._idle.message_came()
+            self._idle.message_started()
             try:
                 await work
             finally:
@@ -73,30 +73,31 @@ class LoopThread:
         try:
             future.result()
         except BaseException:
-            # The task is cancelled, not the future: it keeps what has landed and gives its shard back, which takes a
-            # moment, and only the future tells when that is done.
+            # The task is cancelled, not the future: it records its results and releases its shard first, and the future
+            # tells when that is done.
             for task in running:
                 self._loop.call_soon_threadsafe(task.cancel)
             with contextlib.suppress(CancelledError, FutureTimeout):
-                future.result(timeout=LET_GO_S)
+                future.result(timeout=RELEASE_S)
             raise
 
     def drain(self) -> None:
-        """Start no new upstream call: what is in hand lands, and goes back to the queue. Safe in a signal handler."""
+        """Start no new upstream calls, and release the shards after their calls in flight. Safe in a signal handler."""
         self._loop.call_soon_threadsafe(self.runtime.draining.set)
 
     def stop(self) -> None:
+        """Drain, deregister the worker and end the loop."""
         self.drain()
         with contextlib.suppress(CancelledError, FutureTimeout):
-            self._watching.result(timeout=LAND_S)
+            self._watching.result(timeout=FINISH_CALLS_S)
         for duty in (self._watching, *self._duties):
             duty.cancel()
         with contextlib.suppress(CancelledError, FutureTimeout):
-            self._submit(self._leave()).result(timeout=STOP_S)
+            self._submit(self._deregister()).result(timeout=STOP_S)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=STOP_S)
 
-    async def _leave(self) -> None:
+    async def _deregister(self) -> None:
         try:
             await worker_heartbeats.leave(self.runtime.database, self.worker)
         except EmbedmillError as error:
@@ -104,19 +105,19 @@ class LoopThread:
         finally:
             await self.runtime.close()
 
-    async def _keep_mending(self) -> None:
-        """Bring in what processes that died here left behind, and keep room for results on the disk."""
+    async def _recover_repeatedly(self) -> None:
+        """Repeatedly record what dead processes of this machine left, and reserve disk space for results."""
 
         runtime = self.runtime
-        # Each by itself: one that the database refuses must not hold up the others.
+        # Separate loops, so that one that the database refuses does not delay the others.
         await asyncio.gather(
             _repeat("keeping room on the disk", lambda: asyncio.to_thread(runtime.spool.reserve)),
             _repeat("recording spooled results", lambda: replay(runtime)),
-            _repeat("noting the calls of dead processes", lambda: note_lost_calls(runtime)),
+            _repeat("noting the calls of dead processes", lambda: record_orphaned_calls(runtime)),
             _repeat("writing spooled usage rows", runtime.usage.replay),
         )
 
-    async def _keep_reading_secrets(self) -> None:
+    async def _reload_secrets_repeatedly(self) -> None:
         await repeat(lambda: try_changed_secrets(self.runtime), ErrorLog("reading secret files"), every_s=LOOK_EVERY_S)
 
     def _submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
@@ -124,26 +125,28 @@ class LoopThread:
 
 
 async def _repeat(activity: str, work: Callable[[], Awaitable[object]]) -> None:
-    await repeat(work, ErrorLog(activity), every_s=MEND_EVERY_S)
+    await repeat(work, ErrorLog(activity), every_s=RECOVER_EVERY_S)
 
 
 _current: LoopThread | None = None
 
 
 def start(settings: Settings) -> None:
-    """Make this process's loop; called in each child, after the fork."""
+    """Create this process's loop; called in each child after the fork."""
     global _current
     # Not uvloop: with aiohttp it nearly doubles the cost of megabyte replies, which is what batches bring.
     _current = LoopThread(settings)
 
 
 def current() -> LoopThread:
+    """This process's loop. Raises RuntimeError before start()."""
     if _current is None:
         raise RuntimeError("the worker process has no event loop: worker_process_init did not run")
     return _current
 
 
 def stop() -> None:
+    """Stop this process's loop, if it has one."""
     global _current
     if _current is not None:
         _current.stop()

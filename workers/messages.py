@@ -1,4 +1,4 @@
-"""Which messages a worker takes: those that embedmill sends itself, and no others.
+"""Message check: a worker handles only messages that embedmill sends itself.
 
 Whoever can write to the broker can put anything into the queue. Celery obeys what a message asks for (a start in the
 year 9999, time limits, callbacks), and some of it ends the main process. Such a message is acknowledged and dropped:
@@ -95,13 +95,14 @@ def refuse_compression() -> None:
 
 
 class _Dropped:
-    """Counts what is dropped, and logs it at a bounded rate."""
+    """Counts dropped messages, and logs them at a bounded rate."""
 
     def __init__(self) -> None:
         self._count = 0
         self._log_at = 0.0
 
     def note(self, fault: str) -> None:
+        """Count a dropped message and log it at most every LOG_EVERY_S."""
         MESSAGES_DROPPED.inc()
         self._count += 1
         now = time.monotonic()

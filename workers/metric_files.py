@@ -1,4 +1,4 @@
-"""Files of counters that ended processes left in Prometheus's folder: added up into one, so that they cannot grow."""
+"""Metric files of ended processes in Prometheus's folder: added up into one file per kind, so that they cannot grow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scheduler: sweeps and dispatches, again and again. Any number of them may run."""
+"""The scheduler: sweeps and dispatches periodically. Any number of them may run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sys
 
 from engine.config.settings import Settings
 from engine.jobs.execution.release import BACKOFF_CAP_S
-from engine.jobs.maintenance.clock_steps import extend_leases_after_outage, pull_in
+from engine.jobs.maintenance.clock_steps import clamp_future_instants, extend_leases_after_outage
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.observability.telemetry import SCHEDULER_ROUNDS, SWEEP_SECONDS, configure_logging
@@ -40,21 +40,21 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
         DISPATCH_EVERY_S,
         settings.sweep_s,
     )
-    beating = asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "scheduler"))
+    heartbeat = asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "scheduler"))
     next_sweep = 0.0
-    # A scheduler that has just started cannot know how long the database was away before, nor what its clock did.
-    away = is_new = True
+    # A new scheduler does not know how long the database was unavailable before, nor whether its clock was set.
+    database_was_away = is_new = True
     errors = {duty: ErrorLog(f"the {duty}") for duty in ("sweep", "dispatch")}
     try:
         while not stopping.is_set():
             now = asyncio.get_running_loop().time()
             duty, outcome = "sweep" if now >= next_sweep else "dispatch", "ok"
             try:
-                if away:
+                if database_was_away:
                     await extend_leases_after_outage(runtime)
-                    away = False
+                    database_was_away = False
                 if is_new:
-                    await pull_in(runtime, due_within_s=BACKOFF_CAP_S)
+                    await clamp_future_instants(runtime, due_within_s=BACKOFF_CAP_S)
                     is_new = False
                 if duty == "sweep":
                     next_sweep = now + settings.sweep_s
@@ -63,9 +63,9 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
                 else:
                     await dispatch(runtime)
             except Exception as error:
-                # The sweep is the last authority: one bad round must not be its last.
+                # Recovery depends on the sweep, so a failed round must not end it.
                 outcome = "database_away" if isinstance(error, StorageUnavailable) else "failed"
-                away = away or isinstance(error, StorageUnavailable)
+                database_was_away = database_was_away or isinstance(error, StorageUnavailable)
                 errors[duty].failed(error)
             else:
                 errors[duty].succeeded()
@@ -76,13 +76,14 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
             except TimeoutError:
                 pass
     finally:
-        beating.cancel()
-        await asyncio.wait({beating}, timeout=STOP_S)  # it signs off
+        heartbeat.cancel()
+        await asyncio.wait({heartbeat}, timeout=STOP_S)  # it signs off
         await runtime.close()
         log.info("scheduler stopped")
 
 
 def main() -> None:
+    """Parse the command line and run until a signal."""
     parser = argparse.ArgumentParser(prog="scheduler", description=__doc__)
     parser.add_argument("--ops-port", type=int, help="port of /healthz and /metrics; default EMBEDMILL_OPS_PORT")
     ops_port = parser.parse_args().ops_port

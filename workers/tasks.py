@@ -1,8 +1,8 @@
-"""What a message may ask for. A message says where to look; the database says what there is to do."""
+"""The Celery task. A message only says that there is work; the database says which."""
 
 from __future__ import annotations
 
-from engine.jobs.execution.next_shard import answer
+from engine.jobs.execution.message_handler import handle_message
 from engine.queue.broker import RUN_SHARD
 from workers import loop
 from workers.app import app
@@ -10,5 +10,6 @@ from workers.app import app
 
 @app.task(name=RUN_SHARD)  # type: ignore[untyped-decorator]
 def run_shard(shard_id: str) -> None:
-    here = loop.current()
-    here.run(answer(here.runtime, str(shard_id), here.worker))
+    """Handle the announcement of a shard."""
+    loop_thread = loop.current()
+    loop_thread.run(handle_message(loop_thread.runtime, str(shard_id), loop_thread.worker))

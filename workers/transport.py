@@ -1,4 +1,4 @@
-"""kombu's Redis transport, mended where it would end or deafen a worker.
+"""kombu's Redis transport, corrected where it would end a worker or stop it from receiving messages.
 
 A list in Redis may hold anything: whoever can reach it can push into it. kombu reads each item as JSON with the fields
 that it wrote itself, and an exception on the way there ends the worker's main process.
@@ -21,7 +21,7 @@ from workers.messages import dropped
 
 refusals = ErrorLog("giving unacknowledged messages back")
 
-# What reading a stranger's bytes as JSON may end in: no JSON, no text, no date, nested too deeply.
+# Errors of reading foreign bytes as a message: no JSON, no text, no date, nested too deeply.
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, DecodeError)
 
 
@@ -55,6 +55,8 @@ class QoS(redis.QoS):
 
 
 class Channel(redis.Channel):
+    """Drops unreadable messages."""
+
     QoS = QoS
 
     def _brpop_read(self, **options: Any) -> Any:
@@ -66,6 +68,8 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
+    """Drops messages without the fields that kombu and Celery need."""
+
     Channel = Channel
 
     def _deliver(self, message: Any, queue: str) -> None:

@@ -20,7 +20,7 @@ from starlette.responses import Response
 from engine.config.suggestions import did_you_mean
 from engine.routing.outage_causes import cause_of
 from models import errors
-from models.base import trace_id
+from models.base import random_id
 from models.errors import EmbedmillError
 
 log = logging.getLogger("embedmill.api")
@@ -126,7 +126,7 @@ def raw_response(error: EmbedmillError) -> bytes:
     phrase = HTTPStatus(response.status_code).phrase
     lines = [f"HTTP/1.1 {response.status_code} {phrase}\r\n".encode()]
     lines += [b"%b: %b\r\n" % pair for pair in response.raw_headers]
-    lines += [b"x-request-id: %b\r\n" % trace_id("req").encode(), b"connection: close\r\n\r\n", bytes(response.body)]
+    lines += [b"x-request-id: %b\r\n" % random_id("req").encode(), b"connection: close\r\n\r\n", bytes(response.body)]
     return b"".join(lines)
 
 

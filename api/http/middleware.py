@@ -16,7 +16,7 @@ from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.observability.telemetry import REQUEST_SECONDS, REQUESTS
-from models.base import trace_id
+from models.base import random_id
 
 log = logging.getLogger("embedmill.requests")
 CLIENT_ID_CHARS = 128
@@ -49,7 +49,7 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        request_id = trace_id("req")
+        request_id = random_id("req")
         method, path = scope["method"], scope["path"]
         if method == "HEAD":
             scope = {**scope, "method": "GET"}  # a copy: the server must still see that no body is wanted

@@ -13,7 +13,7 @@ from api.http import params, request_body
 from api.http.auth import caller_of, runtime_of
 from api.http.schemas import ResumeRequest, decode
 from api.jobs.render import job_response, json_response
-from engine.jobs.control import end_early, pause_resume, retry
+from engine.jobs.control import pause_resume, retry, termination
 from engine.jobs.reading import job_rows
 from engine.jobs.recording import budget
 from engine.runtime import Runtime
@@ -24,7 +24,7 @@ MAX_RESUME_BYTES = 4096
 
 async def cancel_job(request: Request) -> Response:
     """Cancel the job; finished work is kept."""
-    return await _job_action(request, end_early.cancel)
+    return await _job_action(request, termination.cancel)
 
 
 async def pause_job(request: Request) -> Response:
@@ -37,7 +37,7 @@ async def resume_job(request: Request) -> Response:
     params.reject_unknown_params(request)
     body = await request_body.read_body(request, MAX_RESUME_BYTES)
     resume = decode(_RESUME, body) if body.strip() else ResumeRequest()
-    ceiling = None if resume.max_cost_usd is None else budget.ceiling(resume.max_cost_usd)
+    ceiling = None if resume.max_cost_usd is None else budget.parse_max_cost(resume.max_cost_usd)
     return await _job_action(request, partial(pause_resume.resume, max_cost_usd=ceiling))
 
 
@@ -49,7 +49,7 @@ async def retry_job(request: Request) -> Response:
 async def delete_job(request: Request) -> Response:
     """Remove the job and its results."""
     job_id = request.path_params["job_id"]
-    await end_early.remove(runtime_of(request), caller_of(request).project, job_id)
+    await termination.delete_job(runtime_of(request), caller_of(request).project, job_id)
     return json_response({"id": job_id, "object": "embedding.job", "deleted": True})
 
 
@@ -58,4 +58,4 @@ async def _job_action(request: Request, action: Callable[[Runtime, str, str], Aw
     params.reject_unknown_params(request)
     runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
     await action(runtime, project, job_id)
-    return job_response(await job_rows.find(runtime, project, job_id), 200, {})
+    return job_response(await job_rows.get_job(runtime, project, job_id), 200, {})

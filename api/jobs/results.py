@@ -12,7 +12,7 @@ from api.http.auth import budgets_of, caller_of, runtime_of
 from api.http.budgets import BudgetedStream
 from api.http.compression import VARY, chosen_coding, compressed_stream, must_compress
 from engine.jobs.reading import job_rows, read_leases, results
-from engine.jobs.reading.results import Range
+from engine.jobs.reading.results import IndexRange
 from models.errors import InvalidInput
 
 NDJSON = "application/x-ndjson"
@@ -27,15 +27,15 @@ async def get_results(request: Request) -> Response:
 
 async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
-    job = await job_rows.find(runtime, caller_of(request).project, request.path_params["job_id"])
+    job = await job_rows.get_job(runtime, caller_of(request).project, request.path_params["job_id"])
     format_ = params.choice_param(request, "format", ("ndjson", "npy"))
     encoding = params.choice_param(request, "encoding_format", ("float", "base64"))
     start = params.int_param(request, "start")
     stop = params.int_param(request, "stop")
     if start is not None and stop is not None and stop < start:
         raise InvalidInput("Invalid 'stop': must not be less than start.", param="stop", code="invalid_value")
-    await read_leases.start_reading(runtime, job)
-    index_range = Range.of(job, start, stop)
+    await read_leases.acquire_read_lease(runtime, job)
+    index_range = IndexRange.of(job, start, stop)
     complete = await results.is_complete(runtime, job, index_range, stop)
     headers = {"x-embedmill-complete": "true" if complete else "false", "cache-control": "no-store"}
     body: Body
@@ -46,7 +46,7 @@ async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
         body = results.ndjson(runtime, job, index_range, encoding, complete=complete)
         media_type = NDJSON
     headers["content-disposition"] = f'attachment; filename="{job.id}.{format_}"'
-    return read_leases.keep_reading(runtime, job.id, body), media_type, headers
+    return read_leases.renew_while_reading(runtime, job.id, body), media_type, headers
 
 
 async def get_errors(request: Request) -> Response:
@@ -57,9 +57,9 @@ async def get_errors(request: Request) -> Response:
 
 async def _start_errors(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
-    job = await job_rows.find(runtime, caller_of(request).project, request.path_params["job_id"])
-    await read_leases.start_reading(runtime, job)
-    body = read_leases.keep_reading(runtime, job.id, results.errors_ndjson(runtime, job))
+    job = await job_rows.get_job(runtime, caller_of(request).project, request.path_params["job_id"])
+    await read_leases.acquire_read_lease(runtime, job)
+    body = read_leases.renew_while_reading(runtime, job.id, results.errors_ndjson(runtime, job))
     return body, NDJSON, {}
 
 

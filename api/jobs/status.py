@@ -20,15 +20,15 @@ async def list_jobs(request: Request) -> Response:
     params.reject_unknown_params(request, "limit", "after", "status")
     limit = params.int_param(request, "limit", default=20, low=1, high=100) or 20
     status = request.query_params.get("status")
-    if status is not None and status not in job_rows.STATUSES:
+    if status is not None and status not in job_rows.JOB_STATUSES:
         raise InvalidInput(
-            f"Invalid 'status': supported are {', '.join(job_rows.STATUSES)}.", param="status", code="invalid_value"
+            f"Invalid 'status': supported are {', '.join(job_rows.JOB_STATUSES)}.", param="status", code="invalid_value"
         )
-    rows, has_more = await job_rows.page(
+    rows, has_more = await job_rows.list_jobs(
         runtime_of(request),
         caller_of(request).project,
         limit=limit,
-        after=request.query_params.get("after"),
+        after_id=request.query_params.get("after"),
         status=status,
     )
     data = [job_rows.job_object(row) for row in rows]
@@ -54,10 +54,14 @@ async def get_job(request: Request) -> Response:
         watches: JobWatches = request.app.state.watches
         with budgets_of(request).polls.hold(caller_of(request).key_id):
             row = await watches.wait_for_change(
-                project, job_id, wait_s=wait_s, seen_etag=_first_tag(seen_etags), gone=request.is_disconnected
+                project,
+                job_id,
+                wait_s=wait_s,
+                seen_etag=_first_tag(seen_etags),
+                client_disconnected=request.is_disconnected,
             )
     else:
-        row = await job_rows.find(runtime, project, job_id)
+        row = await job_rows.get_job(runtime, project, job_id)
     etag = job_rows.etag(row)
     if seen_etags is not None and _matches(seen_etags, etag):
         return Response(status_code=304, headers=poll_headers(row, etag))

@@ -18,9 +18,9 @@ from engine.corpus import json_spans
 from engine.corpus.json_items import read_items, read_numbers
 from engine.corpus.lines import PARSERS, ByteLimit, GzipDecoder, IdentityDecoder, LineReader, Lines, TextLine, add_value
 from engine.jobs.ingest import job_intake
-from engine.jobs.ingest.differences import what_differs
-from engine.jobs.ingest.dry_run import Estimate
-from engine.jobs.ingest.job_intake import JobIntake, JobSpec, Replay, Reservation
+from engine.jobs.ingest.differences import describe_differences
+from engine.jobs.ingest.dry_run import DryRun
+from engine.jobs.ingest.job_intake import IdempotentReplay, JobIntake, JobSpec, Reservation
 from engine.jobs.reading import job_rows
 from engine.jobs.recording import budget
 from engine.planning import packing
@@ -62,14 +62,14 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
         spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {})
         records = _records_of(options.input) if span is None else _records_within(runtime, spec, body, span)
         if options.dry_run:
-            estimate = Estimate(runtime, spec, project)
+            estimate = DryRun(runtime, spec, project)
             await estimate.read(records, size=len(body))
             return json_response(await estimate.finish())
         fingerprint = await _hash(runtime, project, body)
         reserved = await _reserve(request, runtime, key)
-        if isinstance(reserved, Replay):
+        if isinstance(reserved, IdempotentReplay):
             return await _replay(request, runtime, reserved, fingerprint, spec)
-        async with job_intake.receiving(runtime, caller_of(request), spec, reserved) as intake:
+        async with job_intake.open_intake(runtime, caller_of(request), spec, reserved) as intake:
             await intake.read(records, size=len(body))
             await runtime.keys.check_again(caller_of(request))
             await intake.finish(fingerprint)
@@ -110,16 +110,16 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, medi
     spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {})
     decoder = request_body.body_decoder(request)
     if options.dry_run:
-        estimate = Estimate(runtime, spec, caller_of(request).project)
+        estimate = DryRun(runtime, spec, caller_of(request).project)
         await _feed(request, runtime, media_type, decoder, estimate, hashlib.sha256())
         return json_response(await estimate.finish())
     hasher = hashlib.sha256(b"%b\0%b\0" % (media_type.encode(), request.scope["query_string"]))
     reserved = await _reserve(request, runtime, key)
-    if isinstance(reserved, Replay):
+    if isinstance(reserved, IdempotentReplay):
         async for chunk in request_body.raw_chunks(request):
             hasher.update(chunk)
         return await _replay(request, runtime, reserved, hasher.digest(), spec)
-    async with job_intake.receiving(runtime, caller_of(request), spec, reserved) as intake:
+    async with job_intake.open_intake(runtime, caller_of(request), spec, reserved) as intake:
         await _feed(request, runtime, media_type, decoder, intake, hasher)
         await runtime.keys.check_again(caller_of(request))
         await intake.finish(hasher.digest())
@@ -131,7 +131,7 @@ async def _feed(
     runtime: Runtime,
     media_type: str,
     decoder: GzipDecoder | IdentityDecoder,
-    sink: JobIntake | Estimate,
+    sink: JobIntake | DryRun,
     hasher: hashlib._Hash,
 ) -> None:
     """Pass the records of a streamed body to `sink` as they arrive, decoded and parsed in the work threads."""
@@ -149,25 +149,27 @@ async def _feed(
         hasher.update(chunk)
         # The decompressed size is not known yet.
         size = len(chunk) if isinstance(decoder, IdentityDecoder) else None
-        await sink.read(lines_of(chunk), size=size, held_bytes=reader.held_bytes)
+        await sink.read(lines_of(chunk), size=size, buffered_bytes=reader.held_bytes)
     decoder.finish()
     await sink.read(iter([reader.finish()]), size=reader.held_bytes)
 
 
-async def _reserve(request: Request, runtime: Runtime, key: str | None) -> Reservation | Replay | None:
+async def _reserve(request: Request, runtime: Runtime, key: str | None) -> Reservation | IdempotentReplay | None:
     return None if key is None else await job_intake.reserve(runtime, caller_of(request).project, key)
 
 
-async def _replay(request: Request, runtime: Runtime, replay: Replay, fingerprint: bytes, spec: JobSpec) -> Response:
+async def _replay(
+    request: Request, runtime: Runtime, replay: IdempotentReplay, fingerprint: bytes, spec: JobSpec
+) -> Response:
     if replay.fingerprint != fingerprint:
-        difference = await what_differs(runtime, replay.job_id, spec)
+        difference = await describe_differences(runtime, replay.job_id, spec)
         raise IdempotencyMismatch(
             f"This Idempotency-Key was used before with another request{difference and f': {difference}'}. "
             "Send the same request again, or use a new key for a new job.",
             param="idempotency-key",
         )
     try:
-        row = await job_rows.find(runtime, caller_of(request).project, replay.job_id)
+        row = await job_rows.get_job(runtime, caller_of(request).project, replay.job_id)
     except JobNotFound as error:  # deleted since the key was looked up, and the key with it
         raise Conflict(
             "The job of this Idempotency-Key was deleted just now: send the request again.", should_retry=True
@@ -176,7 +178,7 @@ async def _replay(request: Request, runtime: Runtime, replay: Replay, fingerprin
 
 
 async def _accepted(request: Request, runtime: Runtime, intake: JobIntake) -> Response:
-    row = await job_rows.find(runtime, caller_of(request).project, intake.job_id)
+    row = await job_rows.get_job(runtime, caller_of(request).project, intake.job_id)
     return job_response(row, 202, {"location": job_path(row.id)})
 
 
@@ -206,9 +208,9 @@ def _job_spec(
         alias=alias,
         width=packing.resolve_dimensions(alias, options.dimensions),
         options=options,
-        labels=metadata,
+        metadata=metadata,
         request_id=request.scope["request_id"],
-        max_cost_usd=None if fields.max_cost_usd is None else budget.ceiling(fields.max_cost_usd),
+        max_cost_usd=None if fields.max_cost_usd is None else budget.parse_max_cost(fields.max_cost_usd),
     )
 
 

@@ -16,7 +16,7 @@ from api.openai.warnings import warnings_of
 from engine.embedding.collector import OutcomeCollector
 from engine.process.work_threads import WorkThreads
 from engine.storage import vectors
-from models.base import trace_id, usd_text
+from models.base import random_id, usd_text
 from models.embedding import Alias, Call, Matrix, Options, Route
 
 # A larger answer is encoded in steps, so that each tenant has its turn on the loop.
@@ -138,7 +138,7 @@ def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) 
         },
         "space": alias.space,
         "cost": usd_text(cost),
-        "generationId": trace_id("gen"),
+        "generationId": random_id("gen"),
         "usageEstimated": False,
         "cachedInputs": 0,
         "warnings": [],

@@ -13,9 +13,9 @@ def warnings_of(options: Options, calls: Sequence[Call], final: Route) -> list[d
     warnings: list[dict[str, str]] = []
     if options.provider_options or options.input_type:
         warnings += (_warning("unsupported", *pair) for pair in not_honoured(options, [final]))
-    doubted = next((call for call in calls if call.doubt is not None), None)
+    doubted = next((call for call in calls if call.usage_doubt is not None), None)
     if doubted is not None:
-        reason = f"{doubted.provider} reports a number of tokens that is not believed ({doubted.doubt})"
+        reason = f"{doubted.provider} reports a number of tokens that is not believed ({doubted.usage_doubt})"
         warnings.append(_warning("other", "usage", f"{reason}: usage and cost are estimated"))
     return warnings
 

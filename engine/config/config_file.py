@@ -34,7 +34,7 @@ class AccountSection(msgspec.Struct, forbid_unknown_fields=True):
     tokens_per_minute: int | None = None
     expect_model: bool | str | None = None
     allow_zero_vectors: bool = False
-    canary: str | None = None
+    drift_probe: str | None = None
     proxy: str | None = None
     encoding: str = "base64"
     allowed_options: list[str] | None = None
@@ -153,7 +153,7 @@ def _known_route(name: str, known: CatalogModel, account: Account) -> Route:
         accepts_tokens=provider.accepts_tokens,
         tokenizer=known.tokenizer,
         expect_model=_expected(account.expect_model, known.upstream_model),
-        any_model=account.expect_model is False,
+        model_name_unchecked=account.expect_model is False,
         alias=name,
         encoding=account.encoding,
     )
@@ -187,13 +187,13 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
         base_url=base_url,
         api_key=_secret(section.api_key, f"{where}.api_key", environ),
         max_concurrency=section.max_concurrency or MAX_CONCURRENCY,
-        shares_places=section.max_concurrency is not None,
+        concurrency_is_global=section.max_concurrency is not None,
         timeout_s=section.timeout_s,
         requests_per_minute=section.requests_per_minute,
         tokens_per_minute=section.tokens_per_minute,
         expect_model=section.expect_model,
         allow_zero_vectors=section.allow_zero_vectors,
-        canary=section.canary or None,
+        drift_probe=section.drift_probe or None,
         proxy=_proxy_of(section.proxy, f"{where}.proxy", environ),
         encoding=_encoding(section.encoding, f"{where}.encoding"),
         allowed_options=None if section.allowed_options is None else frozenset(section.allowed_options),
@@ -313,7 +313,7 @@ def _route(
         weight=section.weight,
         tokenizer=section.tokenizer or (known.tokenizer if known else None),
         expect_model=_expected(expected, upstream_model),
-        any_model=expected is False,
+        model_name_unchecked=expected is False,
         alias=alias,
         encoding=account.encoding,
     )

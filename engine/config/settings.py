@@ -117,9 +117,11 @@ class Settings:
     )
     ops_host: str = setting("127.0.0.1", "Address on which a worker or scheduler serves them")
 
-    canary_every_s: float = setting(600.0, "Seconds between two checks of a route's canary, where its account has one")
-    canary_similarity: float = setting(
-        0.999, "Cosine with its first answer below which a canary's route is quarantined"
+    drift_check_every_s: float = setting(
+        600.0, "Seconds between two drift checks of a route whose account has a drift_probe"
+    )
+    drift_min_similarity: float = setting(
+        0.999, "Cosine with the reference vector below which a drift check quarantines the route"
     )
 
     shard_inputs: int = setting(4096, "Inputs in one shard at the most")
@@ -133,11 +135,11 @@ class Settings:
     )
     lease_s: float = setting(60.0, "Seconds a worker's claim on a shard lasts without a heartbeat")
     heartbeat_s: float = setting(15.0, "Seconds between heartbeats; four must fit into a lease")
-    ring_again_s: float = setting(30.0, "Seconds after which a shard that nobody claimed is rung again")
+    reannounce_after_s: float = setting(30.0, "Seconds after which a shard that no worker claimed is announced again")
     sweep_s: float = setting(2.0, "Seconds between two sweeps")
-    spool_bytes: int = setting(4 * 1024**3, "Bytes that paid results may take on disk while the database is away")
-    claim_unrung_s: float = setting(
-        5.0, "Seconds that a shard waits for its message to arrive before an idle worker takes it unasked"
+    spool_max_bytes: int = setting(4 * 1024**3, "Bytes that paid results may take on disk while the database is away")
+    claim_unannounced_after_s: float = setting(
+        5.0, "Seconds that a due shard waits before an idle worker claims it without a message"
     )
     watchdog_s: float = setting(
         30.0, "Seconds without a message, while shards wait and the broker answers, before a worker restarts itself"
@@ -249,13 +251,13 @@ class Settings:
             ("SWEEP_S", self.sweep_s <= self.lease_s, "SWEEP_S must not be more than LEASE_S"),
             (
                 "WATCHDOG_S",
-                self.claim_unrung_s <= self.watchdog_s,
-                "CLAIM_UNRUNG_S must not be more than WATCHDOG_S: idle workers take work before they restart",
+                self.claim_unannounced_after_s <= self.watchdog_s,
+                "CLAIM_UNANNOUNCED_AFTER_S must not exceed WATCHDOG_S: idle workers take work before they restart",
             ),
             (
-                "CANARY_SIMILARITY",
-                self.canary_similarity <= 1.0,
-                "CANARY_SIMILARITY is a cosine: it must not be more than 1",
+                "DRIFT_MIN_SIMILARITY",
+                self.drift_min_similarity <= 1.0,
+                "DRIFT_MIN_SIMILARITY is a cosine: it must not be more than 1",
             ),
             (
                 "NAMESPACE",

@@ -122,7 +122,7 @@ class Spool:
             return
         taken = self._taken_bytes()
         if taken > NEARLY_FULL * self._max_bytes:
-            self._warn(f"the spool has {taken} of its {self._max_bytes} bytes (EMBEDMILL_SPOOL_BYTES)")
+            self._warn(f"the spool has {taken} of its {self._max_bytes} bytes (EMBEDMILL_SPOOL_MAX_BYTES)")
         elif free < LOW_BYTES:
             self._warn(f"only {free // 2**20} MiB are free in {self._folder}: free some, or paid results may be lost")
         else:
@@ -151,7 +151,7 @@ class Spool:
 
     def _check_room(self, body_bytes: int) -> None:
         if self._taken_bytes() + body_bytes > self._max_bytes:
-            raise OSError(0, "it is full (EMBEDMILL_SPOOL_BYTES)")
+            raise OSError(0, "it is full (EMBEDMILL_SPOOL_MAX_BYTES)")
 
     def _write(self, name: str, body: bytes) -> SpooledFile:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -90,7 +90,7 @@ async def embed_once(flight: EmbedRun, batch: Batch, trial: Trial, only: Route |
     tokens_metric, inputs_metric = delivery_metrics(route.provider, route.upstream_model, flight.lane)
     tokens_metric.inc(counted)
     inputs_metric.inc(count)
-    truncated: Sequence[int] = batch.indexes if batch.is_cut else ()
+    truncated: Sequence[int] = batch.indexes if batch.is_truncated else ()
     if used is not None and provider_truncation.may_be_cut(batch, used):
         is_quick = flight.lane == INTERACTIVE
         cut = provider_truncation.cut_upstream(batch, used, exact=tokens.is_exact_for(route), is_quick=is_quick)

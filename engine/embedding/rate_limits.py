@@ -16,7 +16,7 @@ from engine.limiter.acquire import ANSWERED_429, turned_away
 from engine.limiter.max_wait import Patience
 from engine.limiter.route_limiter import is_long_wait
 from engine.routing.outages import route_key
-from models.base import trace_id
+from models.base import random_id
 from models.embedding import Batch, Route
 from models.errors import UpstreamRateLimited
 
@@ -78,7 +78,7 @@ async def may_try_again(
 
 async def _pause(run: Run, wait_s: float, cause: UpstreamRateLimited | None) -> None:
     """Wait; the job says so, and why, once it has happened more than once."""
-    slot = trace_id("pause")
+    slot = random_id("pause")
     run.waits.waiting(slot, wait_s, cause=cause)
     try:
         await run.stop.sleep(wait_s)

@@ -1,1 +1,1 @@
-"""A bulk job by phase of life: submit, dispatch, claim, run, record, finish, read, end, sweep."""
+"""Bulk jobs: ingest, scheduling, leasing, execution, recording, control, reading and maintenance."""

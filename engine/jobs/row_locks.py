@@ -1,8 +1,7 @@
-"""Locks: rows are locked shards first, then jobs, each in the order of their ids. So no two transactions wait for each
-other in a circle.
+"""Row locks in one order: shards before jobs, each by id. This order rules out deadlocks.
 
-An UPDATE of many rows takes its locks in the order of its plan. So whoever changes more than one row locks them here
-first, and then changes those only. SQLite has one writer at a time and needs no locks.
+An UPDATE of several rows takes its locks in the order of its plan, so a caller that changes more than one row locks
+the rows here first and then changes only those. SQLite has one writer at a time and needs no row locks.
 """
 
 from __future__ import annotations
@@ -14,23 +13,27 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from models.job import Job, Shard
 
-# Rows locked and changed by one statement; what is left over waits for the next round.
-AT_ONCE = 1000
+# Rows that one statement locks and changes; the next round takes the others.
+MAX_LOCKED_ROWS = 1000
 
 
-async def lock_shards(connection: AsyncConnection, *where: ColumnElement[bool], at_once: int = AT_ONCE) -> list[str]:
-    """Lock the shards that fulfil all of `where`, the first `at_once` of them by id: their ids."""
-    return await _locked(connection, Shard.id, where, at_once)
+async def lock_shards(
+    connection: AsyncConnection, *where: ColumnElement[bool], limit: int = MAX_LOCKED_ROWS
+) -> list[str]:
+    """Lock up to `limit` shards that satisfy all of `where`, in the order of their ids. Returns the ids."""
+    return await _locked(connection, Shard.id, where, limit)
 
 
-async def lock_jobs(connection: AsyncConnection, *where: ColumnElement[bool], at_once: int = AT_ONCE) -> list[str]:
-    """Lock the jobs that fulfil all of `where`, the first `at_once` of them by id: their ids."""
-    return await _locked(connection, Job.id, where, at_once)
+async def lock_jobs(
+    connection: AsyncConnection, *where: ColumnElement[bool], limit: int = MAX_LOCKED_ROWS
+) -> list[str]:
+    """Lock up to `limit` jobs that satisfy all of `where`, in the order of their ids. Returns the ids."""
+    return await _locked(connection, Job.id, where, limit)
 
 
 async def _locked(
-    connection: AsyncConnection, ids: Any, where: tuple[ColumnElement[bool], ...], at_once: int
+    connection: AsyncConnection, ids: Any, where: tuple[ColumnElement[bool], ...], limit: int
 ) -> list[str]:
-    # FOR NO KEY UPDATE, as an UPDATE itself takes: rows that refer to these may still be written beside.
-    statement = select(ids).where(*where).order_by(ids).limit(at_once).with_for_update(key_share=True)
+    # FOR NO KEY UPDATE, as an UPDATE takes: rows with foreign keys to these may be inserted meanwhile.
+    statement = select(ids).where(*where).order_by(ids).limit(limit).with_for_update(key_share=True)
     return list((await connection.execute(statement)).scalars())

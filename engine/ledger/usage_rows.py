@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from models.base import PICODOLLAR, trace_id
+from models.base import PICODOLLAR, random_id
 from models.embedding import BatchOutcome, Call
 from models.usage import UsageKind
 
@@ -49,7 +49,7 @@ def delivered(
                 by_route[key] = _Sum(part)
     return [
         _row(
-            id=f"{row_id}{number}" if row_id else trace_id("use"),
+            id=f"{row_id}{number}" if row_id else random_id("use"),
             project=project,
             key_id=key_id,
             lane=lane,

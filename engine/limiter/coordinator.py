@@ -30,10 +30,10 @@ class BucketCoordinator:
     """Asks and ends calls, in Redis where it can. The clock of its own book is the event loop's."""
 
     def __init__(
-        self, shared: RedisStore, name: str, *, most_under_way: int, slot_s: float, shares_places: bool = False
+        self, shared: RedisStore, name: str, *, most_under_way: int, slot_s: float, concurrency_is_global: bool = False
     ) -> None:
         self._shared = shared
-        self._shares_places = shares_places and shared.configured
+        self._shares_places = concurrency_is_global and shared.configured
         self._keys = lua.keys_of(name)
         self._most_under_way = most_under_way
         self._slot_s = slot_s
@@ -195,7 +195,7 @@ class BucketCoordinator:
 
     async def _free_the_dead(self) -> None:
         """Free the slots of processes of this machine that are no more: nobody need wait for their leases."""
-        for slot in await self._shared.run(lua.UNDER_WAY, self._keys[1:2], []) or ():
+        for slot in await self._shared.run(lua.ACTIVE_STATUSES, self._keys[1:2], []) or ():
             if is_dead_local_process(slot.rpartition("-")[0].partition("#")[0]):
                 await self._tell(CallResult(slot, CallSignal.NOTHING))
 

@@ -36,7 +36,7 @@ RENEW   A call's slot is a lease: its process renews it, so the slots of a proce
         Redis that has lost its data learns of the calls under way.
         KEYS  1 under-way; ARGV 1 seconds until the slots count as lost, 2… slots
 
-UNDER_WAY  KEYS 1 under-way. Returns all slots.
+ACTIVE_STATUSES  KEYS 1 under-way. Returns all slots.
 
 WATCH   Accounts without a quota are not asked for here, until one of them is refused: then all processes must know.
         KEYS  1 sorted set of such accounts and models, scored with the second until which they are watched
@@ -310,7 +310,7 @@ redis.call('EXPIRE', KEYS[1], 300)
 return {}
 """
 
-UNDER_WAY = """
+ACTIVE_STATUSES = """
 return redis.call('ZRANGE', KEYS[1], 0, -1)
 """
 

@@ -21,7 +21,7 @@ from redis.exceptions import NoScriptError, RedisError
 from engine.connections import urls
 from engine.connections.broker_faults import broker_fault
 from engine.connections.faults import REDIS
-from engine.observability.telemetry import PACING_FALLBACKS
+from engine.observability.telemetry import LIMITER_FALLBACKS
 from engine.process.process_names import process_name
 
 log = logging.getLogger("embedmill.pacing")
@@ -101,7 +101,7 @@ class RedisStore:
             return await self._redis.eval(text, len(keys), *keys, *arguments)
 
     def _left(self, reason: str) -> None:
-        PACING_FALLBACKS.inc()
+        LIMITER_FALLBACKS.inc()
         self._try_again_at = asyncio.get_running_loop().time() + TRY_AGAIN_S
         if not self._away:
             self._away = True

@@ -79,7 +79,7 @@ class Lines:
             f"{account.name}|{model}",
             most_under_way=account.max_concurrency,
             slot_s=account.timeout_s + SLOT_MARGIN_S,
-            shares_places=account.shares_places,
+            concurrency_is_global=account.concurrency_is_global,
         )
         desk.share_among(self._processes)
         self._desks.append(desk)

@@ -23,8 +23,8 @@ from engine.limiter.latency import Latency
 from engine.limiter.learned_quota import KINDS
 from engine.limiter.max_wait import UNBOUNDED, Patience
 from engine.observability.telemetry import (
-    PACING_REFUSALS,
-    PACING_WAIT_SECONDS,
+    LIMITER_REFUSALS,
+    LIMITER_WAIT_SECONDS,
     PLACES,
     QUOTA_SHARE,
     RATE_LIMIT_COOLDOWNS,
@@ -95,8 +95,8 @@ class RouteLimiter:
         self._ending: set[asyncio.Task[None]] = set()
         labels = (account.name, model)
         names = {True: "interactive", False: "bulk"}
-        self._wait_seconds = {lane: PACING_WAIT_SECONDS.labels(*labels, name) for lane, name in names.items()}
-        self._refusals = {lane: PACING_REFUSALS.labels(*labels, name) for lane, name in names.items()}
+        self._wait_seconds = {lane: LIMITER_WAIT_SECONDS.labels(*labels, name) for lane, name in names.items()}
+        self._refusals = {lane: LIMITER_REFUSALS.labels(*labels, name) for lane, name in names.items()}
         self._gates = RATE_LIMIT_COOLDOWNS.labels(*labels)
         self._places_gauge = PLACES.labels(*labels)
         self._places_gauge.set(account.max_concurrency)

@@ -76,21 +76,21 @@ WASTED_TOKENS = Counter(
     ["provider", "model", "code"],
     registry=REGISTRY,
 )
-PACING_WAIT_SECONDS = Histogram(
-    "embedmill_pacing_wait_seconds",
+LIMITER_WAIT_SECONDS = Histogram(
+    "embedmill_limiter_wait_seconds",
     "Time that a call to an account with a quota waited for its start",
     ["provider", "model", "lane"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
     registry=REGISTRY,
 )
-PACING_REFUSALS = Counter(
-    "embedmill_pacing_refusals_total",
+LIMITER_REFUSALS = Counter(
+    "embedmill_limiter_refusals_total",
     "Calls turned away because the quota would not allow them before their deadline",
     ["provider", "model", "lane"],
     registry=REGISTRY,
 )
 RATE_LIMIT_COOLDOWNS = Counter(
-    "embedmill_pacing_rate_limited_total",
+    "embedmill_limiter_rate_limited_total",
     "Answers 429: each keeps all processes from the account and model until the provider's time is up",
     ["provider", "model"],
     registry=REGISTRY,
@@ -109,11 +109,11 @@ QUOTA_SHARE = Gauge(
     multiprocess_mode="mostrecent",
     registry=REGISTRY,
 )
-PACING_FALLBACKS = Counter(
-    "embedmill_pacing_redis_failures_total", "Questions about a quota that Redis did not answer", registry=REGISTRY
+LIMITER_FALLBACKS = Counter(
+    "embedmill_limiter_redis_failures_total", "Questions about a quota that Redis did not answer", registry=REGISTRY
 )
 PACED_ALONE = Counter(
-    "embedmill_pacing_fallback_total",
+    "embedmill_limiter_local_fallback_total",
     "Calls paced by this process's share of the quota, because Redis was away",
     registry=REGISTRY,
 )
@@ -122,7 +122,7 @@ INPUTS = Counter("embedmill_inputs_total", "Inputs settled", ["lane", "outcome"]
 JOBS = Gauge("embedmill_jobs", "Jobs by status", ["status"], multiprocess_mode="mostrecent", registry=REGISTRY)
 SHARDS = Gauge(
     "embedmill_shards",
-    "Unfinished shards by state (queued and rung: the queue's depth)",
+    "Unfinished shards by state (queued and announced: the queue's depth)",
     ["state"],
     multiprocess_mode="mostrecent",
     registry=REGISTRY,
@@ -178,7 +178,7 @@ BODY_REFUSALS = Counter(
 )
 QUARANTINED = Gauge(
     "embedmill_route_quarantined",
-    "1: another model answers the route's canary than before, and nothing is sent to it",
+    "1: the route failed its drift check, and nothing is sent to it",
     ["provider", "model", "space"],
     multiprocess_mode="mostrecent",
     registry=REGISTRY,
@@ -216,7 +216,9 @@ COST_USD = Counter(
     ["project", "provider", "model", "kind"],
     registry=REGISTRY,
 )
-NOTIFY_FAILURES = Counter("embedmill_rings_failed_total", "Messages that the broker did not take", registry=REGISTRY)
+NOTIFY_FAILURES = Counter(
+    "embedmill_notifications_failed_total", "Messages that the broker did not take", registry=REGISTRY
+)
 ROUTES_DOWN = Gauge(
     "embedmill_route_down",
     "1: no call to the route can succeed, as far as is known; jobs wait for it",

@@ -177,7 +177,9 @@ def _batch_of_all(
     all_tokens = all_bytes if exact else sum(estimates)
     if most > limits.tokens_per_input or all_tokens > limits.tokens_per_call or not min(sizes):
         return None
-    return Batch(texts, indexes, min(sum(estimates), all_tokens), width, options, bytes=all_bytes, single=single)
+    return Batch(
+        texts, indexes, min(sum(estimates), all_tokens), width, options, bytes=all_bytes, is_bare_string=single
+    )
 
 
 class _Load:
@@ -239,7 +241,7 @@ class _Load:
     ) -> Batch:
         counted = min(self._estimate, self._all_tokens) if self._exact else self._estimate
         text_bytes = self._text_bytes if self._only_texts else 0
-        return Batch(inputs, indexes, counted, width, options, bytes=text_bytes, single=single)
+        return Batch(inputs, indexes, counted, width, options, bytes=text_bytes, is_bare_string=single)
 
 
 def _json_bytes(item: Input) -> int:
@@ -274,7 +276,7 @@ def repack(batch: Batch, limits: Limits) -> Iterator[Batch]:
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
     """The batch as two, in order."""
-    whole = replace(batch, single=False)
+    whole = replace(batch, is_bare_string=False)
     middle = len(batch.inputs) // 2
     return part(whole, 0, middle), part(whole, middle, len(batch.inputs))
 
@@ -293,4 +295,11 @@ def chosen(batch: Batch, positions: Sequence[int]) -> Batch:
     if batch.bytes:
         text_bytes = sum(tokens.utf8_bytes(item) for item in inputs if isinstance(item, str))
         count = max(len(inputs), round(batch.tokens * text_bytes / batch.bytes))
-    return replace(batch, inputs=inputs, indexes=indexes, tokens=count, bytes=text_bytes, single=batch.single and whole)
+    return replace(
+        batch,
+        inputs=inputs,
+        indexes=indexes,
+        tokens=count,
+        bytes=text_bytes,
+        is_bare_string=batch.is_bare_string and whole,
+    )

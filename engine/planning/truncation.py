@@ -54,4 +54,4 @@ def too_long_error(error: UpstreamError, options: Options) -> InputError:
 def _cut(batch: Batch, kept: int) -> Batch:
     item: Input = batch.inputs[0][:kept]
     size = tokens.utf8_bytes(item) if isinstance(item, str) and batch.bytes else 0
-    return replace(batch, inputs=[item], tokens=tokens.estimate(item), bytes=size, is_cut=True)
+    return replace(batch, inputs=[item], tokens=tokens.estimate(item), bytes=size, is_truncated=True)

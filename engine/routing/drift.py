@@ -1,8 +1,8 @@
-"""Canaries: a text that is asked for again now and then, to notice that another model answers than before.
+"""Drift checks: a text is embedded again at intervals, to notice that another model answers than before.
 
 The first answer is kept in the database, so that all processes compare with the same one, whatever restarts. A route
 whose answer has changed is quarantined for its space: nothing is sent there until an operator has released it. Why the
-database, and why like this: docs/decisions/0012-canaries.md.
+database, and why like this: docs/decisions/0012-drift-checks.md.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from engine.routing.router import Router
 from engine.storage.database import DATABASE_ERRORS, Database
 from engine.upstream.call import Upstream
 from models.base import db_now
-from models.canary import Canary
+from models.drift import DriftCheck
 from models.embedding import Alias, Batch, Call, Options, Route
 from models.errors import EmbedmillError, StorageUnavailable
 from models.job import FINISHED, Job
 from models.usage import OPERATOR_PROJECT
 
-log = logging.getLogger("embedmill.canary")
+log = logging.getLogger("embedmill.drift")
 LOOK_EVERY_S = 5.0
 Place = tuple[str, str, str]  # account, upstream model, space
 
 
 class DriftMonitor:
-    """Looks after the routes whose account has a canary text. Costs nothing where none has."""
+    """Looks after the routes whose account has a drift probe. Costs nothing where none has one."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class DriftMonitor:
             (route.provider, route.upstream_model, alias.space): route
             for alias in aliases
             for route in alias.routes
-            if route.account.canary
+            if route.account.drift_probe
         }
         self._alias_of = {
             (route.provider, route.upstream_model): alias.name for alias in aliases for route in alias.routes
@@ -82,7 +82,7 @@ class DriftMonitor:
             try:
                 await self._read()
             except DATABASE_ERRORS:
-                log.warning("canaries cannot be read: the database does not answer")
+                log.warning("drift checks cannot be read: the database does not answer")
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._check_due())
 
@@ -94,42 +94,44 @@ class DriftMonitor:
                     await self._check(place, route, reference.vector)
             await self._read()
         except StorageUnavailable:
-            log.warning("canaries wait for the database")
+            log.warning("drift checks wait for the database")
         except Exception:
-            log.exception("a canary could not be checked")
+            log.exception("a drift check failed")
 
     async def _read(self) -> None:
         async with self._database.read() as connection:
             rows = (
-                await connection.execute(select(*Canary.__table__.columns).where(Canary.quarantined_at.is_not(None)))
+                await connection.execute(
+                    select(*DriftCheck.__table__.columns).where(DriftCheck.quarantined_at.is_not(None))
+                )
             ).all()
         self._router.quarantined = frozenset((row.account, row.upstream_model, row.space) for row in rows)
         for place in self._watched:
             QUARANTINED.labels(*place).set(place in self._router.quarantined)
 
     async def _take_turn(self, place: Place, route: Route) -> Any:
-        """The canary's row when it is due and nobody else checks it; else None."""
-        digest = hashlib.sha256((route.account.canary or "").encode()).hexdigest()
+        """The row of the drift check when it is due and nobody else checks it; else None."""
+        digest = hashlib.sha256((route.account.drift_probe or "").encode()).hexdigest()
         account, upstream_model, space = place
         fresh = {"text_digest": digest, "vector": None, "checked_at": db_now(), "quarantined_at": None}
         async with self._database.write() as connection:
-            # Another text is another canary: it begins anew.
-            changed = Canary.text_digest != digest
-            await connection.execute(delete(Canary).where(*_at(place), changed))
+            # Another probe text starts a new check.
+            changed = DriftCheck.text_digest != digest
+            await connection.execute(delete(DriftCheck).where(*_at(place), changed))
             added = await connection.execute(
-                self._database.insert(Canary)
+                self._database.insert(DriftCheck)
                 .values(account=account, upstream_model=upstream_model, space=space, **fresh)
                 .on_conflict_do_nothing()
-                .returning(Canary.vector)
+                .returning(DriftCheck.vector)
             )
             if (row := added.one_or_none()) is not None:
                 return row
-            due = or_(Canary.checked_at < db_now() - self._every_s, Canary.vector.is_(None))
+            due = or_(DriftCheck.checked_at < db_now() - self._every_s, DriftCheck.vector.is_(None))
             mine = await connection.execute(
-                update(Canary)
-                .where(*_at(place), Canary.quarantined_at.is_(None), due)
+                update(DriftCheck)
+                .where(*_at(place), DriftCheck.quarantined_at.is_(None), due)
                 .values(checked_at=db_now())
-                .returning(Canary.vector)
+                .returning(DriftCheck.vector)
             )
             return mine.one_or_none()
 
@@ -142,27 +144,27 @@ class DriftMonitor:
                 answer = await self._ask(route)
                 alike = cosine(answer, reference or answer)
         except EmbedmillError as error:
-            log.info("a canary got no answer", extra={"provider": place[0], "model": place[1], "code": error.code})
+            log.info("a drift check got no answer", extra={"provider": place[0], "model": place[1], "code": error.code})
             return
         async with self._database.write() as connection:
             if reference is None:
-                first = update(Canary).where(*_at(place), Canary.vector.is_(None))
+                first = update(DriftCheck).where(*_at(place), DriftCheck.vector.is_(None))
                 await connection.execute(first.values(vector=answer, similarity=1.0))
                 return
             changed = alike < self._similarity
             values = {"similarity": alike, "quarantined_at": db_now() if changed else None}
-            await connection.execute(update(Canary).where(*_at(place)).values(values))
+            await connection.execute(update(DriftCheck).where(*_at(place)).values(values))
             if changed:
                 await warn_jobs(connection, place)
         if changed:
             log.error(
-                "a route is quarantined: another model answers its canary (cosine %.6f)",
+                "a route is quarantined: it failed its drift check (cosine %.6f)",
                 alike,
                 extra={"provider": place[0], "model": place[1], "code": "route_quarantined"},
             )
 
     async def _ask(self, route: Route) -> bytes:
-        text = route.account.canary or ""
+        text = route.account.drift_probe or ""
         batch = Batch([text], [0], tokens.estimate(text), route.width, Options())
         deadline = time.monotonic() + route.account.timeout_s
         calls: list[Call] = []
@@ -218,15 +220,17 @@ async def warn(database: Database, alias: Alias, quarantined: frozenset[Place], 
 async def quarantined(database: Database) -> list[Any]:
     """The rows of quarantined routes, for people."""
     async with database.read() as connection:
-        rows = await connection.execute(select(*Canary.__table__.columns).where(Canary.quarantined_at.is_not(None)))
+        rows = await connection.execute(
+            select(*DriftCheck.__table__.columns).where(DriftCheck.quarantined_at.is_not(None))
+        )
         return list(rows.all())
 
 
 async def release(database: Database, account: str) -> int:
     """Forget what the account's routes answered: they serve again, and their next answers are the references."""
     async with database.write() as connection:
-        return int((await connection.execute(delete(Canary).where(Canary.account == account))).rowcount)
+        return int((await connection.execute(delete(DriftCheck).where(DriftCheck.account == account))).rowcount)
 
 
 def _at(place: Place) -> tuple[Any, ...]:
-    return Canary.account == place[0], Canary.upstream_model == place[1], Canary.space == place[2]
+    return DriftCheck.account == place[0], DriftCheck.upstream_model == place[1], DriftCheck.space == place[2]

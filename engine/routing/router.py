@@ -97,7 +97,7 @@ class Router:
         self.hang_probes: defaultdict[RouteKey, HangProbes] = defaultdict(HangProbes)
         self.first_calls = CredentialProbe()
         self.own_refusals = OwnRefusals()
-        # Account, upstream model and space of routes whose canary has changed; `engine/routing/drift.py` keeps it.
+        # Account, upstream model and space of routes that failed their drift check; `engine/routing/drift.py` keeps it.
         self.quarantined: frozenset[tuple[str, str, str]] = frozenset()
         self._health: dict[tuple[str, str], RouteHealth] = {}
         self._sizes: dict[tuple[str, str], LearnedLimits] = {}

@@ -15,8 +15,8 @@ from models.worker import WorkerProcess
 FRESH_S = 2.0
 # Jobs that have ended are counted one by one, and there may be millions of them: less often.
 ENDED_FRESH_S = 60.0
-WAITING = (ShardState.QUEUED, ShardState.RUNG)
-OPEN = (ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING)
+WAITING = (ShardState.QUEUED, ShardState.ANNOUNCED)
+OPEN = (ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING)
 
 
 class Gauges:

@@ -81,8 +81,8 @@ async def renew(database: Database, owners: list[str], *, lease_s: float, resume
     async with database.write() as connection:
         await connection.execute(
             update(Job)
-            .where(Job.intake_owner.in_(owners), Job.intake_until.is_not(None))
-            .values(intake_until=db_now() + lease_s)
+            .where(Job.upload_owner.in_(owners), Job.upload_lease_until.is_not(None))
+            .values(upload_lease_until=db_now() + lease_s)
         )
         await connection.execute(
             update(IdempotencyKey)

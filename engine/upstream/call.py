@@ -24,7 +24,7 @@ from engine.process.work_threads import WorkThreads
 from engine.storage import vectors
 from engine.upstream.encodings import Encodings
 from engine.upstream.in_process import SCHEME, InProcessTransport
-from models.base import trace_id
+from models.base import random_id
 from models.embedding import Account, Batch, Call, Matrix, Route
 from models.errors import (
     DeadlineExceeded,
@@ -292,7 +292,7 @@ class Upstream:
                     time.time(),
                     error=error.code if isinstance(error, EmbedmillError) else CUT_OFF,
                     inputs=len(batch.inputs),
-                    id=call_id or trace_id("call"),
+                    id=call_id or random_id("call"),
                 )
                 calls.append(call if kind is None else billed(call, kind, batch, route, used))
                 metrics.failed(calls[-1])
@@ -319,7 +319,7 @@ class Upstream:
             started_at,
             time.time(),
             inputs=len(batch.inputs),
-            doubt=embedded.tokens_doubt,
+            usage_doubt=embedded.tokens_doubt,
         )
         if test is not None:
             if call_observer is not None:
@@ -336,7 +336,7 @@ class Upstream:
         Dates and owners around the name are no change; and who never names what was asked for tells nothing by it.
         """
         asked, key = route.upstream_model, (route.provider, route.upstream_model)
-        if told is None or route.any_model or route.expect_model is not None:
+        if told is None or route.model_name_unchecked or route.expect_model is not None:
             return
         if told == asked:
             self._named.add(key)

@@ -19,10 +19,10 @@ DECLARED = list(all_routes())
 IDS = {"job_id": "job_" + "0" * 32, "model": "tiny"}
 
 
-def walk(mill: Gateway) -> Iterator[tuple[Any, str, str]]:
+def walk(gateway: Gateway) -> Iterator[tuple[Any, str, str]]:
     """Every route that the app has, whatever its kind: the route, a method, and a path that it matches."""
-    assert isinstance(mill.app, RequestContext)
-    for route in mill.app._app.routes:  # type: ignore[attr-defined]
+    assert isinstance(gateway.app, RequestContext)
+    for route in gateway.app._app.routes:  # type: ignore[attr-defined]
         path = re.sub(r"\{(\w+)(:\w+)?\}", lambda named: IDS.get(named[1], "x"), route.path)
         for method in sorted(route.methods or {"GET"}):
             yield route, method, path
@@ -32,17 +32,17 @@ def is_public(route: Any) -> bool:
     return route.name in PUBLIC or route.path in PUBLIC_PATHS
 
 
-async def ask(mill: Gateway, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
-    async with httpx.AsyncClient(transport=mill.transport(), base_url="http://mill", headers=headers) as client:
+async def ask(gateway: Gateway, method: str, path: str, headers: dict[str, str]) -> httpx.Response:
+    async with httpx.AsyncClient(transport=gateway.transport(), base_url="http://gateway", headers=headers) as client:
         return await client.request(method, path)
 
 
-async def test_without_a_key_nothing_but_the_public_list_answers(mill: Gateway) -> None:
-    walked = list(walk(mill))
+async def test_without_a_key_nothing_but_the_public_list_answers(gateway: Gateway) -> None:
+    walked = list(walk(gateway))
     assert len(walked) >= len(DECLARED) + len(PUBLIC_PATHS)
     for route, method, path in walked:
         for headers in ({}, {"authorization": "Bearer em_wrong"}, {"x-api-key": "wrong"}):
-            reply = await ask(mill, method, path, headers)
+            reply = await ask(gateway, method, path, headers)
             if is_public(route):
                 assert reply.status_code in (200, 503), (method, path)  # 503: not ready, and saying so
             else:
@@ -50,30 +50,30 @@ async def test_without_a_key_nothing_but_the_public_list_answers(mill: Gateway) 
                 assert error_of(reply)["code"] == "invalid_api_key"
 
 
-async def test_a_key_without_the_scope_is_refused_by_name(mill: Gateway) -> None:
-    for route, method, path in walk(mill):
+async def test_a_key_without_the_scope_is_refused_by_name(gateway: Gateway) -> None:
+    for route, method, path in walk(gateway):
         if is_public(route):
             continue
         needed = REQUIRED_SCOPE[route.name]
         others = [scope for scope in Scope if scope not in (needed, Scope.ADMIN)]
-        reply = await ask(mill, method, path, await mill.another_key(scopes=others))
+        reply = await ask(gateway, method, path, await gateway.another_key(scopes=others))
         assert (reply.status_code, error_of(reply)["code"]) == (403, "missing_scope"), (method, path)
         assert f"'{needed}'" in error_of(reply)["message"]
 
 
-async def test_the_scope_and_admin_open_it(mill: Gateway) -> None:
-    for route, method, path in walk(mill):
+async def test_the_scope_and_admin_open_it(gateway: Gateway) -> None:
+    for route, method, path in walk(gateway):
         if is_public(route):
             continue
         for scope in (REQUIRED_SCOPE[route.name], Scope.ADMIN):
-            reply = await ask(mill, method, path, await mill.another_key(scopes=[scope]))
+            reply = await ask(gateway, method, path, await gateway.another_key(scopes=[scope]))
             assert reply.status_code not in (401, 403, 405), (method, path, scope)
 
 
-async def test_every_route_of_ours_is_guarded_by_its_class(mill: Gateway) -> None:
-    for route, _, path in walk(mill):
+async def test_every_route_of_ours_is_guarded_by_its_class(gateway: Gateway) -> None:
+    for route, _, path in walk(gateway):
         assert isinstance(route, GuardedRoute) or route.path in PUBLIC_PATHS, path
-    names = {route.name for route, _, _ in walk(mill) if isinstance(route, GuardedRoute)}
+    names = {route.name for route, _, _ in walk(gateway) if isinstance(route, GuardedRoute)}
     assert names == set(REQUIRED_SCOPE) | PUBLIC and not set(REQUIRED_SCOPE) & PUBLIC
 
 
@@ -89,14 +89,14 @@ def test_no_route_is_declared_twice() -> None:
 
 
 @pytest.mark.parametrize("prefix", ["/v1", "/v1/", "/v1/admin/keys", "/v1/files", "/docs/x", "/openapi.yaml", "/redoc"])
-async def test_what_is_not_there_is_not_there_with_or_without_a_key(mill: Gateway, prefix: str) -> None:
-    for headers in ({}, {"authorization": f"Bearer {mill.key}"}):
-        assert (await ask(mill, "GET", prefix, headers)).status_code == 404
+async def test_what_is_not_there_is_not_there_with_or_without_a_key(gateway: Gateway, prefix: str) -> None:
+    for headers in ({}, {"authorization": f"Bearer {gateway.key}"}):
+        assert (await ask(gateway, "GET", prefix, headers)).status_code == 404
 
 
 # Job ids and model names are the caller's: a guard that looks at the path for a public name lets these in.
 @pytest.mark.parametrize("name", [*sorted(PUBLIC), "docs", "openapi.json"])
-async def test_a_public_name_within_another_path_opens_nothing(mill: Gateway, name: str) -> None:
+async def test_a_public_name_within_another_path_opens_nothing(gateway: Gateway, name: str) -> None:
     for path in (f"/v1/models/{name}", f"/v1/embeddings/jobs/{name}", f"/v1/models/x/{name}", f"/v1/models/{name}/x"):
-        reply = await ask(mill, "GET", path, {})
+        reply = await ask(gateway, "GET", path, {})
         assert (reply.status_code, error_of(reply)["code"]) == (401, "invalid_api_key"), path

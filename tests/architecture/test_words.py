@@ -21,6 +21,42 @@ METAPHORS = {
     "lessons": "learned limits",
     "witness": "call observer",
 }
+# Words that are gone from the packages of the bulk jobs.
+JOB_PACKAGES = ("engine/jobs", "models", "workers")
+JOB_WORDS = {
+    "asked": "a noun: requested_at, position_of",
+    "bell": "notifier",
+    "canary": "drift check",
+    "deadly": "crashing",
+    "doomed": "deleted",
+    "given": "a noun: what the value is",
+    "gone": "SHARD_CLOSED, client_disconnected",
+    "guest": "preemptor",
+    "guests": "preemptors",
+    "guilty": "crashing input",
+    "halve": "split_shard",
+    "held": "shard",
+    "kept": "durable, or a noun",
+    "mine": "owned",
+    "newcomer": "initial_virtual_time",
+    "place": "position",
+    "places": "positions",
+    "purse": "reservation",
+    "rear": "min_virtual_time",
+    "rings": "notifications",
+    "rung": "announced",
+    "settle": "finalize",
+    "some": "chunk, limit",
+    "told": "reported, or a noun",
+    "trial": "solo_baseline",
+    "turn": "next_shard",
+    "turns": "selection",
+    "twin": "duplicate",
+    "twins": "duplicates",
+    "unrung": "overdue",
+    "visit": "slice",
+    "wanted": "spec, needed, indexes",
+}
 PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")
 
 
@@ -42,6 +78,13 @@ def names_in(path: Path) -> set[str]:
 def test_no_name_is_a_metaphor(path: Path) -> None:
     words = {part.lower(): each for each in names_in(path) for part in PARTS.findall(each)}
     found = {words[word]: f"say {better}" for word, better in METAPHORS.items() if word in words}
+    assert not found, found
+
+
+@pytest.mark.parametrize("path", sources(*JOB_PACKAGES), ids=name)
+def test_names_of_the_jobs_are_nouns_of_the_field(path: Path) -> None:
+    words = {part.lower(): each for each in names_in(path) for part in PARTS.findall(each)}
+    found = {words[word]: f"say {better}" for word, better in JOB_WORDS.items() if word in words}
     assert not found, found
 
 

@@ -100,10 +100,10 @@ def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture
-async def statements(mill: Gateway) -> AsyncIterator[list[str]]:
+async def statements(gateway: Gateway) -> AsyncIterator[list[str]]:
     """Every statement that the database is sent."""
     sent: list[str] = []
-    engines = [engine.sync_engine for engine in (mill.runtime.database._reads, mill.runtime.database._writes)]
+    engines = [engine.sync_engine for engine in (gateway.runtime.database._reads, gateway.runtime.database._writes)]
 
     def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         sent.append(statement)

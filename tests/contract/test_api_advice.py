@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from engine.config.suggestions import did_you_mean
-from engine.jobs.control import end_early, pause_resume, retry
-from engine.jobs.verbs import POSSIBLE
+from engine.jobs.allowed_actions import ALLOWED_ACTIONS
+from engine.jobs.control import pause_resume, retry, termination
 from models.errors import Conflict
 from models.job import JobStatus
 from models.key import Scope
@@ -64,21 +64,21 @@ async def test_an_unknown_parameter_of_a_job_or_a_query(shared_gateway: Gateway)
     assert "takes none" in error_of(steered)["message"]
 
 
-async def test_a_verb_that_the_status_forbids_names_those_that_it_allows(mill: Gateway) -> None:
+async def test_a_verb_that_the_status_forbids_names_those_that_it_allows(gateway: Gateway) -> None:
     """It said "Cannot pause a job with status 'completed'." and no more."""
-    job = await mill.submit(["a", "b"])
-    early = error_of(await mill.client.post(f"{JOBS}/{job['id']}/retry"))
+    job = await gateway.submit(["a", "b"])
+    early = error_of(await gateway.client.post(f"{JOBS}/{job['id']}/retry"))
     assert early["message"].endswith("Possible with this status: pause, cancel, delete.")
-    await mill.run(job["id"])
+    await gateway.run(job["id"])
     for verb in ("pause", "resume", "cancel"):
-        reply = await mill.client.post(f"{JOBS}/{job['id']}/{verb}")
+        reply = await gateway.client.post(f"{JOBS}/{job['id']}/{verb}")
         message = error_of(reply)["message"]
         assert (reply.status_code, reply.headers["x-should-retry"]) == (409, "false")
         assert "'completed'" in message and "results can be read" in message and message.endswith(": delete.")
 
 
 @pytest.mark.parametrize("status", list(JobStatus))
-async def test_the_verbs_that_are_named_are_possible(mill: Gateway, status: JobStatus) -> None:
+async def test_the_verbs_that_are_named_are_possible(gateway: Gateway, status: JobStatus) -> None:
     from sqlalchemy import update
 
     from models.job import Job
@@ -86,28 +86,28 @@ async def test_the_verbs_that_are_named_are_possible(mill: Gateway, status: JobS
     verbs = {
         "pause": pause_resume.pause,
         "resume": pause_resume.resume,
-        "cancel": end_early.cancel,
+        "cancel": termination.cancel,
         "retry": retry.retry,
     }
     for name, verb in verbs.items():
-        job = await mill.submit(["good", "poison"])
-        await mill.run(job["id"])
-        async with mill.runtime.database.write() as connection:
+        job = await gateway.submit(["good", "poison"])
+        await gateway.run(job["id"])
+        async with gateway.runtime.database.write() as connection:
             await connection.execute(update(Job).where(Job.id == job["id"]).values(status=status, max_cost_usd=None))
         done_already = {("pause", "paused"), ("resume", "in_progress"), ("resume", "validating"),
                         ("cancel", "cancelled"), ("cancel", "cancelling")}  # fmt: skip
-        allowed = name in POSSIBLE[status][0] or (name, str(status)) in done_already
+        allowed = name in ALLOWED_ACTIONS[status][0] or (name, str(status)) in done_already
         try:
-            await verb(mill.runtime, "default", job["id"])
+            await verb(gateway.runtime, "default", job["id"])
             assert allowed, (name, status)
         except Conflict as error:
             assert not allowed, (name, status, error.message)
 
 
-async def test_a_missing_scope_says_how_to_get_it(mill: Gateway) -> None:
+async def test_a_missing_scope_says_how_to_get_it(gateway: Gateway) -> None:
     """It said which scope, and not how to get a key that has it."""
-    headers = await mill.another_key(scopes=(Scope.EMBEDDINGS,))
-    for reply in (await mill.client.get(JOBS, headers=headers), await mill.client.post(JOBS, headers=headers)):
+    headers = await gateway.another_key(scopes=(Scope.EMBEDDINGS,))
+    for reply in (await gateway.client.get(JOBS, headers=headers), await gateway.client.post(JOBS, headers=headers)):
         message = error_of(reply)["message"]
         assert reply.status_code == 403 and error_of(reply)["code"] == "missing_scope"
         assert "scope 'jobs', and has embeddings" in message and "embedmill keys create --scope jobs" in message

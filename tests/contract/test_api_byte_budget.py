@@ -35,18 +35,18 @@ VARIANTS: dict[str, tuple[str, bytes, dict[str, str]]] = {
 
 @pytest.fixture
 async def narrow(data_dir: Path) -> AsyncIterator[Gateway]:
-    mill = await open_gateway(data_dir, **LIMITS)
-    mill.runtime.bodies._wait_s = 0.05
-    yield mill
-    await close_gateway(mill)
+    gateway = await open_gateway(data_dir, **LIMITS)
+    gateway.runtime.bodies._wait_s = 0.05
+    yield gateway
+    await close_gateway(gateway)
 
 
 class Held:
     """A body of which all but the last byte has arrived."""
 
-    def __init__(self, mill: Gateway, path: str, body: bytes, headers: dict[str, str]) -> None:
+    def __init__(self, gateway: Gateway, path: str, body: bytes, headers: dict[str, str]) -> None:
         self._goes_on = asyncio.Event()
-        self._task = asyncio.create_task(mill.client.post(path, content=self._body(body), headers=headers))
+        self._task = asyncio.create_task(gateway.client.post(path, content=self._body(body), headers=headers))
 
     async def _body(self, body: bytes) -> AsyncIterator[bytes]:
         for low in range(0, len(body) - 1, 50_000):
@@ -59,9 +59,9 @@ class Held:
         return await self._task
 
 
-async def until_held(mill: Gateway, size: int) -> None:
+async def until_held(gateway: Gateway, size: int) -> None:
     async with asyncio.timeout(10):
-        while mill.runtime.bodies.held_bytes < size:  # noqa: ASYNC110  # it has no event of its own
+        while gateway.runtime.bodies.held_bytes < size:  # noqa: ASYNC110  # it has no event of its own
             await asyncio.sleep(0.005)
 
 
@@ -70,8 +70,8 @@ def refusals(code: str) -> float:
     return value
 
 
-async def is_free(mill: Gateway) -> bool:
-    return mill.runtime.bodies.held_bytes == 0 and BODY_BYTES._value.get() == 0
+async def is_free(gateway: Gateway) -> bool:
+    return gateway.runtime.bodies.held_bytes == 0 and BODY_BYTES._value.get() == 0
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -17,8 +17,8 @@ METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
 
 
 @pytest.fixture
-async def document(mill: Gateway) -> Document:
-    reply = await mill.client.get("/openapi.json")
+async def document(gateway: Gateway) -> Document:
+    reply = await gateway.client.get("/openapi.json")
     assert reply.status_code == 200
     found: Document = reply.json()
     return found
@@ -31,9 +31,9 @@ def operations(document: Document) -> Iterator[tuple[str, str, Document]]:
             yield path, method, operation
 
 
-def all_routes(mill: Gateway) -> list[Any]:
-    assert isinstance(mill.app, RequestContext)
-    return list(mill.app._app.routes)  # type: ignore[attr-defined]
+def all_routes(gateway: Gateway) -> list[Any]:
+    assert isinstance(gateway.app, RequestContext)
+    return list(gateway.app._app.routes)  # type: ignore[attr-defined]
 
 
 def every(node: Any) -> Iterator[Any]:
@@ -71,10 +71,10 @@ def test_operations_are_well_formed(document: Document) -> None:
         assert len(set(pairs)) == len(pairs)
 
 
-def test_it_names_every_route(document: Document, mill: Gateway) -> None:
+def test_it_names_every_route(document: Document, gateway: Gateway) -> None:
     routes = {
         (re.sub(r":\w+}", "}", route.path), method.lower())
-        for route in all_routes(mill)
+        for route in all_routes(gateway)
         for method in route.methods
         if getattr(route, "include_in_schema", True)
     }

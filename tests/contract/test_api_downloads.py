@@ -43,10 +43,10 @@ class Gate:
 
 
 @pytest.fixture
-async def mill(data_dir: Path) -> AsyncIterator[Gateway]:
-    mill = await open_gateway(data_dir, shard_inputs=16, batch_inputs=6)
-    yield mill
-    await close_gateway(mill)
+async def gateway(data_dir: Path) -> AsyncIterator[Gateway]:
+    gateway = await open_gateway(data_dir, shard_inputs=16, batch_inputs=6)
+    yield gateway
+    await close_gateway(gateway)
 
 
 @asynccontextmanager
@@ -64,35 +64,35 @@ async def served(app: ASGIApp) -> AsyncIterator[str]:
 
 @pytest.mark.parametrize("client", ["httpx", "aiohttp"])
 @pytest.mark.parametrize("query", ["?format=npy", "", "?encoding_format=base64"])
-async def test_every_client_raises(mill: Gateway, query: str, client: str) -> None:
-    job = await mill.run((await mill.submit([f"text {i}" for i in range(100)]))["id"])
-    gate = Gate(mill.app)
+async def test_every_client_raises(gateway: Gateway, query: str, client: str) -> None:
+    job = await gateway.run((await gateway.submit([f"text {i}" for i in range(100)]))["id"])
+    gate = Gate(gateway.app)
     async with served(gate) as url:
-        headers = {"authorization": f"Bearer {mill.key}"}
+        headers = {"authorization": f"Bearer {gateway.key}"}
         reading = asyncio.create_task(read_all(client, f"{url}{JOBS}/{job['id']}/results{query}", headers))
         await asyncio.wait_for(gate.reached.wait(), 30)
-        (await mill.client.delete(f"{JOBS}/{job['id']}")).raise_for_status()
-        async with mill.runtime.database.write() as connection:  # as if the reader had stood still past its lease
+        (await gateway.client.delete(f"{JOBS}/{job['id']}")).raise_for_status()
+        async with gateway.runtime.database.write() as connection:  # as if the reader had stood still past its lease
             await connection.execute(update(Job).values(read_until=db_now() - 1))
         for _ in range(4):
-            await sweep(mill.runtime)
+            await sweep(gateway.runtime)
         gate.open.set()
         with pytest.raises((httpx.RemoteProtocolError, aiohttp.ClientPayloadError)):
             await asyncio.wait_for(reading, 30)
 
 
-async def test_a_client_whose_job_is_deleted_gets_the_rest(mill: Gateway) -> None:
-    job = await mill.run((await mill.submit([f"text {i}" for i in range(100)]))["id"])
-    whole = (await mill.results(job["id"], format="npy")).content
-    gate = Gate(mill.app)
+async def test_a_client_whose_job_is_deleted_gets_the_rest(gateway: Gateway) -> None:
+    job = await gateway.run((await gateway.submit([f"text {i}" for i in range(100)]))["id"])
+    whole = (await gateway.results(job["id"], format="npy")).content
+    gate = Gate(gateway.app)
     async with served(gate) as url:
-        headers = {"authorization": f"Bearer {mill.key}"}
+        headers = {"authorization": f"Bearer {gateway.key}"}
         reading = asyncio.create_task(read_all("httpx", f"{url}{JOBS}/{job['id']}/results?format=npy", headers))
         await asyncio.wait_for(gate.reached.wait(), 30)
-        (await mill.client.delete(f"{JOBS}/{job['id']}")).raise_for_status()
+        (await gateway.client.delete(f"{JOBS}/{job['id']}")).raise_for_status()
         for _ in range(4):
-            await sweep(mill.runtime)
-        assert (await mill.client.get(f"{JOBS}/{job['id']}")).status_code == 404
+            await sweep(gateway.runtime)
+        assert (await gateway.client.get(f"{JOBS}/{job['id']}")).status_code == 404
         gate.open.set()
         assert await asyncio.wait_for(reading, 30) == whole
 

@@ -40,21 +40,21 @@ def right(inputs: list[Input], width: int = WIDTH) -> Matrix:
         ("a\u0000b\u2028c😀", ["a\u0000b\u2028c😀"]),
     ],
 )
-async def test_the_four_forms_of_input(mill: Gateway, given: Any, inputs: list[Input]) -> None:
-    assert floats(await mill.embed(given)).tobytes() == right(inputs).tobytes()
+async def test_the_four_forms_of_input(gateway: Gateway, given: Any, inputs: list[Input]) -> None:
+    assert floats(await gateway.embed(given)).tobytes() == right(inputs).tobytes()
 
 
-async def test_the_whole_reply(mill: Gateway) -> None:
-    reply = await mill.embed(["hello", "world"], user="u-1")
+async def test_the_whole_reply(gateway: Gateway) -> None:
+    reply = await gateway.embed(["hello", "world"], user="u-1")
     body = reply.json()
     assert set(body) == {"object", "data", "model", "usage", "providerMetadata"}
     assert (body["object"], body["model"]) == ("list", "tiny")
     assert body["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
-    gateway = body["providerMetadata"]["gateway"]
-    assert (gateway["space"], gateway["cost"], gateway["usageEstimated"]) == ("fake/tiny", "0.00000008", False)
-    assert (gateway["cachedInputs"], gateway["warnings"]) == (0, [])
-    assert re.fullmatch("gen_[0-9a-f]{32}", gateway["generationId"])
-    routing = gateway["routing"]
+    metadata = body["providerMetadata"]["gateway"]
+    assert (metadata["space"], metadata["cost"], metadata["usageEstimated"]) == ("fake/tiny", "0.00000008", False)
+    assert (metadata["cachedInputs"], metadata["warnings"]) == (0, [])
+    assert re.fullmatch("gen_[0-9a-f]{32}", metadata["generationId"])
+    routing = metadata["routing"]
     (attempt,) = routing.pop("attempts")
     assert routing == {
         "originalModelId": "tiny",
@@ -69,91 +69,91 @@ async def test_the_whole_reply(mill: Gateway) -> None:
     assert (reply.headers["x-embedmill-provider"], reply.headers["x-embedmill-space"]) == ("fake", "fake/tiny")
 
 
-async def test_base64_and_floats_are_the_same_bits(mill: Gateway) -> None:
+async def test_base64_and_floats_are_the_same_bits(gateway: Gateway) -> None:
     texts = [f"text {i}" for i in range(9)]
-    explicit = await mill.embed(texts, encoding_format="float")
-    packed = (await mill.embed(texts, encoding_format="base64")).json()["data"]
+    explicit = await gateway.embed(texts, encoding_format="float")
+    packed = (await gateway.embed(texts, encoding_format="base64")).json()["data"]
     assert [item["index"] for item in packed] == list(range(9))
     decoded = b"".join(base64.b64decode(item["embedding"], validate=True) for item in packed)
-    assert decoded == floats(explicit).tobytes() == floats(await mill.embed(texts)).tobytes()
+    assert decoded == floats(explicit).tobytes() == floats(await gateway.embed(texts)).tobytes()
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize(
     ("model", "width"), [("tiny", 5), ("tiny", 16), ("cut", 8), ("cut", 4), ("cut", 16), ("fixed", 16)]
 )
-async def test_dimensions_native_and_cut(mill: Gateway, model: str, width: int, count: int) -> None:
+async def test_dimensions_native_and_cut(gateway: Gateway, model: str, width: int, count: int) -> None:
     texts: list[Input] = [*"ab"][:count]
-    rows = floats(await mill.embed(texts, model=model, dimensions=width))
+    rows = floats(await gateway.embed(texts, model=model, dimensions=width))
     assert rows.shape == (count, width)
     assert rows == pytest.approx(right(texts, width), abs=1e-6)
     assert np.linalg.norm(rows, axis=1) == pytest.approx(1.0, abs=1e-5)
 
 
-async def test_a_long_list_is_split_and_put_back_in_order(mill: Gateway) -> None:
+async def test_a_long_list_is_split_and_put_back_in_order(gateway: Gateway) -> None:
     texts: list[Input] = [f"text {i}" for i in range(300)]
-    reply = await mill.embed(texts, model="short")
+    reply = await gateway.embed(texts, model="short")
     assert floats(reply).tobytes() == right(texts).tobytes()
     body = reply.json()
     assert len(body["providerMetadata"]["gateway"]["routing"]["attempts"]) == 43  # 7 at a time
     assert body["usage"]["total_tokens"] == sum(-(-len(str(text)) // 4) for text in texts)
 
 
-async def test_the_longest_list(mill: Gateway) -> None:
+async def test_the_longest_list(gateway: Gateway) -> None:
     texts: list[Input] = [f"{i}" for i in range(2048)]
-    assert floats(await mill.embed(texts)).tobytes() == right(texts).tobytes()
+    assert floats(await gateway.embed(texts)).tobytes() == right(texts).tobytes()
 
 
-async def test_a_text_that_is_too_long_is_refused_or_cut(mill: Gateway) -> None:
+async def test_a_text_that_is_too_long_is_refused_or_cut(gateway: Gateway) -> None:
     long = "word " * 40
     for given, param in ((long, "input"), (["a", long], "input[1]")):
-        error = error_of(await mill.embed(given, model="fixed"))
+        error = error_of(await gateway.embed(given, model="fixed"))
         assert (error["param"], error["code"]) == (param, "input_too_long") and "32 tokens" in error["message"]
     kept: Input = long[: 32 * 5 - 1]
-    assert floats(await mill.embed(long, model="fixed", truncate="end")).tobytes() == right([kept]).tobytes()
+    assert floats(await gateway.embed(long, model="fixed", truncate="end")).tobytes() == right([kept]).tobytes()
 
 
-async def test_an_input_that_the_provider_refuses_is_named(mill: Gateway) -> None:
-    reply = await mill.embed(["a", "b", "poison", "d"])
+async def test_an_input_that_the_provider_refuses_is_named(gateway: Gateway) -> None:
+    reply = await gateway.embed(["a", "b", "poison", "d"])
     assert reply.status_code == 400
     assert (error_of(reply)["param"], error_of(reply)["code"]) == ("input[2]", "upstream_rejected")
 
 
-async def test_an_upstream_that_fails_is_a_502_that_tells_nothing_about_it(mill: Gateway) -> None:
-    reply = await mill.embed("broken", user="u")
+async def test_an_upstream_that_fails_is_a_502_that_tells_nothing_about_it(gateway: Gateway) -> None:
+    reply = await gateway.embed("broken", user="u")
     assert reply.status_code == 502
     error = error_of(reply)
     assert (error["type"], error["code"], error["param"]) == ("server_error", "upstream_error", None)
     assert "inproc" not in reply.text and "overloaded" not in reply.text
 
 
-async def test_odd_options_do_no_harm(mill: Gateway) -> None:
+async def test_odd_options_do_no_harm(gateway: Gateway) -> None:
     options: dict[str, Any] = {"gateway": {"tags": ["x"]}, "someone-else": {"anything": [1]}}
-    reply = await mill.embed("a", input_type="query", truncate="none", user="u", providerOptions=options)
+    reply = await gateway.embed("a", input_type="query", truncate="none", user="u", providerOptions=options)
     assert floats(reply).tobytes() == right(["a"]).tobytes()
-    await mill.embed("a", providerOptions={"fake": {"unheard_of": True}})
-    assert floats(await mill.embed("a")).tobytes() == right(["a"]).tobytes()  # nobody else pays for that
+    await gateway.embed("a", providerOptions={"fake": {"unheard_of": True}})
+    assert floats(await gateway.embed("a")).tobytes() == right(["a"]).tobytes()  # nobody else pays for that
 
 
-async def test_null_is_as_good_as_absent(mill: Gateway) -> None:
+async def test_null_is_as_good_as_absent(gateway: Gateway) -> None:
     names = ("dimensions", "encoding_format", "user", "input_type", "truncate", "providerOptions")
     nulls: dict[str, Any] = dict.fromkeys(names)
-    assert floats(await mill.embed("a", **nulls)).tobytes() == right(["a"]).tobytes()
+    assert floats(await gateway.embed("a", **nulls)).tobytes() == right(["a"]).tobytes()
 
 
-async def test_the_local_model_takes_text_only(mill: Gateway) -> None:
-    error = error_of(await mill.embed([[1, 2], [3]], model="local/wordllama-256"))
+async def test_the_local_model_takes_text_only(gateway: Gateway) -> None:
+    error = error_of(await gateway.embed([[1, 2], [3]], model="local/wordllama-256"))
     assert (error["param"], error["code"]) == ("input[0]", "tokens_not_supported")
-    vectors = floats(await mill.embed(["red apple", "green apple"], model="local/wordllama-256", dimensions=128))
-    alone = floats(await mill.embed("green apple", model="local/wordllama-256", dimensions=128))
+    vectors = floats(await gateway.embed(["red apple", "green apple"], model="local/wordllama-256", dimensions=128))
+    alone = floats(await gateway.embed("green apple", model="local/wordllama-256", dimensions=128))
     assert vectors.shape == (2, 128) and vectors[1].tobytes() == alone.tobytes()
 
 
-async def test_what_was_used_is_in_the_ledger(mill: Gateway) -> None:
-    await mill.embed(["hello", "world"], user="u-1")
-    await mill.embed(["fine", "poison"])
-    await mill.runtime.usage.flush()
-    async with mill.runtime.database.read() as connection:
+async def test_what_was_used_is_in_the_ledger(gateway: Gateway) -> None:
+    await gateway.embed(["hello", "world"], user="u-1")
+    await gateway.embed(["fine", "poison"])
+    await gateway.runtime.usage.flush()
+    async with gateway.runtime.database.read() as connection:
         rows = (await connection.execute(select(UsageRecord.__table__).order_by(UsageRecord.inputs.desc()))).all()
     assert [(row.inputs, row.prompt_tokens, row.end_user, row.lane) for row in rows] == [
         (2, 4, "u-1", "interactive"),
@@ -165,14 +165,14 @@ async def test_what_was_used_is_in_the_ledger(mill: Gateway) -> None:
     assert not any(row.estimated for row in rows) and rows[0].at > 1e9
 
 
-async def test_models(mill: Gateway) -> None:
-    listing = (await mill.client.get("/v1/models")).json()
+async def test_models(gateway: Gateway) -> None:
+    listing = (await gateway.client.get("/v1/models")).json()
     names = [model["id"] for model in listing["data"]]
     assert listing["object"] == "list" and names == sorted(names)
     assert {"tiny", "cut", "fixed", "short", "local/wordllama-256"} <= set(names)
-    one = (await mill.client.get("/v1/models/local/wordllama-256")).json()
+    one = (await gateway.client.get("/v1/models/local/wordllama-256")).json()
     assert one in listing["data"] and one["allowed_dimensions"] == [64, 128, 256]
     tiny = next(model for model in listing["data"] if model["id"] == "tiny")
     assert tiny["pricing"] == {"input": "0.00000002"} and tiny["dimensions"] == 16
-    missing = await mill.client.get("/v1/models/no/such")
+    missing = await gateway.client.get("/v1/models/no/such")
     assert missing.status_code == 404 and error_of(missing)["code"] == "model_not_found"

@@ -88,10 +88,10 @@ async def test_json_that_is_no_object(shared_gateway: Gateway, body: bytes) -> N
     assert (reply.status_code, error_of(reply)["param"]) == (400, None)
 
 
-async def test_an_unknown_model(mill: Gateway) -> None:
+async def test_an_unknown_model(gateway: Gateway) -> None:
     for reply in (
-        await mill.embed("a", model="nope"),
-        await mill.client.post(JOBS, json={"model": "nope", "input": "a"}),
+        await gateway.embed("a", model="nope"),
+        await gateway.client.post(JOBS, json={"model": "nope", "input": "a"}),
     ):
         error = error_of(reply)
         assert (reply.status_code, error["param"], error["code"]) == (404, "model", "model_not_found")
@@ -148,30 +148,30 @@ class Unread:
             yield b" " * 65_536
 
 
-async def test_too_large_by_its_own_word_is_not_read_at_all(mill: Gateway) -> None:
+async def test_too_large_by_its_own_word_is_not_read_at_all(gateway: Gateway) -> None:
     for path in (PATH, JOBS):
         body = Unread()
         headers = {**JSON, "content-length": str(64 * 1024 * 1024)}
-        reply = await mill.client.post(path, content=body, headers=headers)
+        reply = await gateway.client.post(path, content=body, headers=headers)
         assert (reply.status_code, error_of(reply)["code"]) == (413, "payload_too_large")
         assert body.given <= 1  # the in-process transport draws one piece before the app is asked
 
 
-async def test_too_large_without_saying_so_is_read_no_further_than_the_limit(mill: Gateway) -> None:
+async def test_too_large_without_saying_so_is_read_no_further_than_the_limit(gateway: Gateway) -> None:
     body = Unread()
-    reply = await mill.client.post(PATH, content=body, headers=JSON)
-    limit = mill.runtime.settings.max_body_bytes
+    reply = await gateway.client.post(PATH, content=body, headers=JSON)
+    limit = gateway.runtime.settings.max_body_bytes
     assert reply.status_code == 413 and body.given * 65_536 <= limit + 3 * 65_536
 
 
-async def test_a_gzip_bomb_is_stopped(mill: Gateway) -> None:
+async def test_a_gzip_bomb_is_stopped(gateway: Gateway) -> None:
     bomb = gzip.compress(b" " * (64 * 1024 * 1024))
-    reply = await mill.client.post(PATH, content=bomb, headers={**JSON, "content-encoding": "gzip"})
+    reply = await gateway.client.post(PATH, content=bomb, headers={**JSON, "content-encoding": "gzip"})
     assert reply.status_code == 413 and error_of(reply)
     small = gzip.compress(b'{"model":"tiny","input":"a"}')
     headers = {**JSON, "content-encoding": "gzip"}
-    assert (await mill.client.post(PATH, content=small, headers=headers)).status_code == 200
-    cut = await mill.client.post(PATH, content=small[:-5], headers=headers)
+    assert (await gateway.client.post(PATH, content=small, headers=headers)).status_code == 200
+    cut = await gateway.client.post(PATH, content=small[:-5], headers=headers)
     assert (cut.status_code, error_of(cut)["code"]) == (400, "invalid_encoding")
 
 
@@ -184,28 +184,28 @@ async def test_no_key_and_a_bad_one(shared_gateway: Gateway, header: str | None)
     assert reply.headers["www-authenticate"] == "Bearer"
 
 
-async def test_a_key_in_x_api_key(mill: Gateway) -> None:
-    async with httpx.AsyncClient(transport=mill.transport(), base_url="http://mill") as other:
-        assert (await other.get("/v1/models", headers={"x-api-key": mill.key})).status_code == 200
+async def test_a_key_in_x_api_key(gateway: Gateway) -> None:
+    async with httpx.AsyncClient(transport=gateway.transport(), base_url="http://mill") as other:
+        assert (await other.get("/v1/models", headers={"x-api-key": gateway.key})).status_code == 200
 
 
-async def test_every_reply_has_a_request_id_of_its_own(mill: Gateway) -> None:
+async def test_every_reply_has_a_request_id_of_its_own(gateway: Gateway) -> None:
     paths = ["/healthz", "/v1/models", "/nowhere", f"{JOBS}/job_x", "/docs"]
-    ids = [(await mill.client.get(path)).headers["x-request-id"] for path in paths * 2]
+    ids = [(await gateway.client.get(path)).headers["x-request-id"] for path in paths * 2]
     assert len(set(ids)) == len(ids) and all(re.fullmatch("req_[0-9a-f]{32}", each) for each in ids)
 
 
-async def test_a_database_that_is_away_is_a_503_that_says_when(mill: Gateway) -> None:
-    stranger = await mill.another_key()
-    file = mill.runtime.settings.data_dir / "embedmill.db"
-    await mill.runtime.database.close()
+async def test_a_database_that_is_away_is_a_503_that_says_when(gateway: Gateway) -> None:
+    stranger = await gateway.another_key()
+    file = gateway.runtime.settings.data_dir / "embedmill.db"
+    await gateway.runtime.database.close()
     before = set(threading.enumerate())
     file.unlink()
     file.mkdir()
-    reply = await mill.client.get(JOBS, headers=stranger)
+    reply = await gateway.client.get(JOBS, headers=stranger)
     assert reply.status_code == 503 and error_of(reply)["code"] == "storage_unavailable"
     assert 1 <= int(reply.headers["retry-after"]) <= 60
-    await mill.runtime.database.close()
+    await gateway.runtime.database.close()
     async with asyncio.timeout(10):  # a driver's thread that could not open the file says so to a loop that must live
         while set(threading.enumerate()) - before:  # noqa: ASYNC110
             await asyncio.sleep(0.01)

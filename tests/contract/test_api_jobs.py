@@ -16,9 +16,9 @@ from tests.gateway import JOBS, Gateway, error_of
 UNKNOWN = "job_" + "0" * 32
 
 
-async def test_a_job_from_json(mill: Gateway) -> None:
+async def test_a_job_from_json(gateway: Gateway) -> None:
     given = ["a", [1, 2], {"id": "x", "text": "c"}, {"id": 7, "text": [3]}]
-    reply = await mill.client.post(
+    reply = await gateway.client.post(
         JOBS, json={"model": "tiny", "input": given, "metadata": {"a": "b"}, "dimensions": 8}
     )
     job = reply.json()
@@ -39,8 +39,8 @@ async def test_a_job_from_json(mill: Gateway) -> None:
 
 
 @pytest.mark.parametrize("given", ["one text", [1, 2, 3]])
-async def test_one_input_is_a_corpus_too(mill: Gateway, given: Any) -> None:
-    assert (await mill.submit(given))["counts"]["total"] == 1
+async def test_one_input_is_a_corpus_too(gateway: Gateway, given: Any) -> None:
+    assert (await gateway.submit(given))["counts"]["total"] == 1
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -53,56 +53,58 @@ async def test_one_input_is_a_corpus_too(mill: Gateway, given: Any) -> None:
         ("text/plain", b"a\nb\xe2\x80\xa8still b\nc", 3),
     ],
 )
-async def test_a_job_from_a_stream(mill: Gateway, kind: str, body: bytes, total: int, packed: bool) -> None:
-    reply = await mill.stream(gzip.compress(body) if packed else body, kind)
+async def test_a_job_from_a_stream(gateway: Gateway, kind: str, body: bytes, total: int, packed: bool) -> None:
+    reply = await gateway.stream(gzip.compress(body) if packed else body, kind)
     assert reply.status_code == 202, reply.text
     assert reply.json()["counts"] == {"total": total, "completed": 0, "failed": 0, "pending": total}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-async def test_plain_text_that_is_not_utf8_is_never_embedded_letter_by_letter(mill: Gateway, encoding: str) -> None:
+async def test_plain_text_that_is_not_utf8_is_never_embedded_letter_by_letter(gateway: Gateway, encoding: str) -> None:
     body = "hello there\nsecond line\n".encode(encoding)
-    reply = await mill.stream(body, f"text/plain; charset={encoding.upper()}")
+    reply = await gateway.stream(body, f"text/plain; charset={encoding.upper()}")
     assert reply.status_code == 415 and "UTF-8" in reply.json()["error"]["message"]
-    reply = await mill.stream(b"first\n" + body, "text/plain")
+    reply = await gateway.stream(b"first\n" + body, "text/plain")
     assert reply.status_code == 202, reply.text
     assert (reply.json()["counts"]["pending"], reply.json()["errors"][0]["code"]) == (1, "invalid_input")
 
 
-async def test_options_of_a_stream_are_in_the_query(mill: Gateway) -> None:
-    reply = await mill.stream(
+async def test_options_of_a_stream_are_in_the_query(gateway: Gateway) -> None:
+    reply = await gateway.stream(
         b'"a"\n', dimensions=4, truncate="end", user="u", metadata='{"k":"v"}', input_type="query"
     )
     assert (reply.json()["dimensions"], reply.json()["metadata"]) == (4, {"k": "v"})
 
 
-async def test_a_bad_line_is_its_own_indexs_error(mill: Gateway) -> None:
+async def test_a_bad_line_is_its_own_indexs_error(gateway: Gateway) -> None:
     lines = [b'"a"', b"{", b"", b"null", b'{"id":"me","text":""}', b'["x"]', b"[-1]", b'"ok"', b'"' + b"x" * 200 + b'"']
-    reply = await mill.stream(b"\n".join(lines), model="fixed")
+    reply = await gateway.stream(b"\n".join(lines), model="fixed")
     assert reply.status_code == 202, reply.text
     job = reply.json()
     assert job["counts"] == {"total": 9, "completed": 0, "failed": 6, "pending": 3}
     by_code = {error["code"]: (error["count"], error["example_index"]) for error in job["errors"]}
     assert by_code == {"invalid_json": (2, 1), "invalid_input": (3, 3), "empty_input": (1, 4)}
-    errors = [orjson.loads(line) for line in (await mill.client.get(f"{JOBS}/{job['id']}/errors")).content.splitlines()]
+    errors = [
+        orjson.loads(line) for line in (await gateway.client.get(f"{JOBS}/{job['id']}/errors")).content.splitlines()
+    ]
     assert [error["index"] for error in errors] == [1, 2, 3, 4, 5, 6] and errors[3]["id"] == "me"
     assert all(set(error) == {"index", "id", "error"} for error in errors)
     assert all(set(error["error"]) == {"code", "message", "retryable"} for error in errors)
-    done = await mill.run(job["id"])
+    done = await gateway.run(job["id"])
     assert (done["status"], done["counts"]["completed"], done["progress"]) == ("completed_with_errors", 3, 1.0)
 
 
 @pytest.mark.parametrize("body", [b"", b"\n\n", b"{\n", b'""\n', b"\xef\xbb\xbf"])
-async def test_a_corpus_without_a_usable_line_is_no_job(mill: Gateway, body: bytes) -> None:
-    reply = await mill.stream(body)
+async def test_a_corpus_without_a_usable_line_is_no_job(gateway: Gateway, body: bytes) -> None:
+    reply = await gateway.stream(body)
     assert (reply.status_code, error_of(reply)["code"], error_of(reply)["param"]) == (400, "no_usable_input", "input")
-    assert (await mill.client.get(JOBS)).json()["data"] == []
+    assert (await gateway.client.get(JOBS)).json()["data"] == []
 
 
-async def test_a_gzip_stream_that_is_cut_off_is_no_job(mill: Gateway) -> None:
-    reply = await mill.stream(gzip.compress(b'"a"\n' * 1000)[:-4])
+async def test_a_gzip_stream_that_is_cut_off_is_no_job(gateway: Gateway) -> None:
+    reply = await gateway.stream(gzip.compress(b'"a"\n' * 1000)[:-4])
     assert (reply.status_code, error_of(reply)["code"]) == (400, "invalid_encoding")
-    jobs = (await mill.client.get(JOBS)).json()["data"]
+    jobs = (await gateway.client.get(JOBS)).json()["data"]
     assert [job["status"] for job in jobs] in ([], ["failed"])
 
 
@@ -118,8 +120,8 @@ async def test_a_gzip_stream_that_is_cut_off_is_no_job(mill: Gateway) -> None:
         ({"dimension": "4"}, "dimension", "unknown_parameter"),
     ],
 )
-async def test_bad_options_of_a_stream(mill: Gateway, query: dict[str, str], param: str, code: str) -> None:
-    reply = await mill.stream(b'"a"\n', **query)
+async def test_bad_options_of_a_stream(gateway: Gateway, query: dict[str, str], param: str, code: str) -> None:
+    reply = await gateway.stream(b'"a"\n', **query)
     assert (error_of(reply)["param"], error_of(reply)["code"]) == (param, code)
 
 
@@ -134,7 +136,7 @@ async def test_bad_options_of_a_stream(mill: Gateway, query: dict[str, str], par
         ({"input": "a", "unheard_of": 1}, "unheard_of"),
     ],
 )
-async def test_bad_json_makes_no_job(mill: Gateway, fields: dict[str, Any], param: str) -> None:
-    reply = await mill.client.post(JOBS, json={"model": "tiny", **fields})
+async def test_bad_json_makes_no_job(gateway: Gateway, fields: dict[str, Any], param: str) -> None:
+    reply = await gateway.client.post(JOBS, json={"model": "tiny", **fields})
     assert reply.status_code == 400 and error_of(reply)["param"].startswith(param)
-    assert (await mill.client.get(JOBS)).json()["data"] == []
+    assert (await gateway.client.get(JOBS)).json()["data"] == []

@@ -16,13 +16,13 @@ from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, open_gateway
 SLOW = CONFIG.replace('kind = "fake"', 'kind = "fake"\nlatency_ms = 30_000')
 
 
-async def test_the_process_lives(mill: Gateway) -> None:
-    reply = await mill.client.get("/healthz", headers={"authorization": ""})
+async def test_the_process_lives(gateway: Gateway) -> None:
+    reply = await gateway.client.get("/healthz", headers={"authorization": ""})
     assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
 
 
-async def test_ready_means_database_broker_and_workers(mill: Gateway) -> None:
-    reply = await mill.client.get("/readyz", headers={"authorization": ""})
+async def test_ready_means_database_broker_and_workers(gateway: Gateway) -> None:
+    reply = await gateway.client.get("/readyz", headers={"authorization": ""})
     assert reply.status_code == 503 and int(reply.headers["retry-after"]) >= 1
     assert reply.json() == {
         "status": "not_ready",
@@ -30,18 +30,18 @@ async def test_ready_means_database_broker_and_workers(mill: Gateway) -> None:
         "broker": "unavailable",
         "workers": "unavailable",
     }
-    await worker_heartbeats.beat(mill.runtime.database, "worker-1", 2)
+    await worker_heartbeats.beat(gateway.runtime.database, "worker-1", 2)
     async with asyncio.timeout(10):
-        while (await mill.client.get("/readyz")).json()["workers"] != "ok":  # noqa: ASYNC110  # the last answer stands for a moment
+        while (await gateway.client.get("/readyz")).json()["workers"] != "ok":  # noqa: ASYNC110  # the last answer stands for a moment
             await asyncio.sleep(0.05)
 
 
-async def test_metrics_count_and_tell_no_secrets(mill: Gateway) -> None:
-    await mill.embed("a private text", user="a private user")
-    await mill.submit(["a private text"], metadata={"private": "private"})
-    text = (await mill.client.get("/metrics", headers={"authorization": ""})).text
+async def test_metrics_count_and_tell_no_secrets(gateway: Gateway) -> None:
+    await gateway.embed("a private text", user="a private user")
+    await gateway.submit(["a private text"], metadata={"private": "private"})
+    text = (await gateway.client.get("/metrics", headers={"authorization": ""})).text
     families = {family.name: family for family in text_string_to_metric_families(text)}
-    assert "private" not in text and mill.key not in text
+    assert "private" not in text and gateway.key not in text
     routes = {sample.labels["route"] for sample in families["embedmill_requests"].samples if "route" in sample.labels}
     assert "/v1/embeddings" in routes and "/v1/embeddings/jobs" in routes
     states = {sample.labels["state"]: sample.value for sample in families["embedmill_shards"].samples}
@@ -49,14 +49,14 @@ async def test_metrics_count_and_tell_no_secrets(mill: Gateway) -> None:
     assert {"embedmill_event_loop_lag_seconds", "embedmill_jobs", "embedmill_oldest_lease_seconds"} <= set(families)
 
 
-async def test_paths_of_callers_are_no_labels(mill: Gateway) -> None:
-    await mill.client.get("/v1/made-up-by-a-caller")
-    await mill.client.get("/v1/models/made-up-by-a-caller")
-    assert "made-up-by-a-caller" not in (await mill.client.get("/metrics")).text
+async def test_paths_of_callers_are_no_labels(gateway: Gateway) -> None:
+    await gateway.client.get("/v1/made-up-by-a-caller")
+    await gateway.client.get("/v1/models/made-up-by-a-caller")
+    assert "made-up-by-a-caller" not in (await gateway.client.get("/metrics")).text
 
 
 async def call(
-    mill: Gateway, body: bytes, gone: asyncio.Event, path: str = "/v1/embeddings", *, unfinished: bool = False
+    gateway: Gateway, body: bytes, gone: asyncio.Event, path: str = "/v1/embeddings", *, unfinished: bool = False
 ) -> list[dict[str, Any]]:
     """One POST over bare ASGI, whose client hangs up when told, or with half of its body unsent: what it was sent."""
     sent: list[dict[str, Any]] = []
@@ -74,7 +74,7 @@ async def call(
         sent.append(message)
 
     kind = "application/x-ndjson" if path == JOBS else "application/json"
-    headers = {"authorization": f"Bearer {mill.key}", "content-type": kind}
+    headers = {"authorization": f"Bearer {gateway.key}", "content-type": kind}
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -89,39 +89,39 @@ async def call(
         "client": ("127.0.0.1", 1),
         "server": ("mill", 80),
     }
-    await mill.app(scope, receive, send)
+    await gateway.app(scope, receive, send)
     return sent
 
 
 async def test_a_caller_who_hangs_up_takes_the_upstream_calls_along(data_dir: Path) -> None:
-    mill = await open_gateway(data_dir, config=SLOW)
+    gateway = await open_gateway(data_dir, config=SLOW)
     gone = asyncio.Event()
     body = orjson.dumps({"model": "short", "input": [str(i) for i in range(50)]})
-    calling = asyncio.create_task(call(mill, body, gone))
-    upstream = mill.runtime.upstream
+    calling = asyncio.create_task(call(gateway, body, gone))
+    upstream = gateway.runtime.upstream
     async with asyncio.timeout(10):
         while not upstream.under_way:  # noqa: ASYNC110  # until calls are under way
             await asyncio.sleep(0.01)
         gone.set()
         sent = await calling
     assert sent[0]["status"] == 499 and upstream.under_way == 0
-    await close_gateway(mill)
+    await close_gateway(gateway)
 
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", JOBS])
 async def test_hanging_up_in_the_middle_of_a_body_is_nobodys_error(
-    mill: Gateway, path: str, caplog: pytest.LogCaptureFixture
+    gateway: Gateway, path: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     gone = asyncio.Event()
     gone.set()
-    sent = await call(mill, b'"a"\n', gone, path, unfinished=True)
+    sent = await call(gateway, b'"a"\n', gone, path, unfinished=True)
     assert sent[0]["status"] == 499
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
-    assert (await mill.client.get(JOBS)).json()["data"] == []
+    assert (await gateway.client.get(JOBS)).json()["data"] == []
 
 
 async def test_a_slow_upstream_meets_the_deadline(data_dir: Path) -> None:
-    mill = await open_gateway(data_dir, config=SLOW, sync_timeout_s=0.2)
-    reply = await mill.embed("a")
+    gateway = await open_gateway(data_dir, config=SLOW, sync_timeout_s=0.2)
+    reply = await gateway.embed("a")
     assert reply.status_code == 504 and reply.json()["error"]["type"] == "server_error"
-    await close_gateway(mill)
+    await close_gateway(gateway)

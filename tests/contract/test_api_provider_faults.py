@@ -43,13 +43,13 @@ TINY = "acme/tiny"
 @pytest.fixture
 async def faulty(migrated: Path, tmp_path: Path) -> AsyncIterator[Gateway]:
     shutil.copyfile(migrated, tmp_path / "embedmill.db")
-    mill = await open_gateway(tmp_path, config=CONFIG)
-    yield mill
-    await close_gateway(mill)
+    gateway = await open_gateway(tmp_path, config=CONFIG)
+    yield gateway
+    await close_gateway(gateway)
 
 
-async def rows_of(mill: Gateway, given: list[str], **fields: Any) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    reply = await mill.embed(given, model=TINY, **fields)
+async def rows_of(gateway: Gateway, given: list[str], **fields: Any) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+    reply = await gateway.embed(given, model=TINY, **fields)
     assert reply.status_code == 200, reply.text
     document = reply.json()
     return np.array([item["embedding"] for item in document["data"]], dtype=np.float32), document

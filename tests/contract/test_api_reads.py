@@ -23,21 +23,21 @@ IN_OPTIONS = re.compile(r"\boptions\b|SELECT \*|jobs\.\*")
 
 
 @pytest.mark.parametrize("read", READS)
-async def test_no_poll_and_no_list_reads_the_options(mill: Gateway, statements: list[str], read: str) -> None:
-    job = await mill.submit(["a"], providerOptions=OPTIONS)
-    await mill.run(job["id"])
+async def test_no_poll_and_no_list_reads_the_options(gateway: Gateway, statements: list[str], read: str) -> None:
+    job = await gateway.submit(["a"], providerOptions=OPTIONS)
+    await gateway.run(job["id"])
     assert [each for each in statements if IN_OPTIONS.search(each)]  # a worker does: the pattern finds it
     statements.clear()
     path = read.format(job=f"/{job['id']}", after="job_" + "f" * 32)
-    assert (await mill.client.get(JOBS + path)).status_code == 200
+    assert (await gateway.client.get(JOBS + path)).status_code == 200
     assert [each for each in statements if "jobs" in each]
     assert not [each for each in statements if IN_OPTIONS.search(each)]
 
 
 @pytest.mark.parametrize("verb", ["pause", "resume", "cancel"])
-async def test_nor_does_what_is_done_to_a_job(mill: Gateway, statements: list[str], verb: str) -> None:
-    job = await mill.submit(["a"], providerOptions=OPTIONS)
+async def test_nor_does_what_is_done_to_a_job(gateway: Gateway, statements: list[str], verb: str) -> None:
+    job = await gateway.submit(["a"], providerOptions=OPTIONS)
     statements.clear()
-    reply = await mill.client.post(f"{JOBS}/{job['id']}/{verb}")
+    reply = await gateway.client.post(f"{JOBS}/{job['id']}/{verb}")
     assert reply.status_code == 200, reply.text
     assert not [each for each in statements if IN_OPTIONS.search(each)]

@@ -58,9 +58,9 @@ def array(reply: httpx.Response) -> Matrix:
 @pytest.fixture
 async def small(data_dir: Path) -> AsyncIterator[Gateway]:
     """A gateway with shards of 16 inputs and calls of 6, so that a hundred inputs are many of each."""
-    mill = await open_gateway(data_dir, shard_inputs=16, batch_inputs=6)
-    yield mill
-    await close_gateway(mill)
+    gateway = await open_gateway(data_dir, shard_inputs=16, batch_inputs=6)
+    yield gateway
+    await close_gateway(gateway)
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ async def test_an_upstream_that_fails_on_one_input_alone_costs_that_input_alone(
         ({"limit": "4"}, "limit"),
     ],
 )
-async def test_results_that_nobody_has(mill: Gateway, query: dict[str, str], param: str) -> None:
-    job = await mill.submit(["a"])
-    reply = await mill.client.get(f"{JOBS}/{job['id']}/results", params=query)
+async def test_results_that_nobody_has(gateway: Gateway, query: dict[str, str], param: str) -> None:
+    job = await gateway.submit(["a"])
+    reply = await gateway.client.get(f"{JOBS}/{job['id']}/results", params=query)
     assert (reply.status_code, error_of(reply)["param"]) == (400, param)

@@ -57,9 +57,9 @@ async def test_an_end_that_we_cut(
 
 @pytest.fixture
 async def cutting(data_dir: Path) -> Any:
-    mill = await open_gateway(data_dir, config=CONFIG.replace("script = [", "script = [" + RULES))
-    yield mill
-    await close_gateway(mill)
+    gateway = await open_gateway(data_dir, config=CONFIG.replace("script = [", "script = [" + RULES))
+    yield gateway
+    await close_gateway(gateway)
 
 
 async def test_an_end_that_the_provider_made_us_cut(cutting: Gateway) -> None:
@@ -78,7 +78,7 @@ async def test_an_end_that_the_provider_cut_in_silence(cutting: Gateway) -> None
     assert cut(await cutting.embed([PROSE + "silently"])) == []
 
 
-async def test_a_large_answer_says_it_too(mill: Gateway) -> None:
+async def test_a_large_answer_says_it_too(gateway: Gateway) -> None:
     texts = [f"text {index}" for index in range(600)]
     texts[599] = texts[300] = LONG
-    assert cut(await mill.embed(texts, model="fixed", truncate="end")) == [300, 599]
+    assert cut(await gateway.embed(texts, model="fixed", truncate="end")) == [300, 599]

@@ -53,14 +53,14 @@ async def test_what_promises_something_is_refused(shared_gateway: Gateway, name:
     assert "Leave it out" in error_of(reply)["message"]
 
 
-async def test_a_job_says_it_too(mill: Gateway) -> None:
+async def test_a_job_says_it_too(gateway: Gateway) -> None:
     options = {"gateway": {"sort": "cost"}, "cohere": {"seed": 1}}
-    job = await mill.submit(["a"], input_type="query", providerOptions=options)
+    job = await gateway.submit(["a"], input_type="query", providerOptions=options)
     assert [each["code"] for each in job["warnings"]] == ["unsupported_parameter"] * 3
     assert "'input_type'" in job["warnings"][0]["message"]
-    assert (await mill.run(job["id"]))["warnings"] == job["warnings"]
-    assert (await mill.submit(["a"], user="u"))["warnings"] == []
-    refused = await mill.client.post(
+    assert (await gateway.run(job["id"]))["warnings"] == job["warnings"]
+    assert (await gateway.submit(["a"], user="u"))["warnings"] == []
+    refused = await gateway.client.post(
         JOBS, json={"model": "tiny", "input": "a", "providerOptions": {"gateway": {"x": 1}}}
     )
     assert refused.status_code == 400
@@ -73,14 +73,14 @@ async def test_a_figure_that_is_not_believed_is_told(data_dir: Path, figure: str
     """The caller saw `usageEstimated` and could not know why; only the log said it."""
     rule = '{ when = { contains = "odd" }, do = { usage = { prompt_tokens = %s } } },'
     config = CONFIG.replace("script = [", "script = [" + rule % figure)
-    mill = await open_gateway(data_dir, config=config)
+    gateway = await open_gateway(data_dir, config=config)
     try:
-        reply = await mill.embed("an odd text")
+        reply = await gateway.embed("an odd text")
         assert [each["feature"] for each in warnings(reply)] == (["usage"] if is_doubtful else [])
         if is_doubtful:
             assert warnings(reply)[0]["type"] == "other" and "fake" in warnings(reply)[0]["details"]
             assert reply.json()["providerMetadata"]["gateway"]["usageEstimated"] is True
             assert reply.json()["usage"]["prompt_tokens"] < 100
-        assert warnings(await mill.embed("another text")) == []
+        assert warnings(await gateway.embed("another text")) == []
     finally:
-        await close_gateway(mill)
+        await close_gateway(gateway)

@@ -69,66 +69,66 @@ def unpacked(reply: httpx.Response, raw: bytes) -> bytes:
 
 
 async def raw_reply(
-    mill: Gateway, method: str, path: str, coding: str, **options: object
+    gateway: Gateway, method: str, path: str, coding: str, **options: object
 ) -> tuple[httpx.Response, bytes]:
     headers = {"accept-encoding": coding, **options.pop("headers", {})}  # type: ignore[dict-item]
-    async with mill.client.stream(method, path, headers=headers, **options) as reply:  # type: ignore[arg-type]
+    async with gateway.client.stream(method, path, headers=headers, **options) as reply:  # type: ignore[arg-type]
         return reply, b"".join([chunk async for chunk in reply.aiter_raw()])
 
 
 @pytest.mark.parametrize("coding", ["zstd", "gzip"])
 async def test_a_large_answer_is_compressed_and_the_same(data_dir: Path, coding: str) -> None:
-    mill = await open_gateway(
+    gateway = await open_gateway(
         data_dir,
         config=CONFIG.replace("[models.tiny]\ndimensions = 16", "[models.tiny]\ndimensions = 64").replace(
             '"1..16"', '"1..64"'
         ),
     )
     asked = {"model": "tiny", "input": MANY, "encoding_format": "float"}
-    plain, body = await raw_reply(mill, "POST", "/v1/embeddings", "identity", json=asked)
-    packed, raw = await raw_reply(mill, "POST", "/v1/embeddings", coding, json=asked)
+    plain, body = await raw_reply(gateway, "POST", "/v1/embeddings", "identity", json=asked)
+    packed, raw = await raw_reply(gateway, "POST", "/v1/embeddings", coding, json=asked)
     assert (packed.headers["content-encoding"], packed.headers["vary"]) == (coding, "accept-encoding")
     assert plain.headers["vary"] == "accept-encoding" and len(raw) < 0.7 * len(body)
     assert int(packed.headers["content-length"]) == len(raw)
     unpacked_body = unpacked(packed, raw)
     assert len(unpacked_body) > MIN_BYTES and unpacked_body[:1000] == body[:1000]
-    await close_gateway(mill)
+    await close_gateway(gateway)
 
 
 @pytest.mark.parametrize("coding", ["zstd", "gzip"])
-async def test_small_answers_stay_as_they_are_unless_the_caller_takes_no_such(mill: Gateway, coding: str) -> None:
-    reply, _ = await raw_reply(mill, "GET", "/v1/models", coding)
+async def test_small_answers_stay_as_they_are_unless_the_caller_takes_no_such(gateway: Gateway, coding: str) -> None:
+    reply, _ = await raw_reply(gateway, "GET", "/v1/models", coding)
     assert "content-encoding" not in reply.headers
-    reply, raw = await raw_reply(mill, "GET", "/v1/models", f"{coding}, identity;q=0")
+    reply, raw = await raw_reply(gateway, "GET", "/v1/models", f"{coding}, identity;q=0")
     assert reply.headers["content-encoding"] == coding and b'"object":"list"' in unpacked(reply, raw)
 
 
 @pytest.mark.parametrize("coding", ["zstd", "gzip"])
-async def test_a_download_is_compressed_as_it_streams(mill: Gateway, coding: str) -> None:
-    job = await mill.run((await mill.submit(MANY[:200]))["id"])
+async def test_a_download_is_compressed_as_it_streams(gateway: Gateway, coding: str) -> None:
+    job = await gateway.run((await gateway.submit(MANY[:200]))["id"])
     path = f"{JOBS}/{job['id']}/results"
-    plain, body = await raw_reply(mill, "GET", path, "identity")
+    plain, body = await raw_reply(gateway, "GET", path, "identity")
     assert plain.headers["vary"] == "accept-encoding" and "content-encoding" not in plain.headers
     for ranged in ({}, {"range": "bytes=0-9"}):  # ranges of bytes are not offered: the whole, in either form
-        packed, raw = await raw_reply(mill, "GET", path, coding, headers=ranged)
+        packed, raw = await raw_reply(gateway, "GET", path, coding, headers=ranged)
         assert (packed.status_code, packed.headers["content-encoding"]) == (200, coding)
         assert "content-range" not in packed.headers and unpacked(packed, raw) == body
-    part, raw = await raw_reply(mill, "GET", path, coding, params={"start": 3, "stop": 5})
+    part, raw = await raw_reply(gateway, "GET", path, coding, params={"start": 3, "stop": 5})
     assert unpacked(part, raw).count(b"\n") == 2
 
 
 @pytest.mark.parametrize("query", [{"format": "npy"}, {"encoding_format": "base64"}])
-async def test_what_does_not_shrink_is_left_alone(mill: Gateway, query: dict[str, str]) -> None:
-    job = await mill.run((await mill.submit(MANY[:200]))["id"])
-    reply, _ = await raw_reply(mill, "GET", f"{JOBS}/{job['id']}/results", "zstd, gzip", params=query)
+async def test_what_does_not_shrink_is_left_alone(gateway: Gateway, query: dict[str, str]) -> None:
+    job = await gateway.run((await gateway.submit(MANY[:200]))["id"])
+    reply, _ = await raw_reply(gateway, "GET", f"{JOBS}/{job['id']}/results", "zstd, gzip", params=query)
     assert "content-encoding" not in reply.headers
 
 
-async def test_a_poll_keeps_its_etag_whatever_the_caller_accepts(mill: Gateway) -> None:
-    job = await mill.submit(["a"])
+async def test_a_poll_keeps_its_etag_whatever_the_caller_accepts(gateway: Gateway) -> None:
+    job = await gateway.submit(["a"])
     path = f"{JOBS}/{job['id']}"
-    first, _ = await raw_reply(mill, "GET", path, "zstd")
-    again, raw = await raw_reply(mill, "GET", path, "gzip", headers={"if-none-match": first.headers["etag"]})
+    first, _ = await raw_reply(gateway, "GET", path, "zstd")
+    again, raw = await raw_reply(gateway, "GET", path, "gzip", headers={"if-none-match": first.headers["etag"]})
     assert (again.status_code, raw) == (304, b"")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from engine.jobs.recording.spool_replay import packed, unpacked
+from engine.jobs.recording.spool_replay import decode_spool, encode_spool
 from tests.contract.test_api_truncated import LONG, PROSE, RULES
 from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, open_gateway
 
@@ -16,22 +16,22 @@ from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, open_gateway
 @pytest.fixture
 async def cutting(data_dir: Path) -> AsyncIterator[Gateway]:
     config = CONFIG.replace("script = [", "script = [" + RULES)
-    mill = await open_gateway(data_dir, config=config, shard_inputs=8, batch_inputs=3)
-    yield mill
-    await close_gateway(mill)
+    gateway = await open_gateway(data_dir, config=config, shard_inputs=8, batch_inputs=3)
+    yield gateway
+    await close_gateway(gateway)
 
 
-async def cut(mill: Gateway, job_id: str) -> list[int]:
+async def cut(gateway: Gateway, job_id: str) -> list[int]:
     """The indexes whose lines say so, the same in both encodings; and the job counts them."""
     found: list[list[int]] = []
     for encoding in ("float", "base64"):
-        text = (await mill.results(job_id, encoding_format=encoding)).content
+        text = (await gateway.results(job_id, encoding_format=encoding)).content
         lines = [orjson.loads(line) for line in text.splitlines()]
         assert [line["index"] for line in lines] == list(range(len(lines)))
         assert all(line.get("truncated", True) is True for line in lines)
         found.append([line["index"] for line in lines if "truncated" in line])
     assert found[0] == found[1]
-    assert (await mill.job(job_id))["truncated"] == len(found[0])
+    assert (await gateway.job(job_id))["truncated"] == len(found[0])
     return found[0]
 
 
@@ -106,4 +106,4 @@ async def test_the_spool_keeps_it(cutting: Gateway) -> None:
     from decimal import Decimal
 
     part = BatchOutcome([0, 1], np.ones((2, 16), dtype="<f4"), None, 2, False, Decimal(0), None, [1])
-    assert unpacked(packed(held, [part], "r"))[1][0].truncated == [1]
+    assert decode_spool(encode_spool(held, [part], "r"))[1][0].truncated == [1]

@@ -74,8 +74,8 @@ def test_our_own_fields_go_through_extra_body(client: OpenAI) -> None:
         model="fixed", input="word " * 40, user="u", extra_body={"truncate": "end", "input_type": "query"}
     )
     assert rows(reply).shape == (1, WIDTH)
-    gateway: Any = (reply.model_extra or {})["providerMetadata"]["gateway"]
-    assert gateway["routing"]["finalProvider"] == "fake" and gateway["cost"]
+    metadata: Any = (reply.model_extra or {})["providerMetadata"]["gateway"]
+    assert metadata["routing"]["finalProvider"] == "fake" and metadata["cost"]
 
 
 def test_real_vectors_of_the_local_model(client: OpenAI) -> None:

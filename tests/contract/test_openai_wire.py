@@ -23,8 +23,8 @@ ACCOUNT = Account("openai-main", "openai", "https://api.openai.com/v1", "sk-1")
 ROUTE = Route(ACCOUNT, "text-embedding-3-small", 1536, Limits(), Decimal("0.02"), accepts_tokens=True)
 
 
-def batch(inputs: Sequence[Input], width: int = 1536, *, single: bool = False, **options: Any) -> Batch:
-    return Batch(inputs, range(len(inputs)), 1, width, Options(**options), single=single)
+def batch(inputs: Sequence[Input], width: int = 1536, *, is_bare_string: bool = False, **options: Any) -> Batch:
+    return Batch(inputs, range(len(inputs)), 1, width, Options(**options), is_bare_string=is_bare_string)
 
 
 def sent(asked: Batch, route: Route = ROUTE) -> dict[str, Any]:
@@ -54,9 +54,9 @@ def test_an_account_without_a_key_sends_none() -> None:
 @pytest.mark.parametrize(
     ("asked", "input_sent"),
     [
-        (batch(["a"], single=True), "a"),
+        (batch(["a"], is_bare_string=True), "a"),
         (batch(["a"]), ["a"]),
-        (batch([[1, 2]], single=True), [1, 2]),
+        (batch([[1, 2]], is_bare_string=True), [1, 2]),
         (batch([[1, 2], [3]]), [[1, 2], [3]]),
     ],
 )

@@ -17,38 +17,38 @@ LOCAL = "local/wordllama-256"
 TEXTS = ["naïve café in Zürich", "Donaudampfschifffahrtsgesellschaft", "a cat", "日本語の文章です", "x = {1: [2, 3]};"]
 
 
-async def estimate(mill: Gateway, texts: list[str], model: str) -> dict[str, object]:
-    reply = await mill.client.post(JOBS, json={"model": model, "input": texts, "dry_run": True})
+async def estimate(gateway: Gateway, texts: list[str], model: str) -> dict[str, object]:
+    reply = await gateway.client.post(JOBS, json={"model": model, "input": texts, "dry_run": True})
     assert reply.status_code == 200, reply.text
     body: dict[str, object] = reply.json()
     return body
 
 
 @pytest.mark.parametrize("texts", [TEXTS, ["one text"], [f"{text} number {i}" for i in range(400) for text in TEXTS]])
-async def test_the_local_model_is_counted_by_its_own_tokenizer(mill: Gateway, texts: list[str]) -> None:
-    told = await estimate(mill, texts, LOCAL)
-    job = await mill.run((await mill.submit(texts, model=LOCAL))["id"])
+async def test_the_local_model_is_counted_by_its_own_tokenizer(gateway: Gateway, texts: list[str]) -> None:
+    told = await estimate(gateway, texts, LOCAL)
+    job = await gateway.run((await gateway.submit(texts, model=LOCAL))["id"])
     assert job["status"] == "completed"
     assert (told["tokens"], told["tokens_margin"], told["estimated"]) == (job["usage"]["total_tokens"], 0, False)
 
 
-async def test_elsewhere_the_projects_own_jobs_teach_the_ratio(mill: Gateway) -> None:
+async def test_elsewhere_the_projects_own_jobs_teach_the_ratio(gateway: Gateway) -> None:
     """Of the fake provider, whose tokens are none of cl100k's."""
     before = [f"{text} once {number}" for number in range(20) for text in TEXTS]
     later = [f"{text} later {number}" for number in range(20) for text in TEXTS]
-    job = await mill.run((await mill.submit(before))["id"])
+    job = await gateway.run((await gateway.submit(before))["id"])
     assert job["status"] == "completed"
-    told = await estimate(mill, later, "tiny")
+    told = await estimate(gateway, later, "tiny")
     assert told["estimated"] is True
-    truth = (await mill.run((await mill.submit(later))["id"]))["usage"]["total_tokens"]
-    assert abs(int(str(told["tokens"])) - truth) < 0.15 * truth
-    assert abs(sum(map(tokens.count, later)) - truth) > 0.15 * truth  # what it said before
+    exact = (await gateway.run((await gateway.submit(later))["id"]))["usage"]["total_tokens"]
+    assert abs(int(str(told["tokens"])) - exact) < 0.15 * exact
+    assert abs(sum(map(tokens.count, later)) - exact) > 0.15 * exact  # what it said before
 
 
-async def test_another_projects_jobs_teach_nothing(mill: Gateway) -> None:
-    stranger = await mill.another_key()
-    await mill.run((await mill.submit([f"{text} {number}" for number in range(20) for text in TEXTS]))["id"])
-    reply = await mill.client.post(JOBS, json={"model": "tiny", "input": TEXTS, "dry_run": True}, headers=stranger)
+async def test_another_projects_jobs_teach_nothing(gateway: Gateway) -> None:
+    stranger = await gateway.another_key()
+    await gateway.run((await gateway.submit([f"{text} {number}" for number in range(20) for text in TEXTS]))["id"])
+    reply = await gateway.client.post(JOBS, json={"model": "tiny", "input": TEXTS, "dry_run": True}, headers=stranger)
     assert reply.json()["tokens"] == sum(map(tokens.count, TEXTS))
 
 
@@ -64,9 +64,9 @@ def test_a_large_corpus_is_sampled_within_its_margin(seed: int) -> None:
     total = TokenTotal(Method(lambda some: [tokens.count(text) for text in some], is_exact=True))
     for low in range(0, len(texts), 1000):
         total.add(texts[low : low + 1000])
-    truth = sum(map(tokens.count, texts))
-    assert total.is_sampled and 0 < total.margin < 0.02 * truth
-    assert abs(total.total - truth) < 2 * total.margin  # four standard errors
+    exact = sum(map(tokens.count, texts))
+    assert total.is_sampled and 0 < total.margin < 0.02 * exact
+    assert abs(total.total - exact) < 2 * total.margin  # four standard errors
 
 
 def test_a_sample_takes_a_fraction_of_the_time() -> None:
@@ -91,14 +91,14 @@ def test_token_arrays_are_counted_as_they_are() -> None:
     assert (total.total, total.margin) == (4, 0)
 
 
-async def test_a_dry_run_is_faster_than_its_job(mill: Gateway, tmp_path: Path) -> None:
+async def test_a_dry_run_is_faster_than_its_job(gateway: Gateway, tmp_path: Path) -> None:
     lines = b"\n".join(orjson.dumps(f"{text} {number}") for number, text in enumerate(corpus(5, 12_000)))
     began = time.perf_counter()
-    told = (await mill.stream(lines, model=LOCAL, dry_run="true")).json()
+    told = (await gateway.stream(lines, model=LOCAL, dry_run="true")).json()
     estimated_s = time.perf_counter() - began
     began = time.perf_counter()
-    job = (await mill.stream(lines, model=LOCAL)).json()
-    job = await mill.run(job["id"])
+    job = (await gateway.stream(lines, model=LOCAL)).json()
+    job = await gateway.run(job["id"])
     ran_s = time.perf_counter() - began
     assert told["inputs"] == job["counts"]["completed"] == 12_000
     assert estimated_s < ran_s

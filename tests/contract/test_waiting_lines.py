@@ -49,16 +49,16 @@ script = [{{ do = {{ reply = "html" }} }}]
 @pytest.fixture
 async def out(migrated: Path, tmp_path: Path) -> AsyncIterator[Gateway]:
     shutil.copyfile(migrated, tmp_path / "embedmill.db")
-    mill = await open_gateway(tmp_path, config=CONFIG.format(port=free_port()))
+    gateway = await open_gateway(tmp_path, config=CONFIG.format(port=free_port()))
     errors.UPSTREAM_FAILURES = errors.UpstreamFailureLog()
-    yield mill
-    await close_gateway(mill)
+    yield gateway
+    await close_gateway(gateway)
 
 
-async def waiting_job(mill: Gateway, account: str) -> Job:
-    job = await mill.submit(["a text"], model=account)
-    await mill.run(job["id"])
-    return msgspec.convert((await mill.client.get(f"{JOBS}/{job['id']}")).json(), Job, strict=False)
+async def waiting_job(gateway: Gateway, account: str) -> Job:
+    job = await gateway.submit(["a text"], model=account)
+    await gateway.run(job["id"])
+    return msgspec.convert((await gateway.client.get(f"{JOBS}/{job['id']}")).json(), Job, strict=False)
 
 
 def shown(kind: type[LineProgress] | type[BarProgress], job: Job) -> str:

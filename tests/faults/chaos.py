@@ -28,10 +28,9 @@ import redis
 from engine.jobs.execution.results_writer import RECORD_INPUTS
 from tests.faults.sync_calls import SyncCalls
 from tests.system.cluster import PostgresCluster
-from tests.system.holding import held_by, taken_over
 from tests.system.oracle import (
     SWEPT_WITHIN_S,
-    Verdict,
+    Findings,
     check_history,
     check_secrets,
     check_strangers,
@@ -39,6 +38,7 @@ from tests.system.oracle import (
     judge,
     watch_history,
 )
+from tests.system.running_shards import held_by, taken_over
 from tests.system.stack import LEASE_S, Stack
 from tests.waiting import wait_until
 
@@ -107,7 +107,7 @@ class Report:
     kills: int = 0  # of processes that hold shards
     jobs: int = 0
     sync_statuses: dict[str, int] = field(default_factory=dict)
-    verdict: Verdict = field(default_factory=Verdict)
+    verdict: Findings = field(default_factory=Findings)
     worst_recovery_s: float = 0.0
     breaches: list[str] = field(default_factory=list)
 
@@ -271,17 +271,17 @@ class Chaos:
             self._expect(lambda job_id=job_id, texts=texts: check_secrets(self._stack, job_id, texts))  # type: ignore[misc]
         self._expect(lambda: check_history(self._stack))
         self._expect(lambda: check_strangers(self._stack, next(iter(self._jobs))))
-        verdict = report.verdict
-        if not verdict.is_clean:
-            report.breaches.append(f"{verdict}")
+        findings = report.verdict
+        if not findings.is_clean:
+            report.breaches.append(f"{findings}")
         misbehaved = sum(" provider " in event for event in report.events)
-        if verdict.repeated > report.kills * REPEATS_PER_DEATH + misbehaved * REFUSED_CALLS * BATCH:
+        if findings.repeated > report.kills * REPEATS_PER_DEATH + misbehaved * REFUSED_CALLS * BATCH:
             report.breaches.append(
-                f"{verdict.repeated} inputs embedded again: {report.kills} deaths, bad replies {misbehaved} times"
+                f"{findings.repeated} inputs embedded again: {report.kills} deaths, bad replies {misbehaved} times"
             )
         # The mark is for a rate at which a death is a small part of the work: 1,024 in flight of 20,000 a kill.
-        if verdict.inputs >= 20_000 * report.kills and verdict.overhead > OVERHEAD_MARK:
-            report.breaches.append(f"overhead {verdict.overhead:.1%}")
+        if findings.inputs >= 20_000 * report.kills and findings.overhead > OVERHEAD_MARK:
+            report.breaches.append(f"overhead {findings.overhead:.1%}")
 
     def _expect(self, check: Callable[[], None]) -> None:
         try:
@@ -318,12 +318,12 @@ def main() -> None:
     given = parser.parse_args()
     print(f"chaos: seed {given.seed}, {given.seconds:g} s", flush=True)
     report = run(given.seconds, given.seed)
-    verdict = report.verdict
-    print(f"jobs {report.jobs}, inputs {verdict.inputs}, deaths of workers {report.kills}")
+    findings = report.verdict
+    print(f"jobs {report.jobs}, inputs {findings.inputs}, deaths of workers {report.kills}")
     print(f"sync calls: {report.sync_statuses}")
-    print(f"lost {verdict.lost}, duplicated {verdict.duplicated}, misaligned {verdict.misaligned}")
-    print(f"duplicate ledger {verdict.duplicate_ledger}, ledger wrong {verdict.unbalanced}")
-    print(f"upstream overhead {verdict.overhead:.2%}")
+    print(f"lost {findings.lost}, duplicated {findings.duplicated}, misaligned {findings.misaligned}")
+    print(f"duplicate ledger {findings.duplicate_ledger}, ledger wrong {findings.unbalanced}")
+    print(f"upstream overhead {findings.overhead:.2%}")
     print(f"worst recovery {report.worst_recovery_s:.1f} s")
     for breach in report.breaches:
         print(f"BREACH: {breach}")
@@ -335,7 +335,7 @@ def main() -> None:
             "outcome": "failed" if report.breaches else "passed",
             "seed": report.seed,
         }
-        run_ |= {"recovery_s": report.worst_recovery_s, "verdict": asdict(verdict), "seconds": report.seconds}
+        run_ |= {"recovery_s": report.worst_recovery_s, "verdict": asdict(findings), "seconds": report.seconds}
         given.out.write_text(json.dumps([*runs, run_], indent=1) + "\n")
     print(f"replay: python -m tests.faults.chaos --seconds {given.seconds:g} --seed {given.seed}")
     sys.exit(1 if report.breaches else 0)

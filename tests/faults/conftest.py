@@ -15,7 +15,7 @@ import pytest
 from tests.system.cluster import PostgresCluster
 from tests.system.oracle import (
     SWEPT_WITHIN_S,
-    Verdict,
+    Findings,
     check_history,
     check_secrets,
     check_strangers,
@@ -34,7 +34,7 @@ def lasting(short_s: float, long_s: float) -> float:
     return long_s if LONG else short_s
 
 
-class Trial:
+class FaultRun:
     """One run of one fault. Its numbers go into the table of docs/reliability.md."""
 
     def __init__(self, note: NoteFact, seed: int) -> None:
@@ -42,7 +42,7 @@ class Trial:
         self._worst_s = 0.0
         self.seed = seed
         self.chance = random.Random(seed)
-        self.total = Verdict()
+        self.total = Findings()
         note("seed", seed)
 
     def recovered(self, seconds: float, *, within_s: float) -> None:
@@ -60,26 +60,26 @@ class Trial:
         failed: Collection[int] = (),
         repeats: int | range = 0,
         retried: Collection[str] = (),
-    ) -> Verdict:
+    ) -> Findings:
         """Every invariant of a job that has ended. `repeats`: how many inputs may have been embedded again."""
-        verdict = judge(stack, job_id, texts, failed=failed, patience_s=SWEPT_WITHIN_S)
-        self.total += verdict
+        findings = judge(stack, job_id, texts, failed=failed, patience_s=SWEPT_WITHIN_S)
+        self.total += findings
         self._note("verdict", asdict(self.total))
-        print(f"seed {self.seed}: {verdict}")
-        assert verdict.is_clean, verdict
+        print(f"seed {self.seed}: {findings}")
+        assert findings.is_clean, findings
         allowed = repeats if isinstance(repeats, range) else range(repeats, repeats + 1)
-        assert verdict.repeated in allowed, verdict
+        assert findings.repeated in allowed, findings
         check_history(stack, retried=retried)
         check_secrets(stack, job_id, texts)
         check_strangers(stack, job_id)
-        return verdict
+        return findings
 
 
 @pytest.fixture
-def trial(request: pytest.FixtureRequest, record_property: NoteFact) -> Trial:
+def fault_run(request: pytest.FixtureRequest, record_property: NoteFact) -> FaultRun:
     """Its seed is the test's own, or EMBEDMILL_TEST_SEED; it is printed, and a run can be repeated from it."""
     given = os.environ.get("EMBEDMILL_TEST_SEED")
-    return Trial(record_property, int(given) if given else zlib.crc32(request.node.name.encode()) % 100_000)
+    return FaultRun(record_property, int(given) if given else zlib.crc32(request.node.name.encode()) % 100_000)
 
 
 @pytest.fixture(scope="session")

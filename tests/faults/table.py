@@ -35,9 +35,9 @@ def table(runs: list[dict[str, Any]], rows: list[int]) -> list[str]:
             lines.append(f"| {row} | {ROWS[row]} | – | | | | | | | | | {reason} |")
             continue
         judged = [run["verdict"] for run in mine if "verdict" in run]
-        inputs = sum(verdict["inputs"] for verdict in judged)
-        counts = [_sum([verdict.get(name) for verdict in judged]) for name in COUNTS]
-        repeated = sum(verdict["repeated"] for verdict in judged)
+        inputs = sum(findings["inputs"] for findings in judged)
+        counts = [_sum([findings.get(name) for findings in judged]) for name in COUNTS]
+        repeated = sum(findings["repeated"] for findings in judged)
         overhead = f"{repeated / inputs:.2%}" if inputs else ""
         times = [run["recovery_s"] for run in mine if "recovery_s" in run]
         recovery = f"{max(times):.1f} s" if times else ""

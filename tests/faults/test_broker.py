@@ -10,13 +10,13 @@ import pytest
 import redis
 
 from engine.queue.broker import BULK_QUEUE
-from tests.faults.conftest import Trial, lasting
-from tests.system.holding import held_by, started
+from tests.faults.conftest import FaultRun, lasting
 from tests.system.oracle import corpus
+from tests.system.running_shards import held_by, started
 from tests.system.stack import MODEL, SWEEP_S, WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
-RING_AGAIN_S = 2.0
+REANNOUNCE_AFTER_S = 2.0
 OUTAGE_S = lasting(8.0, 300.0)
 WORKS_AGAIN_S = 10.0
 FROZEN_S = lasting(0.0, 60.0)
@@ -28,7 +28,7 @@ def broker(stack: Stack) -> redis.Redis:
 
 
 @pytest.mark.fault(6)
-def test_messages_that_vanish_after_they_were_fetched_are_sent_again(stack: Stack, trial: Trial) -> None:
+def test_messages_that_vanish_after_they_were_fetched_are_sent_again(stack: Stack, fault_run: FaultRun) -> None:
     stack.processes.kill("worker")
     texts = corpus("vanish", 2_000)
     job_id = stack.submit(texts)
@@ -38,12 +38,12 @@ def test_messages_that_vanish_after_they_were_fetched_are_sent_again(stack: Stac
     stack.processes.start("worker")
     began = time.monotonic()
     stack.await_end(job_id, 60)
-    trial.recovered(time.monotonic() - began, within_s=RING_AGAIN_S + SWEEP_S + 30)
-    trial.judge(stack, job_id, texts)
+    fault_run.recovered(time.monotonic() - began, within_s=REANNOUNCE_AFTER_S + SWEEP_S + 30)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(9)
-def test_a_worker_whose_acknowledgements_were_lost_hears_messages_again(stack: Stack, trial: Trial) -> None:
+def test_a_worker_whose_acknowledgements_were_lost_hears_messages_again(stack: Stack, fault_run: FaultRun) -> None:
     """Both children are at work when the broker goes, and are through before it comes back."""
     stack.latency(1_000)
     texts = corpus("acknowledgements", 1_000)
@@ -55,14 +55,14 @@ def test_a_worker_whose_acknowledgements_were_lost_hears_messages_again(stack: S
     stack.latency(0)
     stack.processes.start("valkey")
     main = stack.processes.pid("worker")
-    trial.recovered(seconds_until(lambda: hears(stack), 60, "a message that is heard"), within_s=WORKS_AGAIN_S)
+    fault_run.recovered(seconds_until(lambda: hears(stack), 60, "a message that is heard"), within_s=WORKS_AGAIN_S)
     assert stack.processes.pid("worker") == main and not stack.processes.has_ended("worker")
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(11)
 @pytest.mark.timeout(120 + 2 * OUTAGE_S)
-def test_a_broker_that_is_down_refuses_no_job_and_no_call(stack: Stack, trial: Trial) -> None:
+def test_a_broker_that_is_down_refuses_no_job_and_no_call(stack: Stack, fault_run: FaultRun) -> None:
     stack.latency(150)
     first, first_texts = started(stack, "before it went")
     stack.processes.kill("valkey")
@@ -78,9 +78,9 @@ def test_a_broker_that_is_down_refuses_no_job_and_no_call(stack: Stack, trial: T
     began = time.monotonic()
     for job_id, _ in [(first, first_texts), *jobs]:
         stack.await_end(job_id, 90)
-    trial.recovered(time.monotonic() - began, within_s=90)
+    fault_run.recovered(time.monotonic() - began, within_s=90)
     for job_id, texts in [(first, first_texts), *jobs[:3]]:
-        trial.judge(stack, job_id, texts)
+        fault_run.judge(stack, job_id, texts)
     wait_until(lambda: hears(stack), 60, what="a message that is heard")
     stack.processes.check()
 
@@ -97,7 +97,7 @@ def hears(stack: Stack) -> bool:
 @pytest.mark.fault(12)
 @pytest.mark.timeout(180 + FROZEN_S)
 @pytest.mark.parametrize("how", ["stopped", "black hole"])
-def test_a_frozen_broker_holds_up_nobody(stack: Stack, trial: Trial, how: str) -> None:
+def test_a_frozen_broker_holds_up_nobody(stack: Stack, fault_run: FaultRun, how: str) -> None:
     pid, proxy = stack.processes.pid("valkey"), stack.proxies["broker"]
     if how == "stopped":
         os.kill(pid, signal.SIGSTOP)
@@ -115,16 +115,16 @@ def test_a_frozen_broker_holds_up_nobody(stack: Stack, trial: Trial, how: str) -
     finally:
         os.kill(pid, signal.SIGCONT)
         proxy.heal()
-    trial.recovered(
+    fault_run.recovered(
         seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"),
         within_s=60,
     )
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
     stack.processes.check()
 
 
 @pytest.mark.fault(13)
-def test_a_broker_without_memory_loses_nothing(stack: Stack, trial: Trial) -> None:
+def test_a_broker_without_memory_loses_nothing(stack: Stack, fault_run: FaultRun) -> None:
     with broker(stack) as client:
         client.config_set("maxmemory", "1")
         try:
@@ -133,16 +133,18 @@ def test_a_broker_without_memory_loses_nothing(stack: Stack, trial: Trial) -> No
             wait_until(lambda: "the broker did not take" in log_text(stack), 20, what="a ring that is refused")
         finally:
             client.config_set("maxmemory", "0")
-    trial.recovered(seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"), within_s=60)
-    trial.judge(stack, job_id, texts)
+    fault_run.recovered(
+        seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"), within_s=60
+    )
+    fault_run.judge(stack, job_id, texts)
     stack.processes.check()
 
 
 @pytest.mark.fault(14)
-def test_a_worker_that_has_gone_deaf_restarts_itself(stack: Stack, trial: Trial) -> None:
+def test_a_worker_that_has_gone_deaf_restarts_itself(stack: Stack, fault_run: FaultRun) -> None:
     """Alive, with a connection that nobody hears: the message queue's own client may not find out for a minute."""
     stack.processes.kill("worker")
-    stack.processes.start("worker", WORKER, WATCHDOG_S="4", CLAIM_UNRUNG_S="1")
+    stack.processes.start("worker", WORKER, WATCHDOG_S="4", CLAIM_UNANNOUNCED_AFTER_S="1")
     first = corpus("heard", 200)
     stack.await_end(stack.submit(first), 60)
     main = stack.processes.pid("worker")
@@ -152,12 +154,12 @@ def test_a_worker_that_has_gone_deaf_restarts_itself(stack: Stack, trial: Trial)
     job_id = stack.submit(texts)
     began = time.monotonic()
     wait_until(lambda: stack.processes.has_ended("worker"), 60, what="the deaf worker's end")
-    trial.recovered(time.monotonic() - began, within_s=60)
+    fault_run.recovered(time.monotonic() - began, within_s=60)
     assert "messages do not arrive" in log_text(stack)
     stack.revive()
     assert stack.processes.pid("worker") != main
     stack.await_end(job_id, 90)
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 def log_text(stack: Stack) -> str:

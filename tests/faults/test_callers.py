@@ -11,11 +11,11 @@ import httpx
 import orjson
 import pytest
 
-from tests.faults.conftest import StackFactory, Trial
+from tests.faults.conftest import FaultRun, StackFactory
 from tests.faults.memory import Memory
-from tests.system.holding import started
-from tests.system.oracle import corpus, read_truth
+from tests.system.oracle import corpus, read_snapshot
 from tests.system.processes import EMBEDMILL
+from tests.system.running_shards import started
 from tests.system.stack import CALLS_IN_FLIGHT, MODEL, Stack, seconds_until
 from tests.waiting import wait_until
 
@@ -36,7 +36,7 @@ def create(stack: Stack, texts: list[Any], **headers: str) -> httpx.Response:
 
 
 @pytest.mark.fault(39)
-def test_fifty_times_the_same_request_is_one_job(stack: Stack, trial: Trial) -> None:
+def test_fifty_times_the_same_request_is_one_job(stack: Stack, fault_run: FaultRun) -> None:
     texts = corpus("fifty", 20)
     before = len(stack.query("SELECT id FROM jobs"))
     with ThreadPoolExecutor(16) as threads:
@@ -47,12 +47,12 @@ def test_fifty_times_the_same_request_is_one_job(stack: Stack, trial: Trial) -> 
     assert create(stack, [*texts, "other"], **{"idempotency-key": "fifty"}).status_code in (409, 422)
     [job_id] = ids
     stack.await_end(job_id, 30)
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(40)
 @pytest.mark.parametrize("place", ["after_job_insert", "after_accept_commit"])
-def test_the_api_is_killed_around_the_accept(stack: Stack, trial: Trial, place: str, tmp_path: Path) -> None:
+def test_the_api_is_killed_around_the_accept(stack: Stack, fault_run: FaultRun, place: str, tmp_path: Path) -> None:
     command = [*EMBEDMILL, "api", "--port", stack.url.rpartition(":")[2]]
     stack.processes.kill("api")
     stack.processes.start("api", command, FAILPOINTS=f"{place}=kill,times=1,shared={tmp_path}")
@@ -74,16 +74,16 @@ def test_the_api_is_killed_around_the_accept(stack: Stack, trial: Trial, place: 
 
     job_id = wait_until(accepted, 30, every_s=0.25, what="the retry's acceptance")
     assert job_id
-    trial.recovered(time.monotonic() - began, within_s=30)
+    fault_run.recovered(time.monotonic() - began, within_s=30)
     stack.await_end(job_id, 30)
     assert {row[0] for row in stack.query("SELECT id FROM jobs")} - before == {job_id}
     assert durable <= {job_id}
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(44)
 @pytest.mark.parametrize("state", ["waiting", "running", "finished"])
-def test_cancel_stops_the_calls_and_keeps_what_was_done(stack: Stack, trial: Trial, state: str) -> None:
+def test_cancel_stops_the_calls_and_keeps_what_was_done(stack: Stack, fault_run: FaultRun, state: str) -> None:
     stack.latency(200)
     if state == "waiting":
         stack.processes.kill("worker")
@@ -100,13 +100,13 @@ def test_cancel_stops_the_calls_and_keeps_what_was_done(stack: Stack, trial: Tri
     assert stack.stats()["calls"] - calls <= 2 * CALLS_IN_FLIGHT * 2  # both children: those in flight, and their next
     done = stack.job(job_id)["counts"]["completed"]
     assert (done == len(texts)) if state == "finished" else (done < len(texts))
-    truth = read_truth(stack, job_id)
-    truth.check()
-    trial.judge(stack, job_id, texts, failed=set(range(len(texts))) - set(truth.with_vector))
+    snapshot = read_snapshot(stack, job_id)
+    snapshot.check()
+    fault_run.judge(stack, job_id, texts, failed=set(range(len(texts))) - set(snapshot.with_vector))
 
 
 @pytest.mark.fault(45)
-def test_a_deleted_job_stays_deleted(stack: Stack, trial: Trial) -> None:
+def test_a_deleted_job_stays_deleted(stack: Stack, fault_run: FaultRun) -> None:
     stack.latency(200)
     job_id, _ = started(stack, "delete")
     assert stack.api.delete(f"/v1/embeddings/jobs/{job_id}").status_code in (200, 204)
@@ -116,7 +116,7 @@ def test_a_deleted_job_stays_deleted(stack: Stack, trial: Trial) -> None:
         counts = (f"SELECT count(*) FROM {table} WHERE job_id = '{job_id}'" for table in ("shards", "vectors"))
         return sum(int(stack.query(text)[0][0]) for text in counts)
 
-    trial.recovered(seconds_until(lambda: rows() == 0, 60, "the removal of every row"), within_s=60)
+    fault_run.recovered(seconds_until(lambda: rows() == 0, 60, "the removal of every row"), within_s=60)
     wait_until(lambda: stack.stats()["in_flight"] == 0, 10)
     assert rows() == 0
     # What was done before was paid for: its ledger stays.
@@ -124,22 +124,22 @@ def test_a_deleted_job_stays_deleted(stack: Stack, trial: Trial) -> None:
 
 
 @pytest.mark.fault(49)
-def test_ten_inputs_do_not_wait_behind_many(stack: Stack, trial: Trial) -> None:
+def test_ten_inputs_do_not_wait_behind_many(stack: Stack, fault_run: FaultRun) -> None:
     stack.latency(100)
     huge, _ = started(stack, "huge", 40_000)
     small_texts = corpus("small", 10)
     began = time.monotonic()
     small = stack.submit(small_texts)
     wait_until(lambda: stack.job(small)["counts"]["completed"], 30, what="the small job's first result")
-    trial.recovered(time.monotonic() - began, within_s=FIRST_RESULT_S)
+    fault_run.recovered(time.monotonic() - began, within_s=FIRST_RESULT_S)
     assert stack.job(huge)["counts"]["pending"]
-    trial.judge(stack, small, small_texts)
+    fault_run.judge(stack, small, small_texts)
     assert stack.api.post(f"/v1/embeddings/jobs/{huge}/cancel").status_code == 200
     stack.await_end(huge, 30)
 
 
 @pytest.mark.fault(50)
-def test_memory_stays_flat_over_a_long_job(stack: Stack, trial: Trial) -> None:
+def test_memory_stays_flat_over_a_long_job(stack: Stack, fault_run: FaultRun) -> None:
     """A shorter one than bench/scale runs, with the mark of the matrix.
 
     The allocator keeps what buffers had at their most, up to 48 MB a process (engine/process/memory.py). A job of the
@@ -155,11 +155,11 @@ def test_memory_stays_flat_over_a_long_job(stack: Stack, trial: Trial) -> None:
     print(f"MB for each 10,000 inputs: {slopes}")
     assert len(slopes) == 3  # the API and both children, from the beginning to the end
     assert max(slopes.values()) < MB_PER_10K, slopes
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(52)
-def test_texts_that_break_others_break_nothing_here(stack: Stack, trial: Trial) -> None:
+def test_texts_that_break_others_break_nothing_here(stack: Stack, fault_run: FaultRun) -> None:
     good = ["nul \u0000 nul", "line \u2028 line", "\ufeff mark", "ends in space ", "\u202e turned", "x" * 20_000]
     lines = [orjson.dumps(text) for text in good]
     lines[1:1] = [b'"lone \\ud800 surrogate"', b'""']
@@ -169,8 +169,8 @@ def test_texts_that_break_others_break_nothing_here(stack: Stack, trial: Trial) 
     stack.await_end(job_id, 30)
     job = stack.job(job_id)
     assert job["counts"]["total"] == len(lines)
-    truth = read_truth(stack, job_id)
-    truth.check()
-    assert set(truth.with_error) <= {1, 2}  # a refused line keeps its place
+    snapshot = read_snapshot(stack, job_id)
+    snapshot.check()
+    assert set(snapshot.with_error) <= {1, 2}  # a refused line keeps its place
     texts = [good[0], "", "", *good[1:]]
-    trial.judge(stack, job_id, texts, failed=truth.with_error)
+    fault_run.judge(stack, job_id, texts, failed=snapshot.with_error)

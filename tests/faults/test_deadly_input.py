@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from engine.jobs.maintenance.crashes import MAX_SOLO_DEATHS
-from tests.faults.conftest import StackFactory, Trial
+from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
+from tests.faults.conftest import FaultRun, StackFactory
 from tests.system.stack import WORKER, Stack
 
 DEATH_S = 6.0  # at the most: a new child, the notice of its death, and the pause before the next try
@@ -20,13 +20,13 @@ def module_stack(make_stack: StackFactory) -> Stack:
 
 
 @pytest.mark.fault(2)
-@pytest.mark.timeout(60 + MAX_SOLO_DEATHS * DEATH_S)
-def test_an_input_that_kills_every_worker_ends_with_an_error(stack: Stack, trial: Trial) -> None:
+@pytest.mark.timeout(60 + MAX_SOLO_CRASHES * DEATH_S)
+def test_an_input_that_kills_every_worker_ends_with_an_error(stack: Stack, fault_run: FaultRun) -> None:
     stack.processes.kill("worker")
     stack.processes.start("worker", WORKER, FAILPOINTS="before_upstream=kill")
     texts = ["kills whoever holds it"]
     job_id = stack.submit(texts)
-    stack.await_end(job_id, MAX_SOLO_DEATHS * DEATH_S)
+    stack.await_end(job_id, MAX_SOLO_CRASHES * DEATH_S)
     assert stack.job(job_id)["status"] == "failed"
     assert [error["code"] for error in stack.job(job_id)["errors"]] == ["worker_lost"]
-    trial.judge(stack, job_id, texts, failed=[0])
+    fault_run.judge(stack, job_id, texts, failed=[0])

@@ -6,14 +6,14 @@ import pytest
 import redis
 
 from engine.config.settings import Settings
-from tests.faults.conftest import StackFactory, Trial
-from tests.system.holding import started
+from tests.faults.conftest import FaultRun, StackFactory
 from tests.system.oracle import REPEATS_PER_KILL
+from tests.system.running_shards import started
 from tests.system.stack import WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
 DEFAULT = Settings()
-TIMINGS = ("LEASE_S", "HEARTBEAT_S", "SWEEP_S", "RING_AGAIN_S")
+TIMINGS = ("LEASE_S", "HEARTBEAT_S", "SWEEP_S", "REANNOUNCE_AFTER_S")
 
 
 @pytest.fixture(scope="module")
@@ -24,23 +24,25 @@ def module_stack(make_stack: StackFactory) -> Stack:
 
 @pytest.mark.fault(10)
 @pytest.mark.timeout(200)
-def test_flushall_is_made_good_within_35_seconds(stack: Stack, trial: Trial) -> None:
+def test_flushall_is_made_good_within_35_seconds(stack: Stack, fault_run: FaultRun) -> None:
     stack.latency(500)
     job_id, texts = started(stack, "default flushall", 10_000)
     with redis.Redis.from_url(stack.broker_url) as client:
         client.flushall()
-    lost = [row[0] for row in stack.query(f"SELECT id FROM shards WHERE job_id = '{job_id}' AND state = 'rung'")]
+    lost = [row[0] for row in stack.query(f"SELECT id FROM shards WHERE job_id = '{job_id}' AND state = 'announced'")]
     if lost:
         names = ", ".join(f"'{shard}'" for shard in lost)
         open_ = f"SELECT count(*) FROM shards WHERE id IN ({names}) AND attempt = 0"
-        trial.recovered(seconds_until(lambda: stack.query(open_) == [(0,)], 60, "the forgotten shards"), within_s=35)
+        fault_run.recovered(
+            seconds_until(lambda: stack.query(open_) == [(0,)], 60, "the forgotten shards"), within_s=35
+        )
     stack.await_end(job_id, 120)
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(1)
 @pytest.mark.timeout(200)
-def test_a_lost_machine_is_made_good_within_70_seconds(stack: Stack, trial: Trial) -> None:
+def test_a_lost_machine_is_made_good_within_70_seconds(stack: Stack, fault_run: FaultRun) -> None:
     """Nobody can see that its processes are dead: only their leases tell."""
     elsewhere = ["unshare", "--uts", "sh", "-c", f"hostname elsewhere && exec {' '.join(WORKER)}"]
     stack.processes.start("machine", elsewhere)
@@ -57,9 +59,9 @@ def test_a_lost_machine_is_made_good_within_70_seconds(stack: Stack, trial: Tria
         rows = stack.query(f"SELECT id, fence, state FROM shards WHERE id IN ({names})")
         return all(fence > lost[shard] or state == "done" for shard, fence, state in rows)
 
-    trial.recovered(seconds_until(back, 100, "the lost shards"), within_s=70)
+    fault_run.recovered(seconds_until(back, 100, "the lost shards"), within_s=70)
     stack.await_end(job_id, 60)
-    trial.judge(stack, job_id, texts, repeats=range(2 * REPEATS_PER_KILL))
+    fault_run.judge(stack, job_id, texts, repeats=range(2 * REPEATS_PER_KILL))
 
 
 def elsewhere_slots(stack: Stack) -> int:

@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from engine.durability.spool import RESERVE
-from tests.faults.conftest import Trial, lasting
+from tests.faults.conftest import FaultRun, lasting
 from tests.services import is_away, run_async
 from tests.system.cluster import ROLE, PostgresCluster
-from tests.system.holding import held_by, started
 from tests.system.oracle import REPEATS_PER_KILL, corpus
 from tests.system.processes import EMBEDMILL
+from tests.system.running_shards import held_by, started
 from tests.system.stack import WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
@@ -33,21 +33,21 @@ MARK_S = 15.0  # from the database's return to new results
 
 @pytest.mark.fault(15)
 @pytest.mark.timeout(120 + 30 * RESTARTS)
-def test_the_database_is_restarted_under_load(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+def test_the_database_is_restarted_under_load(stack: Stack, cluster: PostgresCluster, fault_run: FaultRun) -> None:
     stack.latency(200)
     job_id, texts = started(stack, "restarts", RESTARTS * 4_000)
     for number in range(RESTARTS):
         how = signal.SIGINT if number % 3 == 1 else signal.SIGQUIT
-        time.sleep(trial.chance.uniform(0.0, 0.5))
+        time.sleep(fault_run.chance.uniform(0.0, 0.5))
         cluster.restart(how)
         before = completed(stack, job_id)
         if before < len(texts):
-            trial.recovered(
+            fault_run.recovered(
                 seconds_until(lambda before=before: completed(stack, job_id) > before, 60, "new results"),  # type: ignore[misc]
                 within_s=MARK_S,
             )
     stack.await_end(job_id, 60)
-    trial.judge(stack, job_id, texts)  # what had been paid for was kept and recorded: nothing was called again
+    fault_run.judge(stack, job_id, texts)  # what had been paid for was kept and recorded: nothing was called again
     stack.processes.check()
 
 
@@ -57,7 +57,9 @@ def completed(stack: Stack, job_id: str) -> int:
 
 @pytest.mark.fault(16)
 @pytest.mark.timeout(240 + OUTAGE_S)
-def test_the_database_is_away_while_paid_answers_arrive(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+def test_the_database_is_away_while_paid_answers_arrive(
+    stack: Stack, cluster: PostgresCluster, fault_run: FaultRun
+) -> None:
     stack.latency(1_000)
     texts = corpus("away", 2_000)
     job_id = stack.submit(texts)
@@ -68,14 +70,14 @@ def test_the_database_is_away_while_paid_answers_arrive(stack: Stack, cluster: P
     assert (refused.status_code, "retry-after" in refused.headers) == (503, True)
     time.sleep(OUTAGE_S)
     cluster.start()
-    trial.recovered(seconds_until(lambda: completed(stack, job_id), 60, "the first results"), within_s=MARK_S)
+    fault_run.recovered(seconds_until(lambda: completed(stack, job_id), 60, "the first results"), within_s=MARK_S)
     stack.await_end(job_id, 60)
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(16)
 @pytest.mark.timeout(240 + OUTAGE_S)
-def test_paid_answers_outlive_their_worker(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+def test_paid_answers_outlive_their_worker(stack: Stack, cluster: PostgresCluster, fault_run: FaultRun) -> None:
     """Spooled while the database is away; the worker that wrote them dies; another brings them in."""
     stack.latency(1_000)
     texts = corpus("spooled", 2_000)
@@ -86,15 +88,15 @@ def test_paid_answers_outlive_their_worker(stack: Stack, cluster: PostgresCluste
     time.sleep(OUTAGE_S)
     stack.restart("worker")
     cluster.start()
-    trial.recovered(seconds_until(lambda: completed(stack, job_id), 60, "what was spooled"), within_s=30)
+    fault_run.recovered(seconds_until(lambda: completed(stack, job_id), 60, "what was spooled"), within_s=30)
     stack.await_end(job_id, 60)
     wait_until(lambda: not spool(stack, ""), 20, what="an empty spool")
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(23)
 def test_a_spool_file_that_was_not_finished_is_no_result(
-    stack: Stack, cluster: PostgresCluster, trial: Trial, tmp_path: Path
+    stack: Stack, cluster: PostgresCluster, fault_run: FaultRun, tmp_path: Path
 ) -> None:
     stack.processes.kill("worker")
     stack.processes.start("worker", WORKER, FAILPOINTS=f"during_spool_write=kill,times=1,shared={tmp_path}")
@@ -106,14 +108,16 @@ def test_a_spool_file_that_was_not_finished_is_no_result(
     cluster.start()
     began = time.monotonic()
     stack.await_end(job_id, 60)
-    trial.recovered(time.monotonic() - began, within_s=60)
-    trial.judge(stack, job_id, texts, repeats=range(1, REPEATS_PER_KILL))
+    fault_run.recovered(time.monotonic() - began, within_s=60)
+    fault_run.judge(stack, job_id, texts, repeats=range(1, REPEATS_PER_KILL))
     wait_until(lambda: not spool(stack, ""), 20, what="an empty spool")
     stack.restart("worker")
 
 
 @pytest.mark.fault(22)
-def test_a_spool_without_room_keeps_results_in_memory(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+def test_a_spool_without_room_keeps_results_in_memory(
+    stack: Stack, cluster: PostgresCluster, fault_run: FaultRun
+) -> None:
     folder = stack.folder / "data" / "spool"
     folder.mkdir(exist_ok=True)
     mounted = subprocess.run(
@@ -129,10 +133,10 @@ def test_a_spool_without_room_keeps_results_in_memory(stack: Stack, cluster: Pos
         log = stack.folder / "worker.log"
         wait_until(lambda: "the spool does not take them" in log.read_text(), 20, what="a spool that is full")
         cluster.start()
-        trial.recovered(seconds_until(lambda: completed(stack, job_id), 60, "the first results"), within_s=MARK_S)
+        fault_run.recovered(seconds_until(lambda: completed(stack, job_id), 60, "the first results"), within_s=MARK_S)
         stack.await_end(job_id, 60)
         assert not spool(stack, ".bad")
-        trial.judge(stack, job_id, texts)
+        fault_run.judge(stack, job_id, texts)
     finally:
         subprocess.run(["umount", "-l", folder], check=False)
 
@@ -166,7 +170,7 @@ def spool(stack: Stack, ending: str) -> list[Path]:
 
 @pytest.mark.fault(17)
 @pytest.mark.parametrize("committed", [False, True], ids=["before it", "after it"])
-def test_the_connection_is_cut_at_a_commit(stack: Stack, trial: Trial, committed: bool) -> None:
+def test_the_connection_is_cut_at_a_commit(stack: Stack, fault_run: FaultRun, committed: bool) -> None:
     """Nobody knows whether it happened: whoever asked reads again."""
     toxics = stack.proxies["database"].to_server
     stack.latency(100)
@@ -179,11 +183,11 @@ def test_the_connection_is_cut_at_a_commit(stack: Stack, trial: Trial, committed
     assert answers
     stack.await_end(job_id, 60)
     # A lease whose renewal was cut off may have been lost with the calls under it.
-    trial.judge(stack, job_id, texts, repeats=range(2 * REPEATS_PER_KILL))
+    fault_run.judge(stack, job_id, texts, repeats=range(2 * REPEATS_PER_KILL))
 
 
 @pytest.mark.fault(18)
-def test_tables_are_locked_for_a_while(stack: Stack, trial: Trial) -> None:
+def test_tables_are_locked_for_a_while(stack: Stack, fault_run: FaultRun) -> None:
     stack.latency(100)
     job_id, texts = started(stack, "locked")
 
@@ -197,12 +201,14 @@ def test_tables_are_locked_for_a_while(stack: Stack, trial: Trial) -> None:
             await connection.close()
 
     run_async(lock())
-    trial.recovered(seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"), within_s=60)
-    trial.judge(stack, job_id, texts)
+    fault_run.recovered(
+        seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"), within_s=60
+    )
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(18)
-def test_every_answer_of_the_database_is_late(stack: Stack, trial: Trial) -> None:
+def test_every_answer_of_the_database_is_late(stack: Stack, fault_run: FaultRun) -> None:
     """As late against the leases here as two seconds are against the product's own."""
     stack.latency(50)
     stack.proxies["database"].to_client.latency_s = 0.1
@@ -210,11 +216,11 @@ def test_every_answer_of_the_database_is_late(stack: Stack, trial: Trial) -> Non
     texts = corpus("late", 2_000)
     job_id = stack.submit(texts)
     stack.await_end(job_id, 90)
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(19)
-def test_there_are_no_connections_to_be_had(stack: Stack, cluster: PostgresCluster, trial: Trial) -> None:
+def test_there_are_no_connections_to_be_had(stack: Stack, cluster: PostgresCluster, fault_run: FaultRun) -> None:
     stack.latency(200)
     job_id, texts = started(stack, "no connections")
     database = stack.database_url.rpartition("/")[2]
@@ -232,16 +238,16 @@ def test_there_are_no_connections_to_be_had(stack: Stack, cluster: PostgresClust
         assert refused and all("retry-after" in answer.headers for answer in refused)
     finally:
         cluster.ask(f"ALTER ROLE {ROLE} CONNECTION LIMIT -1")
-    trial.recovered(
+    fault_run.recovered(
         seconds_until(lambda: stack.api.get(f"/v1/embeddings/jobs/{job_id}").status_code == 200, 30, "an answer"),
         within_s=MARK_S,
     )
     stack.await_end(job_id, 60)
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(48)
-def test_two_schedulers_do_nothing_twice(stack: Stack, trial: Trial) -> None:
+def test_two_schedulers_do_nothing_twice(stack: Stack, fault_run: FaultRun) -> None:
     stack.processes.start("scheduler-2", [*EMBEDMILL, "scheduler"])
     try:
         stack.latency(100)
@@ -249,7 +255,7 @@ def test_two_schedulers_do_nothing_twice(stack: Stack, trial: Trial) -> None:
         wait_until(lambda: held_by(stack, job_id), 10, what="a running shard")
         stack.restart("worker")
         stack.await_end(job_id, 60)
-        trial.judge(stack, job_id, texts, repeats=range(2 * REPEATS_PER_KILL))
+        fault_run.judge(stack, job_id, texts, repeats=range(2 * REPEATS_PER_KILL))
         stack.processes.check()
     finally:
         stack.processes.kill("scheduler-2")

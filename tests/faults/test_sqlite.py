@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Trial
+from tests.faults.conftest import FaultRun
 from tests.services import is_away
-from tests.system.holding import started
 from tests.system.oracle import corpus, watch_history
+from tests.system.running_shards import started
 from tests.system.stack import MODEL, Stack, seconds_until
 from tests.waiting import wait_until
 
@@ -51,7 +51,7 @@ def stack(module_stack: Stack) -> Iterator[Stack]:
 
 
 @pytest.mark.fault(21)
-def test_another_writer_keeps_the_lock_for_a_while(stack: Stack, trial: Trial) -> None:
+def test_another_writer_keeps_the_lock_for_a_while(stack: Stack, fault_run: FaultRun) -> None:
     stack.latency(50)
     job_id, texts = started(stack, "busy")
     path = stack.database_url.removeprefix("sqlite:///")
@@ -62,12 +62,14 @@ def test_another_writer_keeps_the_lock_for_a_while(stack: Stack, trial: Trial) -
         # Reading goes on meanwhile.
         assert stack.api.get(f"/v1/embeddings/jobs/{job_id}").status_code == 200
         writer.execute("ROLLBACK")
-    trial.recovered(seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"), within_s=60)
-    trial.judge(stack, job_id, texts)
+    fault_run.recovered(
+        seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 60, "the end"), within_s=60
+    )
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(21)
-def test_the_disk_is_full_for_a_while(stack: Stack, trial: Trial) -> None:
+def test_the_disk_is_full_for_a_while(stack: Stack, fault_run: FaultRun) -> None:
     stack.latency(300)
     job_id, texts = started(stack, "full disk", 6_000)
     filler = stack.folder / "data" / "filler"
@@ -78,12 +80,14 @@ def test_the_disk_is_full_for_a_while(stack: Stack, trial: Trial) -> None:
         assert stack.api.get(f"/v1/embeddings/jobs/{job_id}").status_code == 200
     finally:
         filler.unlink()
-    trial.recovered(seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 90, "the end"), within_s=90)
-    trial.judge(stack, job_id, texts)
+    fault_run.recovered(
+        seconds_until(lambda: (stack.polled(job_id) or {}).get("finished_at"), 90, "the end"), within_s=90
+    )
+    fault_run.judge(stack, job_id, texts)
     texts = corpus("room again", 200)
     again = stack.submit(texts)
     stack.await_end(again, 30)
-    trial.judge(stack, again, texts)
+    fault_run.judge(stack, again, texts)
 
 
 def refusal(stack: Stack) -> int | None:

@@ -15,10 +15,10 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.faults.conftest import StackFactory, Trial, lasting
+from tests.faults.conftest import FaultRun, StackFactory, lasting
 from tests.services import is_away
-from tests.system.holding import held_by, started, taken_over
 from tests.system.oracle import REPEATS_PER_KILL, corpus
+from tests.system.running_shards import held_by, started, taken_over
 from tests.system.stack import BATCH, LEASE_S, MODEL, SWEEP_S, WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
@@ -46,22 +46,22 @@ def restart_worker(stack: Stack, **settings: str) -> None:
 
 @pytest.mark.fault(1)
 @pytest.mark.timeout(120 + 40 * WORKER_KILLS)
-def test_workers_are_killed_again_and_again(stack: Stack, trial: Trial) -> None:
+def test_workers_are_killed_again_and_again(stack: Stack, fault_run: FaultRun) -> None:
     stack.latency(300)
     job_id, texts = started(stack, "again and again", 2_700 * WORKER_KILLS)
     for _ in range(WORKER_KILLS):
         wait_until(lambda: held_by(stack, job_id), 20, what="a running shard")
-        time.sleep(trial.chance.uniform(0.0, 0.3))
+        time.sleep(fault_run.chance.uniform(0.0, 0.3))
         lost = held_by(stack, job_id)
         stack.restart("worker")
         if lost:
-            trial.recovered(
+            fault_run.recovered(
                 seconds_until(lambda lost=lost: taken_over(stack, lost), RECOVERY_S, "the lost shards"),  # type: ignore[misc]
                 within_s=RECOVERY_S,
             )
     stack.await_end(job_id, 120)
     # Two children each time.
-    trial.judge(stack, job_id, texts, repeats=range(WORKER_KILLS * 2 * REPEATS_PER_KILL))
+    fault_run.judge(stack, job_id, texts, repeats=range(WORKER_KILLS * 2 * REPEATS_PER_KILL))
 
 
 @pytest.mark.fault(3, 4)
@@ -78,30 +78,32 @@ def test_workers_are_killed_again_and_again(stack: Stack, trial: Trial) -> None:
         ("after_publish", range(REPEATS_PER_KILL)),  # by the sibling too, whose calls are under way
     ],
 )
-def test_a_worker_is_killed_at(stack: Stack, trial: Trial, place: str, repeats: int | range, tmp_path: Path) -> None:
+def test_a_worker_is_killed_at(
+    stack: Stack, fault_run: FaultRun, place: str, repeats: int | range, tmp_path: Path
+) -> None:
     restart_worker(stack, FAILPOINTS=f"{place}=kill,times={KILLS},shared={tmp_path}", SHARD_CONCURRENCY="1")
-    # More shards than are rung at once: the rest is rung by workers.
+    # More shards than are announced at once: workers announce the rest.
     texts = corpus(f"killed at {place}", 6_000 if place == "after_publish" else 2_000)
     job_id = stack.submit(texts)
     began = time.monotonic()
     stack.await_end(job_id, 60)
     kills = len([*tmp_path.iterdir()])
     assert kills == (1 if place == "during_finalize" and kills == 1 else KILLS)
-    trial.recovered(time.monotonic() - began, within_s=RECOVERY_S)
+    fault_run.recovered(time.monotonic() - began, within_s=RECOVERY_S)
     allowed = range(repeats.start, repeats.stop * kills) if isinstance(repeats, range) else repeats * kills
-    verdict = trial.judge(stack, job_id, texts, repeats=allowed)
+    findings = fault_run.judge(stack, job_id, texts, repeats=allowed)
     # What may have been paid for twice is told: by those who come after, for the dead cannot.
     wait_until(
-        lambda: stack.job(job_id)["ambiguous"]["inputs"] == verdict.repeated,
+        lambda: stack.job(job_id)["ambiguous"]["inputs"] == findings.repeated,
         30,
-        what=f"{verdict.repeated} ambiguous inputs",
+        what=f"{findings.repeated} ambiguous inputs",
     )
     if place == "after_upstream_before_commit":
         assert stack.job(job_id)["ambiguous"]["calls"] == kills
 
 
 @pytest.mark.fault(41)
-def test_a_rolling_deploy_is_not_noticed(stack: Stack, trial: Trial) -> None:
+def test_a_rolling_deploy_is_not_noticed(stack: Stack, fault_run: FaultRun) -> None:
     """Behind a load balancer, which tries the other API when one takes no connections."""
     stack.latency(100)
     job_id, texts = started(stack, "deploy", 12_000)
@@ -111,7 +113,7 @@ def test_a_rolling_deploy_is_not_noticed(stack: Stack, trial: Trial) -> None:
         number = 0
         while not stop.is_set():
             number += 1
-            for url in sorted(stack.urls.values(), key=lambda _: trial.chance.random()):
+            for url in sorted(stack.urls.values(), key=lambda _: fault_run.chance.random()):
                 try:
                     answer = httpx.post(
                         f"{url}/v1/embeddings",
@@ -144,7 +146,7 @@ def test_a_rolling_deploy_is_not_noticed(stack: Stack, trial: Trial) -> None:
     stack.await_end(job_id, 60)
     assert failures == []
     assert set(answers) == {200}
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 def answers_at(url: str) -> bool:
@@ -156,7 +158,7 @@ def answers_at(url: str) -> bool:
 
 @pytest.mark.fault(43)
 @pytest.mark.parametrize("offset", ["+10m", "-10m"])
-def test_a_workers_clock_is_wrong(stack: Stack, trial: Trial, offset: str) -> None:
+def test_a_workers_clock_is_wrong(stack: Stack, fault_run: FaultRun, offset: str) -> None:
     if shutil.which("faketime") is None:
         is_away("libfaketime", "no program `faketime`")
     stack.processes.kill("worker")
@@ -167,11 +169,11 @@ def test_a_workers_clock_is_wrong(stack: Stack, trial: Trial, offset: str) -> No
     stack.await_end(job_id, 60)
     # No lease ran out early, and none was kept for too long.
     assert stack.query(f"SELECT max(attempt) FROM shards WHERE job_id = '{job_id}'") == [(1,)]
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 @pytest.mark.fault(51)
-def test_an_api_without_file_descriptors_recovers(stack: Stack, trial: Trial) -> None:
+def test_an_api_without_file_descriptors_recovers(stack: Stack, fault_run: FaultRun) -> None:
     pid, port = stack.processes.pid("api"), urlsplit(stack.url).port
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     used = open_files(pid)
@@ -187,10 +189,10 @@ def test_an_api_without_file_descriptors_recovers(stack: Stack, trial: Trial) ->
     texts = corpus("descriptors", 300)
     stack.await_ready()
     job_id = stack.submit(texts)
-    trial.recovered(time.monotonic() - began, within_s=15)
+    fault_run.recovered(time.monotonic() - began, within_s=15)
     stack.await_end(job_id, 30)
     assert stack.processes.pid("api") == pid
-    trial.judge(stack, job_id, texts)
+    fault_run.judge(stack, job_id, texts)
 
 
 def open_files(pid: int) -> int:

@@ -57,7 +57,7 @@ class Field:
         """What is wrong with the route that both tenants use, as database and metrics tell it."""
         found = [f"outage {row}" for row in self.stack.query("SELECT account, code, message FROM route_outages")]
         lines = self._client.get("/metrics").text.splitlines()
-        bad = ("embedmill_route_quarantined", "embedmill_pacing_rate_limited_total", "embedmill_usage_dropped")
+        bad = ("embedmill_route_quarantined", "embedmill_limiter_rate_limited_total", "embedmill_usage_dropped")
         return found + [
             line for line in lines if line.startswith(bad) and float(line.split()[-1]) and "_created" not in line
         ]

@@ -50,18 +50,18 @@ model = "{UPSTREAM_MODEL}"
 """
 
 
-class ListeningBell(Notifier):
-    """Notes what is rung. `works` False: a broker that is away."""
+class RecordingNotifier(Notifier):
+    """Records what is published. `works` False: an unavailable broker."""
 
     def __init__(self) -> None:
         super().__init__("")
-        self.rung: list[str] = []
+        self.published: list[str] = []
         self.works = True
 
     async def ring(self, shard_ids: Sequence[str]) -> bool:
         await asyncio.sleep(0)
         if self.works:
-            self.rung += shard_ids
+            self.published += shard_ids
         return self.works
 
 
@@ -70,7 +70,7 @@ class Store:
     """The engine's verbs on one database, with the few shorthands that tests need."""
 
     runtime: Runtime
-    bell: ListeningBell
+    notifier: RecordingNotifier
 
     @classmethod
     def open(cls, database_url: str, folder: Path, **settings: Any) -> Store:
@@ -78,14 +78,14 @@ class Store:
         config.write_text(CONFIG)
         chosen = {"shard_inputs": SHARD_INPUTS, "batch_inputs": 4, "shard_attempts": ATTEMPTS} | settings
         runtime = Runtime.open(Settings(data_dir=folder, database_url=database_url, config=str(config), **chosen))
-        runtime.notifier = bell = ListeningBell()
-        return cls(runtime, bell)
+        runtime.notifier = notifier = RecordingNotifier()
+        return cls(runtime, notifier)
 
     def another(self) -> Store:
         """The same database as another process sees it: with connections of its own. Close it."""
         runtime = Runtime.open(self.runtime.settings)
-        runtime.notifier = bell = ListeningBell()
-        return Store(runtime, bell)
+        runtime.notifier = notifier = RecordingNotifier()
+        return Store(runtime, notifier)
 
     async def close(self) -> None:
         await self.runtime.close()
@@ -122,7 +122,7 @@ class Store:
         self, reservation: Reservation | None, *, project: str = "p"
     ) -> AbstractAsyncContextManager[JobIntake]:
         wanted = job_intake.JobSpec(self.runtime.alias(MODEL), WIDTH, Options(user="u"), {}, "req_test")
-        return job_intake.receiving(self.runtime, Caller("key", project, frozenset()), wanted, reservation)
+        return job_intake.open_intake(self.runtime, Caller("key", project, frozenset()), wanted, reservation)
 
     async def job(self, job_id: str) -> Any:
         return (await self._rows(select(*Job.__table__.columns).where(Job.id == job_id)))[0]
@@ -172,7 +172,7 @@ def landed(
     held: ClaimedShard, positions: Sequence[int] | None = None, *, route: Route, cut: int = 4
 ) -> list[BatchOutcome]:
     """What upstream calls of `cut` inputs each would bring for these positions of a shard (default: all that wait)."""
-    chosen = held.waiting() if positions is None else list(positions)
+    chosen = held.open_positions() if positions is None else list(positions)
     return [_landed(held, chosen[low : low + cut], route) for low in range(0, len(chosen), cut)]
 
 

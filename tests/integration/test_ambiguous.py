@@ -8,22 +8,22 @@ from pathlib import Path
 from sqlalchemy import select
 
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.jobs.recording import ambiguous
 from models.embedding import Call
 from models.job import AmbiguousCall
 from models.usage import UsageKind, UsageRecord
+from tests.integration.snapshot import DatabaseSnapshot, total_usd
 from tests.integration.store import MODEL, UPSTREAM_MODEL, Store
 from tests.integration.test_run import scripted
-from tests.integration.truth import Truth, total_usd
 
 
 async def told(store: Store, job_id: str, kind: str = "ambiguous") -> dict[str, object]:
     """What the job says of such calls; its ledger says the same."""
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    rows = truth.of_kind(UsageKind(kind))
-    shown: dict[str, object] = job_object(await find(store.runtime, "p", job_id))[kind]
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    rows = snapshot.of_kind(UsageKind(kind))
+    shown: dict[str, object] = job_object(await get_job(store.runtime, "p", job_id))[kind]
     cost_usd = shown.pop("cost_usd")
     assert shown.pop("tokens") == sum(row.prompt_tokens for row in rows)
     assert Decimal(str(cost_usd)) == total_usd(rows)
@@ -53,8 +53,8 @@ async def test_each_call_is_written_down_once(store: Store) -> None:
         for inputs in (3, 1)
     ]
     held.calls.extend([*calls, Call("one", "m", True, 200, 1.0, 2.0)])
-    await ambiguous.note_rest(store.runtime, held)
-    await ambiguous.note_rest(store.runtime, held)
+    await ambiguous.record_unrecorded_calls(store.runtime, held)
+    await ambiguous.record_unrecorded_calls(store.runtime, held)
     async with store.runtime.database.read() as connection:
         rows = (await connection.execute(select(*UsageRecord.__table__.columns))).all()
     assert {(row.id, row.kind, row.code, row.key_id, row.alias, row.end_user) for row in rows} == {
@@ -63,5 +63,5 @@ async def test_each_call_is_written_down_once(store: Store) -> None:
     assert [call.success for call in held.calls] == [True]
     async with store.runtime.database.write() as connection:  # as after a commit whose answer was lost
         about = {"project": "p", "job_id": job_id, "shard_id": held.shard_id}
-        assert await ambiguous.note(store.runtime.database, connection, **about, calls=calls) == []
+        assert await ambiguous.insert_calls(store.runtime.database, connection, **about, calls=calls) == []
     assert await told(store, job_id) == {"calls": 2, "inputs": 4}

@@ -22,7 +22,7 @@ from models.usage import UsageRecord
 from providers.base import UpstreamReply
 from tests.fakes import FakeWire, fake
 from tests.gateway import JOBS, Gateway, close_gateway, open_gateway
-from tests.integration.truth import Truth, total_usd
+from tests.integration.snapshot import DatabaseSnapshot, total_usd
 
 PRICE = Decimal("0.02") / 1_000_000
 CONFIG = """
@@ -45,29 +45,29 @@ async def wire() -> FakeWire:
 
 @pytest.fixture
 async def billed(data_dir: Path, wire: FakeWire) -> AsyncIterator[Gateway]:
-    mill = await open_gateway(data_dir, config=CONFIG, wire=wire, shard_budget_s=2.0)
-    yield mill
-    await close_gateway(mill)
+    gateway = await open_gateway(data_dir, config=CONFIG, wire=wire, shard_budget_s=2.0)
+    yield gateway
+    await close_gateway(gateway)
 
 
 def plays(wire: FakeWire, *rules: dict[str, Any]) -> None:
     wire.hosts["up"] = fake(*rules)
 
 
-async def rows_of(mill: Gateway) -> list[Any]:
-    await mill.runtime.usage.flush()
-    async with mill.runtime.database.read() as connection:
+async def rows_of(gateway: Gateway) -> list[Any]:
+    await gateway.runtime.usage.flush()
+    async with gateway.runtime.database.read() as connection:
         return list((await connection.execute(select(*UsageRecord.__table__.columns))).all())
 
 
-async def run_once(mill: Gateway, job_id: str) -> dict[str, Any]:
+async def run_once(gateway: Gateway, job_id: str) -> dict[str, Any]:
     """What one claim of each of the job's shards comes to."""
-    async with mill.runtime.database.write() as connection:
+    async with gateway.runtime.database.write() as connection:
         await connection.execute(update(Shard).where(Shard.job_id == job_id).values(next_run_at=0.0))
-    for shard_id in await mill.shards(job_id):
-        await run_shard(mill.runtime, shard_id, "test")
-    (await Truth.read(mill.runtime.database, job_id)).check()
-    return await mill.job(job_id)
+    for shard_id in await gateway.shards(job_id):
+        await run_shard(gateway.runtime, shard_id, "test")
+    (await DatabaseSnapshot.read(gateway.runtime.database, job_id)).check()
+    return await gateway.job(job_id)
 
 
 # C1: sync of 100 texts, reply nan: 3 calls and 1,200 tokens were billed, and the ledger had 0.
@@ -182,14 +182,14 @@ async def test_a_caller_who_hangs_up_leaves_an_ambiguous_row(billed: Gateway, wi
 
 @pytest.mark.parametrize("fault", ["hang", "close", "reset"])
 async def test_a_call_without_an_answer_leaves_an_ambiguous_row(data_dir: Path, wire: FakeWire, fault: str) -> None:
-    mill = await open_gateway(data_dir, config=CONFIG, wire=wire, sync_timeout_s=0.3)
+    gateway = await open_gateway(data_dir, config=CONFIG, wire=wire, sync_timeout_s=0.3)
     plays(wire, {"do": {"fault": fault, "billed": True}})
-    assert (await mill.embed(TEXTS[:20])).status_code in (502, 504)
-    rows = await rows_of(mill)
+    assert (await gateway.embed(TEXTS[:20])).status_code in (502, 504)
+    rows = await rows_of(gateway)
     assert {(row.kind, row.project) for row in rows} == {("ambiguous", "default")}
     assert len(rows) == len(wire.bill)
     assert wire.billed_tokens * PRICE <= total_usd(rows)
-    await close_gateway(mill)
+    await close_gateway(gateway)
 
 
 @pytest.mark.parametrize("status", [400, 401, 429, 500, 503])

@@ -29,8 +29,8 @@ from engine.queue.broker import BULK_QUEUE, RUN_SHARD, Notifier, broker_options
 from engine.runtime import Runtime
 from models.job import FINISHED, JobStatus
 from providers.fake import fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import MODEL, UPSTREAM_MODEL, WIDTH, Store, text_of
-from tests.integration.truth import Truth
 from tests.services import SqliteFiles
 from tests.system.processes import EMBEDMILL, Processes
 from tests.waiting import wait_until
@@ -62,7 +62,7 @@ NO_MESSAGES = (
 def processes(quiet: Store, tmp_path: Path) -> Iterator[Processes]:
     settings = quiet.runtime.settings
     places = {"DATA_DIR": str(tmp_path), "DATABASE_URL": settings.database_url, "CONFIG": settings.config}
-    places["CLAIM_UNRUNG_S"] = "0.5"
+    places["CLAIM_UNANNOUNCED_AFTER_S"] = "0.5"
     processes = Processes(tmp_path, places)
     yield processes
     processes.close()
@@ -101,9 +101,9 @@ async def quiet(sqlite_files: SqliteFiles, tmp_path: Path) -> AsyncIterator[Stor
 
 
 def with_broker(store: Store, url: str) -> Store:
-    """The same store with a bell that really rings."""
-    settings = replace(store.runtime.settings, broker_url=url, ring_again_s=2.0)
-    return Store(Runtime.open(settings), store.bell)
+    """The same store whose notifier publishes messages."""
+    settings = replace(store.runtime.settings, broker_url=url, reannounce_after_s=2.0)
+    return Store(Runtime.open(settings), store.notifier)
 
 
 async def completed(store: Store, job_id: str, processes: Processes, *, sweeping: bool = False) -> None:
@@ -117,9 +117,9 @@ async def completed(store: Store, job_id: str, processes: Processes, *, sweeping
     except TimeoutError:
         pytest.fail(f"the job is {await store.status(job_id)}\n{processes.log_of('worker')}")
     assert await store.status(job_id) == JobStatus.COMPLETED
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    assert {shard.attempt for shard in truth.shards} == {1}
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    assert {shard.attempt for shard in snapshot.shards} == {1}
 
 
 def send_garbage(url: str) -> None:
@@ -174,7 +174,7 @@ async def test_a_message_that_comes_many_times_is_worked_on_once(
     quiet: Store, broker_url: str, processes: Processes
 ) -> None:
     store = with_broker(quiet, broker_url)
-    quiet.bell.works = False
+    quiet.notifier.works = False
     job_id = await quiet.submit(20)
     for _ in range(10):
         assert await store.runtime.notifier.ring(await store.shard_ids(job_id))

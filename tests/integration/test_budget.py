@@ -14,18 +14,18 @@ from sqlalchemy import update
 
 from engine.jobs.control import pause_resume
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.leasing.claim import open_tokens
+from engine.jobs.leasing.claim import remaining_tokens
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.jobs.recording import budget
-from engine.jobs.recording.record import MARK_S, record
+from engine.jobs.recording.record import RATE_SAMPLE_S, record
 from models.base import db_now, usd_text
 from models.errors import Conflict, InvalidInput
 from models.job import Job, JobStatus, ShardState
 from providers.fake import fake_tokens, fake_vectors
+from tests.integration.snapshot import OPEN, DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of
 from tests.integration.test_run import scripted
-from tests.integration.truth import OPEN, Truth
 
 PRICE_USD = Decimal("0.0123457") / 1_000_000  # of a token, as the store's configuration has it
 
@@ -40,12 +40,12 @@ async def limited(store: Store, count: int, max_cost_usd: Decimal) -> str:
     return job_id
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    assert truth.job is not None
-    assert truth.cost_in_ledger <= truth.job.max_cost_usd
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    assert snapshot.job is not None
+    assert snapshot.cost_in_ledger <= snapshot.job.max_cost_usd
+    return snapshot
 
 
 async def run_until_it_rests(store: Store, job_id: str) -> None:
@@ -61,12 +61,12 @@ async def run_until_it_rests(store: Store, job_id: str) -> None:
 async def test_a_job_pauses_before_it_costs_more(store: Store) -> None:
     job_id = await limited(store, 45, tokens_of(range(20)) * PRICE_USD)
     await run_until_it_rests(store, job_id)
-    truth = await checked(store, job_id)
-    assert 10 < len(truth.with_vector) <= 20  # what is left covers no further input for sure
-    body = job_object(await find(store.runtime, "p", job_id))
+    snapshot = await checked(store, job_id)
+    assert 10 < len(snapshot.with_vector) <= 20  # what is left covers no further input for sure
+    body = job_object(await get_job(store.runtime, "p", job_id))
     assert (body["status"], body["waiting_on"]) == ("paused", "budget")
-    assert Decimal(body["max_cost_usd"]) == truth.job.max_cost_usd  # type: ignore[union-attr]
-    assert {shard.attempt for shard in truth.shards if shard.state != ShardState.DONE} == {0}
+    assert Decimal(body["max_cost_usd"]) == snapshot.job.max_cost_usd  # type: ignore[union-attr]
+    assert {shard.attempt for shard in snapshot.shards if shard.state != ShardState.DONE} == {0}
 
 
 async def test_a_shard_that_was_taken_in_vain_is_no_turn(store: Store) -> None:
@@ -75,8 +75,8 @@ async def test_a_shard_that_was_taken_in_vain_is_no_turn(store: Store) -> None:
         shard_id = next(shard.id for shard in await store.shards(job_id) if shard.state in OPEN)
         await store.set_shard(shard_id, next_run_at=0.0)
         await run_shard(store.runtime, shard_id, "w")
-    done = [shard.tokens - open_tokens(shard) for shard in await store.shards(job_id)]
-    assert (await store.job(job_id)).served_tokens == sum(done) > 0
+    done = [shard.tokens - remaining_tokens(shard) for shard in await store.shards(job_id)]
+    assert (await store.job(job_id)).virtual_time == sum(done) > 0
 
 
 async def test_a_higher_ceiling_lets_it_go_on(store: Store) -> None:
@@ -85,9 +85,9 @@ async def test_a_higher_ceiling_lets_it_go_on(store: Store) -> None:
     assert await store.status(job_id) == JobStatus.PAUSED
     with pytest.raises(InvalidInput):
         async with store.runtime.database.write() as connection:
-            await budget.raise_ceiling(connection, job_id, Decimal("0.000000000001"))
+            await budget.set_max_cost(connection, job_id, Decimal("0.000000000001"))
     async with store.runtime.database.write() as connection:
-        await budget.raise_ceiling(connection, job_id, Decimal(1))
+        await budget.set_max_cost(connection, job_id, Decimal(1))
     await store.set_job(job_id, status=JobStatus.IN_PROGRESS)
     await run_until_it_rests(store, job_id)
     await checked(store, job_id)
@@ -97,16 +97,16 @@ async def test_a_higher_ceiling_lets_it_go_on(store: Store) -> None:
 async def test_a_ceiling_that_is_never_reached_is_never_felt(store: Store) -> None:
     job_id = await limited(store, 45, Decimal("0.01"))
     await run_until_it_rests(store, job_id)
-    truth = await checked(store, job_id)
-    assert (await store.status(job_id), len(truth.with_vector)) == (JobStatus.COMPLETED, 45)
-    assert [shard.attempt for shard in truth.shards] == [1] * 5
+    snapshot = await checked(store, job_id)
+    assert (await store.status(job_id), len(snapshot.with_vector)) == (JobStatus.COMPLETED, 45)
+    assert [shard.attempt for shard in snapshot.shards] == [1] * 5
 
 
 async def test_the_dead_hold_no_money(store: Store) -> None:
     """A worker takes all that is left and dies: until it is swept the others wait, then they go on."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await budget.take(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
     second = (await store.shard_ids(job_id))[1]
     await run_shard(store.runtime, second, "w")
     assert (await checked(store, job_id)).with_vector == []
@@ -122,10 +122,10 @@ async def test_a_late_result_is_taken_as_far_as_the_ceiling_goes(store: Store) -
     """A worker that was frozen brings what it paid for, after others have spent the money: that would be too much."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     frozen, other = await store.claim_all(job_id)
-    await budget.take(store.runtime, frozen, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, frozen, store.runtime.alias("test/8"), lambda part: None)
     await store.expire_lease(frozen.shard_id)
     await sweep(store.runtime)
-    await budget.take(store.runtime, other, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, other, store.runtime.alias("test/8"), lambda part: None)
     await record(store.runtime, other, landed(other, [0, 1, 2, 3, 4], route=store.routes[0]))
     for part in landed(frozen, route=store.routes[0], cut=1):
         await record(store.runtime, frozen, [part])
@@ -154,11 +154,11 @@ async def test_never_more_however_many_and_whoever_dies(database_url: str, tmp_p
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         await checked(store, job_id)
-    truth = await checked(store, job_id)
-    assert truth.job is not None
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None
     # Not for less than what a few runs side by side set aside: an input and a call of ours each.
-    if truth.job.status == JobStatus.PAUSED:
-        assert truth.job.max_cost_usd - truth.job.cost_usd - truth.job.ambiguous_cost_usd < 4 * 65 * PRICE_USD
+    if snapshot.job.status == JobStatus.PAUSED:
+        assert snapshot.job.max_cost_usd - snapshot.job.cost_usd - snapshot.job.ambiguous_cost_usd < 4 * 65 * PRICE_USD
     for each in (store, *others):
         await each.close()
 
@@ -166,13 +166,13 @@ async def test_never_more_however_many_and_whoever_dies(database_url: str, tmp_p
 @pytest.mark.parametrize("given", ["0", "-1", "NaN", "inf", "1e9", "", "ten", "1_0", 0, 1e-13, "0.0000000000001"])
 def test_no_ceiling(given: str | float) -> None:
     with pytest.raises(InvalidInput) as caught:
-        budget.ceiling(given)
+        budget.parse_max_cost(given)
     assert caught.value.param == "max_cost_usd"
 
 
 @pytest.mark.parametrize(("given", "meant"), [("0.10", "0.1"), (5, "5"), (0.1, "0.1"), (1e-7, "0.0000001")])
 def test_a_ceiling(given: str | float, meant: str) -> None:
-    assert budget.ceiling(given) == Decimal(meant)
+    assert budget.parse_max_cost(given) == Decimal(meant)
 
 
 async def test_a_ceiling_that_cut_off_calls_may_have_passed_is_named_at_a_resume(store: Store) -> None:
@@ -200,7 +200,7 @@ async def test_a_resume_without_a_higher_ceiling_is_refused_and_says_what_helps(
     assert all(word in caught.value.message for word in (spent, ceiling, "higher max_cost_usd"))
     with pytest.raises(InvalidInput, match=f"Send more than {re.escape(ceiling)}"):
         await pause_resume.resume(store.runtime, "p", job_id, job.max_cost_usd)
-    body = job_object(await find(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.runtime, "p", job_id))
     assert (body["status"], body["waiting_on"], body["max_cost_usd"]) == ("paused", "budget", ceiling)
     await pause_resume.resume(store.runtime, "p", job_id, Decimal(1))
     await run_until_it_rests(store, job_id)
@@ -218,16 +218,16 @@ async def test_a_caller_who_paused_a_job_may_resume_it_under_its_ceiling_or_a_lo
 async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await budget.take(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
     second = (await store.shard_ids(job_id))[1]
 
     async def waiting_on() -> tuple[str | None, int]:
         await store.set_shard(second, next_run_at=0.0)
         await run_shard(store.runtime, second, "w")
-        return job_object(await find(store.runtime, "p", job_id))["waiting_on"], (await store.job(job_id)).version
+        return job_object(await get_job(store.runtime, "p", job_id))["waiting_on"], (await store.job(job_id)).version
 
     assert (await waiting_on())[0] is None  # the first shard has only just begun: work goes on
-    await store.set_job(job_id, started_at=db_now() - 2 * MARK_S - 1.0)
+    await store.set_job(job_id, started_at=db_now() - 2 * RATE_SAMPLE_S - 1.0)
     reason, version = await waiting_on()
     assert reason == "budget" and await store.status(job_id) == JobStatus.IN_PROGRESS
     assert await waiting_on() == ("budget", version)  # said once, however often the shard is given back
@@ -240,11 +240,11 @@ async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold
 async def test_a_job_that_waits_for_something_else_keeps_saying_so(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     first, second = await store.claim_all(job_id)
-    await budget.take(store.runtime, first, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, first, store.runtime.alias("test/8"), lambda part: None)
     await store.set_job(job_id, started_at=db_now() - 100.0, waiting_on="provider")
-    await budget.wait_or_pause(store.runtime, second, Decimal(1))
+    await budget.release_or_pause(store.runtime, second, Decimal(1))
     assert (await store.job(job_id)).waiting_on == "provider"
 
 
 def test_quiet_is_longer_than_two_marks() -> None:
-    assert budget.QUIET_S >= 2 * MARK_S == 30.0
+    assert budget.QUIET_S >= 2 * RATE_SAMPLE_S == 30.0

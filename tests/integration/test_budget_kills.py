@@ -15,10 +15,10 @@ from engine.jobs.recording.in_flight_calls import RunCalls
 from models.base import db_now
 from models.embedding import Batch, Options
 from models.job import JobStatus, Shard, ShardState
+from tests.integration.snapshot import OPEN, DatabaseSnapshot, total_usd
 from tests.integration.store import Store, landed
 from tests.integration.test_budget import PRICE_USD, limited
 from tests.integration.test_run import checked, scripted
-from tests.integration.truth import OPEN, Truth, total_usd
 
 # A worker process of its own: it opens the same database, runs one shard, and dies where the failpoint says.
 WORKER = """
@@ -51,12 +51,12 @@ def run_and_die(place: str, folder: Path, url: str, shard_id: str, *, concurrenc
 
 async def bill(store: Store, job_id: str) -> Decimal:
     """Delivered, wasted and ambiguous together, which must not pass the ceiling."""
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    total = total_usd(truth.ledger)
-    assert truth.job is not None
-    assert total == truth.job.cost_usd + truth.job.ambiguous_cost_usd
-    assert total <= truth.job.max_cost_usd, (total, truth.job.max_cost_usd)
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    total = total_usd(snapshot.ledger)
+    assert snapshot.job is not None
+    assert total == snapshot.job.cost_usd + snapshot.job.ambiguous_cost_usd
+    assert total <= snapshot.job.max_cost_usd, (total, snapshot.job.max_cost_usd)
     return total
 
 
@@ -68,7 +68,7 @@ async def kill_until_it_rests(store: Store, folder: Path, job_id: str, place: st
             break
         async with store.runtime.database.write() as connection:
             due = update(Shard).where(Shard.job_id == job_id, Shard.state.in_(OPEN[:2]))
-            await connection.execute(due.values(next_run_at=db_now() - 1, attempt=0, lost=0))
+            await connection.execute(due.values(next_run_at=db_now() - 1, attempt=0, worker_crashes=0))
         shard_id = next(shard.id for shard in await store.shards(job_id) if shard.state in OPEN)
         url = store.runtime.settings.database_url
         kills += run_and_die(place, folder, url, shard_id, concurrency=concurrency) == -9
@@ -117,10 +117,10 @@ async def test_a_call_whose_result_was_recorded_is_not_ambiguous_too(database_ur
     assert run_and_die("after_commit=kill", tmp_path, url, shard_id, concurrency=8) == -9
     await store.set_shard(shard_id, lease_until=db_now() - 1)
     await sweep(store.runtime)
-    truth = await checked(store, job_id)
+    snapshot = await checked(store, job_id)
     job = await store.job(job_id)
     assert (job.completed, job.ambiguous_calls, job.status) == (20, 0, JobStatus.COMPLETED)
-    assert [shard.state for shard in truth.shards] == [ShardState.DONE]
+    assert [shard.state for shard in snapshot.shards] == [ShardState.DONE]
     await store.close()
 
 
@@ -132,7 +132,7 @@ async def test_a_call_of_ours_is_not_taken_for_the_call_that_brought_the_first_i
     route = store.routes[0]
     under_way.sending(Batch(["a", "b"], [0, 1], 2, 8, Options()), route)
     ours = under_way.sending(Batch(["embedmill"], [-1], 2, 8, Options()), route)
-    under_way.kept(landed(held, [0, 1], route=route))
+    under_way.mark_durable(landed(held, [0, 1], route=route))
     assert [call.id for call in under_way.unanswered()] == [ours]
     under_way.failed(ours, ambiguous=False, wasted=True)
     under_way.clear()

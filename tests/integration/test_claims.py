@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.recording.record import record
 from models.base import db_now, new_id
@@ -21,7 +21,7 @@ async def test_of_many_claimers_one_wins(store: Store) -> None:
         *(claims.claim(each.runtime, shard_id, f"w{n}") for n in range(4) for each in (store, other))
     )
     [held] = [one for one in claimed if one is not None]
-    assert (held.attempt, held.fence, held.count, held.waiting()) == (1, 1, 10, list(range(10)))
+    assert (held.attempt, held.fence, held.count, held.open_positions()) == (1, 1, 10, list(range(10)))
     await other.close()
 
 
@@ -30,7 +30,7 @@ async def test_a_claim_carries_what_the_job_says(store: Store) -> None:
     held = (await store.claim_all(job_id))[1]
     assert (held.job_id, held.project, held.key_id, held.alias) == (job_id, "q", "key", "test/8")
     assert (held.first_index, held.count, held.width, held.options.user) == (10, 3, 8, "u")
-    assert held.waiting() == [0, 2] and held.inputs[1] is None
+    assert held.open_positions() == [0, 2] and held.inputs[1] is None
 
 
 async def test_a_live_lease_is_nobody_elses_and_an_expired_one_anybodys(store: Store) -> None:
@@ -59,8 +59,10 @@ async def test_a_stale_worker_can_neither_extend_nor_release_nor_let_go(store: S
     await store.claim(shard_id, "fresh")
     before = await store.shards(job_id)
     assert not await claims.heartbeat(store.runtime, stale)
-    await claims.release(store.runtime, stale, delay_s=9.0, spent=True, reason="late", waiting_on="provider")
-    await end_early.let_go(store.runtime, stale)
+    await claims.release(
+        store.runtime, stale, delay_s=9.0, counts_as_attempt=True, reason="late", waiting_on="provider"
+    )
+    await termination.drop_claim(store.runtime, stale)
     assert await store.shards(job_id) == before
     assert (await store.job(job_id)).waiting_on is None
 
@@ -69,7 +71,7 @@ async def test_a_stale_worker_can_neither_extend_nor_release_nor_let_go(store: S
 async def test_a_released_shard_waits_its_delay_and_keeps_or_gives_back_the_attempt(store: Store, spent: bool) -> None:
     [shard_id] = await store.shard_ids(job_id := await store.submit())
     held = await store.claim(shard_id)
-    await claims.release(store.runtime, held, delay_s=30.0, spent=spent, reason="busy", waiting_on="quota")
+    await claims.release(store.runtime, held, delay_s=30.0, counts_as_attempt=spent, reason="busy", waiting_on="quota")
     [shard] = await store.shards(job_id)
     assert (shard.state, shard.attempt, shard.lease_until, shard.last_error) == (
         ShardState.QUEUED,
@@ -88,15 +90,15 @@ async def test_a_release_keeps_what_was_recorded(store: Store) -> None:
     [shard_id] = await store.shard_ids(await store.submit())
     held = await store.claim(shard_id)
     await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
-    await claims.release(store.runtime, held, delay_s=0.0, spent=False, reason="budget", waiting_on=None)
-    assert (await store.claim(shard_id)).waiting() == list(range(4, 10))
+    await claims.release(store.runtime, held, delay_s=0.0, counts_as_attempt=False, reason="budget", waiting_on=None)
+    assert (await store.claim(shard_id)).open_positions() == list(range(4, 10))
 
 
 async def test_there_is_nothing_to_claim_of_what_is_unknown_done_cancelled_or_deleted(store: Store) -> None:
     done, cancelled, deleted = [await store.submit() for _ in range(3)]
     [held] = await store.claim_all(done)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
-    await end_early.cancel(store.runtime, "p", cancelled)
+    await termination.cancel(store.runtime, "p", cancelled)
     await store.set_job(deleted, deleted_at=db_now())
     shard_ids = [new_id("shard"), "not an id", *[(await store.shard_ids(job))[0] for job in (done, cancelled, deleted)]]
     for shard_id in shard_ids:
@@ -106,5 +108,5 @@ async def test_there_is_nothing_to_claim_of_what_is_unknown_done_cancelled_or_de
 @pytest.mark.fault(44)
 async def test_the_heartbeat_tells_a_worker_that_its_job_was_cancelled(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await end_early.cancel(store.runtime, "p", job_id)
+    await termination.cancel(store.runtime, "p", job_id)
     assert not await claims.heartbeat(store.runtime, held)

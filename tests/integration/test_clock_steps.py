@@ -13,7 +13,7 @@ from engine.corpus.lines import Lines
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.jobs.recording.record import record
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.process.clock import DatabaseClock, machine_clock
@@ -106,7 +106,7 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
     for each in (held, *await store.claim_all(key_job)):
         await record(store.runtime, each, landed(each, route=store.routes[0]))
     assert [await store.status(job_id) for job_id in (held.job_id, key_job)] == [JobStatus.COMPLETED] * 2
-    assert await job_intake.reserve(store.runtime, "p", "key") == job_intake.Replay(key_job, b"fingerprint")
+    assert await job_intake.reserve(store.runtime, "p", "key") == job_intake.IdempotentReplay(key_job, b"fingerprint")
 
 
 async def test_set_forward_the_dead_are_found_a_heartbeat_later(clocks: Time) -> None:
@@ -114,7 +114,7 @@ async def test_set_forward_the_dead_are_found_a_heartbeat_later(clocks: Time) ->
     [held] = await store.claim_all(job_id := await store.submit())
     async with store.receiving() as intake:
         await intake.add(lines(25))
-        await store.set_job(intake.job_id, intake_owner="elsewhere/b/n:1#x")
+        await store.set_job(intake.job_id, upload_owner="elsewhere/b/n:1#x")
         await clocks.set_by(600)
         await sweep(store.runtime)
         for _ in range(4):
@@ -131,23 +131,26 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     job_id = await store.submit(30)
     first, second, third = await store.shard_ids(job_id)
     running, waiting = await store.claim(first), await store.claim(second)
-    await store.set_shard(third, state=ShardState.RUNG, rung_at=db_now())
-    await claims.release(store.runtime, waiting, delay_s=1.0, spent=True, reason="", waiting_on="provider")
-    await store.set_job(job_id, blocked_until=db_now() + 10)
+    await store.set_shard(third, state=ShardState.ANNOUNCED, announced_at=db_now())
+    await claims.release(store.runtime, waiting, delay_s=1.0, counts_as_attempt=True, reason="", waiting_on="provider")
+    await store.set_job(job_id, not_before=db_now() + 10)
     await worker_heartbeats.beat(store.runtime.database, "w", slots=1)
     key = await job_intake.reserve(store.runtime, "p", "key")
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await clocks.set_by(seconds)
     await sweep(store.runtime)
-    assert store.bell.rung == [second]
-    assert job_object(await find(store.runtime, "p", job_id))["next_attempt_at"] is None
+    assert store.notifier.published == [second]
+    assert job_object(await get_job(store.runtime, "p", job_id))["next_attempt_at"] is None
     async with store.runtime.database.read() as connection:
         now = (await connection.execute(select(db_now()))).scalar_one()
         seen_at = (await connection.execute(select(WorkerProcess.seen_at))).scalar_one()
         key_until = (await connection.execute(select(IdempotencyKey.expires_at))).scalar_one()
     settings = store.runtime.settings
-    running_until, rung_at = (await store.shards(job_id))[0].lease_until, (await store.shards(job_id))[2].rung_at
-    assert seen_at <= now and rung_at <= now
+    running_until, announced_at = (
+        (await store.shards(job_id))[0].lease_until,
+        (await store.shards(job_id))[2].announced_at,
+    )
+    assert seen_at <= now and announced_at <= now
     assert max(running_until, key_until) <= now + settings.lease_s and isinstance(key, job_intake.Reservation)
     # The worker of the first is dead: that is found when its lease is over, not when the old time comes again.
     await clocks.pass_by(settings.lease_s + 1)
@@ -159,13 +162,13 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
 
 
 @pytest.mark.parametrize("seconds", [-3.0, -90.0, -86_400.0])
-@pytest.mark.parametrize("state", [ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING])
+@pytest.mark.parametrize("state", [ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING])
 async def test_set_back_a_shard_of_any_state_can_be_claimed(clocks: Time, state: ShardState, seconds: float) -> None:
-    """One that was rung, or whose worker died, used to wait for the time of before: nobody could claim it."""
+    """One that was announced, or whose worker died, used to wait for the time of before: nobody could claim it."""
     store = clocks.store
     [shard_id] = await store.shard_ids(await store.submit(10))
-    if state is ShardState.RUNG:
-        await store.set_shard(shard_id, state=ShardState.RUNG, rung_at=db_now())
+    if state is ShardState.ANNOUNCED:
+        await store.set_shard(shard_id, state=ShardState.ANNOUNCED, announced_at=db_now())
     elif state is ShardState.RUNNING:
         assert await claims.claim(store.runtime, shard_id, "killed") is not None
     await clocks.set_by(seconds)
@@ -187,11 +190,11 @@ async def test_a_step_leaves_no_rate_behind(clocks: Time, seconds: float) -> Non
     await record(store.runtime, one, landed(one, route=store.routes[0]))
     await clocks.set_by(seconds)
     await sweep(store.runtime)
-    job = job_object(await find(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.runtime, "p", job_id))
     assert (job["rate"]["inputs_per_second"], job["eta_seconds"]) == (0.0, None)
     await record(store.runtime, two, landed(two, route=store.routes[0]))
     await clocks.pass_by(10)
-    job = job_object(await find(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.runtime, "p", job_id))
     assert 0.5 < job["rate"]["inputs_per_second"] <= 1.0 and 10 <= job["eta_seconds"] <= 20
 
 
@@ -226,6 +229,6 @@ async def test_a_step_in_an_empty_store_changes_nothing(clocks: Time) -> None:
         await sweep(clocks.store.runtime)
     job_id = await clocks.store.submit()
     await dispatch(clocks.store.runtime)
-    assert [shard.state for shard in await clocks.store.shards(job_id)] == [ShardState.RUNG]
+    assert [shard.state for shard in await clocks.store.shards(job_id)] == [ShardState.ANNOUNCED]
     async with clocks.store.runtime.database.write() as connection:
-        await connection.execute(update(Shard).values(rung_at=db_now()))
+        await connection.execute(update(Shard).values(announced_at=db_now()))

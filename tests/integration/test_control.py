@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from engine.corpus.lines import Lines
-from engine.jobs.control import end_early, pause_resume
+from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.sweep import WorkerLost, sweep
-from engine.jobs.reading.job_rows import find, job_object
-from engine.jobs.recording.record import fail_rest, record
+from engine.jobs.maintenance.sweep import WorkerCrashed, sweep
+from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.recording.record import fail_remaining, record
 from engine.jobs.scheduling.dispatch import dispatch
 from models.base import db_now
 from models.errors import Conflict, InvalidInput, JobNotFound
@@ -44,22 +44,22 @@ async def brought_to(store: Store, status: JobStatus) -> str:
         good = {JobStatus.COMPLETED: 10, JobStatus.COMPLETED_WITH_ERRORS: 8, JobStatus.FAILED: 0}[status]
         await work(store, await store.claim_all(job_id), good=range(good))
     elif status == JobStatus.CANCELLED:
-        await end_early.cancel(store.runtime, "p", job_id)
+        await termination.cancel(store.runtime, "p", job_id)
     elif status == JobStatus.EXPIRED:
-        await end_early.end_early(store.runtime, job_id, status, "job_expired", "too late")
+        await termination.terminate(store.runtime, job_id, status, "job_expired", "too late")
     else:
         await store.claim((await store.shard_ids(job_id))[0])
         if status == JobStatus.PAUSED:
             await pause_resume.pause(store.runtime, "p", job_id)
         elif status == JobStatus.CANCELLING:
-            await end_early.cancel(store.runtime, "p", job_id)
+            await termination.cancel(store.runtime, "p", job_id)
     assert await store.status(job_id) == status
     return job_id
 
 
 async def work(store: Store, holders: Sequence[ClaimedShard], *, good: Sequence[int] = range(10)) -> None:
     for held in holders:
-        waiting = held.waiting()
+        waiting = held.open_positions()
         kept = [position for position in waiting if position in good]
         parts = landed(held, kept, route=store.routes[0]) if kept else []
         await record(store.runtime, held, [*parts, *refused(held, [each for each in waiting if each not in good])])
@@ -74,22 +74,22 @@ def lines_of(texts: Iterable[str]) -> Lines:
 
 async def test_a_paused_job_is_neither_rung_nor_claimed_until_it_is_resumed(store: Store) -> None:
     job_id = await store.submit(30)
-    rung = {shard.state for shard in await store.shards(job_id)}
-    assert rung == {ShardState.RUNG}
+    states = {shard.state for shard in await store.shards(job_id)}
+    assert states == {ShardState.ANNOUNCED}
     before = (await store.job(job_id)).version
     for _ in range(2):
         await pause_resume.pause(store.runtime, "p", job_id)
     assert (await store.job(job_id)).version == before + 1
     assert {shard.state for shard in await store.shards(job_id)} == {ShardState.QUEUED}
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await sweep(store.runtime)
-    assert await dispatch(store.runtime) == 0 and not store.bell.rung
+    assert await dispatch(store.runtime) == 0 and not store.notifier.published
     assert [await claims.claim(store.runtime, shard_id, "w") for shard_id in await store.shard_ids(job_id)] == [
         None
     ] * 3
     for _ in range(2):
         await pause_resume.resume(store.runtime, "p", job_id)
-    assert len(store.bell.rung) == 3
+    assert len(store.notifier.published) == 3
     await work(store, await store.claim_all(job_id))
     await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
@@ -99,17 +99,19 @@ async def test_who_holds_a_shard_of_a_paused_job_keeps_what_lands_and_gives_the_
     job_id = await store.submit(20)
     one, two = await store.claim_all(job_id)
     await pause_resume.pause(store.runtime, "p", job_id)
-    assert not (await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))).go_on
+    assert not (await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))).job_active
     assert not await claims.heartbeat(store.runtime, two)
     for held in (one, two):
-        await end_early.let_go(store.runtime, held)
-    truth = await checked(store, job_id)
-    assert [(shard.state, shard.attempt) for shard in truth.shards] == [(ShardState.QUEUED, 0)] * 2
-    assert await store.status(job_id) == JobStatus.PAUSED and truth.job is not None and truth.job.completed == 4
+        await termination.drop_claim(store.runtime, held)
+    snapshot = await checked(store, job_id)
+    assert [(shard.state, shard.attempt) for shard in snapshot.shards] == [(ShardState.QUEUED, 0)] * 2
+    assert await store.status(job_id) == JobStatus.PAUSED and snapshot.job is not None and snapshot.job.completed == 4
     await pause_resume.resume(store.runtime, "p", job_id)
     await work(store, await store.claim_all(job_id))
-    truth = await checked(store, job_id)
-    assert truth.job is not None and truth.job.completed == 20 and sum(row.inputs for row in truth.ledger) == 20
+    snapshot = await checked(store, job_id)
+    assert (
+        snapshot.job is not None and snapshot.job.completed == 20 and sum(row.inputs for row in snapshot.ledger) == 20
+    )
 
 
 async def test_a_job_whose_last_call_lands_in_a_pause_ends(store: Store) -> None:
@@ -120,8 +122,8 @@ async def test_a_job_whose_last_call_lands_in_a_pause_ends(store: Store) -> None
     assert (await record(store.runtime, held, landed(held, range(5), route=store.routes[0]))).shard_done is False
     assert (await store.job(job_id)).waiting_on == "budget"  # what lands does not take the reason away
     assert (await record(store.runtime, held, landed(held, range(5, 10), route=store.routes[0]))).shard_done
-    truth = await checked(store, job_id)
-    assert truth.job is not None and (truth.job.status, truth.job.waiting_on) == (JobStatus.COMPLETED, None)
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None and (snapshot.job.status, snapshot.job.waiting_on) == (JobStatus.COMPLETED, None)
     with pytest.raises(Conflict):
         await pause_resume.resume(store.runtime, "p", job_id)
 
@@ -143,7 +145,7 @@ async def test_an_intake_that_broke_off_in_a_pause_fails_the_job(store: Store) -
     async with store.receiving() as intake:
         await intake.add(some_lines(25))
         await pause_resume.pause(store.runtime, "p", intake.job_id)
-        await store.set_job(intake.job_id, intake_until=db_now() - 1.0, intake_owner="elsewhere/b/n:1#x")
+        await store.set_job(intake.job_id, upload_lease_until=db_now() - 1.0, upload_owner="elsewhere/b/n:1#x")
         await sweep(store.runtime)
         assert await store.status(intake.job_id) == JobStatus.FAILED
         with pytest.raises(Conflict, match="whole"):
@@ -159,8 +161,8 @@ async def test_what_may_be_asked_of_a_job_in_each_status(store: Store, status: J
         pause_resume.pause: {JobStatus.IN_PROGRESS, JobStatus.PAUSED},
         pause_resume.resume: {JobStatus.PAUSED, JobStatus.IN_PROGRESS},
         retry: {JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED},
-        end_early.cancel: {*(set(JobStatus) - set(ENDED)), JobStatus.CANCELLED},
-        end_early.remove: set(JobStatus),
+        termination.cancel: {*(set(JobStatus) - set(ENDED)), JobStatus.CANCELLED},
+        termination.delete_job: set(JobStatus),
     }
     for verb, where in allowed.items():
         job_id = await brought_to(store, status)
@@ -188,20 +190,20 @@ async def test_the_rate_after_a_pause_is_that_of_the_work_since(store: Store) ->
     one, two = await store.claim_all(job_id)
     await record(store.runtime, one, landed(one, route=store.routes[0]))
     await pause_resume.pause(store.runtime, "p", job_id)
-    await end_early.let_go(store.runtime, two)
-    long_ago = (await store.job(job_id)).mark_at - 7200.0
-    await store.set_job(job_id, started_at=long_ago, mark_at=long_ago)
-    body = job_object(await find(store.runtime, "p", job_id))
+    await termination.drop_claim(store.runtime, two)
+    long_ago = (await store.job(job_id)).rate_sample_at - 7200.0
+    await store.set_job(job_id, started_at=long_ago, rate_sample_at=long_ago)
+    body = job_object(await get_job(store.runtime, "p", job_id))
     assert (body["rate"]["inputs_per_second"], body["eta_seconds"]) == (0.0, None)
     await pause_resume.resume(store.runtime, "p", job_id)
     job = await store.job(job_id)
-    assert (job.mark_at, job.earlier_mark_at) == (None, None)
-    assert job_object(await find(store.runtime, "p", job_id))["rate"]["inputs_per_second"] == 0.0  # nothing yet
+    assert (job.rate_sample_at, job.prev_rate_sample_at) == (None, None)
+    assert job_object(await get_job(store.runtime, "p", job_id))["rate"]["inputs_per_second"] == 0.0  # nothing yet
     again = await store.claim(two.shard_id)
     await record(store.runtime, again, landed(again, range(5), route=store.routes[0]))
-    assert job_object(await find(store.runtime, "p", job_id))["eta_seconds"] is None  # for how long has it run?
-    await store.set_job(job_id, mark_at=db_now() - 10.0)
-    assert 0.3 < job_object(await find(store.runtime, "p", job_id))["rate"]["inputs_per_second"] <= 0.5
+    assert job_object(await get_job(store.runtime, "p", job_id))["eta_seconds"] is None  # for how long has it run?
+    await store.set_job(job_id, rate_sample_at=db_now() - 10.0)
+    assert 0.3 < job_object(await get_job(store.runtime, "p", job_id))["rate"]["inputs_per_second"] <= 0.5
 
 
 async def test_a_new_ceiling_must_be_above_what_is_spent(store: Store) -> None:
@@ -232,11 +234,13 @@ async def test_a_retry_runs_what_failed_and_nothing_else(store: Store) -> None:
     assert job.expires_at > before.job.expires_at and sorted(after.with_error) == [3, 17]
     assert [(entry["count"], entry["example_index"]) for entry in job.error_summary] == [(2, 3)]
     assert sorted(after.with_vector) == sorted(before.with_vector) and after.ledger == before.ledger
-    assert {(shard.state, shard.attempt, shard.lost) for shard in after.shards} == {(ShardState.RUNG, 0, 0)}
+    assert {(shard.state, shard.attempt, shard.worker_crashes) for shard in after.shards} == {
+        (ShardState.ANNOUNCED, 0, 0)
+    }
     with pytest.raises(Conflict, match="in_progress"):
         await retry(store.runtime, "p", job_id)
     holders = await store.claim_all(job_id)
-    assert [held.waiting() for held in holders] == [[5, 7, 8, 9], [3, 5, 8, 9], [3, 5, 7, 8, 9]]
+    assert [held.open_positions() for held in holders] == [[5, 7, 8, 9], [3, 5, 8, 9], [3, 5, 7, 8, 9]]
     await work(store, holders)
     done = await checked(store, job_id)
     assert done.job is not None and (done.job.status, done.job.failed) == ("completed_with_errors", 2)
@@ -248,17 +252,19 @@ async def test_a_retry_runs_what_failed_and_nothing_else(store: Store) -> None:
 async def test_a_job_that_failed_whole_is_tried_again_whole(store: Store) -> None:
     job_id = await store.submit(30)
     for shard_id in await store.shard_ids(job_id):
-        await store.set_shard(shard_id, attempt=ATTEMPTS, lost=2, last_error="x")
+        await store.set_shard(shard_id, attempt=ATTEMPTS, worker_crashes=2, last_error="x")
     for held in await store.claim_all(job_id):
-        await fail_rest(store.runtime, held, WorkerLost("gone"))
+        await fail_remaining(store.runtime, held, WorkerCrashed("gone"))
     assert await store.status(job_id) == JobStatus.FAILED
     await retry(store.runtime, "p", job_id)
     await work(store, await store.claim_all(job_id))
-    truth = await checked(store, job_id)
-    assert truth.job is not None and truth.job.status == JobStatus.COMPLETED and truth.job.error_summary == []
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None and snapshot.job.status == JobStatus.COMPLETED and snapshot.job.error_summary == []
 
 
-async def test_twins_that_failed_with_their_first_are_tried_again_with_it(database_url: str, tmp_path: Path) -> None:
+async def test_duplicates_that_failed_with_their_first_are_tried_again_with_it(
+    database_url: str, tmp_path: Path
+) -> None:
     """One in the shard of the first, one in another; the provider has got well meanwhile."""
     ill = scripted(database_url, tmp_path, '{when = {contains = "number 3 "}, do = {status = 400}}')
     texts = [text_of("text", 3 if index in (5, 15) else index) for index in range(20)]
@@ -271,12 +277,12 @@ async def test_twins_that_failed_with_their_first_are_tried_again_with_it(databa
         for shard_id in (await store.shard_ids(job_id)) * 2:
             await store.set_shard(shard_id, next_run_at=0.0)
             await run_shard(store.runtime, shard_id, "w")
-        truth = await checked(store, job_id)
-        assert sorted(truth.with_error) == failed and truth.job is not None
+        snapshot = await checked(store, job_id)
+        assert sorted(snapshot.with_error) == failed and snapshot.job is not None
         if failed:
             await retry(store.runtime, "p", job_id)
-    assert truth.job is not None and (truth.job.status, truth.job.deduplicated) == (JobStatus.COMPLETED, 2)
-    truth.check(lambda indexes: fake_vectors([texts[index] for index in indexes], WIDTH, UPSTREAM_MODEL))
+    assert snapshot.job is not None and (snapshot.job.status, snapshot.job.deduplicated) == (JobStatus.COMPLETED, 2)
+    snapshot.check(lambda indexes: fake_vectors([texts[index] for index in indexes], WIDTH, UPSTREAM_MODEL))
     for store in (ill, well):
         await store.close()
 
@@ -289,8 +295,8 @@ async def test_of_many_retries_at_once_one_counts(store: Store) -> None:
         *(retry(each.runtime, "p", job_id) for each in (store, other) * 3), return_exceptions=True
     )
     assert [type(each) for each in outcomes if each is not None] == [Conflict] * 5
-    truth = await checked(store, job_id)
-    assert truth.job is not None and truth.job.version == version + 1 and truth.job.failed == 0
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None and snapshot.job.version == version + 1 and snapshot.job.failed == 0
     await other.close()
 
 
@@ -300,17 +306,17 @@ async def test_who_held_a_shard_before_a_retry_can_fail_nothing_of_it(store: Sto
     await work(store, [zombie], good=range(6))
     await retry(store.runtime, "p", job_id)
     await record(store.runtime, zombie, refused(zombie, [7]))
-    await fail_rest(store.runtime, zombie, WorkerLost("gone"))
+    await fail_remaining(store.runtime, zombie, WorkerCrashed("gone"))
     assert not await claims.heartbeat(store.runtime, zombie)
-    await claims.release(store.runtime, zombie, delay_s=9, spent=True, reason="", waiting_on="quota")
-    await end_early.let_go(store.runtime, zombie)
+    await claims.release(store.runtime, zombie, delay_s=9, counts_as_attempt=True, reason="", waiting_on="quota")
+    await termination.drop_claim(store.runtime, zombie)
     assert await store.count(JobInputError, JobInputError.job_id == job_id) == 0
     await record(store.runtime, zombie, landed(zombie, [8], route=store.routes[0]))  # it was paid for
     (held,) = await store.claim_all(job_id)
-    assert held.waiting() == [6, 7, 9]
+    assert held.open_positions() == [6, 7, 9]
     await work(store, [held])
-    truth = await checked(store, job_id)
-    assert truth.job is not None and truth.job.status == JobStatus.COMPLETED
+    snapshot = await checked(store, job_id)
+    assert snapshot.job is not None and snapshot.job.status == JobStatus.COMPLETED
 
 
 async def test_retry_and_delete_at_once_leave_no_job_that_nobody_removes(store: Store) -> None:
@@ -318,7 +324,9 @@ async def test_retry_and_delete_at_once_leave_no_job_that_nobody_removes(store: 
     for _ in range(3):
         job_id = await brought_to(store, JobStatus.COMPLETED_WITH_ERRORS)
         await asyncio.gather(
-            retry(other.runtime, "p", job_id), end_early.remove(store.runtime, "p", job_id), return_exceptions=True
+            retry(other.runtime, "p", job_id),
+            termination.delete_job(store.runtime, "p", job_id),
+            return_exceptions=True,
         )
         for _ in range(6):
             await sweep(store.runtime)
@@ -332,6 +340,6 @@ async def test_a_retried_job_is_not_closed_by_one_who_knows_no_better(store: Sto
     """The sweep chose it as a finished job with stray shards, and comes a moment late."""
     job_id = await brought_to(store, JobStatus.COMPLETED_WITH_ERRORS)
     await retry(store.runtime, "p", job_id)
-    await end_early.close_shards(store.runtime, job_id)
+    await termination.cancel_idle_shards(store.runtime, job_id)
     states: set[Any] = {shard.state for shard in await store.shards(job_id)}
     assert ShardState.CANCELLED not in states

@@ -8,18 +8,18 @@ from decimal import Decimal
 import pytest
 from sqlalchemy import update
 
-from engine.jobs.control.end_early import cancel
+from engine.jobs.control.termination import cancel
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.crashes import is_no_chance
+from engine.jobs.maintenance.crashes import is_beyond_chance
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
 from models.base import db_now
 from models.job import JobStatus, Shard, ShardState
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed
-from tests.integration.truth import Truth
 
-QUEUED = (ShardState.QUEUED, ShardState.RUNG)
+QUEUED = (ShardState.QUEUED, ShardState.ANNOUNCED)
 
 
 async def no_pauses(store: Store, job_id: str) -> None:
@@ -46,7 +46,11 @@ async def live(store: Store, held: ClaimedShard) -> None:
 
 async def open_shards(store: Store, job_id: str) -> list[Shard]:
     await no_pauses(store, job_id)
-    return [shard for shard in await store.shards(job_id) if shard.state in QUEUED and shard.lost < shard.lost_limit]
+    return [
+        shard
+        for shard in await store.shards(job_id)
+        if shard.state in QUEUED and shard.worker_crashes < shard.crash_limit
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ async def open_shards(store: Store, job_id: str) -> list[Shard]:
     ],
 )
 def test_deaths_condemn_when_chance_does_not_explain_them(deaths: int, died: int, lived: int, verdict: bool) -> None:
-    assert is_no_chance(deaths, died, lived) is verdict
+    assert is_beyond_chance(deaths, died, lived) is verdict
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -86,13 +90,15 @@ async def test_thirty_three_kills_of_whoever_runs_condemn_nobody(store: Store, s
                 kills -= 1
                 await die(store, held)
             elif kills > 5:  # it keeps a little, and is told to go
-                await record(store.runtime, held, landed(held, held.waiting()[:1], route=store.routes[0]))
-                await claims.release(store.runtime, held, delay_s=0, spent=False, reason="", waiting_on=None)
+                await record(store.runtime, held, landed(held, held.open_positions()[:1], route=store.routes[0]))
+                await claims.release(
+                    store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None
+                )
             else:
                 await live(store, held)
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    assert truth.with_error == [] and await store.status(job_id) == JobStatus.COMPLETED
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    assert snapshot.with_error == [] and await store.status(job_id) == JobStatus.COMPLETED
 
 
 async def test_a_burst_that_kills_every_run_condemns_nobody(store: Store) -> None:
@@ -110,9 +116,9 @@ async def test_a_burst_that_kills_every_run_condemns_nobody(store: Store) -> Non
         await sweep(store.runtime)
         for shard in await open_shards(store, job_id):
             await live(store, await store.claim(shard.id))
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    assert truth.with_error == [] and await store.status(job_id) == JobStatus.COMPLETED
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    assert snapshot.with_error == [] and await store.status(job_id) == JobStatus.COMPLETED
 
 
 async def test_two_inputs_that_kill_are_both_found(store: Store) -> None:
@@ -125,11 +131,11 @@ async def test_two_inputs_that_kill_are_both_found(store: Store) -> None:
         await others_run(store, 5)
         for shard in await open_shards(store, job_id):
             held = await store.claim(shard.id)
-            kills = offending_position & {held.index(position) for position in held.waiting()}
+            kills = offending_position & {held.index(position) for position in held.open_positions()}
             await (die if kills else live)(store, held)
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    assert sorted(truth.with_error) == sorted(offending_position) and {row.code for row in truth.failures} == {
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    assert sorted(snapshot.with_error) == sorted(offending_position) and {row.code for row in snapshot.failures} == {
         "worker_lost"
     }
 
@@ -143,18 +149,18 @@ async def test_deaths_spend_no_attempts(store: Store) -> None:
     held = await store.claim(shard_id)
     assert (held.attempt, held.fence) == (1, 3)
     job = await store.job(job_id)
-    assert (job.runs, job.worker_losses) == (3, 2)
+    assert (job.shard_claims, job.worker_crashes) == (3, 2)
 
 
 @pytest.mark.parametrize("end", ["done", "released", "lost", "cancelled", "cancelled while queued"])
 async def test_a_shard_that_does_not_run_holds_no_reservation(store: Store, end: str) -> None:
     job_id = await store.submit(10)
     [held] = await store.claim_all(job_id)
-    await store.set_shard(held.shard_id, allowance_usd=Decimal("0.5"))
+    await store.set_shard(held.shard_id, reserved_usd=Decimal("0.5"))
     if end == "done":
         await live(store, held)
     elif end == "released":
-        await claims.release(store.runtime, held, delay_s=0, spent=False, reason="", waiting_on=None)
+        await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
     elif end == "lost":
         await die(store, held)
         await sweep(store.runtime)
@@ -166,4 +172,4 @@ async def test_a_shard_that_does_not_run_holds_no_reservation(store: Store, end:
         for _ in range(3):
             await sweep(store.runtime)
     [shard] = await store.shards(job_id)
-    assert shard.state != ShardState.RUNNING and shard.allowance_usd is None
+    assert shard.state != ShardState.RUNNING and shard.reserved_usd is None

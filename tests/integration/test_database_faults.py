@@ -156,8 +156,8 @@ async def test_paid_results_are_spooled_and_recorded_without_another_call(bench:
     fault.end()
     await running
     assert bench.upstream.calls == 3 and bench.spooled() == []
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) == 10 and await store.status(job_id) == JobStatus.COMPLETED
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) == 10 and await store.status(job_id) == JobStatus.COMPLETED
 
 
 async def test_the_api_answers_503_is_not_ready_and_keeps_every_ledger_row(
@@ -274,8 +274,8 @@ async def test_a_table_that_is_missing_stops_paying_until_it_is_there(
     for shard_id in shard_ids:
         await store.set_shard(shard_id, next_run_at=0.0)
         await run_shard(store.runtime, shard_id, "w")
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) == 30 and await store.status(job_id) == JobStatus.COMPLETED
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) == 30 and await store.status(job_id) == JobStatus.COMPLETED
     assert bench.upstream.calls == 3 * len(shard_ids)
 
 
@@ -288,13 +288,13 @@ async def test_a_result_that_can_never_be_stored_is_paid_once_and_named(
     bad = bad._replace(tokens=1 << 63)
     keeper = ResultsWriter(store.runtime, held)
     for part in (good, bad, also_good):
-        keeper.take(part)
+        keeper.add(part)
     await keeper.close()
     assert keeper.shard_done
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) == 6 and len(truth.with_error) == 4
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) == 6 and len(snapshot.with_error) == 4
     assert await store.status(job_id) == "completed_with_errors"
-    [code] = {failure.code for failure in truth.failures}
+    [code] = {failure.code for failure in snapshot.failures}
     assert code == "storage_refused"
     assert "the database refused to store this" in caplog.text
     [kept] = (store.runtime.settings.data_dir / "spool").glob("*")
@@ -307,7 +307,7 @@ async def test_a_name_that_is_too_long_for_its_column_is_refused_for_good(store:
     held = await store.claim(await only(store, job_id := await store.submit(4)))
     keeper = ResultsWriter(store.runtime, held)
     for part in landed(held, route=long):
-        keeper.take(part)
+        keeper.add(part)
     await keeper.close()
     assert keeper.shard_done and await store.status(job_id) == JobStatus.FAILED
     buffer = UsageBuffer(store.runtime.database, None)
@@ -360,13 +360,13 @@ async def test_the_first_request_after_a_restart_of_the_server_is_served(
 async def test_replay_waits_for_a_table_and_sets_nothing_aside(
     owned_url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from engine.jobs.recording.spool_replay import packed
+    from engine.jobs.recording.spool_replay import encode_spool
 
     caplog.set_level(logging.INFO)
     store = Store.open(owned_url, tmp_path)
     root = POSTGRES_URL.rpartition("/")[0] + urlsplit(owned_url).path
     held = await store.claim(await only(store, job_id := await store.submit(10)))
-    file = store.runtime.spool.write(held.shard_id, packed(held, landed(held, route=store.routes[0]), "use_1"))
+    file = store.runtime.spool.write(held.shard_id, encode_spool(held, landed(held, route=store.routes[0]), "use_1"))
     assert file is not None
     file.let_go()
     await on_server(root, "ALTER TABLE vectors RENAME COLUMN data TO data_away")
@@ -409,8 +409,8 @@ async def test_a_full_disk_under_sqlite_costs_no_second_call(sqlite_files: Sqlit
         assert not await writes(store)  # so /readyz is not 200
         (disk / "filler").unlink()
         await running
-        truth = await checked(store, job_id)
-        assert len(truth.with_vector) == 10 and bench.upstream.calls == 3 and bench.spooled() == []
+        snapshot = await checked(store, job_id)
+        assert len(snapshot.with_vector) == 10 and bench.upstream.calls == 3 and bench.spooled() == []
         await bench.close()
     finally:
         await asyncio.to_thread(subprocess.run, ["umount", "-l", str(disk)], check=False)

@@ -7,22 +7,22 @@ import asyncio
 import pytest
 
 from engine.corpus.lines import Lines
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record import record
 from models.errors import Conflict, JobNotFound
 from models.job import Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState, VectorBlock
 from models.usage import UsageRecord
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, refused, text_of
-from tests.integration.truth import Truth
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    return snapshot
 
 
 async def rows_of(store: Store, job_id: str) -> dict[str, int]:
@@ -42,31 +42,31 @@ def some_lines(count: int) -> Lines:
 @pytest.mark.fault(44)
 async def test_cancelling_a_job_that_nobody_works_on_ends_it_at_once(store: Store) -> None:
     job_id = await store.submit(30)
-    await end_early.cancel(store.runtime, "p", job_id)
-    truth = await checked(store, job_id)
+    await termination.cancel(store.runtime, "p", job_id)
+    snapshot = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
-    assert {shard.state for shard in truth.shards} == {ShardState.CANCELLED}
-    await end_early.cancel(store.runtime, "p", job_id)
+    assert {shard.state for shard in snapshot.shards} == {ShardState.CANCELLED}
+    await termination.cancel(store.runtime, "p", job_id)
 
 
 @pytest.mark.fault(44)
 async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: Store) -> None:
     job_id = await store.submit(30)
     held = await store.claim((await store.shard_ids(job_id))[1])
-    await end_early.cancel(store.runtime, "p", job_id)
-    await end_early.cancel(store.runtime, "p", job_id)
+    await termination.cancel(store.runtime, "p", job_id)
+    await termination.cancel(store.runtime, "p", job_id)
     assert await store.status(job_id) == JobStatus.CANCELLING
-    assert not (await record(store.runtime, held, landed(held, range(3), route=store.routes[0]))).go_on
-    await end_early.let_go(store.runtime, held)
-    truth = await checked(store, job_id)
+    assert not (await record(store.runtime, held, landed(held, range(3), route=store.routes[0]))).job_active
+    await termination.drop_claim(store.runtime, held)
+    snapshot = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
-    assert sorted(truth.with_vector) == [10, 11, 12]
+    assert sorted(snapshot.with_vector) == [10, 11, 12]
 
 
 @pytest.mark.fault(44)
 async def test_a_shard_that_ends_while_its_job_is_cancelling_ends_the_job(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await end_early.cancel(store.runtime, "p", job_id)
+    await termination.cancel(store.runtime, "p", job_id)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
     await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
@@ -81,7 +81,7 @@ async def test_a_finished_job_cannot_be_cancelled(store: Store, errors: int) -> 
         await record(store.runtime, held, landed(held, range(errors, 10), route=store.routes[0]))
     before = await store.job(job_id)
     with pytest.raises(Conflict) as caught:
-        await end_early.cancel(store.runtime, "p", job_id)
+        await termination.cancel(store.runtime, "p", job_id)
     assert not caught.value.should_retry
     assert await store.job(job_id) == before
 
@@ -92,12 +92,12 @@ async def test_cancel_against_finish_ends_in_one_of_the_two(store: Store) -> Non
     for _ in range(4):
         holders = await store.claim_all(job_id := await store.submit(20))
         await asyncio.gather(
-            end_early.cancel(other.runtime, "p", job_id),
+            termination.cancel(other.runtime, "p", job_id),
             *(record(store.runtime, held, landed(held, route=store.routes[0])) for held in holders),
             return_exceptions=True,
         )
         for held in holders:
-            await end_early.let_go(store.runtime, held)
+            await termination.drop_claim(store.runtime, held)
         await checked(store, job_id)
         assert await store.status(job_id) in (JobStatus.CANCELLED, JobStatus.COMPLETED)
     await other.close()
@@ -108,20 +108,20 @@ async def test_a_job_cancelled_while_its_corpus_arrives_stays_cancelled(store: S
     with pytest.raises(Conflict, match="cancelled"):  # the caller is told, not answered 202
         async with store.receiving() as intake:
             await intake.add(some_lines(25))
-            await end_early.cancel(store.runtime, "p", intake.job_id)
+            await termination.cancel(store.runtime, "p", intake.job_id)
             await intake.add(some_lines(25))
             await intake.finish(b"fingerprint")
     assert await store.status(intake.job_id) == JobStatus.CANCELLED
     await sweep(store.runtime)
-    truth = await checked(store, intake.job_id)
-    assert {shard.state for shard in truth.shards} == {ShardState.CANCELLED}
-    for shard in truth.shards:
+    snapshot = await checked(store, intake.job_id)
+    assert {shard.state for shard in snapshot.shards} == {ShardState.CANCELLED}
+    for shard in snapshot.shards:
         assert await claims.claim(store.runtime, shard.id, "w") is None
 
 
 async def test_another_project_s_job_cannot_be_cancelled_or_deleted(store: Store) -> None:
     job_id = await store.submit(project="p")
-    for verb in (end_early.cancel, end_early.remove):
+    for verb in (termination.cancel, termination.delete_job):
         for project, name in (("q", job_id), ("p", "job_" + "0" * 32), ("p", "nonsense")):
             with pytest.raises(JobNotFound):
                 await verb(store.runtime, project, name)
@@ -132,11 +132,11 @@ async def test_a_deleted_job_is_gone_at_once_and_its_rows_soon_but_never_its_led
     job_id = await store.submit(30, bad={4}, with_ids=True)
     for held in await store.claim_all(job_id):
         await record(store.runtime, held, landed(held, route=store.routes[0]))
-    await end_early.remove(store.runtime, "p", job_id)
+    await termination.delete_job(store.runtime, "p", job_id)
     with pytest.raises(JobNotFound):
-        await find(store.runtime, "p", job_id)
+        await get_job(store.runtime, "p", job_id)
     with pytest.raises(JobNotFound):
-        await end_early.remove(store.runtime, "p", job_id)
+        await termination.delete_job(store.runtime, "p", job_id)
     for _ in range(5):
         await sweep(store.runtime)
     assert set((await rows_of(store, job_id)).values()) == {0}
@@ -149,20 +149,20 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
     job_id = await store.submit(30)
     one, two, three = await store.claim_all(job_id)
     await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))
-    await end_early.remove(store.runtime, "p", job_id)
+    await termination.delete_job(store.runtime, "p", job_id)
     assert not await claims.heartbeat(store.runtime, one)
-    assert not (await record(store.runtime, one, landed(one, route=store.routes[0]))).go_on
-    await claims.release(store.runtime, two, delay_s=0, spent=True, reason="", waiting_on="quota")
+    assert not (await record(store.runtime, one, landed(one, route=store.routes[0]))).job_active
+    await claims.release(store.runtime, two, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
     await sweep(store.runtime)
     await store.expire_lease(three.shard_id)
     for _ in range(6):
         await sweep(store.runtime)
     assert set((await rows_of(store, job_id)).values()) == {0}
     for held in (one, two, three):
-        assert not (await record(store.runtime, held, landed(held, range(10), route=store.routes[0]))).go_on
+        assert not (await record(store.runtime, held, landed(held, range(10), route=store.routes[0]))).job_active
         assert not await claims.heartbeat(store.runtime, held)
-        await claims.release(store.runtime, held, delay_s=0, spent=True, reason="", waiting_on="quota")
-        await end_early.let_go(store.runtime, held)
+        await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
+        await termination.drop_claim(store.runtime, held)
     assert set((await rows_of(store, job_id)).values()) == {0}
     # What came too late was paid for all the same: it is in the ledger as wasted.
     of_job = UsageRecord.job_id == job_id
@@ -176,7 +176,7 @@ async def test_deleting_and_recording_at_once_leaves_no_rows(store: Store) -> No
         holders = await store.claim_all(job_id := await store.submit(40))
 
         async def delete(doomed: str) -> None:
-            await end_early.remove(other.runtime, "p", doomed)
+            await termination.delete_job(other.runtime, "p", doomed)
             for _ in range(3):
                 await sweep(other.runtime)
 
@@ -184,7 +184,7 @@ async def test_deleting_and_recording_at_once_leaves_no_rows(store: Store) -> No
             delete(job_id), *(record(store.runtime, held, landed(held, route=store.routes[0])) for held in holders)
         )
         for held in holders:
-            await end_early.let_go(store.runtime, held)
+            await termination.drop_claim(store.runtime, held)
         for _ in range(5):
             await sweep(store.runtime)
         assert set((await rows_of(store, job_id)).values()) == {0}
@@ -197,7 +197,7 @@ async def test_a_job_deleted_while_its_corpus_arrives_is_refused_and_goes(store:
         async with store.receiving() as intake:
             seen.append(intake.job_id)
             await intake.add(some_lines(25))
-            await end_early.remove(store.runtime, "p", intake.job_id)
+            await termination.delete_job(store.runtime, "p", intake.job_id)
             for _ in range(5 if purged else 0):
                 await sweep(store.runtime)
             await intake.add(some_lines(25))

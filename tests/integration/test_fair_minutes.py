@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from engine.jobs.execution.preemption import LOOK_EVERY_S, find_preemptor
+from engine.jobs.execution.preemption import POLL_EVERY_S, find_preemptor
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import record
@@ -25,7 +25,7 @@ from tests.integration.clocks import SetClock, settable_clock
 from tests.integration.store import Store, landed
 from tests.services import SqliteFiles, async_url
 
-TICK_S = LOOK_EVERY_S
+TICK_S = POLL_EVERY_S
 INPUTS_PER_S = 80
 SECONDS = 100
 CALL_INPUTS = 40  # no scheduler shares more finely than by calls
@@ -45,7 +45,7 @@ async def simulated(sqlite_files: SqliteFiles, tmp_path: Path) -> AsyncIterator[
     url = sqlite_files.create(tmp_path)
     async with settable_clock(async_url(url).replace("sqlite:", "sqlite+aiosqlite:", 1)) as clock:
         store = Store.open(url, tmp_path, shard_inputs=SHARD)
-        store.bell.works = False
+        store.notifier.works = False
         yield store, clock
         await store.close()
 
@@ -88,12 +88,14 @@ async def look(store: Store, slot: Slot | None, now_s: float) -> Slot | None:
         if preemptor is None:
             return slot
         held = await claims.claim(store.runtime, preemptor, "w")
-        await claims.release(store.runtime, slot.held, delay_s=0, spent=False, reason="", waiting_on="fairness")
-        return None if held is None else Slot(held, now_s, held.waiting())
+        await claims.release(
+            store.runtime, slot.held, delay_s=0, counts_as_attempt=False, reason="", waiting_on="fairness"
+        )
+        return None if held is None else Slot(held, now_s, held.open_positions())
     async with store.runtime.database.read() as connection:
-        due = await fair_share.first_waiting(connection, 8)
+        due = await fair_share.next_shard(connection, 8)
     held = None if due is None else await claims.claim(store.runtime, due, "w")
-    return None if held is None else Slot(held, now_s, held.waiting())
+    return None if held is None else Slot(held, now_s, held.open_positions())
 
 
 async def bring(store: Store, callers: list[Slot], had: dict[str, list[int]]) -> None:

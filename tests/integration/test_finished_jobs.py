@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from engine.corpus.lines import Lines
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.execution.lease_keeper import ShardStopped
-from engine.jobs.execution.next_shard import answer
-from engine.jobs.execution.release import give_back
+from engine.jobs.execution.message_handler import handle_message
+from engine.jobs.execution.release import release_unfinished
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
@@ -22,10 +22,10 @@ from engine.jobs.recording.record import record
 from models.embedding import Input
 from models.job import FINISHED, JobStatus, ShardState
 from providers.fake import fake_tokens
+from tests.integration.snapshot import OPEN
 from tests.integration.store import Store, landed
+from tests.integration.test_duplicates import checked
 from tests.integration.test_run import scripted
-from tests.integration.test_twins import checked
-from tests.integration.truth import OPEN
 
 # The proportions of 60,000 lines of 1,000 texts.
 LINES, TEXTS, WORKERS, SHARD = 3_000, 50, 3, 50
@@ -61,11 +61,11 @@ async def working(store: Store) -> AsyncIterator[None]:
         return True
 
     for each in (store, *stores):
-        each.bell.ring = ring  # type: ignore[method-assign]
+        each.notifier.ring = ring  # type: ignore[method-assign]
 
     async def work(each: Store, name: str) -> None:
         while True:
-            await answer(each.runtime, await queue.get(), name)
+            await handle_message(each.runtime, await queue.get(), name)
 
     async def schedule() -> None:
         while True:
@@ -112,23 +112,23 @@ async def test_nothing_of_a_completed_job_is_queued(database_url: str, tmp_path:
         job_id = await submitted(store, inputs)
         assert await ended(store, job_id) == JobStatus.COMPLETED
         assert await states(store, job_id) == {ShardState.DONE}
-    truth = await checked(store, job_id, inputs)
-    assert truth.tokens_in_ledger == sum(fake_tokens(item) for item in {str(item) for item in inputs})
+    snapshot = await checked(store, job_id, inputs)
+    assert snapshot.tokens_in_ledger == sum(fake_tokens(item) for item in {str(item) for item in inputs})
     # A shard learns once that it has to wait, and for how many others it can be: of 60 few wait for a second time.
     assert (await store.job(job_id)).runs <= 2 * LINES // SHARD
     await store.close()
 
 
 async def cancel(store: Store, job_id: str) -> None:
-    await end_early.end_early(store.runtime, job_id, JobStatus.CANCELLED)
+    await termination.terminate(store.runtime, job_id, JobStatus.CANCELLED)
 
 
 async def expire(store: Store, job_id: str) -> None:
-    await end_early.end_early(store.runtime, job_id, JobStatus.EXPIRED, "job_expired", "too late")
+    await termination.terminate(store.runtime, job_id, JobStatus.EXPIRED, "job_expired", "too late")
 
 
 async def fail(store: Store, job_id: str) -> None:
-    await end_early.end_early(store.runtime, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
+    await termination.terminate(store.runtime, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
 
 
 @pytest.mark.parametrize("end", [cancel, expire, fail])
@@ -169,7 +169,7 @@ async def test_a_job_whose_counter_is_too_low_waits_for_its_last_shard(store: St
 async def test_the_sweep_counts_anew_rather_than_end_a_job_with_a_queued_shard(store: Store) -> None:
     first, second = await store.claim_all(job_id := await store.submit(20))
     await record(store.runtime, first, landed(first, route=store.routes[0]))
-    await claims.release(store.runtime, second, delay_s=60, spent=False, reason="", waiting_on=None)
+    await claims.release(store.runtime, second, delay_s=60, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_job(job_id, open_shards=0)
     await sweep(store.runtime)
     job = await store.job(job_id)
@@ -183,7 +183,7 @@ async def test_a_shard_that_is_given_back_to_a_job_that_expired_meanwhile_is_clo
     keeper = ResultsWriter(store.runtime, held)
     await expire(store, job_id)
     assert await states(store, job_id) == {ShardState.RUNNING}
-    await give_back(store.runtime, held, keeper, ShardStopped("the worker is stopping"))
+    await release_unfinished(store.runtime, held, keeper, ShardStopped("the worker is stopping"))
     await keeper.close()
     assert await states(store, job_id) == {ShardState.CANCELLED}
     assert (await store.job(job_id)).open_shards == 0

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from engine.jobs.execution.next_shard import answer
-from engine.jobs.execution.preemption import WAITED_S
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.execution.message_handler import handle_message
+from engine.jobs.execution.preemption import STARVED_AFTER_S
+from engine.jobs.reading.job_rows import get_job, job_object
 from models.job import JobStatus, ShardState
 from providers.fake import fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
 from tests.integration.test_run import scripted
-from tests.integration.truth import Truth
 
 SLOW = '{when = {contains = "slow"}, do = {latency_ms = 300.0}}'
 
@@ -35,13 +35,15 @@ async def is_completed(store: Store, job_id: str) -> bool:
 async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tmp_path: Path) -> None:
     store = scripted(database_url, tmp_path, SLOW, shard_inputs=200, shard_concurrency=2)
     large = await store.submit(600, tag="slow")
-    workers = [asyncio.create_task(answer(store.runtime, store.bell.rung[number], "w")) for number in range(2)]
+    workers = [
+        asyncio.create_task(handle_message(store.runtime, store.notifier.published[number], "w")) for number in range(2)
+    ]
     await until(lambda: is_running(store, large, 2))
     small = await store.submit(10, tag="text")
     await until(lambda: is_completed(store, small))
     job = await store.job(small)
     # Alone, the two shards would take half a minute. The mark, 5 s, is for a machine that does nothing else.
-    assert WAITED_S <= job.finished_at - job.created_at < 15.0
+    assert STARVED_AFTER_S <= job.finished_at - job.created_at < 15.0
 
     # One of the two ends, its shard goes back as it is, and costs no attempt; the other goes on.
     done, going_on = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
@@ -49,25 +51,25 @@ async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tm
     shards = await store.shards(large)
     assert sorted(shard.state for shard in shards)[-1:] == [ShardState.RUNNING]
     [given_back] = [shard for shard in shards if shard.last_error]
-    assert (given_back.attempt, given_back.lease_until) == (0, None) and any(given_back.settled)
+    assert (given_back.attempt, given_back.lease_until) == (0, None) and any(given_back.outcome_bitmap)
 
     for worker in going_on:
         worker.cancel()
     await asyncio.gather(*going_on, return_exceptions=True)
-    truth = await Truth.read(store.runtime.database, large)
-    truth.check(lambda indexes: fake_vectors([text_of("slow", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, large)
+    snapshot.check(lambda indexes: fake_vectors([text_of("slow", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
     await store.close()
 
 
 async def test_a_job_that_gave_way_says_so_until_its_turn(database_url: str, tmp_path: Path) -> None:
     store = scripted(database_url, tmp_path, SLOW, shard_inputs=200, shard_concurrency=1)
     large = await store.submit(200, tag="slow")
-    worker = asyncio.create_task(answer(store.runtime, store.bell.rung[0], "w"))
+    worker = asyncio.create_task(handle_message(store.runtime, store.notifier.published[0], "w"))
     await until(lambda: is_running(store, large, 1))
     await store.submit(10)
     await worker
-    body = job_object(await find(store.runtime, "p", large))
+    body = job_object(await get_job(store.runtime, "p", large))
     assert (body["waiting_on"], body["next_attempt_at"]) == ("fairness", None)
     await store.claim((await store.shard_ids(large))[0])
-    assert job_object(await find(store.runtime, "p", large))["waiting_on"] is None
+    assert job_object(await get_job(store.runtime, "p", large))["waiting_on"] is None
     await store.close()

@@ -10,22 +10,24 @@ import pytest
 
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import results
-from engine.jobs.reading.job_rows import find
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record import record
-from engine.jobs.recording.split_shard import halve
+from engine.jobs.recording.split_shard import split_shard
 from models.job import Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_crashes import no_pauses, others_run
-from tests.integration.truth import Truth
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    covered = [index for shard in truth.shards for index in range(shard.first_index, shard.first_index + shard.count)]
-    assert truth.job is not None and sorted(covered) == list(range(truth.job.ingested))
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    covered = [
+        index for shard in snapshot.shards for index in range(shard.first_index, shard.first_index + shard.count)
+    ]
+    assert snapshot.job is not None and sorted(covered) == list(range(snapshot.job.ingested))
+    return snapshot
 
 
 async def queue_again(store: Store, shard_id: str) -> None:
@@ -33,8 +35,8 @@ async def queue_again(store: Store, shard_id: str) -> None:
 
 
 async def lines(store: Store, job_id: str) -> list[dict[str, object]]:
-    job = await find(store.runtime, "p", job_id)
-    whole = results.Range.of(job, None, None)
+    job = await get_job(store.runtime, "p", job_id)
+    whole = results.IndexRange.of(job, None, None)
     told = b"".join([piece async for piece in results.ndjson(store.runtime, job, whole, "float")])
     return [orjson.loads(line) for line in told.splitlines()]
 
@@ -50,16 +52,16 @@ async def test_the_input_that_kills_its_worker_is_found_and_fails_alone(store: S
         await others_run(store, 10)
         await no_pauses(store, job_id)
         for shard in await store.shards(job_id):
-            if shard.state not in (ShardState.QUEUED, ShardState.RUNG):
+            if shard.state not in (ShardState.QUEUED, ShardState.ANNOUNCED):
                 continue
             held = await store.claim(shard.id)
-            if offending_position in (held.first_index + position for position in held.waiting()):
+            if offending_position in (held.first_index + position for position in held.open_positions()):
                 kills += 1
                 await store.expire_lease(shard.id)
             else:
                 await record(store.runtime, held, landed(held, route=store.routes[0]))
-    truth = await checked(store, job_id)
-    [failure] = truth.failures
+    snapshot = await checked(store, job_id)
+    [failure] = snapshot.failures
     assert (failure.index, failure.code) == (offending_position, "worker_lost")
     # Three of the whole, one for each cut, then 5 alone: 1 / (10 x 5 + 2) to the fifth is less than 10^-6.
     assert kills <= 3 + ceil(log2(10)) + 5
@@ -74,7 +76,7 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
     kept = []  # claims of every age: their holders may come back with results at any time
     for _ in range(12):
         shard = chance.choice(
-            [each for each in await store.shards(job_id) if each.state in (ShardState.QUEUED, ShardState.RUNG)]
+            [each for each in await store.shards(job_id) if each.state in (ShardState.QUEUED, ShardState.ANNOUNCED)]
             or [None]
         )
         if shard is not None and chance.random() < 0.6:
@@ -82,10 +84,10 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
             await queue_again(store, shard.id)
         elif shard is not None:
             await store.set_shard(shard.id, state=ShardState.QUEUED)
-            await halve(store.runtime, shard.id)
+            await split_shard(store.runtime, shard.id)
         if kept and chance.random() < 0.6:
             held = chance.choice(kept)
-            some = [position for position in held.waiting() if chance.random() < 0.3]
+            some = [position for position in held.open_positions() if chance.random() < 0.3]
             parts = landed(held, some, route=store.routes[0], cut=3)
             if some and chance.random() < 0.3:
                 parts = refused(held, some)
@@ -99,8 +101,8 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
     await checked(store, job_id)
     told = await lines(store, job_id)
     assert [(line["index"], line["id"]) for line in told] == [(index, f"id-{index}") for index in range(26)]
-    job = await find(store.runtime, "p", job_id)
-    middle = results.Range.of(job, 7, 19)
+    job = await get_job(store.runtime, "p", job_id)
+    middle = results.IndexRange.of(job, 7, 19)
     rows = b"".join([bytes(piece) async for piece in results.npy(store.runtime, job, middle)])
     assert len(rows) == results.npy_bytes(job, middle)
 
@@ -109,10 +111,10 @@ async def test_what_is_not_queued_or_has_one_open_input_is_not_halved(store: Sto
     job_id = await store.submit(10)
     [shard_id] = await store.shard_ids(job_id)
     held = await store.claim(shard_id)
-    assert await halve(store.runtime, shard_id) == 0
+    assert await split_shard(store.runtime, shard_id) == 0
     await record(store.runtime, held, landed(held, range(9), route=store.routes[0]))
     await queue_again(store, shard_id)
-    assert await halve(store.runtime, shard_id) == 1
-    assert await halve(store.runtime, shard_id, Shard.lost > 0) == 0
-    assert await halve(store.runtime, "no such shard") == 0
+    assert await split_shard(store.runtime, shard_id) == 1
+    assert await split_shard(store.runtime, shard_id, Shard.worker_crashes > 0) == 0
+    assert await split_shard(store.runtime, "no such shard") == 0
     assert await store.count(Job) == 1 and len(await store.shards(job_id)) == 1

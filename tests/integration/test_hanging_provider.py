@@ -15,15 +15,15 @@ from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import INTERACTIVE, EmbedRun, embed
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.planning.packing import pack
 from models.embedding import Limits, Options
 from models.errors import EmbedmillError
 from providers.base import UpstreamRequest
 from providers.fake import FakeUpstream
 from tests.integration import store as stores
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
-from tests.integration.truth import Truth
 
 INPUTS = 1_600
 HANG_S = 14.0
@@ -109,7 +109,7 @@ async def sync_call(store: Store, text: str) -> float:
 
 
 async def told(store: Store, job_id: str) -> dict[str, Any]:
-    return job_object(await find(store.runtime, "p", job_id))
+    return job_object(await get_job(store.runtime, "p", job_id))
 
 
 @pytest.mark.parametrize("mode", ["hangs", "body hangs"])
@@ -165,8 +165,8 @@ async def test_a_job_says_that_its_provider_hangs_and_goes_on_when_it_answers(
             assert job["waiting"] is None and job["counts"]["failed"] == 0
             # What hung in the two processes, and the calls of ours; none of it a second time.
             assert job["ambiguous"]["calls"] <= 2 * (8 + 1) + HANG_S
-            truth = await Truth.read(store.runtime.database, job_id)
-            assert len(truth.with_vector) == INPUTS and truth.with_error == []
+            snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+            assert len(snapshot.with_vector) == INPUTS and snapshot.with_error == []
         finally:
             for task in tasks:
                 task.cancel()

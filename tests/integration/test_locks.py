@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, text, update
 
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance import sweep
 from engine.jobs.recording.record import record
@@ -19,17 +19,17 @@ from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import StorageUnavailable
 from models.job import JobStatus, Shard, ShardState
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed
-from tests.integration.truth import Truth
 
 Verb = Callable[[Runtime, str], Coroutine[Any, Any, object]]
 LATE_S = 3600.0
 # Each verb, and the state of the shards that it is about.
 VERBS: dict[str, tuple[Verb, ShardState]] = {
     "dispatch": (lambda runtime, job_id: dispatch(runtime), ShardState.QUEUED),
-    "requeue_unanswered": (lambda runtime, job_id: sweep.requeue_unanswered(runtime), ShardState.RUNG),
+    "requeue_unanswered": (lambda runtime, job_id: sweep.requeue_unanswered(runtime), ShardState.ANNOUNCED),
     "requeue_expired": (lambda runtime, job_id: sweep.requeue_expired(runtime), ShardState.RUNNING),
-    "close_shards": (end_early.close_shards, ShardState.QUEUED),
+    "close_shards": (termination.cancel_idle_shards, ShardState.QUEUED),
 }
 
 
@@ -70,14 +70,14 @@ async def test_verbs_at_once_never_lock_each_other_out(store: Store) -> None:
         await _shuffle_rows(store, chance.sample(ids, len(ids)), ShardState.QUEUED)
         held = [await store.claim(shard_id) for shard_id in ids[::4]]
         todo = [verb(other.runtime, jobs[0]) for other in others for verb, _ in VERBS.values()]
-        todo += [end_early.cancel(others[0].runtime, "p", jobs[0]), sweep.finish_jobs(others[1].runtime)]
+        todo += [termination.cancel(others[0].runtime, "p", jobs[0]), sweep.finish_jobs(others[1].runtime)]
         todo += [record(store.runtime, one, landed(one, route=store.routes[0])) for one in held]
         todo += [claims.heartbeat(store.runtime, one) for one in held]
         chance.shuffle(todo)
         outcomes = await asyncio.gather(*todo, return_exceptions=True)
         assert not [each for each in outcomes if isinstance(each, BaseException)]
         for job_id in jobs:
-            (await Truth.read(store.runtime.database, job_id)).check()
+            (await DatabaseSnapshot.read(store.runtime.database, job_id)).check()
     for other in others:
         await other.close()
 
@@ -109,4 +109,4 @@ async def _shuffle_rows(store: Store, order: list[str], state: ShardState) -> No
     """Lay the rows of shards down in this order, all in one state that is long overdue."""
     for shard_id in order:
         late = db_now() - LATE_S
-        await store.set_shard(shard_id, state=state, rung_at=late, lease_until=late, next_run_at=late)
+        await store.set_shard(shard_id, state=state, announced_at=late, lease_until=late, next_run_at=late)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.util.exc import CommandError
-from sqlalchemy import Connection, inspect
+from sqlalchemy import Connection, inspect, text
 
 from engine.corpus.lines import Lines
 from engine.jobs.execution.worker import run_shard
@@ -104,7 +106,7 @@ async def test_a_revision_by_name_is_gone_to_whichever_way_it_lies(empty_url: st
     await database.close()
 
 
-@pytest.mark.parametrize("target", ["base", "0001", "-9"])
+@pytest.mark.parametrize("target", ["base", "0001", "-10"])
 @pytest.mark.parametrize("kind", ["duplicates", "ceiling"])
 async def test_going_down_is_refused_while_a_job_needs_what_would_be_lost(store: Store, kind: str, target: str) -> None:
     """Down and up again, its duplicates would be open for ever, and its ceiling forgotten."""
@@ -126,3 +128,78 @@ async def test_going_down_is_refused_while_a_job_needs_what_would_be_lost(store:
     assert await store.status(intake.job_id) == "completed"
     run_migration(url, "base")
     run_migration(url)
+
+
+async def test_revision_0011_keeps_what_it_renames_on_the_way_up_and_down(empty_url: str) -> None:
+    run_migration(empty_url, "0010")
+    database = Database(empty_url)
+    before = await _fill_0010(database)
+    await database.close()  # its statements are prepared for the old columns
+    run_migration(empty_url, "0011")
+    database = Database(empty_url)
+    async with database.read() as connection:
+        job = (await connection.execute(text("select * from jobs"))).one()
+        shard = (await connection.execute(text("select * from shards"))).one()
+        duplicates = (await connection.execute(text("select duplicates from shard_inputs"))).scalar_one()
+        share = (await connection.execute(text("select * from fair_shares"))).one()
+        checks = (await connection.execute(text("select account, similarity from drift_checks"))).all()
+    assert (job.virtual_time, job.shard_claims, job.worker_crashes, job.upload_owner) == (1, 2, 3, "owner")
+    assert (job.not_before, job.rate_sample_done, job.prev_rate_sample_tokens) == (5.0, 6, 7)
+    assert (shard.state, shard.announced_at, bytes(shard.outcome_bitmap)) == ("announced", 8.0, b"\xf0")
+    assert (shard.worker_crashes, shard.crash_limit, shard.reserved_usd) == (4, 9, 11)
+    baseline = shard.solo_baseline if isinstance(shard.solo_baseline, dict) else json.loads(shard.solo_baseline)
+    assert baseline == {"shard_crashes": 1, "claims": 2, "crashes": 3, "at": 4.5}
+    assert (bytes(duplicates), share.virtual_time, share.min_virtual_time, share.start_virtual_time) == (b"d", 1, 2, 3)
+    assert [tuple(row) for row in checks] == [("account", 0.5)]
+    await database.close()
+    run_migration(empty_url, "0010")
+    database = Database(empty_url)
+    assert await _rows_of(database) == before
+    await database.close()
+
+
+async def _rows_of(database: Database) -> list[dict[str, Any]]:
+    tables = ("jobs", "shards", "shard_inputs", "fair_shares", "canaries")
+    async with database.read() as connection:
+        found = [(await connection.execute(text(f"select * from {name}"))).one() for name in tables]
+    rows = [
+        {key: bytes(each) if isinstance(each, memoryview) else each for key, each in row._mapping.items()}
+        for row in found
+    ]
+    rows[1]["solo_trial"] = _parsed(rows[1]["solo_trial"])
+    return rows
+
+
+def _parsed(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+async def _fill_0010(database: Database) -> list[dict[str, Any]]:
+    """One row in each table that revision 0011 changes; all of them."""
+    job = {
+        "id": "j", "project": "p", "key_id": "k", "status": "in_progress", "alias": "m", "space": "s", "dimensions": 4,
+        "options": "{}", "metadata": "{}", "request_id": "r", "ingested": 0, "completed": 0, "failed": 0,
+        "open_shards": 1, "prompt_tokens": 0, "cost_usd": 0, "usage_estimated": False, "error_summary": "[]",
+        "created_at": 1.0, "expires_at": 2.0, "version": 1, "served_tokens": 1, "runs": 2, "worker_losses": 3,
+        "intake_until": 4.0, "intake_owner": "owner", "intake_hash": b"h", "intake_refused": 4, "blocked_until": 5.0,
+        "mark_at": 1.0, "mark_done": 6, "mark_tokens": 1, "earlier_mark_at": 1.0, "earlier_mark_done": 1,
+        "earlier_mark_tokens": 7,
+    }  # fmt: skip
+    shard = {
+        "id": "s", "job_id": "j", "seq": 0, "first_index": 0, "count": 4, "state": "rung", "attempt": 0, "fence": 0,
+        "next_run_at": 1.0, "rung_at": 8.0, "settled": b"\xf0", "lost": 4, "lost_limit": 9, "allowance_usd": 11,
+        "solo_trial": json.dumps({"lost": 1, "runs": 2, "losses": 3, "at": 4.5}),
+    }  # fmt: skip
+    check = {"account": "account", "upstream_model": "m", "space": "s", "text_digest": "d", "checked_at": 1.0}
+    rows: dict[str, dict[str, Any]] = {
+        "jobs": job,
+        "shards": shard,
+        "shard_inputs": {"shard_id": "s", "inputs": b"i", "twins": b"d"},
+        "fair_shares": {"project": "p", "served_tokens": 1, "rear_tokens": 2, "joining_tokens": 3},
+        "canaries": check | {"similarity": 0.5},
+    }
+    async with database.write() as connection:
+        for name, row in rows.items():
+            columns, places = ", ".join(row), ", ".join(f":{key}" for key in row)
+            await connection.execute(text(f"insert into {name} ({columns}) values ({places})"), row)
+    return await _rows_of(database)

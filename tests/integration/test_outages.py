@@ -18,7 +18,7 @@ from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.clock_steps import extend_leases_after_outage
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
-from engine.jobs.recording.spool_replay import packed, replay, unpacked
+from engine.jobs.recording.spool_replay import decode_spool, encode_spool, replay
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.storage.database import Database
 from engine.upstream.call import Upstream
@@ -27,9 +27,9 @@ from models.errors import StorageUnavailable
 from models.job import JobStatus, ShardState
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
-from tests.integration.store import UPSTREAM_MODEL, WIDTH, ListeningBell, Store, landed, text_of
-from tests.integration.truth import Truth
-from workers.idle import Idle
+from tests.integration.snapshot import DatabaseSnapshot
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, RecordingNotifier, Store, landed, text_of
+from workers.idle import IdleWatch
 
 FROZEN_S = 4.2  # past the lease of these tests
 SILENCE_S = 0.35  # past what the watchdog of these tests lets pass
@@ -103,10 +103,10 @@ async def bench(database_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.close()
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    return snapshot
 
 
 async def only(store: Store, job_id: str) -> str:
@@ -136,7 +136,7 @@ async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claime
     keeper = ResultsWriter(store.runtime, held)
     bench.database.away = True
     for part in landed(held, range(8), route=store.routes[0]):
-        keeper.take(part)
+        keeper.add(part)
     closing = asyncio.create_task(keeper.close())
     await asyncio.sleep(0.05)
     closing.cancel()  # the process ends
@@ -147,7 +147,7 @@ async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claime
     await store.expire_lease(held.shard_id)
     await asyncio.gather(sweep(store.runtime), sweep(store.runtime))
     assert bench.spooled() == []
-    assert (await store.claim(held.shard_id)).waiting() == [8, 9]
+    assert (await store.claim(held.shard_id)).open_positions() == [8, 9]
     await checked(store, job_id)
 
 
@@ -156,7 +156,7 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
     [held] = await store.claim_all(job_id)
     parts = landed(held, route=store.routes[0])
     spool = store.runtime.spool
-    whole = packed(held, parts, "use_1")
+    whole = encode_spool(held, parts, "use_1")
     for body in (whole[:-9], b"not ours", whole, whole):
         file = spool.write(held.shard_id, body)
         assert file is not None
@@ -164,14 +164,14 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
     assert await replay(store.runtime) == 4
     left = list((store.runtime.settings.data_dir / "spool").iterdir())
     assert [path.suffix for path in left] == [".bad", ".bad"]
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) == 10 and await store.status(job_id) == JobStatus.COMPLETED
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) == 10 and await store.status(job_id) == JobStatus.COMPLETED
 
 
 async def test_a_spool_file_says_all_that_a_record_needs(store: Store) -> None:
     [held] = await store.claim_all(await store.submit(10, bad={3}))
     parts = landed(held, route=store.routes[1])
-    again, same, record_id = unpacked(packed(held, parts, "use_1"))
+    again, same, record_id = decode_spool(encode_spool(held, parts, "use_1"))
     assert record_id == "use_1"
     assert (again.shard_id, again.fence, again.options, again.count) == (held.shard_id, held.fence, held.options, 10)
     for before, after in zip(parts, same, strict=True):
@@ -187,11 +187,11 @@ async def test_a_commit_whose_answer_was_lost_is_not_counted_twice(bench: Bench)
     keeper = ResultsWriter(store.runtime, held)
     bench.database.answers_lost = 2
     for part in landed(held, range(6), route=store.routes[0]):
-        keeper.take(part)
+        keeper.add(part)
     await keeper.close()
     assert bench.database.answers_lost == 0
-    truth = await checked(store, job_id)
-    assert sorted(truth.with_vector) == list(range(6))
+    snapshot = await checked(store, job_id)
+    assert sorted(snapshot.with_vector) == list(range(6))
 
 
 async def test_a_worker_that_was_frozen_past_its_lease_starts_no_call(bench: Bench) -> None:
@@ -205,8 +205,8 @@ async def test_a_worker_that_was_frozen_past_its_lease_starts_no_call(bench: Ben
     bench.upstream.at_call = freeze
     await run_shard(store.runtime, shard_id, "w")
     assert bench.upstream.calls == 1
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) == 4  # what it had paid for is kept
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) == 4  # what it had paid for is kept
     assert (await store.shards(job_id))[0].state != ShardState.RUNNING
 
 
@@ -224,9 +224,9 @@ async def test_leases_are_spared_after_a_time_without_the_database(store: Store)
 
 async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -> None:
     other = store.another()
-    store.bell.works = False
+    store.notifier.works = False
     jobs = [await store.submit(20) for _ in range(4)]
-    store.bell.works = True
+    store.notifier.works = True
     for job_id in jobs[:2]:
         for held in await store.claim_all(job_id):
             await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
@@ -234,15 +234,15 @@ async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -
     both = (store.runtime, other.runtime)
     await asyncio.gather(*(duty(runtime) for duty in (sweep, dispatch, sweep) for runtime in both))
     await asyncio.gather(*(dispatch(runtime) for runtime in both))
-    rung = store.bell.rung + other.bell.rung
-    assert len(rung) == len(set(rung)) == 4
+    published = store.notifier.published + other.notifier.published
+    assert len(published) == len(set(published)) == 4
     for job_id in jobs:
-        assert {shard.lost for shard in await store.shards(job_id)} == ({1} if job_id in jobs[:2] else {0})
+        assert {shard.worker_crashes for shard in await store.shards(job_id)} == ({1} if job_id in jobs[:2] else {0})
         await checked(store, job_id)
     await other.close()
 
 
-class AnsweringBell(ListeningBell):
+class AnsweringNotifier(RecordingNotifier):
     """A broker that takes messages and answers, and whose messages arrive nowhere."""
 
     async def reachable(self) -> bool:
@@ -253,37 +253,37 @@ class AnsweringBell(ListeningBell):
 async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_when_it_is_deaf(
     database_url: str, tmp_path: Path
 ) -> None:
-    store = Store.open(database_url, tmp_path, claim_unrung_s=0.05, watchdog_s=0.3)
-    store.runtime.notifier = bell = AnsweringBell()
+    store = Store.open(database_url, tmp_path, claim_unannounced_after_s=0.05, watchdog_s=0.3)
+    store.runtime.notifier = notifier = AnsweringNotifier()
     ended: list[bool] = []
 
     async def end(draining: asyncio.Event) -> None:
         ended.append(True)
 
-    idle = Idle(store.runtime, "w", end)
+    idle = IdleWatch(store.runtime, "w", end)
 
     async def look_at_one() -> None:
         before = await done(store, job_id)
         async with asyncio.timeout(5):
             while await done(store, job_id) == before:
-                await idle.look()
+                await idle.claim_overdue_shard()
                 await asyncio.sleep(0.02)
         assert await done(store, job_id) == before + 1
 
-    bell.works = False  # the broker is away: shards stay queued
+    notifier.works = False  # the broker is away: shards stay queued
     job_id = await store.submit(40)
     await look_at_one()
-    bell.works = True  # it answers, and messages do not arrive
+    notifier.works = True  # it answers, and messages do not arrive
     assert await dispatch(store.runtime)
     await look_at_one()
-    idle.message_came()
+    idle.message_started()
     idle.message_done()
     await look_at_one()
     assert not ended
     await asyncio.sleep(SILENCE_S)
     async with asyncio.timeout(5):
         while not ended:
-            await idle.look()
+            await idle.claim_overdue_shard()
             await asyncio.sleep(0.02)
     assert await done(store, job_id) == 3
     await checked(store, job_id)
@@ -296,10 +296,10 @@ async def done(store: Store, job_id: str) -> int:
 
 async def test_a_shard_is_not_taken_unasked_before_its_time(store: Store) -> None:
     await store.submit(10)
-    idle = Idle(store.runtime, "w", None)  # type: ignore[arg-type]
-    await idle.look()
+    idle = IdleWatch(store.runtime, "w", None)  # type: ignore[arg-type]
+    await idle.claim_overdue_shard()
     [shard] = (await store.shards(job_id := await store.submit(10)))[:1]
-    assert shard.state == ShardState.RUNG and shard.attempt == 0
-    await store.set_shard(shard.id, rung_at=db_now() - 6.0)
-    await idle.look()
+    assert shard.state == ShardState.ANNOUNCED and shard.attempt == 0
+    await store.set_shard(shard.id, announced_at=db_now() - 6.0)
+    await idle.claim_overdue_shard()
     assert await store.status(job_id) == JobStatus.COMPLETED

@@ -307,7 +307,7 @@ async def test_a_worker_that_dies_gives_its_places_back(client: redis.asyncio.Re
 
 async def test_places_that_were_asked_for_are_of_all_processes_together(redis_url: str) -> None:
     """Two processes, no quota, two places."""
-    route = paced_route(tokens_per_minute=None, max_concurrency=2, shares_places=True)
+    route = paced_route(tokens_per_minute=None, max_concurrency=2, concurrency_is_global=True)
     wire = fakes.FakeWire(up=fakes.fake({"do": {"latency_ms": 30}}))
     processes = [opened(redis_url, wire, route) for _ in range(2)]
     calls = [call(processes[number % 2], route) for number in range(12)]

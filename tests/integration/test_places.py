@@ -16,7 +16,7 @@ from engine.limiter.redis_store import RedisStore
 from engine.process.process_names import process_name
 
 NAME = "account|model"
-UNDER_WAY = lua.keys_of(NAME)[1]
+ACTIVE_STATUSES = lua.keys_of(NAME)[1]
 FAR_S = 10_000.0
 
 
@@ -31,7 +31,7 @@ async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
 @pytest.fixture
 async def desk(redis_url: str) -> AsyncIterator[BucketCoordinator]:
     shared = RedisStore(redis_url)
-    desk = BucketCoordinator(shared, NAME, most_under_way=2, slot_s=90.0, shares_places=True)
+    desk = BucketCoordinator(shared, NAME, most_under_way=2, slot_s=90.0, concurrency_is_global=True)
     yield desk
     await desk.close()
     await shared.close()
@@ -53,7 +53,7 @@ async def test_places_of_a_killed_process_of_this_machine_are_free_at_once(
     await dead.wait()
     name = f"{process_name().rpartition(':')[0]}:{dead.pid}#0a1b"
     until = await redis_now(client) + FAR_S
-    await client.zadd(UNDER_WAY, {f"{name}-1": until, f"{name}-2": until})
+    await client.zadd(ACTIVE_STATUSES, {f"{name}-1": until, f"{name}-2": until})
     assert (await desk.ask(ask("mine-1"))).verdict is Verdict.BUSY  # and it looks about
     assert (await desk.ask(ask("mine-1"))).verdict is Verdict.GO
 
@@ -62,30 +62,30 @@ async def test_places_of_living_processes_and_of_other_machines_are_left_to_thei
     client: redis.asyncio.Redis, desk: BucketCoordinator
 ) -> None:
     until = await redis_now(client) + FAR_S
-    await client.zadd(UNDER_WAY, {f"{process_name()}#x-1": until, "elsewhere/0/pid:1#y-1": until})
+    await client.zadd(ACTIVE_STATUSES, {f"{process_name()}#x-1": until, "elsewhere/0/pid:1#y-1": until})
     for _ in range(2):
         assert (await desk.ask(ask("mine-1"))).verdict is Verdict.BUSY
-    assert await client.zcard(UNDER_WAY) == 2
+    assert await client.zcard(ACTIVE_STATUSES) == 2
 
 
 async def test_a_place_is_a_short_lease_that_its_process_renews(
     client: redis.asyncio.Redis, desk: BucketCoordinator
 ) -> None:
     assert (await desk.ask(ask("mine-1"))).verdict is Verdict.GO
-    first = float(await client.zscore(UNDER_WAY, "mine-1") or 0)
+    first = float(await client.zscore(ACTIVE_STATUSES, "mine-1") or 0)
     assert first - await redis_now(client) <= SLOT_LEASE_S <= 15
     async with asyncio.timeout(20):
-        while float(await client.zscore(UNDER_WAY, "mine-1") or 0) <= first:  # noqa: ASYNC110  # it is in Redis
+        while float(await client.zscore(ACTIVE_STATUSES, "mine-1") or 0) <= first:  # noqa: ASYNC110  # it is in Redis
             await asyncio.sleep(0.1)
     await desk.end(CallResult("mine-1", CallSignal.WELL))
-    assert await client.zcard(UNDER_WAY) == 0
+    assert await client.zcard(ACTIVE_STATUSES) == 0
 
 
 async def test_a_redis_that_lost_its_data_learns_of_the_calls_under_way(
     client: redis.asyncio.Redis, desk: BucketCoordinator
 ) -> None:
     assert (await desk.ask(ask("mine-1"))).verdict is Verdict.GO
-    await client.delete(UNDER_WAY, *lua.keys_of(NAME))
+    await client.delete(ACTIVE_STATUSES, *lua.keys_of(NAME))
     async with asyncio.timeout(20):
-        while not await client.zcard(UNDER_WAY):  # noqa: ASYNC110  # it is in Redis
+        while not await client.zcard(ACTIVE_STATUSES):  # noqa: ASYNC110  # it is in Redis
             await asyncio.sleep(0.1)

@@ -32,7 +32,7 @@ BIG = "jobs|shards|shard_inputs|vectors|input_errors|usage|idempotency_keys"
 @pytest.fixture
 async def crowded(store: Store) -> AsyncIterator[Store]:
     """A database with many jobs that wait, many that wait for a later moment, and many that have ended."""
-    store.bell.works = False
+    store.notifier.works = False
     like = dict((await store.job(await store.submit()))._mapping)
     jobs: list[dict[str, Any]] = []
     shards: list[dict[str, Any]] = []
@@ -44,7 +44,7 @@ async def crowded(store: Store) -> AsyncIterator[Store]:
     later = like["created_at"] + 3600
     kinds: dict[str, dict[str, Any]] = {
         "waiting": {},
-        "later": {"blocked_until": later},
+        "later": {"not_before": later},
         "ended": {"status": "completed"},
     }
     for kind, values in kinds.items():
@@ -105,17 +105,17 @@ async def one_round(store: Store) -> None:
     """A dispatch, a look about, a claim, a record, a sweep: what happens all the time."""
     await dispatch(store.runtime)
     async with store.runtime.database.read() as connection:
-        shard_id = await fair_share.first_waiting(connection, 8)
+        shard_id = await fair_share.next_shard(connection, 8)
         assert shard_id is not None
-        await fair_share.waiting_long(connection, 8, 0.0)
-        await fair_share.places(connection, [shard_id])
+        await fair_share.starved_shards(connection, 8, 0.0)
+        await fair_share.positions(connection, [shard_id])
     held = await store.claim(shard_id)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
     await sweep(store.runtime)
 
 
 async def test_nothing_that_runs_all_the_time_reads_all_jobs(crowded: Store) -> None:
-    crowded.bell.works = True
+    crowded.notifier.works = True
     with statements(crowded) as asked:
         await one_round(crowded)
     assert len(asked) > 10
@@ -157,8 +157,8 @@ async def test_a_list_by_status_reads_jobs_of_that_status_only(crowded: Store) -
         await connection.execute(update(Job).where(Job.id.in_(ids)).values(status="failed"))
         await connection.execute(text("analyze"))
     with statements(crowded) as asked:
-        await job_rows.page(crowded.runtime, "p1", limit=20, after=None, status="failed")
-        await job_rows.page(crowded.runtime, "p1", limit=20, after=new_id("job"), status="failed")
+        await job_rows.list_jobs(crowded.runtime, "p1", limit=20, after_id=None, status="failed")
+        await job_rows.list_jobs(crowded.runtime, "p1", limit=20, after_id=new_id("job"), status="failed")
     for statement, parameters in asked:
         plan = await plan_of(crowded, statement, parameters)
         assert reads_it_all(plan) is None and "ix_jobs_project_id" not in plan, plan

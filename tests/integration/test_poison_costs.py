@@ -24,18 +24,18 @@ def upstream_calls() -> float:
 @pytest.mark.parametrize("answer", [REFUSED, '{ reply = "nan" }', "{ status = 500 }"], ids=["400", "nan", "500"])
 async def test_one_guilty_input_costs_what_is_written(data_dir: Path, answer: str, is_known: bool, size: int) -> None:
     assert REFUSED in CONFIG
-    mill = await open_gateway(data_dir, config=CONFIG.replace(REFUSED, answer))
+    gateway = await open_gateway(data_dir, config=CONFIG.replace(REFUSED, answer))
     try:
         if is_known:
             for number in range(60):
-                (await mill.embed(f"warm {number}")).raise_for_status()
+                (await gateway.embed(f"warm {number}")).raise_for_status()
         texts = ["poison" if index == size // 3 else f"text {index}" for index in range(size)]
         before = upstream_calls()
-        job = await mill.submit(texts)
-        job = await mill.run(job["id"])
+        job = await gateway.submit(texts)
+        job = await gateway.run(job["id"])
         calls = upstream_calls() - before - 1
     finally:
-        await close_gateway(mill)
+        await close_gateway(gateway)
     assert (job["counts"]["completed"], job["counts"]["failed"]) == (size - 1, 1)
     if answer == REFUSED:
         assert calls <= 2 * math.log2(size)

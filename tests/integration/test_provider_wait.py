@@ -12,15 +12,15 @@ from sqlalchemy import select, update
 
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from models.base import db_now
 from models.errors import StorageUnavailable
 from models.job import Job, JobStatus, ShardState
 from models.outage import RouteOutage
 from providers.fake import FakeScript
 from tests.integration import store as stores
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
-from tests.integration.truth import Truth
 
 ONE_ROUTE = stores.CONFIG.split(f'[[models."{stores.MODEL}".routes]]\nprovider = "two"')[0]
 REASONS: list[dict[str, Any]] = [{"status": 401}, {"status": 500}, {"status": 404}, {"reply": "html"}]
@@ -55,7 +55,7 @@ async def probe_now(store: Store, job_id: str) -> None:
     """Let the pause before the next probe be over, for everybody."""
     async with store.runtime.database.write() as connection:
         await connection.execute(update(RouteOutage).values(next_attempt_at=db_now() - 0.01))
-        await connection.execute(update(Job).values(blocked_until=None))
+        await connection.execute(update(Job).values(not_before=None))
     for shard_id in await store.shard_ids(job_id):
         await store.set_shard(shard_id, next_run_at=0.0)
     await store.runtime.router.outages.refresh(at_once=True)
@@ -76,7 +76,7 @@ async def test_an_outage_spends_no_attempt_and_the_job_says_why(store: Store, tr
         await probe_now(store, job_id)
     shards = await store.shards(job_id)
     assert [(shard.state, shard.attempt) for shard in shards] == [(ShardState.QUEUED, 0)] * 2
-    job = job_object(await find(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.runtime, "p", job_id))
     assert (job["status"], job["counts"]["failed"], job["waiting_on"]) == (JobStatus.IN_PROGRESS, 0, "provider")
     waiting = job["waiting"]
     assert set(waiting) == {"provider", "code", "message", "advice", "since", "next_attempt_at"}
@@ -87,9 +87,9 @@ async def test_an_outage_spends_no_attempt_and_the_job_says_why(store: Store, tr
     play(store)
     await probe_now(store, job_id)
     await run_due(store, job_id)
-    truth = await Truth.read(store.runtime.database, job_id)
-    assert len(truth.with_vector) == 20 and truth.with_error == []
-    job = job_object(await find(store.runtime, "p", job_id))
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    assert len(snapshot.with_vector) == 20 and snapshot.with_error == []
+    job = job_object(await get_job(store.runtime, "p", job_id))
     assert (job["status"], job["waiting"], await outages(store)) == (JobStatus.COMPLETED, None, [])
 
 
@@ -104,7 +104,7 @@ async def test_another_process_waits_without_a_call_and_goes_on_when_the_first_i
         await connection.execute(update(RouteOutage).values(next_attempt_at=db_now() + 60.0))
     await run_due(other, two)
     assert [fake.script.calls for fake in other.runtime.upstream._in_process._fakes.values()] == [0, 0]
-    assert job_object(await find(store.runtime, "p", two))["waiting"]["provider"] == "one"
+    assert job_object(await get_job(store.runtime, "p", two))["waiting"]["provider"] == "one"
     play(store)
     await probe_now(store, one)
     await run_due(store, one)
@@ -112,7 +112,7 @@ async def test_another_process_waits_without_a_call_and_goes_on_when_the_first_i
     # The sweep lets the other job go on at once.
     play(other)
     await sweep(store.runtime)
-    assert (await store.job(two)).blocked_until is None
+    assert (await store.job(two)).not_before is None
     await other.runtime.router.outages.refresh(at_once=True)
     await run_due(other, two)
     assert await store.status(two) == JobStatus.COMPLETED
@@ -148,9 +148,9 @@ async def test_a_waiting_job_blocks_its_other_shards_and_a_job_of_another_model_
     play(store, {"do": {"status": 401}})
     job_id = await store.submit(50)
     await run_shard(store.runtime, (await store.shard_ids(job_id))[0], "w")
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await sweep(store.runtime)
-    assert store.bell.rung == []  # nothing of it is rung before the next probe
+    assert store.notifier.published == []  # nothing of it is announced before the next probe
 
 
 async def test_inputs_fail_only_after_the_hours_of_the_setting(database_url: str, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ async def test_inputs_fail_only_after_the_hours_of_the_setting(database_url: str
     assert (await store.job(job_id)).failed == 0  # it has waited for no time yet
     await probe_now(store, job_id)
     await run_due(store, job_id)
-    job = job_object(await find(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.runtime, "p", job_id))
     assert (job["status"], job["counts"]["failed"]) == (JobStatus.FAILED, 10)
     assert job["errors"][0]["code"] == "upstream_auth_failed" and "account one" in job["errors"][0]["message"]
     await store.close()

@@ -9,14 +9,14 @@ import pytest
 from sqlalchemy import delete, insert, select, update
 
 from engine.corpus.lines import Lines
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.control.retry import retry
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.purge import purge
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import read_leases, results
-from engine.jobs.reading.job_rows import find
-from engine.jobs.reading.results import Range
+from engine.jobs.reading.job_rows import get_job
+from engine.jobs.reading.results import IndexRange
 from engine.jobs.recording.record import record
 from models.base import db_now
 from models.errors import JobNotFound, ResultsChanged
@@ -42,7 +42,7 @@ async def ended(store: Store) -> str:
 
 
 def download(store: Store, job: Any, kind: str) -> AsyncIterator[bytes | memoryview]:
-    whole = Range.of(job, None, None)
+    whole = IndexRange.of(job, None, None)
     if kind == "npy":
         return results.npy(store.runtime, job, whole, complete=True)
     if kind == "errors":
@@ -58,7 +58,7 @@ async def whole(store: Store, job: Any, kind: str) -> bytes:
 async def interrupted(store: Store, job: Any, kind: str, meanwhile: Callable[[], Any], *, after: int = 2) -> bytes:
     """A download, as the API makes it, in which something happens after some of its pieces."""
     got = b""
-    pieces = read_leases.keep_reading(store.runtime, job.id, download(store, job, kind))
+    pieces = read_leases.renew_while_reading(store.runtime, job.id, download(store, job, kind))
     count = 0
     async for piece in pieces:
         got, count = got + bytes(piece), count + 1
@@ -76,15 +76,15 @@ async def sweep_it_away(store: Store) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_a_download_goes_on_while_its_job_is_deleted(store: Store, ended: str, kind: str) -> None:
-    job = await find(store.runtime, "p", ended)
+    job = await get_job(store.runtime, "p", ended)
     right = await whole(store, job, kind)
-    await read_leases.start_reading(store.runtime, job)
+    await read_leases.acquire_read_lease(store.runtime, job)
 
     async def delete_job() -> None:
-        await end_early.remove(store.runtime, "p", ended)
+        await termination.delete_job(store.runtime, "p", ended)
         await sweep_it_away(store)
         with pytest.raises(JobNotFound):
-            await find(store.runtime, "p", ended)
+            await get_job(store.runtime, "p", ended)
 
     assert await interrupted(store, job, kind, delete_job) == right
     # Nobody reads any more: it goes.
@@ -95,9 +95,9 @@ async def test_a_download_goes_on_while_its_job_is_deleted(store: Store, ended: 
 
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_a_download_goes_on_when_its_job_s_retention_ends(store: Store, ended: str, kind: str) -> None:
-    job = await find(store.runtime, "p", ended)
+    job = await get_job(store.runtime, "p", ended)
     right = await whole(store, job, kind)
-    await read_leases.start_reading(store.runtime, job)
+    await read_leases.acquire_read_lease(store.runtime, job)
 
     async def expire() -> None:
         await store.set_job(ended, expires_at=db_now() - 1)
@@ -105,7 +105,7 @@ async def test_a_download_goes_on_when_its_job_s_retention_ends(store: Store, en
 
     assert await interrupted(store, job, kind, expire) == right
     # While it is read it does not even expire: the next range is served too.
-    assert (await find(store.runtime, "p", ended)).id == ended
+    assert (await get_job(store.runtime, "p", ended)).id == ended
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])
@@ -114,12 +114,12 @@ async def test_a_reader_that_was_away_for_too_long_gets_an_error_not_a_part(
     store: Store, ended: str, kind: str, after: int
 ) -> None:
     """Its lease ran out (a frozen process, a client that stood still), and the rows are gone."""
-    job = await find(store.runtime, "p", ended)
+    job = await get_job(store.runtime, "p", ended)
     right = await whole(store, job, kind)
-    await read_leases.start_reading(store.runtime, job)
+    await read_leases.acquire_read_lease(store.runtime, job)
 
     async def delete_job() -> None:
-        await end_early.remove(store.runtime, "p", ended)
+        await termination.delete_job(store.runtime, "p", ended)
         await store.set_job(ended, read_until=db_now() - 1)
         await sweep_it_away(store)
         assert await store.count(Job) == 0
@@ -134,7 +134,7 @@ async def test_a_reader_that_was_away_for_too_long_gets_an_error_not_a_part(
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_a_purge_that_has_only_begun_is_noticed(store: Store, ended: str, kind: str) -> None:
     """Some rows are gone, and the shards, which say what there was, are still there."""
-    job = await find(store.runtime, "p", ended)
+    job = await get_job(store.runtime, "p", ended)
     async with store.runtime.database.write() as connection:
         table = JobInputError if kind == "errors" else VectorBlock
         column = JobInputError.index if kind == "errors" else VectorBlock.first_index
@@ -147,7 +147,7 @@ async def test_a_purge_that_has_only_begun_is_noticed(store: Store, ended: str, 
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_what_failed_runs_again_during_a_download(store: Store, ended: str, kind: str) -> None:
     """The reader was told that the range is complete: it gets all of it, or an error."""
-    job = await find(store.runtime, "p", ended)
+    job = await get_job(store.runtime, "p", ended)
     right = await whole(store, job, kind)
 
     async def again() -> None:
@@ -166,8 +166,8 @@ async def test_a_job_that_runs_is_read_without_complaint(store: Store, kind: str
     job_id = await store.submit(TOTAL)
     first, second, *_ = await store.claim_all(job_id)
     await record(store.runtime, first, landed(first, range(3, 9), route=store.routes[0]))
-    job = await find(store.runtime, "p", job_id)
-    span = Range.of(job, None, None)
+    job = await get_job(store.runtime, "p", job_id)
+    span = IndexRange.of(job, None, None)
 
     async def more() -> None:
         await record(store.runtime, second, landed(second, route=store.routes[0]))
@@ -185,18 +185,18 @@ async def test_a_job_that_runs_is_read_without_complaint(store: Store, kind: str
 
 
 async def test_reading_many_ranges_writes_seldom(store: Store, ended: str) -> None:
-    await read_leases.start_reading(store.runtime, await find(store.runtime, "p", ended))
+    await read_leases.acquire_read_lease(store.runtime, await get_job(store.runtime, "p", ended))
     until = (await store.job(ended)).read_until
     for _ in range(5):
-        await read_leases.start_reading(store.runtime, await find(store.runtime, "p", ended))
+        await read_leases.acquire_read_lease(store.runtime, await get_job(store.runtime, "p", ended))
     assert (await store.job(ended)).read_until == until
 
 
 async def test_who_comes_after_the_delete_is_told_so(store: Store, ended: str) -> None:
-    job = await find(store.runtime, "p", ended)
-    await end_early.remove(store.runtime, "p", ended)
+    job = await get_job(store.runtime, "p", ended)
+    await termination.delete_job(store.runtime, "p", ended)
     with pytest.raises(JobNotFound):
-        await read_leases.start_reading(store.runtime, job)
+        await read_leases.acquire_read_lease(store.runtime, job)
 
 
 @pytest.mark.parametrize("way", ["deleted", "expired"])
@@ -211,9 +211,9 @@ async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
         await intake.finish(b"fingerprint")
     [held] = await store.claim_all(job_id)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
-    assert isinstance(await job_intake.reserve(store.runtime, "p", "key"), job_intake.Replay)
+    assert isinstance(await job_intake.reserve(store.runtime, "p", "key"), job_intake.IdempotentReplay)
     if way == "deleted":
-        await end_early.remove(store.runtime, "p", job_id)
+        await termination.delete_job(store.runtime, "p", job_id)
     else:
         await store.set_job(job_id, expires_at=db_now() - 1)
         await sweep(store.runtime)
@@ -232,9 +232,9 @@ async def test_old_ambiguous_calls_are_forgotten(store: Store) -> None:
 
 
 async def test_a_job_that_is_read_is_purged_after_the_lease(store: Store, ended: str) -> None:
-    job = await find(store.runtime, "p", ended)
-    await read_leases.start_reading(store.runtime, job)
-    await end_early.remove(store.runtime, "p", ended)
+    job = await get_job(store.runtime, "p", ended)
+    await read_leases.acquire_read_lease(store.runtime, job)
+    await termination.delete_job(store.runtime, "p", ended)
     await purge(store.runtime)
     assert await store.count(VectorBlock) > 0
     async with store.runtime.database.write() as connection:

@@ -9,27 +9,27 @@ from decimal import Decimal
 import numpy as np
 import pytest
 
-from engine.jobs.control import end_early
+from engine.jobs.control import termination
 from engine.jobs.maintenance.purge import purge
 from engine.jobs.maintenance.sweep import requeue_expired
-from engine.jobs.recording.record import GONE, Recorded, fail_rest, record
+from engine.jobs.recording.record import SHARD_CLOSED, Recorded, fail_remaining, record
 from models.embedding import Matrix
 from models.errors import UpstreamUnavailable
 from models.job import FINISHED, JobStatus
 from models.usage import UsageKind
 from providers.fake import fake_tokens, fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, spoiled, text_of
-from tests.integration.truth import Truth
 
 
 def expected(indexes: Iterable[int]) -> Matrix:
     return fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL)
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(expected)
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(expected)
+    return snapshot
 
 
 async def test_a_job_recorded_in_parts_completes_with_every_vector_in_place(store: Store) -> None:
@@ -37,21 +37,21 @@ async def test_a_job_recorded_in_parts_completes_with_every_vector_in_place(stor
     for held in await store.claim_all(job_id):
         parts = landed(held, route=store.routes[0], cut=3)
         # Batches land in any order, and several at a time.
-        assert await record(store.runtime, held, parts[::-2]) == Recorded(shard_done=False, go_on=True)
+        assert await record(store.runtime, held, parts[::-2]) == Recorded(shard_done=False, job_active=True)
         await record(store.runtime, held, parts[-2::-2])
-    truth = await checked(store, job_id)
+    snapshot = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
-    assert sorted(truth.with_vector) == list(range(25))
-    assert truth.tokens_in_ledger == sum(fake_tokens(text_of("text", index)) for index in range(25))
+    assert sorted(snapshot.with_vector) == list(range(25))
+    assert snapshot.tokens_in_ledger == sum(fake_tokens(text_of("text", index)) for index in range(25))
 
 
 async def test_recording_the_same_again_changes_nothing(store: Store) -> None:
     job_id = await store.submit(20)
     first, _ = await store.claim_all(job_id)
     parts = landed(first, route=store.routes[0])
-    assert await record(store.runtime, first, parts, "use_1") == Recorded(shard_done=True, go_on=True)
+    assert await record(store.runtime, first, parts, "use_1") == Recorded(shard_done=True, job_active=True)
     before = await checked(store, job_id)
-    assert await record(store.runtime, first, [spoiled(part) for part in parts], "use_1") == GONE
+    assert await record(store.runtime, first, [spoiled(part) for part in parts], "use_1") == SHARD_CLOSED
     after = await checked(store, job_id)
     assert (after.runs, after.ledger, after.shards) == (before.runs, before.ledger, before.shards)
 
@@ -66,10 +66,10 @@ async def test_a_late_result_counts_where_there_is_none_and_never_overwrites(sto
     await record(store.runtime, fresh, landed(fresh, [0, 1, 2, 3, 6, 7], route=store.routes[0], cut=2))
     stale_parts = landed(late, [1, 2, 3, 4, 5, 6], route=store.routes[1], cut=3)
     recorded = await record(store.runtime, late, stale_parts)
-    assert recorded == Recorded(shard_done=False, go_on=True)
-    truth = await checked(store, job_id)
-    assert sorted(truth.with_vector) == [0, 1, 2, 3, 4, 5, 6, 7]
-    rows = {(row.provider, row.kind, row.code): (row.inputs, row.calls) for row in truth.ledger}
+    assert recorded == Recorded(shard_done=False, job_active=True)
+    snapshot = await checked(store, job_id)
+    assert sorted(snapshot.with_vector) == [0, 1, 2, 3, 4, 5, 6, 7]
+    rows = {(row.provider, row.kind, row.code): (row.inputs, row.calls) for row in snapshot.ledger}
     assert rows == {
         ("one", "delivered", None): (6, 3),
         ("two", "delivered", None): (2, 1),
@@ -77,7 +77,7 @@ async def test_a_late_result_counts_where_there_is_none_and_never_overwrites(sto
     }
     # What one call was billed for is shared out, and nothing of it is lost.
     billed = sum(part.tokens for part in stale_parts)
-    assert sum(row.prompt_tokens for row in truth.ledger if row.provider == "two") == billed
+    assert sum(row.prompt_tokens for row in snapshot.ledger if row.provider == "two") == billed
     await record(store.runtime, fresh, landed(fresh, [4, 5, 8, 9], route=store.routes[0]))
     await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
@@ -95,8 +95,8 @@ async def test_the_first_of_two_writers_at_once_wins(store: Store) -> None:
             record(other.runtime, two, landed(two, route=store.routes[1], cut=4)),
             record(store.runtime, two, landed(two, [2, 3], route=store.routes[0])),
         )
-        truth = await checked(store, job_id)
-        assert sorted(truth.with_vector) == list(range(10))
+        snapshot = await checked(store, job_id)
+        assert sorted(snapshot.with_vector) == list(range(10))
         assert await store.status(job_id) == JobStatus.COMPLETED
     await other.close()
 
@@ -136,10 +136,10 @@ async def test_a_job_finishes_exactly_once_however_many_finish_it(store: Store) 
     )
     assert all(one.shard_done for one in recorded)
     job = await store.job(job_id)
-    truth = await checked(store, job_id)
+    snapshot = await checked(store, job_id)
     assert (job.status, job.open_shards) == (JobStatus.COMPLETED, 0)
-    assert len(truth.of_kind(UsageKind.DELIVERED)) == len(truth.of_kind(UsageKind.WASTED)) == 4
-    assert job.cost_usd == 2 * truth.cost_in_ledger == 2 * job.wasted_cost_usd
+    assert len(snapshot.of_kind(UsageKind.DELIVERED)) == len(snapshot.of_kind(UsageKind.WASTED)) == 4
+    assert job.cost_usd == 2 * snapshot.cost_in_ledger == 2 * job.wasted_cost_usd
     await other.close()
 
 
@@ -171,10 +171,10 @@ async def test_lines_refused_at_the_door_count_from_the_start(store: Store) -> N
 async def test_the_rest_of_a_shard_fails_input_by_input(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit(10, bad={9}))
     await record(store.runtime, held, landed(held, range(6), route=store.routes[0]))
-    await fail_rest(store.runtime, held, UpstreamUnavailable("gone"))
-    truth = await checked(store, job_id)
-    assert sorted(truth.with_error) == [6, 7, 8, 9]
-    assert {row.code for row in truth.failures} == {"upstream_unavailable", "empty_input"}
+    await fail_remaining(store.runtime, held, UpstreamUnavailable("gone"))
+    snapshot = await checked(store, job_id)
+    assert sorted(snapshot.with_error) == [6, 7, 8, 9]
+    assert {row.code for row in snapshot.failures} == {"upstream_unavailable", "empty_input"}
     assert await store.status(job_id) in FINISHED
 
 
@@ -183,34 +183,34 @@ async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Stor
     cancelled, removed = await store.submit(), await store.submit()
     for job_id in (cancelled, removed):
         [held] = await store.claim_all(job_id)
-        await end_early.cancel(store.runtime, "p", job_id)
-        await end_early.let_go(store.runtime, held)
+        await termination.cancel(store.runtime, "p", job_id)
+        await termination.drop_claim(store.runtime, held)
         if job_id == removed:
-            await end_early.remove(store.runtime, "p", job_id)
+            await termination.delete_job(store.runtime, "p", job_id)
             await purge(store.runtime)
-        assert await record(store.runtime, held, landed(held, route=store.routes[0])) == GONE
-        truth = await checked(store, job_id)
-        assert not truth.runs
-        assert {(row.kind, row.code, row.inputs) for row in truth.ledger} == {("wasted", "late_result", 10)}
+        assert await record(store.runtime, held, landed(held, route=store.routes[0])) == SHARD_CLOSED
+        snapshot = await checked(store, job_id)
+        assert not snapshot.runs
+        assert {(row.kind, row.code, row.inputs) for row in snapshot.ledger} == {("wasted", "late_result", 10)}
 
 
 @pytest.mark.fault(44)
 async def test_what_was_under_way_when_the_job_was_cancelled_still_lands(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await end_early.cancel(store.runtime, "p", job_id)
+    await termination.cancel(store.runtime, "p", job_id)
     recorded = await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
-    assert recorded == Recorded(shard_done=False, go_on=False)
-    await end_early.let_go(store.runtime, held)
-    truth = await checked(store, job_id)
+    assert recorded == Recorded(shard_done=False, job_active=False)
+    await termination.drop_claim(store.runtime, held)
+    snapshot = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
-    assert sorted(truth.with_vector) == [0, 1, 2, 3]
+    assert sorted(snapshot.with_vector) == [0, 1, 2, 3]
 
 
 async def test_neighbours_share_one_row_and_gaps_divide_them(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
     await record(store.runtime, held, landed(held, [0, 1, 2, 5, 6, 7], route=store.routes[0], cut=2))
-    truth = await checked(store, job_id)
-    assert sorted((run.first_index, run.count) for run in truth.runs) == [(0, 3), (5, 3)]
+    snapshot = await checked(store, job_id)
+    assert sorted((run.first_index, run.count) for run in snapshot.runs) == [(0, 3), (5, 3)]
 
 
 async def test_the_ledger_names_what_was_consumed_and_at_what_price(store: Store) -> None:
@@ -229,5 +229,5 @@ async def test_vectors_are_float32_bytes_to_the_bit(store: Store) -> None:
     odd = np.array([np.float32(1e-42), -0.0, 3.4e38, 1 / 3, 1.0, 2.0, 3.0, 4.0], dtype="<f4")
     [part] = landed(held, [0], route=store.routes[0])
     await record(store.runtime, held, [part._replace(vectors=odd.reshape(1, 8))])
-    truth = await Truth.read(store.runtime.database, job_id)
-    assert truth.runs[0].data == odd.tobytes()
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    assert snapshot.runs[0].data == odd.tobytes()

@@ -10,8 +10,8 @@ import pybase64
 import pytest
 
 from engine.jobs.reading import results
-from engine.jobs.reading.job_rows import find
-from engine.jobs.reading.results import Range
+from engine.jobs.reading.job_rows import get_job
+from engine.jobs.reading.results import IndexRange
 from engine.jobs.recording.record import record
 from models.embedding import Matrix
 from providers.fake import fake_vectors
@@ -49,8 +49,8 @@ async def half_done(store: Store) -> str:
 
 
 async def read_npy(store: Store, job_id: str, start: int | None = None, stop: int | None = None) -> Matrix:
-    job = await find(store.runtime, "p", job_id)
-    wanted = Range.of(job, start, stop)
+    job = await get_job(store.runtime, "p", job_id)
+    wanted = IndexRange.of(job, start, stop)
     body = b"".join([piece async for piece in results.npy(store.runtime, job, wanted)])
     assert len(body) == results.npy_bytes(job, wanted)
     loaded: Matrix = np.load(io.BytesIO(body))
@@ -61,8 +61,8 @@ async def read_npy(store: Store, job_id: str, start: int | None = None, stop: in
 async def read_ndjson(
     store: Store, job_id: str, start: int | None = None, stop: int | None = None, encoding: str = "float"
 ) -> list[dict[str, object]]:
-    job = await find(store.runtime, "p", job_id)
-    wanted = Range.of(job, start, stop)
+    job = await get_job(store.runtime, "p", job_id)
+    wanted = IndexRange.of(job, start, stop)
     body = b"".join([piece async for piece in results.ndjson(store.runtime, job, wanted, encoding)])
     return [orjson.loads(line) for line in body.splitlines()]
 
@@ -103,17 +103,17 @@ async def test_base64_lines_hold_the_same_bytes(store: Store, half_done: str) ->
 
 
 async def test_complete_is_said_of_the_range_that_was_asked_for(store: Store, half_done: str) -> None:
-    job = await find(store.runtime, "p", half_done)
+    job = await get_job(store.runtime, "p", half_done)
 
     async def complete(start: int | None, stop: int | None) -> bool:
-        return await results.is_complete(store.runtime, job, Range.of(job, start, stop), stop)
+        return await results.is_complete(store.runtime, job, IndexRange.of(job, start, stop), stop)
 
     assert [await complete(*each) for each in ((0, 9), (13, 17), (20, 30), (18, 19), (34, 35))] == [True] * 5
     assert [await complete(*each) for each in ((0, 10), (12, 14), (20, 31), (None, None))] == [False] * 4
 
 
 async def test_errors_are_listed_in_order_with_their_ids(store: Store, half_done: str) -> None:
-    job = await find(store.runtime, "p", half_done)
+    job = await get_job(store.runtime, "p", half_done)
     body = b"".join([piece async for piece in results.errors_ndjson(store.runtime, job)])
     listed = [orjson.loads(line) for line in body.splitlines()]
     assert [(line["index"], line["id"]) for line in listed] == [(0, "id-0"), (18, "id-18"), (34, "id-34")]

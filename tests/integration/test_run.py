@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from engine.jobs.control import end_early, pause_resume
-from engine.jobs.execution.release import give_back
+from engine.jobs.control import pause_resume, termination
+from engine.jobs.execution.release import release_unfinished
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.queue import worker_heartbeats
 from models.base import new_id
@@ -22,8 +22,8 @@ from models.job import JobStatus, ShardState
 from models.usage import UsageRecord
 from providers.fake import fake_tokens, fake_vectors
 from tests.integration import store as stores
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
-from tests.integration.truth import Truth
 
 
 def scripted(database_url: str, folder: Path, *rules: str, **settings: Any) -> Store:
@@ -38,24 +38,24 @@ async def run_all(store: Store, job_id: str) -> None:
     await asyncio.gather(*(run_shard(store.runtime, shard_id, "w") for shard_id in await store.shard_ids(job_id)))
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([text_of("text", index) for index in indexes], WIDTH, UPSTREAM_MODEL))
+    return snapshot
 
 
 async def test_a_job_runs_to_its_end(store: Store) -> None:
     job_id = await store.submit(47, bad={3})
     await asyncio.gather(run_all(store, job_id), run_all(store, job_id))  # every ring comes twice
-    truth = await checked(store, job_id)
-    body = job_object(await find(store.runtime, "p", job_id))
+    snapshot = await checked(store, job_id)
+    body = job_object(await get_job(store.runtime, "p", job_id))
     assert body["status"] == JobStatus.COMPLETED_WITH_ERRORS
     assert body["counts"] == {"total": 47, "completed": 46, "failed": 1, "pending": 0}
     billed = sum(fake_tokens(text_of("text", index)) for index in range(47) if index != 3)
-    assert body["usage"]["total_tokens"] == truth.tokens_in_ledger == billed
+    assert body["usage"]["total_tokens"] == snapshot.tokens_in_ledger == billed
     assert (body["progress"], body["eta_seconds"], body["waiting_on"]) == (1.0, 0, None)
     # Nobody called twice for anything: the shards were claimed once each.
-    assert [shard.attempt for shard in truth.shards] == [1] * 5
+    assert [shard.attempt for shard in snapshot.shards] == [1] * 5
 
 
 async def test_an_input_that_the_provider_refuses_fails_alone(database_url: str, tmp_path: Path) -> None:
@@ -63,8 +63,8 @@ async def test_an_input_that_the_provider_refuses_fails_alone(database_url: str,
     store = scripted(database_url, tmp_path, rule)
     job_id = await store.submit(20)
     await run_all(store, job_id)
-    truth = await checked(store, job_id)
-    assert truth.with_error == [13]
+    snapshot = await checked(store, job_id)
+    assert snapshot.with_error == [13]
     assert await store.status(job_id) == JobStatus.COMPLETED_WITH_ERRORS
     await store.close()
 
@@ -79,7 +79,7 @@ async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(
     await run_all(store, job_id)
     [shard] = (await checked(store, job_id)).shards
     assert (shard.state, shard.attempt) == (ShardState.QUEUED, 0)
-    job = job_object(await find(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.runtime, "p", job_id))
     assert job["waiting_on"] == "quota"
     assert 60 < job["next_attempt_at"] - job["created_at"] < 200
     await store.close()
@@ -104,7 +104,7 @@ async def test_one_batch_that_waits_for_quota_costs_no_attempt_when_its_worker_s
     await running
     [shard] = (await checked(store, job_id)).shards
     assert (shard.lease_until, shard.attempt) == (None, 0)
-    assert job_object(await find(store.runtime, "p", job_id))["waiting_on"] == "quota"
+    assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == "quota"
     await store.close()
 
 
@@ -117,9 +117,9 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     assert held is not None
     held.waits.waiting("slot", 1.0)
     held.waits.over("slot", may_start=not waited)
-    await give_back(store.runtime, held, ResultsWriter(store.runtime, held), DeadlineExceeded("too late"))
+    await release_unfinished(store.runtime, held, ResultsWriter(store.runtime, held), DeadlineExceeded("too late"))
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
-    assert job_object(await find(store.runtime, "p", job_id))["waiting_on"] == waiting_on
+    assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == waiting_on
 
 
 async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database_url: str, tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
     async with asyncio.timeout(20):
-        while (job := job_object(await find(store.runtime, "p", job_id)))["waiting_on"] is None:  # noqa: ASYNC110
+        while (job := job_object(await get_job(store.runtime, "p", job_id)))["waiting_on"] is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await running
     assert job["waiting_on"] == "quota" and job["next_attempt_at"] >= job["created_at"]
     assert (await checked(store, job_id)).shards[0].attempt == 1
-    job = job_object(await find(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.runtime, "p", job_id))
     assert (job["status"], job["waiting_on"]) == (JobStatus.COMPLETED, None)
     await store.close()
 
@@ -145,11 +145,11 @@ async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: P
     async with asyncio.timeout(10):
         while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
             await asyncio.sleep(0.01)
-        await end_early.cancel(store.runtime, "p", job_id)
+        await termination.cancel(store.runtime, "p", job_id)
         await running
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) <= 4  # the one batch that was in flight
-    await end_early.close_shards(store.runtime, job_id)
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) <= 4  # the one batch that was in flight
+    await termination.cancel_idle_shards(store.runtime, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     await store.close()
 
@@ -169,9 +169,9 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
             await asyncio.sleep(0.01)
         await pause_resume.pause(store.runtime, "p", job_id)
         await running
-    truth = await checked(store, job_id)
-    assert len(truth.with_vector) <= 8  # the call that was in flight, and one that began in the second after
-    assert [(shard.state, shard.attempt) for shard in truth.shards] == [(ShardState.QUEUED, 0)]
+    snapshot = await checked(store, job_id)
+    assert len(snapshot.with_vector) <= 8  # the call that was in flight, and one that began in the second after
+    assert [(shard.state, shard.attempt) for shard in snapshot.shards] == [(ShardState.QUEUED, 0)]
     assert await store.status(job_id) == JobStatus.PAUSED
     await store.close()
 

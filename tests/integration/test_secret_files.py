@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from engine.account_check import check_account
-from engine.jobs.execution.provider_wait import try_changed_secrets
+from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from models.errors import UpstreamAuthFailed
 from models.job import JobStatus
 from tests.integration.store import Store
@@ -86,7 +86,7 @@ async def test_a_refused_account_is_tried_again_as_soon_as_its_file_has_changed(
     await run_due(store, one)
     await outages(store)
     await run_due(other, two)
-    assert job_object(await find(store.runtime, "p", two))["waiting"]["code"] == "upstream_auth_failed"
+    assert job_object(await get_job(store.runtime, "p", two))["waiting"]["code"] == "upstream_auth_failed"
     for _ in range(5):  # it is refused again and again: the pauses between probes are at their longest
         store.runtime.router.outages.probe_failed(store.routes[0], _refusal())
     await outages(store)
@@ -94,7 +94,7 @@ async def test_a_refused_account_is_tried_again_as_soon_as_its_file_has_changed(
     for each in (store, other):
         look_now(each)
         await try_changed_secrets(each.runtime)
-    assert [(await store.job(job)).blocked_until for job in (one, two)] == [None, None]
+    assert [(await store.job(job)).not_before for job in (one, two)] == [None, None]
     await other.runtime.router.outages.refresh(at_once=True)
     await run_due(other, two)
     await run_due(store, one)
@@ -146,7 +146,7 @@ async def test_what_a_refused_key_needs_is_said(
 ) -> None:
     accept(store, NEW)
     await run_due(store, job_id := await store.submit(10))
-    advice = job_object(await find(store.runtime, "p", job_id))["waiting"]["advice"]
+    advice = job_object(await get_job(store.runtime, "p", job_id))["waiting"]["advice"]
     assert "A new key in its file is used within seconds." in advice
     monkeypatch.setenv("KEY_OF_ONE", OLD)
     of_env = opened(database_url, tmp_path, "env:KEY_OF_ONE")
@@ -163,11 +163,11 @@ async def test_a_test_of_the_account_lets_jobs_of_all_processes_go_on_at_once(st
     accept(store, NEW)
     await run_due(store, job_id := await store.submit(10))
     await outages(store)
-    assert (await store.job(job_id)).blocked_until is not None
+    assert (await store.job(job_id)).not_before is not None
     accept(store, OLD)
     accept(operator, OLD)
     assert all(test.cause is None for test in await check_account(operator.runtime, "one"))
-    assert (await store.job(job_id)).blocked_until is None
+    assert (await store.job(job_id)).not_before is None
     await store.runtime.router.outages.refresh(at_once=True)
     await run_due(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED

@@ -27,7 +27,11 @@ PATIENCE_S = 60.0
 
 @pytest.fixture
 def processes(sqlite_files: SqliteFiles, tmp_path: Path) -> Iterator[Processes]:
-    places = {"DATA_DIR": str(tmp_path), "DATABASE_URL": sqlite_files.create(tmp_path), "CLAIM_UNRUNG_S": "30"}
+    places = {
+        "DATA_DIR": str(tmp_path),
+        "DATABASE_URL": sqlite_files.create(tmp_path),
+        "CLAIM_UNANNOUNCED_AFTER_S": "30",
+    }
     processes = Processes(tmp_path, places)
     yield processes
     processes.close()

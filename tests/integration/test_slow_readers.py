@@ -28,12 +28,12 @@ def finished(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     (folder / "embedmill.db").write_bytes(migrated.read_bytes())
 
     async def run() -> str:
-        mill = await open_gateway(folder, config=WIDE)
+        gateway = await open_gateway(folder, config=WIDE)
         try:
-            job = await mill.submit([f"text {number}" for number in range(INPUTS)], model="wide")
-            assert (await mill.run(job["id"]))["status"] == "completed"
+            job = await gateway.submit([f"text {number}" for number in range(INPUTS)], model="wide")
+            assert (await gateway.run(job["id"]))["status"] == "completed"
         finally:
-            await close_gateway(mill)
+            await close_gateway(gateway)
         return str(job["id"])
 
     yield folder / "embedmill.db", asyncio.run(run())

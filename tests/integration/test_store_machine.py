@@ -32,7 +32,7 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
-from engine.jobs.control import end_early, pause_resume
+from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
@@ -44,8 +44,8 @@ from models.embedding import BatchOutcome, Matrix
 from models.errors import Conflict, JobNotFound
 from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import SHARD_INPUTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
-from tests.integration.truth import Truth
 from tests.services import PostgresServer, SqliteFiles
 
 T = TypeVar("T")
@@ -55,8 +55,8 @@ TOTAL = SHARDS * SHARD_INPUTS - 4
 RUNS = os.environ.get("EMBEDMILL_TEST_MACHINE_RUNS")
 # Whence a shard may go: a late result may end one that waits, and only a retry opens one again.
 SHARD_MOVES = {
-    ShardState.QUEUED: {ShardState.RUNG, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
-    ShardState.RUNG: {ShardState.QUEUED, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
+    ShardState.QUEUED: {ShardState.ANNOUNCED, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
+    ShardState.ANNOUNCED: {ShardState.QUEUED, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
     ShardState.RUNNING: {ShardState.QUEUED, ShardState.DONE, ShardState.CANCELLED},
     ShardState.DONE: {ShardState.QUEUED},
     ShardState.CANCELLED: set[ShardState](),
@@ -126,7 +126,7 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def record_some(self, pick: int, positions: set[int], cut: int, offending_position: set[int]) -> None:
         held = self._any_claim(pick)
-        could = [position for position in sorted(positions) if position in held.waiting()]
+        could = [position for position in sorted(positions) if position in held.open_positions()]
         parts: list[BatchOutcome] = []
         if good := [position for position in could if position not in offending_position]:
             parts += landed(held, good, route=self.store.routes[pick % 2], cut=cut)
@@ -138,7 +138,7 @@ class StoreMachine(RuleBasedStateMachine):
     def fail_all(self, pick: int) -> None:
         """As one does whose attempts are spent; it may be a zombie that has long lost its shard."""
         held = self._any_claim(pick)
-        self._record(held, refused(held, held.waiting()))
+        self._record(held, refused(held, held.open_positions()))
 
     @precondition(lambda self: self.held)
     @rule(pick=picks)
@@ -150,7 +150,11 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=picks, spent=st.booleans(), waiting_on=st.sampled_from([None, "quota"]))
     def release(self, pick: int, spent: bool, waiting_on: str | None) -> None:
         held = self._any_claim(pick)
-        self.run(claims.release(self.store.runtime, held, delay_s=0.0, spent=spent, reason="r", waiting_on=waiting_on))
+        self.run(
+            claims.release(
+                self.store.runtime, held, delay_s=0.0, counts_as_attempt=spent, reason="r", waiting_on=waiting_on
+            )
+        )
 
     @precondition(lambda self: self.held)
     @rule(pick=picks)
@@ -165,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
     def let_go_if_told(self, pick: int) -> None:
         held = self._any_claim(pick)
         if self.seen_status != JobStatus.IN_PROGRESS:
-            self.run(end_early.let_go(self.store.runtime, held))
+            self.run(termination.drop_claim(self.store.runtime, held))
 
     @rule(shard=shards)
     def lease_runs_out(self, shard: int) -> None:
@@ -194,7 +198,7 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(end_early.cancel(self.store.runtime, "p", self.job_id))
+            self.run(termination.cancel(self.store.runtime, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         except Conflict:
@@ -231,29 +235,29 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(end_early.remove(self.store.runtime, "p", self.job_id))
+            self.run(termination.delete_job(self.store.runtime, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         self.deleted = True
 
     @rule()
     def time_passes(self) -> None:
-        self.run(self.store.set_job(self.job_id, mark_at=db_now() - 60.0))
+        self.run(self.store.set_job(self.job_id, rate_sample_at=db_now() - 60.0))
 
     @invariant()
     def everything_agrees(self) -> None:
         if not self.shard_ids:
             return
         self._check_moves()
-        truth = self.run(Truth.read(self.store.runtime.database, self.job_id))
-        truth.check(_expected)
-        assert truth.tokens_in_ledger >= self.seen_ledger, "the ledger lost rows"
-        self.seen_ledger = truth.tokens_in_ledger
-        if truth.job is None:
+        snapshot = self.run(DatabaseSnapshot.read(self.store.runtime.database, self.job_id))
+        snapshot.check(_expected)
+        assert snapshot.tokens_in_ledger >= self.seen_ledger, "the ledger lost rows"
+        self.seen_ledger = snapshot.tokens_in_ledger
+        if snapshot.job is None:
             assert self.deleted
             return
-        self.seen_status = JobStatus(truth.job.status)
-        outcomes = _outcomes(truth)
+        self.seen_status = JobStatus(snapshot.job.status)
+        outcomes = _outcomes(snapshot)
         if not self.deleted:
             if self.retried:  # failures may go, vectors may not
                 self.seen_outcomes = {i: was for i, was in self.seen_outcomes.items() if isinstance(was, bytes)}
@@ -261,7 +265,7 @@ class StoreMachine(RuleBasedStateMachine):
             lost = {index for index, was in self.seen_outcomes.items() if outcomes.get(index) != was}
             assert not lost, f"outcomes of {lost} were changed or lost"
             self.seen_outcomes = outcomes
-            self._check_what_a_poller_sees(truth.job, len(outcomes))
+            self._check_what_a_poller_sees(snapshot.job, len(outcomes))
         self.retried = False
 
     def _check_what_a_poller_sees(self, job: Any, outcomes: int) -> None:
@@ -381,10 +385,10 @@ async def _moves_after(store: Store, seq: int) -> list[Any]:
         return [tuple(row) for row in rows.all()]
 
 
-def _outcomes(truth: Truth) -> dict[int, bytes | str]:
+def _outcomes(snapshot: DatabaseSnapshot) -> dict[int, bytes | str]:
     width = WIDTH * 4
-    found: dict[int, bytes | str] = {row.index: row.code for row in truth.failures}
-    for run in truth.runs:
+    found: dict[int, bytes | str] = {row.index: row.code for row in snapshot.failures}
+    for run in snapshot.runs:
         for row in range(run.count):
             found[run.first_index + row] = run.data[row * width : (row + 1) * width]
     return found

@@ -10,7 +10,7 @@ from sqlalchemy import select, update
 
 from engine.corpus.lines import Lines
 from engine.jobs.ingest import job_intake
-from engine.jobs.ingest.job_intake import Replay, Reservation
+from engine.jobs.ingest.job_intake import IdempotentReplay, Reservation
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
 from engine.queue import worker_heartbeats
@@ -20,8 +20,8 @@ from models.base import db_now
 from models.embedding import InputError
 from models.errors import Conflict, IdempotencyMismatch, InvalidInput, UploadInterrupted
 from models.job import IdempotencyKey, Job, JobStatus, Shard, ShardInputs
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, text_of
-from tests.integration.truth import Truth
 from tests.services import run_async
 from tests.waiting import wait_until
 
@@ -57,7 +57,7 @@ async def test_nothing_of_a_small_job_exists_before_it_is_whole(store: Store) ->
         assert await store.count(Job) == await store.count(Shard) == 0
         await intake.finish(b"fingerprint")
     job = await store.job(intake.job_id)
-    assert (job.status, job.total, job.ingested, job.intake_until) == (JobStatus.IN_PROGRESS, 9, 9, None)
+    assert (job.status, job.total, job.ingested, job.upload_lease_until) == (JobStatus.IN_PROGRESS, 9, 9, None)
 
 
 async def test_a_large_job_runs_while_it_arrives_and_may_be_through_before_its_end(store: Store) -> None:
@@ -72,7 +72,7 @@ async def test_a_large_job_runs_while_it_arrives_and_may_be_through_before_its_e
         await intake.finish(b"fingerprint")
     job = await store.job(intake.job_id)
     assert (job.status, job.total) == (JobStatus.COMPLETED, 20)
-    (await Truth.read(store.runtime.database, intake.job_id)).check()
+    (await DatabaseSnapshot.read(store.runtime.database, intake.job_id)).check()
 
 
 async def test_an_upload_that_breaks_off_before_its_first_shard_leaves_nothing(store: Store) -> None:
@@ -91,7 +91,7 @@ async def test_an_upload_that_breaks_off_later_fails_its_job_with_a_reason(store
     job = await store.job(intake.job_id)
     assert (job.status, job.open_shards) == (JobStatus.FAILED, 0)
     assert job.error_summary[0]["code"] == "upload_interrupted"
-    (await Truth.read(store.runtime.database, intake.job_id)).check()
+    (await DatabaseSnapshot.read(store.runtime.database, intake.job_id)).check()
 
 
 @pytest.mark.parametrize("count", [3, 25])
@@ -125,7 +125,7 @@ async def test_a_finished_request_is_replayed(store: Store) -> None:
         await intake.add(lines_of(3))
         await intake.finish(b"fingerprint")
     assert intake.job_id == reservation.job_id
-    assert await job_intake.reserve(store.runtime, "p", "key") == Replay(intake.job_id, b"fingerprint")
+    assert await job_intake.reserve(store.runtime, "p", "key") == IdempotentReplay(intake.job_id, b"fingerprint")
 
 
 async def test_a_key_is_free_again_when_its_request_failed(store: Store) -> None:
@@ -184,9 +184,9 @@ async def test_an_upload_that_breaks_off_goes_on_where_it_was_cut(store: Store, 
     assert job.status == (JobStatus.IN_PROGRESS if more else JobStatus.COMPLETED)
     for shard in (await store.shards(job_id))[2:]:
         await record(store.runtime, held := await store.claim(shard.id), landed(held, route=store.routes[0]))
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    assert truth.inputs_in_ledger == 20 + more and truth.with_vector == list(range(20 + more))
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    assert snapshot.inputs_in_ledger == 20 + more and snapshot.with_vector == list(range(20 + more))
 
 
 async def test_an_upload_that_goes_on_knows_the_texts_that_came_before_it_was_cut(store: Store) -> None:
@@ -199,7 +199,8 @@ async def test_an_upload_that_goes_on_knows_the_texts_that_came_before_it_was_cu
         await intake.add(lines_of(10))
         await intake.finish(b"fingerprint")
     assert [
-        bool(row.twins) for row in await store._rows(select(ShardInputs.twins).join(Shard).order_by(Shard.seq))
+        bool(row.duplicates)
+        for row in await store._rows(select(ShardInputs.duplicates).join(Shard).order_by(Shard.seq))
     ] == [
         False,
         True,
@@ -244,7 +245,7 @@ async def test_refused_lines_are_part_of_what_goes_on(store: Store) -> None:
     job = await store.job(intake.job_id)
     assert intake.job_id == cut_off.job_id
     assert (job.total, job.failed, job.completed) == (5021, 5001, 0)
-    (await Truth.read(store.runtime.database, intake.job_id)).check()
+    (await DatabaseSnapshot.read(store.runtime.database, intake.job_id)).check()
 
 
 async def test_an_upload_that_lost_its_key_to_a_retry_adds_nothing(store: Store) -> None:
@@ -264,10 +265,10 @@ async def test_an_upload_that_lost_its_key_to_a_retry_adds_nothing(store: Store)
                 await retry.finish(b"fingerprint")
             await frozen.finish(b"fingerprint")
     assert caught.value.code == "upload_taken_over"
-    assert await job_intake.reserve(store.runtime, "p", "key") == Replay(retry.job_id, b"fingerprint")
+    assert await job_intake.reserve(store.runtime, "p", "key") == IdempotentReplay(retry.job_id, b"fingerprint")
     job = await store.job(retry.job_id)
     assert (job.status, job.total) == (JobStatus.IN_PROGRESS, 25)
-    (await Truth.read(store.runtime.database, job.id)).check()
+    (await DatabaseSnapshot.read(store.runtime.database, job.id)).check()
 
 
 async def test_an_accepted_job_is_never_dead(store: Store) -> None:
@@ -292,12 +293,12 @@ async def test_the_last_beat_of_an_upload_does_not_bring_its_lease_back(store: S
     settings = store.runtime.settings
     async with store.receiving_as(reservation) as intake:
         await intake.add(lines_of(25))
-        await store.set_job(intake.job_id, intake_until=db_now() - 1)
+        await store.set_job(intake.job_id, upload_lease_until=db_now() - 1)
         await renew(store.runtime.database, [reservation.owner], lease_s=settings.lease_s, resume_s=1.0)
-        assert (await store.job(intake.job_id)).intake_until > 0
+        assert (await store.job(intake.job_id)).upload_lease_until > 0
         await intake.finish(b"fingerprint")
         await renew(store.runtime.database, [reservation.owner], lease_s=settings.lease_s, resume_s=1.0)
-    assert (await store.job(intake.job_id)).intake_until is None
+    assert (await store.job(intake.job_id)).upload_lease_until is None
     async with store.runtime.database.read() as connection:
         left_s = (await connection.execute(select(IdempotencyKey.expires_at - db_now()))).scalar_one()
     assert left_s > settings.lease_s * 2
@@ -309,7 +310,7 @@ async def test_the_lease_of_an_upload_is_renewed_while_the_event_loop_is_busy(
     store = Store.open(database_url, tmp_path, heartbeat_s=0.05, lease_s=2.0)
     async with store.receiving_as(await reserved(store)) as intake:
         await intake.add(lines_of(25))
-        await store.set_job(intake.job_id, intake_until=db_now() - 1)
+        await store.set_job(intake.job_id, upload_lease_until=db_now() - 1)
         url = store.runtime.settings.sqlalchemy_url
         # Nothing else of this process runs on the loop until the lease has been renewed: the loop is held by us.
         wait_until(lambda: run_async(lease_left_s(url, intake.job_id)) > 0, 30.0, what="the lease's renewal")
@@ -321,7 +322,7 @@ async def lease_left_s(url: str, job_id: str) -> float:
     database = Database(url, pool_size=1)
     try:
         async with database.read() as connection:
-            left = await connection.execute(select(Job.intake_until - db_now()).where(Job.id == job_id))
+            left = await connection.execute(select(Job.upload_lease_until - db_now()).where(Job.id == job_id))
             return float(left.scalar_one() or 0.0)
     finally:
         await database.close()

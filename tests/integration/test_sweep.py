@@ -12,8 +12,8 @@ from sqlalchemy import insert, select
 
 from engine.corpus.lines import Lines
 from engine.jobs.ingest import job_intake
-from engine.jobs.maintenance.crashes import MAX_SOLO_DEATHS
-from engine.jobs.maintenance.purge import FORGET_WORKER_S
+from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
+from engine.jobs.maintenance.purge import WORKER_RETENTION_S
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
 from engine.queue import worker_heartbeats
@@ -32,8 +32,8 @@ from models.job import (
 )
 from models.usage import UsageRecord
 from models.worker import WorkerProcess
+from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, text_of
-from tests.integration.truth import Truth
 
 
 @pytest.fixture
@@ -49,19 +49,19 @@ async def sweep_twice(store: Store, other: Store) -> None:
     await sweep(store.runtime)
 
 
-async def checked(store: Store, job_id: str) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check()
-    return truth
+async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check()
+    return snapshot
 
 
 async def test_a_lost_worker_s_shard_runs_again_and_a_live_one_s_does_not(store: Store, other: Store) -> None:
     lost, alive = await store.submit(), await store.submit()
     [lost_claim], [alive_claim] = await store.claim_all(lost), await store.claim_all(alive)
     await store.expire_lease(lost_claim.shard_id)
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await sweep_twice(store, other)
-    assert store.bell.rung + other.bell.rung == [lost_claim.shard_id]
+    assert store.notifier.published + other.notifier.published == [lost_claim.shard_id]
     assert [shard.state for shard in await store.shards(alive)] == [ShardState.RUNNING]
     again = await store.claim(lost_claim.shard_id)
     assert (again.attempt, again.fence) == (1, 2)  # a death spends no attempt
@@ -71,10 +71,10 @@ async def test_a_lost_worker_s_shard_runs_again_and_a_live_one_s_does_not(store:
 async def test_a_lost_message_is_rung_again_once_its_time_is_over(store: Store, other: Store) -> None:
     [shard_id] = await store.shard_ids(await store.submit())
     await sweep_twice(store, other)
-    assert store.bell.rung + other.bell.rung == [shard_id]
-    await store.set_shard(shard_id, rung_at=db_now() - store.runtime.settings.ring_again_s - 1)
+    assert store.notifier.published + other.notifier.published == [shard_id]
+    await store.set_shard(shard_id, announced_at=db_now() - store.runtime.settings.reannounce_after_s - 1)
     await sweep_twice(store, other)
-    assert store.bell.rung + other.bell.rung == [shard_id, shard_id]
+    assert store.notifier.published + other.notifier.published == [shard_id, shard_id]
 
 
 async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails(store: Store, other: Store) -> None:
@@ -85,14 +85,14 @@ async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails
     for lost in range(1, 3):
         await store.expire_lease(deadly.shard_id)
         await sweep_twice(store, other)
-        assert [shard.lost for shard in await store.shards(job_id)] == [lost, 0]
+        assert [shard.worker_crashes for shard in await store.shards(job_id)] == [lost, 0]
         await store.claim(deadly.shard_id)
     await store.expire_lease(deadly.shard_id)
     await sweep_twice(store, other)
     await sweep(store.runtime)
     assert [(shard.first_index, shard.count) for shard in await store.shards(job_id)] == [(0, 9), (10, 10), (9, 1)]
     await checked(store, job_id)
-    for _ in range(MAX_SOLO_DEATHS + 1):  # nothing else runs: there is no evidence but the number of deaths
+    for _ in range(MAX_SOLO_CRASHES + 1):  # nothing else runs: there is no evidence but the number of deaths
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
         for shard in await store.shards(job_id):
             if shard.state != ShardState.DONE:
@@ -101,9 +101,9 @@ async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails
                 await store.expire_lease(shard.id)
         await sweep_twice(store, other)
     await sweep(store.runtime)
-    truth = await checked(store, job_id)
-    assert {row.code for row in truth.failures if row.index < 10} == {"worker_lost"}
-    assert sorted(truth.with_error) == [8, 9, 19]
+    snapshot = await checked(store, job_id)
+    assert {row.code for row in snapshot.failures if row.index < 10} == {"worker_lost"}
+    assert sorted(snapshot.with_error) == [8, 9, 19]
     job = await store.job(job_id)
     assert (job.status, job.completed, job.failed) == (JobStatus.COMPLETED_WITH_ERRORS, 17, 3)
 
@@ -147,10 +147,10 @@ async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Stor
         await record(store.runtime, held, landed(held, route=store.routes[0]))
         await sweep(store.runtime)
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
-        await store.set_job(job_id, intake_until=db_now() - 1)
+        await store.set_job(job_id, upload_lease_until=db_now() - 1)
         await sweep_twice(store, other)  # its process is here, and alive: it may have been stopped for a while
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
-        await store.set_job(job_id, intake_owner="elsewhere/b/n:1#x")
+        await store.set_job(job_id, upload_owner="elsewhere/b/n:1#x")
         await sweep_twice(store, other)
         job = await store.job(job_id)
         assert (job.status, job.total, job.completed, job.open_shards) == (JobStatus.FAILED, None, 10, 0)
@@ -162,8 +162,8 @@ async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Stor
     job = await store.job(job_id)
     assert job.status == JobStatus.FAILED
     await sweep_twice(store, other)
-    truth = await checked(store, job_id)
-    assert {shard.state for shard in truth.shards} == {ShardState.DONE, ShardState.CANCELLED}
+    snapshot = await checked(store, job_id)
+    assert {shard.state for shard in snapshot.shards} == {ShardState.DONE, ShardState.CANCELLED}
 
 
 async def test_an_upload_under_a_key_is_left_open_for_a_while(store: Store, other: Store) -> None:
@@ -178,7 +178,7 @@ async def test_an_upload_under_a_key_is_left_open_for_a_while(store: Store, othe
             raise RuntimeError
     await sweep_twice(store, other)
     assert await store.status(intake.job_id) == JobStatus.IN_PROGRESS
-    await store.set_job(intake.job_id, intake_until=db_now() - store.runtime.settings.upload_resume_s - 1)
+    await store.set_job(intake.job_id, upload_lease_until=db_now() - store.runtime.settings.upload_resume_s - 1)
     await sweep_twice(store, other)
     assert await store.status(intake.job_id) == JobStatus.FAILED
     assert await store.count(IdempotencyKey) == 0
@@ -217,7 +217,7 @@ async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other:
             insert(IdempotencyKey).values(project="p", key="old", job_id="j", expires_at=db_now() - 1)
         )
         await connection.execute(
-            insert(WorkerProcess).values(id="w", slots=1, started_at=0.0, seen_at=db_now() - FORGET_WORKER_S - 1)
+            insert(WorkerProcess).values(id="w", slots=1, started_at=0.0, seen_at=db_now() - WORKER_RETENTION_S - 1)
         )
     await worker_heartbeats.beat(store.runtime.database, "alive", slots=1)
     await sweep_twice(store, other)
@@ -229,9 +229,17 @@ async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other:
 async def test_a_sweep_of_a_healthy_store_changes_nothing(store: Store, other: Store) -> None:
     waiting, running = await store.submit(30), await store.submit()
     await store.claim_all(running)
-    before = [await store.job(job) for job in (waiting, running)], await store.shards(waiting), store.bell.rung[:]
+    before = (
+        [await store.job(job) for job in (waiting, running)],
+        await store.shards(waiting),
+        store.notifier.published[:],
+    )
     await sweep_twice(store, other)
-    after = [await store.job(job) for job in (waiting, running)], await store.shards(waiting), store.bell.rung[:]
+    after = (
+        [await store.job(job) for job in (waiting, running)],
+        await store.shards(waiting),
+        store.notifier.published[:],
+    )
     assert after == before
 
 
@@ -251,7 +259,7 @@ async def test_a_worker_that_died_here_is_not_waited_for_and_one_elsewhere_is(st
         (elsewhere, f"another-{here}:{gone}"),
     ):
         await store.set_shard(shard_id, worker=worker)
-    store.bell.rung.clear()
+    store.notifier.published.clear()
     await sweep_twice(store, other)
-    assert store.bell.rung + other.bell.rung == [dead]
+    assert store.notifier.published + other.notifier.published == [dead]
     assert await store.count(Shard, Shard.state == ShardState.RUNNING) == 2

@@ -7,8 +7,8 @@ import random
 import pytest
 from sqlalchemy import insert
 
-from engine.jobs.reading.job_rows import find, job_object
-from engine.jobs.recording import truncated
+from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.recording import truncated_inputs
 from engine.jobs.recording.record import record
 from models.job import TruncatedInputs
 from tests.integration.store import Store, landed
@@ -23,17 +23,17 @@ async def test_ranges_say_what_was_noted(store: Store, seed: int) -> None:
         some = set(rng.sample(range(low, low + 100), rng.randint(1, 60)))
         noted |= some
         async with store.runtime.database.write() as connection:
-            await connection.execute(insert(TruncatedInputs).values(truncated.row_of(job_id, some)))
+            await connection.execute(insert(TruncatedInputs).values(truncated_inputs.row_of(job_id, some)))
     async with store.runtime.database.read() as connection:
         for _ in range(20):
             start = rng.randrange(400)
             stop = rng.randrange(start, 401)
             expected = {index for index in noted if start <= index < stop}
-            assert await truncated.between(connection, job_id, start, stop) == expected
+            assert await truncated_inputs.between(connection, job_id, start, stop) == expected
         asked = set(rng.sample(range(400), 50))
-        assert await truncated.among(connection, job_id, asked) == asked & noted
-        assert await truncated.among(connection, job_id, ()) == set()
-        assert await truncated.between(connection, "job_other", 0, 400) == set()
+        assert await truncated_inputs.truncated_among(connection, job_id, asked) == asked & noted
+        assert await truncated_inputs.truncated_among(connection, job_id, ()) == set()
+        assert await truncated_inputs.between(connection, "job_other", 0, 400) == set()
 
 
 async def test_a_record_that_comes_twice_counts_once(store: Store) -> None:
@@ -43,6 +43,6 @@ async def test_a_record_that_comes_twice_counts_once(store: Store) -> None:
     part = part._replace(truncated=[2, 9])
     for _ in range(2):
         await record(store.runtime, held, [part])
-    assert job_object(await find(store.runtime, "p", job_id))["truncated"] == 2
+    assert job_object(await get_job(store.runtime, "p", job_id))["truncated"] == 2
     async with store.runtime.database.read() as connection:
-        assert await truncated.between(connection, job_id, 0, 10) == {2, 9}
+        assert await truncated_inputs.between(connection, job_id, 0, 10) == {2, 9}

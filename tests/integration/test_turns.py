@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from engine.jobs.execution.next_shard import answer
+from engine.jobs.execution.message_handler import handle_message
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import record
 from engine.jobs.scheduling import fair_share
-from engine.jobs.scheduling.dispatch import BLOCKED_AT_MOST_S, dispatch
+from engine.jobs.scheduling.dispatch import MAX_DEFER_S, dispatch
 from models.base import db_now, new_id
 from models.job import FairShare, JobStatus, Shard
 from tests.integration.store import SHARD_INPUTS, Store, landed
@@ -22,8 +22,8 @@ from tests.integration.store import SHARD_INPUTS, Store, landed
 
 @pytest.fixture
 async def quiet(store: Store) -> Store:
-    """A store whose bell does not work, so that every due shard is there to be claimed, and none is rung."""
-    store.bell.works = False
+    """A store whose notifier does not work, so that every due shard is there to be claimed, and none is rung."""
+    store.notifier.works = False
     return store
 
 
@@ -38,7 +38,7 @@ async def submit(store: Store, shards: int, tokens: int, project: str = "p") -> 
 async def take_turn(store: Store) -> ClaimedShard | None:
     """What a worker takes that hears a ring."""
     async with store.runtime.database.read() as connection:
-        shard_id = await fair_share.first_waiting(connection, store.runtime.settings.shard_attempts)
+        shard_id = await fair_share.next_shard(connection, store.runtime.settings.shard_attempts)
     return None if shard_id is None else await store.claim(shard_id)
 
 
@@ -80,7 +80,9 @@ async def test_a_job_whose_every_visit_fails_takes_turns_with_other_projects(
         held = await take_turn(quiet)
         assert held is not None
         if held.job_id == hostile:
-            await claims.release(quiet.runtime, held, delay_s=60.0, spent=spent, reason="503", waiting_on=None)
+            await claims.release(
+                quiet.runtime, held, delay_s=60.0, counts_as_attempt=spent, reason="503", waiting_on=None
+            )
         else:
             await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
         taken += "h" if held.job_id == hostile else "v"
@@ -94,7 +96,9 @@ async def test_a_job_that_got_nowhere_is_not_behind_for_ever(quiet: Store) -> No
         held = await take_turn(quiet)
         assert held is not None
         if held.job_id == jobs["h"]:
-            await claims.release(quiet.runtime, held, delay_s=60.0, spent=True, reason="503", waiting_on=None)
+            await claims.release(
+                quiet.runtime, held, delay_s=60.0, counts_as_attempt=True, reason="503", waiting_on=None
+            )
         else:
             await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
     assert await take_turns(quiet, jobs, 8) in ("hv" * 4, "vh" * 4)
@@ -149,37 +153,37 @@ async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
     job_id = await submit(quiet, 2, 100)
     held = await take_turn(quiet)
     assert held is not None and held.tokens == 100
-    assert (await quiet.job(job_id)).served_tokens == (await shares(quiet))["p"].served_tokens == 100
+    assert (await quiet.job(job_id)).virtual_time == (await shares(quiet))["p"].virtual_time == 100
     await record(quiet.runtime, held, landed(held, range(4), route=quiet.routes[0]))
-    await claims.release(quiet.runtime, held, delay_s=0.0, spent=False, reason="", waiting_on="fairness")
+    await claims.release(quiet.runtime, held, delay_s=0.0, counts_as_attempt=False, reason="", waiting_on="fairness")
     job = await quiet.job(job_id)
-    assert job.served_tokens == (await shares(quiet))["p"].served_tokens == 40
+    assert job.virtual_time == (await shares(quiet))["p"].virtual_time == 40
     assert (job.waiting_on, job.next_attempt_at) == ("fairness", None)
     again = await take_turn(quiet)
     assert again is not None and (again.shard_id, again.tokens) == (held.shard_id, 60)
     job = await quiet.job(job_id)
-    assert (job.served_tokens, job.waiting_on) == (100, None)
+    assert (job.virtual_time, job.waiting_on) == (100, None)
 
 
 async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) -> None:
     large = await submit(store, 9, 100)
-    [first, second, third, fourth] = store.bell.rung
-    await answer(store.runtime, first, "w")
+    [first, second, third, fourth] = store.notifier.published
+    await handle_message(store.runtime, first, "w")
     # The window is full of the large job's shards, and yet the small one goes before them.
     small = await submit(store, 1, 10)
-    await answer(store.runtime, second, "w")
+    await handle_message(store.runtime, second, "w")
     assert await store.status(small) == JobStatus.COMPLETED
     states = {shard.id: shard.state for shard in await store.shards(large)}
-    assert [states[each] for each in (first, second, third, fourth)] == ["done", "rung", "rung", "rung"]
+    assert [states[each] for each in (first, second, third, fourth)] == ["done", "announced", "announced", "announced"]
     # The shard whose ring was used for another was rung again, so every one is rung as often as it needs.
-    for number, shard_id in enumerate(store.bell.rung):  # it grows meanwhile
+    for number, shard_id in enumerate(store.notifier.published):  # it grows meanwhile
         if number >= 2:
-            await answer(store.runtime, shard_id, "w")
-    assert store.bell.rung.count(second) == 2
+            await handle_message(store.runtime, shard_id, "w")
+    assert store.notifier.published.count(second) == 2
     assert await store.status(large) == JobStatus.COMPLETED
 
 
-@pytest.mark.parametrize("deadly", [{"lost": 3}, {"attempt": 8}], ids=["lost workers", "attempts"])
+@pytest.mark.parametrize("deadly", [{"worker_crashes": 3}, {"attempt": 8}], ids=["lost workers", "attempts"])
 async def test_no_turn_is_of_a_shard_that_is_the_sweeps_to_halve_or_fail(quiet: Store, deadly: dict[str, int]) -> None:
     job_id = await submit(quiet, 2, 10)
     first, second = await quiet.shard_ids(job_id)
@@ -193,7 +197,7 @@ async def test_old_and_doubled_rings_change_nothing(store: Store) -> None:
     job_id = await submit(store, 1, 100)
     [shard_id] = await store.shard_ids(job_id)
     for ring in (shard_id, shard_id, "shard_unknown"):
-        await answer(store.runtime, ring, "w")
+        await handle_message(store.runtime, ring, "w")
     assert await store.status(job_id) == JobStatus.COMPLETED
     assert [shard.attempt for shard in await store.shards(job_id)] == [1]
 
@@ -202,13 +206,13 @@ async def test_a_job_with_nothing_due_is_passed_over_until_it_has(quiet: Store) 
     blocked, ready = await submit(quiet, 1, 100), await submit(quiet, 1, 100)
     [later] = await quiet.shard_ids(blocked)
     await quiet.set_shard(later, next_run_at=db_now() + 60.0)
-    quiet.bell.works = True
+    quiet.notifier.works = True
     assert await dispatch(quiet.runtime) == 1
     job = await quiet.job(blocked)
-    assert 0 < job.blocked_until - job.created_at < BLOCKED_AT_MOST_S + 5.0
-    assert (await quiet.job(ready)).blocked_until is None
+    assert 0 < job.not_before - job.created_at < MAX_DEFER_S + 5.0
+    assert (await quiet.job(ready)).not_before is None
     await quiet.set_shard(later, next_run_at=db_now())
     assert await dispatch(quiet.runtime) == 0
-    await quiet.set_job(blocked, blocked_until=db_now())
+    await quiet.set_job(blocked, not_before=db_now())
     assert await dispatch(quiet.runtime) == 1
-    assert quiet.bell.rung[-1] == later
+    assert quiet.notifier.published[-1] == later

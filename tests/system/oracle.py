@@ -25,7 +25,7 @@ from engine.storage.database import Database
 from models.job import FINISHED, LEGAL_MOVES, JobStatus
 from models.usage import UsageKind
 from providers.fake import fake_tokens, fake_vectors, input_hash
-from tests.integration.truth import Truth, total_usd
+from tests.integration.snapshot import DatabaseSnapshot, total_usd
 from tests.services import run_async
 from tests.system.stack import BATCH, CALLS_IN_FLIGHT, MODEL, PRICE, UPSTREAM_KEY, UPSTREAM_MODEL, WIDTH, Stack
 
@@ -43,7 +43,7 @@ def corpus(tag: str, count: int) -> list[str]:
 
 
 @dataclass
-class Verdict:
+class Findings:
     """What became of the inputs of one run. All but `inputs` and `repeated` must be 0."""
 
     inputs: int = 0
@@ -62,45 +62,45 @@ class Verdict:
     def is_clean(self) -> bool:
         return not (self.lost or self.duplicated or self.misaligned or self.duplicate_ledger or self.unbalanced)
 
-    def __add__(self, other: Verdict) -> Verdict:
-        return Verdict(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Verdict)))
+    def __add__(self, other: Findings) -> Findings:
+        return Findings(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Findings)))
 
 
 def judge(
     stack: Stack, job_id: str, texts: Sequence[str], *, failed: Collection[int] = (), patience_s: float = 0.0
-) -> Verdict:
+) -> Findings:
     """Count what went wrong with a job. `failed` are the inputs that had to fail.
 
     `patience_s`: how long the sweep may take to write down the calls of killed processes.
     """
     gives_up_at = time.monotonic() + patience_s
-    truth = read_truth(stack, job_id)
-    while time.monotonic() < gives_up_at and truth.job is not None and truth.job.status in FINISHED:
-        if not unbalanced_figures(truth, texts, Bill.of(stack, texts)):
+    snapshot = read_snapshot(stack, job_id)
+    while time.monotonic() < gives_up_at and snapshot.job is not None and snapshot.job.status in FINISHED:
+        if not unbalanced_figures(snapshot, texts, Bill.of(stack, texts)):
             break
         time.sleep(LOOK_AGAIN_S)
-        truth = read_truth(stack, job_id)
-    assert truth.job is not None, f"{job_id} is gone"
-    outcomes = Counter(truth.with_vector)
-    refused = Counter(truth.with_error)
+        snapshot = read_snapshot(stack, job_id)
+    assert snapshot.job is not None, f"{job_id} is gone"
+    outcomes = Counter(snapshot.with_vector)
+    refused = Counter(snapshot.with_error)
     expected = fake_vectors(texts, WIDTH, UPSTREAM_MODEL)
     misaligned = 0
-    for run in truth.runs:
+    for run in snapshot.runs:
         kept = np.frombuffer(run.data, dtype="<f4").reshape(run.count, WIDTH)
         wanted = expected[run.first_index : run.first_index + run.count]
         misaligned += int((kept != wanted).any(axis=1).sum())
     wanted_vectors = set(range(len(texts))) - set(failed)
     bill = Bill.of(stack, texts)
-    has_ended = truth.job.status in FINISHED
-    unbalanced = unbalanced_figures(truth, texts, bill) if has_ended else []
+    has_ended = snapshot.job.status in FINISHED
+    unbalanced = unbalanced_figures(snapshot, texts, bill) if has_ended else []
     for figure in unbalanced:
         print(f"{job_id}: {figure}")
-    return Verdict(
+    return Findings(
         inputs=len(texts),
         lost=len(wanted_vectors - set(outcomes)) if has_ended else len(texts),
         duplicated=sum((outcomes + refused).values()) - len(outcomes + refused),
         misaligned=misaligned,
-        duplicate_ledger=max(0, truth.inputs_in_ledger - len({texts[index] for index in outcomes})),
+        duplicate_ledger=max(0, snapshot.inputs_in_ledger - len({texts[index] for index in outcomes})),
         unbalanced=len(unbalanced),
         repeated=bill.repeated,
     )
@@ -150,37 +150,37 @@ def _most_off_by_number(tokens: Sequence[int]) -> int:
     return int(np.ceil(np.abs(off).max() + 0.5))
 
 
-def unbalanced_figures(truth: Truth, texts: Sequence[str], bill: Bill) -> list[str]:
+def unbalanced_figures(snapshot: DatabaseSnapshot, texts: Sequence[str], bill: Bill) -> list[str]:
     """What does not add up in a job that has ended: outcomes, counters, ledger and the upstream's bill (I4)."""
-    found = truth.unbalanced()
-    embedded = {texts[index] for index in truth.with_vector}
-    if truth.inputs_in_ledger != len(embedded):
-        found.append(f"the ledger is of {truth.inputs_in_ledger} inputs, and {len(embedded)} texts have vectors")
-    tokens, in_ledger, doubt = sum(map(fake_tokens, embedded)), truth.tokens_in_ledger, bill.doubt_tokens
+    found = snapshot.unbalanced()
+    embedded = {texts[index] for index in snapshot.with_vector}
+    if snapshot.inputs_in_ledger != len(embedded):
+        found.append(f"the ledger is of {snapshot.inputs_in_ledger} inputs, and {len(embedded)} texts have vectors")
+    tokens, in_ledger, doubt = sum(map(fake_tokens, embedded)), snapshot.tokens_in_ledger, bill.doubt_tokens
     if abs(in_ledger - tokens) > doubt:
         found.append(f"the ledger is of {in_ledger} tokens, and the vectors' texts have {tokens}, give or take {doubt}")
     # Each share's tokens are rounded to whole ones, its cost is not.
     usd_per_token = Decimal(PRICE) / 1_000_000
-    if abs(truth.cost_in_ledger - in_ledger * usd_per_token) > usd_per_token * len(bill.shared):
-        found.append(f"the ledger's cost of {truth.cost_in_ledger} USD is not that of {in_ledger} tokens")
+    if abs(snapshot.cost_in_ledger - in_ledger * usd_per_token) > usd_per_token * len(bill.shared):
+        found.append(f"the ledger's cost of {snapshot.cost_in_ledger} USD is not that of {in_ledger} tokens")
     if unknown := len(embedded - bill.times.keys()):
         found.append(f"{unknown} texts have vectors that the upstream was never asked for")
     asked = sum(times * fake_tokens(text) for text, times in bill.times.items())
     if bill.tokens != asked:
         found.append(f"the bill is of {bill.tokens} tokens, for {asked}")
-    return found + _beside_the_bill(truth, bill)
+    return found + _beside_the_bill(snapshot, bill)
 
 
-def _beside_the_bill(truth: Truth, bill: Bill) -> list[str]:
+def _beside_the_bill(snapshot: DatabaseSnapshot, bill: Bill) -> list[str]:
     """Where the upstream's bill is not what was delivered and wasted, and at the most what is ambiguous beside it.
 
     Calls with a text of ours are on no job's bill; what was estimated may be off by as much as it is.
     """
-    wasted = [row for row in truth.of_kind(UsageKind.WASTED) if row.code != CONTROL_CALL]
+    wasted = [row for row in snapshot.of_kind(UsageKind.WASTED) if row.code != CONTROL_CALL]
     estimated = sum(row.prompt_tokens for row in wasted if row.estimated)
-    known = truth.tokens_in_ledger + sum(row.prompt_tokens for row in wasted)
+    known = snapshot.tokens_in_ledger + sum(row.prompt_tokens for row in wasted)
     # The cost of an ambiguous row is of the most tokens that it can have had.
-    most = total_usd(truth.of_kind(UsageKind.AMBIGUOUS)) * 1_000_000 / Decimal(PRICE)
+    most = total_usd(snapshot.of_kind(UsageKind.AMBIGUOUS)) * 1_000_000 / Decimal(PRICE)
     if known - estimated <= bill.tokens <= known + most:
         return []
     in_vain: Counter[str | None] = Counter()
@@ -192,7 +192,7 @@ def _beside_the_bill(truth: Truth, bill: Bill) -> list[str]:
     ]
 
 
-def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: int = 0) -> Verdict:
+def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: int = 0) -> Findings:
     """Check everything about a job that had to succeed."""
     job = stack.job(job_id)
     count = len(texts)
@@ -210,20 +210,20 @@ def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: 
     assert answer.headers["x-embedmill-complete"] == "true"
     assert np.array_equal(np.load(io.BytesIO(answer.content)), expected)
 
-    truth = read_truth(stack, job_id)
-    truth.check(lambda indexes: expected[indexes[0] : indexes[-1] + 1])
-    assert sorted(truth.with_vector) == list(range(count))
-    verdict = judge(stack, job_id, texts, patience_s=SWEPT_WITHIN_S if processes_killed else 0.0)
-    assert verdict.is_clean, verdict
-    assert verdict.repeated <= processes_killed * REPEATS_PER_KILL, f"{verdict.repeated} inputs were embedded again"
-    return verdict
+    snapshot = read_snapshot(stack, job_id)
+    snapshot.check(lambda indexes: expected[indexes[0] : indexes[-1] + 1])
+    assert sorted(snapshot.with_vector) == list(range(count))
+    findings = judge(stack, job_id, texts, patience_s=SWEPT_WITHIN_S if processes_killed else 0.0)
+    assert findings.is_clean, findings
+    assert findings.repeated <= processes_killed * REPEATS_PER_KILL, f"{findings.repeated} inputs were embedded again"
+    return findings
 
 
-def read_truth(stack: Stack, job_id: str) -> Truth:
-    async def read() -> Truth:
+def read_snapshot(stack: Stack, job_id: str) -> DatabaseSnapshot:
+    async def read() -> DatabaseSnapshot:
         database = Database(Settings(database_url=stack.database_url).sqlalchemy_url)
         try:
-            return await Truth.read(database, job_id)
+            return await DatabaseSnapshot.read(database, job_id)
         finally:
             await database.close()
 

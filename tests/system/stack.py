@@ -38,7 +38,7 @@ SETTINGS = {
     "LEASE_S": f"{LEASE_S:g}",
     "HEARTBEAT_S": "1",
     "SWEEP_S": f"{SWEEP_S:g}",
-    "RING_AGAIN_S": "2",
+    "REANNOUNCE_AFTER_S": "2",
     "SHARD_INPUTS": "512",
     "BATCH_INPUTS": f"{BATCH}",
     "SHARD_CONCURRENCY": f"{CALLS_IN_FLIGHT}",

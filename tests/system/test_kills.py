@@ -16,8 +16,8 @@ import redis
 
 from tests.services import PostgresServer
 from tests.system import oracle
-from tests.system.holding import INPUTS, frozen_worker, held_by, started, taken_over
 from tests.system.oracle import corpus
+from tests.system.running_shards import INPUTS, frozen_worker, held_by, started, taken_over
 from tests.system.stack import LEASE_S, SWEEP_S, Stack, seconds_until
 from tests.waiting import wait_until
 
@@ -34,9 +34,9 @@ def check(stack: Stack, record_property: NoteFact) -> Check:
     """Check everything about a job, note its verdict, and tell how many inputs were embedded again."""
 
     def checked(job_id: str, texts: list[str], *, processes_killed: int = 0) -> int:
-        verdict = oracle.check(stack, job_id, texts, processes_killed=processes_killed)
-        record_property("verdict", asdict(verdict))
-        return verdict.repeated
+        findings = oracle.check(stack, job_id, texts, processes_killed=processes_killed)
+        record_property("verdict", asdict(findings))
+        return findings.repeated
 
     return checked
 

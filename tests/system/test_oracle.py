@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.system.oracle import Bill, corpus, judge, read_truth, unbalanced_figures
+from tests.system.oracle import Bill, corpus, judge, read_snapshot, unbalanced_figures
 from tests.system.stack import BATCH, UPSTREAM_KEY, UPSTREAM_MODEL, Stack
 
 TWINS = 40
@@ -74,8 +74,8 @@ def test_whatever_is_wrong_in_the_books_is_seen(stack: Stack, job_id: str, texts
         assert judge(stack, job_id, texts, failed=failed).is_clean, name
         spoil, mend = tamper(job_id)
         stack.query(spoil)
-        verdict = judge(stack, job_id, texts, failed=failed)
-        assert verdict.unbalanced and not verdict.is_clean, name
+        findings = judge(stack, job_id, texts, failed=failed)
+        assert findings.unbalanced and not findings.is_clean, name
         stack.query(mend)
     # Both sides wrong in the same way agree with each other, and still not with the texts.
     for sign in "+-":
@@ -85,12 +85,12 @@ def test_whatever_is_wrong_in_the_books_is_seen(stack: Stack, job_id: str, texts
 
 
 def test_a_bill_that_does_not_cover_the_vectors_is_seen(stack: Stack, job_id: str, texts: list[str]) -> None:
-    truth, bill = read_truth(stack, job_id), Bill.of(stack, texts)
-    assert unbalanced_figures(truth, texts, bill) == []
+    snapshot, bill = read_snapshot(stack, job_id), Bill.of(stack, texts)
+    assert unbalanced_figures(snapshot, texts, bill) == []
     fewer = bill.times.copy()
     del fewer[texts[0]]
-    assert len(unbalanced_figures(truth, texts, Bill(fewer, bill.tokens, bill.shared))) == 2
-    assert len(unbalanced_figures(truth, texts, Bill(bill.times, bill.tokens - 1, bill.shared))) == 2
+    assert len(unbalanced_figures(snapshot, texts, Bill(fewer, bill.tokens, bill.shared))) == 2
+    assert len(unbalanced_figures(snapshot, texts, Bill(bill.times, bill.tokens - 1, bill.shared))) == 2
 
 
 def test_what_the_upstream_bills_and_no_ledger_has_is_seen(stack: Stack, job_id: str, texts: list[str]) -> None:
@@ -100,8 +100,8 @@ def test_what_the_upstream_bills_and_no_ledger_has_is_seen(stack: Stack, job_id:
     headers = {"authorization": f"Bearer {UPSTREAM_KEY}"}
     again = {"model": UPSTREAM_MODEL, "input": [texts[0]]}
     stack.fake.post("/v1/embeddings", json=again, headers=headers).raise_for_status()
-    verdict = judge(stack, job_id, texts, failed=failed)
-    assert (verdict.repeated, verdict.unbalanced) == (1, 1)
+    findings = judge(stack, job_id, texts, failed=failed)
+    assert (findings.repeated, findings.unbalanced) == (1, 1)
 
 
 def test_only_calls_that_overlap_in_part_leave_a_doubt(stack: Stack) -> None:

@@ -61,7 +61,7 @@ def test_a_route_that_has_named_the_model_asked_for_names_no_other() -> None:
 def test_a_route_that_never_names_it_or_may_name_any_is_believed(rule: dict[str, object]) -> None:
     """Many servers name what they please."""
     wire = FakeWire(up=fake({"times": 2, "do": {"reply": "wrong_model"}}, {"do": rule}))
-    flying = flight(wire, alias(route(any_model=not rule)), 1)
+    flying = flight(wire, alias(route(model_name_unchecked=not rule)), 1)
     for _ in range(4):
         run(fly(flying, ["a"]))
     assert len(flying.calls) == 4

@@ -7,13 +7,13 @@ from typing import Any
 
 from tests.fault_report import DIFFERS, NOT_DONE, ROWS
 from tests.faults.table import HEAD, notes, table
-from tests.system.oracle import Verdict
+from tests.system.oracle import Findings
 
-GOOD = Verdict(inputs=100)
+GOOD = Findings(inputs=100)
 
 
-def cells(*verdicts: dict[str, Any]) -> dict[str, str]:
-    [line] = table([{"row": 3, "outcome": "passed", "verdict": each} for each in verdicts], [3])[len(HEAD) :]
+def cells(*each_findings: dict[str, Any]) -> dict[str, str]:
+    [line] = table([{"row": 3, "outcome": "passed", "verdict": each} for each in each_findings], [3])[len(HEAD) :]
     split = [[cell.strip() for cell in each.strip("|").split("|")] for each in (HEAD[0], line)]
     return dict(zip(*split, strict=True))
 

@@ -26,9 +26,9 @@ def row(**given: Any) -> Row[Any]:
         "total": 1000, "ingested": 1000, "completed": 400, "failed": 10, "prompt_tokens": 8200,
         "cost_usd": Decimal("0.000164"), "usage_estimated": False, "error_summary": [], "warnings": [],
         "created_at": NOW - 60, "started_at": NOW - 41.0, "finished_at": None, "expires_at": NOW + 86400,
-        "waiting_on": None, "next_attempt_at": None, "waiting": None,
-        "mark_at": NOW - 41.0, "mark_done": 0, "mark_tokens": 0,
-        "earlier_mark_at": None, "earlier_mark_done": 0, "earlier_mark_tokens": 0, "version": 3,
+        "waiting_on": None, "next_attempt_at": None, "outage": None,
+        "rate_sample_at": NOW - 41.0, "rate_sample_done": 0, "rate_sample_tokens": 0,
+        "prev_rate_sample_at": None, "prev_rate_sample_done": 0, "prev_rate_sample_tokens": 0, "version": 3,
         "metadata": {"a": "b"}, "request_id": "req_1", "now": NOW, "workers_live": False,
         "max_cost_usd": None, "deduplicated": 3, "truncated": 0, "ambiguous_calls": 0, "ambiguous_inputs": 0,
         "ambiguous_tokens": 0, "ambiguous_cost_usd": Decimal(0), "wasted_calls": 1, "wasted_inputs": 2,
@@ -49,25 +49,30 @@ def test_the_object_is_the_contracts() -> None:
 
 
 def test_the_rate_is_of_the_last_marks_not_of_the_whole() -> None:
-    marks = {"earlier_mark_at": NOW - 20, "earlier_mark_done": 10, "earlier_mark_tokens": 200, "mark_at": NOW - 6}
+    marks = {
+        "prev_rate_sample_at": NOW - 20,
+        "prev_rate_sample_done": 10,
+        "prev_rate_sample_tokens": 200,
+        "rate_sample_at": NOW - 6,
+    }
     assert job_object(row(**marks))["rate"] == {"inputs_per_second": 20.0, "tokens_per_minute": 24000}
-    one = {"mark_at": NOW - 10, "mark_done": 310, "mark_tokens": 7200}
+    one = {"rate_sample_at": NOW - 10, "rate_sample_done": 310, "rate_sample_tokens": 7200}
     assert job_object(row(**one))["rate"] == {"inputs_per_second": 10.0, "tokens_per_minute": 6000}
-    assert job_object(row(mark_at=NOW - 1))["rate"]["inputs_per_second"] == 10.0  # it has only just started
+    assert job_object(row(rate_sample_at=NOW - 1))["rate"]["inputs_per_second"] == 10.0  # it has only just started
 
 
 @pytest.mark.parametrize("mark", [None, NOW - 1.0, NOW - 4.9])
 def test_after_a_resume_there_is_no_rate_until_something_has_landed_for_a_while(mark: float | None) -> None:
     """What it did before the pause says nothing of now, and one batch of the first second says as little."""
-    body = job_object(row(mark_at=mark, mark_done=400, mark_tokens=8000))
+    body = job_object(row(rate_sample_at=mark, rate_sample_done=400, rate_sample_tokens=8000))
     assert (body["rate"]["inputs_per_second"], body["eta_seconds"]) == (0.0, None)
-    later = job_object(row(mark_at=NOW - 5.5, mark_done=300, mark_tokens=8000))
+    later = job_object(row(rate_sample_at=NOW - 5.5, rate_sample_done=300, rate_sample_tokens=8000))
     assert (later["rate"]["inputs_per_second"], later["eta_seconds"]) == (20.0, 30)
 
 
 def test_a_stalled_jobs_rate_fades_and_its_tag_with_it() -> None:
-    marks: dict[str, Any] = {"mark_at": NOW - 6, "mark_done": 410, "mark_tokens": 8200}
-    marks |= {"earlier_mark_at": NOW - 20, "earlier_mark_done": 10, "earlier_mark_tokens": 0}
+    marks: dict[str, Any] = {"rate_sample_at": NOW - 6, "rate_sample_done": 410, "rate_sample_tokens": 8200}
+    marks |= {"prev_rate_sample_at": NOW - 20, "prev_rate_sample_done": 10, "prev_rate_sample_tokens": 0}
     then, later = row(**marks), row(**marks, now=NOW + 100)
     assert job_object(later)["rate"]["inputs_per_second"] < job_object(then)["rate"]["inputs_per_second"]
     assert job_object(later)["eta_seconds"] > job_object(then)["eta_seconds"]
@@ -118,7 +123,12 @@ def test_a_job_whose_turn_has_not_come_waits_for_fairness() -> None:
 
 
 def test_a_paused_job_stands_still() -> None:
-    paused: dict[str, Any] = {"status": "paused", "mark_at": NOW - 6, "mark_done": 10, "next_attempt_at": NOW + 9}
+    paused: dict[str, Any] = {
+        "status": "paused",
+        "rate_sample_at": NOW - 6,
+        "rate_sample_done": 10,
+        "next_attempt_at": NOW + 9,
+    }
     body = job_object(row(**paused, waiting_on="quota"))
     assert body["rate"] == {"inputs_per_second": 0.0, "tokens_per_minute": 0}
     assert (body["eta_seconds"], body["waiting_on"], body["next_attempt_at"]) == (None, None, None)
@@ -139,8 +149,8 @@ def test_the_time_that_is_left_includes_a_wait_for_quota() -> None:
 def test_no_end_is_foretold_of_an_outage(waiting_on: str, next_attempt_at: float | None) -> None:
     """It said 59 s in the middle of an outage, of which nobody knows the end."""
     cause = {"provider": "a", "code": "c", "message": "m", "advice": "a", "since": NOW - 9}
-    for waiting in (None, cause):
-        job = row(waiting_on=waiting_on, next_attempt_at=next_attempt_at, waiting=waiting)
+    for outage in (None, cause):
+        job = row(waiting_on=waiting_on, next_attempt_at=next_attempt_at, outage=outage)
         assert job_object(job)["eta_seconds"] is None
 
 
@@ -151,7 +161,13 @@ def test_no_end_is_foretold_of_a_job_that_hardly_moves() -> None:
 
 @pytest.mark.parametrize("status", sorted(FINISHED))
 def test_a_finished_job_has_the_rate_of_its_whole_life(status: str) -> None:
-    ended = {"status": status, "finished_at": NOW - 1.0, "completed": 990, "mark_at": NOW - 2, "mark_done": 989}
+    ended = {
+        "status": status,
+        "finished_at": NOW - 1.0,
+        "completed": 990,
+        "rate_sample_at": NOW - 2,
+        "rate_sample_done": 989,
+    }
     body = job_object(row(**ended))
     assert body["rate"]["inputs_per_second"] == 25.0 and body["eta_seconds"] == 0
     assert etag(row(**ended)) == etag(row(**ended, now=NOW + 10_000)) == '"3"'

@@ -25,7 +25,7 @@ def refusing(**told: Any) -> dict[str, Any]:
 
 def gates_shut() -> float:
     labels = {"provider": "up", "model": "m"}
-    return REGISTRY.get_sample_value("embedmill_pacing_rate_limited_total", labels) or 0.0
+    return REGISTRY.get_sample_value("embedmill_limiter_rate_limited_total", labels) or 0.0
 
 
 async def kept_trying(flying: EmbedRun, texts: list[str], runs: int) -> tuple[set[int], list[UpstreamRateLimited]]:

@@ -40,7 +40,7 @@ def alias(allowed: frozenset[int] | range = range(1, 17), limit: int = 8192) -> 
 
 
 def batch(inputs: list[Input]) -> Batch:
-    return Batch(inputs, [i * 10 for i in range(len(inputs))], 99, 16, NO_OPTIONS, single=len(inputs) == 1)
+    return Batch(inputs, [i * 10 for i in range(len(inputs))], 99, 16, NO_OPTIONS, is_bare_string=len(inputs) == 1)
 
 
 @given(some_inputs, some_limits)
@@ -148,7 +148,7 @@ def test_halves_are_the_batch_in_two(inputs: list[Input]) -> None:
     low, high = packing.halves(whole)
     assert [*low.inputs, *high.inputs] == inputs and [*low.indexes, *high.indexes] == whole.indexes
     assert abs(len(low.inputs) - len(high.inputs)) <= 1
-    assert not (low.single or high.single) and low.tokens == sum(map(tokens.estimate, low.inputs))
+    assert not (low.is_bare_string or high.is_bare_string) and low.tokens == sum(map(tokens.estimate, low.inputs))
 
 
 @given(st.data())
@@ -162,7 +162,7 @@ def test_the_chosen_inputs_keep_their_indexes(data: st.DataObject) -> None:
 
 def test_a_single_string_stays_one_only_while_it_is_the_whole_batch() -> None:
     (one,) = packing.pack(["a"], [0], Limits(), 16, NO_OPTIONS, single=True)
-    assert one.single and not packing.halves(one)[1].single
+    assert one.is_bare_string and not packing.halves(one)[1].is_bare_string
 
 
 def test_limits_of_several_routes_are_the_tightest_of_each() -> None:

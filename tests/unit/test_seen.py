@@ -30,21 +30,21 @@ def firsts_of(inputs: Sequence[Input | None]) -> dict[int, int]:
 def found_by(seen: DuplicateIndex, inputs: Sequence[Input | None], run: int) -> dict[int, int]:
     found: dict[int, int] = {}
     for start in range(0, len(inputs), run):
-        twins = seen.twins(inputs[start : start + run], start)
+        twins = seen.find_duplicates(inputs[start : start + run], start)
         found |= {start + position: first for position, first in twins.items()}
     return found
 
 
 @given(INPUTS, st.integers(1, 7), st.sampled_from([0, 3, 1000]))
 def test_every_twin_names_its_first(inputs: list[Input | None], run: int, most_in_memory: int) -> None:
-    assert found_by(DuplicateIndex(most_in_memory=most_in_memory), inputs, run) == firsts_of(inputs)
+    assert found_by(DuplicateIndex(max_in_memory=most_in_memory), inputs, run) == firsts_of(inputs)
 
 
 @pytest.mark.parametrize("most_in_memory", [500, 100_000])
 def test_a_long_upload_is_known_to_its_beginning(most_in_memory: int) -> None:
     chance = random.Random(7)
     inputs = [f"text {chance.randrange(index // 2 + 1)}" for index in range(6000)]
-    assert found_by(DuplicateIndex(most_in_memory=most_in_memory), inputs, 700) == firsts_of(inputs)
+    assert found_by(DuplicateIndex(max_in_memory=most_in_memory), inputs, 700) == firsts_of(inputs)
 
 
 def test_a_text_is_no_array_of_its_bytes() -> None:
@@ -55,11 +55,11 @@ def test_a_text_is_no_array_of_its_bytes() -> None:
 
 
 def test_memory_stays_flat() -> None:
-    seen = DuplicateIndex(most_in_memory=2000)
+    seen = DuplicateIndex(max_in_memory=2000)
     grown: list[int] = []
     tracemalloc.start()
     for start in range(0, 40_000, 2000):
-        seen.twins([f"text {index}" for index in range(start, start + 2000)], start)
+        seen.find_duplicates([f"text {index}" for index in range(start, start + 2000)], start)
         grown.append(tracemalloc.get_traced_memory()[0])
     tracemalloc.stop()
     # The file's cache is the only part that tracemalloc does not see; it has a limit of its own.

@@ -16,7 +16,7 @@ import pytest
 from prometheus_client import generate_latest
 
 from engine.observability.telemetry import FIELDS, REGISTRY, JsonFormatter, TextFormatter
-from workers.__main__ import METRICS_FOLDER, _folder_of_its_own
+from workers.__main__ import METRICS_FOLDER, _make_metrics_folder
 
 SECRETS: dict[str, Any] = {"input": "private text", "embedding": [0.123456], "api_key": "em_secret", "body": b"private"}
 
@@ -99,5 +99,5 @@ def test_a_worker_removes_the_counters_of_those_that_were_killed(tmp_path: Path)
     left, lives, other = (tmp_path / name for name in (f"{METRICS_FOLDER}{ended.pid}-x", f"{METRICS_FOLDER}1-x", "x"))
     for folder in (left, lives, other):
         folder.mkdir()
-    own = Path(_folder_of_its_own(tmp_path))
+    own = Path(_make_metrics_folder(tmp_path))
     assert sorted(tmp_path.iterdir()) == sorted([lives, other, own])

@@ -14,7 +14,7 @@ def doctor(
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
     release: Annotated[
-        str | None, typer.Option(metavar="ACCOUNT", help="Let an account serve again whose canary has changed.")
+        str | None, typer.Option(metavar="ACCOUNT", help="Let an account serve again that failed its drift check.")
     ] = None,
     providers: Annotated[
         bool, typer.Option("--providers", help="Try each account with one small call, which its provider may bill.")

@@ -16,24 +16,24 @@ from models.embedding import Alias
 
 def check_drift(settings: Settings, aliases: Mapping[str, Alias]) -> Finding:
     """A finding that fails while a route is quarantined."""
-    watched = {route.provider for alias in aliases.values() for route in alias.routes if route.account.canary}
+    watched = {route.provider for alias in aliases.values() for route in alias.routes if route.account.drift_probe}
     if not watched:
-        return Finding("canaries", "ok", "no account has one")
+        return Finding("drift", "ok", "no account has a drift_probe")
     rows = asyncio.run(with_database(settings, drift.quarantined))
     if not rows:
-        return Finding("canaries", "ok", ", ".join(sorted(watched)))
+        return Finding("drift", "ok", ", ".join(sorted(watched)))
     details = "; ".join(
         f"{row.account} {row.upstream_model} ({row.space}): cosine {row.similarity:.6f}" for row in rows
     )
     fix = f"another model answers there; when that is right: `embedmill doctor --release {rows[0].account}`"
-    return Finding("canaries", "fail", f"quarantined: {details}", fix)
+    return Finding("drift", "fail", f"quarantined: {details}", fix)
 
 
 def release_quarantine(settings: Settings, account: str) -> Finding:
     """Let the quarantined routes of an account serve again."""
     count = asyncio.run(with_database(settings, lambda database: drift.release(database, account)))
     if not count:
-        return Finding("release", "warn", f"no canary of {account} is known", "is this the account's name?")
+        return Finding("release", "warn", f"no drift check of {account} is known", "is this the account's name?")
     return Finding("release", "ok", f"{count} routes of {account} serve again; their next answers are the references")
 
 

@@ -52,7 +52,7 @@ def diagnose(
             findings += run_checks("processes", lambda: running(settings))
             findings += run_checks("outages", lambda: outages(settings))
         findings.append(run_check("broker", lambda: broker(settings)))
-        findings.append(run_check("canaries", lambda: check_drift(settings, aliases)))
+        findings.append(run_check("drift", lambda: check_drift(settings, aliases)))
         findings.append(run_check("quotas", lambda: quotas(settings, aliases)))
         findings += check_local_models(aliases)
         findings += check_accounts(settings, aliases, tried=providers)

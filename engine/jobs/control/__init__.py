@@ -1,1 +1,1 @@
-"""What a caller does to a job: pause, resume, cancel, delete, retry."""
+"""Actions of a caller on a job: pause, resume, cancel, delete, retry."""

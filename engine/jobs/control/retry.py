@@ -1,7 +1,7 @@
-"""Retry: what failed of a job runs again, into the same job.
+"""Retry: the failed inputs of a finished job are processed again, in the same job.
 
-First everything is read, a shard at a time, and nothing is locked: a finished job does not change. Then one transaction
-does it all, unless the job is no longer as it was read. So a crash leaves the job as it was or as it shall be.
+The plan is read one shard at a time, without locks, because a finished job does not change. One transaction then
+applies it, unless the job has changed since. So a crash leaves the job either untouched or fully reopened.
 """
 
 from __future__ import annotations
@@ -14,44 +14,46 @@ import numpy as np
 from sqlalchemy import Row, bindparam, delete, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.control.pause_resume import going_on
+from engine.jobs.allowed_actions import action_conflict
+from engine.jobs.control.pause_resume import resumed_columns
 from engine.jobs.leasing import duplicate_codec
-from engine.jobs.leasing.claim import settled_bits
-from engine.jobs.reading.job_rows import find
-from engine.jobs.recording import refused_ranges
-from engine.jobs.recording.completion import add_error
-from engine.jobs.row_locks import AT_ONCE, lock_shards
+from engine.jobs.leasing.claim import decode_bitmap
+from engine.jobs.reading.job_rows import get_job
+from engine.jobs.recording import refused_inputs
+from engine.jobs.recording.completion import count_error
+from engine.jobs.row_locks import MAX_LOCKED_ROWS, lock_shards
 from engine.jobs.scheduling.dispatch import dispatch_soon
-from engine.jobs.verbs import cannot
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import Conflict
-from models.job import WORKER_LOSSES, Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState
+from models.job import MAX_WORKER_CRASHES, Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState
 
-RETRIED = (JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED)
-TRIES = 3
-SHARDS_AT_ONCE = 16
+RETRYABLE_STATUSES = (JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED)
+MAX_TRIES = 3
+SHARDS_PER_PAGE = 16
 _INPUTS = msgspec.msgpack.Decoder(list[msgspec.Raw])
-_NOTHING = msgspec.msgpack.encode(None)
+_NONE = msgspec.msgpack.encode(None)
 
 
 @dataclass(slots=True)
 class _Plan:
-    """What a retry will change. Failed inputs are few, or they are many neighbours: they are kept as runs."""
+    """The changes of a retry. Consecutive failed inputs are kept as ranges."""
 
-    shards: list[dict[str, Any]] = field(default_factory=list)  # ids, and bits without those of the failed inputs
-    runs: list[dict[str, Any]] = field(default_factory=list)  # first and last index of failures that lie together
+    shards: list[dict[str, Any]] = field(default_factory=list)  # ids, and bitmaps without the failed inputs
+    runs: list[dict[str, Any]] = field(default_factory=list)  # first and last index of consecutive failures
     reopened: int = 0
-    kept: dict[str, dict[str, Any]] = field(default_factory=dict)  # error summary of those that stay as they are
+    final_errors: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # error summary of the inputs that are not retried
 
 
 async def retry(runtime: Runtime, project: str, job_id: str) -> None:
-    """Open every failed input again whose text is there: all but those that were refused when they arrived.
+    """Reopen every failed input whose text is stored: all except those that were refused on arrival.
 
-    Raises JobNotFound; Conflict when the job has not ended, or there is nothing to try again.
+    Raises JobNotFound; Conflict when the job has not ended, or when no input can be retried.
     """
-    for _ in range(TRIES):
-        job = await find(runtime, project, job_id)
+    for _ in range(MAX_TRIES):
+        job = await get_job(runtime, project, job_id)
         _check(job)
         plan = await _plan(runtime, job)
         if not plan.reopened:
@@ -68,16 +70,16 @@ async def retry(runtime: Runtime, project: str, job_id: str) -> None:
 def _check(job: Row[Any]) -> None:
     if job.status == JobStatus.COMPLETED:
         raise Conflict("Nothing of this job has failed: its results can be read, and there is nothing to retry.")
-    if job.status not in RETRIED:
-        raise cannot("retry", job.status)
+    if job.status not in RETRYABLE_STATUSES:
+        raise action_conflict("retry", job.status)
     if job.total is None or job.completed + job.failed < job.total:
         raise Conflict("The corpus of this job never arrived whole: submit it again.")
 
 
 async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
-    plan, after = _Plan(), -1
+    plan, last_seq = _Plan(), -1
     async with runtime.database.read() as connection:
-        plan.kept = {entry["code"]: entry for entry in await refused_ranges.summary(connection, job.id)}
+        plan.final_errors = {entry["code"]: entry for entry in await refused_inputs.summary(connection, job.id)}
     failed_here = (
         select(JobInputError.index)
         .where(
@@ -93,17 +95,17 @@ async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
         async with runtime.database.read() as connection:
             page = (
                 await connection.execute(
-                    select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled)
-                    .where(Shard.job_id == job.id, Shard.seq > after, failed_here.is_not(None))
+                    select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
+                    .where(Shard.job_id == job.id, Shard.seq > last_seq, failed_here.is_not(None))
                     .order_by(Shard.seq)
-                    .limit(SHARDS_AT_ONCE)
+                    .limit(SHARDS_PER_PAGE)
                 )
             ).all()
             for shard in page:
                 await _plan_shard(connection, job.id, shard, plan)
-        if len(page) < SHARDS_AT_ONCE:
+        if len(page) < SHARDS_PER_PAGE:
             return plan
-        after = page[-1].seq
+        last_seq = page[-1].seq
 
 
 async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan: _Plan) -> None:
@@ -119,17 +121,19 @@ async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan
         )
     ).all()
     stored = (
-        await connection.execute(select(ShardInputs.inputs, ShardInputs.twins).where(ShardInputs.shard_id == shard.id))
+        await connection.execute(
+            select(ShardInputs.inputs, ShardInputs.duplicates).where(ShardInputs.shard_id == shard.id)
+        )
     ).one()
     inputs = _INPUTS.decode(stored.inputs)
-    twins = duplicate_codec.unpacked(stored.twins)
-    bits = settled_bits(shard.settled, shard.size)
+    duplicates = duplicate_codec.decode(stored.duplicates)
+    bits = decode_bitmap(shard.outcome_bitmap, shard.size)
     reopened = 0
     run: dict[str, Any] | None = None
     for row in failures:
         position = row.at - shard.first_index
-        if bytes(inputs[position]) == _NOTHING and position not in twins:
-            add_error(plan.kept, row.at, row.code, row.message)
+        if bytes(inputs[position]) == _NONE and position not in duplicates:
+            count_error(plan.final_errors, row.at, row.code, row.message)
             run = None
             continue
         bits[position] = False
@@ -144,21 +148,21 @@ async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan
 
 
 async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
-    """Do as planned, in one transaction. False: the job is not what it was when it was read."""
+    """Apply the plan in one transaction. False: the job has changed since it was read."""
     ids = sorted(shard["shard"] for shard in plan.shards)
-    values = going_on(runtime) | {
+    values = resumed_columns(runtime) | {
         "failed": Job.failed - plan.reopened,
-        # After this statement's own change of it.
-        "mark_done": job.completed + job.failed - plan.reopened,
-        "earlier_mark_done": job.completed + job.failed - plan.reopened,
+        # The value after this statement has lowered `failed`.
+        "rate_sample_done": job.completed + job.failed - plan.reopened,
+        "prev_rate_sample_done": job.completed + job.failed - plan.reopened,
         "open_shards": len(ids),
-        "error_summary": list(plan.kept.values()),
+        "error_summary": list(plan.final_errors.values()),
     }
     async with runtime.database.write() as connection:
         locked = 0
-        for low in range(0, len(ids), AT_ONCE):
-            some = ids[low : low + AT_ONCE]
-            locked += len(await lock_shards(connection, Shard.id.in_(some), Shard.state == ShardState.DONE))
+        for low in range(0, len(ids), MAX_LOCKED_ROWS):
+            chunk = ids[low : low + MAX_LOCKED_ROWS]
+            locked += len(await lock_shards(connection, Shard.id.in_(chunk), Shard.state == ShardState.DONE))
         moved = await connection.execute(
             update(Job)
             .where(
@@ -173,32 +177,32 @@ async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
         if not moved.rowcount or locked < len(ids):
             await connection.rollback()
             return False
-        await connection.execute(_FORGET, plan.runs)
-        await connection.execute(_QUEUE, plan.shards)
+        await connection.execute(_DELETE_ERRORS, plan.runs)
+        await connection.execute(_REQUEUE, plan.shards)
     return True
 
 
-_FORGET = delete(JobInputError).where(
+_DELETE_ERRORS = delete(JobInputError).where(
     JobInputError.job_id == bindparam("job"), JobInputError.index.between(bindparam("low"), bindparam("high"))
 )
-# The fence grows: whoever held the shard before may still bring what was paid for, and fail nothing.
-_QUEUE = (
+# A higher fence: an earlier worker's vectors are still recorded, its failures are not.
+_REQUEUE = (
     update(Shard)
     .where(Shard.id == bindparam("shard"))
     .values(
-        settled=bindparam("bits"),
+        outcome_bitmap=bindparam("bits"),
         state=ShardState.QUEUED,
         attempt=0,
-        lost=0,
-        lost_limit=WORKER_LOSSES,
-        solo_trial=null(),
+        worker_crashes=0,
+        crash_limit=MAX_WORKER_CRASHES,
+        solo_baseline=null(),
         blocked_by=None,
         fence=Shard.fence + 1,
         lease_until=None,
         worker=None,
         next_run_at=db_now(),
-        rung_at=None,
+        announced_at=None,
         last_error=None,
-        allowance_usd=None,
+        reserved_usd=None,
     )
 )

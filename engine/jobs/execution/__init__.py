@@ -1,1 +1,1 @@
-"""A claimed shard runs."""
+"""Execution of a claimed shard in a worker process."""

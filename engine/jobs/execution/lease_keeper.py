@@ -1,8 +1,8 @@
-"""Lease: a worker's own view of its claim. Kept alive while the shard runs; once it is over, no new call starts.
+"""Lease keeper: renews the lease of a running shard, and stops new calls once the lease may have run out.
 
-The database's clock decides whose a shard is. Here a clock of this machine only tells how long ago the database was
-last sure of it, counted from before it was asked: so the worker gives up first, and a process that was frozen, its
-heartbeat with it, finds its lease run out when it wakes, before it sends anything.
+The database's clock decides who holds a shard. The keeper counts on this machine's clock from before each request to
+the database, so the worker stops before the database hands the shard to another one. A process that was suspended
+finds the lease run out when it continues, before it sends anything.
 """
 
 from __future__ import annotations
@@ -19,62 +19,63 @@ from engine.storage.database import DATABASE_ERRORS
 from models.embedding import Batch, Route
 from models.errors import EmbedmillError
 
-# A heartbeat that the database did not take is tried again this soon.
-AGAIN_S = 1.0
+# Seconds until a failed heartbeat is repeated.
+RENEW_RETRY_S = 1.0
 
 
 class ShardStopped(EmbedmillError):
-    """The worker lets go of a shard that may go on elsewhere: budget over, lease lost, job ended, shutdown."""
+    """The run of a shard ends before its inputs are done: time budget, lost lease, ended job, or shutdown."""
 
     code = "stopped"
 
 
-class Lease:
-    """`asked_at`: clock() before the claim was asked for. `on_lost` is told why the shard is not ours any more."""
+class LeaseKeeper:
+    """`requested_at`: clock() before the claim was requested. `on_lost` is called with the reason once it is lost."""
 
-    def __init__(self, runtime: Runtime, held: ClaimedShard, asked_at: float) -> None:
-        self.under_way = RunCalls(runtime.journal, held)
+    def __init__(self, runtime: Runtime, shard: ClaimedShard, requested_at: float) -> None:
+        self.in_flight = RunCalls(runtime.journal, shard)
         self._runtime = runtime
-        self._held = held
-        self._until = asked_at + runtime.settings.lease_s
-        self._forbidden: str | None = None
+        self._shard = shard
+        self._until = requested_at + runtime.settings.lease_s
+        self._blocked_reason: str | None = None
         self.on_lost: Callable[[str], None] = lambda reason: None
 
     def sending(self, batch: Batch, route: Route) -> str:
-        """Asked before each call. Raises ToldToStop when another worker may have the shard by now, or nobody shall."""
-        if self._forbidden is not None:
-            raise ShardStopped(self._forbidden)
+        """Called before each upstream call; returns its id. Raises ShardStopped when the lease may have run out."""
+        if self._blocked_reason is not None:
+            raise ShardStopped(self._blocked_reason)
         if clock() >= self._until:
             raise ShardStopped("the lease ran out")
-        return self.under_way.sending(batch, route)
+        return self.in_flight.sending(batch, route)
 
     def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
-        self.under_way.failed(call_id, ambiguous=ambiguous, wasted=wasted)
+        """Called after each call without results."""
+        self.in_flight.failed(call_id, ambiguous=ambiguous, wasted=wasted)
 
-    def forbid(self, reason: str) -> None:
-        """From now on no call starts, not even one that only waits to be made again."""
-        self._forbidden = reason
+    def block_new_calls(self, reason: str) -> None:
+        """Let no further call start, retries included."""
+        self._blocked_reason = reason
 
-    async def keep(self) -> None:
+    async def renew_until_lost(self) -> None:
         """Renew the lease until cancelled, or until it is lost."""
         settings = self._runtime.settings
         pause_s = settings.heartbeat_s
         while True:
             await asyncio.sleep(pause_s)
-            asked_at = clock()
-            left_s = self._until - asked_at
-            if left_s <= 0:
+            requested_at = clock()
+            remaining_s = self._until - requested_at
+            if remaining_s <= 0:
                 self.on_lost("the lease could not be renewed")
                 return
             try:
-                # A database that is slow or locked is given a heartbeat's time, then asked again on a fresh connection.
-                async with asyncio.timeout(min(settings.heartbeat_s, left_s)):
-                    ours = await claims.heartbeat(self._runtime, self._held)
+                # After the time of one heartbeat a slow or locked database is asked again on another connection.
+                async with asyncio.timeout(min(settings.heartbeat_s, remaining_s)):
+                    renewed = await claims.heartbeat(self._runtime, self._shard)
             except (*DATABASE_ERRORS, TimeoutError):
-                pause_s = min(AGAIN_S, settings.heartbeat_s)
+                pause_s = min(RENEW_RETRY_S, settings.heartbeat_s)
                 continue
-            if not ours:
+            if not renewed:
                 self.on_lost("the shard is no longer this worker's")
                 return
-            self._until = asked_at + settings.lease_s
+            self._until = requested_at + settings.lease_s
             pause_s = settings.heartbeat_s

@@ -1,4 +1,4 @@
-"""Work: what a claimed shard still lacks. Its own inputs by calls, their twins by copies."""
+"""Open inputs of a claimed shard: upstream calls for its own texts, copied outcomes for duplicates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.embedding.embed import EmbedRun, embed
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import budget
-from engine.jobs.recording.duplicates import DuplicateFanout, settled
+from engine.jobs.recording.duplicates import DuplicateFanout, load_outcomes
 from engine.planning import tokens
 from engine.runtime import Runtime
 from models.embedding import Batch
@@ -19,7 +19,7 @@ Batches = Callable[[Sequence[int]], Iterable[Batch]]
 
 
 class FirstOccurrencesPending(EmbedmillError):
-    """The first occurrences of some inputs are still under way in other shards: nothing is wrong, only too early."""
+    """First occurrences of some duplicates are still being processed in other shards."""
 
     code = "waits_for_twins"
 
@@ -28,58 +28,63 @@ class FirstOccurrencesPending(EmbedmillError):
         self.firsts = firsts  # indexes of the job
 
 
-async def work(runtime: Runtime, held: ClaimedShard, flight: EmbedRun, keeper: ResultsWriter, batches: Batches) -> None:
-    """Hand an outcome for each waiting input of the shard to `flight.landed`.
+async def process_open_inputs(
+    runtime: Runtime, shard: ClaimedShard, run: EmbedRun, writer: ResultsWriter, batches: Batches
+) -> None:
+    """Pass an outcome for each open input of the shard to `run.landed`.
 
-    Raises FirstsOutstanding, BudgetSpent, and what embed() raises: what could be done has then landed.
+    Raises FirstOccurrencesPending, BudgetExhausted and what embed() raises, after all possible outcomes were passed on.
     """
-    if not held.waiting_twins():
-        await _embed(runtime, held, flight, keeper, batches)
+    if not shard.open_duplicates():
+        await _embed_open_inputs(runtime, shard, run, writer, batches)
         return
-    copies = DuplicateFanout(held, flight.landed)
-    flight.landed = copies
+    fanout = DuplicateFanout(shard, run.landed)
+    run.landed = fanout
     try:
-        # Before the calls, so that a copy is stored with its neighbours; and after them, for those that came meanwhile.
-        await _look_up(runtime, held, copies, set(map(held.index, held.waiting())))
-        await _embed(runtime, held, flight, keeper, batches)
-        await _look_up(runtime, held, copies, set())
+        # Before the calls, so that a duplicate is stored in one block with the inputs next to it; and once more after
+        # them, for first occurrences that other shards have recorded meanwhile.
+        await _resolve_duplicates(runtime, shard, fanout, set(map(shard.index, shard.open_positions())))
+        await _embed_open_inputs(runtime, shard, run, writer, batches)
+        await _resolve_duplicates(runtime, shard, fanout, set())
     finally:
-        copies.flush()
-    if copies.missing():
-        firsts = set(copies.missing().values())
+        fanout.flush()
+    if fanout.unresolved():
+        firsts = set(fanout.unresolved().values())
         raise FirstOccurrencesPending("the same text is still under way in another part of the job", firsts)
 
 
-async def _embed(
-    runtime: Runtime, held: ClaimedShard, flight: EmbedRun, keeper: ResultsWriter, batches: Batches
+async def _embed_open_inputs(
+    runtime: Runtime, shard: ClaimedShard, run: EmbedRun, writer: ResultsWriter, batches: Batches
 ) -> None:
-    """Make the calls; under a ceiling, those that the shard's allowance covers whatever they turn out to cost."""
+    """Make the calls; with a cost limit, only calls whose upper bound of cost the shard's reservation covers."""
     concurrency = runtime.settings.shard_concurrency
-    waiting = held.waiting()
-    if held.max_cost_usd is None or not waiting:
-        await embed(flight, batches(waiting), concurrency=concurrency)
+    positions = shard.open_positions()
+    if shard.max_cost_usd is None or not positions:
+        await embed(run, batches(positions), concurrency=concurrency)
         return
-    flight.landed = flight.spending = purse = await budget.take(runtime, held, flight.alias, flight.landed)
-    keeper.on_kept.append(purse.kept)
-    while waiting:
-        await embed(flight, purse.affordable(batches(waiting)), concurrency=concurrency)
-        left = [position for position in waiting if held.index(position) not in purse.settled]
-        if left:
-            # Most calls cost less than was set aside for them: once they are recorded, what is left may cover more.
-            keeper.record_now()
-            await purse.all_kept(flight.stop)
-            if flight.stopping is not None:
-                raise flight.stopping
-        if left == waiting:
-            raise budget.BudgetExhausted(purse.price(tokens.upper_bound(held.inputs[left[0]] or "")))
-        waiting = left
+    run.landed = run.spending = reservation = await budget.reserve(runtime, shard, run.alias, run.landed)
+    writer.on_durable.append(reservation.on_durable)
+    while positions:
+        await embed(run, reservation.within_reservation(batches(positions)), concurrency=concurrency)
+        remaining = [position for position in positions if shard.index(position) not in reservation.delivered]
+        if remaining:
+            # Most calls cost less than their upper bound: once they are recorded, the difference covers further calls.
+            writer.record_now()
+            await reservation.wait_until_durable(run.stop)
+            if run.stopping is not None:
+                raise run.stopping
+        if remaining == positions:
+            raise budget.BudgetExhausted(reservation.price(tokens.upper_bound(shard.inputs[remaining[0]] or "")))
+        positions = remaining
 
 
-async def _look_up(runtime: Runtime, held: ClaimedShard, copies: DuplicateFanout, under_way: set[int]) -> None:
-    firsts = [first for first in copies.missing().values() if first not in under_way]
+async def _resolve_duplicates(
+    runtime: Runtime, shard: ClaimedShard, fanout: DuplicateFanout, in_flight: set[int]
+) -> None:
+    firsts = [first for first in fanout.unresolved().values() if first not in in_flight]
     if not firsts:
         return
     try:
-        copies.know(*await settled(runtime, held, firsts))
+        fanout.resolve(*await load_outcomes(runtime, shard, firsts))
     except StorageUnavailable as error:
         raise FirstOccurrencesPending("the database did not say what became of the same text") from error

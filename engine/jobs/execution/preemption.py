@@ -1,8 +1,8 @@
-"""Give way: a worker on a long shard looks about, and lets in a job that has waited for its turn.
+"""Preemption: a worker on a long shard starts a starved shard beside it and stops starting calls for its own.
 
-All slots may be busy with slow shards, or with shards that wait for a quota. So each worker looks about twice a second
-for a due shard that nobody takes. It claims that shard, which of several workers one can do, and runs it at once beside
-its own, which starts no new call from then on, keeps what lands, and goes back to the queue.
+All slots may be busy with slow shards, or with shards that wait for a quota. So each worker looks twice a second for a
+due shard that no worker claims. One of several workers claims it and runs it at once. The preempted shard starts no
+new call, records the results of its calls in flight, and is queued again.
 """
 
 from __future__ import annotations
@@ -17,82 +17,82 @@ from engine.jobs.scheduling import fair_share
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 
-LOOK_EVERY_S = 0.5
-# A free slot takes a shard within milliseconds of its ring: what has waited so long waits for a slot.
-WAITED_S = 0.5
-# How long a worker stays on a shard before it gives way: to a job that has had nothing yet, or to another project; and
-# to another job of its own project. Projects change places every second or two, so that each has its share of any
-# minute (tests/integration/test_fair_minutes.py).
-SLICE_FOR_NEW_S = 1.0
-SLICE_FOR_PROJECT_S = 1.0
-SLICE_S = 10.0
-# A guest gets so much time at the least, however little its host has left.
-LEAST_VISIT_S = 5.0
+POLL_EVERY_S = 0.5
+# A free slot claims a shard within milliseconds of its message: a shard that is due for longer waits for a slot.
+STARVED_AFTER_S = 0.5
+# How long a shard runs before it can be preempted: by a job that was not served yet, by another project, and by another
+# job of its own project. Projects alternate every second or two, so that each gets its share of any minute
+# (tests/integration/test_fair_minutes.py).
+MIN_SLICE_FOR_NEW_JOB_S = 1.0
+MIN_SLICE_FOR_PROJECT_S = 1.0
+MIN_SLICE_S = 10.0
+# A preempting shard gets at least this time, even if the worker's time budget is nearly used up.
+MIN_PREEMPTOR_S = 5.0
 
 
 class ShardPreempted(ShardStopped):
-    """A job that has had less gets this worker first."""
+    """Another job, which has been served less, gets this worker."""
 
     code = "gave_way"
 
 
-Receive = Callable[[str, Callable[[], None]], "asyncio.Task[bool]"]
+StartShard = Callable[[str, Callable[[], None]], "asyncio.Task[bool]"]
 
 
 async def watch_for_preemption(
-    runtime: Runtime, held: ClaimedShard, until: float, receive: Receive, unsent_tokens: Callable[[], int]
+    runtime: Runtime, shard: ClaimedShard, until: float, start_shard: StartShard, unsent_tokens: Callable[[], int]
 ) -> None:
-    """Return once a guest has come in. `until`, on time.monotonic(): when the worker's time is over.
+    """Return once a preempting shard was claimed. `until`, on time.monotonic(): end of the worker's time budget.
 
-    `receive` runs a shard and calls back when it is claimed; what it has begun goes on, whatever becomes of us.
-    `unsent_tokens`: those of the shard for which no call has been made yet.
+    `start_shard` starts the run of a shard, and calls its second argument once the shard is claimed. The run is
+    independent of this one. `unsent_tokens`: tokens of this shard for which no call was made yet.
     """
     started = time.monotonic()
     while time.monotonic() < until:
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(POLL_EVERY_S)
         try:
-            waiting = await find_preemptor(runtime, held, time.monotonic() - started, unsent_tokens())
+            preemptor_id = await find_preemptor(runtime, shard, time.monotonic() - started, unsent_tokens())
         except DATABASE_ERRORS:
             continue
-        if waiting is not None:
-            came_in = asyncio.Event()
-            guest = receive(waiting, came_in.set)
-            coming = asyncio.create_task(came_in.wait())
-            await asyncio.wait({guest, coming}, return_when=asyncio.FIRST_COMPLETED)
-            if came_in.is_set():
+        if preemptor_id is not None:
+            claimed = asyncio.Event()
+            preemptor = start_shard(preemptor_id, claimed.set)
+            claiming = asyncio.create_task(claimed.wait())
+            await asyncio.wait({preemptor, claiming}, return_when=asyncio.FIRST_COMPLETED)
+            if claimed.is_set():
                 return
-            coming.cancel()  # another worker was first
+            claiming.cancel()  # another worker was first
     await asyncio.Event().wait()
 
 
-async def find_preemptor(runtime: Runtime, held: ClaimedShard, ran_s: float, unsent_tokens: int) -> str | None:
-    """A shard whose turn comes before this one's, after so long. Raises StorageUnavailable.
+async def find_preemptor(runtime: Runtime, shard: ClaimedShard, ran_s: float, unsent_tokens: int) -> str | None:
+    """A starved shard that is to be served before this one, which has run for `ran_s`. Raises StorageUnavailable.
 
-    The claim has charged the whole shard. Of several workers that see the same shard wait, the one whose project has
-    really had more must give way: what is not sent yet counts for nothing.
+    The claim has charged all tokens of this shard. The comparison leaves out the unsent ones, so that among several
+    workers the one whose project has really been served most is preempted.
     """
-    if ran_s < SLICE_FOR_NEW_S:
+    if ran_s < MIN_SLICE_FOR_NEW_JOB_S:
         return None
     async with runtime.database.read() as connection:
-        waiting = await fair_share.waiting_long(connection, runtime.settings.shard_attempts, WAITED_S)
-        if not waiting:
+        starved = await fair_share.starved_shards(connection, runtime.settings.shard_attempts, STARVED_AFTER_S)
+        if not starved:
             return None
-        places = await fair_share.places(connection, [held.shard_id, *waiting])
-    ours = places.get(held.shard_id)
-    if ours is None:
+        positions = await fair_share.positions(connection, [shard.shard_id, *starved])
+    current = positions.get(shard.shard_id)
+    if current is None:
         return None
-    for shard_id in waiting:
-        place = places.get(shard_id)
-        if place is None or place.job_id == held.job_id:
+    for shard_id in starved:
+        candidate = positions.get(shard_id)
+        if candidate is None or candidate.job_id == shard.job_id:
             continue
-        # A job that has had nothing yet need not be exact about it.
-        margin = -unsent_tokens if place.has_started else held.tokens
-        if ran_s >= _slice_s(place, ours) and place.before(ours, within=margin):
+        # A job that was not served yet may be ahead by up to one shard.
+        margin = -unsent_tokens if candidate.has_started else shard.tokens
+        if ran_s >= _min_slice_s(candidate, current) and candidate.precedes(current, within=margin):
             return shard_id
     return None
 
 
-def _slice_s(place: fair_share.Place, ours: fair_share.Place) -> float:
-    if not place.has_started:
-        return SLICE_FOR_NEW_S
-    return SLICE_S if place.project == ours.project else SLICE_FOR_PROJECT_S
+def _min_slice_s(candidate: fair_share.QueuePosition, current: fair_share.QueuePosition) -> float:
+    if not candidate.has_started:
+        return MIN_SLICE_FOR_NEW_JOB_S
+    return MIN_SLICE_S if candidate.project == current.project else MIN_SLICE_FOR_PROJECT_S

@@ -1,4 +1,4 @@
-"""Run: a claimed shard becomes vectors, kept as they land. What is not done in time goes back, and nothing is lost."""
+"""The run of a shard: claim, upstream calls, recording, and release of what is not done in time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from collections.abc import Callable, Sequence
 
 from engine.embedding import hang_watch
 from engine.embedding.embed import BULK, EmbedRun
-from engine.jobs.control.pause_resume import until_unwanted
-from engine.jobs.execution.lease_keeper import Lease, ShardStopped
-from engine.jobs.execution.pending_inputs import work
-from engine.jobs.execution.preemption import LEAST_VISIT_S, Receive, ShardPreempted, watch_for_preemption
-from engine.jobs.execution.release import give_back
+from engine.jobs.control.pause_resume import wait_until_job_stops
+from engine.jobs.execution.lease_keeper import LeaseKeeper, ShardStopped
+from engine.jobs.execution.pending_inputs import process_open_inputs
+from engine.jobs.execution.preemption import MIN_PREEMPTOR_S, ShardPreempted, StartShard, watch_for_preemption
+from engine.jobs.execution.release import release_unfinished
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import wait_report
-from engine.jobs.recording.orphaned_calls import note_unanswered
+from engine.jobs.recording.orphaned_calls import record_unanswered
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.observability import failpoints
 from engine.planning import packing
@@ -31,13 +31,13 @@ from models.errors import EmbedmillError, StorageUnavailable
 
 log = logging.getLogger("embedmill.jobs")
 
-# Calls that started just before the budget ran out may still end; past this, they are cut off.
+# Calls that started just before the end of the time budget get this time to complete, then they are cancelled.
 CALL_GRACE_S = 15.0
-# How long a worker's slot waits for a database that is away to take the last results. Then they wait beside it.
-SETTLE_S = 20.0
-SETTLE_STOPPING_S = 5.0
-# A shard that could not be given back as it should be waits so long before it is claimed again.
-RELEASED_S = 30.0
+# How long a worker's slot waits while the database does not accept the last results. After that a background task does.
+FINALIZE_S = 20.0
+FINALIZE_STOPPING_S = 5.0
+# Delay of a shard whose regular release failed.
+RELEASE_DELAY_S = 30.0
 
 
 async def run_shard(
@@ -48,200 +48,222 @@ async def run_shard(
     until: float | None = None,
     on_claim: Callable[[], None] = lambda: None,
 ) -> bool:
-    """Claim the shard, embed what is open of it, keep the results, and give back what is left. False: not claimed.
+    """Claim the shard, embed its open inputs, record the outcomes, and release the rest. False: not claimed.
 
-    `until`, on time.monotonic(): when the worker's time is over; by default a shard's budget from now. Shards that the
-    worker lets in meanwhile have ended too when this returns.
+    `until`, on time.monotonic(): end of the worker's time budget; by default EMBEDMILL_SHARD_BUDGET_S from now. Runs
+    of preempting shards have ended too when this returns.
     """
     if runtime.draining.is_set():
-        await claims.decline(runtime, shard_id)
+        await claims.requeue_unclaimed(runtime, shard_id)
         return False
     if runtime.blocked_shards:
         log.debug("no shard is claimed while the database refuses results", extra={"shard_id": shard_id})
         return False
-    asked_at = clock()
-    try:
-        held = await claims.claim(runtime, shard_id, worker)
-    except StorageUnavailable as refusal:
-        log.warning("%s; the sweep rings again", refusal.message, extra={"shard_id": shard_id})
-        return False
-    if held is None:
-        log.debug("nothing to do for a ring", extra={"shard_id": shard_id})
+    requested_at = clock()
+    shard = await _claim(runtime, shard_id, worker)
+    if shard is None:
         return False
     failpoints.hit("after_claim")
     on_claim()
     started = time.monotonic()
     until = started + runtime.settings.shard_budget_s if until is None else until
-    guests: list[asyncio.Task[bool]] = []
+    preemptors: list[asyncio.Task[bool]] = []
 
-    def receive(guest_id: str, on_arrival: Callable[[], None]) -> asyncio.Task[bool]:
-        guest = asyncio.create_task(run_shard(runtime, guest_id, worker, until=until, on_claim=on_arrival))
-        guests.append(guest)
-        return guest
+    def start_shard(preemptor_id: str, on_arrival: Callable[[], None]) -> asyncio.Task[bool]:
+        preemptor = asyncio.create_task(run_shard(runtime, preemptor_id, worker, until=until, on_claim=on_arrival))
+        preemptors.append(preemptor)
+        return preemptor
 
-    keeper = ResultsWriter(runtime, held)
-    lease = Lease(runtime, held, asked_at)
-    keeper.on_recording = lease.under_way.recording
-    keeper.on_kept.append(lease.under_way.kept)
+    writer = ResultsWriter(runtime, shard)
+    lease = LeaseKeeper(runtime, shard, requested_at)
+    writer.on_recording = lease.in_flight.recording
+    writer.on_durable.append(lease.in_flight.mark_durable)
     error: EmbedmillError | None = None
-    patience_s = SETTLE_S
-    beating = asyncio.create_task(lease.keep())
+    wait_s = FINALIZE_S
+    renewing = asyncio.create_task(lease.renew_until_lost())
     try:
-        await _embed(runtime, held, keeper, lease, until, receive)
+        await _run_calls(runtime, shard, writer, lease, until, start_shard)
     except EmbedmillError as raised:
         error = raised
     except asyncio.CancelledError:
-        # A time limit, or a worker that must go now. What has landed was paid for, and the shard need not wait for its
-        # lease to run out: this task ends by giving both back.
-        error, patience_s = ShardStopped("the worker was stopped"), SETTLE_STOPPING_S
-        for guest in guests:
-            guest.cancel()
+        # A time limit, or a worker that must stop now: results so far are recorded and the shard is released, so that
+        # it need not wait for its lease to run out.
+        error, wait_s = ShardStopped("the worker was stopped"), FINALIZE_STOPPING_S
+        for preemptor in preemptors:
+            preemptor.cancel()
     except Exception:
-        log.exception("a shard's run broke off", extra={"job_id": held.job_id, "shard_id": shard_id})
+        log.exception("a shard's run broke off", extra={"job_id": shard.job_id, "shard_id": shard_id})
         error = EmbedmillError("a fault of ours")
-    settling = asyncio.create_task(_settle(runtime, held, keeper, lease, error, beating, started))
-    runtime.settling.add(settling)
-    settling.add_done_callback(runtime.settling.discard)
-    if runtime.draining.is_set():
-        patience_s = SETTLE_STOPPING_S
-    done, _ = await asyncio.wait({settling}, timeout=patience_s)
-    if done:
-        settling.result()
-    else:
-        log.warning("results wait beside the worker: the database does not take them", extra={"job_id": held.job_id})
-    await asyncio.gather(*guests)
+    finalizing = asyncio.create_task(_finalize(runtime, shard, writer, lease, error, renewing, started))
+    runtime.settling.add(finalizing)
+    finalizing.add_done_callback(runtime.settling.discard)
+    await _wait_for_last_results(finalizing, FINALIZE_STOPPING_S if runtime.draining.is_set() else wait_s, shard.job_id)
+    await asyncio.gather(*preemptors)
     return True
 
 
-async def _settle(
+async def _claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | None:
+    """Claim the shard; None when it cannot be claimed, or the database is unavailable."""
+    try:
+        shard = await claims.claim(runtime, shard_id, worker)
+    except StorageUnavailable as error:
+        log.warning("%s; the sweep announces the shard again", error.message, extra={"shard_id": shard_id})
+        return None
+    if shard is None:
+        log.debug("an announced shard could not be claimed", extra={"shard_id": shard_id})
+    return shard
+
+
+async def _wait_for_last_results(finalizing: asyncio.Task[None], wait_s: float, job_id: str) -> None:
+    """Wait for the end of a run, at most `wait_s`. Raises what the task raised."""
+    done, _ = await asyncio.wait({finalizing}, timeout=wait_s)
+    if done:
+        finalizing.result()
+    else:
+        log.warning("results are recorded in the background: the database does not take them", extra={"job_id": job_id})
+
+
+async def _finalize(
     runtime: Runtime,
-    held: ClaimedShard,
-    keeper: ResultsWriter,
-    lease: Lease,
+    shard: ClaimedShard,
+    writer: ResultsWriter,
+    lease: LeaseKeeper,
     error: EmbedmillError | None,
-    beating: asyncio.Task[None],
+    renewing: asyncio.Task[None],
     started: float,
 ) -> None:
-    """All that follows the last call. Goes on beside the worker's next shards where the database is away."""
-    about = {"job_id": held.job_id, "shard_id": held.shard_id}
+    """The steps after the last call. Continues in the background while the database is unavailable."""
+    log_fields = {"job_id": shard.job_id, "shard_id": shard.shard_id}
     try:
-        # Whatever goes wrong with one of these, the shard is given back: it must not wait for its lease to run out.
+        # Whatever fails here, the shard is released, so that it need not wait for its lease to run out.
         for end in (
-            keeper.close,
-            lambda: note_unanswered(runtime, held, lease.under_way),
+            writer.close,
+            lambda: record_unanswered(runtime, shard, lease.in_flight),
         ):
             try:
                 await end()
             except StorageUnavailable:
-                pass  # the journals of calls and results are read by whoever comes next
+                pass  # the next process reads the journals of calls and results
             except Exception:
-                log.exception("a shard's run could not be closed in full", extra=about)
+                log.exception("a shard's run could not be closed in full", extra=log_fields)
         log.info(
             "shard ran",
             extra={
-                "job_id": held.job_id,
-                "shard_id": held.shard_id,
-                "attempt": held.attempt,
-                "inputs": keeper.recorded,
+                "job_id": shard.job_id,
+                "shard_id": shard.shard_id,
+                "attempt": shard.attempt,
+                "inputs": writer.recorded,
                 "duration_ms": round((time.monotonic() - started) * 1000),
                 "code": error.code if error else None,
             },
         )
-        if not keeper.shard_done:
+        if not writer.shard_done:
             try:
-                await give_back(runtime, held, keeper, error)
+                await release_unfinished(runtime, shard, writer, error)
             except DATABASE_ERRORS:
-                log.exception("a shard could not be given back as it should be: it is released", extra=about)
+                log.exception("a shard could not be given back as it should be: it is released", extra=log_fields)
                 await claims.release(
-                    runtime, held, delay_s=RELEASED_S, spent=True, reason="it could not be given back", waiting_on=None
+                    runtime,
+                    shard,
+                    delay_s=RELEASE_DELAY_S,
+                    counts_as_attempt=True,
+                    reason="it could not be given back",
+                    waiting_on=None,
                 )
     finally:
-        beating.cancel()
+        renewing.cancel()
     failpoints.hit("after_commit_before_ack")
     with contextlib.suppress(*DATABASE_ERRORS):  # the sweep dispatches too
         await dispatch(runtime)
 
 
-async def _embed(
-    runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter, lease: Lease, until: float, receive: Receive
+async def _run_calls(
+    runtime: Runtime,
+    shard: ClaimedShard,
+    writer: ResultsWriter,
+    lease: LeaseKeeper,
+    until: float,
+    start_shard: StartShard,
 ) -> None:
     settings = runtime.settings
-    alias = runtime.narrowed(runtime.alias(held.alias), held.options)
+    alias = runtime.narrowed(runtime.alias(shard.alias), shard.options)
     await runtime.drift_monitor.look()
     await runtime.router.outages.refresh()
-    stop_at = max(until, time.monotonic() + min(LEAST_VISIT_S, settings.shard_budget_s))
-    flight = EmbedRun(
+    stop_at = max(until, time.monotonic() + min(MIN_PREEMPTOR_S, settings.shard_budget_s))
+    run = EmbedRun(
         upstream=runtime.upstream,
         router=runtime.router,
         alias=alias,
         lane=BULK,
         deadline=stop_at + CALL_GRACE_S,
-        landed=keeper.take,
-        tenant=held.project,
+        landed=writer.add,
+        tenant=shard.project,
         call_observer=lease,
-        calls=held.calls,
-        waits=held.waits,
+        calls=shard.calls,
+        waits=shard.waits,
     )
-    keeper.flight = flight
-    lease.on_lost = lambda reason: _stop(flight, reason)
+    writer.run = run
+    lease.on_lost = lambda reason: _stop(run, reason)
     budget = asyncio.get_running_loop().call_later(
-        stop_at - time.monotonic(), _stop, flight, "the time budget of the shard is over"
+        stop_at - time.monotonic(), _stop, run, "the time budget of the shard is over"
     )
-    telling = asyncio.create_task(wait_report.report_waits(runtime, held))
-    leaving = asyncio.create_task(_stop_when_draining(runtime, flight))
-    still_open = held.count - int(held.settled.sum())
+    reporting = asyncio.create_task(wait_report.report_waits(runtime, shard))
+    watching_drain = asyncio.create_task(_stop_when_draining(runtime, run))
+    still_open = shard.count - int(shard.outcome_bits.sum())
 
     def unsent_tokens() -> int:
-        sent = keeper.recorded + lease.under_way.inputs
-        return held.tokens * max(0, still_open - sent) // max(1, still_open)
+        sent = writer.recorded + lease.in_flight.inputs
+        return shard.tokens * max(0, still_open - sent) // max(1, still_open)
 
-    looking = asyncio.create_task(_stop_for_a_guest(runtime, held, flight, until, receive, unsent_tokens))
-    unwanted = asyncio.create_task(_stop_when_unwanted(runtime, held, keeper, lease, flight))
+    preempting = asyncio.create_task(_stop_when_preempted(runtime, shard, run, until, start_shard, unsent_tokens))
+    stopping = asyncio.create_task(_stop_when_job_stops(runtime, shard, writer, lease, run))
     try:
-        await work(runtime, held, flight, keeper, lambda waiting: _batches(runtime, held, alias, waiting))
+        await process_open_inputs(
+            runtime, shard, run, writer, lambda positions: _batches(runtime, shard, alias, positions)
+        )
     finally:
         budget.cancel()
-        telling.cancel()
-        leaving.cancel()
-        looking.cancel()
-        unwanted.cancel()
+        reporting.cancel()
+        watching_drain.cancel()
+        preempting.cancel()
+        stopping.cancel()
         if not runtime.draining.is_set():
-            await hang_watch.settled(held.waits)
+            await hang_watch.settled(shard.waits)
 
 
-def _batches(runtime: Runtime, held: ClaimedShard, alias: Alias, waiting: Sequence[int]) -> list[Batch]:
-    inputs: list[Input] = [item for i in waiting if (item := held.inputs[i]) is not None]
+def _batches(runtime: Runtime, shard: ClaimedShard, alias: Alias, positions: Sequence[int]) -> list[Batch]:
+    inputs: list[Input] = [item for i in positions if (item := shard.inputs[i]) is not None]
     limits = packing.limits_of(alias.routes, inputs_per_call=runtime.settings.batch_inputs)
-    indexes = [held.first_index + i for i in waiting]
+    indexes = [shard.first_index + i for i in positions]
     per_byte, exact = runtime.router.per_byte(alias), packing.has_exact_tokenizer(alias.routes)
-    return list(packing.pack(inputs, indexes, limits, held.width, held.options, per_byte=per_byte, exact=exact))
+    return list(packing.pack(inputs, indexes, limits, shard.width, shard.options, per_byte=per_byte, exact=exact))
 
 
-async def _stop_when_draining(runtime: Runtime, flight: EmbedRun) -> None:
+async def _stop_when_draining(runtime: Runtime, run: EmbedRun) -> None:
     await runtime.draining.wait()
-    _stop(flight, "the worker is stopping")
+    _stop(run, "the worker is stopping")
 
 
-async def _stop_for_a_guest(
+async def _stop_when_preempted(
     runtime: Runtime,
-    held: ClaimedShard,
-    flight: EmbedRun,
+    shard: ClaimedShard,
+    run: EmbedRun,
     until: float,
-    receive: Receive,
+    start_shard: StartShard,
     unsent_tokens: Callable[[], int],
 ) -> None:
-    await watch_for_preemption(runtime, held, until, receive, unsent_tokens)
-    flight.stop.give(ShardPreempted("gave way to a job that has had less"))
+    await watch_for_preemption(runtime, shard, until, start_shard, unsent_tokens)
+    run.stop.give(ShardPreempted("gave way to a job that has had less"))
 
 
-async def _stop_when_unwanted(
-    runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter, lease: Lease, flight: EmbedRun
+async def _stop_when_job_stops(
+    runtime: Runtime, shard: ClaimedShard, writer: ResultsWriter, lease: LeaseKeeper, run: EmbedRun
 ) -> None:
-    await until_unwanted(runtime, held.job_id)
-    keeper.go_on = False
-    lease.forbid("the job wants no more of this shard")
-    _stop(flight, "the job wants no more of this shard")
+    await wait_until_job_stops(runtime, shard.job_id)
+    writer.job_active = False
+    lease.block_new_calls("the job wants no more of this shard")
+    _stop(run, "the job wants no more of this shard")
 
 
-def _stop(flight: EmbedRun, reason: str) -> None:
-    flight.stop.give(ShardStopped(reason))
+def _stop(run: EmbedRun, reason: str) -> None:
+    run.stop.give(ShardStopped(reason))

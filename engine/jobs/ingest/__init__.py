@@ -1,1 +1,1 @@
-"""A corpus becomes a job and its shards, or an estimate of them."""
+"""Ingest: an uploaded corpus becomes a job and its shards, or a dry run of them."""

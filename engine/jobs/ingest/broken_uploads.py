@@ -1,4 +1,4 @@
-"""Uploads that broke off: what the sweep does about a corpus that nobody brings any more."""
+"""Interrupted uploads: the sweep ends the jobs whose corpus will not be completed."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import logging
 
 from sqlalchemy import and_, delete, select
 
-from engine.jobs.control.end_early import end_early
-from engine.jobs.ingest.idempotency import owner_is_dead, owner_is_here
+from engine.jobs.control.termination import terminate
+from engine.jobs.ingest.idempotency import owner_is_alive_here, owner_is_dead
 from engine.runtime import Runtime
 from models.base import db_now
-from models.job import UNDER_WAY, IdempotencyKey, Job, JobStatus
+from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 
 log = logging.getLogger("embedmill.sweep")
-# A process that is stopped, with its machine or by a signal, goes on with its uploads when it is woken in time.
-STOPPED_S = 900.0
-ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)), Job.intake_until < db_now())
+# A suspended process of this machine may continue its uploads within this time.
+SUSPENDED_S = 900.0
+ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)), Job.upload_lease_until < db_now())
 
 
 async def end_abandoned_uploads(runtime: Runtime) -> None:
-    """End the jobs whose corpus will not arrive: the lease has run out, and nobody can or may go on with it.
+    """End the jobs whose upload lease has run out and whose upload nobody can continue. Raises StorageUnavailable.
 
-    An upload with an Idempotency-Key is left open for a while: the same request goes on where it was cut.
+    An upload with an Idempotency-Key stays open for `upload_resume_s`: the same request may continue it.
     """
     resume_s = runtime.settings.upload_resume_s
     has_key = (
@@ -36,26 +36,26 @@ async def end_abandoned_uploads(runtime: Runtime) -> None:
             await connection.execute(
                 select(
                     Job.id,
-                    Job.intake_owner,
+                    Job.upload_owner,
                     has_key.is_not(None).label("has_key"),
-                    (db_now() - Job.intake_until).label("since_s"),
+                    (db_now() - Job.upload_lease_until).label("since_s"),
                 )
                 .where(ABANDONED)
-                .order_by(Job.intake_until)
+                .order_by(Job.upload_lease_until)
             )
         ).all()
     for row in rows:
         if row.has_key and row.since_s < resume_s:
             continue
-        if owner_is_here(row.intake_owner) and row.since_s < STOPPED_S:
+        if owner_is_alive_here(row.upload_owner) and row.since_s < SUSPENDED_S:
             continue
-        reason = "died" if owner_is_dead(row.intake_owner) else "was lost"
+        reason = "died" if owner_is_dead(row.upload_owner) else "was lost"
         log.warning("an upload was abandoned", extra={"job_id": row.id, "reason": f"its process {reason}"})
         async with runtime.database.write() as connection:
             await connection.execute(
                 delete(IdempotencyKey).where(IdempotencyKey.job_id == row.id, IdempotencyKey.fingerprint.is_(None))
             )
-        await end_early(
+        await terminate(
             runtime,
             row.id,
             JobStatus.FAILED,

@@ -1,7 +1,7 @@
-"""Seen: which inputs of an upload occurred before in it. Exact, and in flat memory however long the upload is.
+"""Deduplication: finds inputs that occurred before in the same upload, in bounded memory.
 
-The latest inputs are in a dict, all older ones in a private file. A filter says of nearly every new input, without a
-look into the file, that it is not there.
+Recent inputs are kept in a dict, older ones in a temporary SQLite file. A Bloom filter rules out nearly every new input
+without a query of the file.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from models.embedding import Input
 
-MOST_IN_MEMORY = 32_768
-ASKED_AT_ONCE = 500
+MAX_IN_MEMORY = 32_768
+KEYS_PER_QUERY = 500
 Keys = npt.NDArray[np.int64]
-"""Fingerprints as rows of two halves."""
+"""Fingerprints as rows of two 64-bit halves: shape (n, 2)."""
 
-# The file belongs to its connection and goes with it: nobody needs what a crash leaves of it.
+# The file is removed with its connection, so it needs no durability.
 _PREPARE = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
@@ -33,29 +33,29 @@ CREATE TABLE seen (key INTEGER PRIMARY KEY, rest INTEGER NOT NULL, first INTEGER
 
 
 def fingerprint(item: Input) -> bytes:
-    """128 bits that tell inputs apart. A text and an array of token ids are never equal."""
+    """128-bit hash of an input. A text and an array of token ids have different hashes. Raises OverflowError."""
     if isinstance(item, str):
         return hashlib.blake2b(item.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return hashlib.blake2b(array("q", item).tobytes(), digest_size=16, person=b"token ids").digest()
 
 
 class DuplicateIndex:
-    """The inputs of one upload so far, each known by its fingerprint and the index of its first occurrence."""
+    """Fingerprints of the inputs of one upload so far, each with the index of its first occurrence."""
 
-    def __init__(self, *, most_in_memory: int = MOST_IN_MEMORY) -> None:
-        self._most_in_memory = most_in_memory
+    def __init__(self, *, max_in_memory: int = MAX_IN_MEMORY) -> None:
+        self._max_in_memory = max_in_memory
         self._recent: dict[bytes, int] = {}
-        self._file: _File | None = None
+        self._file: _SqliteIndex | None = None
 
-    def twins(self, inputs: Sequence[Input | None], first_index: int) -> dict[int, int]:
-        """The positions of these neighbours that occurred before, here or earlier, with the index where first.
+    def find_duplicates(self, inputs: Sequence[Input | None], first_index: int) -> dict[int, int]:
+        """By position of each duplicate among these consecutive inputs: the index of its first occurrence.
 
-        None is no input and has no twin. Takes about a microsecond an input, and now and then a tenth of a second.
+        None stands for a refused input. Takes about a microsecond per input, and occasionally a tenth of a second.
         """
-        return self.twins_of([None if item is None else fingerprint(item) for item in inputs], first_index)
+        return self.find_duplicates_of([None if item is None else fingerprint(item) for item in inputs], first_index)
 
-    def twins_of(self, keys: Sequence[bytes | None], first_index: int) -> dict[int, int]:
-        """The same for inputs whose fingerprints are at hand."""
+    def find_duplicates_of(self, keys: Sequence[bytes | None], first_index: int) -> dict[int, int]:
+        """find_duplicates() for fingerprints."""
         run: dict[bytes, int] = {}
         repeated: list[tuple[int, bytes]] = []
         for position, key in enumerate(keys):
@@ -63,71 +63,71 @@ class DuplicateIndex:
                 continue
             if run.setdefault(key, first_index + position) != first_index + position:
                 repeated.append((position, key))
-        before = self._before(run)
-        twins = {run[key] - first_index: index for key, index in before.items()}
-        twins.update((position, before.get(key, run[key])) for position, key in repeated)
-        return twins
+        known = self._known(run)
+        duplicates = {run[key] - first_index: index for key, index in known.items()}
+        duplicates.update((position, known.get(key, run[key])) for position, key in repeated)
+        return duplicates
 
-    def _before(self, run: Mapping[bytes, int]) -> dict[bytes, int]:
-        """Those of the run that were known already, with their first index; the others are known from now on."""
+    def _known(self, run: Mapping[bytes, int]) -> dict[bytes, int]:
+        """The first indexes of those that occurred before the run; adds the others to the index."""
         recent = self._recent
-        before = {key: recent[key] for key in run.keys() & recent.keys()}
+        known = {key: recent[key] for key in run.keys() & recent.keys()}
         if self._file is not None:
-            before |= self._file.find([key for key in run if key not in before])
-        recent.update((key, index) for key, index in run.items() if key not in before)
-        if len(recent) > self._most_in_memory:
-            self._file = self._file or _File()
+            known |= self._file.find([key for key in run if key not in known])
+        recent.update((key, index) for key, index in run.items() if key not in known)
+        if len(recent) > self._max_in_memory:
+            self._file = self._file or _SqliteIndex()
             self._file.add(recent)
             self._recent = {}
-        return before
+        return known
 
 
-class _File:
-    """A table of fingerprints on disk, with a filter in front of it."""
+class _SqliteIndex:
+    """A table of fingerprints on disk behind Bloom filters."""
 
     def __init__(self) -> None:
-        # Used by one upload at a time, though not always from the same thread.
+        # One upload uses it from several threads, but never concurrently.
         self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._connection.executescript(_PREPARE)
-        self._filters: list[_Filter] = []
+        self._filters: list[_BloomFilter] = []
 
     def add(self, first_of: Mapping[bytes, int]) -> None:
         keys = _rows(first_of)
         if not self._filters or self._filters[-1].is_full:
-            self._filters.append(_Filter())
+            self._filters.append(_BloomFilter())
         self._filters[-1].add(keys)
         rows = np.column_stack((keys, np.fromiter(first_of.values(), dtype=np.int64)))
-        rows = rows[np.argsort(keys[:, 0])]  # neighbours share a page: in order, each page is written once
+        rows = rows[np.argsort(keys[:, 0])]  # in key order each page is written once
         self._connection.execute("BEGIN")
-        # Of two keys that agree in their first half the second is not kept: its twins are only not found.
+        # A key with the same first half as a stored one is not kept: its duplicates are not found, which is harmless.
         self._connection.executemany("INSERT OR IGNORE INTO seen VALUES (?, ?, ?)", rows.tolist())
         self._connection.execute("COMMIT")
 
     def find(self, keys: Sequence[bytes]) -> dict[bytes, int]:
         rows = _rows(keys)
-        maybe = np.zeros(len(rows), dtype=bool)
+        may_hold = np.zeros(len(rows), dtype=bool)
         for each in self._filters:
-            maybe |= each.may_hold(rows)
-        positions = np.flatnonzero(maybe).tolist()
+            may_hold |= each.may_hold(rows)
+        positions = np.flatnonzero(may_hold).tolist()
         found: dict[bytes, int] = {}
-        for low in range(0, len(positions), ASKED_AT_ONCE):
-            asked = {int(rows[position, 0]): position for position in positions[low : low + ASKED_AT_ONCE]}
-            marks = ",".join("?" * len(asked))
-            answer = self._connection.execute(
+        for low in range(0, len(positions), KEYS_PER_QUERY):
+            position_of = {int(rows[position, 0]): position for position in positions[low : low + KEYS_PER_QUERY]}
+            marks = ",".join("?" * len(position_of))
+            rows_found = self._connection.execute(
                 f"SELECT key, rest, first FROM seen WHERE key IN ({marks})",  # noqa: S608  # question marks only
-                list(asked),
+                list(position_of),
             )
-            for key, rest, first in answer:
-                if rows[asked[key], 1] == rest:
-                    found[keys[asked[key]]] = first
+            for key, rest, first in rows_found:
+                if rows[position_of[key], 1] == rest:
+                    found[keys[position_of[key]]] = first
         return found
 
 
-class _Filter:
-    """A Bloom filter of a megabyte: of what it does not hold it says so, but for one key in a thousand."""
+class _BloomFilter:
+    """A Bloom filter of one megabyte with a false-positive rate of about 0.1 %."""
 
     BITS = 1 << 23
-    MOST = BITS // 16
+    MAX_KEYS = BITS // 16
     PROBES = 5
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class _Filter:
 
     @property
     def is_full(self) -> bool:
-        return self._count >= self.MOST
+        return self._count >= self.MAX_KEYS
 
     def add(self, keys: Keys) -> None:
         self._count += len(keys)
@@ -144,10 +144,10 @@ class _Filter:
             np.bitwise_or.at(self._bytes, bit >> 3, np.left_shift(1, bit & 7).astype(np.uint8))
 
     def may_hold(self, keys: Keys) -> npt.NDArray[np.bool_]:
-        held = np.ones(len(keys), dtype=bool)
+        may_hold = np.ones(len(keys), dtype=bool)
         for bit in self._probes(keys):
-            held &= (self._bytes[bit >> 3] >> (bit & 7).astype(np.uint8)) & 1 == 1
-        return held
+            may_hold &= (self._bytes[bit >> 3] >> (bit & 7).astype(np.uint8)) & 1 == 1
+        return may_hold
 
     def _probes(self, keys: Keys) -> Iterable[Keys]:
         start, step = keys[:, 0], keys[:, 1] | 1

@@ -1,4 +1,4 @@
-"""How a request differs from the job that its Idempotency-Key stands for, told to whoever sent it."""
+"""Differences between a request and the job of its Idempotency-Key, for the error message."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from engine.runtime import Runtime
 from models.base import usd_text
 from models.job import Job
 
-_COLUMNS = (Job.alias, Job.dimensions, Job.max_cost_usd, Job.options, Job.labels.label("labels"))
-# What is named with its values; of the others, which may be long, only that they differ.
-_SHOWN = {"model", "dimensions", "input_type", "truncate", "max_cost_usd"}
+_COLUMNS = (Job.alias, Job.dimensions, Job.max_cost_usd, Job.options, Job.metadata_.label("metadata"))
+# Options that are shown with their values. The others may be long: only their names are shown.
+_SHOWN_WITH_VALUES = {"model", "dimensions", "input_type", "truncate", "max_cost_usd"}
 _NAMES = {"provider_options": "providerOptions"}
 
 
-def stored_options(wanted: JobSpec) -> dict[str, Any]:
-    """The caller's options as the job keeps them."""
-    options = wanted.options
+def stored_options(spec: JobSpec) -> dict[str, Any]:
+    """The caller's options as the job stores them."""
+    options = spec.options
     return {
         "input_type": options.input_type,
         "truncate": options.truncate,
@@ -29,31 +29,36 @@ def stored_options(wanted: JobSpec) -> dict[str, Any]:
     }
 
 
-async def what_differs(runtime: Runtime, job_id: str, wanted: JobSpec) -> str:
-    """In words, for a request that is not the same; "" where the job is gone."""
+async def describe_differences(runtime: Runtime, job_id: str, spec: JobSpec) -> str:
+    """The differences as one line of text; "" where the job was deleted. Raises StorageUnavailable."""
     async with runtime.database.read() as connection:
         row = (await connection.execute(select(*_COLUMNS).where(Job.id == job_id))).one_or_none()
     if row is None:
         return ""
-    return "; ".join(_differences(row, wanted)) or (
+    return "; ".join(_differences(row, spec)) or (
         "the options are the same, so the inputs differ, or the Content-Type or the spelling of the query"
     )
 
 
-def _differences(row: Row[Any], wanted: JobSpec) -> Iterator[str]:
-    then = {"model": row.alias, "dimensions": row.dimensions, "max_cost_usd": row.max_cost_usd, "metadata": row.labels}
-    now = {
-        "model": wanted.alias.name,
-        "dimensions": wanted.width,
-        "max_cost_usd": wanted.max_cost_usd,
-        "metadata": wanted.labels,
+def _differences(row: Row[Any], spec: JobSpec) -> Iterator[str]:
+    of_job = {
+        "model": row.alias,
+        "dimensions": row.dimensions,
+        "max_cost_usd": row.max_cost_usd,
+        "metadata": row.metadata,
     }
-    then, now = then | dict(row.options), now | stored_options(wanted)
-    for name, value in now.items():
-        if then.get(name) == value:
+    of_request = {
+        "model": spec.alias.name,
+        "dimensions": spec.width,
+        "max_cost_usd": spec.max_cost_usd,
+        "metadata": spec.metadata,
+    }
+    of_job, of_request = of_job | dict(row.options), of_request | stored_options(spec)
+    for name, value in of_request.items():
+        if of_job.get(name) == value:
             continue
-        if name in _SHOWN:
-            yield f"{name} of the job is {_shown(then.get(name))}, of this request {_shown(value)}"
+        if name in _SHOWN_WITH_VALUES:
+            yield f"{name} of the job is {_shown(of_job.get(name))}, of this request {_shown(value)}"
         else:
             yield f"{_NAMES.get(name, name)} is another"
 

@@ -1,4 +1,4 @@
-"""Estimate: what a corpus would become as a job, and what it would cost. Nothing is sent, and no row is written."""
+"""Dry run: the inputs, tokens, calls and cost of a corpus as a job. No upstream call is made, no row is written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.corpus.lines import Lines
 from engine.jobs.ingest.job_intake import INLINE_BYTES
 from engine.jobs.ingest.sharding import JobSpec, Sharder
 from engine.jobs.ingest.token_counting import Method, TokenTotal, method_for
-from engine.jobs.recording import refused_ranges
+from engine.jobs.recording import refused_inputs
 from engine.jobs.shard_draft import ShardDraft
 from engine.ledger.billing import MILLION
 from engine.planning import packing
@@ -19,15 +19,15 @@ from models.base import PICODOLLAR, usd_text
 from models.embedding import Route
 
 
-class Estimate:
-    """Takes the lines of a corpus in, as an Intake does, and counts. Memory stays flat."""
+class DryRun:
+    """Counts the lines of a corpus. It has the same methods as a JobIntake. Memory stays bounded."""
 
-    def __init__(self, runtime: Runtime, wanted: JobSpec, project: str) -> None:
+    def __init__(self, runtime: Runtime, spec: JobSpec, project: str) -> None:
         self._runtime = runtime
         self._project = project
-        self._wanted = wanted
-        self._cutter = Sharder(runtime.settings, wanted)
-        self._limits = packing.limits_of(wanted.alias.routes, inputs_per_call=runtime.settings.batch_inputs)
+        self._spec = spec
+        self._sharder = Sharder(runtime.settings, spec)
+        self._limits = packing.limits_of(spec.alias.routes, inputs_per_call=runtime.settings.batch_inputs)
         self._inputs = 0
         self._errors: list[dict[str, Any]] = []
         self._refused = 0
@@ -38,17 +38,18 @@ class Estimate:
         self._calls = 0
 
     async def add(self, lines: Lines) -> None:
+        """Count parsed lines."""
         await self.read(iter([lines]))
 
-    async def read(self, pieces: Iterator[Lines], *, size: int | None = None, held_bytes: int = 0) -> None:
-        """Count the lines of these pieces, parsed on the way: in the work threads, unless they are few bytes."""
+    async def read(self, chunks: Iterator[Lines], *, size: int | None = None, buffered_bytes: int = 0) -> None:
+        """Count lines while the iterator parses them: in the work threads, unless they are few bytes."""
 
         method = await self._choose_method()
 
         def steps() -> Iterator[None]:
-            for lines in pieces:
-                for cut in self._cutter.feed(lines):
-                    self._count(cut)
+            for lines in chunks:
+                for draft in self._sharder.feed(lines):
+                    self._count(draft)
                 yield
 
         if size is not None and size <= INLINE_BYTES and method.is_quick:
@@ -59,77 +60,77 @@ class Estimate:
             pass
 
     async def finish(self) -> dict[str, Any]:
-        """The estimate as the contract shows it."""
+        """The estimate as the JSON object of the API. Raises StorageUnavailable."""
         method = await self._choose_method()
-        await self._runtime.work.run(self._project, lambda: self._count(self._cutter.end()))
-        alias = self._wanted.alias
+        await self._runtime.work.run(self._project, lambda: self._count(self._sharder.end()))
+        alias = self._spec.alias
         assert self._tokens is not None and self._duplicate_tokens is not None
-        counted, again = self._tokens.total, self._duplicate_tokens.total
-        seconds = seconds_by_quota(alias.routes, self._calls, counted)
+        tokens, duplicate_tokens = self._tokens.total, self._duplicate_tokens.total
+        seconds = quota_bound_seconds(alias.routes, self._calls, tokens)
         return {
             "object": "embedding.job.estimate",
             "model": alias.name,
             "space": alias.space,
-            "dimensions": self._wanted.width,
+            "dimensions": self._spec.width,
             "inputs": self._inputs,
             "usable_inputs": self._inputs - self._refused,
             "refused_inputs": self._refused,
             "duplicates": self._duplicates,
             "errors": self._errors,
-            "tokens": counted,
+            "tokens": tokens,
             "tokens_margin": self._tokens.margin,
             "estimated": not method.is_exact or self._tokens.is_sampled,
             "calls": self._calls,
-            "cost_usd": self._price(counted),
-            "cost_usd_with_duplicates": self._price(counted + again),
+            "cost_usd": self._price(tokens),
+            "cost_usd_with_duplicates": self._price(tokens + duplicate_tokens),
             "eta_seconds": None if seconds is None else round(seconds),
-            **self._of_ceiling(counted + self._tokens.margin),
+            **self._cost_limit_fields(tokens + self._tokens.margin),
         }
 
     async def _choose_method(self) -> Method:
         if self._method is None:
-            self._method = await method_for(self._runtime, self._wanted.alias, self._project)
+            self._method = await method_for(self._runtime, self._spec.alias, self._project)
             self._tokens, self._duplicate_tokens = TokenTotal(self._method), TokenTotal(self._method)
         return self._method
 
-    def _count(self, cut: ShardDraft) -> None:
+    def _count(self, draft: ShardDraft) -> None:
         assert self._tokens is not None and self._duplicate_tokens is not None
-        inputs = [item for item in cut.lines.inputs if item is not None]
-        self._inputs += len(cut)
-        self._refused += cut.refused
-        self._duplicates += len(cut.twins)
-        self._errors = refused_ranges.tally(self._errors, refused_ranges.rows_of("", cut))
+        inputs = [item for item in draft.lines.inputs if item is not None]
+        self._inputs += len(draft)
+        self._refused += draft.refused
+        self._duplicates += len(draft.duplicates)
+        self._errors = refused_inputs.add_to_summary(self._errors, refused_inputs.refused_rows("", draft))
         self._calls += sum(
-            1 for _ in packing.pack(inputs, range(len(inputs)), self._limits, self._wanted.width, self._wanted.options)
+            1 for _ in packing.pack(inputs, range(len(inputs)), self._limits, self._spec.width, self._spec.options)
         )
         self._tokens.add(inputs)
-        self._duplicate_tokens.add(cut.twin_inputs)
+        self._duplicate_tokens.add(draft.duplicate_inputs)
 
-    def _of_ceiling(self, upper_bound: int) -> dict[str, Any]:
-        """The job's ceiling, and whether so many tokens keep to it; null where it has none."""
-        ceiling = self._wanted.max_cost_usd
-        if ceiling is None:
+    def _cost_limit_fields(self, upper_bound: int) -> dict[str, Any]:
+        """The job's cost limit, and whether so many tokens stay below it; null without a limit."""
+        max_cost_usd = self._spec.max_cost_usd
+        if max_cost_usd is None:
             return {"max_cost_usd": None, "within_max_cost": None}
-        return {"max_cost_usd": usd_text(ceiling), "within_max_cost": self._usd(upper_bound) <= ceiling}
+        return {"max_cost_usd": usd_text(max_cost_usd), "within_max_cost": self._usd(upper_bound) <= max_cost_usd}
 
     def _price(self, count: int) -> str:
         return usd_text(self._usd(count))
 
     def _usd(self, count: int) -> Decimal:
-        # By the first route, which all calls take while it is fit.
-        alias = self._wanted.alias
+        # By the price of the first route, which all calls take while it is available.
+        alias = self._spec.alias
         first = min(alias.routes, key=lambda route: route.priority)
         return (Decimal(count) * first.usd_per_million_tokens / MILLION).quantize(PICODOLLAR)
 
 
-def seconds_by_quota(routes: Sequence[Route], calls: int, counted: int) -> float | None:
-    """How long the quotas alone hold a job up, that uses all of them at once; None where a route has none."""
+def quota_bound_seconds(routes: Sequence[Route], calls: int, tokens: int) -> float | None:
+    """Seconds that a job needs by the quotas of all routes together; None where a route has no quota."""
     quotas = {(route.provider, route.upstream_model): route.account for route in routes}.values()
     requests_per_minute = [account.requests_per_minute for account in quotas]
     tokens_per_minute = [account.tokens_per_minute for account in quotas]
     bounds = [
         amount / sum(known) * 60
-        for amount, limits in ((calls, requests_per_minute), (counted, tokens_per_minute))
+        for amount, limits in ((calls, requests_per_minute), (tokens, tokens_per_minute))
         if len(known := [limit for limit in limits if limit]) == len(limits)
     ]
     return max(bounds) if bounds else None

@@ -1,4 +1,4 @@
-"""Idempotency keys: one request at a time may bring a corpus under a key, and one that broke off is taken up again."""
+"""Idempotency keys: one request at a time uploads a corpus under a key; an interrupted upload can be continued."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from engine.queue import worker_heartbeats
 from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.errors import Conflict
-from models.job import UNDER_WAY, IdempotencyKey, Job, JobStatus
+from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 
 # A job whose corpus is still arriving.
-ARRIVING = and_(Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)), Job.total.is_(None), Job.deleted_at.is_(None))
+ARRIVING = and_(Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)), Job.total.is_(None), Job.deleted_at.is_(None))
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
-    """The same Idempotency-Key was used before, by a request whose body had this fingerprint."""
+class IdempotentReplay:
+    """The Idempotency-Key was used by an earlier request, whose body had this fingerprint."""
 
     job_id: str
     fingerprint: bytes
@@ -29,7 +29,7 @@ class Replay:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """The right to bring a corpus. `resumes`: some of it is stored, by a request that broke off."""
+    """The exclusive right to upload a corpus. `resumes`: an interrupted request has stored a part of it."""
 
     job_id: str
     owner: str
@@ -38,28 +38,29 @@ class Reservation:
 
 
 def new_reservation(job_id: str | None = None, key: str | None = None, *, resumes: bool = False) -> Reservation:
+    """A reservation of this process, of a new job unless `job_id` is passed."""
     owner = f"{worker_heartbeats.process_name()}#{secrets.token_hex(8)}"
     return Reservation(job_id or new_id("job"), owner, key, resumes)
 
 
 def owner_is_dead(owner: str | None) -> bool:
-    """True when nobody owns it, or a process of this machine that is no more."""
+    """True when there is no owner, or when it is a dead process of this machine."""
     return owner is None or worker_heartbeats.is_dead_local_process(owner.partition("#")[0])
 
 
-def owner_is_here(owner: str | None) -> bool:
-    """True when the owner is a process of this machine that lives, though it may be stopped."""
+def owner_is_alive_here(owner: str | None) -> bool:
+    """True when the owner is a live process of this machine, possibly a suspended one."""
     return owner is not None and worker_heartbeats.is_alive_here(owner.partition("#")[0])
 
 
-async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | Replay:
-    """Claim an Idempotency-Key: for a new job, for what an upload that broke off has left, or the job it stands for.
+async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | IdempotentReplay:
+    """Reserve an Idempotency-Key for a new job or for the rest of an interrupted upload, or return its replay.
 
-    Raises Conflict while another request with this key is still arriving.
+    Raises Conflict while another request uploads under this key; StorageUnavailable.
     """
-    fresh = new_reservation(key=key)
+    new = new_reservation(key=key)
     async with runtime.database.write() as connection:
-        values = _values(runtime, fresh) | {"fingerprint": None}
+        values = _values(runtime, new) | {"fingerprint": None}
         statement = (
             runtime.database.insert(IdempotencyKey)
             .values(project=project, key=key, **values)
@@ -68,8 +69,8 @@ async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | Rep
             )
             .returning(IdempotencyKey.job_id)
         )
-        if (await connection.execute(statement)).scalar_one_or_none() == fresh.job_id:
-            return fresh
+        if (await connection.execute(statement)).scalar_one_or_none() == new.job_id:
+            return new
         row = (
             await connection.execute(
                 select(
@@ -83,31 +84,31 @@ async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | Rep
             )
         ).one()
         if row.fingerprint is not None:
-            return Replay(row.job_id, row.fingerprint)
+            return IdempotentReplay(row.job_id, row.fingerprint)
         if not (row.lapsed or owner_is_dead(row.owner)):
             raise Conflict(
                 "A request with this Idempotency-Key is still being read: try again when it has been.",
                 code="idempotency_in_flight",
                 should_retry=True,
             )
-        mine = await _take_over(runtime, connection, row.job_id, key) or fresh
+        reservation = await _take_over(runtime, connection, row.job_id, key) or new
         await connection.execute(
             update(IdempotencyKey)
             .where(IdempotencyKey.project == project, IdempotencyKey.key == key)
-            .values(_values(runtime, mine))
+            .values(_values(runtime, reservation))
         )
-    return mine
+    return reservation
 
 
 async def _take_over(runtime: Runtime, connection: AsyncConnection, job_id: str, key: str) -> Reservation | None:
-    """Own what is stored of the job; None: there is nothing that could be continued."""
-    mine = new_reservation(job_id, key, resumes=True)
-    taken = await connection.execute(
+    """Take the ownership of an interrupted upload; None: nothing of it is stored."""
+    reservation = new_reservation(job_id, key, resumes=True)
+    updated = await connection.execute(
         update(Job)
-        .where(Job.id == job_id, ARRIVING, Job.intake_hash.is_not(None))
-        .values(intake_owner=mine.owner, intake_until=db_now() + runtime.settings.lease_s)
+        .where(Job.id == job_id, ARRIVING, Job.upload_hash.is_not(None))
+        .values(upload_owner=reservation.owner, upload_lease_until=db_now() + runtime.settings.lease_s)
     )
-    return mine if taken.rowcount else None
+    return reservation if updated.rowcount else None
 
 
 def _values(runtime: Runtime, reservation: Reservation) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _values(runtime: Runtime, reservation: Reservation) -> dict[str, Any]:
 
 
 def owned_by(reservation: Reservation, project: str) -> ColumnElement[bool]:
-    """The key of this request, unless another has taken it over."""
+    """Condition on a key: this reservation owns it."""
     return and_(
         IdempotencyKey.project == project,
         IdempotencyKey.key == reservation.key,

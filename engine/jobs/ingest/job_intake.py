@@ -1,8 +1,8 @@
-"""Submit: a corpus becomes a job and its shards, while it arrives.
+"""Job intake: stores a corpus as a job and its shards while it is uploaded.
 
-A small corpus is one transaction: no answer before it, nothing of the job without it. A large one is written shard by
-shard, and its first shards run while its last lines are still under way. `intake_owner` is the request that brings it,
-and `intake_until` its lease. Only the owner adds to the job: one that was frozen and replaced writes nothing.
+A small corpus is stored in one transaction before the response. A large one is stored shard by shard, and its first
+shards run while its last lines are still arriving. `upload_owner` is the uploading request, `upload_lease_until` its
+lease. Only the owner may add to the job: a suspended request that was replaced writes nothing.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.access.keys import Caller
 from engine.corpus.lines import Lines
-from engine.jobs.control.end_early import end_early, forget
-from engine.jobs.ingest.differences import stored_options, what_differs
-from engine.jobs.ingest.idempotency import ARRIVING, Replay, Reservation, new_reservation, owned_by, reserve
+from engine.jobs.control.termination import soft_delete, terminate
+from engine.jobs.ingest.differences import describe_differences, stored_options
+from engine.jobs.ingest.idempotency import ARRIVING, IdempotentReplay, Reservation, new_reservation, owned_by, reserve
 from engine.jobs.ingest.sharding import JobSpec, Prefix, Sharder
 from engine.jobs.leasing import duplicate_codec
-from engine.jobs.recording import refused_ranges, truncated
-from engine.jobs.recording.completion import FINAL_STATUS, NOTHING_OPEN, end_columns
-from engine.jobs.recording.split_shard import HALVES_FROM
+from engine.jobs.recording import refused_inputs, truncated_inputs
+from engine.jobs.recording.completion import FINAL_STATUS, HAS_NO_OPEN_SHARD, end_columns
+from engine.jobs.recording.split_shard import SPLIT_SEQ_START
 from engine.jobs.scheduling.dispatch import dispatch_soon
-from engine.jobs.scheduling.fair_share import newcomer
+from engine.jobs.scheduling.fair_share import initial_virtual_time
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
 from engine.process.byte_budget import ByteLease
@@ -46,7 +46,7 @@ from models.errors import (
     UploadInterrupted,
 )
 from models.job import (
-    UNDER_WAY,
+    ACTIVE_STATUSES,
     IdempotencyKey,
     Job,
     JobStatus,
@@ -58,92 +58,92 @@ from models.job import (
 )
 
 log = logging.getLogger("embedmill.jobs")
-# So few bytes are parsed where they are: a thread costs more.
+# Up to so many bytes are parsed on the event loop, because a thread costs more.
 INLINE_BYTES = 4096
 
 
 class JobIntake:
-    """A job on its way in. Use through `receiving()`; feed lines, then finish."""
+    """The upload of one job. Use `open_intake()`, add lines, then finish."""
 
     def __init__(
-        self, runtime: Runtime, caller: Caller, wanted: JobSpec, reservation: Reservation, held: ByteLease
+        self, runtime: Runtime, caller: Caller, spec: JobSpec, reservation: Reservation, body_lease: ByteLease
     ) -> None:
         self._runtime = runtime
         self._caller = caller
-        self._wanted = wanted
+        self._spec = spec
         self._reservation = reservation
-        self._held = held
-        self._cutter = Sharder(runtime.settings, wanted)
+        self._body_lease = body_lease
+        self._sharder = Sharder(runtime.settings, spec)
         self._created = False
         self._inputs = 0
-        self._ringing: asyncio.Task[None] | None = None
+        self._dispatching: asyncio.Task[None] | None = None
         self.job_id = reservation.job_id
 
     async def resume(self) -> None:
-        """Go on with what is stored of the job. Raises IdempotencyMismatch when it was asked for in another way."""
-        first_shards = select(func.count()).where(Shard.job_id == Job.id, Shard.seq < HALVES_FROM).scalar_subquery()
+        """Continue an interrupted upload. Raises IdempotencyMismatch when its options were different."""
+        first_shards = select(func.count()).where(Shard.job_id == Job.id, Shard.seq < SPLIT_SEQ_START).scalar_subquery()
         async with self._runtime.database.read() as connection:
             row = (
                 await connection.execute(
                     select(*Job.__table__.columns, first_shards.label("shards")).where(Job.id == self.job_id)
                 )
             ).one()
-        wanted = self._first_row()
+        spec = self._initial_columns()
         for name in ("alias", "space", "dimensions", "options", "max_cost_usd"):
-            if getattr(row, name) != wanted[name]:
+            if getattr(row, name) != spec[name]:
                 raise IdempotencyMismatch(
                     "An upload under this Idempotency-Key was cut off, and had other options: "
-                    f"{await what_differs(self._runtime, self.job_id, self._wanted)}. "
+                    f"{await describe_differences(self._runtime, self.job_id, self._spec)}. "
                     "Send the same request again, or use a new key.",
                     param="idempotency-key",
                 )
         self._created = True
         self._inputs = row.ingested
-        self._cutter = Sharder(
+        self._sharder = Sharder(
             self._runtime.settings,
-            self._wanted,
-            Prefix(row.ingested, row.shards, bytes(row.intake_hash), row.intake_refused),
+            self._spec,
+            Prefix(row.ingested, row.shards, bytes(row.upload_hash), row.upload_refused_inputs),
         )
         log.info("an upload is taken up again", extra={"job_id": self.job_id, "inputs": row.ingested})
 
     async def add(self, lines: Lines) -> None:
-        """Take lines in; writes a shard whenever one is full. Raises StorageUnavailable."""
+        """Add lines; each full shard is written. Raises StorageUnavailable."""
         await self.read(iter([lines]))
 
-    async def read(self, pieces: Iterator[Lines], *, size: int | None = None, held_bytes: int = 0) -> None:
-        """The same for lines that are parsed on the way, in the work threads unless they are few bytes.
+    async def read(self, chunks: Iterator[Lines], *, size: int | None = None, buffered_bytes: int = 0) -> None:
+        """Add lines while the iterator parses them, in the work threads unless they are few bytes.
 
-        `held_bytes` is what the parser keeps of a line that has not ended.
+        `buffered_bytes`: bytes that the parser keeps of an incomplete line.
         """
 
         def steps() -> Iterator[list[ShardDraft]]:
-            for lines in pieces:
-                yield list(self._cutter.feed(lines))
+            for lines in chunks:
+                yield list(self._sharder.feed(lines))
 
         if size is not None and size <= INLINE_BYTES:
-            for cuts in steps():
-                await self._write(cuts)
+            for drafts in steps():
+                await self._write(drafts)
         else:
-            async for cuts in self._runtime.work.drive(self._caller.project, steps()):
-                await self._write(cuts)
-        if not self._held.try_resize(self._cutter.held_bytes + held_bytes):
-            await self._write([self._cutter.rest()])  # rather a small shard than a wait in the middle of an upload
-            await self._held.resize(held_bytes)
+            async for drafts in self._runtime.work.drive(self._caller.project, steps()):
+                await self._write(drafts)
+        if not self._body_lease.try_resize(self._sharder.buffered_bytes + buffered_bytes):
+            await self._write([self._sharder.flush()])  # a small shard, so that the upload need not wait for memory
+            await self._body_lease.resize(buffered_bytes)
 
-    async def _write(self, cuts: list[ShardDraft]) -> None:
-        for cut in cuts:
-            if not len(cut):
+    async def _write(self, drafts: list[ShardDraft]) -> None:
+        for draft in drafts:
+            if not len(draft):
                 continue
             async with self._runtime.database.write() as connection:
-                await self._insert(connection, cut)
-            if cut.refused < len(cut):
-                await self._ring()
+                await self._insert(connection, draft)
+            if draft.refused < len(draft):
+                await self._dispatch()
 
     async def finish(self, fingerprint: bytes) -> None:
-        """The corpus is whole: make it durable. Raises InvalidInput when no line of it was usable."""
-        cut = await self._runtime.work.run(self._caller.project, self._cutter.end)
-        if not self._cutter.usable:
-            first = next(iter(cut.lines.errors.values()), None)
+        """Complete the corpus and make it durable. Raises InvalidInput without an accepted line; StorageUnavailable."""
+        draft = await self._runtime.work.run(self._caller.project, self._sharder.end)
+        if not self._sharder.accepted:
+            first = next(iter(draft.lines.errors.values()), None)
             reason = f": {first.message}" if first else ""
             raise InvalidInput(
                 f"The corpus has no usable input{reason}. Correct it, and send it again.",
@@ -151,28 +151,28 @@ class JobIntake:
                 code="no_usable_input",
             )
         async with self._runtime.database.write() as connection:
-            await self._insert(connection, cut)
-            is_through = NOTHING_OPEN & Job.status.in_(UNDER_WAY)
+            await self._insert(connection, draft)
+            is_complete = HAS_NO_OPEN_SHARD & Job.status.in_(ACTIVE_STATUSES)
             done = await connection.execute(
                 update(Job)
-                .where(self._my_job())
+                .where(self._owned_job())
                 .values(
                     total=Job.ingested,
-                    intake_until=None,
-                    intake_owner=None,
+                    upload_lease_until=None,
+                    upload_owner=None,
                     version=Job.version + 1,
-                    # The last shard may have ended before the last byte arrived.
-                    status=case((is_through, FINAL_STATUS), else_=Job.status),
+                    # The last shard may be done before the last byte arrives.
+                    status=case((is_complete, FINAL_STATUS), else_=Job.status),
                     **{
-                        name: case((is_through, value), else_=Job.__table__.c[name])
+                        name: case((is_complete, value), else_=Job.__table__.c[name])
                         for name, value in end_columns(self._runtime.settings).items()
                     },
                 )
             )
             if not done.rowcount:
-                raise await self._why_not_mine(connection)
+                raise await self._ownership_error(connection)
             if self._reservation.key is not None:
-                mine = await connection.execute(
+                owned = await connection.execute(
                     update(IdempotencyKey)
                     .where(owned_by(self._reservation, self._caller.project))
                     .values(
@@ -182,16 +182,14 @@ class JobIntake:
                         expires_at=db_now() + self._runtime.settings.idempotency_hours * 3600.0,
                     )
                 )
-                if not mine.rowcount:
-                    raise _taken_over()
+                if not owned.rowcount:
+                    raise _taken_over_conflict()
         failpoints.hit("after_accept_commit")
-        log.info(
-            "job accepted", extra={"job_id": self.job_id, "inputs": self._inputs, "model": self._wanted.alias.name}
-        )
-        await self._ring()
+        log.info("job accepted", extra={"job_id": self.job_id, "inputs": self._inputs, "model": self._spec.alias.name})
+        await self._dispatch()
 
     async def abandon(self, error: BaseException) -> None:
-        """The corpus does not arrive whole. What was sent wrong ends the job; what broke off under a key stays open."""
+        """The upload was not completed. An invalid one ends the job; an interrupted one with a key stays open."""
         project = self._caller.project
         broke_off = not isinstance(error, RequestError) or error.retryable or isinstance(error, IdempotencyMismatch)
         try:
@@ -200,8 +198,8 @@ class JobIntake:
                     if self._created and broke_off:
                         await connection.execute(
                             update(Job)
-                            .where(self._my_job())
-                            .values(intake_owner=None, intake_until=db_now(), version=Job.version + 1)
+                            .where(self._owned_job())
+                            .values(upload_owner=None, upload_lease_until=db_now(), version=Job.version + 1)
                         )
                         await connection.execute(
                             update(IdempotencyKey)
@@ -211,30 +209,30 @@ class JobIntake:
                         log.warning("an upload broke off, and may be taken up again", extra={"job_id": self.job_id})
                         return
                     await connection.execute(delete(IdempotencyKey).where(owned_by(self._reservation, project)))
-            if self._created and await self._is_mine():
+            if self._created and await self._owns_job():
                 code, message = "upload_interrupted", "the corpus did not arrive whole: send it again"
                 if isinstance(error, EmbedmillError):
                     code, message = error.code, error.message
-                await end_early(self._runtime, self.job_id, JobStatus.FAILED, code, message)
-                if not self._cutter.usable:
-                    await forget(self._runtime, self.job_id)
+                await terminate(self._runtime, self.job_id, JobStatus.FAILED, code, message)
+                if not self._sharder.accepted:
+                    await soft_delete(self._runtime, self.job_id)
         except StorageUnavailable:
             log.warning("an abandoned intake is left to the sweep", extra={"job_id": self.job_id})
 
-    def _my_job(self) -> ColumnElement[bool]:
-        return and_(Job.id == self.job_id, Job.intake_owner == self._reservation.owner, ARRIVING)
+    def _owned_job(self) -> ColumnElement[bool]:
+        return and_(Job.id == self.job_id, Job.upload_owner == self._reservation.owner, ARRIVING)
 
-    async def _is_mine(self) -> bool:
+    async def _owns_job(self) -> bool:
         async with self._runtime.database.read() as connection:
             found = await connection.execute(
-                select(Job.id).where(Job.id == self.job_id, Job.intake_owner == self._reservation.owner)
+                select(Job.id).where(Job.id == self.job_id, Job.upload_owner == self._reservation.owner)
             )
             return found.first() is not None
 
-    async def _why_not_mine(self, connection: AsyncConnection) -> EmbedmillError:
-        """Why this request may not add to its job any more."""
+    async def _ownership_error(self, connection: AsyncConnection) -> EmbedmillError:
+        """The error for a request that no longer owns its job."""
         row = (
-            await connection.execute(select(Job.status, Job.deleted_at, Job.intake_owner).where(Job.id == self.job_id))
+            await connection.execute(select(Job.status, Job.deleted_at, Job.upload_owner).where(Job.id == self.job_id))
         ).one_or_none()
         if row is None or row.deleted_at is not None:
             return Conflict("The job was deleted while its corpus arrived: send the corpus again for a new one.")
@@ -245,92 +243,95 @@ class JobIntake:
                 "The server stood still while the corpus arrived, and its job was given up: send the corpus again.",
                 retry_after_s=1.0,
             )
-        return _taken_over()
+        return _taken_over_conflict()
 
-    async def _ring(self) -> None:
-        """Ring what waits, unless the broker is still taking its time over the last ring."""
-        if self._ringing is not None and not self._ringing.done():
+    async def _dispatch(self) -> None:
+        """Dispatch due shards, unless the previous dispatch still waits for the broker."""
+        if self._dispatching is not None and not self._dispatching.done():
             return
-        self._ringing = await dispatch_soon(self._runtime)
+        self._dispatching = await dispatch_soon(self._runtime)
 
-    async def _insert(self, connection: AsyncConnection, cut: ShardDraft) -> None:
-        """Write a shard, and the job itself before its first."""
+    async def _insert(self, connection: AsyncConnection, draft: ShardDraft) -> None:
+        """Insert a shard, and the job before its first shard."""
         if not self._created:
-            await connection.execute(insert(Job).values(self._first_row()))
+            await connection.execute(insert(Job).values(self._initial_columns()))
         else:
-            mine = select(Job.id).where(self._my_job()).with_for_update(read=True, key_share=True)
-            if (await connection.execute(mine)).first() is None:
-                raise await self._why_not_mine(connection)
-        if len(cut):
-            await self._insert_shard(connection, cut)
+            owned = select(Job.id).where(self._owned_job()).with_for_update(read=True, key_share=True)
+            if (await connection.execute(owned)).first() is None:
+                raise await self._ownership_error(connection)
+        if len(draft):
+            await self._insert_shard(connection, draft)
         failpoints.hit("after_job_insert")
         self._created = True
-        self._inputs += len(cut)
+        self._inputs += len(draft)
 
-    async def _insert_shard(self, connection: AsyncConnection, cut: ShardDraft) -> None:
-        shard_id, count = new_id("shard"), len(cut)
-        settled = np.full(count, cut.repeated is not None)
-        settled[list(cut.lines.errors)] = True
-        is_open = not settled.all()
+    async def _insert_shard(self, connection: AsyncConnection, draft: ShardDraft) -> None:
+        shard_id, count = new_id("shard"), len(draft)
+        outcome_bits = np.full(count, draft.repeated is not None)
+        outcome_bits[list(draft.lines.errors)] = True
+        is_open = not outcome_bits.all()
         await connection.execute(
             insert(Shard).values(
                 id=shard_id,
                 job_id=self.job_id,
-                seq=cut.seq,
-                first_index=cut.first_index,
+                seq=draft.seq,
+                first_index=draft.first_index,
                 count=count,
-                tokens=cut.tokens,
+                tokens=draft.tokens,
                 state=ShardState.QUEUED if is_open else ShardState.DONE,
                 attempt=0,
                 fence=0,
                 next_run_at=db_now(),
-                settled=np.packbits(settled).tobytes(),
+                outcome_bitmap=np.packbits(outcome_bits).tobytes(),
             )
         )
         await connection.execute(
             insert(ShardInputs).values(
-                shard_id=shard_id, inputs=cut.packed_inputs, ids=cut.packed_ids, twins=duplicate_codec.packed(cut.twins)
+                shard_id=shard_id,
+                inputs=draft.packed_inputs,
+                ids=draft.packed_ids,
+                duplicates=duplicate_codec.encode(draft.duplicates),
             )
         )
-        if cut.truncated:
-            indexes = [cut.first_index + position for position in cut.truncated]
-            await connection.execute(insert(TruncatedInputs).values(truncated.row_of(self.job_id, indexes)))
+        if draft.truncated:
+            indexes = [draft.first_index + position for position in draft.truncated]
+            await connection.execute(insert(TruncatedInputs).values(truncated_inputs.row_of(self.job_id, indexes)))
         values: dict[str, Any] = {
             "ingested": Job.ingested + count,
             "open_shards": Job.open_shards + int(is_open),
-            "failed": Job.failed + cut.refused,
-            "intake_until": db_now() + self._runtime.settings.lease_s,
-            "intake_hash": cut.prefix_hash,
-            "intake_refused": Job.intake_refused + cut.refused,
+            "failed": Job.failed + draft.refused,
+            "upload_lease_until": db_now() + self._runtime.settings.lease_s,
+            "upload_hash": draft.prefix_hash,
+            "upload_refused_inputs": Job.upload_refused_inputs + draft.refused,
             "version": Job.version + 1,
             "status": case((Job.status == JobStatus.VALIDATING, JobStatus.IN_PROGRESS), else_=Job.status),
         }
-        if refused := refused_ranges.rows_of(self.job_id, cut):
+        if refused := refused_inputs.refused_rows(self.job_id, draft):
             await connection.execute(insert(RefusedInputs), refused)
             known = select(Job.error_summary).where(Job.id == self.job_id).with_for_update(key_share=True)
-            values["error_summary"] = refused_ranges.tally(
+            values["error_summary"] = refused_inputs.add_to_summary(
                 (await connection.execute(known)).scalar_one_or_none() or [], refused
             )
         await connection.execute(update(Job).where(Job.id == self.job_id).values(values))
 
-    def _first_row(self) -> dict[str, Any]:
-        wanted, settings = self._wanted, self._runtime.settings
+    def _initial_columns(self) -> dict[str, Any]:
+        spec, settings = self._spec, self._runtime.settings
         return {
             "id": self.job_id,
             "project": self._caller.project,
             "key_id": self._caller.key_id,
             "status": JobStatus.VALIDATING,
-            "alias": wanted.alias.name,
-            "space": wanted.alias.space,
-            "dimensions": wanted.width,
-            "options": stored_options(wanted),
-            "labels": wanted.labels,
+            "alias": spec.alias.name,
+            "space": spec.alias.space,
+            "dimensions": spec.width,
+            "options": stored_options(spec),
+            "metadata_": spec.metadata,
             "warnings": [
                 {"code": "unsupported_parameter", "message": f"'{where}': {why}"}
-                for where, why in not_honoured(wanted.options, wanted.alias.routes)
+                for where, why in not_honoured(spec.options, spec.alias.routes)
             ],
-            "max_cost_usd": wanted.max_cost_usd,
-            "request_id": wanted.request_id,
+            "max_cost_usd": spec.max_cost_usd,
+            "request_id": spec.request_id,
             "ingested": 0,
             "completed": 0,
             "failed": 0,
@@ -339,21 +340,21 @@ class JobIntake:
             "cost_usd": Decimal(0),
             "usage_estimated": False,
             "error_summary": [],
-            "served_tokens": newcomer(self._caller.project),
+            "virtual_time": initial_virtual_time(self._caller.project),
             "created_at": db_now(),
             "expires_at": db_now() + settings.job_deadline_days * 86400.0,
-            "intake_until": db_now() + settings.lease_s,
-            "intake_owner": self._reservation.owner,
-            "intake_refused": 0,
-            "mark_done": 0,
-            "mark_tokens": 0,
-            "earlier_mark_done": 0,
-            "earlier_mark_tokens": 0,
+            "upload_lease_until": db_now() + settings.lease_s,
+            "upload_owner": self._reservation.owner,
+            "upload_refused_inputs": 0,
+            "rate_sample_done": 0,
+            "rate_sample_tokens": 0,
+            "prev_rate_sample_done": 0,
+            "prev_rate_sample_tokens": 0,
             "version": 1,
         }
 
 
-def _taken_over() -> Conflict:
+def _taken_over_conflict() -> Conflict:
     return Conflict(
         "Another request with this Idempotency-Key has taken this upload over: read the answer of that one.",
         code="upload_taken_over",
@@ -362,26 +363,26 @@ def _taken_over() -> Conflict:
 
 
 @asynccontextmanager
-async def receiving(
-    runtime: Runtime, caller: Caller, wanted: JobSpec, reservation: Reservation | None = None
+async def open_intake(
+    runtime: Runtime, caller: Caller, spec: JobSpec, reservation: Reservation | None = None
 ) -> AsyncIterator[JobIntake]:
-    """An Intake that is kept alive inside the block, and abandoned when the block raises or is cancelled.
+    """A JobIntake whose lease is renewed within the block, and which is abandoned when the block raises.
 
-    Raises IdempotencyMismatch where an upload broke off that was another one.
+    Raises IdempotencyMismatch when the interrupted upload was a different one.
     """
-    mine = reservation or new_reservation()
-    with runtime.bodies.lease(caller.project) as held:
-        intake = JobIntake(runtime, caller, wanted, mine, held)
-        runtime.upload_leases.keep(mine.owner)
+    owned = reservation or new_reservation()
+    with runtime.bodies.lease(caller.project) as body_lease:
+        intake = JobIntake(runtime, caller, spec, owned, body_lease)
+        runtime.upload_leases.keep(owned.owner)
         try:
-            if mine.resumes:
+            if owned.resumes:
                 await intake.resume()
             yield intake
         except BaseException as error:
             await asyncio.shield(intake.abandon(error))
             raise
         finally:
-            runtime.upload_leases.drop(mine.owner)
+            runtime.upload_leases.drop(owned.owner)
 
 
-__all__ = ["JobIntake", "JobSpec", "Replay", "Reservation", "new_reservation", "receiving", "reserve"]
+__all__ = ["IdempotentReplay", "JobIntake", "JobSpec", "Reservation", "new_reservation", "open_intake", "reserve"]

@@ -1,6 +1,6 @@
-"""Cutting: lines of a corpus become shards: checked, each text once, in flat memory. For jobs and for estimates.
+"""Sharding: checks the lines of a corpus, removes duplicates and groups them into shards, in bounded memory.
 
-Nothing here waits for anything: it runs in the work threads.
+Jobs and dry runs use it. It does not block on I/O other than the deduplication file, and runs in the work threads.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from engine.planning import packing, tokens
 from models.embedding import Alias, Input, InputError, Options
 from models.errors import IdempotencyMismatch, InputTooLong, InvalidInput, PayloadTooLarge
 
-# Eight upstream calls of the usual 128: enough to keep a slow provider busy from one worker.
+# Eight upstream calls of the default 128 inputs: they keep a slow provider busy from one worker.
 FIRST_SHARD_INPUTS = 1024
-# A run of lines refused for one reason that is as long as a shard becomes a shard of its own, and is one row of errors.
+# So many consecutive lines that are refused for one reason become a shard of their own, and one row of errors.
 RUN_INPUTS = 1024
-# What an entry of a waiting shard weighs beside its text and its id.
+# Memory of an entry of a pending shard beside its text and its id.
 ENTRY_BYTES = 64
 _PACK = msgspec.msgpack.Encoder()
 _NO_KEY = b"\xff" * 16
@@ -33,19 +33,19 @@ _NO_KEY = b"\xff" * 16
 
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """What the caller asked for, beside the corpus."""
+    """A caller's request for a job, without the corpus."""
 
     alias: Alias
     width: int
     options: Options
-    labels: dict[str, Any]
+    metadata: dict[str, Any]
     request_id: str
     max_cost_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """What is stored already of a corpus that was cut off: so many lines, in so many shards, with this hash."""
+    """The stored beginning of an interrupted upload: number of lines and shards, and the hash of the lines."""
 
     inputs: int
     shards: int
@@ -54,36 +54,36 @@ class Prefix:
 
 
 class Sharder:
-    """Takes the lines of one corpus in, gives shards out. `usable` counts the inputs that were not refused.
+    """Turns the lines of one corpus into shards. `accepted` counts the inputs that were not refused.
 
-    With `stored`, the lines of a corpus that has come before: they are compared with what is stored, and not cut again.
+    With `stored`, the first lines are only compared with the stored beginning of an interrupted upload.
     """
 
-    def __init__(self, settings: Settings, wanted: JobSpec, stored: Prefix | None = None) -> None:
+    def __init__(self, settings: Settings, spec: JobSpec, stored: Prefix | None = None) -> None:
         self._settings = settings
-        self._wanted = wanted
-        self._accepts_tokens = any(route.accepts_tokens for route in wanted.alias.routes)
-        # Nearly every text is so short that its length alone shows that it is good.
-        self._short_chars = wanted.alias.max_input_tokens // 4
-        self._may_be_cut = wanted.options.truncate == "end"
-        self._stored = stored if stored is not None and stored.inputs else None
+        self._spec = spec
+        self._accepts_tokens = any(route.accepts_tokens for route in spec.alias.routes)
+        # Nearly every text is so short that its length alone shows that it is valid.
+        self._short_chars = spec.alias.max_input_tokens // 4
+        self._truncates = spec.options.truncate == "end"
+        self._stored_prefix = stored if stored is not None and stored.inputs else None
         self._hash = hashlib.sha256()
-        self._seen = DuplicateIndex()
+        self._duplicates = DuplicateIndex()
         self._seq = stored.shards if stored else 0
         self._index = 0
         self._refused = 0
-        self.usable = stored.inputs - stored.refused if stored else 0
+        self.accepted = stored.inputs - stored.refused if stored else 0
         self._begin()
 
     def _begin(self) -> None:
-        self._waiting = Lines()
+        self._pending = Lines()
         self._keys: list[bytes | None] = []
         self._records: list[bytes] = []
         self._truncated: list[int] = []
-        self.held_bytes = 0
+        self.buffered_bytes = 0
 
     def feed(self, lines: Lines) -> Iterator[ShardDraft]:
-        """The shards that these lines fill. Raises PayloadTooLarge, and IdempotencyMismatch for another corpus."""
+        """The shards that these lines complete. Raises PayloadTooLarge; IdempotencyMismatch for a different corpus."""
         settings = self._settings
         for position, item in enumerate(lines.inputs):
             if item is None:
@@ -91,53 +91,53 @@ class Sharder:
                     lines.errors[position], lines.ids[position], count=lines.repeats.get(position, 1)
                 )
             else:
-                self._take(item, lines.ids[position])
-            if self._stored is not None:
+                self._add(item, lines.ids[position])
+            if self._stored_prefix is not None:
                 self._compare()
-            waiting = len(self._waiting.inputs)
-            if self._index + waiting > settings.max_inputs_per_job or self._refused > settings.max_errors_per_job:
+            pending = len(self._pending.inputs)
+            if self._index + pending > settings.max_inputs_per_job or self._refused > settings.max_errors_per_job:
                 self._check_size()
-            if waiting >= self._shard_inputs() or self.held_bytes >= settings.shard_bytes:
-                cut = self._seal()
-                if len(cut):
-                    yield cut
+            if pending >= self._shard_inputs() or self.buffered_bytes >= settings.shard_bytes:
+                draft = self._seal()
+                if len(draft):
+                    yield draft
 
-    def rest(self) -> ShardDraft:
-        """What waits, as a shard; it may be empty. The corpus has ended, or memory is short."""
+    def flush(self) -> ShardDraft:
+        """The pending lines as a shard, possibly an empty one."""
         return self._seal()
 
     def end(self) -> ShardDraft:
-        """The last shard; it may be empty. Raises IdempotencyMismatch where the corpus ends before what is stored."""
-        cut = self._seal()
-        if self._stored is not None:
-            raise _another_corpus(self._stored)
-        return cut
+        """The last shard, possibly empty. Raises IdempotencyMismatch for a corpus shorter than the stored part."""
+        draft = self._seal()
+        if self._stored_prefix is not None:
+            raise _another_corpus(self._stored_prefix)
+        return draft
 
-    def _take(self, item: Input, caller_id: str | None) -> None:
+    def _add(self, item: Input, caller_id: str | None) -> None:
         is_short = type(item) is str and 0 < len(item) <= self._short_chars
-        error = None if is_short or self._stored is not None else self._check(item)
+        error = None if is_short or self._stored_prefix is not None else self._check(item)
         try:
             key = fingerprint(item)
-        except OverflowError:  # a number that is no token id, as the check says
+        except OverflowError:  # no token id; the check reports it
             key = _NO_KEY
             error = error or InputError("invalid_input", "no token id")
         self._record(key, caller_id)
         if error is not None:
-            self._waiting.refuse(error, caller_id)
+            self._pending.refuse(error, caller_id)
             self._keys.append(None)
             self._refused += 1
         else:
-            kept = item
-            if self._may_be_cut and not is_short:
-                kept = packing.truncated_input(item, self._wanted.alias, self._wanted.options)
-            if len(kept) < len(item):
-                self._truncated.append(len(self._waiting.inputs))
-            self._waiting.add(kept, caller_id)
-            self._keys.append(key if kept is item else fingerprint(kept))
-            self.held_bytes += packing.weight(kept)
-            if self._stored is None:
-                self.usable += 1
-        self.held_bytes += ENTRY_BYTES + len(caller_id or "")
+            accepted_input = item
+            if self._truncates and not is_short:
+                accepted_input = packing.truncated_input(item, self._spec.alias, self._spec.options)
+            if len(accepted_input) < len(item):
+                self._truncated.append(len(self._pending.inputs))
+            self._pending.add(accepted_input, caller_id)
+            self._keys.append(key if accepted_input is item else fingerprint(accepted_input))
+            self.buffered_bytes += packing.weight(accepted_input)
+            if self._stored_prefix is None:
+                self.accepted += 1
+        self.buffered_bytes += ENTRY_BYTES + len(caller_id or "")
 
     def _refuse(self, error: InputError, caller_id: str | None, *, count: int) -> Iterator[ShardDraft]:
         if count >= RUN_INPUTS:
@@ -145,35 +145,35 @@ class Sharder:
             return
         for _ in range(count):
             self._record(_NO_KEY + error.code.encode(), caller_id)
-            self._waiting.refuse(error, caller_id)
+            self._pending.refuse(error, caller_id)
             self._keys.append(None)
-            self.held_bytes += ENTRY_BYTES + len(caller_id or "")
+            self.buffered_bytes += ENTRY_BYTES + len(caller_id or "")
             self._compare()
         self._refused += count
 
     def _refuse_run(self, error: InputError, count: int) -> Iterator[ShardDraft]:
-        waiting = self._seal()
-        if len(waiting):
-            yield waiting
+        pending = self._seal()
+        if len(pending):
+            yield pending
         while count:
-            some = min(count, MAX_RUN_INPUTS)
-            if self._stored is not None:
-                some = min(some, self._stored.inputs - self._index)
+            run_size = min(count, MAX_RUN_INPUTS)
+            if self._stored_prefix is not None:
+                run_size = min(run_size, self._stored_prefix.inputs - self._index)
             record = _NO_KEY + error.code.encode() + b"\0"
-            for low in range(0, some, RUN_INPUTS):
-                self._hash.update(record * min(RUN_INPUTS, some - low))
-            self._index += some
-            count -= some
-            self._refused += some
-            if self._stored is not None:
+            for low in range(0, run_size, RUN_INPUTS):
+                self._hash.update(record * min(RUN_INPUTS, run_size - low))
+            self._index += run_size
+            count -= run_size
+            self._refused += run_size
+            if self._stored_prefix is not None:
                 self._compare_now()
                 continue
-            # A run that is empty would be a shard without inputs.
+            # An empty run would become a shard without inputs.
             yield ShardDraft(
                 self._next_seq(),
-                self._index - some,
+                self._index - run_size,
                 Lines(),
-                some,
+                run_size,
                 repeated=error,
                 packed_inputs=_PACK.encode([]),
                 prefix_hash=self._hash.digest(),
@@ -184,44 +184,44 @@ class Sharder:
         self._records.append(key + (caller_id.encode() if caller_id else b"") + b"\0")
 
     def _compare(self) -> None:
-        """Where the lines have come to the end of what is stored: see that they are the same."""
-        if self._stored is not None and self._index + len(self._records) == self._stored.inputs:
+        """Compare the lines with the stored part once its end is reached."""
+        if self._stored_prefix is not None and self._index + len(self._records) == self._stored_prefix.inputs:
             self._seal()
 
     def _compare_now(self) -> None:
-        stored = self._stored
+        stored = self._stored_prefix
         if stored is None or self._index < stored.inputs:
             return
         if self._index > stored.inputs or self._hash.digest() != stored.hash:
             raise _another_corpus(stored)
-        self._stored = None
+        self._stored_prefix = None
         self._refused = stored.refused
 
     def _seal(self) -> ShardDraft:
-        """What waits, as a shard. Of a corpus that is being compared nothing is left over: the shard is empty."""
-        lines, keys, truncated = self._waiting, self._keys, self._truncated
+        """The pending lines as a shard; an empty one while the lines are only compared with the stored part."""
+        lines, keys, truncated = self._pending, self._keys, self._truncated
         self._hash.update(b"".join(self._records))
-        cut = ShardDraft(self._seq, self._index, lines, len(lines.inputs), prefix_hash=self._hash.digest())
-        self._index += len(cut)
-        twins = self._seen.twins_of(keys, cut.first_index)
+        draft = ShardDraft(self._seq, self._index, lines, len(lines.inputs), prefix_hash=self._hash.digest())
+        self._index += len(draft)
+        duplicates = self._duplicates.find_duplicates_of(keys, draft.first_index)
         self._begin()
-        if self._stored is not None:
+        if self._stored_prefix is not None:
             self._compare_now()
-            return ShardDraft(self._seq, self._index, Lines(), 0, prefix_hash=cut.prefix_hash)
-        cut.twins, cut.truncated = twins, truncated
+            return ShardDraft(self._seq, self._index, Lines(), 0, prefix_hash=draft.prefix_hash)
+        draft.duplicates, draft.truncated = duplicates, truncated
         inputs = lines.inputs
-        for position in cut.twins:
-            twin, inputs[position] = inputs[position], None
-            if twin is not None:
-                cut.twin_inputs.append(twin)
-        cut.tokens = sum(tokens.estimate(item) for item in inputs if item is not None)
-        # Of a shard in which all is refused nobody asks for the inputs.
-        cut.packed_inputs = _PACK.encode([] if len(lines.errors) == len(inputs) else inputs)
+        for position in draft.duplicates:
+            duplicate, inputs[position] = inputs[position], None
+            if duplicate is not None:
+                draft.duplicate_inputs.append(duplicate)
+        draft.tokens = sum(tokens.estimate(item) for item in inputs if item is not None)
+        # The inputs of a shard in which all are refused are never read.
+        draft.packed_inputs = _PACK.encode([] if len(lines.errors) == len(inputs) else inputs)
         if any(caller_id is not None for caller_id in lines.ids):
-            cut.packed_ids = _PACK.encode(lines.ids)
-        if len(cut):
+            draft.packed_ids = _PACK.encode(lines.ids)
+        if len(draft):
             self._next_seq()
-        return cut
+        return draft
 
     def _next_seq(self) -> int:
         self._seq += 1
@@ -229,7 +229,7 @@ class Sharder:
 
     def _check_size(self) -> None:
         self._compare()
-        count, settings = self._index + len(self._waiting.inputs), self._settings
+        count, settings = self._index + len(self._pending.inputs), self._settings
         if count > settings.max_inputs_per_job:
             raise PayloadTooLarge(
                 f"the corpus has more than {settings.max_inputs_per_job} inputs: send it as several jobs",
@@ -246,13 +246,13 @@ class Sharder:
 
     def _check(self, item: Input) -> InputError | None:
         try:
-            packing.check(item, self._wanted.alias, self._wanted.options, accepts_tokens=self._accepts_tokens)
+            packing.check(item, self._spec.alias, self._spec.options, accepts_tokens=self._accepts_tokens)
         except (InvalidInput, InputTooLong) as error:
             return InputError(error.code, error.message)
         return None
 
     def _shard_inputs(self) -> int:
-        """Shards grow with the job: many small ones let every worker share a small job, few large ones cost less."""
+        """Shards grow with the job: small ones let all workers share a small job, large ones cost less."""
         return min(self._settings.shard_inputs, max(FIRST_SHARD_INPUTS, self._index // 4))
 
 

@@ -1,7 +1,7 @@
-"""How an estimate counts tokens: with the model's own tokenizer where it is at hand, else by what answers have taught.
+"""Token counts of dry runs: by the model's tokenizer where it is available, else by ratios learned from replies.
 
-All of a small corpus is tokenized. Of a large one, all of its beginning and then one input in sixteen; the rest is
-reckoned by its bytes, and the margin says how far that may be off.
+A small corpus is tokenized in full. Of a large one, the beginning and then one input in sixteen is tokenized; the rest
+is estimated by its bytes, with a margin of error.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from models.embedding import Alias, Input
 from models.job import Job, JobStatus, Shard
 
 COUNTED_BYTES = 4 * 1024 * 1024
-SAMPLED = 16
-RECENT_JOBS, LOOKED_AT = 5, 100
+SAMPLE_ONE_IN = 16
+RECENT_JOBS, MAX_JOBS_READ = 5, 100
 Count = Callable[[Sequence[str]], Sequence[int]]
 
 
@@ -35,13 +35,13 @@ class Method:
 
 
 async def method_for(runtime: Runtime, alias: Alias, project: str) -> Method:
-    """The best way to count for the alias's routes. Raises StorageUnavailable."""
+    """The most exact method for the alias's routes. Raises StorageUnavailable."""
     routes = alias.routes
     if all(map(tokens.is_exact_for, routes)):
         return Method(_cl100k, is_exact=True)
     if all(route.account.kind == "local" for route in routes):
         return Method(runtime.upstream.count_local, is_exact=True, is_quick=False)
-    per_byte = runtime.router.learned_per_byte(alias) or await _per_byte_of_jobs(runtime, alias, project)
+    per_byte = runtime.router.learned_per_byte(alias) or await _tokens_per_byte_of_jobs(runtime, alias, project)
     if per_byte is not None:
         learned = per_byte
 
@@ -56,16 +56,16 @@ def _cl100k(texts: Sequence[str]) -> list[int]:
     return [tokens.count(text) for text in texts]
 
 
-async def _per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str) -> float | None:
-    """Tokens a byte of the project's latest finished jobs of this alias; None where there is none.
+async def _tokens_per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str) -> float | None:
+    """Tokens per byte in the project's latest completed jobs of this alias; None without one.
 
-    A shard's estimate is a third of its bytes. Other projects' jobs teach nothing here: their texts may be others.
+    A shard's estimate is a third of its bytes. Jobs of other projects are left out: their texts may be different.
     """
     latest = (
         select(Job.id, Job.alias, Job.prompt_tokens, Job.usage_estimated)
         .where(Job.project == project, Job.status == JobStatus.COMPLETED)
         .order_by(Job.id.desc())
-        .limit(LOOKED_AT)
+        .limit(MAX_JOBS_READ)
         .subquery()
     )
     usable = (
@@ -80,24 +80,27 @@ async def _per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str) -> flo
         estimated = (
             await connection.execute(select(func.sum(Shard.tokens)).where(Shard.job_id.in_([row.id for row in rows])))
         ).scalar_one()
-    counted = sum(row.prompt_tokens for row in rows)
-    return counted / (float(estimated) * 3) if estimated else None
+    counted_tokens = sum(row.prompt_tokens for row in rows)
+    return counted_tokens / (float(estimated) * 3) if estimated else None
 
 
 class TokenTotal:
-    """The tokens of one corpus, piece by piece. `margin`: how many the total may be off, in 19 of 20 cases."""
+    """The tokens of one corpus, added in chunks. `margin`: bound of the error of `total` in 19 of 20 cases."""
 
     def __init__(self, method: Method) -> None:
         self._method = method
-        self._chance = random.Random(0)  # no pattern of the corpus, every third line a long one, may follow it
+        self._chance = random.Random(
+            0
+        )  # random, so that no pattern of the corpus, such as every third line being long, biases the sample
         self._counted_bytes = 0
         self._total = 0.0
-        # Of the part that is sampled: inputs and bytes of all, and sums over those that were counted.
+        # Of the sampled part: inputs and bytes of all, and sums over the counted ones.
         self._all, self._all_bytes = 0, 0
         self._n = 0
         self._t = self._b = self._tt = self._bb = self._tb = 0.0
 
     def add(self, inputs: Sequence[Input]) -> None:
+        """Count these inputs, or a sample of them."""
         texts = []
         for item in inputs:
             if isinstance(item, list):
@@ -110,10 +113,10 @@ class TokenTotal:
             self._total += sum(self._method.count(texts))
             self._counted_bytes += sum(map(tokens.utf8_bytes, texts))
             return
-        chosen = [text for text in texts if self._chance.randrange(SAMPLED) == 0] or texts[:1]
+        sample = [text for text in texts if self._chance.randrange(SAMPLE_ONE_IN) == 0] or texts[:1]
         self._all += len(texts)
         self._all_bytes += sum(map(tokens.utf8_bytes, texts))
-        for text, count in zip(chosen, self._method.count(chosen), strict=True):
+        for text, count in zip(sample, self._method.count(sample), strict=True):
             size = tokens.utf8_bytes(text)
             self._n += 1
             self._t += count
@@ -124,10 +127,12 @@ class TokenTotal:
 
     @property
     def is_sampled(self) -> bool:
+        """Whether a part of the corpus was only sampled."""
         return self._all > self._n
 
     @property
     def total(self) -> int:
+        """The estimated tokens of all inputs."""
         return round(self._total + (self._all_bytes * self._t / self._b if self._b else 0.0))
 
     @property

@@ -1,1 +1,1 @@
-"""One worker at a time holds a shard: claims, leases and fences."""
+"""Leases of shards: claim, heartbeat, release, and shards that wait for others."""

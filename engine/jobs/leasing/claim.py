@@ -1,4 +1,4 @@
-"""Claim: one worker at a time holds a shard, by a lease on the database's clock and a fence that grows each time."""
+"""Claims: a worker leases a shard by the database's clock. Each claim raises the shard's fencing token."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from engine.limiter.call_waits import CallWaits
 from engine.runtime import Runtime
 from models.base import db_now
 from models.embedding import Call, Input, Options
-from models.job import OPEN_SHARD, Job, JobStatus, Shard, ShardInputs, ShardState
+from models.job import OPEN_STATES, Job, JobStatus, Shard, ShardInputs, ShardState
 
-Bits = npt.NDArray[np.bool_]
+Bitmap = npt.NDArray[np.bool_]
 _INPUTS = msgspec.msgpack.Decoder(list[str | list[int] | None])
 
 
 @dataclass(frozen=True, slots=True)
 class ClaimedShard:
-    """A shard in hand, with what its job says about it."""
+    """A claimed shard with its inputs and the options of its job."""
 
     shard_id: str
     job_id: str
@@ -39,40 +39,43 @@ class ClaimedShard:
     count: int
     attempt: int
     fence: int
-    settled: Bits
+    outcome_bits: Bitmap
     inputs: list[Input | None]
-    tokens: int  # estimated, of what was open when it was claimed: what its turn was charged for
-    twins: Mapping[int, int]  # position in the shard: the job's index of the first of its kind
-    max_cost_usd: Decimal | None = None  # of the job, when the shard was claimed
-    calls: list[Call] = field(default_factory=list)  # made for it since
-    waits: CallWaits = field(default_factory=CallWaits, compare=False)  # of those calls, for quota
+    tokens: int  # estimated, of the inputs that were open when it was claimed; charged to the fair share
+    duplicates: Mapping[int, int]  # position in the shard: the job's index of the first occurrence
+    max_cost_usd: Decimal | None = None  # of the job, at the time of the claim
+    calls: list[Call] = field(default_factory=list)  # upstream calls that were made for it
+    waits: CallWaits = field(default_factory=CallWaits, compare=False)  # waits of those calls for quota
 
     def index(self, position: int) -> int:
-        """A position in the shard as an index of the job."""
+        """The job's index of a position in the shard."""
         return self.first_index + position
 
-    def waiting(self) -> list[int]:
-        """Positions in the shard that have no outcome yet and must be embedded for one."""
-        return [i for i in range(self.count) if not self.settled[i] and self.inputs[i] is not None]
+    def open_positions(self) -> list[int]:
+        """Positions in the shard that have no outcome yet and must be embedded."""
+        return [i for i in range(self.count) if not self.outcome_bits[i] and self.inputs[i] is not None]
 
-    def waiting_twins(self) -> dict[int, int]:
-        """Twins that have no outcome yet: position in the shard, and the job's index of the first."""
-        return {position: first for position, first in self.twins.items() if not self.settled[position]}
+    def open_duplicates(self) -> dict[int, int]:
+        """Duplicates without an outcome: position in the shard, and the job's index of the first occurrence."""
+        return {position: first for position, first in self.duplicates.items() if not self.outcome_bits[position]}
 
 
 async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | None:
-    """Take the shard; None when there is nothing to do about it: done, cancelled, deleted, not due, in other hands."""
+    """Lease the shard; None when it cannot be claimed: closed, deleted, not due, blocked or leased.
+
+    Raises StorageUnavailable.
+    """
     running_job = select(Job.id).where(
         Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
     )
     async with runtime.database.write() as connection:
-        taken = (
+        claimed = (
             await connection.execute(
                 update(Shard)
                 .where(
                     Shard.id == shard_id,
                     or_(
-                        Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)),
+                        Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)),
                         and_(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
                     ),
                     Shard.next_run_at <= db_now(),
@@ -85,37 +88,43 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
                     fence=Shard.fence + 1,
                     lease_until=db_now() + runtime.settings.lease_s,
                     worker=worker,
-                    rung_at=None,
+                    announced_at=None,
                 )
-                .returning(Shard.job_id, Shard.attempt, Shard.fence, Shard.settled, Shard.count, Shard.tokens)
+                .returning(Shard.job_id, Shard.attempt, Shard.fence, Shard.outcome_bitmap, Shard.count, Shard.tokens)
             )
         ).one_or_none()
-        if taken is None:
+        if claimed is None:
             return None
-        tokens = open_tokens(taken)
-        await fair_share.charge(runtime.database, connection, taken.job_id, tokens)
+        tokens = remaining_tokens(claimed)
+        await fair_share.advance(runtime.database, connection, claimed.job_id, tokens)
+    return await _load(runtime, shard_id, claimed, tokens)
+
+
+async def _load(runtime: Runtime, shard_id: str, claimed: Any, tokens: int) -> ClaimedShard | None:
+    """The inputs and options of a shard that was just claimed; None when it was deleted meanwhile."""
+    columns = (
+        Job.id,
+        Job.project,
+        Job.key_id,
+        Job.alias,
+        Job.dimensions,
+        Job.options,
+        Shard.first_index,
+        Shard.count.label("size"),
+        ShardInputs.inputs,
+        ShardInputs.duplicates,
+        Job.max_cost_usd,
+    )
     async with runtime.database.read() as connection:
         row = (
             await connection.execute(
-                select(
-                    Job.id,
-                    Job.project,
-                    Job.key_id,
-                    Job.alias,
-                    Job.dimensions,
-                    Job.options,
-                    Shard.first_index,
-                    Shard.count.label("size"),
-                    ShardInputs.inputs,
-                    ShardInputs.twins,
-                    Job.max_cost_usd,
-                )
+                select(*columns)
                 .join(Shard, Shard.job_id == Job.id)
                 .join(ShardInputs, ShardInputs.shard_id == Shard.id)
                 .where(Shard.id == shard_id)
             )
         ).one_or_none()
-    if row is None:  # deleted between the two statements
+    if row is None:
         return None
     return ClaimedShard(
         shard_id=shard_id,
@@ -127,89 +136,91 @@ async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | 
         options=_options(row.options),
         first_index=row.first_index,
         count=row.size,
-        attempt=taken.attempt,
-        fence=taken.fence,
-        settled=settled_bits(taken.settled, row.size),
+        attempt=claimed.attempt,
+        fence=claimed.fence,
+        outcome_bits=decode_bitmap(claimed.outcome_bitmap, row.size),
         inputs=_INPUTS.decode(row.inputs),
-        twins=duplicate_codec.unpacked(row.twins),
+        duplicates=duplicate_codec.decode(row.duplicates),
         max_cost_usd=row.max_cost_usd,
         tokens=tokens,
     )
 
 
-async def decline(runtime: Runtime, shard_id: str) -> None:
-    """Answer a ring without taking the shard: it is rung for somebody else at once."""
+async def requeue_unclaimed(runtime: Runtime, shard_id: str) -> None:
+    """Queue an announced shard again that this worker does not claim, so that it is announced to another one."""
     async with runtime.database.write() as connection:
         await connection.execute(
             update(Shard)
-            .where(Shard.id == shard_id, Shard.state == ShardState.RUNG)
-            .values(state=ShardState.QUEUED, rung_at=None)
+            .where(Shard.id == shard_id, Shard.state == ShardState.ANNOUNCED)
+            .values(state=ShardState.QUEUED, announced_at=None)
         )
 
 
-async def heartbeat(runtime: Runtime, held: ClaimedShard) -> bool:
-    """Renew the lease; False when the shard is no longer ours, or its job wants no more of it."""
+async def heartbeat(runtime: Runtime, shard: ClaimedShard) -> bool:
+    """Renew the lease. False: this claim has ended, or the job is not in progress. Raises StorageUnavailable."""
     async with runtime.database.write() as connection:
         renewed = await connection.execute(
             update(Shard)
-            .where(Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING)
+            .where(Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING)
             .values(lease_until=db_now() + runtime.settings.lease_s)
         )
         if not renewed.rowcount:
             return False
-        status = (await connection.execute(select(Job.status).where(Job.id == held.job_id))).scalar_one_or_none()
+        status = (await connection.execute(select(Job.status).where(Job.id == shard.job_id))).scalar_one_or_none()
     return status == JobStatus.IN_PROGRESS
 
 
 async def release(
     runtime: Runtime,
-    held: ClaimedShard,
+    shard: ClaimedShard,
     *,
     delay_s: float,
-    spent: bool,
+    counts_as_attempt: bool,
     reason: str,
     waiting_on: str | None,
     blocked_by: str | None = None,
-    waiting: dict[str, Any] | None = None,
+    outage: dict[str, Any] | None = None,
     blocks_job: bool = True,
 ) -> None:
-    """Give the shard back, to be claimed again after `delay_s`. `spent` False returns the attempt too.
+    """Queue the shard again, to be claimed after `delay_s`. `counts_as_attempt` False takes the attempt back.
 
-    `blocked_by`: a shard whose end it waits for, should that one be open still.
-    `waiting`: what its job says about the outage that it waits for. Unless the attempt is spent, or `blocks_job` is
-    False, none of the job's other shards is due before the delay is over then.
+    `blocked_by`: a shard that must close first, if it is still open.
+    `outage`: stored in the job as the outage that it waits for. Unless the attempt counts, or `blocks_job` is False,
+    it also defers the job's other shards by `delay_s`.
 
-    Fenced: a worker that lost its lease changes nothing.
+    Fenced: after the lease was lost it changes nothing. Raises StorageUnavailable.
     """
     async with runtime.database.write() as connection:
-        given_back = await connection.execute(
+        requeued = await connection.execute(
             update(Shard)
-            .where(Shard.id == held.shard_id, Shard.fence == held.fence, Shard.state == ShardState.RUNNING)
+            .where(Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING)
             .values(
                 state=ShardState.QUEUED,
                 lease_until=None,
-                allowance_usd=None,
+                reserved_usd=None,
                 next_run_at=db_now() + delay_s,
-                attempt=Shard.attempt if spent else Shard.attempt - 1,
+                attempt=Shard.attempt if counts_as_attempt else Shard.attempt - 1,
                 last_error=reason[:500],
                 blocked_by=_if_open(blocked_by),
             )
-            .returning(Shard.settled, Shard.count, Shard.tokens)
+            .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
         )
-        shard = given_back.one_or_none()
-        # A visit that failed has had its turn: else a job that gets nowhere is the least served, and always first.
-        if shard is not None and not spent:
-            await fair_share.give_back(connection, held.job_id, open_tokens(shard))
-        if shard is not None and waiting_on is not None:
+        row = requeued.one_or_none()
+        # No refund for a failed attempt: a job that only fails would otherwise always be served first.
+        if row is not None and not counts_as_attempt:
+            await fair_share.refund(connection, shard.job_id, remaining_tokens(row))
+        if row is not None and waiting_on is not None:
             await connection.execute(
                 update(Job)
-                .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
+                .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
                 .values(
                     waiting_on=waiting_on,
-                    # Nobody knows when its turn comes.
+                    # The time of its next turn is not known.
                     next_attempt_at=None if waiting_on == "fairness" else db_now() + delay_s,
-                    waiting=waiting,
-                    blocked_until=db_now() + delay_s if waiting and blocks_job and not spent else Job.blocked_until,
+                    outage=outage,
+                    not_before=db_now() + delay_s
+                    if outage and blocks_job and not counts_as_attempt
+                    else Job.not_before,
                     version=Job.version + 1,
                 )
             )
@@ -217,17 +228,18 @@ async def release(
 
 def _if_open(shard_id: str | None) -> Any:
     blocker = Shard.__table__.alias("blocker")
-    is_open = blocker.c.state.in_(OPEN_SHARD)
+    is_open = blocker.c.state.in_(OPEN_STATES)
     return None if shard_id is None else select(blocker.c.id).where(blocker.c.id == shard_id, is_open).scalar_subquery()
 
 
-def open_tokens(shard: Any) -> int:
-    """The estimated tokens of the inputs that have no outcome yet; inputs are counted where nobody has estimated."""
-    still_open = shard.count - int(settled_bits(shard.settled, shard.count).sum())
-    return int((shard.tokens or shard.count) * still_open // shard.count)
+def remaining_tokens(row: Any) -> int:
+    """Estimated tokens of the inputs without an outcome; the number of inputs where there is no estimate."""
+    still_open = row.count - int(decode_bitmap(row.outcome_bitmap, row.count).sum())
+    return int((row.tokens or row.count) * still_open // row.count)
 
 
-def settled_bits(packed: bytes, count: int) -> Bits:
+def decode_bitmap(packed: bytes, count: int) -> Bitmap:
+    """One bool per input from an outcome bitmap: shape (count,)."""
     return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count).astype(bool)
 
 
@@ -240,4 +252,13 @@ def _options(stored: dict[str, Any]) -> Options:
     )
 
 
-__all__ = ["Bits", "ClaimedShard", "claim", "decline", "heartbeat", "open_tokens", "release", "settled_bits"]
+__all__ = [
+    "Bitmap",
+    "ClaimedShard",
+    "claim",
+    "decode_bitmap",
+    "heartbeat",
+    "release",
+    "remaining_tokens",
+    "requeue_unclaimed",
+]

@@ -1,4 +1,4 @@
-"""Duplicates of a shard as its row stores them: positions, and the first occurrence of each."""
+"""Codec of shard_inputs.duplicates: positions in the shard, and the job's index of each first occurrence."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _PACK = msgspec.msgpack.Encoder()
 _UNPACK = msgspec.msgpack.Decoder(tuple[list[int], list[int]])
 
 
-def packed(twins: Mapping[int, int]) -> bytes | None:
-    """Positions and first indexes, as `shard_inputs.twins` holds them; None where there are none."""
-    return _PACK.encode((list(twins), list(twins.values()))) if twins else None
+def encode(duplicates: Mapping[int, int]) -> bytes | None:
+    """Two msgpack lists, positions and first indexes; None without duplicates."""
+    return _PACK.encode((list(duplicates), list(duplicates.values()))) if duplicates else None
 
 
-def unpacked(data: bytes | None) -> dict[int, int]:
-    """Position in the shard: the job's index of the first occurrence."""
+def decode(data: bytes | None) -> dict[int, int]:
+    """By position in the shard: the job's index of the first occurrence."""
     return dict(zip(*_UNPACK.decode(data), strict=True)) if data else {}

@@ -1,1 +1,1 @@
-"""What any process repeats: mend what crashes left, remove what has expired."""
+"""Periodic maintenance, in any number of processes: recovery after crashes, removal of expired rows."""

@@ -1,8 +1,8 @@
-"""Clock steps: leases, due times and heartbeats are instants of the database's clock, and somebody may set it.
+"""Clock steps: leases, due times and heartbeats are instants of the database's clock, which an operator may set.
 
-Set forward, it makes all who live look dead: they get the time of a heartbeat to say otherwise. The same after a time
-in which nobody could say anything: the database was away, or this machine slept. Set back, it puts all that is due
-into the future: nothing may lie further ahead than it could have been put there now.
+A forward step lets live workers look dead, so their leases are extended by the time of a heartbeat. The same happens
+after a time without heartbeats: the database was unavailable, or this machine was suspended. A backward step moves due
+times into the future, so every instant is clamped to the latest value that it could be given now.
 """
 
 from __future__ import annotations
@@ -13,55 +13,54 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, or_, select, update
 
 from engine.jobs.reading.read_leases import READ_LEASE_S
-from engine.jobs.row_locks import AT_ONCE, lock_jobs, lock_shards
+from engine.jobs.row_locks import MAX_LOCKED_ROWS, lock_jobs, lock_shards
 from engine.runtime import Runtime
 from models.base import db_now
-from models.canary import Canary
-from models.job import OPEN_SHARD, UNDER_WAY, IdempotencyKey, Job, JobStatus, Shard, ShardState
+from models.drift import DriftCheck
+from models.job import ACTIVE_STATUSES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
 from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
 
-# A sweep that comes so long after the one before could not see who lived meanwhile.
+# After such a gap between two sweeps, heartbeats may have been impossible meanwhile.
 GAP_S = 10.0
 
 
 async def watch_clock(runtime: Runtime) -> None:
-    """Compare the database's clock with this machine's, and mend what a step or a gap has done to instants."""
-    asked_at = runtime.database_clock.machine()
+    """Compare the database's clock with this machine's, and correct instants after a step or a gap."""
+    requested_at = runtime.database_clock.machine()
     async with runtime.database.read() as connection:
         now = float((await connection.execute(select(db_now()))).scalar_one())
-    news = runtime.database_clock.observe(now, asked_at)
-    if news.step_s:
-        log.warning("the clock of the database was set", extra={"seconds": round(news.step_s, 1)})
-        await forget_rates(runtime)
-    if news.step_s < 0:
-        await pull_in(runtime)
-    elif news.step_s > 0 or (news.gap_s > GAP_S + 2 * runtime.settings.sweep_s and _is_rare(runtime)):
-        await extend_leases_after_outage(runtime, unseen_s=max(news.step_s, news.gap_s))
+    observed = runtime.database_clock.observe(now, requested_at)
+    if observed.step_s:
+        log.warning("the clock of the database was set", extra={"seconds": round(observed.step_s, 1)})
+        await reset_rates(runtime)
+    if observed.step_s < 0:
+        await clamp_future_instants(runtime)
+    elif observed.step_s > 0 or (observed.gap_s > GAP_S + 2 * runtime.settings.sweep_s and _may_extend_leases(runtime)):
+        await extend_leases_after_outage(runtime, unseen_s=max(observed.step_s, observed.gap_s))
 
 
-def _is_rare(runtime: Runtime) -> bool:
-    """False when leases were spared less than a lease ago: a sweep that is always slow would keep the dead alive."""
+def _may_extend_leases(runtime: Runtime) -> bool:
+    """False less than a lease after the last extension: a sweep that is always slow would keep dead workers' leases."""
     spared_at = runtime.database_clock.spared_at
     return spared_at is None or runtime.database_clock.machine() - spared_at > runtime.settings.lease_s
 
 
 async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0) -> None:
-    """Whoever holds a shard, an upload or a key gets time to come back to it; workers count as seen.
+    """Extend the leases of shards, uploads and keys, and count workers as alive, after `unseen_s` without heartbeats.
 
-    Nobody could renew a lease meanwhile, and the results of its calls wait beside its worker, paid for. `unseen_s`: for
-    how long.
+    Nobody could renew a lease in that time, and workers still hold paid results. Raises StorageUnavailable.
     """
     settings = runtime.settings
     runtime.database_clock.spared_at = runtime.database_clock.machine()
-    # A heartbeat that was slept through comes after a whole pause; and it may be on its way when we look.
+    # A missed heartbeat comes one full interval later, and may be in transit now.
     until = db_now() + 1.5 * settings.heartbeat_s
     async with runtime.database.write() as connection:
-        spared = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < until)
-        await connection.execute(update(Shard).where(Shard.id.in_(spared)).values(lease_until=until))
-        uploads = await lock_jobs(connection, Job.intake_until < until)
-        await connection.execute(update(Job).where(Job.id.in_(uploads)).values(intake_until=until))
+        extended = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < until)
+        await connection.execute(update(Shard).where(Shard.id.in_(extended)).values(lease_until=until))
+        uploads = await lock_jobs(connection, Job.upload_lease_until < until)
+        await connection.execute(update(Job).where(Job.id.in_(uploads)).values(upload_lease_until=until))
         await connection.execute(
             update(IdempotencyKey)
             .where(IdempotencyKey.fingerprint.is_(None), IdempotencyKey.expires_at < until)
@@ -72,32 +71,32 @@ async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0)
             .where(WorkerProcess.seen_at > db_now() - unseen_s - settings.worker_seen_s)
             .values(seen_at=db_now())
         )
-    if spared or uploads:
-        extra = {"count": len(spared), "uploads": len(uploads)}
+    if extended or uploads:
+        extra = {"count": len(extended), "uploads": len(uploads)}
         log.info("leases were spared after a time in which nobody could renew them", extra=extra)
 
 
-async def pull_in(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
-    """Bring every instant that lies too far ahead back to where it could be put now; what waits is due.
+async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
+    """Clamp every instant to the latest value that it could be given now, and make waiting shards and jobs due.
 
-    `due_within_s`: how long an open shard may have to wait still.
+    `due_within_s`: the longest remaining wait of an open shard. Raises StorageUnavailable.
     """
     settings = runtime.settings
     lease_end = db_now() + settings.lease_s
     for where, values in (
         (and_(Shard.state == ShardState.RUNNING, Shard.lease_until > lease_end), {"lease_until": lease_end}),
-        (and_(Shard.state == ShardState.RUNG, Shard.rung_at > db_now()), {"rung_at": db_now()}),
-        # Of rung and running shards too: they are queued again where their ring or their lease comes to nothing.
+        (and_(Shard.state == ShardState.ANNOUNCED, Shard.announced_at > db_now()), {"announced_at": db_now()}),
+        # Announced and running shards too: they are queued again after a lost message or lease.
         (
-            and_(Shard.state.in_(OPEN_SHARD), Shard.next_run_at > db_now() + due_within_s),
+            and_(Shard.state.in_(OPEN_STATES), Shard.next_run_at > db_now() + due_within_s),
             {"next_run_at": db_now() + due_within_s},
         ),
     ):
         await _set_shards(runtime, where, values)
     read_end = db_now() + READ_LEASE_S
     for which, columns in (
-        (Job.blocked_until.is_not(None), {"blocked_until": None}),
-        (Job.intake_until > lease_end, {"intake_until": lease_end}),
+        (Job.not_before.is_not(None), {"not_before": None}),
+        (Job.upload_lease_until > lease_end, {"upload_lease_until": lease_end}),
         (and_(Job.status == JobStatus.IN_PROGRESS, Job.next_attempt_at > db_now()), {"next_attempt_at": None}),
         (Job.read_until > read_end, {"read_until": read_end}),
     ):
@@ -106,13 +105,15 @@ async def pull_in(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
     async with runtime.database.write() as connection:
         await connection.execute(update(IdempotencyKey).where(in_flight).values(expires_at=lease_end))
         await connection.execute(update(WorkerProcess).where(WorkerProcess.seen_at > db_now()).values(seen_at=db_now()))
-        await connection.execute(update(Canary).where(Canary.checked_at > db_now()).values(checked_at=db_now()))
+        await connection.execute(update(DriftCheck).where(DriftCheck.checked_at > db_now()).values(checked_at=db_now()))
 
 
-async def forget_rates(runtime: Runtime) -> None:
-    """Rates are differences of instants: they count from what lands next."""
-    marked = and_(Job.status.in_(UNDER_WAY), or_(Job.mark_at.is_not(None), Job.earlier_mark_at.is_not(None)))
-    await _set_jobs(runtime, marked, {"mark_at": None, "earlier_mark_at": None})
+async def reset_rates(runtime: Runtime) -> None:
+    """Drop the rate samples, which are differences of instants. Rates start again with the next results."""
+    marked = and_(
+        Job.status.in_(ACTIVE_STATUSES), or_(Job.rate_sample_at.is_not(None), Job.prev_rate_sample_at.is_not(None))
+    )
+    await _set_jobs(runtime, marked, {"rate_sample_at": None, "prev_rate_sample_at": None})
 
 
 async def _set_shards(runtime: Runtime, where: ColumnElement[bool], values: dict[str, Any]) -> None:
@@ -121,7 +122,7 @@ async def _set_shards(runtime: Runtime, where: ColumnElement[bool], values: dict
         async with runtime.database.write() as connection:
             ids = await lock_shards(connection, where, Shard.id > last)
             await connection.execute(update(Shard).where(Shard.id.in_(ids)).values(values))
-        more = len(ids) == AT_ONCE
+        more = len(ids) == MAX_LOCKED_ROWS
         last = ids[-1] if ids else ""
 
 
@@ -131,5 +132,5 @@ async def _set_jobs(runtime: Runtime, where: ColumnElement[bool], values: dict[s
         async with runtime.database.write() as connection:
             ids = await lock_jobs(connection, where, Job.id > last)
             await connection.execute(update(Job).where(Job.id.in_(ids)).values(values))
-        more = len(ids) == AT_ONCE
+        more = len(ids) == MAX_LOCKED_ROWS
         last = ids[-1] if ids else ""

@@ -1,8 +1,8 @@
-"""Crashes: which input takes workers down with it, and which one only happened to be there when a worker died.
+"""Crashes: tells an input that crashes its workers from one that was only present when a worker died.
 
-A shard that loses workers is halved until one open input of it stands alone. That input then stands trial: it fails
-only when workers die on it again and again, while other runs and other workers live. The rate at which others die in
-the meantime says how likely so many deaths in a row are for an innocent input; it must be less than once in 10^6.
+A shard whose workers crash is split until one open input is left alone. That input is then tested: it fails only when
+workers crash on it again and again while other runs and other workers survive. The rate at which other runs crash in
+the meantime gives the probability of so many crashes in a row by chance, which must be below 10^-6.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ from models.base import db_now
 from models.job import Job, JobStatus, Shard, ShardState
 from models.worker import WorkerProcess
 
-# The chance below which so many deaths in a row are no chance: inputs that stand trial are few, jobs are many.
-P_INNOCENT = 1e-6
-MIN_SOLO_DEATHS = 3
-# Where nothing else ran and no other worker was there, nothing tells a deadly input from a deadly machine.
-MAX_SOLO_DEATHS = 40
-# Deaths in quick succession are likely to have one cause outside: a pause between them, the longer the more there were.
+# Probability below which consecutive crashes are not taken for chance.
+P_CHANCE = 1e-6
+MIN_SOLO_CRASHES = 3
+# Limit where nothing else ran and no other worker was alive: a crashing input looks like a crashing machine then.
+MAX_SOLO_CRASHES = 40
+# Crashes in quick succession are likely to have one external cause, so the pauses between tests grow.
 PAUSE_S = 0.1
 MAX_PAUSE_S = 2.0
-# Written out, not bound: the index on these shards serves only a statement that names its condition.
-CRASHING = and_(Shard.state == literal_column("'queued'"), Shard.lost >= Shard.lost_limit)
+# A literal, not a bound parameter: a partial index serves only a statement that contains its predicate.
+CRASHING = and_(Shard.state == literal_column("'queued'"), Shard.worker_crashes >= Shard.crash_limit)
 
 
 def crashing(attempts: int) -> Any:
-    """Shards that are the sweep's to halve, to try or to fail; those of a paused job wait until it is resumed."""
-    spent = and_(Shard.state == ShardState.QUEUED, Shard.attempt >= attempts)
-    return and_(or_(CRASHING, spent), of_running_job())
+    """Shards that the sweep must split, test or fail; those of a paused job wait until it is resumed."""
+    exhausted = and_(Shard.state == ShardState.QUEUED, Shard.attempt >= attempts)
+    return and_(or_(CRASHING, exhausted), of_running_job())
 
 
 def of_running_job() -> Any:
+    """Condition on a shard: its job is in progress."""
     status = select(Job.status).where(Job.id == Shard.job_id).scalar_subquery()
     return status == JobStatus.IN_PROGRESS
 
 
-async def requeue_lost(connection: AsyncConnection, shard_ids: list[str], reason: str) -> list[Any]:
-    """Queue shards whose worker is gone, and count the loss: for each shard, and for its job.
+async def requeue_crashed(connection: AsyncConnection, shard_ids: list[str], reason: str) -> list[Any]:
+    """Queue shards whose worker has crashed, and count the crash for each shard and its job. Returns id and job_id.
 
-    A death spends no attempt: those are for faults that a living worker reports.
+    A crash does not use up an attempt: attempts are for faults that a worker reports.
     """
     rows = (
         await connection.execute(
@@ -56,91 +57,94 @@ async def requeue_lost(connection: AsyncConnection, shard_ids: list[str], reason
             .values(
                 state=ShardState.QUEUED,
                 lease_until=None,
-                allowance_usd=None,
-                lost=Shard.lost + 1,
+                reserved_usd=None,
+                worker_crashes=Shard.worker_crashes + 1,
                 attempt=Shard.attempt - 1,
                 last_error=reason,
             )
             .returning(Shard.id, Shard.job_id)
         )
     ).all()
-    await _count_losses(connection, (row.job_id for row in rows))
+    await _count_crashes(connection, (row.job_id for row in rows))
     return list(rows)
 
 
-async def _count_losses(connection: AsyncConnection, job_ids: Iterable[str]) -> None:
-    losses = Counter(job_ids)
-    if not losses:
+async def _count_crashes(connection: AsyncConnection, job_ids: Iterable[str]) -> None:
+    crashes = Counter(job_ids)
+    if not crashes:
         return
-    for job_id in await lock_jobs(connection, Job.id.in_(sorted(losses))):
+    for job_id in await lock_jobs(connection, Job.id.in_(sorted(crashes))):
         await connection.execute(
-            update(Job).where(Job.id == job_id).values(worker_losses=Job.worker_losses + losses[job_id])
+            update(Job).where(Job.id == job_id).values(worker_crashes=Job.worker_crashes + crashes[job_id])
         )
 
 
-async def is_guilty(runtime: Runtime, shard_id: str) -> bool:
-    """Judge a queued shard of one open input that has lost another worker. False: it is tried again.
+async def is_crashing_input(runtime: Runtime, shard_id: str) -> bool:
+    """Decide on a queued shard of one open input that has crashed another worker. False: the input is tested again.
 
-    Its trial begins with the first call. Deaths before it, when it was one of many or nobody counted, say nothing.
+    Its test begins with the first call of this function. Crashes before that say nothing: the input was one of many.
     """
     async with runtime.database.write() as connection:
         shard = (
             await connection.execute(
-                select(Shard.lost, Shard.solo_trial).where(Shard.id == shard_id, CRASHING).with_for_update()
+                select(Shard.worker_crashes, Shard.solo_baseline)
+                .where(Shard.id == shard_id, CRASHING)
+                .with_for_update()
             )
         ).one_or_none()
-        if shard is None:  # another sweep was here
+        if shard is None:  # another sweep has decided meanwhile
             return False
-        runs, losses, at = await _totals(connection)
-        trial = shard.solo_trial or {"lost": shard.lost, "runs": runs, "losses": losses, "at": at}
-        deaths = shard.lost - trial["lost"]
-        if deaths >= MIN_SOLO_DEATHS:
-            others_died = max(0, losses - trial["losses"] - deaths)
+        claims, crashes, now = await _totals(connection)
+        start = {"shard_crashes": shard.worker_crashes, "claims": claims, "crashes": crashes, "at": now}
+        baseline = shard.solo_baseline or start
+        solo_crashes = shard.worker_crashes - baseline["shard_crashes"]
+        if solo_crashes >= MIN_SOLO_CRASHES:
+            other_crashes = max(0, crashes - baseline["crashes"] - solo_crashes)
             running = (
                 await connection.execute(select(func.count()).where(Shard.state == ShardState.RUNNING))
             ).scalar_one()
-            others_lived = max(0, runs - trial["runs"] - deaths - others_died - running)
-            # Each worker that was there all the time was spared as often as this input's was not.
-            spared = deaths * await _lived_through(connection, trial["at"])
-            if is_no_chance(deaths, others_died, others_lived + spared):
+            survived = max(0, claims - baseline["claims"] - solo_crashes - other_crashes - running)
+            # A worker that ran all the time survived as many times as a worker on this input crashed.
+            survived += solo_crashes * await _count_survivors(connection, baseline["at"])
+            if is_beyond_chance(solo_crashes, other_crashes, survived):
                 return True
-        pause_s = min(MAX_PAUSE_S, PAUSE_S * 2.0 ** min(deaths, 10))
+        pause_s = min(MAX_PAUSE_S, PAUSE_S * 2.0 ** min(solo_crashes, 10))
         await connection.execute(
             update(Shard)
             .where(Shard.id == shard_id)
-            .values(solo_trial=trial, lost_limit=Shard.lost + 1, next_run_at=db_now() + pause_s)
+            .values(solo_baseline=baseline, crash_limit=Shard.worker_crashes + 1, next_run_at=db_now() + pause_s)
         )
     return False
 
 
-def is_no_chance(deaths: int, others_died: int, others_lived: int) -> bool:
-    """True when an innocent input meets so many deaths in a row less than once in 10^6 times.
+def is_beyond_chance(solo_crashes: int, other_crashes: int, survived: int) -> bool:
+    """True when a harmless input would meet so many crashes in a row less than once in 10^6 times.
 
-    By the rule of succession a run ends in a death with the chance (died + 1) / (died + lived + 2).
+    By the rule of succession a run crashes with the probability (crashed + 1) / (crashed + survived + 2).
     """
-    if deaths >= MAX_SOLO_DEATHS:
+    if solo_crashes >= MAX_SOLO_CRASHES:
         return True
-    if deaths < MIN_SOLO_DEATHS or not others_lived:
+    if solo_crashes < MIN_SOLO_CRASHES or not survived:
         return False
-    return ((others_died + 1.0) / (others_died + others_lived + 2.0)) ** deaths < P_INNOCENT
+    return ((other_crashes + 1.0) / (other_crashes + survived + 2.0)) ** solo_crashes < P_CHANCE
 
 
 async def _totals(connection: AsyncConnection) -> tuple[int, int, float]:
-    """Runs of shards, and those that ended with their worker, over all jobs there are; and the time."""
+    """Claims of shards of all jobs, how many of them ended with the crash of the worker, and the database's time."""
     row = (
         await connection.execute(
             select(
-                func.coalesce(func.sum(Job.runs), 0).label("runs"),
-                func.coalesce(func.sum(Job.worker_losses), 0).label("losses"),
-                db_now().label("at"),
+                func.coalesce(func.sum(Job.shard_claims), 0).label("claims"),
+                func.coalesce(func.sum(Job.worker_crashes), 0).label("crashes"),
+                db_now().label("now"),
             )
         )
     ).one()
-    return int(row.runs), int(row.losses), float(row.at)
+    return int(row.claims), int(row.crashes), float(row.now)
 
 
-async def _lived_through(connection: AsyncConnection, since: float) -> int:
-    """How many worker processes were there before that moment, and are still."""
+async def _count_survivors(connection: AsyncConnection, since: float) -> int:
+    """How many worker processes have run since before that instant."""
     found = await connection.execute(
         select(func.count()).where(WorkerProcess.started_at < since, WorkerProcess.seen_at > db_now() - 2 * BEAT_S)
     )

@@ -1,4 +1,4 @@
-"""Purge: deleted and expired jobs are removed in small steps, so that nobody waits long for what a step has locked."""
+"""Purge: removes deleted and expired jobs in small steps, so that each step holds its locks only briefly."""
 
 from __future__ import annotations
 
@@ -29,65 +29,68 @@ from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
 
-# A round of the sweep spends so long on it at the most, then sees to its other duties.
+# Longest time per round of the sweep.
 ROUND_S = 0.5
-# Rows of one step, by what they weigh: a run of vectors is megabytes.
-STEP_RUNS = 16
+# Rows per step, by their size: a block of vectors is megabytes.
+STEP_BLOCKS = 16
 STEP_SHARDS = 100
 STEP_ROWS = 2000
 STEP_JOBS = 100
-FORGET_WORKER_S = 3600.0
+WORKER_RETENTION_S = 3600.0
 
-DOOMED = and_(Job.deleted_at.is_not(None), Job.status.in_(FINISHED), UNREAD)
+DELETED = and_(Job.deleted_at.is_not(None), Job.status.in_(FINISHED), UNREAD)
 EXPIRED = and_(Job.expires_at < db_now(), Job.status.in_(FINISHED), Job.deleted_at.is_(None), UNREAD)
-OLD_KEY = IdempotencyKey.expires_at < db_now()
-OLD_WORKER = WorkerProcess.seen_at < db_now() - FORGET_WORKER_S
+EXPIRED_KEY = IdempotencyKey.expires_at < db_now()
+STALE_WORKER = WorkerProcess.seen_at < db_now() - WORKER_RETENTION_S
 
 
 async def purge(runtime: Runtime) -> None:
-    """Remove some of what is deleted, expired or forgotten, and not being read. Raises StorageUnavailable."""
+    """Remove deleted and expired jobs that are not being read, and expired keys, workers and calls, for ROUND_S.
+
+    Raises StorageUnavailable.
+    """
     until = time.monotonic() + ROUND_S
     oldest_s = runtime.settings.ambiguous_retention_days * 86400.0
     async with runtime.database.write() as connection:
-        some = select(Job.id).where(EXPIRED).order_by(Job.expires_at).limit(STEP_ROWS)
-        expired = await lock_jobs(connection, Job.id.in_((await connection.execute(some)).scalars().all()), EXPIRED)
+        limit = select(Job.id).where(EXPIRED).order_by(Job.expires_at).limit(STEP_ROWS)
+        expired = await lock_jobs(connection, Job.id.in_((await connection.execute(limit)).scalars().all()), EXPIRED)
         await connection.execute(update(Job).where(Job.id.in_(expired)).values(deleted_at=db_now()))
-        # A key that stood for a job which is gone would be answered 404 for the rest of its day.
+        # A key of a removed job would otherwise be answered with 404 until it expires.
         await connection.execute(delete(IdempotencyKey).where(IdempotencyKey.job_id.in_(expired)))
         key = tuple_(IdempotencyKey.project, IdempotencyKey.key)
-        old = select(IdempotencyKey.project, IdempotencyKey.key).where(OLD_KEY).limit(STEP_ROWS)
-        await connection.execute(delete(IdempotencyKey).where(key.in_(old)))
-        await connection.execute(delete(WorkerProcess).where(OLD_WORKER))
+        expired_keys = select(IdempotencyKey.project, IdempotencyKey.key).where(EXPIRED_KEY).limit(STEP_ROWS)
+        await connection.execute(delete(IdempotencyKey).where(key.in_(expired_keys)))
+        await connection.execute(delete(WorkerProcess).where(STALE_WORKER))
         old_calls = select(AmbiguousCall.id).where(AmbiguousCall.at < db_now() - oldest_s).limit(STEP_ROWS)
         await connection.execute(delete(AmbiguousCall).where(AmbiguousCall.id.in_(old_calls)))
     more = True
     while more and time.monotonic() < until:
         async with runtime.database.write() as connection:
-            more = await _remove_some(connection)
+            more = await _remove_step(connection)
 
 
-async def _remove_some(connection: AsyncConnection) -> bool:
-    """One step; False when nothing is left. A job's vectors go first, for they weigh the most, itself last."""
-    found = await connection.execute(select(Job.id).where(DOOMED).order_by(Job.deleted_at).limit(STEP_JOBS))
-    doomed = list(found.scalars())
-    if not doomed:
+async def _remove_step(connection: AsyncConnection) -> bool:
+    """One step; False when nothing is left. The vectors of a job are removed first, the job's row last."""
+    found = await connection.execute(select(Job.id).where(DELETED).order_by(Job.deleted_at).limit(STEP_JOBS))
+    deleted_jobs = list(found.scalars())
+    if not deleted_jobs:
         return False
     steps: tuple[tuple[Any, Any, int], ...] = (
-        (VectorBlock, VectorBlock.first_index, STEP_RUNS),
+        (VectorBlock, VectorBlock.first_index, STEP_BLOCKS),
         (JobInputError, JobInputError.index, STEP_ROWS),
         (RefusedInputs, RefusedInputs.first_index, STEP_ROWS),
         (TruncatedInputs, TruncatedInputs.id, STEP_ROWS),
     )
-    for table, column, some in steps:
-        chosen = select(table.job_id, column).where(table.job_id.in_(doomed)).limit(some)
-        gone = await connection.execute(delete(table).where(tuple_(table.job_id, column).in_(chosen)))
-        if gone.rowcount == some:
+    for table, column, limit in steps:
+        keys = select(table.job_id, column).where(table.job_id.in_(deleted_jobs)).limit(limit)
+        removed = await connection.execute(delete(table).where(tuple_(table.job_id, column).in_(keys)))
+        if removed.rowcount == limit:
             return True
-    shards = await lock_shards(connection, Shard.job_id.in_(doomed), at_once=STEP_SHARDS)
+    shards = await lock_shards(connection, Shard.job_id.in_(deleted_jobs), limit=STEP_SHARDS)
     await connection.execute(delete(ShardInputs).where(ShardInputs.shard_id.in_(shards)))
     await connection.execute(delete(Shard).where(Shard.id.in_(shards)))
     if len(shards) < STEP_SHARDS:
-        emptied = await lock_jobs(connection, Job.id.in_(doomed))
+        emptied = await lock_jobs(connection, Job.id.in_(deleted_jobs))
         await connection.execute(delete(Job).where(Job.id.in_(emptied)))
-        log.info("deleted jobs were removed", extra={"count": len(doomed)})
+        log.info("deleted jobs were removed", extra={"count": len(deleted_jobs)})
     return True

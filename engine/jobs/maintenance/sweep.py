@@ -1,7 +1,7 @@
-"""Sweep: the final authority. Every few seconds, from any process, in any number, it mends what crashes left behind.
+"""Sweep: the periodic recovery. Any number of processes run it every few seconds.
 
-Nothing else need succeed for a job to end: lost messages, dead workers, half-read corpora and unfinished finishes are
-all found here, by what the database says and by its clock.
+With the sweep alone every job ends: it finds lost messages, dead workers, interrupted uploads and unfinished jobs by
+the rows and the clock of the database.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 
-from engine.jobs.control.end_early import close_shards, end_early
-from engine.jobs.execution.provider_wait import BLOCKED, wake
+from engine.jobs.control.termination import cancel_idle_shards, terminate
+from engine.jobs.execution.outage_waits import WAITING_FOR_PROVIDER, resume_recovered_jobs
 from engine.jobs.ingest.broken_uploads import ABANDONED, end_abandoned_uploads
 from engine.jobs.leasing import claim as claims
-from engine.jobs.leasing.blocked import FREE_AGAIN, free_blocked
+from engine.jobs.leasing.blocked import NO_LONGER_BLOCKED, unblock_shards
 from engine.jobs.maintenance.clock_steps import watch_clock
-from engine.jobs.maintenance.crashes import CRASHING, crashing, is_guilty, of_running_job, requeue_lost
-from engine.jobs.maintenance.purge import DOOMED, EXPIRED, OLD_KEY, OLD_WORKER, purge
-from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, recount
-from engine.jobs.recording.orphaned_calls import note_lost_calls
-from engine.jobs.recording.record import fail_rest
-from engine.jobs.recording.split_shard import halve
+from engine.jobs.maintenance.crashes import CRASHING, crashing, is_crashing_input, of_running_job, requeue_crashed
+from engine.jobs.maintenance.purge import DELETED, EXPIRED, EXPIRED_KEY, STALE_WORKER, purge
+from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, recount_open_shards
+from engine.jobs.recording.orphaned_calls import record_orphaned_calls
+from engine.jobs.recording.record import fail_remaining
+from engine.jobs.recording.split_shard import split_shard
 from engine.jobs.recording.spool_replay import replay
 from engine.jobs.row_locks import lock_jobs, lock_shards
 from engine.jobs.scheduling.dispatch import dispatch
@@ -32,9 +32,9 @@ from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import EmbedmillError, StorageUnavailable
 from models.job import (
+    ACTIVE_STATUSES,
     FINISHED,
-    OPEN_SHARD,
-    UNDER_WAY,
+    OPEN_STATES,
     AmbiguousCall,
     IdempotencyKey,
     Job,
@@ -46,41 +46,43 @@ from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
 
-AT_ONCE = 50
+ROWS_PER_ROUND = 50
 
 
-class WorkerLost(EmbedmillError):
+class WorkerCrashed(EmbedmillError):
+    """The error of inputs whose workers crashed again and again."""
+
     code = "worker_lost"
     retryable = True
 
 
 async def sweep(runtime: Runtime) -> None:
-    """One round of every duty that has something to do. Raises StorageUnavailable."""
+    """One round of all duties that have work. Raises StorageUnavailable."""
     await watch_clock(runtime)
-    # First: what was paid for must be in its place before anybody may claim the shard again.
-    for duty in (replay, note_lost_calls, reclaim_dead_workers):
-        await _do(runtime, duty)
+    # First: paid results must be recorded before their shard can be claimed again.
+    for duty in (replay, record_orphaned_calls, reclaim_dead_workers):
+        await _run_duty(runtime, duty)
     due = await _due(runtime)
-    due["split_crashing_shards"] |= due["requeue_expired"]  # which may bring the loss that is one too many
+    due["split_crashing_shards"] |= due["requeue_expired"]  # which may count the crash that exceeds a limit
     for duty in (
         requeue_expired,
         requeue_unanswered,
         split_crashing_shards,
-        free_blocked,
+        unblock_shards,
         finish_jobs,
         end_abandoned_uploads,
         end_overdue_jobs,
-        wake,
+        resume_recovered_jobs,
         purge,
     ):
         if due[duty.__name__]:
-            await _do(runtime, duty)
+            await _run_duty(runtime, duty)
     await runtime.database.trim_log()
     await dispatch(runtime)
 
 
-async def _do(runtime: Runtime, duty: Callable[[Runtime], Awaitable[Any]]) -> None:
-    """One duty that fails must not keep the others from being done, round after round."""
+async def _run_duty(runtime: Runtime, duty: Callable[[Runtime], Awaitable[Any]]) -> None:
+    """Run one duty; a failure is logged and does not prevent the others. Raises StorageUnavailable."""
     try:
         await duty(runtime)
     except StorageUnavailable:
@@ -90,30 +92,30 @@ async def _do(runtime: Runtime, duty: Callable[[Runtime], Awaitable[Any]]) -> No
 
 
 async def _due(runtime: Runtime) -> dict[str, bool]:
-    """Which duties have something to do, in one statement that locks nothing: nearly always none has.
+    """By duty: whether it has work. One statement without locks; nearly always no duty has.
 
-    Each question is answered from an index that leads to what is out of order, past all that is in order.
+    Each subquery uses an index that contains the rows to handle and few others.
     """
     settings = runtime.settings
-    # Ordered, and the first only: a planner that expects many matches would else read the table from its beginning.
+    # ORDER BY with LIMIT 1: a planner that expects many matches would otherwise read the table from its beginning.
     questions = {
         "requeue_expired": select(Shard.id).where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
         "requeue_unanswered": select(Shard.id).where(
-            Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - settings.ring_again_s
+            Shard.state == ShardState.ANNOUNCED, Shard.announced_at < db_now() - settings.reannounce_after_s
         ),
         "split_crashing_shards": select(Shard.id).where(CRASHING, of_running_job()),
-        "fail_the_spent": select(Shard.id).where(_spent(runtime), of_running_job()),
-        "free_blocked": select(Shard.id).where(FREE_AGAIN),
+        "fail_exhausted": select(Shard.id).where(_has_no_attempts_left(runtime), of_running_job()),
+        "unblock_shards": select(Shard.id).where(NO_LONGER_BLOCKED),
         "finish_jobs": select(Job.id).where(_UNFINISHED).order_by(Job.status, Job.open_shards),
         "end_cancelling": select(Job.id).where(Job.status == JobStatus.CANCELLING),
-        "close_stray_shards": _STRAY.order_by(Job.status, Job.open_shards),
-        "end_abandoned_uploads": select(Job.id).where(ABANDONED).order_by(Job.intake_until),
+        "cancel_orphaned_shards": _ORPHANED_SHARDS.order_by(Job.status, Job.open_shards),
+        "end_abandoned_uploads": select(Job.id).where(ABANDONED).order_by(Job.upload_lease_until),
         "end_overdue_jobs": select(Job.id).where(_OVERDUE).order_by(Job.expires_at),
-        "wake": select(Job.id).where(BLOCKED).order_by(Job.blocked_until),
-        "purge": select(Job.id).where(DOOMED).order_by(Job.deleted_at),
+        "resume_recovered_jobs": select(Job.id).where(WAITING_FOR_PROVIDER).order_by(Job.not_before),
+        "purge": select(Job.id).where(DELETED).order_by(Job.deleted_at),
         "expire": select(Job.id).where(EXPIRED).order_by(Job.expires_at),
-        "forget_keys": select(IdempotencyKey.key).where(OLD_KEY).order_by(IdempotencyKey.expires_at),
-        "forget_workers": select(WorkerProcess.id).where(OLD_WORKER),
+        "forget_keys": select(IdempotencyKey.key).where(EXPIRED_KEY).order_by(IdempotencyKey.expires_at),
+        "forget_workers": select(WorkerProcess.id).where(STALE_WORKER),
         "forget_calls": select(AmbiguousCall.id)
         .where(AmbiguousCall.at < db_now() - settings.ambiguous_retention_days * 86400.0)
         .order_by(AmbiguousCall.at),
@@ -122,38 +124,38 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
     async with runtime.database.read() as connection:
         row = (await connection.execute(select(*columns))).one()
     due = dict(row._mapping)
-    due["split_crashing_shards"] |= due.pop("fail_the_spent")
-    due["finish_jobs"] |= due.pop("end_cancelling") | due.pop("close_stray_shards")
+    due["split_crashing_shards"] |= due.pop("fail_exhausted")
+    due["finish_jobs"] |= due.pop("end_cancelling") | due.pop("cancel_orphaned_shards")
     for name in ("expire", "forget_keys", "forget_workers", "forget_calls"):
         due["purge"] |= due.pop(name)
     return due
 
 
-_UNFINISHED = and_(Job.status.in_(UNDER_WAY), Job.open_shards < 1, Job.total.is_not(None))
-# Where workers hold all that is left of a job, it waits so long for what they bring: they may be waiting themselves.
-LANDING_S = 600.0
+_UNFINISHED = and_(Job.status.in_(ACTIVE_STATUSES), Job.open_shards < 1, Job.total.is_not(None))
+# An overdue job whose open shards are all running waits this long for their results.
+LATE_RESULTS_S = 600.0
 _OVERDUE = and_(
     Job.expires_at < db_now(),
-    Job.status.in_((JobStatus.VALIDATING, *UNDER_WAY)),
+    Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)),
     Job.deleted_at.is_(None),
     or_(
-        Job.expires_at < db_now() - LANDING_S,
+        Job.expires_at < db_now() - LATE_RESULTS_S,
         Job.total.is_(None),
         select(Shard.id)
-        .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_SHARD - {ShardState.RUNNING})))
+        .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_STATES - {ShardState.RUNNING})))
         .limit(1)
         .correlate(Job)
         .scalar_subquery()
         .is_not(None),
     ),
 )
-# A shard of a job that failed may have come back from a lost worker: nobody would claim it.
-# Asked of the jobs, for few of those have ended with open shards, while there may be a million queued shards.
-_STRAY = select(Job.id).where(
+# A shard of an ended job that was queued again after its worker was lost: nobody would claim it. The query starts from
+# the jobs, because few of those ended with open shards, while there may be a million queued shards.
+_ORPHANED_SHARDS = select(Job.id).where(
     Job.status.in_(FINISHED),
     Job.open_shards > 0,
     select(Shard.id)
-    .where(Shard.job_id == Job.id, Shard.state.in_((ShardState.QUEUED, ShardState.RUNG)))
+    .where(Shard.job_id == Job.id, Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)))
     .limit(1)
     .correlate(Job)
     .scalar_subquery()
@@ -162,77 +164,83 @@ _STRAY = select(Job.id).where(
 
 
 async def requeue_expired(runtime: Runtime) -> None:
-    """Shards whose worker has stopped renewing its lease."""
+    """Queue the shards whose lease has run out."""
     async with runtime.database.write() as connection:
-        lost = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < db_now())
-        rows = await requeue_lost(connection, lost, "the worker was lost")
+        crashes = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < db_now())
+        rows = await requeue_crashed(connection, crashes, "the worker was lost")
     for row in rows:
         log.warning("a lease ran out", extra={"shard_id": row.id, "job_id": row.job_id})
 
 
 async def reclaim_dead_workers(runtime: Runtime) -> None:
-    """Shards and rows of worker processes of this machine that are no more: no need to wait for their leases."""
+    """Queue the shards of dead worker processes of this machine before their leases run out, and delete their rows."""
     async with runtime.database.read() as connection:
-        seen = await connection.execute(
+        rows = await connection.execute(
             select(Shard.worker)
             .where(Shard.state == ShardState.RUNNING, Shard.worker.is_not(None))
             .union(select(WorkerProcess.id))
         )
-        dead = [worker for worker in seen.scalars() if worker and worker_heartbeats.is_dead_local_process(worker)]
-    if not dead:
+        dead_workers = [
+            worker for worker in rows.scalars() if worker and worker_heartbeats.is_dead_local_process(worker)
+        ]
+    if not dead_workers:
         return
     async with runtime.database.write() as connection:
-        await connection.execute(delete(WorkerProcess).where(WorkerProcess.id.in_(dead)))
-        held = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead))
-        freed = await requeue_lost(connection, held, "the worker died")
-    log.warning("worker processes died", extra={"count": len(dead), "freed": len(freed)})
+        await connection.execute(delete(WorkerProcess).where(WorkerProcess.id.in_(dead_workers)))
+        shard = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead_workers))
+        requeued = await requeue_crashed(connection, shard, "the worker died")
+    log.warning("worker processes died", extra={"count": len(dead_workers), "freed": len(requeued)})
 
 
 async def requeue_unanswered(runtime: Runtime) -> None:
-    """Shards that were rung and never claimed: the message was lost, or every worker is busy."""
+    """Queue announced shards that no worker claimed: the message was lost, or all workers are busy."""
     async with runtime.database.write() as connection:
-        unheard = await lock_shards(
-            connection, Shard.state == ShardState.RUNG, Shard.rung_at < db_now() - runtime.settings.ring_again_s
+        unanswered = await lock_shards(
+            connection,
+            Shard.state == ShardState.ANNOUNCED,
+            Shard.announced_at < db_now() - runtime.settings.reannounce_after_s,
         )
         await connection.execute(
-            update(Shard).where(Shard.id.in_(unheard)).values(state=ShardState.QUEUED, rung_at=None)
+            update(Shard).where(Shard.id.in_(unanswered)).values(state=ShardState.QUEUED, announced_at=None)
         )
 
 
 async def split_crashing_shards(runtime: Runtime) -> None:
-    """Shards that took worker after worker down with them are halved; a single input is tried, and fails if guilty."""
-    deadly = crashing(runtime.settings.shard_attempts)
+    """Split shards that crash their workers; a single input is tested, and fails if it is what crashes them."""
+    is_crashing = crashing(runtime.settings.shard_attempts)
     found: list[Any] = []
     async with runtime.database.read() as connection:
-        for which in (CRASHING, _spent(runtime)):
-            columns = select(Shard.id, Shard.lost, Shard.lost_limit)
-            found += (await connection.execute(columns.where(which, of_running_job()).limit(AT_ONCE))).all()
-    for shard_id, lost, limit in found:
-        # Another sweep may have halved it since: then it is not deadly any more.
-        halves = await halve(runtime, shard_id, deadly) if lost >= limit else 1
+        for which in (CRASHING, _has_no_attempts_left(runtime)):
+            columns = select(Shard.id, Shard.worker_crashes, Shard.crash_limit)
+            found += (await connection.execute(columns.where(which, of_running_job()).limit(ROWS_PER_ROUND))).all()
+    for shard_id, crashes, limit in found:
+        # Another sweep may have split it meanwhile; the condition is false then.
+        halves = await split_shard(runtime, shard_id, is_crashing) if crashes >= limit else 1
         if halves == 2:
-            log.warning("a shard that lost its workers was halved", extra={"shard_id": shard_id, "count": lost})
-        if halves != 1 or (lost >= limit and not await is_guilty(runtime, shard_id)):
+            log.warning("a shard that crashed its workers was split", extra={"shard_id": shard_id, "count": crashes})
+        if halves != 1 or (crashes >= limit and not await is_crashing_input(runtime, shard_id)):
             continue
-        held = await claims.claim(runtime, shard_id, "sweep")
-        if held is not None:
-            log.warning("a shard's attempts are spent", extra={"job_id": held.job_id, "shard_id": shard_id})
-            await fail_rest(runtime, held, WorkerLost("workers were lost again and again on this part of the job"))
+        shard = await claims.claim(runtime, shard_id, "sweep")
+        if shard is not None:
+            log.warning("a shard's attempts are spent", extra={"job_id": shard.job_id, "shard_id": shard_id})
+            await fail_remaining(
+                runtime, shard, WorkerCrashed("workers were lost again and again on this part of the job")
+            )
 
 
-def _spent(runtime: Runtime) -> ColumnElement[bool]:
+def _has_no_attempts_left(runtime: Runtime) -> ColumnElement[bool]:
     return and_(Shard.state == ShardState.QUEUED, Shard.attempt >= runtime.settings.shard_attempts)
 
 
 async def finish_jobs(runtime: Runtime) -> None:
-    """Jobs that nothing is left to do for, yet are not finished."""
+    """End the jobs that have no open shard, and cancel the open shards of ended jobs."""
     async with runtime.database.write() as connection:
         unfinished = await lock_jobs(connection, _UNFINISHED)
         miscounted = (
             await connection.execute(select(Job.id).where(Job.id.in_(unfinished), ~NO_OPEN_SHARD).order_by(Job.id))
         ).scalars()
         for job_id in list(miscounted):
-            await recount(connection, job_id)
+            await recount_open_shards(connection, job_id)
             unfinished.remove(job_id)
         await connection.execute(
             update(Job)
@@ -243,19 +251,19 @@ async def finish_jobs(runtime: Runtime) -> None:
             (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
         )
     for job_id in cancelling:
-        await close_shards(runtime, job_id)
+        await cancel_idle_shards(runtime, job_id)
     async with runtime.database.read() as connection:
-        stray = list((await connection.execute(_STRAY.limit(AT_ONCE))).scalars())
-    for job_id in stray:
-        await close_shards(runtime, job_id)
+        orphaned = list((await connection.execute(_ORPHANED_SHARDS.limit(ROWS_PER_ROUND))).scalars())
+    for job_id in orphaned:
+        await cancel_idle_shards(runtime, job_id)
 
 
 async def end_overdue_jobs(runtime: Runtime) -> None:
-    """Jobs that have not ended by their deadline: paused and forgotten, or waiting for what never comes."""
+    """Expire the jobs that have not ended by their deadline."""
     async with runtime.database.read() as connection:
-        ids = list((await connection.execute(select(Job.id).where(_OVERDUE).limit(AT_ONCE))).scalars())
+        ids = list((await connection.execute(select(Job.id).where(_OVERDUE).limit(ROWS_PER_ROUND))).scalars())
     days = runtime.settings.job_deadline_days
     for job_id in ids:
         log.warning("a job expired before it had ended", extra={"job_id": job_id})
         message = f"the job had not ended within {days:g} days: what is done of it can be read; submit the rest again"
-        await end_early(runtime, job_id, JobStatus.EXPIRED, "job_expired", message)
+        await terminate(runtime, job_id, JobStatus.EXPIRED, "job_expired", message)

@@ -1,1 +1,1 @@
-"""What a caller reads of a job: its status and its results."""
+"""What a caller reads of a job: status and results."""

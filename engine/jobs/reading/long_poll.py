@@ -1,7 +1,7 @@
-"""Long polls: one reader of the database for all of them, however many wait for however many jobs.
+"""Long polls: one task per process reads the watched jobs for all waiting requests.
 
-Each job that somebody waits for is read again at growing pauses, and everybody who waits for it hears of it. Jobs that
-are due at the same time are read by one statement.
+Each watched job is read at growing intervals, and all requests that wait for it get the new row. Jobs that are due at
+the same time are read by one query.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from engine.jobs.allowed_actions import job_not_found
 from engine.jobs.reading import job_rows
-from engine.jobs.verbs import no_job_found
 from engine.runtime import Runtime
 from models.errors import StorageUnavailable
 from models.job import FINISHED
@@ -23,23 +23,23 @@ from models.job import FINISHED
 log = logging.getLogger("embedmill.jobs")
 
 PAUSES_S = (0.05, 0.1, 0.2, 0.3, 0.5)
-LOOK_FOR_CALLER_S = 1.0
-JOBS_AT_ONCE = 200
+DISCONNECT_POLL_S = 1.0
+JOBS_PER_QUERY = 200
 
 
 class _Watch:
-    """A job that somebody waits for."""
+    """A job that at least one request waits for."""
 
     def __init__(self) -> None:
-        self.waiting = 0
+        self.waiters = 0
         self.pauses = iter(PAUSES_S)
         self.due_at = time.monotonic() + PAUSES_S[0]
-        self.news: asyncio.Future[Row[Any] | None] = asyncio.get_running_loop().create_future()
+        self.update: asyncio.Future[Row[Any] | None] = asyncio.get_running_loop().create_future()
 
-    def tell(self, row: Row[Any] | None) -> None:
-        """Hand a fresh reading to all who wait; None: the job is gone."""
-        told, self.news = self.news, asyncio.get_running_loop().create_future()
-        told.set_result(row)
+    def publish(self, row: Row[Any] | None) -> None:
+        """Pass a new row to all waiting requests; None: the job was deleted."""
+        watched, self.update = self.update, asyncio.get_running_loop().create_future()
+        watched.set_result(row)
 
 
 class JobWatches:
@@ -58,57 +58,58 @@ class JobWatches:
         *,
         wait_s: float,
         seen_etag: str | None,
-        gone: Callable[[], Awaitable[bool]],
+        client_disconnected: Callable[[], Awaitable[bool]],
     ) -> Row[Any]:
         """The job's row once it differs from what the caller has seen, has finished, or wait_s is over.
 
-        `gone` says whether the caller has hung up: nothing is held for those.
+        `client_disconnected` tells whether the caller has gone; the wait ends then. Raises JobNotFound.
         """
         deadline = time.monotonic() + wait_s
-        row = await job_rows.find(self._runtime, project, job_id)
-        seen = job_rows.etag(row) if seen_etag is None else seen_etag
-        if not _is_same(row, seen) or wait_s <= 0:
+        row = await job_rows.get_job(self._runtime, project, job_id)
+        known_etag = job_rows.etag(row) if seen_etag is None else seen_etag
+        if not _is_same(row, known_etag) or wait_s <= 0:
             return row
         watch = self._watches.setdefault(job_id, _Watch())
-        watch.waiting += 1
+        watch.waiters += 1
         if self._reader is None or self._reader.done():
-            self._reader = asyncio.create_task(self._read_again_and_again())
+            self._reader = asyncio.create_task(self._read_repeatedly())
         try:
-            while _is_same(row, seen) and not self._is_stopping:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0 or await gone():
+            while _is_same(row, known_etag) and not self._is_stopping:
+                remaining_s = deadline - time.monotonic()
+                if remaining_s <= 0 or await client_disconnected():
                     break
-                done, _ = await asyncio.wait({watch.news}, timeout=min(left_s, LOOK_FOR_CALLER_S))
+                done, _ = await asyncio.wait({watch.update}, timeout=min(remaining_s, DISCONNECT_POLL_S))
                 if done:
-                    fresh = done.pop().result()
-                    if fresh is None:
-                        raise no_job_found()
-                    row = fresh
+                    new_row = done.pop().result()
+                    if new_row is None:
+                        raise job_not_found()
+                    row = new_row
             return row
         finally:
-            watch.waiting -= 1
-            if not watch.waiting:
+            watch.waiters -= 1
+            if not watch.waiters:
                 self._watches.pop(job_id, None)
 
     def stop(self) -> None:
-        """Let all who wait have the job as it is: the process ends soon."""
+        """End all waits with the current row, because the process stops."""
         self._is_stopping = True
 
     async def close(self) -> None:
+        """Stop, and end the reading task."""
         self.stop()
         if self._reader is not None:
             self._reader.cancel()
             await asyncio.gather(self._reader, return_exceptions=True)
 
-    async def _read_again_and_again(self) -> None:
+    async def _read_repeatedly(self) -> None:
         while self._watches:
             now = time.monotonic()
             due = [job_id for job_id, watch in self._watches.items() if watch.due_at <= now]
-            for low in range(0, len(due), JOBS_AT_ONCE):
+            for low in range(0, len(due), JOBS_PER_QUERY):
                 try:
-                    await self._read(due[low : low + JOBS_AT_ONCE])
+                    await self._read(due[low : low + JOBS_PER_QUERY])
                 except StorageUnavailable:
-                    pass  # asked again at the next pause; whoever waits has a deadline of its own
+                    pass  # repeated after the next interval; each request has a deadline of its own
                 except Exception:
                     log.exception("the jobs of long polls could not be read")
             next_due_at = min((watch.due_at for watch in self._watches.values()), default=now)
@@ -119,12 +120,12 @@ class JobWatches:
         for job_id in job_ids:
             if (watch := self._watches.get(job_id)) is not None:
                 watch.due_at = now + next(watch.pauses, PAUSES_S[-1])
-        rows: Iterable[Row[Any]] = await job_rows.find_all(self._runtime, job_ids)
+        rows: Iterable[Row[Any]] = await job_rows.get_jobs(self._runtime, job_ids)
         by_id = {row.id: row for row in rows}
         for job_id in job_ids:
             if (watch := self._watches.get(job_id)) is not None:
-                watch.tell(by_id.get(job_id))
+                watch.publish(by_id.get(job_id))
 
 
-def _is_same(row: Row[Any], seen: str) -> bool:
-    return row.status not in FINISHED and job_rows.etag(row) == seen
+def _is_same(row: Row[Any], known_etag: str) -> bool:
+    return row.status not in FINISHED and job_rows.etag(row) == known_etag

@@ -1,7 +1,7 @@
-"""Reading: whoever downloads a job's results holds a lease on them, and purge waits for it.
+"""Read leases: a download of results holds a lease on them, and purge waits until it has run out.
 
-A deleted job is gone for every new request at once; a download that had begun goes on from the rows, to its end. The
-lease is renewed as the download moves on, so a reader that stands still, or dies, keeps a deleted job only so long.
+No new request sees a deleted job, but a download that has started continues to its end. The lease is renewed while the
+download makes progress, so a stalled or dead reader delays the purge only for READ_LEASE_S.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Row, or_, update
 
-from engine.jobs.verbs import no_job_found
+from engine.jobs.allowed_actions import job_not_found
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import StorageUnavailable
@@ -22,14 +22,14 @@ from models.job import Job
 READ_LEASE_S = 120.0
 RENEW_EVERY_S = 20.0
 UNREAD = or_(Job.read_until.is_(None), Job.read_until < db_now())
-Piece = TypeVar("Piece")
+Chunk = TypeVar("Chunk")
 
 
-async def start_reading(runtime: Runtime, job: Row[Any]) -> None:
-    """Take the lease, before anything is promised of the results. Raises JobNotFound when the job was just deleted.
+async def acquire_read_lease(runtime: Runtime, job: Row[Any]) -> None:
+    """Take the lease before the response starts. Raises JobNotFound when the job was deleted meanwhile.
 
-    Readers of many small ranges write once in RENEW_EVERY_S. A database that takes no writes is read without a lease:
-    then the checks of the reader alone see to it that nothing is missing.
+    Readers of many small ranges write only every RENEW_EVERY_S. Without write access the results are read without a
+    lease; the reader's own checks then detect missing rows.
     """
     if job.read_until is not None and job.read_until > job.now + READ_LEASE_S - RENEW_EVERY_S:
         return
@@ -39,14 +39,14 @@ async def start_reading(runtime: Runtime, job: Row[Any]) -> None:
                 update(Job).where(Job.id == job.id, Job.deleted_at.is_(None)).values(read_until=db_now() + READ_LEASE_S)
             )
         if not leased.rowcount:
-            raise no_job_found()
+            raise job_not_found()
 
 
-async def keep_reading(runtime: Runtime, job_id: str, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
-    """The same pieces; the lease is renewed between them."""
+async def renew_while_reading(runtime: Runtime, job_id: str, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+    """The same chunks; the lease is renewed between them."""
     renewed_at = time.monotonic()
-    async for piece in pieces:
-        yield piece
+    async for chunk in chunks:
+        yield chunk
         if time.monotonic() - renewed_at >= RENEW_EVERY_S:
             renewed_at = time.monotonic()
             with suppress(StorageUnavailable):

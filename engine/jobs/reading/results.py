@@ -1,8 +1,7 @@
-"""Formats out: vectors of a job as ndjson or npy, in index order, shard by shard, in flat memory, while it runs too.
+"""Results: vectors of a job as ndjson or npy, in index order, shard by shard, in bounded memory, also while it runs.
 
-What a reader has been promised is checked while it is sent: every index that had an outcome brings one. Where rows have
-gone meanwhile (a purge, a retry), the generators raise ResultsChanged, so that the connection breaks off and no client
-takes a part for the whole.
+The generators check that every index with an outcome yields one. Where rows were removed meanwhile (a purge, a retry)
+they raise ResultsChanged, so that the connection is closed and no client takes a part for the whole.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ import pybase64
 from sqlalchemy import LargeBinary, Row, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.leasing.claim import settled_bits
-from engine.jobs.recording import refused_ranges, truncated
-from engine.jobs.recording.split_shard import HALVES_FROM
+from engine.jobs.leasing.claim import decode_bitmap
+from engine.jobs.recording import refused_inputs, truncated_inputs
+from engine.jobs.recording.split_shard import SPLIT_SEQ_START
 from engine.runtime import Runtime
 from engine.storage import vectors
 from models.embedding import Matrix
@@ -30,26 +29,26 @@ from models.errors import ResultsChanged
 from models.job import FINISHED, JobInputError, Shard, ShardInputs, VectorBlock
 
 _IDS = msgspec.msgpack.Decoder(list[str | None])
-SHARDS_AT_ONCE = 64
-# What is read from the database and handed to the socket at a time. A reader may be as slow as it likes for half a
-# minute, and there may be many of them: so much of the vectors, and as much of their text, is held for each.
+SHARDS_PER_PAGE = 64
+# Bytes that are read from the database and passed to the socket at a time. There may be many slow readers, and each
+# holds so many bytes of vectors and of their text.
 SLICE_BYTES = 512 * 1024
 TEXT_BYTES_A_NUMBER = 12
-ERRORS_AT_ONCE = 2000
-# A retry may clear outcomes between two statements of a reader: then the same shard is read again.
+ERRORS_PER_PAGE = 2000
+# A retry may remove outcomes between two queries of a reader; the shard is then read again.
 READ_TRIES = 3
-FAILURE = (JobInputError.index.label("at"), JobInputError.code, JobInputError.message, JobInputError.retryable)
+_ERROR_COLUMNS = (JobInputError.index.label("at"), JobInputError.code, JobInputError.message, JobInputError.retryable)
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
-    """Indexes start..stop (stop excluded) of a job, cut to what has been read of its corpus."""
+class IndexRange:
+    """Indexes start..stop (stop excluded) of a job, limited to the stored part of its corpus."""
 
     start: int
     stop: int
 
     @classmethod
-    def of(cls, job: Row[Any], start: int | None, stop: int | None) -> Range:
+    def of(cls, job: Row[Any], start: int | None, stop: int | None) -> IndexRange:
         end = min(job.ingested if stop is None else stop, job.ingested)
         first = min(start or 0, end)
         return cls(first, max(first, end))
@@ -59,37 +58,38 @@ class Range:
 
 
 @dataclass(slots=True)
-class Piece:
-    """What is known of one shard's part of the range."""
+class ShardSlice:
+    """The part of one shard that is in the range."""
 
     first_index: int
     stop: int
-    runs: list[tuple[int, int]]  # first index, size; their vectors are megabytes and are read one by one
+    blocks: list[tuple[int, int]]  # first index and size of vector blocks, which are megabytes and are read one by one
     errors: dict[int, dict[str, Any]]
     ids: list[str | None] | None
     ids_from: int
     truncated: Set[int] = frozenset()
 
     def caller_id(self, index: int) -> str | None:
+        """The caller's id of an input."""
         return self.ids[index - self.ids_from] if self.ids else None
 
 
-async def is_complete(runtime: Runtime, job: Row[Any], wanted: Range, asked_stop: int | None) -> bool:
-    """True when every index of the range that was asked for has its outcome."""
-    if job.total is None and (asked_stop is None or asked_stop > job.ingested):
+async def is_complete(runtime: Runtime, job: Row[Any], indexes: IndexRange, requested_stop: int | None) -> bool:
+    """True when every index of the requested range has its outcome. Raises ResultsChanged."""
+    if job.total is None and (requested_stop is None or requested_stop > job.ingested):
         return False
     if job.total is not None and job.completed + job.failed == job.total:
         return True
-    async for shard in _shards(runtime, job.id, wanted):
-        bits = settled_bits(shard.settled, shard.size)
-        low = max(wanted.start - shard.first_index, 0)
-        if not bits[low : wanted.stop - shard.first_index].all():
+    async for shard in _shards(runtime, job.id, indexes):
+        bits = decode_bitmap(shard.outcome_bitmap, shard.size)
+        low = max(indexes.start - shard.first_index, 0)
+        if not bits[low : indexes.stop - shard.first_index].all():
             return False
     return True
 
 
 async def npy(
-    runtime: Runtime, job: Row[Any], wanted: Range, *, complete: bool = False
+    runtime: Runtime, job: Row[Any], indexes: IndexRange, *, complete: bool = False
 ) -> AsyncIterator[bytes | memoryview]:
     """float32 n x d in NumPy's own format; rows that have no vector (yet) are NaN.
 
@@ -97,32 +97,32 @@ async def npy(
     """
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        header, {"descr": "<f4", "fortran_order": False, "shape": (len(wanted), job.dimensions)}
+        header, {"descr": "<f4", "fortran_order": False, "shape": (len(indexes), job.dimensions)}
     )
     yield header.getvalue()
-    async for piece in _pieces(runtime, job, wanted, complete=complete, with_ids=False):
-        at = piece.first_index
-        async for first, rows in _vectors(runtime, job, piece):
+    async for shard_slice in _shard_slices(runtime, job, indexes, complete=complete, with_ids=False):
+        at = shard_slice.first_index
+        async for first, rows in _vectors(runtime, job, shard_slice):
             if first > at:
-                for slice_ in _nan_rows(first - at, job.dimensions):
-                    yield slice_
+                for nan_rows in _nan_rows(first - at, job.dimensions):
+                    yield nan_rows
             yield memoryview(rows).cast("B")  # type: ignore[arg-type]
             at = first + len(rows)
-        for slice_ in _nan_rows(piece.stop - at, job.dimensions):
-            yield slice_
+        for nan_rows in _nan_rows(shard_slice.stop - at, job.dimensions):
+            yield nan_rows
 
 
-def npy_bytes(job: Row[Any], wanted: Range) -> int:
-    """How long npy() will be."""
+def npy_bytes(job: Row[Any], indexes: IndexRange) -> int:
+    """Length of npy() in bytes."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        header, {"descr": "<f4", "fortran_order": False, "shape": (len(wanted), job.dimensions)}
+        header, {"descr": "<f4", "fortran_order": False, "shape": (len(indexes), job.dimensions)}
     )
-    return len(header.getvalue()) + len(wanted) * int(job.dimensions) * 4
+    return len(header.getvalue()) + len(indexes) * int(job.dimensions) * 4
 
 
 async def ndjson(
-    runtime: Runtime, job: Row[Any], wanted: Range, encoding: str, *, complete: bool = False
+    runtime: Runtime, job: Row[Any], indexes: IndexRange, encoding: str, *, complete: bool = False
 ) -> AsyncIterator[bytes]:
     """A line for each index that has an outcome: `{"index","id","embedding"}` or `{"index","id","error"}`.
 
@@ -130,113 +130,117 @@ async def ndjson(
     """
     line = _base64_line if encoding == "base64" else _float_line
     rows_at_once = max(1, SLICE_BYTES // (TEXT_BYTES_A_NUMBER * job.dimensions))
-    async for piece in _pieces(runtime, job, wanted, complete=complete, with_ids=True):
-        errors = sorted(piece.errors)
+    async for shard_slice in _shard_slices(runtime, job, indexes, complete=complete, with_ids=True):
+        errors = sorted(shard_slice.errors)
         lines: list[bytes] = []
-        async for first, rows in _vectors(runtime, job, piece):
+        async for first, rows in _vectors(runtime, job, shard_slice):
             while errors and errors[0] < first:
-                lines.append(_error_line(piece, errors.pop(0)))
+                lines.append(_error_line(shard_slice, errors.pop(0)))
             for low in range(0, len(rows), rows_at_once):
-                part = partial(_lines, piece, first + low, rows[low : low + rows_at_once], line)
-                # Thousands of numbers: beside the loop, where other tenants' calls are.
+                part = partial(_lines, shard_slice, first + low, rows[low : low + rows_at_once], line)
+                # Formatting thousands of numbers would block the event loop, so a work thread does it.
                 yield b"".join([*lines, *await runtime.work.run(job.project, part)])
                 lines = []
-        for low in range(0, len(errors), ERRORS_AT_ONCE):
-            some = partial(_lines_of_errors, piece, errors[low : low + ERRORS_AT_ONCE])
-            yield b"".join([*lines, *await runtime.work.run(job.project, some)])
+        for low in range(0, len(errors), ERRORS_PER_PAGE):
+            chunk = partial(_lines_of_errors, shard_slice, errors[low : low + ERRORS_PER_PAGE])
+            yield b"".join([*lines, *await runtime.work.run(job.project, chunk)])
             lines = []
         if lines:
             yield b"".join(lines)
 
 
 async def errors_ndjson(runtime: Runtime, job: Row[Any]) -> AsyncIterator[bytes]:
-    """A line for each input that failed, in index order. Raises ResultsChanged when some of them went meanwhile."""
-    after, listed = -1, 0
+    """A line for each failed input, in index order. Raises ResultsChanged when some were removed meanwhile."""
+    last_index, listed = -1, 0
     while True:
         async with runtime.database.read() as connection:
-            page = await _failures_after(connection, job.id, after)
+            page = await _failures_after(connection, job.id, last_index)
             if not page:
                 break
             ids = await _ids_between(connection, job.id, page[0][0], page[-1][0] + 1)
         yield await runtime.work.run(job.project, partial(_error_lines, page, ids))
-        after, listed = page[-1][0], listed + len(page)
+        last_index, listed = page[-1][0], listed + len(page)
     if listed < job.failed:
         raise ResultsChanged
 
 
-async def _failures_after(connection: AsyncConnection, job_id: str, after: int) -> list[tuple[int, dict[str, Any]]]:
-    """The next failures behind an index, in order: of inputs that were tried, and of those refused as they arrived."""
+async def _failures_after(
+    connection: AsyncConnection, job_id: str, last_index: int
+) -> list[tuple[int, dict[str, Any]]]:
+    """The next failures after an index, in order: of processed inputs, and of those refused on arrival."""
     rows = (
         await connection.execute(
-            select(*FAILURE)
-            .where(JobInputError.job_id == job_id, JobInputError.index > after)
+            select(*_ERROR_COLUMNS)
+            .where(JobInputError.job_id == job_id, JobInputError.index > last_index)
             .order_by(JobInputError.index)
-            .limit(ERRORS_AT_ONCE)
+            .limit(ERRORS_PER_PAGE)
         )
     ).all()
-    refused = await refused_ranges.following(connection, job_id, after, ERRORS_AT_ONCE)
+    refused = await refused_inputs.next_after(connection, job_id, last_index, ERRORS_PER_PAGE)
     found = [
         (int(row.at), {"code": row.code, "message": row.message, "retryable": bool(row.retryable)}) for row in rows
     ]
     found += [(each.index, {"code": each.code, "message": each.message, "retryable": False}) for each in refused]
-    return sorted(found, key=lambda each: each[0])[:ERRORS_AT_ONCE]
+    return sorted(found, key=lambda each: each[0])[:ERRORS_PER_PAGE]
 
 
-async def _shards(runtime: Runtime, job_id: str, wanted: Range) -> AsyncIterator[Any]:
-    """The shards that the range touches, in order of their indexes, a page at a time. Raises ResultsChanged.
+async def _shards(runtime: Runtime, job_id: str, indexes: IndexRange) -> AsyncIterator[Any]:
+    """The shards that overlap the range, in the order of their indexes, in pages. Raises ResultsChanged.
 
-    A range ends where the corpus did when it was read, so shards cover all of it, until somebody removes them.
+    A range ends within the stored corpus, so shards cover all of it until they are removed.
     """
-    if not len(wanted):
+    if not len(indexes):
         return
     touched = (
-        select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled)
-        .where(Shard.job_id == job_id, Shard.first_index < wanted.stop, Shard.first_index + Shard.count > wanted.start)
+        select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
+        .where(
+            Shard.job_id == job_id, Shard.first_index < indexes.stop, Shard.first_index + Shard.count > indexes.start
+        )
         .order_by(Shard.seq)
     )
-    after, told = -1, wanted.start
+    last_index, next_index = -1, indexes.start
     while True:
         async with runtime.database.read() as connection:
-            whole = touched.where(Shard.seq > after, Shard.seq < HALVES_FROM).limit(SHARDS_AT_ONCE)
+            whole = touched.where(Shard.seq > last_index, Shard.seq < SPLIT_SEQ_START).limit(SHARDS_PER_PAGE)
             page = list(await connection.execute(whole))
-            is_last = len(page) < SHARDS_AT_ONCE
-            # Second halves, of which there are few, are numbered apart.
-            halves = touched.where(Shard.seq >= HALVES_FROM, Shard.first_index + Shard.count > told)
+            is_last = len(page) < SHARDS_PER_PAGE
+            # Second halves of split shards are few and have numbers of their own.
+            halves = touched.where(Shard.seq >= SPLIT_SEQ_START, Shard.first_index + Shard.count > next_index)
             if not is_last:
                 halves = halves.where(Shard.first_index < page[-1].first_index)
             page += await connection.execute(halves)
-        after = max((row.seq for row in page if row.seq < HALVES_FROM), default=after)
+        last_index = max((row.seq for row in page if row.seq < SPLIT_SEQ_START), default=last_index)
         for row in sorted(page, key=lambda row: row.first_index):
-            if row.first_index > told:
+            if row.first_index > next_index:
                 raise ResultsChanged
-            if row.first_index + row.size > told:  # else it was cut off what was read before as a whole
+            if row.first_index + row.size > next_index:  # else it was split off a shard that was read as a whole before
                 yield row
-                told = row.first_index + row.size
+                next_index = row.first_index + row.size
         if is_last:
             break
-    if told < wanted.stop:
+    if next_index < indexes.stop:
         raise ResultsChanged
 
 
-async def _pieces(
-    runtime: Runtime, job: Row[Any], wanted: Range, *, complete: bool, with_ids: bool
-) -> AsyncIterator[Piece]:
-    async for shard in _shards(runtime, job.id, wanted):
+async def _shard_slices(
+    runtime: Runtime, job: Row[Any], indexes: IndexRange, *, complete: bool, with_ids: bool
+) -> AsyncIterator[ShardSlice]:
+    async for shard in _shards(runtime, job.id, indexes):
         for _ in range(READ_TRIES):
-            piece, outcomes = await _read_piece(runtime, job, wanted, shard, with_ids=with_ids)
-            low, high = piece.first_index - shard.first_index, piece.stop - shard.first_index
-            expected = high - low if complete else int(settled_bits(shard.settled, shard.size)[low:high].sum())
+            shard_slice, outcomes = await _read_slice(runtime, job, indexes, shard, with_ids=with_ids)
+            low, high = shard_slice.first_index - shard.first_index, shard_slice.stop - shard.first_index
+            expected = high - low if complete else int(decode_bitmap(shard.outcome_bitmap, shard.size)[low:high].sum())
             if outcomes >= expected:
                 break
             shard = await _read_shard(runtime, shard)
         else:
             raise ResultsChanged
-        yield piece
+        yield shard_slice
 
 
 async def _read_shard(runtime: Runtime, shard: Any) -> Any:
-    """The shard as it is now. Raises ResultsChanged when it is gone, or has been cut in two since."""
-    columns = Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.settled
+    """The current row of the shard. Raises ResultsChanged when it was removed or split."""
+    columns = Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap
     async with runtime.database.read() as connection:
         found = (await connection.execute(select(*columns).where(Shard.id == shard.id))).one_or_none()
     if found is None or found.size != shard.size:
@@ -244,19 +248,19 @@ async def _read_shard(runtime: Runtime, shard: Any) -> Any:
     return found
 
 
-async def _read_piece(
-    runtime: Runtime, job: Row[Any], wanted: Range, shard: Any, *, with_ids: bool
-) -> tuple[Piece, int]:
-    """What the database holds of a shard's part of the range, and how many outcomes that is."""
-    start = max(wanted.start, shard.first_index)
-    stop = min(wanted.stop, shard.first_index + shard.size)
+async def _read_slice(
+    runtime: Runtime, job: Row[Any], indexes: IndexRange, shard: Any, *, with_ids: bool
+) -> tuple[ShardSlice, int]:
+    """The part of a shard that is in the range, and its number of outcomes. Raises ResultsChanged."""
+    start = max(indexes.start, shard.first_index)
+    stop = min(indexes.stop, shard.first_index + shard.size)
     async with runtime.database.read() as connection:
-        runs = (
+        blocks = (
             await connection.execute(
                 select(VectorBlock.first_index, VectorBlock.count.label("size"))
                 .where(
                     VectorBlock.job_id == job.id,
-                    VectorBlock.first_index >= shard.first_index,  # a run never leaves its shard
+                    VectorBlock.first_index >= shard.first_index,  # a block never spans two shards
                     VectorBlock.first_index < stop,
                     VectorBlock.first_index + VectorBlock.count > start,
                 )
@@ -264,59 +268,59 @@ async def _read_piece(
             )
         ).all()
         failures = []
-        refused: list[refused_ranges.Refusal] = []
+        refused: list[refused_inputs.Refusal] = []
         if job.failed or job.status not in FINISHED:
             failures = list(
                 await connection.execute(
-                    select(*FAILURE).where(
+                    select(*_ERROR_COLUMNS).where(
                         JobInputError.job_id == job.id, JobInputError.index >= start, JobInputError.index < stop
                     )
                 )
             )
-            refused = await refused_ranges.between(connection, job.id, start, stop)
-        cut: Set[int] = frozenset()
+            refused = await refused_inputs.between(connection, job.id, start, stop)
+        truncated: Set[int] = frozenset()
         if with_ids and (job.truncated or job.status not in FINISHED):
-            cut = await truncated.between(connection, job.id, start, stop)
+            truncated = await truncated_inputs.between(connection, job.id, start, stop)
         ids = None
         if with_ids:
             stored = (await connection.execute(select(ShardInputs.ids).where(ShardInputs.shard_id == shard.id))).all()
             if not stored:
                 raise ResultsChanged
             ids = _IDS.decode(stored[0].ids) if stored[0].ids else None
-    piece = Piece(
+    shard_slice = ShardSlice(
         first_index=start,
         stop=stop,
-        runs=[(run.first_index, run.size) for run in runs],
+        blocks=[(block.first_index, block.size) for block in blocks],
         errors={
             row.at: {"code": row.code, "message": row.message, "retryable": bool(row.retryable)} for row in failures
         }
         | {each.index: {"code": each.code, "message": each.message, "retryable": False} for each in refused},
         ids=ids,
         ids_from=shard.first_index,
-        truncated=cut,
+        truncated=truncated,
     )
-    vectors_here = sum(min(first + size, stop) - max(first, start) for first, size in piece.runs)
-    return piece, vectors_here + len(piece.errors)
+    vectors_here = sum(min(first + size, stop) - max(first, start) for first, size in shard_slice.blocks)
+    return shard_slice, vectors_here + len(shard_slice.errors)
 
 
-async def _vectors(runtime: Runtime, job: Row[Any], piece: Piece) -> AsyncIterator[tuple[int, Matrix]]:
-    """The runs of a piece, cut to it: first index and rows. Raises ResultsChanged."""
+async def _vectors(runtime: Runtime, job: Row[Any], shard_slice: ShardSlice) -> AsyncIterator[tuple[int, Matrix]]:
+    """The vectors of a slice: first index and rows, shape (n, dimensions). Raises ResultsChanged."""
     row_bytes = 4 * job.dimensions
     rows_at_once = max(1, SLICE_BYTES // row_bytes)
-    for run_first, size in piece.runs:
-        stop = min(piece.stop - run_first, size)
-        for low in range(max(piece.first_index - run_first, 0), stop, rows_at_once):
+    for block_first, size in shard_slice.blocks:
+        stop = min(shard_slice.stop - block_first, size)
+        for low in range(max(shard_slice.first_index - block_first, 0), stop, rows_at_once):
             count = min(rows_at_once, stop - low)
             part = func.substr(VectorBlock.data, low * row_bytes + 1, count * row_bytes, type_=LargeBinary)
             async with runtime.database.read() as connection:
                 data = (
                     await connection.execute(
-                        select(part).where(VectorBlock.job_id == job.id, VectorBlock.first_index == run_first)
+                        select(part).where(VectorBlock.job_id == job.id, VectorBlock.first_index == block_first)
                     )
                 ).scalar_one_or_none()
-            if data is None or len(data) != count * row_bytes:  # removed, or written anew, while it was read
+            if data is None or len(data) != count * row_bytes:  # removed or written again meanwhile
                 raise ResultsChanged
-            yield run_first + low, vectors.from_blob(data, job.dimensions)
+            yield block_first + low, vectors.from_blob(data, job.dimensions)
 
 
 async def _ids_between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> Callable[[int], str | None]:
@@ -343,11 +347,13 @@ async def _ids_between(connection: AsyncConnection, job_id: str, start: int, sto
     return caller_id
 
 
-def _lines(piece: Piece, first: int, rows: Any, line: Callable[[int, str | None, Any], bytes]) -> list[bytes]:
-    lines = [line(first + i, piece.caller_id(first + i), rows[i]) for i in range(len(rows))]
-    if piece.truncated:
+def _lines(
+    shard_slice: ShardSlice, first: int, rows: Any, line: Callable[[int, str | None, Any], bytes]
+) -> list[bytes]:
+    lines = [line(first + i, shard_slice.caller_id(first + i), rows[i]) for i in range(len(rows))]
+    if shard_slice.truncated:
         for i in range(len(rows)):
-            if first + i in piece.truncated:
+            if first + i in shard_slice.truncated:
                 lines[i] = lines[i][:-2] + b',"truncated":true}\n'
     return lines
 
@@ -367,12 +373,14 @@ def _error_lines(page: list[tuple[int, dict[str, Any]]], ids: Callable[[int], st
     return b"".join(orjson.dumps({"index": index, "id": ids(index), "error": error}) + b"\n" for index, error in page)
 
 
-def _lines_of_errors(piece: Piece, indexes: Sequence[int]) -> list[bytes]:
-    return [_error_line(piece, index) for index in indexes]
+def _lines_of_errors(shard_slice: ShardSlice, indexes: Sequence[int]) -> list[bytes]:
+    return [_error_line(shard_slice, index) for index in indexes]
 
 
-def _error_line(piece: Piece, index: int) -> bytes:
-    return orjson.dumps({"index": index, "id": piece.caller_id(index), "error": piece.errors[index]}) + b"\n"
+def _error_line(shard_slice: ShardSlice, index: int) -> bytes:
+    return (
+        orjson.dumps({"index": index, "id": shard_slice.caller_id(index), "error": shard_slice.errors[index]}) + b"\n"
+    )
 
 
 def _nan_rows(count: int, width: int) -> Iterator[bytes]:
@@ -381,4 +389,4 @@ def _nan_rows(count: int, width: int) -> Iterator[bytes]:
         yield np.full((min(rows_at_once, count - low), width), np.nan, dtype="<f4").tobytes()
 
 
-__all__ = ["Range", "errors_ndjson", "is_complete", "ndjson", "npy", "npy_bytes"]
+__all__ = ["IndexRange", "errors_ndjson", "is_complete", "ndjson", "npy", "npy_bytes"]

@@ -1,1 +1,1 @@
-"""What a shard brought is written down, once: results, errors, usage, counters."""
+"""Recording of what a shard produced, exactly once: vectors, errors, usage, counters."""

@@ -1,7 +1,7 @@
-"""Calls of a job that brought nothing and were billed all the same, or may have been: each is written down, once.
+"""Calls of a job without results that were billed, or may have been. Each is recorded exactly once.
 
-Wasted: answered, but the reply was refused, came too late, or only tested the route. Ambiguous: sent, never answered.
-Both are rows of the ledger, in the job's counters and taken from its ceiling.
+Wasted: answered, but the reply was refused, came too late, or was a probe. Ambiguous: sent and not answered. Both are
+rows of the ledger, are added to the job's counters, and count against its cost limit.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from models.embedding import Call
 from models.job import AmbiguousCall, Job, Shard, ShardState
 from models.usage import UsageKind, UsageRecord
 
-ROWS_AT_ONCE = 500
+ROWS_PER_STATEMENT = 500
 
 
-def unsettled(held: ClaimedShard) -> list[Call]:
-    """Those calls of a run that are to be written down."""
-    return [call for call in held.calls if call.ambiguous or call.wasted]
+def unrecorded_calls(shard: ClaimedShard) -> list[Call]:
+    """The ambiguous and wasted calls of a run that are not recorded yet."""
+    return [call for call in shard.calls if call.ambiguous or call.wasted]
 
 
-async def note(
+async def insert_calls(
     database: Database,
     connection: AsyncConnection,
     *,
@@ -40,9 +40,9 @@ async def note(
     shard_id: str,
     calls: Sequence[Call],
 ) -> list[Call]:
-    """Write down calls of a job that brought nothing; those that were new. The order of locks: shard, then job.
+    """Insert calls of a job without results. Returns those that were new. Locks the job after the shard.
 
-    A call is known by its id: one that was written down before, by whomever, is not again.
+    A call is identified by its id, so a repeated insert changes nothing.
     """
     if not calls:
         return []
@@ -81,25 +81,25 @@ async def note(
         )
     if new:
         charged = {row["id"]: row for row in rows}
-        await count(connection, job_id, [charged[call.id] for call in new])
+        await add_to_counters(connection, job_id, [charged[call.id] for call in new])
     return new
 
 
 async def _add(
     database: Database, connection: AsyncConnection, calls: Sequence[Call], rows: Sequence[dict[str, Any]]
 ) -> list[Call]:
-    """Add the rows that are not in the ledger; the calls of those."""
+    """Insert the rows that are not in the ledger yet. Returns their calls."""
     ids: set[str] = set()
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        some = [row | {"at": db_now()} for row in rows[start : start + ROWS_AT_ONCE]]
-        added = database.insert(UsageRecord).values(some).on_conflict_do_nothing().returning(UsageRecord.id)
+    for start in range(0, len(rows), ROWS_PER_STATEMENT):
+        chunk = [row | {"at": db_now()} for row in rows[start : start + ROWS_PER_STATEMENT]]
+        added = database.insert(UsageRecord).values(chunk).on_conflict_do_nothing().returning(UsageRecord.id)
         ids |= set((await connection.execute(added)).scalars())
     count_cost(row for row in rows if row["id"] in ids)
     return [call for call in calls if call.id in ids]
 
 
-async def count(connection: AsyncConnection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Add rows of the ledger that brought nothing to their job's counters."""
+async def add_to_counters(connection: AsyncConnection, job_id: str, rows: Sequence[dict[str, Any]]) -> None:
+    """Add wasted and ambiguous rows of the ledger to the counters of their job."""
     wasted = [row for row in rows if row["kind"] == UsageKind.WASTED]
     unanswered = [row for row in rows if row["kind"] == UsageKind.AMBIGUOUS]
     values: dict[Any, Any] = {Job.version: Job.version + 1}
@@ -123,49 +123,49 @@ async def count(connection: AsyncConnection, job_id: str, rows: Sequence[dict[st
     await connection.execute(update(Job).where(Job.id == job_id).values(values))
 
 
-async def note_of(runtime: Runtime, connection: AsyncConnection, held: ClaimedShard) -> list[Call]:
-    """Write down those of a run, in the caller's transaction; once that is committed, `forget` them."""
-    calls = unsettled(held)
-    await note_for(runtime, connection, held, calls)
+async def insert_unrecorded_calls(runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard) -> list[Call]:
+    """Insert the unrecorded calls of a run in the caller's transaction; after its commit, `discard_recorded` them."""
+    calls = unrecorded_calls(shard)
+    await insert_run_calls(runtime, connection, shard, calls)
     return calls
 
 
-async def note_for(
-    runtime: Runtime, connection: AsyncConnection, held: ClaimedShard, calls: Sequence[Call]
+async def insert_run_calls(
+    runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard, calls: Sequence[Call]
 ) -> list[Call]:
-    """Write down these calls of a run; those that were not known yet. They are paid for out of its allowance."""
-    if held.max_cost_usd is not None and calls:
+    """Insert calls of a run. Returns those that were new. Their cost is taken from the shard's reservation."""
+    if shard.max_cost_usd is not None and calls:
         cost_usd = sum((call.cost_usd for call in calls), Decimal(0))
-        rest = Shard.allowance_usd - cost_usd
+        rest = Shard.reserved_usd - cost_usd
         await connection.execute(
             update(Shard)
             .where(
-                Shard.id == held.shard_id,
-                Shard.fence == held.fence,
+                Shard.id == shard.shard_id,
+                Shard.fence == shard.fence,
                 Shard.state == ShardState.RUNNING,
-                Shard.allowance_usd.is_not(None),
+                Shard.reserved_usd.is_not(None),
             )
-            .values(allowance_usd=case((Shard.allowance_usd > cost_usd, rest), else_=0))
+            .values(reserved_usd=case((Shard.reserved_usd > cost_usd, rest), else_=0))
         )
-    return await note(
+    return await insert_calls(
         runtime.database,
         connection,
-        project=held.project,
-        job_id=held.job_id,
-        shard_id=held.shard_id,
+        project=shard.project,
+        job_id=shard.job_id,
+        shard_id=shard.shard_id,
         calls=calls,
     )
 
 
-def forget(held: ClaimedShard, calls: Sequence[Call]) -> None:
-    """These are in the database."""
+def discard_recorded(shard: ClaimedShard, calls: Sequence[Call]) -> None:
+    """Remove calls that are in the database from the claim's list."""
     known = {call.id for call in calls}
-    held.calls[:] = [call for call in held.calls if call.id not in known]
+    shard.calls[:] = [call for call in shard.calls if call.id not in known]
 
 
-async def note_rest(runtime: Runtime, held: ClaimedShard) -> None:
-    """Write down what no record has: calls of a run that ended without a result. Raises StorageUnavailable."""
-    if unsettled(held):
+async def record_unrecorded_calls(runtime: Runtime, shard: ClaimedShard) -> None:
+    """Record the calls of a run that ended without a result. Raises StorageUnavailable."""
+    if unrecorded_calls(shard):
         async with runtime.database.write() as connection:
-            calls = await note_of(runtime, connection, held)
-        forget(held, calls)
+            calls = await insert_unrecorded_calls(runtime, connection, shard)
+        discard_recorded(shard, calls)

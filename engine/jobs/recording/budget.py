@@ -1,7 +1,7 @@
-"""Budget: what a job with a ceiling may still spend. It pauses before the call that could take it over.
+"""Budget: a job with max_cost_usd pauses before a call that could exceed it.
 
-Each running shard holds an allowance, taken from what is left of the ceiling after what was charged and what other
-running shards hold. A shard that does not run holds nothing, so that no death can keep money from the job for ever.
+Each running shard reserves a part of the limit: at most the limit less the cost so far and the reservations of other
+running shards. Only running shards have a reservation, so a crash cannot withhold money from the job for good.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.cancellation import CancellationToken
-from engine.jobs.leasing.claim import ClaimedShard, open_tokens
+from engine.jobs.leasing.claim import ClaimedShard, remaining_tokens
 from engine.jobs.scheduling import fair_share
 from engine.ledger.billing import MILLION, MOST_CONTROL_TOKENS
 from engine.planning import packing, tokens
@@ -29,16 +29,16 @@ from models.embedding import Alias, Batch, BatchOutcome
 from models.errors import EmbedmillError, InvalidInput
 from models.job import Job, JobStatus, Shard, ShardState
 
-MOST_USD = Decimal(1_000_000)
-# What a run takes beside what its inputs may cost: for calls of ours, and calls that are made again.
+MAX_USD = Decimal(1_000_000)
+# Reserved in addition to the upper bound of the inputs: for probes and repeated calls.
 SPARE_TOKENS = 64 * MOST_CONTROL_TOKENS
-# The mark of progress moves at most once in record.MARK_S: a mark twice as old means that nothing has landed lately.
+# A rate sample is taken at most once in record.RATE_SAMPLE_S: one twice as old means that nothing was recorded lately.
 QUIET_S = 30.0
 _AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?\Z")
 
 
 class BudgetExhausted(EmbedmillError):
-    """What is left of the allowance does not cover the next input."""
+    """The rest of the reservation does not cover the next input."""
 
     code = "budget_spent"
 
@@ -47,21 +47,21 @@ class BudgetExhausted(EmbedmillError):
         self.needed_usd = needed_usd
 
 
-def ceiling(given: str | float) -> Decimal:
-    """An amount of US dollars as the caller wrote it. Raises InvalidInput."""
-    text = str(given)
+def parse_max_cost(text_or_number: str | float) -> Decimal:
+    """A caller's max_cost_usd as a Decimal, rounded down to picodollars. Raises InvalidInput."""
+    text = str(text_or_number)
     amount = Decimal(text) if _AMOUNT.match(text) else Decimal(0)
-    if not PICODOLLAR <= amount <= MOST_USD:
+    if not PICODOLLAR <= amount <= MAX_USD:
         raise InvalidInput(
-            f"Invalid 'max_cost_usd': expected US dollars, more than 0 and at most {MOST_USD:,}.",
+            f"Invalid 'max_cost_usd': expected US dollars, more than 0 and at most {MAX_USD:,}.",
             param="max_cost_usd",
             code="invalid_value",
         )
     return amount.quantize(PICODOLLAR, ROUND_DOWN)
 
 
-async def raise_ceiling(connection: AsyncConnection, job_id: str, max_cost_usd: Decimal) -> None:
-    """Give a job a new ceiling, in the caller's transaction. Raises InvalidInput when as much is charged already."""
+async def set_max_cost(connection: AsyncConnection, job_id: str, max_cost_usd: Decimal) -> None:
+    """Set the cost limit of a job in the caller's transaction. Raises InvalidInput when it is below the cost so far."""
     job = (
         await connection.execute(
             select(Job.cost_usd, Job.ambiguous_cost_usd).where(Job.id == job_id).with_for_update(key_share=True)
@@ -80,23 +80,23 @@ async def raise_ceiling(connection: AsyncConnection, job_id: str, max_cost_usd: 
 
 
 class SpendReservation:
-    """The allowance of one run of a shard. Every call is paid for before it starts, by the most that it may cost.
+    """The reservation of one run of a shard. The upper bound of a call's cost is taken from it before the call starts.
 
-    That stays set aside until what came of the call is recorded: should the process be killed, all calls of which no
-    result is recorded are written down with the most that they may have cost, and the allowance covers them.
+    It stays reserved until the outcome of the call is recorded. If the process is killed, all calls without a recorded
+    outcome are recorded at their upper bound, which the reservation covers.
     """
 
-    def __init__(self, allowance_usd: Decimal, alias: Alias, landed: Callable[[BatchOutcome], None]) -> None:
-        self._rest = allowance_usd
+    def __init__(self, reserved_usd: Decimal, alias: Alias, on_outcome: Callable[[BatchOutcome], None]) -> None:
+        self._rest = reserved_usd
         self._usd_per_token = highest_price(alias) / MILLION
-        self._landed = landed
-        self._bound: dict[int, int] = {}  # tokens at the most of each input that is under way or not yet recorded
-        self._spare = self.price(MOST_CONTROL_TOKENS)  # left for a call of ours, that shows what is to blame
-        self._all_kept = asyncio.Event()
-        self.settled: set[int] = set()
+        self._on_outcome = on_outcome
+        self._bound: dict[int, int] = {}  # upper bound of tokens, by index of each unrecorded input
+        self._spare = self.price(MOST_CONTROL_TOKENS)  # kept for a probe that tells whether an input is at fault
+        self._all_durable = asyncio.Event()
+        self.delivered: set[int] = set()
 
-    def affordable(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, in order, for as long as they fit; the last of them may be cut short."""
+    def within_reservation(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches in order, as far as the reservation covers them; the last one may be shortened."""
         for batch in batches:
             bounds = [tokens.upper_bound(item) for item in batch.inputs]
             fit = self._fitting(bounds)
@@ -108,129 +108,129 @@ class SpendReservation:
                 return
 
     def _fitting(self, bounds: Sequence[int]) -> int:
-        """How many of these inputs may be sent, so that a call of ours stays possible; one goes without that."""
+        """How many of these inputs the reservation covers with a probe to spare; a single input goes without."""
         fit = len(bounds)
         while fit and self.price(sum(bounds[:fit])) + self._spare > self._rest:
             fit = fit // 2 if fit > 8 else fit - 1
         return fit or int(not self._bound and self.price(bounds[0]) <= self._rest)
 
     def __call__(self, part: BatchOutcome) -> None:
-        """Hand on what landed."""
-        self.settled.update(part.indexes)
-        self._landed(part)
+        """Pass an outcome on."""
+        self.delivered.update(part.indexes)
+        self._on_outcome(part)
 
-    def kept(self, parts: Iterable[BatchOutcome]) -> None:
-        """These are recorded: what they did not cost of what was set aside for them is free again."""
+    def on_durable(self, parts: Iterable[BatchOutcome]) -> None:
+        """The outcomes are recorded: what they cost less than their upper bound is available again."""
         for part in parts:
-            aside = sum(self._bound.pop(index, 0) for index in part.indexes)
-            if aside:
-                self._rest += self._usd_per_token * aside - part.cost_usd.quantize(PICODOLLAR, ROUND_UP)
+            reserved = sum(self._bound.pop(index, 0) for index in part.indexes)
+            if reserved:
+                self._rest += self._usd_per_token * reserved - part.cost_usd.quantize(PICODOLLAR, ROUND_UP)
         if not self._bound:
-            self._all_kept.set()
+            self._all_durable.set()
 
-    async def all_kept(self, stop: CancellationToken) -> None:
-        """Return once all that landed is recorded, or the stop is given."""
+    async def wait_until_durable(self, stop: CancellationToken) -> None:
+        """Return once all outcomes are durable, or the token is cancelled."""
         with contextlib.suppress(TimeoutError):
             async with stop.within(math.inf):
                 while self._bound:
-                    self._all_kept.clear()
-                    await self._all_kept.wait()
+                    self._all_durable.clear()
+                    await self._all_durable.wait()
 
     def check(self, usd: Decimal = Decimal(0)) -> None:
-        """Calls for inputs are paid for already. Raises BudgetSpent where that, or `usd` more, is not left."""
-        if usd and self._rest < usd:  # it is for inputs that are to be sent once more
+        """Check before a call, whose inputs are reserved already. Raises BudgetExhausted without `usd` in addition."""
+        if usd and self._rest < usd:  # for inputs that are sent a second time
             raise BudgetExhausted(self.price(sum(self._bound.values())) + usd)
         if self._rest < 0:
             raise BudgetExhausted(PICODOLLAR - self._rest)
 
     def billed(self, usd: Decimal) -> None:
-        """Pay for a call that brings nothing: by the most that it may cost, for so it is noted should we be killed."""
+        """Take the upper bound of a call without results, as it is recorded if the process is killed."""
         self._rest -= usd.quantize(PICODOLLAR, ROUND_UP)
 
     def price(self, count: int) -> Decimal:
-        """The most that tokens may cost. The ledger rounds to picodollars: one more for each call is never missed."""
+        """Upper bound of the cost of tokens: one picodollar more per call covers the ledger's rounding."""
         return self._usd_per_token * count + PICODOLLAR if self._usd_per_token else Decimal(0)
 
 
 def highest_price(alias: Alias) -> Decimal:
-    """US dollars for a million tokens on the dearest of the alias's routes."""
+    """US dollars per million tokens on the most expensive route of the alias."""
     return max(route.usd_per_million_tokens for route in alias.routes)
 
 
-async def take(
-    runtime: Runtime, held: ClaimedShard, alias: Alias, landed: Callable[[BatchOutcome], None]
+async def reserve(
+    runtime: Runtime, shard: ClaimedShard, alias: Alias, on_outcome: Callable[[BatchOutcome], None]
 ) -> SpendReservation:
-    """Set aside what the shard may cost at the most, or what is left. Raises StorageUnavailable."""
-    purse = SpendReservation(Decimal(0), alias, landed)
-    waiting = [item for position in held.waiting() if (item := held.inputs[position]) is not None]
-    wanted = sum((purse.price(tokens.upper_bound(item)) for item in waiting), purse.price(SPARE_TOKENS))
+    """Reserve the upper bound of the shard's cost, or the rest of the limit. Raises StorageUnavailable."""
+    reservation = SpendReservation(Decimal(0), alias, on_outcome)
+    open_inputs = [item for position in shard.open_positions() if (item := shard.inputs[position]) is not None]
+    needed = sum((reservation.price(tokens.upper_bound(item)) for item in open_inputs), reservation.price(SPARE_TOKENS))
     async with runtime.database.write() as connection:
-        mine = select(Shard.id).where(Shard.id == held.shard_id, *_held(held)).with_for_update()
-        if (await connection.execute(mine)).first() is None:
-            return purse
-        left = await _left(connection, held)
-        allowance = min(wanted, max(left, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
-        await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(allowance_usd=allowance))
-        if waiting and purse.price(tokens.upper_bound(waiting[0])) <= allowance:
-            await _end_wait(connection, held)
-    return SpendReservation(allowance, alias, landed)
+        claim = select(Shard.id).where(Shard.id == shard.shard_id, *_is_current_claim(shard)).with_for_update()
+        if (await connection.execute(claim)).first() is None:
+            return reservation
+        unreserved = await _unreserved(connection, shard)
+        reserved = min(needed, max(unreserved, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
+        await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=reserved))
+        if open_inputs and reservation.price(tokens.upper_bound(open_inputs[0])) <= reserved:
+            await _end_wait(connection, shard)
+    return SpendReservation(reserved, alias, on_outcome)
 
 
-async def charge(
-    connection: AsyncConnection, held: ClaimedShard, allowance_usd: Decimal | None, cost_usd: Decimal
+async def debit(
+    connection: AsyncConnection, shard: ClaimedShard, reserved_usd: Decimal | None, cost_usd: Decimal
 ) -> bool:
-    """Take what results cost from the shard's allowance, or else from what nobody holds. False: nothing covers it.
+    """Debit the cost of results to the shard's reservation, or to the unreserved rest. False: neither covers it.
 
-    For a transaction that has locked the shard. `allowance_usd` is what it says of itself, if it runs: results of a
-    worker that has lost it are charged to whoever holds it now, for whom they save the same calls.
+    For a transaction that has locked the shard. `reserved_usd`: the column, if the shard is running. Late results are
+    debited to the present claim, which they save the same calls.
     """
-    allowance = allowance_usd or Decimal(0)
-    if cost_usd > allowance and cost_usd > await _left(connection, held):
+    reserved = reserved_usd or Decimal(0)
+    if cost_usd > reserved and cost_usd > await _unreserved(connection, shard):
         return False
     await connection.execute(
-        update(Shard).where(Shard.id == held.shard_id).values(allowance_usd=max(Decimal(0), allowance - cost_usd))
+        update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=max(Decimal(0), reserved - cost_usd))
     )
     return True
 
 
-async def wait_or_pause(runtime: Runtime, held: ClaimedShard, needed_usd: Decimal) -> None:
-    """Give the shard back unspent: until others have given theirs back, or, where nobody holds any, until a resume."""
+async def release_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: Decimal) -> None:
+    """Release the shard without counting the attempt; pause the job unless another reservation may be returned."""
     async with runtime.database.write() as connection:
-        given_back = await connection.execute(
+        requeued = await connection.execute(
             update(Shard)
-            .where(Shard.id == held.shard_id, *_held(held))
+            .where(Shard.id == shard.shard_id, *_is_current_claim(shard))
             .values(
                 state=ShardState.QUEUED,
                 lease_until=None,
-                allowance_usd=None,
+                reserved_usd=None,
                 next_run_at=db_now() + uniform(0.3, 1.0),
                 attempt=Shard.attempt - 1,
                 last_error="the budget is spent",
             )
-            .returning(Shard.settled, Shard.count, Shard.tokens)
+            .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
         )
-        shard = given_back.one_or_none()
-        if shard is not None:
-            await fair_share.give_back(connection, held.job_id, open_tokens(shard))
-        if shard is None or needed_usd <= await _left(connection, held):
+        row = requeued.one_or_none()
+        if row is not None:
+            await fair_share.refund(connection, shard.job_id, remaining_tokens(row))
+        if row is None or needed_usd <= await _unreserved(connection, shard):
             return
-        if await _held_by_others(connection, held):
-            await _report_wait(connection, held)
+        if await _reserved_by_others(connection, shard):
+            await _report_wait(connection, shard)
             return
         await connection.execute(
             update(Job)
-            .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
+            .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
             .values(status=JobStatus.PAUSED, waiting_on="budget", next_attempt_at=None, version=Job.version + 1)
         )
 
 
-async def _report_wait(connection: AsyncConnection, held: ClaimedShard) -> None:
+async def _report_wait(connection: AsyncConnection, shard: ClaimedShard) -> None:
     """Let the job say that it waits on its budget, where nothing of it has landed lately and it names no other wait."""
-    landed_at = func.coalesce(Job.mark_at, Job.started_at)
+    landed_at = func.coalesce(Job.rate_sample_at, Job.started_at)
     await connection.execute(
         update(Job)
         .where(
-            Job.id == held.job_id,
+            Job.id == shard.job_id,
             Job.status == JobStatus.IN_PROGRESS,
             Job.waiting_on.is_(None),
             landed_at < db_now() - QUIET_S,
@@ -239,39 +239,41 @@ async def _report_wait(connection: AsyncConnection, held: ClaimedShard) -> None:
     )
 
 
-async def _end_wait(connection: AsyncConnection, held: ClaimedShard) -> None:
+async def _end_wait(connection: AsyncConnection, shard: ClaimedShard) -> None:
     """A shard's next call is covered: the job waits on its budget no longer."""
     await connection.execute(
         update(Job)
-        .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS, Job.waiting_on == "budget")
+        .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.waiting_on == "budget")
         .values(waiting_on=None, version=Job.version + 1)
     )
 
 
-async def _left(connection: AsyncConnection, held: ClaimedShard) -> Decimal:
-    """What neither results nor other running shards have of the ceiling. Locks the job, so that it stays true."""
+async def _unreserved(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
+    """The limit less the cost so far and the reservations of other running shards. Locks the job."""
     job = (
         await connection.execute(
             select(Job.max_cost_usd, Job.cost_usd, Job.ambiguous_cost_usd)
-            .where(Job.id == held.job_id)
+            .where(Job.id == shard.job_id)
             .with_for_update(key_share=True)
         )
     ).one_or_none()
     if job is None:
         return Decimal(0)
     if job.max_cost_usd is None:
-        return MOST_USD
-    return Decimal(job.max_cost_usd - job.cost_usd - job.ambiguous_cost_usd - await _held_by_others(connection, held))
+        return MAX_USD
+    return Decimal(
+        job.max_cost_usd - job.cost_usd - job.ambiguous_cost_usd - await _reserved_by_others(connection, shard)
+    )
 
 
-async def _held_by_others(connection: AsyncConnection, held: ClaimedShard) -> Decimal:
-    others = await connection.execute(
-        select(func.sum(Shard.allowance_usd)).where(
-            Shard.job_id == held.job_id, Shard.state == ShardState.RUNNING, Shard.id != held.shard_id
+async def _reserved_by_others(connection: AsyncConnection, shard: ClaimedShard) -> Decimal:
+    reserved = await connection.execute(
+        select(func.sum(Shard.reserved_usd)).where(
+            Shard.job_id == shard.job_id, Shard.state == ShardState.RUNNING, Shard.id != shard.shard_id
         )
     )
-    return others.scalar_one_or_none() or Decimal(0)
+    return reserved.scalar_one_or_none() or Decimal(0)
 
 
-def _held(held: ClaimedShard) -> tuple[Any, ...]:
-    return Shard.fence == held.fence, Shard.state == ShardState.RUNNING
+def _is_current_claim(shard: ClaimedShard) -> tuple[Any, ...]:
+    return Shard.fence == shard.fence, Shard.state == ShardState.RUNNING

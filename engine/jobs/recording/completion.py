@@ -1,4 +1,4 @@
-"""Finish: what a job becomes when its last open shard closes, and the tally of its errors."""
+"""Completion: the final status of a job when its last open shard closes, and the summary of its errors."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.config.settings import Settings
 from models.base import db_now
 from models.embedding import InputError
-from models.job import OPEN_SHARD, Job, JobStatus, Shard
+from models.job import OPEN_STATES, Job, JobStatus, Shard
 
 log = logging.getLogger("embedmill.jobs")
 
-# Decided in SQL, in the statement that closes the last shard, so that no crash can come between.
+# An SQL expression for the statement that closes the last shard, so that no crash can separate the two.
 FINAL_STATUS = case(
     (Job.failed == 0, JobStatus.COMPLETED.value),
     (Job.completed == 0, JobStatus.FAILED.value),
     else_=JobStatus.COMPLETED_WITH_ERRORS.value,
 )
 
-# What a job ends by, whatever its counter says: a counter that was too low would leave a shard queued for good.
+# Checked beside the counter: a counter that is too low would end the job with a shard left open.
 NO_OPEN_SHARD = (
     select(Shard.id)
-    .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_SHARD)))
+    .where(Shard.job_id == Job.id, Shard.state.in_(sorted(OPEN_STATES)))
     .limit(1)
     .correlate(Job)
     .scalar_subquery()
     .is_(None)
 )
-NOTHING_OPEN = and_(Job.open_shards < 1, NO_OPEN_SHARD)
+HAS_NO_OPEN_SHARD = and_(Job.open_shards < 1, NO_OPEN_SHARD)
 
 DAY_S = 86400.0
 
 
 def end_columns(settings: Settings) -> dict[str, Any]:
-    """Columns of a job that ends now: its results are kept for the whole retention from here."""
+    """Columns of a job that ends now: the retention of its results starts."""
     return {
         "finished_at": db_now(),
         "expires_at": db_now() + settings.job_retention_days * DAY_S,
@@ -47,12 +47,12 @@ def end_columns(settings: Settings) -> dict[str, Any]:
     }
 
 
-async def recount(connection: AsyncConnection, job_id: str) -> None:
-    """Count the job's open shards anew, for a transaction that has locked its row: its counter was too low."""
+async def recount_open_shards(connection: AsyncConnection, job_id: str) -> None:
+    """Count the job's open shards again because its counter was too low. For a transaction that has locked its row."""
     open_shards = (
         select(func.count())
         .select_from(Shard)
-        .where(Shard.job_id == job_id, Shard.state.in_(sorted(OPEN_SHARD)))
+        .where(Shard.job_id == job_id, Shard.state.in_(sorted(OPEN_STATES)))
         .scalar_subquery()
     )
     await connection.execute(update(Job).where(Job.id == job_id).values(open_shards=open_shards))
@@ -60,32 +60,32 @@ async def recount(connection: AsyncConnection, job_id: str) -> None:
 
 
 def final_status(completed: int, failed: int) -> JobStatus:
-    """The same rule for counters at hand."""
+    """FINAL_STATUS for known counters."""
     if failed == 0:
         return JobStatus.COMPLETED
     return JobStatus.FAILED if completed == 0 else JobStatus.COMPLETED_WITH_ERRORS
 
 
-async def merge_errors(
+async def load_and_merge_errors(
     connection: AsyncConnection, job_id: str, failures: Mapping[int, InputError]
 ) -> list[dict[str, Any]]:
-    """The job's error summary with these failures added: per code a count and one example. Locks the job's row."""
+    """The job's error summary with these failures added: by code, a count and one example. Locks the job's row."""
     summary = (
         await connection.execute(select(Job.error_summary).where(Job.id == job_id).with_for_update(key_share=True))
     ).scalar_one_or_none()
-    return tally(summary or [], failures)
+    return merge_error_summary(summary or [], failures)
 
 
-def tally(summary: Sequence[dict[str, Any]], failures: Mapping[int, InputError]) -> list[dict[str, Any]]:
-    """A summary of errors with these added: per code a count, and of its lowest index the message."""
+def merge_error_summary(summary: Sequence[dict[str, Any]], failures: Mapping[int, InputError]) -> list[dict[str, Any]]:
+    """An error summary with these failures added: by code, a count and the message of the lowest index."""
     by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary}
     for index in sorted(failures):
-        add_error(by_code, index, failures[index].code, failures[index].message)
+        count_error(by_code, index, failures[index].code, failures[index].message)
     return list(by_code.values())
 
 
-def add_error(by_code: dict[str, dict[str, Any]], index: int, code: str, message: str, *, count: int = 1) -> None:
-    """Count a failure in an error summary; or so many of one kind, of which this index is the lowest."""
+def count_error(by_code: dict[str, dict[str, Any]], index: int, code: str, message: str, *, count: int = 1) -> None:
+    """Add `count` failures of one code to an error summary; `index` is the lowest of them."""
     entry = by_code.setdefault(code, {"code": code, "count": 0, "example_index": index, "message": message})
     entry["count"] += count
     if entry["example_index"] is None or index < entry["example_index"]:

@@ -1,6 +1,6 @@
-"""Twins: inputs that occurred before in their job. They get the outcome of the first, without a call of their own.
+"""Duplicates: inputs that occurred before in their job. They get the outcome of the first occurrence without a call.
 
-The first always has the lower index, so that shards which wait for each other's inputs cannot form a ring.
+The first occurrence always has the lower index, so shards cannot wait for each other in a cycle.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sqlalchemy import case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.truncated import among
+from engine.jobs.recording.truncated_inputs import truncated_among
 from engine.runtime import Runtime
 from engine.storage import vectors
 from engine.storage.database import BUSY_TIMEOUT_S
@@ -30,184 +30,188 @@ from models.job import JobInputError, VectorBlock
 Outcome = Matrix | InputError
 """One row, or the reason why there is none."""
 
-ASKED_AT_ONCE = 1024
+INPUTS_PER_QUERY = 1024
 READ_BYTES = 8 * 1024 * 1024
-RUNS_AT_ONCE = 64
+BLOCKS_PER_QUERY = 64
 
 
 class DuplicateFanout:
-    """Puts copies of outcomes between the outcomes that land, for the twins of one claimed shard.
+    """A sink that adds the copied outcomes of one shard's duplicates to the outcomes of its calls.
 
-    A copy is handed on after its neighbour before it: what lands together becomes one row of the database, and a shard
-    in which every other input is a twin must not become thousands of rows.
+    A duplicate is emitted right after the input before it, so that both end up in one vector block. Otherwise a shard
+    in which every second input is a duplicate would become thousands of rows.
     """
 
-    def __init__(self, held: ClaimedShard, landed: Callable[[BatchOutcome], None]) -> None:
-        self._landed = landed
-        own = [held.index(position) for position in held.waiting()]
-        self._missing = {held.index(position): first for position, first in held.waiting_twins().items()}
-        here = set(own)
-        self._twins_of: dict[int, list[int]] = {}
-        self._after: dict[int, list[int]] = {}
-        self._loose: list[int] = []  # twins with no neighbour before them that is still to land
-        for index, first in self._missing.items():
+    def __init__(self, shard: ClaimedShard, on_outcome: Callable[[BatchOutcome], None]) -> None:
+        self._on_outcome = on_outcome
+        open_indexes = [shard.index(position) for position in shard.open_positions()]
+        self._unresolved = {shard.index(position): first for position, first in shard.open_duplicates().items()}
+        here = set(open_indexes)
+        self._duplicates_of: dict[int, list[int]] = {}
+        self._anchored: dict[int, list[int]] = {}
+        self._unanchored: list[int] = []  # duplicates whose preceding input is already done
+        for index, first in self._unresolved.items():
             if first in here:
-                self._twins_of.setdefault(first, []).append(index)
-            place = bisect_right(own, index)
-            (self._after.setdefault(own[place - 1], []) if place else self._loose).append(index)
-        self._known: dict[int, Outcome] = {}
-        self._truncated: set[int] = set()  # twins whose first was not embedded whole
+                self._duplicates_of.setdefault(first, []).append(index)
+            predecessors = bisect_right(open_indexes, index)
+            (
+                self._anchored.setdefault(open_indexes[predecessors - 1], []) if predecessors else self._unanchored
+            ).append(index)
+        self._resolved: dict[int, Outcome] = {}
+        self._truncated: set[int] = set()  # duplicates of truncated inputs
 
-    def missing(self) -> dict[int, int]:
-        """Twins whose outcome is not known yet: their index and that of their first."""
-        return self._missing
+    def unresolved(self) -> dict[int, int]:
+        """Duplicates without a known outcome: index, and index of the first occurrence."""
+        return self._unresolved
 
-    def know(self, outcomes: Mapping[int, Outcome], truncated: Set[int] = frozenset()) -> None:
-        """Take the outcomes of firsts, and which of those were not embedded whole."""
-        for index, first in list(self._missing.items()):
+    def resolve(self, outcomes: Mapping[int, Outcome], truncated: Set[int] = frozenset()) -> None:
+        """Accept outcomes of first occurrences, by index, and the indexes of truncated ones."""
+        for index, first in list(self._unresolved.items()):
             if first in outcomes:
                 if first in truncated:
                     self._truncated.add(index)
-                self._known[index] = outcomes[first]
-                del self._missing[index]
+                self._resolved[index] = outcomes[first]
+                del self._unresolved[index]
 
     def __call__(self, part: BatchOutcome) -> None:
-        """Hand on what landed, with the copies that are next to it."""
+        """Pass an outcome on, followed by the duplicates next to it."""
         for row, index in enumerate(part.indexes):
-            for twin in self._twins_of.pop(index, ()):
+            for duplicate in self._duplicates_of.pop(index, ()):
                 outcome = part.error if part.vectors is None else part.vectors[row]
-                if outcome is not None and self._missing.pop(twin, None) is not None:
-                    self._known[twin] = outcome
+                if outcome is not None and self._unresolved.pop(duplicate, None) is not None:
+                    self._resolved[duplicate] = outcome
                     if part.truncated and index in part.truncated:
-                        self._truncated.add(twin)
-            self._loose += self._after.pop(index, ())
-        self._landed(part)
-        self._hand_on([index for index in self._loose if index in self._known])
-        self._loose = [index for index in self._loose if index in self._missing]
+                        self._truncated.add(duplicate)
+            self._unanchored += self._anchored.pop(index, ())
+        self._on_outcome(part)
+        self._emit([index for index in self._unanchored if index in self._resolved])
+        self._unanchored = [index for index in self._unanchored if index in self._unresolved]
 
     def flush(self) -> None:
-        """Hand on every copy that is known, wherever its neighbours are."""
-        self._hand_on(sorted(self._known))
+        """Emit all duplicates with a known outcome."""
+        self._emit(sorted(self._resolved))
 
-    def _hand_on(self, indexes: Sequence[int]) -> None:
-        outcomes = [(index, self._known.pop(index)) for index in indexes]
+    def _emit(self, indexes: Sequence[int]) -> None:
+        outcomes = [(index, self._resolved.pop(index)) for index in indexes]
         rows = [(index, outcome) for index, outcome in outcomes if not isinstance(outcome, InputError)]
         if rows:
             copied = [index for index, _ in rows]
-            part = _copy(copied, np.stack([row for _, row in rows]), None)
+            part = _copied_outcome(copied, np.stack([row for _, row in rows]), None)
             truncated = self._truncated.intersection(copied)
-            self._landed(part._replace(truncated=sorted(truncated)) if truncated else part)
+            self._on_outcome(part._replace(truncated=sorted(truncated)) if truncated else part)
         for index, outcome in outcomes:
             if isinstance(outcome, InputError):
-                self._landed(_copy([index], None, outcome))
+                self._on_outcome(_copied_outcome([index], None, outcome))
 
 
 def is_duplicate(part: BatchOutcome) -> bool:
-    """True for vectors that no call was made for."""
+    """True for vectors that were copied without a call."""
     return part.route is None and part.error is None
 
 
-def _copy(indexes: list[int], rows: Matrix | None, error: InputError | None) -> BatchOutcome:
+def _copied_outcome(indexes: list[int], rows: Matrix | None, error: InputError | None) -> BatchOutcome:
     return BatchOutcome(indexes, rows, error, 0, False, Decimal(0), None)
 
 
-async def settled(runtime: Runtime, held: ClaimedShard, firsts: Sequence[int]) -> tuple[dict[int, Outcome], set[int]]:
-    """The outcomes of these inputs of the job, where they are in the database already, and which of them were cut.
+async def load_outcomes(
+    runtime: Runtime, shard: ClaimedShard, firsts: Sequence[int]
+) -> tuple[dict[int, Outcome], set[int]]:
+    """The recorded outcomes of these inputs of the job by index, and the indexes of truncated ones.
 
     Raises StorageUnavailable.
     """
     outcomes: dict[int, Outcome] = {}
-    cut: set[int] = set()
-    wanted_firsts = sorted(set(firsts))
-    for low in range(0, len(wanted_firsts), ASKED_AT_ONCE):
-        some = wanted_firsts[low : low + ASKED_AT_ONCE]
+    truncated: set[int] = set()
+    unique_firsts = sorted(set(firsts))
+    for low in range(0, len(unique_firsts), INPUTS_PER_QUERY):
+        chunk = unique_firsts[low : low + INPUTS_PER_QUERY]
         async with runtime.database.read() as connection:
-            at = await _runs_of(runtime, connection, held.job_id, some)
-            for spans in _portions(at, held.width * 4):
-                for run, data in await _read(runtime, connection, held, spans):
-                    rows = vectors.from_blob(data, held.width)
-                    wanted = at[run]
-                    outcomes.update((first, rows[first - wanted[0]]) for first in wanted)
+            at = await _blocks_of(runtime, connection, shard.job_id, chunk)
+            for spans in _read_plans(at, shard.width * 4):
+                for block, data in await _read(runtime, connection, shard, spans):
+                    rows = vectors.from_blob(data, shard.width)
+                    indexes = at[block]
+                    outcomes.update((first, rows[first - indexes[0]]) for first in indexes)
             failures = await connection.execute(
                 select(
                     JobInputError.index.label("at"), JobInputError.code, JobInputError.message, JobInputError.retryable
                 ).where(
-                    JobInputError.job_id == held.job_id,
-                    JobInputError.index.in_(select(runtime.database.numbers(some).c.value)),
+                    JobInputError.job_id == shard.job_id,
+                    JobInputError.index.in_(select(runtime.database.numbers(chunk).c.value)),
                 )
             )
             outcomes.update((row.at, InputError(row.code, row.message, bool(row.retryable))) for row in failures)
-            cut |= await among(connection, held.job_id, some)
-    return outcomes, cut
+            truncated |= await truncated_among(connection, shard.job_id, chunk)
+    return outcomes, truncated
 
 
-async def _runs_of(
+async def _blocks_of(
     runtime: Runtime, connection: AsyncConnection, job_id: str, indexes: Sequence[int]
 ) -> dict[int, list[int]]:
-    """Which run of vectors holds which of the indexes: the run's first index, and those that it holds."""
+    """By first index of each vector block: those of the indexes that it contains."""
     numbers = runtime.database.numbers(indexes)
     earlier = VectorBlock.__table__.alias("earlier")
-    run = (
+    block = (
         select(func.max(earlier.c.first_index))
         .where(earlier.c.job_id == job_id, earlier.c.first_index <= numbers.c.value)
         .scalar_subquery()
     )
     rows = await connection.execute(
         select(numbers.c.value, VectorBlock.first_index)
-        .join(VectorBlock, (VectorBlock.job_id == job_id) & (VectorBlock.first_index == run))
+        .join(VectorBlock, (VectorBlock.job_id == job_id) & (VectorBlock.first_index == block))
         .where(numbers.c.value < VectorBlock.first_index + VectorBlock.count)
         .order_by(numbers.c.value)
     )
-    held_by: dict[int, list[int]] = {}
+    indexes_of: dict[int, list[int]] = {}
     for index, first in rows:
-        held_by.setdefault(first, []).append(index)
-    return held_by
+        indexes_of.setdefault(first, []).append(index)
+    return indexes_of
 
 
-def _portions(held_by: Mapping[int, Sequence[int]], row_bytes: int) -> Iterator[dict[int, tuple[int, int]]]:
-    """What to read at a time: by run, the first byte (from 1, as SQL counts) and how many."""
-    portion: dict[int, tuple[int, int]] = {}
+def _read_plans(indexes_of: Mapping[int, Sequence[int]], row_bytes: int) -> Iterator[dict[int, tuple[int, int]]]:
+    """What to read per query: by block, the first byte (counted from 1, as in SQL) and the number of bytes."""
+    plan: dict[int, tuple[int, int]] = {}
     size = 0
-    for run, indexes in held_by.items():
-        span = ((indexes[0] - run) * row_bytes + 1, (indexes[-1] - indexes[0] + 1) * row_bytes)
-        if portion and (size + span[1] > READ_BYTES or len(portion) == RUNS_AT_ONCE):
-            yield portion
-            portion, size = {}, 0
-        portion[run] = span
+    for block, indexes in indexes_of.items():
+        span = ((indexes[0] - block) * row_bytes + 1, (indexes[-1] - indexes[0] + 1) * row_bytes)
+        if plan and (size + span[1] > READ_BYTES or len(plan) == BLOCKS_PER_QUERY):
+            yield plan
+            plan, size = {}, 0
+        plan[block] = span
         size += span[1]
-    if portion:
-        yield portion
+    if plan:
+        yield plan
 
 
 async def _read(
-    runtime: Runtime, connection: AsyncConnection, held: ClaimedShard, spans: Mapping[int, tuple[int, int]]
+    runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard, spans: Mapping[int, tuple[int, int]]
 ) -> list[tuple[int, bytes]]:
     if (path := runtime.database.sqlite_path) is not None:
-        return await asyncio.to_thread(_read_slices, path, held.job_id, spans)
-    start = case({run: span[0] for run, span in spans.items()}, value=VectorBlock.first_index)
-    length = case({run: span[1] for run, span in spans.items()}, value=VectorBlock.first_index)
+        return await asyncio.to_thread(_read_slices, path, shard.job_id, spans)
+    start = case({block: span[0] for block, span in spans.items()}, value=VectorBlock.first_index)
+    length = case({block: span[1] for block, span in spans.items()}, value=VectorBlock.first_index)
     rows = await connection.execute(
         select(VectorBlock.first_index, func.substr(VectorBlock.data, start, length, type_=Blob)).where(
-            VectorBlock.job_id == held.job_id, VectorBlock.first_index.in_(list(spans))
+            VectorBlock.job_id == shard.job_id, VectorBlock.first_index.in_(list(spans))
         )
     )
-    return [(run, data) for run, data in rows]
+    return [(block, data) for block, data in rows]
 
 
 def _read_slices(path: str, job_id: str, spans: Mapping[int, tuple[int, int]]) -> list[tuple[int, bytes]]:
-    """What SQLite's substr() would give, at a tenth of its cost: that reads the whole blob, and this its slice."""
+    """Slices of blobs by incremental I/O: a tenth of the cost of SQLite's substr(), which reads the whole blob."""
     found: list[tuple[int, bytes]] = []
     try:
         with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as connection:
-            for run, (start, length) in spans.items():
+            for block, (start, length) in spans.items():
                 row = connection.execute(
-                    "select rowid from vectors where job_id = ? and first_index = ?", (job_id, run)
+                    "select rowid from vectors where job_id = ? and first_index = ?", (job_id, block)
                 ).fetchone()
                 if row is None:  # deleted meanwhile
                     continue
                 with connection.blobopen("vectors", "data", row[0], readonly=True) as blob:
                     blob.seek(start - 1)
-                    found.append((run, blob.read(length)))
+                    found.append((block, blob.read(length)))
     except sqlite3.OperationalError as error:
         raise StorageUnavailable("the database does not answer", retry_after_s=2.0) from error
     return found

@@ -1,7 +1,7 @@
-"""Under way: the calls of one run, and what becomes of each. Noted in the flight log, should the process be killed.
+"""Calls in flight of one run, kept in the call journal in case the process is killed.
 
-A call is settled once its results are recorded or spooled, or once it is sure that there was nothing to bill. What the
-run cannot settle was sent and never answered.
+A call leaves the journal once its results are recorded or spooled, or once it is certain that nothing was billed. The
+others were sent and not answered.
 """
 
 from __future__ import annotations
@@ -16,40 +16,42 @@ from engine.durability.call_journal import CallJournal, InFlightCall
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.ledger.billing import max_cost_of
 from engine.observability.route_metrics import CUT_OFF
-from models.base import trace_id
+from models.base import random_id
 from models.embedding import Batch, BatchOutcome, Call, Route
 
-WASTED = "wasted"  # answered and billed, in vain
+WASTED = "wasted"  # answered and billed, without a usable result
 
 
 @dataclass(slots=True)
 class _Call:
-    note: InFlightCall
+    entry: InFlightCall
     slot: int | None
     first_index: int
     code: str = CUT_OFF
 
 
 class RunCalls:
-    def __init__(self, journal: CallJournal, held: ClaimedShard) -> None:
-        self._flights = journal
-        self._held = held
+    """The calls of one run that are in flight or whose results are not durable yet."""
+
+    def __init__(self, journal: CallJournal, shard: ClaimedShard) -> None:
+        self._journal = journal
+        self._shard = shard
         self._calls: dict[str, _Call] = {}
 
     @property
     def inputs(self) -> int:
-        """How many inputs the calls have that are not settled."""
-        return sum(call.note.inputs for call in self._calls.values())
+        """The number of inputs of these calls."""
+        return sum(call.entry.inputs for call in self._calls.values())
 
     def sending(self, batch: Batch, route: Route) -> str:
-        """Note a call that is about to be sent; its id."""
-        held = self._held
-        note = InFlightCall(
-            trace_id("call"),
-            held.project,
-            held.job_id,
-            held.shard_id,
-            held.fence,
+        """Add a call that is about to be sent to the journal. Returns its id."""
+        shard = self._shard
+        entry = InFlightCall(
+            random_id("call"),
+            shard.project,
+            shard.job_id,
+            shard.shard_id,
+            shard.fence,
             route.provider,
             route.upstream_model,
             len(batch.inputs),
@@ -57,65 +59,65 @@ class RunCalls:
             batch.tokens,
             max_cost_of(batch, route),
         )
-        self._calls[note.call_id] = _Call(note, self._flights.depart(note), batch.indexes[0])
-        return note.call_id
+        self._calls[entry.call_id] = _Call(entry, self._journal.depart(entry), batch.indexes[0])
+        return entry.call_id
 
     def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
-        """The call brought nothing. One that was billed, or may have been, stays noted until it is written down."""
+        """The call has no result. One that was billed, or may have been, stays in the journal until it is recorded."""
         call = self._calls.get(call_id)
-        if call is None:  # the run has ended meanwhile, and has written it down
+        if call is None:  # the run has ended and recorded it meanwhile
             return
         if ambiguous or wasted:
             call.code = WASTED if wasted else "unanswered"
         else:
-            self._flights.arrive(self._calls.pop(call_id).slot)
+            self._journal.arrive(self._calls.pop(call_id).slot)
 
     def recording(self, parts: Sequence[BatchOutcome], record_id: str) -> None:
-        """These results are to be recorded, or spooled: whoever finds the notes can tell whether they were."""
-        for call_id in self._bringing(parts):
+        """Add the record id of outcomes to the journal, so that another process can tell whether they were recorded."""
+        for call_id in self._calls_of(parts):
             call = self._calls[call_id]
-            call.note = msgspec.structs.replace(call.note, record_id=record_id)
-            self._flights.renew(call.slot, call.note)
+            call.entry = msgspec.structs.replace(call.entry, record_id=record_id)
+            self._journal.renew(call.slot, call.entry)
 
-    def kept(self, parts: Sequence[BatchOutcome]) -> None:
-        """These results are safe, and so are the calls that brought them."""
-        for call_id in self._bringing(parts):
-            self._flights.arrive(self._calls.pop(call_id).slot)
+    def mark_durable(self, parts: Sequence[BatchOutcome]) -> None:
+        """Remove the calls of these durable outcomes from the journal."""
+        for call_id in self._calls_of(parts):
+            self._journal.arrive(self._calls.pop(call_id).slot)
 
-    def _bringing(self, parts: Sequence[BatchOutcome]) -> list[str]:
-        """The calls that brought these results."""
+    def _calls_of(self, parts: Sequence[BatchOutcome]) -> list[str]:
+        """The ids of the calls that returned these outcomes."""
         if not self._calls:
             return []
-        landed = {index for part in parts for index in part.indexes}
-        return [key for key, call in self._calls.items() if call.first_index in landed and call.code == CUT_OFF]
+        indexes = {index for part in parts for index in part.indexes}
+        return [key for key, call in self._calls.items() if call.first_index in indexes and call.code == CUT_OFF]
 
     def unanswered(self) -> list[Call]:
-        """Calls that were sent, for all that is known, and of which nothing was heard again.
+        """Calls that may have been sent and were not answered, as ambiguous calls.
 
-        What was wasted is among the calls of the claim, with its true cost.
+        Wasted calls are in the claim's own list, with their true cost.
         """
         return [
             Call(
-                call.note.provider,
-                call.note.upstream_model,
+                call.entry.provider,
+                call.entry.upstream_model,
                 False,
                 None,
-                call.note.started_at,
+                call.entry.started_at,
                 time.time(),
                 error=call.code,
                 ambiguous=True,
-                inputs=call.note.inputs,
-                id=call.note.call_id,
-                tokens=call.note.tokens,
+                inputs=call.entry.inputs,
+                id=call.entry.call_id,
+                tokens=call.entry.tokens,
                 tokens_estimated=True,
-                cost_usd=call.note.cost_usd,
+                cost_usd=call.entry.cost_usd,
             )
             for call in self._calls.values()
             if call.code != WASTED
         ]
 
     def clear(self) -> None:
-        """All of them are written down."""
+        """Remove all calls from the journal once they are recorded."""
         for call in self._calls.values():
-            self._flights.arrive(call.slot)
+            self._journal.arrive(call.slot)
         self._calls.clear()

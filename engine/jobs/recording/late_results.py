@@ -1,4 +1,4 @@
-"""Late results: vectors that somebody else has brought before. They were billed twice, and the ledger says so."""
+"""Late results: vectors of inputs that already had their outcome. The ledger records them as wasted."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from models.usage import UsageKind, UsageRecord
 CODE = "late_result"
 
 
-async def note(
+async def insert_late_results(
     connection: AsyncConnection,
-    held: ClaimedShard,
+    shard: ClaimedShard,
     late: Sequence[BatchOutcome],
     record_id: str,
     *,
     first_try: bool,
     code: str = CODE,
 ) -> None:
-    """Write down as wasted what came too late, or was of no use, for a transaction that has locked the shard.
+    """Record late or unusable outcomes as wasted, in a transaction that has locked the shard.
 
-    A commit whose answer was lost is made again, and finds its own results stored: unless this is known to be the
-    record's `first_try`, the ids of its rows are looked for.
+    A repeated commit finds its own results stored. So unless this is known to be the record's `first_try`, nothing is
+    inserted where rows of the record exist.
     """
     rows = usage_rows.delivered(
         late,
-        project=held.project,
-        key_id=held.key_id,
+        project=shard.project,
+        key_id=shard.key_id,
         lane="bulk",
-        alias=held.alias,
-        user=held.options.user,
-        job_id=held.job_id,
+        alias=shard.alias,
+        user=shard.options.user,
+        job_id=shard.job_id,
         kind=UsageKind.WASTED,
         code=code,
         row_id=f"{record_id}.late",
@@ -53,4 +53,4 @@ async def note(
             return
     await connection.execute(insert(UsageRecord).values(at=db_now()), rows)
     count_cost(rows)
-    await ambiguous.count(connection, held.job_id, rows)
+    await ambiguous.add_to_counters(connection, shard.job_id, rows)

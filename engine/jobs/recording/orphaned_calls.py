@@ -1,4 +1,4 @@
-"""Lost calls: what was under way when a process was killed is written down as ambiguous, once, by whoever finds it."""
+"""Orphaned calls: in-flight calls of a killed process, recorded once as ambiguous by the process that finds them."""
 
 from __future__ import annotations
 
@@ -25,47 +25,47 @@ from models.usage import UsageRecord
 log = logging.getLogger("embedmill.flights")
 
 
-async def note_lost_calls(runtime: Runtime) -> int:
-    """Write down the calls of dead processes; how many there were. Raises StorageUnavailable."""
+async def record_orphaned_calls(runtime: Runtime) -> int:
+    """Record the calls in the journals of dead processes. Returns how many were new. Raises StorageUnavailable."""
     found = 0
-    for left in call_journal.abandoned(runtime.journal.folder):
+    for orphaned in call_journal.abandoned(runtime.journal.folder):
         new: list[Call] = []
         try:
             by_shard: dict[tuple[str, str, str], list[InFlightCall]] = defaultdict(list)
-            for note in left.notes:
-                by_shard[note.project, note.job_id, note.shard_id].append(note)
+            for entry in orphaned.notes:
+                by_shard[entry.project, entry.job_id, entry.shard_id].append(entry)
             for (project, job_id, shard_id), notes in by_shard.items():
                 async with runtime.database.write() as connection:
                     known = await _recorded(connection, job_id, shard_id, notes)
-                    new += await ambiguous.note(
+                    new += await ambiguous.insert_calls(
                         runtime.database,
                         connection,
                         project=project,
                         job_id=job_id,
                         shard_id=shard_id,
-                        calls=[_call(note) for note in notes if note.record_id not in known],
+                        calls=[_call(entry) for entry in notes if entry.record_id not in known],
                     )
         except BaseException:
-            left.let_go()  # a call is known by its id: to write it down again changes nothing
+            orphaned.let_go()  # calls are identified by their ids, so repeating the insert changes nothing
             raise
-        left.forget()
+        orphaned.forget()
         _count(new)
         found += len(new)
-        if left.notes:
-            log.warning("a worker died with calls under way", extra={"count": len(left.notes)})
+        if orphaned.notes:
+            log.warning("a worker died with calls under way", extra={"count": len(orphaned.notes)})
     return found
 
 
 async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, notes: Sequence[InFlightCall]) -> set[str]:
-    """The ids of those records that the database has: their process was killed before it could clear its notes."""
-    record_ids = {note.record_id for note in notes if note.record_id}
+    """The record ids that are in the database: the process was killed before it could clear its journal."""
+    record_ids = {entry.record_id for entry in notes if entry.record_id}
     if not record_ids:
         return set()
-    # A record that a dying process has sent holds the shard until it is in the database, or is not.
+    # A transaction of the dead process may still hold the lock on the shard until it commits or is rolled back.
     await connection.execute(select(Shard.id).where(Shard.id == shard_id).with_for_update())
     known: set[str] = set()
     for record_id in record_ids:
-        # Its rows, whatever they are of: delivered, late, of a half of the shard.
+        # All rows of the record: delivered, late, and of the halves of a split shard.
         rows = select(UsageRecord.id).where(
             UsageRecord.job_id == job_id, UsageRecord.id.startswith(record_id, autoescape=True)
         )
@@ -74,22 +74,22 @@ async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, not
     return known
 
 
-async def note_unanswered(runtime: Runtime, held: ClaimedShard, under_way: RunCalls) -> None:
-    """Write down what no record has: calls of a run that were billed in vain, or cut off.
+async def record_unanswered(runtime: Runtime, shard: ClaimedShard, in_flight: RunCalls) -> None:
+    """Record the wasted and unanswered calls of a run.
 
-    A database that is away leaves that to whoever reads the log.
+    While the database is unavailable they stay in the journal, for the process that reads it next.
     """
-    calls = {call.id: call for call in (*under_way.unanswered(), *ambiguous.unsettled(held))}
+    calls = {call.id: call for call in (*in_flight.unanswered(), *ambiguous.unrecorded_calls(shard))}
     if calls:
         try:
             async with runtime.database.write() as connection:
-                new = await ambiguous.note_for(runtime, connection, held, list(calls.values()))
+                new = await ambiguous.insert_run_calls(runtime, connection, shard, list(calls.values()))
         except DATABASE_ERRORS:
             return
-        # The others came to an error, and were counted with it.
+        # The others ended in an error and were counted with it.
         _count([call for call in new if call.error == CUT_OFF])
-        ambiguous.forget(held, list(calls.values()))
-    under_way.clear()
+        ambiguous.discard_recorded(shard, list(calls.values()))
+    in_flight.clear()
 
 
 def _count(calls: Sequence[Call]) -> None:
@@ -97,19 +97,19 @@ def _count(calls: Sequence[Call]) -> None:
         AMBIGUOUS_CALLS.labels(call.provider, call.upstream_model).inc()
 
 
-def _call(note: InFlightCall) -> Call:
+def _call(entry: InFlightCall) -> Call:
     return Call(
-        note.provider,
-        note.upstream_model,
+        entry.provider,
+        entry.upstream_model,
         False,
         None,
-        note.started_at,
-        note.started_at,
+        entry.started_at,
+        entry.started_at,
         error="worker_lost",
         ambiguous=True,
-        inputs=note.inputs,
-        id=note.call_id,
-        tokens=note.tokens,
+        inputs=entry.inputs,
+        id=entry.call_id,
+        tokens=entry.tokens,
         tokens_estimated=True,
-        cost_usd=note.cost_usd,
+        cost_usd=entry.cost_usd,
     )

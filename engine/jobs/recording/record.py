@@ -1,7 +1,7 @@
-"""Record: vectors, errors, usage and counters of what has landed, in one transaction, first writer wins.
+"""Record: stores vectors, errors, usage and counters of outcomes in one transaction. The first writer wins.
 
-A result is accepted from anyone, even from a worker whose lease has run out, for it was paid for; but only for inputs
-that have no outcome yet. So completions commute, and nothing is ever overwritten or counted twice.
+Vectors are accepted from any worker, even after its lease has run out, because they were paid for; but only for inputs
+without an outcome. So records commute, and nothing is overwritten or counted twice.
 """
 
 from __future__ import annotations
@@ -17,166 +17,177 @@ import numpy as np
 from sqlalchemy import case, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.leasing.blocked import free_blocked
-from engine.jobs.leasing.claim import Bits, ClaimedShard, settled_bits
-from engine.jobs.recording import ambiguous, budget, duplicates, late_results, truncated, wait_report
-from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, merge_errors, recount
-from engine.jobs.recording.split_shard import halves_of, parts_in
+from engine.jobs.leasing.blocked import unblock_shards
+from engine.jobs.leasing.claim import Bitmap, ClaimedShard, decode_bitmap
+from engine.jobs.recording import ambiguous, budget, duplicates, late_results, truncated_inputs, wait_report
+from engine.jobs.recording.completion import (
+    FINAL_STATUS,
+    NO_OPEN_SHARD,
+    end_columns,
+    load_and_merge_errors,
+    recount_open_shards,
+)
+from engine.jobs.recording.split_shard import load_split_claims, outcomes_within
 from engine.ledger import usage_rows
 from engine.observability import failpoints
 from engine.observability.telemetry import JOB_SECONDS, count_cost
 from engine.runtime import Runtime
-from models.base import db_now, trace_id
+from models.base import db_now, random_id
 from models.embedding import BatchOutcome, InputError, Matrix
 from models.errors import EmbedmillError, StorageUnavailable, UpstreamProtocolError
-from models.job import UNDER_WAY, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
+from models.job import ACTIVE_STATUSES, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
 from models.usage import UsageRecord
 
 log = logging.getLogger("embedmill.jobs")
-MARK_S = 15.0
+RATE_SAMPLE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of a record: whether the shard is done, and whether the job wants more of it."""
+    """The result of a record: whether the shard is done, and whether its job is in progress."""
 
     shard_done: bool
-    go_on: bool
+    job_active: bool
 
 
-GONE = Recorded(shard_done=True, go_on=False)
+SHARD_CLOSED = Recorded(shard_done=True, job_active=False)
 
 
 class ShardWasSplit(Exception):
-    """The claim is of a shard that was larger."""
+    """The shard was split after it was claimed."""
 
 
-async def record(runtime: Runtime, held: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str = "") -> Recorded:
-    """Keep what landed. Raises StorageUnavailable: then nothing was kept, or its answer was lost.
+async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str = "") -> Recorded:
+    """Record outcomes of a claimed shard. Raises StorageUnavailable: it was not committed, or the answer was lost.
 
-    `record_id` makes a record that is made again known as the same one; by default it is a new one.
+    `record_id` identifies a repeated record; by default it is a new one.
     """
-    record_id = record_id or trace_id("use")
+    record_id = record_id or random_id("use")
     try:
-        recorded = await _record(runtime, held, parts, record_id)
+        recorded = await _record(runtime, shard, parts, record_id)
     except ShardWasSplit:
-        halves = await halves_of(runtime, held)
-        of_halves = [
-            await record(runtime, half, parts_in(half, parts), f"{record_id}@{half.first_index}") for half in halves
+        halves = await load_split_claims(runtime, shard)
+        recorded_halves = [
+            await record(runtime, half, outcomes_within(half, parts), f"{record_id}@{half.first_index}")
+            for half in halves
         ]
-        # None of them is the claim's any more: there is nothing to give back, and nothing to go on with.
-        return Recorded(shard_done=all(each.shard_done for each in of_halves), go_on=False)
-    if recorded.shard_done and recorded is not GONE:
-        with suppress(StorageUnavailable):  # it is recorded: the sweep frees them too
-            await free_blocked(runtime, held.shard_id)
+        # The claim of the whole shard has ended: there is nothing to release and nothing to continue.
+        return Recorded(shard_done=all(each.shard_done for each in recorded_halves), job_active=False)
+    if recorded.shard_done and recorded is not SHARD_CLOSED:
+        with suppress(StorageUnavailable):  # the sweep unblocks them too
+            await unblock_shards(runtime, shard.shard_id)
     return recorded
 
 
-async def _record(runtime: Runtime, held: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> Recorded:
+async def _record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> Recorded:
     async with runtime.database.write() as connection:
-        shard = (
+        row = (
             await connection.execute(
-                select(Shard.settled, Shard.state, Shard.fence, Shard.count.label("size"), Shard.allowance_usd)
-                .where(Shard.id == held.shard_id)
+                select(Shard.outcome_bitmap, Shard.state, Shard.fence, Shard.count.label("size"), Shard.reserved_usd)
+                .where(Shard.id == shard.shard_id)
                 .with_for_update()
             )
         ).one_or_none()
-        if shard is not None and shard.size != held.count:
+        if row is not None and row.size != shard.count:
             raise ShardWasSplit
-        if shard is None or shard.state in (ShardState.DONE, ShardState.CANCELLED):
-            await late_results.note(connection, held, parts, record_id, first_try=False)
-            noted = await ambiguous.note_of(runtime, connection, held)
-            recorded = GONE
+        if row is None or row.state in (ShardState.DONE, ShardState.CANCELLED):
+            await late_results.insert_late_results(connection, shard, parts, record_id, first_try=False)
+            inserted_calls = await ambiguous.insert_unrecorded_calls(runtime, connection, shard)
+            recorded = SHARD_CLOSED
         else:
-            recorded = await _keep(runtime, connection, held, shard, parts, record_id)
-            noted = await ambiguous.note_of(runtime, connection, held)
+            recorded = await _record_into(runtime, connection, shard, row, parts, record_id)
+            inserted_calls = await ambiguous.insert_unrecorded_calls(runtime, connection, shard)
             failpoints.hit("mid_commit")
-    ambiguous.forget(held, noted)
+    ambiguous.discard_recorded(shard, inserted_calls)
     return recorded
 
 
-async def _keep(
+async def _record_into(
     runtime: Runtime,
     connection: AsyncConnection,
-    held: ClaimedShard,
-    shard: Any,
+    shard: ClaimedShard,
+    row: Any,
     parts: Sequence[BatchOutcome],
     record_id: str,
 ) -> Recorded:
-    """Keep what has no outcome yet, in the transaction of a record that has locked the shard."""
-    if shard.fence != held.fence:
-        # Another has the shard, or a retry has opened it again. What was paid for is welcome; a failure is not.
+    """Store the outcomes of inputs without one, in the transaction that has locked the shard."""
+    if row.fence != shard.fence:
+        # Another worker has the shard, or a retry has reopened it: vectors are accepted, failures are not.
         parts = [part for part in parts if part.error is None]
-    settled, fresh, late = _news(shard.settled, held, parts)
-    ledger_rows = _rows(held, fresh, record_id)
-    if held.max_cost_usd is not None:
+    outcome_bits, new_parts, late = _new_outcomes(row.outcome_bitmap, shard, parts)
+    ledger_rows = _usage_rows(shard, new_parts, record_id)
+    if shard.max_cost_usd is not None:
         cost_usd = sum((row["cost_usd"] for row in ledger_rows), Decimal(0))
-        allowance_usd = shard.allowance_usd if shard.state == ShardState.RUNNING else None
-        if cost_usd and not await budget.charge(connection, held, allowance_usd, cost_usd):
-            log.warning("late results would break the job's ceiling", extra={"job_id": held.job_id})
-            settled, fresh, late = _news(shard.settled, held, [part for part in parts if not part.cost_usd])
+        reserved_usd = row.reserved_usd if row.state == ShardState.RUNNING else None
+        if cost_usd and not await budget.debit(connection, shard, reserved_usd, cost_usd):
+            log.warning("late results would break the job's ceiling", extra={"job_id": shard.job_id})
+            outcome_bits, new_parts, late = _new_outcomes(
+                row.outcome_bitmap, shard, [part for part in parts if not part.cost_usd]
+            )
             late += [part for part in parts if part.cost_usd]
             ledger_rows = []
-    # Paid for, and of no use: vectors that the database can never hold.
-    unusable = [part for part in fresh if part.error is not None and part.tokens]
-    vectors = _runs(held, fresh)
-    failures = {index: part.error for part in fresh if part.error is not None for index in part.indexes}
+    # Paid for without use: vectors that the database will never accept.
+    unusable = [part for part in new_parts if part.error is not None and part.tokens]
+    vectors = _vector_rows(shard, new_parts)
+    failures = {index: part.error for part in new_parts if part.error is not None for index in part.indexes}
     if vectors:
         await connection.execute(insert(VectorBlock), vectors)
     if failures:
-        await connection.execute(insert(JobInputError), _failure_rows(held.job_id, failures))
+        await connection.execute(insert(JobInputError), _failure_rows(shard.job_id, failures))
     if ledger_rows:
         await connection.execute(insert(UsageRecord).values(at=db_now()), ledger_rows)
         count_cost(ledger_rows)
-    done = bool(settled.all())
-    values: dict[str, Any] = {"settled": np.packbits(settled).tobytes()}
+    done = bool(outcome_bits.all())
+    values: dict[str, Any] = {"outcome_bitmap": np.packbits(outcome_bits).tobytes()}
     if done:
         values |= {
             "state": ShardState.DONE,
             "lease_until": None,
-            "rung_at": None,
+            "announced_at": None,
             "worker": None,
-            "allowance_usd": None,
+            "reserved_usd": None,
         }
-    await connection.execute(update(Shard).where(Shard.id == held.shard_id).values(values))
-    await late_results.note(connection, held, late, record_id, first_try=bool(fresh))
-    await late_results.note(connection, held, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused")
-    cut = await truncated.note(connection, held, fresh)
-    status = await _count(runtime, connection, held, fresh, failures, ledger_rows, done, cut)
-    return Recorded(shard_done=done, go_on=status == JobStatus.IN_PROGRESS)
+    await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(values))
+    await late_results.insert_late_results(connection, shard, late, record_id, first_try=bool(new_parts))
+    await late_results.insert_late_results(
+        connection, shard, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused"
+    )
+    truncated_count = await truncated_inputs.insert_truncated(connection, shard, new_parts)
+    status = await _update_job(runtime, connection, shard, new_parts, failures, ledger_rows, done, truncated_count)
+    return Recorded(shard_done=done, job_active=status == JobStatus.IN_PROGRESS)
 
 
-async def fail_rest(runtime: Runtime, held: ClaimedShard, error: EmbedmillError) -> Recorded:
-    """Give every input of the shard that has no outcome this error: its attempts are spent.
+async def fail_remaining(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError) -> Recorded:
+    """Fail every input of the shard without an outcome with this error. Raises StorageUnavailable.
 
-    A twin whose first has its outcome gets that: a copy needs no attempt.
+    A duplicate whose first occurrence has an outcome gets a copy of it instead.
     """
     code = "invalid_upstream_response" if isinstance(error, UpstreamProtocolError) else error.code
     reason = InputError(code, error.message, retryable=error.retryable)
     parts: list[BatchOutcome] = []
-    copies = duplicates.DuplicateFanout(held, parts.append)
-    copies.know(*await duplicates.settled(runtime, held, list(copies.missing().values())))
-    copies.flush()
+    fanout = duplicates.DuplicateFanout(shard, parts.append)
+    fanout.resolve(*await duplicates.load_outcomes(runtime, shard, list(fanout.unresolved().values())))
+    fanout.flush()
     parts += [
         BatchOutcome([index], None, reason, 0, False, Decimal(0), None)
-        for index in (*map(held.index, held.waiting()), *copies.missing())
+        for index in (*map(shard.index, shard.open_positions()), *fanout.unresolved())
     ]
-    return await record(runtime, held, parts)
+    return await record(runtime, shard, parts)
 
 
-def _news(
-    packed: bytes, held: ClaimedShard, parts: Sequence[BatchOutcome]
-) -> tuple[Bits, list[BatchOutcome], list[BatchOutcome]]:
-    """What the parts bring beyond what is settled: the bits with them, they themselves, and what came too late."""
-    settled = settled_bits(packed, held.count)
-    fresh: list[BatchOutcome] = []
+def _new_outcomes(
+    packed: bytes, shard: ClaimedShard, parts: Sequence[BatchOutcome]
+) -> tuple[Bitmap, list[BatchOutcome], list[BatchOutcome]]:
+    """The outcome bits with the parts added, the parts that are new, and those that came too late."""
+    outcome_bits = decode_bitmap(packed, shard.count)
+    new_parts: list[BatchOutcome] = []
     late: list[BatchOutcome] = []
     for part in parts:
-        new = _fresh_of(part, held, settled)
+        new = _only_new(part, shard, outcome_bits)
         if new is None:
             late.append(part)
             continue
-        fresh.append(new)
+        new_parts.append(new)
         if new is not part:
             dropped = len(part.indexes) - len(new.indexes)
             late.append(
@@ -187,51 +198,51 @@ def _news(
                     cost_usd=part.cost_usd - new.cost_usd,
                 )
             )
-    return settled, fresh, late
+    return outcome_bits, new_parts, late
 
 
-def _rows(held: ClaimedShard, fresh: Sequence[BatchOutcome], record_id: str) -> list[dict[str, Any]]:
+def _usage_rows(shard: ClaimedShard, new_parts: Sequence[BatchOutcome], record_id: str) -> list[dict[str, Any]]:
     return usage_rows.delivered(
-        [part for part in fresh if part.error is None],
-        project=held.project,
-        key_id=held.key_id,
+        [part for part in new_parts if part.error is None],
+        project=shard.project,
+        key_id=shard.key_id,
         lane="bulk",
-        alias=held.alias,
-        user=held.options.user,
-        job_id=held.job_id,
+        alias=shard.alias,
+        user=shard.options.user,
+        job_id=shard.job_id,
         row_id=f"{record_id}.",
     )
 
 
-def _fresh_of(part: BatchOutcome, held: ClaimedShard, settled: Bits) -> BatchOutcome | None:
+def _only_new(part: BatchOutcome, shard: ClaimedShard, outcome_bits: Bitmap) -> BatchOutcome | None:
     """The inputs of a part that have no outcome yet, marked in `settled`; None when there are none.
 
-    Usage follows the inputs: the part that a twin has stored already is of the late results, and wasted.
+    Usage is split by inputs: the share of inputs that had an outcome already counts as late, so wasted.
     """
-    positions = np.asarray(part.indexes, dtype=np.int64) - held.first_index
-    new = ~settled[positions]
-    settled[positions] = True
+    positions = np.asarray(part.indexes, dtype=np.int64) - shard.first_index
+    new = ~outcome_bits[positions]
+    outcome_bits[positions] = True
     if new.all():
         return part
     if not new.any():
         return None
-    kept = np.flatnonzero(new).tolist()
-    share = len(kept) / len(positions)
+    new_rows = np.flatnonzero(new).tolist()
+    share = len(new_rows) / len(positions)
     return part._replace(
-        indexes=[part.indexes[i] for i in kept],
-        vectors=None if part.vectors is None else part.vectors[kept],
+        indexes=[part.indexes[i] for i in new_rows],
+        vectors=None if part.vectors is None else part.vectors[new_rows],
         tokens=round(part.tokens * share),
-        cost_usd=part.cost_usd * len(kept) / len(positions),
+        cost_usd=part.cost_usd * len(new_rows) / len(positions),
     )
 
 
-def _runs(held: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[dict[str, Any]]:
-    """Rows for the vectors: neighbours, whichever batches they came in, share one blob."""
+def _vector_rows(shard: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[dict[str, Any]]:
+    """Rows of vector blocks: consecutive inputs share one block, whatever batches they came in."""
     blocks: list[tuple[int, Matrix]] = []
     for part in parts:
         if part.vectors is None:
             continue
-        # A batch is one run unless inputs between were settled before: cut it where its indexes jump.
+        # A batch is split where its indexes jump, because inputs in between had their outcome before.
         indexes = np.asarray(part.indexes, dtype=np.int64)
         jumps = np.flatnonzero(np.diff(indexes) != 1) + 1
         for low, high in zip([0, *jumps], [*jumps, len(indexes)], strict=True):
@@ -248,7 +259,7 @@ def _runs(held: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[dict[str, A
             following += len(blocks[at][1])
             at += 1
         data = b"".join(block.data for block in rows_of_run)  # the one copy between the wire and the database
-        rows.append({"job_id": held.job_id, "first_index": first, "count": following - first, "data": data})
+        rows.append({"job_id": shard.job_id, "first_index": first, "count": following - first, "data": data})
     return rows
 
 
@@ -259,19 +270,19 @@ def _failure_rows(job_id: str, failures: dict[int, InputError]) -> list[dict[str
     ]
 
 
-async def _count(
+async def _update_job(
     runtime: Runtime,
     connection: AsyncConnection,
-    held: ClaimedShard,
-    fresh: Sequence[BatchOutcome],
+    shard: ClaimedShard,
+    new_parts: Sequence[BatchOutcome],
     failures: dict[int, InputError],
     ledger_rows: Sequence[dict[str, Any]],
     done: bool,
-    cut: int,
+    truncated_count: int,
 ) -> str | None:
-    """Add to the job's counters and, with its last open shard, finish it. The job's row is locked last, and briefly."""
-    vectors = sum(len(part.indexes) for part in fresh if part.error is None)
-    prompt_tokens = sum(part.tokens for part in fresh if part.error is None)
+    """Add to the job's counters, and finish the job with its last open shard. The job's row is locked last."""
+    vectors = sum(len(part.indexes) for part in new_parts if part.error is None)
+    prompt_tokens = sum(part.tokens for part in new_parts if part.error is None)
     values: dict[Any, Any] = {
         Job.completed: Job.completed + vectors,
         Job.failed: Job.failed + len(failures),
@@ -279,36 +290,36 @@ async def _count(
         Job.cost_usd: Job.cost_usd + sum((row["cost_usd"] for row in ledger_rows), Decimal(0)),
         Job.version: Job.version + 1,
     }
-    if copied := sum(len(part.indexes) for part in fresh if duplicates.is_duplicate(part)):
+    if copied := sum(len(part.indexes) for part in new_parts if duplicates.is_duplicate(part)):
         values[Job.deduplicated] = Job.deduplicated + copied
-    if cut:
-        values[Job.truncated] = Job.truncated + cut
-    if any(part.tokens_estimated for part in fresh):
+    if truncated_count:
+        values[Job.truncated] = Job.truncated + truncated_count
+    if any(part.tokens_estimated for part in new_parts):
         values[Job.usage_estimated] = True
     if failures:
-        values[Job.error_summary] = await merge_errors(connection, held.job_id, failures)
+        values[Job.error_summary] = await load_and_merge_errors(connection, shard.job_id, failures)
     if vectors:
-        values |= wait_report.values(held)
-        values |= _marks()
+        values |= wait_report.waiting_columns(shard)
+        values |= _shift_rate_samples()
     if done:
         values[Job.open_shards] = Job.open_shards - 1
     row = (
         await connection.execute(
-            update(Job).where(Job.id == held.job_id).values(values).returning(Job.status, Job.open_shards, Job.total)
+            update(Job).where(Job.id == shard.job_id).values(values).returning(Job.status, Job.open_shards, Job.total)
         )
     ).one_or_none()
     if row is None:
         return None
     if row.open_shards == 0 and row.total is not None:
-        if row.status in UNDER_WAY:
-            return str(await _end(runtime, connection, held.job_id, FINAL_STATUS) or row.status)
+        if row.status in ACTIVE_STATUSES:
+            return str(await _finish_job(runtime, connection, shard.job_id, FINAL_STATUS) or row.status)
         if row.status == JobStatus.CANCELLING:
-            await _end(runtime, connection, held.job_id, JobStatus.CANCELLED.value)
+            await _finish_job(runtime, connection, shard.job_id, JobStatus.CANCELLED.value)
     return str(row.status)
 
 
-async def _end(runtime: Runtime, connection: AsyncConnection, job_id: str, status: Any) -> str | None:
-    """End the job, unless a shard of it is open against its counter; its status then, None where it goes on."""
+async def _finish_job(runtime: Runtime, connection: AsyncConnection, job_id: str, status: Any) -> str | None:
+    """End the job unless a shard is open although its counter says none. Returns the status or None."""
     failpoints.hit("during_finalize")
     ended = (
         update(Job)
@@ -318,21 +329,21 @@ async def _end(runtime: Runtime, connection: AsyncConnection, job_id: str, statu
     )
     row = (await connection.execute(ended)).one_or_none()
     if row is None:
-        await recount(connection, job_id)
+        await recount_open_shards(connection, job_id)
         return None
     final_status, seconds = row
     JOB_SECONDS.labels(final_status).observe(max(0.0, float(seconds)))
     return str(final_status)
 
 
-def _marks() -> dict[Any, Any]:
-    """Shift the two marks of progress when the newer one is old enough."""
-    due = (Job.mark_at.is_(None)) | (Job.mark_at < db_now() - MARK_S)
+def _shift_rate_samples() -> dict[Any, Any]:
+    """Shift the two rate samples when the newer one is RATE_SAMPLE_S old."""
+    due = (Job.rate_sample_at.is_(None)) | (Job.rate_sample_at < db_now() - RATE_SAMPLE_S)
     return {
-        Job.earlier_mark_at: case((due, Job.mark_at), else_=Job.earlier_mark_at),
-        Job.earlier_mark_done: case((due, Job.mark_done), else_=Job.earlier_mark_done),
-        Job.earlier_mark_tokens: case((due, Job.mark_tokens), else_=Job.earlier_mark_tokens),
-        Job.mark_at: case((due, db_now()), else_=Job.mark_at),
-        Job.mark_done: case((due, Job.completed + Job.failed), else_=Job.mark_done),
-        Job.mark_tokens: case((due, Job.prompt_tokens), else_=Job.mark_tokens),
+        Job.prev_rate_sample_at: case((due, Job.rate_sample_at), else_=Job.prev_rate_sample_at),
+        Job.prev_rate_sample_done: case((due, Job.rate_sample_done), else_=Job.prev_rate_sample_done),
+        Job.prev_rate_sample_tokens: case((due, Job.rate_sample_tokens), else_=Job.prev_rate_sample_tokens),
+        Job.rate_sample_at: case((due, db_now()), else_=Job.rate_sample_at),
+        Job.rate_sample_done: case((due, Job.completed + Job.failed), else_=Job.rate_sample_done),
+        Job.rate_sample_tokens: case((due, Job.prompt_tokens), else_=Job.rate_sample_tokens),
     }

@@ -1,8 +1,8 @@
-"""Halve: a shard that takes worker after worker down with it is cut in two, until the guilty input stands alone.
+"""Split: a shard that crashes its workers is split in two, until the input that crashes them is alone.
 
-The first half keeps the shard's row, the second gets one of its own. A cut is made before an input that has no outcome
-yet, so no recorded run of vectors ever reaches over it. Whoever still holds the uncut shard has lost it, but what was
-paid for is taken from it, half by half.
+The first half keeps the shard's row, the second gets a new one. The split is made before an input without an outcome,
+so no vector block spans both halves. A worker that still holds the unsplit claim can no longer change its state; its
+results are still recorded, each in the half that owns the index.
 """
 
 from __future__ import annotations
@@ -14,24 +14,25 @@ from typing import Any
 import msgspec
 import numpy as np
 from sqlalchemy import ColumnElement, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.leasing.claim import ClaimedShard, settled_bits
+from engine.jobs.leasing.claim import ClaimedShard, decode_bitmap
 from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.embedding import BatchOutcome
 from models.job import Job, JobStatus, Shard, ShardInputs, ShardState
 
-# Halves are numbered from here, far above what a corpus may still bring: readers sort them in by their first index.
-HALVES_FROM = 1_000_000_000
+# `seq` of second halves starts here, above every `seq` of an upload: readers order them by their first index.
+SPLIT_SEQ_START = 1_000_000_000
 
 _pack = msgspec.msgpack.encode
 _unpack = msgspec.msgpack.decode
 
 
-async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) -> int:
-    """Cut a queued shard for which `where` holds in two, in one transaction. How many shards it is afterwards.
+async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) -> int:
+    """Split a queued shard that satisfies `where`, in one transaction. Returns the number of resulting shards.
 
-    1: a single input of it is open, and it was left alone. 0: it is not to be halved, or not any more.
+    1: only one input is open, so the shard was not split. 0: the shard does not satisfy the conditions.
     """
     running_job = select(Job.id).where(
         Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
@@ -46,125 +47,136 @@ async def halve(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) ->
         ).one_or_none()
         if shard is None:
             return 0
-        settled = settled_bits(shard.settled, shard.size)
-        still_open = np.flatnonzero(~settled)
+        outcome_bits = decode_bitmap(shard.outcome_bitmap, shard.size)
+        still_open = np.flatnonzero(~outcome_bits)
         if len(still_open) < 2:
             return 1
-        cut = int(still_open[len(still_open) // 2])
+        split_at = int(still_open[len(still_open) // 2])
         stored = (
             await connection.execute(
-                select(ShardInputs.inputs, ShardInputs.ids, ShardInputs.twins).where(ShardInputs.shard_id == shard_id)
+                select(ShardInputs.inputs, ShardInputs.ids, ShardInputs.duplicates).where(
+                    ShardInputs.shard_id == shard_id
+                )
             )
         ).one()
-        tokens, first, second = _cut(stored, cut)
+        tokens, first, second = _split_inputs(stored, split_at)
         of_first = round(shard.tokens * tokens)
-        # One more loss, and this half is cut too.
-        fresh = {
+        # One more crash, and the half is split too.
+        common = {
             "attempt": min(shard.attempt, runtime.settings.shard_attempts - 1),
-            "lost": shard.lost,
-            "lost_limit": shard.lost + 1,
+            "worker_crashes": shard.worker_crashes,
+            "crash_limit": shard.worker_crashes + 1,
             "next_run_at": db_now(),
         }
         await connection.execute(
             update(Shard)
             .where(Shard.id == shard_id)
             .values(
-                count=cut,
+                count=split_at,
                 tokens=of_first,
-                settled=np.packbits(settled[:cut]).tobytes(),
+                outcome_bitmap=np.packbits(outcome_bits[:split_at]).tobytes(),
                 fence=Shard.fence + 1,
                 worker=None,
-                **fresh,
+                **common,
             )
         )
         await connection.execute(update(ShardInputs).where(ShardInputs.shard_id == shard_id).values(first))
-        # The job's row first: it makes two halvings of one job wait for each other, and so number their halves in turn.
-        await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards + 1))
-        last = (await connection.execute(select(func.max(Shard.seq)).where(Shard.job_id == shard.job_id))).scalar_one()
-        half_id = new_id("shard")
-        await connection.execute(
-            insert(Shard).values(
-                id=half_id,
-                job_id=shard.job_id,
-                seq=max(last + 1, HALVES_FROM),
-                first_index=shard.first_index + cut,
-                count=shard.size - cut,
-                state=ShardState.QUEUED,
-                tokens=shard.tokens - of_first,
-                fence=shard.fence + 1,
-                settled=np.packbits(settled[cut:]).tobytes(),
-                last_error=shard.last_error,
-                **fresh,
-            )
-        )
-        await connection.execute(insert(ShardInputs).values(shard_id=half_id, **second))
+        second_half = {
+            "first_index": shard.first_index + split_at,
+            "count": shard.size - split_at,
+            "tokens": shard.tokens - of_first,
+            "outcome_bitmap": np.packbits(outcome_bits[split_at:]).tobytes(),
+        }
+        await _insert_half(connection, shard, common | second_half, second)
     return 2
 
 
-def _cut(stored: Any, cut: int) -> tuple[float, dict[str, bytes | None], dict[str, bytes | None]]:
-    """What share of the text lies before the cut, and the two rows of inputs."""
+async def _insert_half(
+    connection: AsyncConnection, shard: Any, columns: dict[str, Any], inputs: dict[str, bytes | None]
+) -> None:
+    """Insert the second half of a shard under a number of its own."""
+    # The lock on the job's row serializes two splits of one job, so that their halves get different numbers.
+    await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards + 1))
+    last = (await connection.execute(select(func.max(Shard.seq)).where(Shard.job_id == shard.job_id))).scalar_one()
+    half_id = new_id("shard")
+    await connection.execute(
+        insert(Shard).values(
+            id=half_id,
+            job_id=shard.job_id,
+            seq=max(last + 1, SPLIT_SEQ_START),
+            state=ShardState.QUEUED,
+            fence=shard.fence + 1,
+            last_error=shard.last_error,
+            **columns,
+        )
+    )
+    await connection.execute(insert(ShardInputs).values(shard_id=half_id, **inputs))
+
+
+def _split_inputs(stored: Any, split_at: int) -> tuple[float, dict[str, bytes | None], dict[str, bytes | None]]:
+    """The share of the text before the split, and the columns of inputs of both halves."""
     inputs = _unpack(stored.inputs)
     sizes = [len(item or "") + 1 for item in inputs]
     ids = _unpack(stored.ids) if stored.ids else None
-    twins = list(zip(*_unpack(stored.twins), strict=True)) if stored.twins else []
+    duplicates = list(zip(*_unpack(stored.duplicates), strict=True)) if stored.duplicates else []
 
     def part(low: int, high: int) -> dict[str, bytes | None]:
-        mine = [(position - low, first) for position, first in twins if low <= position < high]
+        within = [(position - low, first) for position, first in duplicates if low <= position < high]
         return {
             "inputs": _pack(inputs[low:high]),
             "ids": _pack(ids[low:high]) if ids else None,
-            "twins": _pack(tuple(map(list, zip(*mine, strict=True)))) if mine else None,
+            "duplicates": _pack(tuple(map(list, zip(*within, strict=True)))) if within else None,
         }
 
-    return sum(sizes[:cut]) / sum(sizes), part(0, cut), part(cut, len(inputs))
+    return sum(sizes[:split_at]) / sum(sizes), part(0, split_at), part(split_at, len(inputs))
 
 
-async def halves_of(runtime: Runtime, held: ClaimedShard) -> list[ClaimedShard]:
-    """The shards that the claim's shard has become, each as if it had been claimed by the same hand."""
+async def load_split_claims(runtime: Runtime, shard: ClaimedShard) -> list[ClaimedShard]:
+    """The halves of the claimed shard, each as a claim of the same worker. Raises StorageUnavailable."""
     async with runtime.database.read() as connection:
         rows = (
             await connection.execute(
                 select(Shard.id, Shard.first_index, Shard.count.label("size"))
                 .where(
-                    Shard.job_id == held.job_id,
-                    Shard.first_index >= held.first_index,
-                    Shard.first_index < held.first_index + held.count,
+                    Shard.job_id == shard.job_id,
+                    Shard.first_index >= shard.first_index,
+                    Shard.first_index < shard.first_index + shard.count,
                 )
                 .order_by(Shard.first_index)
             )
         ).all()
     halves = []
     for row in rows:
-        low = row.first_index - held.first_index
+        low = row.first_index - shard.first_index
         span = slice(low, low + row.size)
         halves.append(
             replace(
-                held,
+                shard,
                 shard_id=row.id,
                 first_index=row.first_index,
                 count=row.size,
-                settled=held.settled[span],
-                inputs=held.inputs[span],
-                twins={at - low: first for at, first in held.twins.items() if low <= at < low + row.size},
+                outcome_bits=shard.outcome_bits[span],
+                inputs=shard.inputs[span],
+                duplicates={at - low: first for at, first in shard.duplicates.items() if low <= at < low + row.size},
             )
         )
     return halves
 
 
-def parts_in(half: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[BatchOutcome]:
-    """Those results, and parts of results, that belong to the half."""
-    found = []
+def outcomes_within(half: ClaimedShard, parts: Sequence[BatchOutcome]) -> list[BatchOutcome]:
+    """The outcomes, and parts of outcomes, whose indexes are in this half."""
+    outcomes = []
     for part in parts:
-        kept = [i for i, index in enumerate(part.indexes) if 0 <= index - half.first_index < half.count]
-        if len(kept) == len(part.indexes):
-            found.append(part)
-        elif kept:
-            found.append(
+        positions = [i for i, index in enumerate(part.indexes) if 0 <= index - half.first_index < half.count]
+        if len(positions) == len(part.indexes):
+            outcomes.append(part)
+        elif positions:
+            outcomes.append(
                 part._replace(
-                    indexes=[part.indexes[i] for i in kept],
-                    vectors=None if part.vectors is None else part.vectors[kept],
-                    tokens=round(part.tokens * len(kept) / len(part.indexes)),
-                    cost_usd=part.cost_usd * len(kept) / len(part.indexes),
+                    indexes=[part.indexes[i] for i in positions],
+                    vectors=None if part.vectors is None else part.vectors[positions],
+                    tokens=round(part.tokens * len(positions) / len(part.indexes)),
+                    cost_usd=part.cost_usd * len(positions) / len(part.indexes),
                 )
             )
-    return found
+    return outcomes

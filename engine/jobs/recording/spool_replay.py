@@ -1,6 +1,6 @@
-"""Replay: results in the spool go into the database once it is back, whoever wrote them, and whether they still live.
+"""Replay of the spool: results that other processes could not record go into the database once it is available.
 
-Recording takes only what has no outcome yet, so a file may be replayed twice, or after its shard was done by others.
+A record stores only outcomes of inputs without one, so a file may be replayed twice, or after its shard was done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.durability.spool import DamagedFile, SpooledFile
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import GONE, record
+from engine.jobs.recording.record import SHARD_CLOSED, record
 from engine.observability.telemetry import SPOOLED
 from engine.runtime import Runtime
 from models.embedding import Account, BatchOutcome, InputError, Limits, Route
@@ -24,8 +24,8 @@ from models.errors import StorageUnavailable
 
 log = logging.getLogger("embedmill.spool")
 
-# What record() needs of a claim. The inputs themselves and what was settled then, it reads anew or does not need.
-_KEPT = (
+# The fields of a claim that record() needs. It reads the outcome bits again and does not need the inputs.
+_CLAIM_FIELDS = (
     "shard_id",
     "job_id",
     "project",
@@ -42,10 +42,10 @@ _KEPT = (
     "calls",
 )
 _hints = get_type_hints(ClaimedShard)
-_Held: Any = msgspec.defstruct("_Held", [(name, _hints[name]) for name in _KEPT])
+_ClaimFields: Any = msgspec.defstruct("_ClaimFields", [(name, _hints[name]) for name in _CLAIM_FIELDS])
 
 
-class _Part(msgspec.Struct):
+class _StoredOutcome(msgspec.Struct):
     indexes: list[int]
     vectors: bytes | None
     width: int
@@ -58,70 +58,79 @@ class _Part(msgspec.Struct):
 
 
 class _Results(msgspec.Struct):
-    held: _Held
-    parts: list[_Part]
+    # "held" in the file, as earlier releases wrote it.
+    claim: _ClaimFields = msgspec.field(name="held")
+    parts: list[_StoredOutcome]
     record_id: str = ""
 
 
 _decoder = msgspec.msgpack.Decoder(_Results)
 
 
-def packed(held: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> bytes:
-    """What a spool file holds: everything that record() needs."""
-    kept = {name: getattr(held, name) for name in _KEPT}
-    return msgspec.msgpack.encode(_Results(_Held(**kept), [_packed_part(part) for part in parts], record_id))
+def encode_spool(shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> bytes:
+    """The content of a spool file: everything that record() needs."""
+    fields = {name: getattr(shard, name) for name in _CLAIM_FIELDS}
+    return msgspec.msgpack.encode(
+        _Results(_ClaimFields(**fields), [_encode_outcome(part) for part in parts], record_id)
+    )
 
 
-def unpacked(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
+def decode_spool(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
     """The claim, without its inputs, the results, and their record's id. Raises msgspec.ValidationError, ValueError."""
     results = _decoder.decode(body)
-    held = ClaimedShard(
-        **msgspec.structs.asdict(results.held),
-        inputs=[None] * results.held.count,
-        twins={},
-        settled=np.zeros(results.held.count, dtype=np.bool_),
+    shard = ClaimedShard(
+        **msgspec.structs.asdict(results.claim),
+        inputs=[None] * results.claim.count,
+        duplicates={},
+        outcome_bits=np.zeros(results.claim.count, dtype=np.bool_),
     )
     routes: dict[tuple[str, str], Route] = {}
-    return held, [_unpacked_part(part, routes) for part in results.parts], results.record_id
+    return shard, [_decode_outcome(part, routes) for part in results.parts], results.record_id
 
 
 async def replay(runtime: Runtime) -> int:
-    """Record what other processes left in the spool; how many files were dealt with. Raises StorageUnavailable."""
-    dealt_with = 0
+    """Record the spool files of other processes. Returns the number of files. Raises StorageUnavailable."""
+    count = 0
     for file in runtime.spool.abandoned():
         await _replay(runtime, file)
-        dealt_with += 1
-    return dealt_with
+        count += 1
+    return count
 
 
 async def _replay(runtime: Runtime, file: SpooledFile) -> None:
     try:
-        held, parts, record_id = unpacked(await asyncio.to_thread(file.read))
+        shard, parts, record_id = decode_spool(await asyncio.to_thread(file.read))
     except (DamagedFile, msgspec.MsgspecError, ValueError, OSError) as error:
         log.error("a spool file is damaged, and set aside as .bad: %s", error)
         file.set_aside()
         return
-    about = {"job_id": held.job_id, "shard_id": held.shard_id, "inputs": sum(len(part.indexes) for part in parts)}
+    log_fields = {
+        "job_id": shard.job_id,
+        "shard_id": shard.shard_id,
+        "inputs": sum(len(part.indexes) for part in parts),
+    }
     try:
-        recorded = await record(runtime, held, parts, record_id)
+        recorded = await record(runtime, shard, parts, record_id)
     except (StorageUnavailable, asyncio.CancelledError):
         file.let_go()
         raise
     except Exception:
-        log.exception("the database refused a spool file, which is set aside as .bad", extra=about)
+        log.exception("the database refused a spool file, which is set aside as .bad", extra=log_fields)
         file.set_aside()
         return
     file.remove()
-    if recorded is GONE:
+    if recorded is SHARD_CLOSED:
         SPOOLED.labels("dropped").inc()
-        log.warning("spooled results came too late: their part of the job is done, cancelled or deleted", extra=about)
+        log.warning(
+            "spooled results came too late: their part of the job is done, cancelled or deleted", extra=log_fields
+        )
     else:
         SPOOLED.labels("replayed").inc()
-        log.info("spooled results were recorded", extra=about)
+        log.info("spooled results were recorded", extra=log_fields)
 
 
-def _packed_part(part: BatchOutcome) -> _Part:
-    return _Part(
+def _encode_outcome(part: BatchOutcome) -> _StoredOutcome:
+    return _StoredOutcome(
         [int(index) for index in part.indexes],
         None if part.vectors is None else part.vectors.astype("<f4", copy=False).tobytes(),
         0 if part.vectors is None else part.vectors.shape[1],
@@ -134,13 +143,13 @@ def _packed_part(part: BatchOutcome) -> _Part:
     )
 
 
-def _unpacked_part(part: _Part, routes: dict[tuple[str, str], Route]) -> BatchOutcome:
+def _decode_outcome(part: _StoredOutcome, routes: dict[tuple[str, str], Route]) -> BatchOutcome:
     vectors = None
     if part.vectors is not None:
         vectors = np.frombuffer(part.vectors, dtype="<f4").reshape(len(part.indexes), part.width)
     route = None
     if part.served_by is not None:
-        # Only its names are still of use, for the ledger; the configuration may have lost it since.
+        # The ledger needs only the names; the configuration may no longer contain the route.
         account, model = part.served_by
         route = routes.setdefault(
             part.served_by, Route(Account(account, "", ""), model, part.width, Limits(), Decimal(0))

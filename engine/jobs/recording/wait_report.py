@@ -1,4 +1,4 @@
-"""What a job says while its calls wait for quota or an answer: told with what is recorded, and for each long wait."""
+"""Wait report: `waiting_on` and `next_attempt_at` of a job whose calls wait for quota or for an answer."""
 
 from __future__ import annotations
 
@@ -19,64 +19,64 @@ from models.base import db_now
 from models.errors import UpstreamError, UpstreamTimeout
 from models.job import Job, JobStatus
 
-LOOK_S = 0.5
-TELL_AGAIN_S = 10.0
+POLL_EVERY_S = 0.5
+REPORT_AGAIN_S = 10.0
 PROVIDER = "provider"
 
 
-def values(held: ClaimedShard) -> dict[Any, Any]:
-    """What the job's row is to say about waiting, as far as this shard knows. Its other shards wait for the same."""
-    if (late := held.waits.late_call()) is not None:
-        return _without_answer(held, late)
-    wait_s = held.waits.blocked_for_s()
-    if wait_s is not None and held.waits.cause is not None:
-        return _alone(held, held.waits.cause, wait_s)
-    reason = held.waits.shown = None if wait_s is None else held.waits.reason
+def waiting_columns(shard: ClaimedShard) -> dict[Any, Any]:
+    """The columns of the job about waiting, by the calls of this shard. Its other shards wait for the same."""
+    if (late := shard.waits.late_call()) is not None:
+        return _without_answer(shard, late)
+    wait_s = shard.waits.blocked_for_s()
+    if wait_s is not None and shard.waits.cause is not None:
+        return _alone(shard, shard.waits.cause, wait_s)
+    reason = shard.waits.shown = None if wait_s is None else shard.waits.reason
     next_attempt_at = None if wait_s is None or reason == CONCURRENCY else db_now() + wait_s
-    return {Job.waiting_on: _unless_paused(reason), Job.next_attempt_at: next_attempt_at, Job.waiting: None}
+    return {Job.waiting_on: _unless_paused(reason), Job.next_attempt_at: next_attempt_at, Job.outage: None}
 
 
-def _without_answer(held: ClaimedShard, late: Unanswered) -> dict[Any, Any]:
-    held.waits.shown = PROVIDER
+def _without_answer(shard: ClaimedShard, late: Unanswered) -> dict[Any, Any]:
+    shard.waits.shown = PROVIDER
     error = UpstreamTimeout(f"calls have had no answer for {late.age_s:.0f} s, far longer than usual")
     return {
         Job.waiting_on: _unless_paused(PROVIDER),
         Job.next_attempt_at: db_now() + PROBE_EVERY_S,
-        Job.waiting: cause_of(late.route.account, error).waiting(late.since),
+        Job.outage: cause_of(late.route.account, error).waiting(late.since),
     }
 
 
-def _alone(held: ClaimedShard, cause: UpstreamError, wait_s: float) -> dict[Any, Any]:
-    """Calls of this job are refused, and others are not."""
-    held.waits.shown = PROVIDER
+def _alone(shard: ClaimedShard, cause: UpstreamError, wait_s: float) -> dict[Any, Any]:
+    """Columns for a provider that refuses the calls of this job only."""
+    shard.waits.shown = PROVIDER
     return {
         Job.waiting_on: _unless_paused(PROVIDER),
         Job.next_attempt_at: db_now() + wait_s,
-        Job.waiting: cause_of(cause.account, cause).waiting(held.waits.cause_since),
+        Job.outage: cause_of(cause.account, cause).waiting(shard.waits.cause_since),
     }
 
 
 def _unless_paused(reason: str | None) -> Any:
-    """What still lands of a paused job does not take away the reason of its pause."""
+    """Late results of a paused job do not overwrite the reason of its pause."""
     return case((Job.status == JobStatus.PAUSED, Job.waiting_on), else_=reason)
 
 
-async def report_waits(runtime: Runtime, held: ClaimedShard) -> None:
-    """Until cancelled: where nothing lands for want of quota, or of answers, let the job say so, and until when."""
-    told_at = -TELL_AGAIN_S
+async def report_waits(runtime: Runtime, shard: ClaimedShard) -> None:
+    """Update the job while no results arrive for lack of quota or answers. Runs until cancelled."""
+    reported_at = -REPORT_AGAIN_S
     while True:
-        await asyncio.sleep(LOOK_S)
+        await asyncio.sleep(POLL_EVERY_S)
         now = time.monotonic()
-        is_late = held.waits.late_call() is not None
-        reason = PROVIDER if is_late or held.waits.cause is not None else held.waits.reason
-        is_shown = held.waits.shown == reason and now - told_at < (PROBE_EVERY_S if is_late else TELL_AGAIN_S)
-        if is_shown or not (is_late or held.waits.blocked_for_s() is not None):
+        is_late = shard.waits.late_call() is not None
+        reason = PROVIDER if is_late or shard.waits.cause is not None else shard.waits.reason
+        is_shown = shard.waits.shown == reason and now - reported_at < (PROBE_EVERY_S if is_late else REPORT_AGAIN_S)
+        if is_shown or not (is_late or shard.waits.blocked_for_s() is not None):
             continue
-        told_at = now
+        reported_at = now
         with contextlib.suppress(*DATABASE_ERRORS):
             async with runtime.database.write() as connection:
                 await connection.execute(
                     update(Job)
-                    .where(Job.id == held.job_id, Job.status == JobStatus.IN_PROGRESS)
-                    .values({**values(held), Job.version: Job.version + 1})
+                    .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
+                    .values({**waiting_columns(shard), Job.version: Job.version + 1})
                 )

@@ -1,1 +1,1 @@
-"""Which shard is next: fair share over projects and jobs, and notifications about it."""
+"""The order of service: fair share over projects and jobs, and the announcement of shards to workers."""

@@ -1,4 +1,4 @@
-"""Canaries: a model that changes behind a route is noticed, the route left out by all, and the job says so."""
+"""Drift checks: a model that changes behind a route is noticed, the route left out by all, and the job says so."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ import pytest
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import BULK, EmbedRun, embed
 from engine.jobs.execution.worker import run_shard
-from engine.jobs.reading.job_rows import find, job_object
+from engine.jobs.reading.job_rows import get_job, job_object
 from engine.planning.packing import limits_of, pack
 from engine.routing import drift
 from engine.runtime import Runtime
-from models.canary import Canary
+from models.drift import DriftCheck
 from models.embedding import Options
 from models.errors import RouteQuarantined
 from models.job import ShardState
 from providers.base import UpstreamReply, UpstreamRequest
 from tests.fakes import FakeWire, fake
-from tests.integration.store import MODEL, WIDTH, ListeningBell, Store
+from tests.integration.store import MODEL, WIDTH, RecordingNotifier, Store
 
 CONFIG = f"""
 [providers.one]
 kind = "openai"
 base_url = "http://one/v1"
-canary = "a text that never changes"
+drift_probe = "a text that never changes"
 [providers.two]
 kind = "openai"
 base_url = "http://two/v1"
@@ -83,20 +83,20 @@ class Place:
     def __init__(self, store: Store, folder: Path, routes: str) -> None:
         self.store = store
         self.upstream = Changing()
-        self._config = folder / "canary.toml"
+        self._config = folder / "drift.toml"
         self._config.write_text(CONFIG + routes)
         self._opened: list[Runtime] = []
 
     def process(self) -> Store:
         settings = self.store.runtime.settings
-        changes: dict[str, Any] = {"config": str(self._config), "canary_every_s": 0.01}
+        changes: dict[str, Any] = {"config": str(self._config), "drift_check_every_s": 0.01}
         changed = type(settings)(**{name: getattr(settings, name) for name in settings.__slots__} | changes)
         second = fake()
         second.width = WIDTH
         runtime = Runtime.open(changed, wire=FakeWire(one=self.upstream, two=second))
-        runtime.notifier = bell = ListeningBell()
+        runtime.notifier = notifier = RecordingNotifier()
         self._opened.append(runtime)
-        return Store(runtime, bell)
+        return Store(runtime, notifier)
 
     async def close(self) -> None:
         for runtime in self._opened:
@@ -115,7 +115,7 @@ async def looked(process: Store, *, until_asked: int, place: Place) -> None:
         await process.runtime.drift_monitor.look()
         return place.upstream.asked >= until_asked
 
-    await wait_until_async(asked, 10.0, what="the canary's check")
+    await wait_until_async(asked, 10.0, what="the drift check")
 
 
 async def quarantined(process: Store) -> bool:
@@ -149,7 +149,7 @@ async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place:
 
     [shard_id] = await first.shard_ids(job_id)
     await run_shard(third.runtime, shard_id, "w")
-    job = job_object(await find(first.runtime, "p", job_id))
+    job = job_object(await get_job(first.runtime, "p", job_id))
     [warning] = job["warnings"]
     assert warning["code"] == "route_quarantined" and "one" in warning["message"]
     if alone:
@@ -178,6 +178,6 @@ async def test_an_answer_that_is_wrong_once_is_no_other_model(place: Place) -> N
     assert not place.upstream.wrong_once and not await quarantined(process)
 
 
-async def test_without_a_canary_nothing_is_asked_or_read(store: Store) -> None:
+async def test_without_a_probe_nothing_is_asked_or_read(store: Store) -> None:
     await store.runtime.drift_monitor.look()
-    assert await store.count(Canary) == 0
+    assert await store.count(DriftCheck) == 0

@@ -14,15 +14,15 @@ from engine.corpus.lines import Lines
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import find, job_object
-from engine.jobs.recording.record import fail_rest, record
+from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.recording.record import fail_remaining, record
 from models.embedding import Input
 from models.errors import EmbedmillError
 from models.job import JobStatus, ShardState
 from providers.fake import fake_tokens, fake_vectors
+from tests.integration.snapshot import OPEN, DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused
 from tests.integration.test_run import scripted
-from tests.integration.truth import OPEN, Truth
 
 
 async def submitted(store: Store, inputs: Sequence[Input]) -> str:
@@ -35,10 +35,10 @@ async def submitted(store: Store, inputs: Sequence[Input]) -> str:
     return intake.job_id
 
 
-async def checked(store: Store, job_id: str, inputs: Sequence[Input]) -> Truth:
-    truth = await Truth.read(store.runtime.database, job_id)
-    truth.check(lambda indexes: fake_vectors([inputs[index] for index in indexes], WIDTH, UPSTREAM_MODEL))
-    return truth
+async def checked(store: Store, job_id: str, inputs: Sequence[Input]) -> DatabaseSnapshot:
+    snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
+    snapshot.check(lambda indexes: fake_vectors([inputs[index] for index in indexes], WIDTH, UPSTREAM_MODEL))
+    return snapshot
 
 
 async def run_through(store: Store, job_id: str, *, order: Sequence[int] | None = None) -> None:
@@ -56,22 +56,22 @@ async def test_each_text_is_billed_once_and_stands_under_every_index(store: Stor
     inputs: list[Input] = [f"text {chance.randrange(12)}" for _ in range(45)]
     job_id = await submitted(store, inputs)
     await run_through(store, job_id, order=[4, 3, 2, 1, 0])  # the last shard first: its firsts are not there yet
-    truth = await checked(store, job_id, inputs)
+    snapshot = await checked(store, job_id, inputs)
     distinct = {str(item) for item in inputs}
-    assert truth.tokens_in_ledger == sum(map(fake_tokens, distinct))
-    assert sum(record.inputs for record in truth.ledger) == len(distinct)
-    body = job_object(await find(store.runtime, "p", job_id))
+    assert snapshot.tokens_in_ledger == sum(map(fake_tokens, distinct))
+    assert sum(record.inputs for record in snapshot.ledger) == len(distinct)
+    body = job_object(await get_job(store.runtime, "p", job_id))
     assert body["status"] == JobStatus.COMPLETED
     assert body["counts"] == {"total": 45, "completed": 45, "failed": 0, "pending": 0}
     assert body["deduplicated_inputs"] == 45 - len(distinct)
-    assert [shard.attempt for shard in truth.shards] == [1] * 5  # waiting for a twin costs no attempt
+    assert [shard.attempt for shard in snapshot.shards] == [1] * 5  # waiting for a twin costs no attempt
 
 
 async def test_what_a_shard_holds_of_a_twin(store: Store) -> None:
     job_id = await submitted(store, ["a", "b", "a", "b", "a"])
     [held] = await store.claim_all(job_id)
-    assert (held.inputs, held.twins) == (["a", "b", None, None, None], {2: 0, 3: 1, 4: 0})
-    assert (held.waiting(), (await store.shards(job_id))[0].tokens) == ([0, 1], 2)
+    assert (held.inputs, held.duplicates) == (["a", "b", None, None, None], {2: 0, 3: 1, 4: 0})
+    assert (held.open_positions(), (await store.shards(job_id))[0].tokens) == ([0, 1], 2)
 
 
 async def test_copies_lie_beside_their_neighbours(store: Store) -> None:
@@ -79,8 +79,8 @@ async def test_copies_lie_beside_their_neighbours(store: Store) -> None:
     inputs += [f"text {index if index % 2 else index - 10}" for index in range(10, 20)]
     job_id = await submitted(store, inputs)
     await run_through(store, job_id)
-    truth = await checked(store, job_id, inputs)
-    assert [(run.first_index, run.count) for run in truth.runs] == [(0, 10), (10, 10)]
+    snapshot = await checked(store, job_id, inputs)
+    assert [(run.first_index, run.count) for run in snapshot.runs] == [(0, 10), (10, 10)]
 
 
 async def test_a_twin_of_what_failed_fails_alike(database_url: str, tmp_path: Path) -> None:
@@ -88,9 +88,9 @@ async def test_a_twin_of_what_failed_fails_alike(database_url: str, tmp_path: Pa
     inputs: list[Input] = ["poison", "a", "poison", *[f"text {index}" for index in range(10)], "poison", "a"]
     job_id = await submitted(store, inputs)
     await run_through(store, job_id)
-    truth = await checked(store, job_id, inputs)
-    assert sorted(truth.with_error) == [0, 2, 13]
-    assert {failure.code for failure in truth.failures} == {"upstream_rejected"}
+    snapshot = await checked(store, job_id, inputs)
+    assert sorted(snapshot.with_error) == [0, 2, 13]
+    assert {failure.code for failure in snapshot.failures} == {"upstream_rejected"}
     assert (await store.job(job_id)).deduplicated == 1
     await store.close()
 
@@ -98,8 +98,8 @@ async def test_a_twin_of_what_failed_fails_alike(database_url: str, tmp_path: Pa
 async def test_a_twin_of_what_was_refused_at_the_door_is_refused_there(store: Store) -> None:
     job_id = await submitted(store, ["", "a", ""])
     [held] = await store.claim_all(job_id)
-    assert (held.twins, held.waiting()) == ({}, [1])
-    assert (await Truth.read(store.runtime.database, job_id)).with_error == [0, 2]
+    assert (held.duplicates, held.open_positions()) == ({}, [1])
+    assert (await DatabaseSnapshot.read(store.runtime.database, job_id)).with_error == [0, 2]
 
 
 @pytest.mark.parametrize("by", ["worker", "sweep"])
@@ -111,12 +111,12 @@ async def test_a_shard_that_is_given_up_leaves_no_twin_behind(store: Store, by: 
     held, second = await store.claim_all(job_id)
     await record(store.runtime, held, landed(held, [0, 1], route=store.routes[0]))
     if by == "worker":
-        await fail_rest(store.runtime, second, EmbedmillError("given up"))
+        await fail_remaining(store.runtime, second, EmbedmillError("given up"))
     else:
         await store.set_shard(second.shard_id, state=ShardState.QUEUED, attempt=99)
         await sweep(store.runtime)
-    truth = await checked(store, job_id, inputs)
-    assert 10 in truth.with_vector and sorted(truth.with_error) == list(range(11, 20))
+    snapshot = await checked(store, job_id, inputs)
+    assert 10 in snapshot.with_vector and sorted(snapshot.with_error) == list(range(11, 20))
     await record(store.runtime, held, landed(held, route=store.routes[0]))
     assert await store.status(job_id) == JobStatus.COMPLETED_WITH_ERRORS
 
@@ -129,9 +129,9 @@ async def test_what_a_killed_worker_had_embedded_is_copied_by_the_next(store: St
     await record(store.runtime, held, [*landed(held, [0], route=store.routes[0]), *refused(held, [1])])
     await store.expire_lease(held.shard_id)
     await run_shard(store.runtime, held.shard_id, "next")
-    truth = await checked(store, job_id, inputs)
-    assert (truth.with_error, (await store.job(job_id)).deduplicated) == ([1], 1)
-    assert truth.tokens_in_ledger == fake_tokens("a") + fake_tokens("c")
+    snapshot = await checked(store, job_id, inputs)
+    assert (snapshot.with_error, (await store.job(job_id)).deduplicated) == ([1], 1)
+    assert snapshot.tokens_in_ledger == fake_tokens("a") + fake_tokens("c")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -145,23 +145,23 @@ async def test_random_corpora_under_faults(database_url: str, tmp_path: Path, se
     shard_ids = await store.shard_ids(job_id)
     for shard_id in chance.sample(shard_ids, len(shard_ids) // 2):  # workers that record a part and die
         held = await store.claim(shard_id)
-        good = [position for position in held.waiting() if "poison" not in str(held.inputs[position])]
+        good = [position for position in held.open_positions() if "poison" not in str(held.inputs[position])]
         await record(store.runtime, held, landed(held, good[: chance.randrange(4)], route=store.routes[0]))
         await store.expire_lease(shard_id)
     await sweep(store.runtime)
     order = list(range(len(shard_ids)))
     chance.shuffle(order)
     await run_through(store, job_id, order=order)
-    truth = await checked(store, job_id, inputs)
-    assert sorted(truth.with_error) == [index for index, item in enumerate(inputs) if "poison" in str(item)]
-    assert truth.tokens_in_ledger == sum(
+    snapshot = await checked(store, job_id, inputs)
+    assert sorted(snapshot.with_error) == [index for index, item in enumerate(inputs) if "poison" in str(item)]
+    assert snapshot.tokens_in_ledger == sum(
         fake_tokens(item) for item in {str(item) for item in inputs} if "poison" not in item
     )
     await store.close()
 
 
 def test_nothing_is_kept_for_a_shard_without_twins() -> None:
-    assert duplicate_codec.packed({}) is None
-    assert duplicate_codec.unpacked(None) == {}
+    assert duplicate_codec.encode({}) is None
+    assert duplicate_codec.decode(None) == {}
     both: dict[int, Any] = {3: 0, 5: 4_000_000_000}
-    assert duplicate_codec.unpacked(duplicate_codec.packed(both)) == both
+    assert duplicate_codec.decode(duplicate_codec.encode(both)) == both

@@ -1,7 +1,7 @@
-"""Inputs of a job that were not embedded whole: noted where they are cut, counted once they have a vector.
+"""Truncated inputs of a job: stored when they are shortened, counted once they have a vector.
 
-One row for what was cut of a shard as it arrived, and one for what each record brings that the provider took only a
-part of. Nothing is written, and next to nothing asked, where nothing is cut.
+One row per shard for inputs that were shortened on arrival, and one per record for inputs that the provider truncated.
+Without truncated inputs nothing is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def row_of(job_id: str, indexes: Collection[int]) -> dict[str, Any]:
-    """The row for these indexes, of which there is one at least."""
+    """The row of truncated_inputs for these indexes, at least one."""
     first, last = min(indexes), max(indexes)
     bits = np.zeros(last - first + 1, dtype=bool)
     bits[np.fromiter(indexes, dtype=np.int64) - first] = True
@@ -32,7 +32,7 @@ def row_of(job_id: str, indexes: Collection[int]) -> dict[str, Any]:
 
 
 async def between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> set[int]:
-    """Those of the indexes from start to stop that are noted as cut."""
+    """The truncated inputs with indexes start..stop (stop excluded)."""
     rows = await connection.execute(
         select(TruncatedInputs.first_index, TruncatedInputs.last_index, TruncatedInputs.mask).where(
             TruncatedInputs.job_id == job_id,
@@ -48,20 +48,20 @@ async def between(connection: AsyncConnection, job_id: str, start: int, stop: in
     return {index for index in found if start <= index < stop}
 
 
-async def note(connection: AsyncConnection, held: ClaimedShard, fresh: Sequence[BatchOutcome]) -> int:
-    """Note what the provider cut of these outcomes; how many of them with a vector were cut, by whomever."""
-    vectors = {index for part in fresh if part.vectors is not None for index in part.indexes}
-    cut = {index for part in fresh if part.truncated for index in part.truncated} & vectors
+async def insert_truncated(connection: AsyncConnection, shard: ClaimedShard, outcomes: Sequence[BatchOutcome]) -> int:
+    """Store what the provider truncated. Returns how many of the outcomes with a vector are truncated in all."""
+    vectors = {index for part in outcomes if part.vectors is not None for index in part.indexes}
+    truncated = {index for part in outcomes if part.truncated for index in part.truncated} & vectors
     known: set[int] = set()
-    if held.options.truncate == "end":  # else nothing is cut as it arrives
-        known = await between(connection, held.job_id, held.first_index, held.first_index + held.count)
-    if cut - known:
-        await connection.execute(insert(TruncatedInputs).values(row_of(held.job_id, cut - known)))
-    return len(vectors & (known | cut))
+    if shard.options.truncate == "end":  # else nothing is truncated on arrival
+        known = await between(connection, shard.job_id, shard.first_index, shard.first_index + shard.count)
+    if truncated - known:
+        await connection.execute(insert(TruncatedInputs).values(row_of(shard.job_id, truncated - known)))
+    return len(vectors & (known | truncated))
 
 
-async def among(connection: AsyncConnection, job_id: str, indexes: Collection[int]) -> set[int]:
-    """Those of the indexes that are noted as cut."""
+async def truncated_among(connection: AsyncConnection, job_id: str, indexes: Collection[int]) -> set[int]:
+    """Those of the indexes that are stored as truncated."""
     if not indexes:
         return set()
     found: set[int] = set()

@@ -1,12 +1,12 @@
-"""What can be done to a job in each of its statuses: told to whoever asks for something else."""
+"""The actions that each job status allows, and the error for all others."""
 
 from __future__ import annotations
 
 from models.errors import Conflict, JobNotFound
 from models.job import JobStatus
 
-# The verbs that change something in each status, and what else helps.
-POSSIBLE: dict[JobStatus, tuple[tuple[str, ...], str]] = {
+# By status: the actions that change the job, and advice for the error message.
+ALLOWED_ACTIONS: dict[JobStatus, tuple[tuple[str, ...], str]] = {
     JobStatus.VALIDATING: (("cancel", "delete"), "its corpus is still arriving: poll it until it is in_progress"),
     JobStatus.IN_PROGRESS: (("pause", "cancel", "delete"), "poll it until it has ended"),
     JobStatus.PAUSED: (("resume", "cancel", "delete"), "resume it, and it goes on"),
@@ -19,16 +19,16 @@ POSSIBLE: dict[JobStatus, tuple[tuple[str, ...], str]] = {
 }
 
 
-def cannot(verb: str, status: str) -> Conflict:
-    """The refusal of a verb that the job's status does not allow."""
-    verbs, advice = POSSIBLE[JobStatus(status)]
+def action_conflict(verb: str, status: str) -> Conflict:
+    """The error for an action that the job's status does not allow."""
+    verbs, advice = ALLOWED_ACTIONS[JobStatus(status)]
     return Conflict(
         f"Cannot {verb} a job with status '{status}': {advice}. Possible with this status: {', '.join(verbs)}."
     )
 
 
-def no_job_found() -> JobNotFound:
-    """One text for a foreign, an unknown and a malformed id."""
+def job_not_found() -> JobNotFound:
+    """The same error for another project's, an unknown and a malformed id."""
     return JobNotFound(
         "No job found with this id. GET /v1/embeddings/jobs lists the jobs of this key's project; "
         "a job is removed some days after it has ended.",

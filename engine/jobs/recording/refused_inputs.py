@@ -1,4 +1,4 @@
-"""Refusals: inputs that were refused as they arrived, kept as ranges with one row for each reason of a shard."""
+"""Refused inputs: inputs refused on arrival, stored as ranges: one row for each reason in a shard."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.recording.completion import add_error
+from engine.jobs.recording.completion import count_error
 from engine.jobs.shard_draft import MAX_RUN_INPUTS, ShardDraft
 from models.embedding import InputError
 from models.job import RefusedInputs
@@ -22,22 +22,24 @@ _COLUMNS = (
     RefusedInputs.message,
     RefusedInputs.mask,
 )
-RANGES_AT_ONCE = 64
+RANGES_PER_QUERY = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
+    """A refused input and the reason."""
+
     index: int
     code: str
     message: str
 
 
-def rows_of(job_id: str, cut: ShardDraft) -> list[dict[str, Any]]:
-    """The rows for what was refused of a shard."""
-    if cut.repeated is not None:
-        return [_row(job_id, cut.repeated, cut.first_index, cut.first_index + len(cut) - 1, len(cut), None)]
+def refused_rows(job_id: str, draft: ShardDraft) -> list[dict[str, Any]]:
+    """The rows of refused_inputs for the refused lines of a shard."""
+    if draft.repeated is not None:
+        return [_row(job_id, draft.repeated, draft.first_index, draft.first_index + len(draft) - 1, len(draft), None)]
     positions: dict[InputError, list[int]] = {}
-    for position, error in cut.lines.errors.items():
+    for position, error in draft.lines.errors.items():
         positions.setdefault(error, []).append(position)
     rows = []
     for error, found in positions.items():
@@ -47,7 +49,7 @@ def rows_of(job_id: str, cut: ShardDraft) -> list[dict[str, Any]]:
             bits = np.zeros(last - first + 1, dtype=bool)
             bits[np.asarray(found) - first] = True
             mask = np.packbits(bits).tobytes()
-        rows.append(_row(job_id, error, cut.first_index + first, cut.first_index + last, len(found), mask))
+        rows.append(_row(job_id, error, draft.first_index + first, draft.first_index + last, len(found), mask))
     return rows
 
 
@@ -63,16 +65,16 @@ def _row(job_id: str, error: InputError, first: int, last: int, count: int, mask
     }
 
 
-def tally(summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A job's summary of errors with these rows added."""
+def add_to_summary(summary: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A job's error summary with these rows added."""
     by_code: dict[str, dict[str, Any]] = {entry["code"]: dict(entry) for entry in summary}
     for row in sorted(rows, key=lambda row: int(row["first_index"])):
-        add_error(by_code, row["first_index"], row["code"], row["message"], count=row["count"])
+        count_error(by_code, row["first_index"], row["code"], row["message"], count=row["count"])
     return list(by_code.values())
 
 
 async def summary(connection: AsyncConnection, job_id: str) -> list[dict[str, Any]]:
-    """The summary of all that was refused of a job as it arrived."""
+    """The error summary of all refused inputs of a job."""
     found = await connection.execute(
         select(
             RefusedInputs.code,
@@ -83,11 +85,11 @@ async def summary(connection: AsyncConnection, job_id: str) -> list[dict[str, An
         .where(RefusedInputs.job_id == job_id)
         .group_by(RefusedInputs.code, RefusedInputs.message)
     )
-    return tally([], [dict(row._mapping) | {"count": int(row.inputs)} for row in found])
+    return add_to_summary([], [dict(row._mapping) | {"count": int(row.inputs)} for row in found])
 
 
 async def between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> list[Refusal]:
-    """What was refused of the indexes from start to stop, in order: of one shard, say."""
+    """The refused inputs with indexes start..stop (stop excluded), in order."""
     rows = await connection.execute(
         select(*_COLUMNS).where(
             RefusedInputs.job_id == job_id,
@@ -96,11 +98,11 @@ async def between(connection: AsyncConnection, job_id: str, start: int, stop: in
             RefusedInputs.last_index >= start,
         )
     )
-    return sorted((each for row in rows for each in _spelled_out(row, start, stop)), key=lambda each: each.index)
+    return sorted((each for row in rows for each in _expand(row, start, stop)), key=lambda each: each.index)
 
 
-async def following(connection: AsyncConnection, job_id: str, after: int, limit: int) -> list[Refusal]:
-    """The next so many after an index, in order; fewer only where there are no more."""
+async def next_after(connection: AsyncConnection, job_id: str, after: int, limit: int) -> list[Refusal]:
+    """Up to `limit` refused inputs after an index, in order; fewer only at the end."""
     rows = (
         await connection.execute(
             select(*_COLUMNS)
@@ -110,24 +112,26 @@ async def following(connection: AsyncConnection, job_id: str, after: int, limit:
                 RefusedInputs.last_index > after,
             )
             .order_by(RefusedInputs.first_index)
-            .limit(RANGES_AT_ONCE)
+            .limit(RANGES_PER_QUERY)
         )
     ).all()
     if not rows:
         return []
-    # Ranges behind those that were read start at the last of them or later.
-    stop = after + 1 + MAX_RUN_INPUTS * RANGES_AT_ONCE if len(rows) < RANGES_AT_ONCE else int(rows[-1].first_index) + 1
+    # Unread ranges start at the last range that was read or later.
+    stop = (
+        after + 1 + MAX_RUN_INPUTS * RANGES_PER_QUERY if len(rows) < RANGES_PER_QUERY else int(rows[-1].first_index) + 1
+    )
     found: list[Refusal] = []
     for row in rows:
         if len(found) >= limit:
             found = sorted(found, key=lambda each: each.index)[:limit]
-            if row.first_index > found[-1].index:  # and so are all behind it
+            if row.first_index > found[-1].index:  # and so do all later ranges
                 break
-        found += _spelled_out(row, after + 1, stop, limit)
+        found += _expand(row, after + 1, stop, limit)
     return sorted(found, key=lambda each: each.index)[:limit]
 
 
-def _spelled_out(row: Any, start: int, stop: int, limit: int | None = None) -> Iterator[Refusal]:
+def _expand(row: Any, start: int, stop: int, limit: int | None = None) -> Iterator[Refusal]:
     low, high = max(start, row.first_index), min(stop, row.last_index + 1)
     if low >= high:
         return

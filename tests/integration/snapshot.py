@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select
 
-from engine.jobs.leasing.claim import settled_bits
-from engine.jobs.recording import refused_ranges
+from engine.jobs.leasing.claim import decode_bitmap
+from engine.jobs.recording import refused_inputs
 from engine.storage.database import Database
 from models.embedding import Matrix
 from models.job import FINISHED, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
 from models.usage import UsageKind, UsageRecord
 
-OPEN = (ShardState.QUEUED, ShardState.RUNG, ShardState.RUNNING)
+OPEN = (ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING)
 Expected = Callable[[Sequence[int]], Matrix]
 
 
 @dataclass(frozen=True)
-class Truth:
+class DatabaseSnapshot:
     """All rows of one job. `job` is None when it has been removed."""
 
     job: Any | None
@@ -33,7 +33,7 @@ class Truth:
     ledger: Sequence[Any]
 
     @classmethod
-    async def read(cls, database: Database, job_id: str) -> Truth:
+    async def read(cls, database: Database, job_id: str) -> DatabaseSnapshot:
         """One snapshot of everything: a moment between two transactions, never half of one."""
         # A write transaction holds still on SQLite; on PostgreSQL the isolation level does.
         async with database.write() as connection:
@@ -50,7 +50,7 @@ class Truth:
                 await rows(VectorBlock, VectorBlock.job_id == job_id),
                 [
                     *await rows(JobInputError, JobInputError.job_id == job_id),
-                    *await refused_ranges.between(connection, job_id, 0, 2**62),
+                    *await refused_inputs.between(connection, job_id, 0, 2**62),
                 ],
                 await rows(UsageRecord, UsageRecord.job_id == job_id),
             )
@@ -132,7 +132,7 @@ class Truth:
 
     def _check_settled(self, outcomes: set[int]) -> None:
         for shard in self.shards:
-            bits = settled_bits(shard.settled, shard.count)
+            bits = decode_bitmap(shard.outcome_bitmap, shard.count)
             settled = {shard.first_index + int(position) for position in np.flatnonzero(bits)}
             mine = {index for index in outcomes if 0 <= index - shard.first_index < shard.count}
             assert settled == mine, f"shard {shard.seq} calls {settled ^ mine} settled, or not, against its rows"
