@@ -164,7 +164,7 @@ async def _embed(request: Request, runtime: Runtime, parsed: _Parsed) -> Respons
         alias=alias,
         lane=INTERACTIVE,
         deadline=time.monotonic() + runtime.settings.sync_timeout_s,
-        gate_wait_s=runtime.settings.sync_gate_wait_s,
+        cooldown_wait_s=runtime.settings.sync_gate_wait_s,
         max_extra_calls=runtime.settings.sync_extra_calls,
         landed=gathered,
         tenant=caller_of(request).project,

@@ -321,7 +321,7 @@ def _route(
 
 def _tokens_per_call(account: Account, limit: int) -> int:
     """The limit of one call, or what is small against the account's quota: large calls cannot be paced."""
-    of_quota = quota.largest_call(account.tokens_per_minute, account.requests_per_minute)
+    of_quota = quota.max_call_tokens(account.tokens_per_minute, account.requests_per_minute)
     return limit if of_quota is None else min(limit, of_quota)
 
 

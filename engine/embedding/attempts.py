@@ -15,7 +15,7 @@ from engine.embedding import hang_watch, outage_check, rate_limits
 from engine.embedding.bisect import SUSPICION, Trial, is_fault
 from engine.ledger.billing import MILLION, Spending, paid
 from engine.limiter.call_waits import CallWaits
-from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, Patience
+from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
 from engine.observability.route_metrics import delivery_metrics
 from engine.planning import provider_truncation, tokens
 from engine.routing.outages import route_key
@@ -70,7 +70,7 @@ class EmbedRun:
     # What its calls wait for: a job tells it to whoever polls.
     waits: CallWaits = field(default_factory=CallWaits)
     # Of the interactive lane: how long a call waits for a provider that has said 429, where no other route is left.
-    gate_wait_s: float = 5.0
+    cooldown_wait_s: float = 5.0
     # Given when a batch could not be settled, or from outside: calls under way may land, no new one starts.
     stop: CancellationToken = field(default_factory=CancellationToken)
 
@@ -107,22 +107,22 @@ async def _try_routes(
     An interactive call does not wait long for a quota while another route is left; then it waits for the shortest wait.
     """
     failures: list[EmbedmillError] = []
-    turned_away: list[tuple[float, Route]] = []
+    refusal_message: list[tuple[float, Route]] = []
     candidates = flight.router.candidates(flight.alias) if only is None else [only]
     routes = [route for route in candidates if can_take(route, batch)]
     for place, route in enumerate(routes):
         if failures and flight.stopping is not None:
             break
-        patience = _patience(flight, has_alternative=place + 1 < len(routes))
-        answer, error = await _judged(flight, batch, route, trial, patience)
+        max_wait = _patience(flight, has_alternative=place + 1 < len(routes))
+        answer, error = await _judged(flight, batch, route, trial, max_wait)
         if answer is not None:
             return *answer, route
         if error is not None:
             failures.append(error)
-        if patience is WITH_ALTERNATIVE and isinstance(error, UpstreamRateLimited) and not error.sent:
-            turned_away.append((error.retry_after_s or 0.0, route))
-    if turned_away and flight.stopping is None:
-        _, route = min(turned_away, key=lambda each: each[0])
+        if max_wait is WITH_ALTERNATIVE and isinstance(error, UpstreamRateLimited) and not error.sent:
+            refusal_message.append((error.retry_after_s or 0.0, route))
+    if refusal_message and flight.stopping is None:
+        _, route = min(refusal_message, key=lambda each: each[0])
         answer, error = await _judged(flight, batch, route, trial, _patience(flight, has_alternative=False))
         if answer is not None:
             return *answer, route
@@ -131,7 +131,7 @@ async def _try_routes(
     raise max(failures, key=_recoverability)
 
 
-def _patience(flight: EmbedRun, *, has_alternative: bool) -> Patience:
+def _patience(flight: EmbedRun, *, has_alternative: bool) -> MaxWait:
     """How long the next call may wait for its start. A caller whose request is partly paid for waits for the rest."""
     if flight.lane == BULK:
         return UNBOUNDED
@@ -139,22 +139,22 @@ def _patience(flight: EmbedRun, *, has_alternative: bool) -> Patience:
         return WITH_ALTERNATIVE
     if flight.calls and any(call.success for call in flight.calls):
         return UNBOUNDED
-    return _gate_patience(flight.gate_wait_s)
+    return _gate_patience(flight.cooldown_wait_s)
 
 
 @functools.lru_cache(maxsize=8)
-def _gate_patience(gate_s: float) -> Patience:
-    return Patience(gate_s=gate_s)
+def _gate_patience(cooldown_s: float) -> MaxWait:
+    return MaxWait(cooldown_s=cooldown_s)
 
 
 async def _judged(
-    flight: EmbedRun, batch: Batch, route: Route, trial: Trial, patience: Patience
+    flight: EmbedRun, batch: Batch, route: Route, trial: Trial, max_wait: MaxWait
 ) -> tuple[tuple[Matrix, int | None] | None, EmbedmillError | None]:
     """What the route answered, or what its failure comes to. Raises what says that the inputs are to be split."""
     is_again = False
     while True:
         try:
-            return await _call_with_retries(flight, batch, route, trial, patience), None
+            return await _call_with_retries(flight, batch, route, trial, max_wait), None
         except UpstreamError as raised:
             if raised.disposition is Disposition.SPLIT:
                 raise
@@ -182,15 +182,15 @@ def _recoverability(error: EmbedmillError) -> tuple[int, float]:
 
 
 async def _call_with_retries(
-    flight: EmbedRun, batch: Batch, route: Route, trial: Trial, patience: Patience
+    flight: EmbedRun, batch: Batch, route: Route, trial: Trial, max_wait: MaxWait
 ) -> tuple[Matrix, int | None]:
     """Call one route, again where the error says that this may help. A rate limit costs no try: it only waits."""
     tries = refusals = 0
     while True:
-        flight.stop.check()
+        flight.stop.raise_if_cancelled()
         try:
             doubted = rate_limits.is_to_be_checked(flight, route, refusals)
-            answer = await call_route(flight, batch, route, patience=patience, is_doubted=doubted)
+            answer = await call_route(flight, batch, route, max_wait=max_wait, is_doubted=doubted)
             flight.router.answered(route, tries)
             if refusals:
                 flight.router.own_refusals.forget((*route_key(route), flight.tenant))
@@ -202,7 +202,7 @@ async def _call_with_retries(
                 # Where it was sent, the gate is closed now: the next call waits before it, or is turned away there.
                 refusals += 1
                 is_searched = trial.on_all
-                if await rate_limits.may_try_again(flight, batch, route, error, patience, is_searched=is_searched):
+                if await rate_limits.may_try_again(flight, batch, route, error, max_wait, is_searched=is_searched):
                     continue
                 raise
             tries += 1
@@ -219,7 +219,7 @@ async def _call_with_retries(
             if error.retry_after_s is not None:
                 # Jitter on top, so that all who were told the same moment do not come back in it.
                 wait_s = error.retry_after_s + random.uniform(0, 0.1 + error.retry_after_s / 10)
-            if time.monotonic() + wait_s >= flight.deadline or wait_s > patience.quota_s:
+            if time.monotonic() + wait_s >= flight.deadline or wait_s > max_wait.quota_s:
                 raise
             await flight.stop.sleep(wait_s)
             if flight.stopping is not None:
@@ -231,7 +231,7 @@ async def call_route(
     batch: Batch,
     route: Route,
     *,
-    patience: Patience = UNBOUNDED,
+    max_wait: MaxWait = UNBOUNDED,
     test: str | None = None,
     is_doubted: bool = False,
 ) -> tuple[Matrix, int | None]:
@@ -255,7 +255,7 @@ async def call_route(
         interactive=flight.lane == INTERACTIVE,
         stop=flight.stop,
         waits=flight.waits,
-        patience=patience,
+        max_wait=max_wait,
         test=test,
         tenant=flight.tenant,
         is_doubted=is_doubted,

@@ -66,7 +66,7 @@ async def embed(flight: EmbedRun, batches: Iterable[Batch], *, concurrency: int)
                     limited = error  # those inputs wait, and no others
                     continue
                 hung = error if isinstance(error, UpstreamTimeout) else hung
-                flight.stop.give(error)
+                flight.stop.cancel(error)
                 if flight.lane == INTERACTIVE:  # the answer is an error already: what else is under way is in vain
                     for task in lanes:
                         task.cancel()
@@ -86,7 +86,7 @@ def _respect_learned_limits(flight: EmbedRun, batches: Iterable[Batch]) -> Itera
     for batch in batches:
         lesson = flight.router.lesson(flight.alias)
         # Nobody cuts what a caller waits for: one call in its turn is sooner through than many.
-        most = flight.upstream.learned_tokens_per_call(flight.alias.routes) if flight.lane == BULK else None
+        most = flight.upstream.max_learned_call_tokens(flight.alias.routes) if flight.lane == BULK else None
         if most is not None:
             lesson = lesson or UNLIMITED
             lesson = replace(lesson, tokens_per_call=min(most, lesson.tokens_per_call))

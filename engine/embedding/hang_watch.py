@@ -16,8 +16,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from engine.embedding.outage_check import Run, control
-from engine.limiter.call_waits import CallWaits, Unanswered
-from engine.limiter.max_wait import BEYOND_PLACES
+from engine.limiter.call_waits import CallWaits, UnansweredCall
+from engine.limiter.max_wait import IGNORING_CONCURRENCY
 from engine.routing.outages import route_key
 from models.errors import UpstreamError, UpstreamRateLimited
 
@@ -44,17 +44,17 @@ def watch(run: LateRun) -> None:
 
 async def settled(waits: CallWaits) -> None:
     """Wait for calls of ours beside those of a run that ends: what they cost is to be written down with it."""
-    if waits.looks:
-        await asyncio.wait(waits.looks, timeout=PROBE_TIMEOUT_S + 1.0)
+    if waits.checks:
+        await asyncio.wait(waits.checks, timeout=PROBE_TIMEOUT_S + 1.0)
 
 
-def _sent(run: LateRun, call: Unanswered) -> Callable[[bool], None]:
+def _sent(run: LateRun, call: UnansweredCall) -> Callable[[bool], None]:
     look = _Look(run, call)
     return look.call_ended
 
 
 class _Look:
-    def __init__(self, run: LateRun, call: Unanswered) -> None:
+    def __init__(self, run: LateRun, call: UnansweredCall) -> None:
         self._run = run
         self._call = call
         self._is_probe = run.router.outages.of(call.route) is not None  # sent because the route is down
@@ -77,8 +77,8 @@ class _Look:
 
     def _begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._keep_looking())
-        self._run.waits.looks.add(self._task)
-        self._task.add_done_callback(self._run.waits.looks.discard)
+        self._run.waits.checks.add(self._task)
+        self._task.add_done_callback(self._run.waits.checks.discard)
 
     async def _keep_looking(self) -> None:
         run, call = self._run, self._call
@@ -113,7 +113,7 @@ class _Look:
         answers = run.router.health(route).answers
         self._is_asking = True
         try:
-            error = await control(run, route, timeout_s=PROBE_TIMEOUT_S, patience=BEYOND_PLACES)
+            error = await control(run, route, timeout_s=PROBE_TIMEOUT_S, max_wait=IGNORING_CONCURRENCY)
         finally:
             self._is_asking = False
         if error is None:

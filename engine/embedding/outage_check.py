@@ -17,7 +17,7 @@ from typing import Protocol, TypeVar
 from engine.cancellation import CancellationToken
 from engine.ledger.billing import Spending, paid
 from engine.limiter.call_waits import CallWaits
-from engine.limiter.max_wait import UNBOUNDED, Patience
+from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.planning import packing
 from engine.routing.control_calls import control_batch
 from engine.routing.outages import route_key
@@ -54,7 +54,7 @@ class Run(Protocol):
     calls: list[Call]
     stop: CancellationToken
     waits: CallWaits
-    gate_wait_s: float
+    cooldown_wait_s: float
     tenant: str
     call_observer: CallObserver | None
     spending: Spending | None
@@ -66,13 +66,13 @@ Embed = Callable[[R, Batch, Route], Awaitable[object]]
 
 
 async def control(
-    run: Run, route: Route, *, timeout_s: float = CONTROL_TIMEOUT_S, patience: Patience = UNBOUNDED
+    run: Run, route: Route, *, timeout_s: float = CONTROL_TIMEOUT_S, max_wait: MaxWait = UNBOUNDED
 ) -> EmbedmillError | None:
     """None when the route answers a call of ours, with a text and options of ours; else the error of that."""
-    return await run.router.control_calls.ask(route_key(route), lambda: _control(run, route, timeout_s, patience))
+    return await run.router.control_calls.ask(route_key(route), lambda: _control(run, route, timeout_s, max_wait))
 
 
-async def _control(run: Run, route: Route, timeout_s: float, patience: Patience) -> EmbedmillError | None:
+async def _control(run: Run, route: Route, timeout_s: float, max_wait: MaxWait) -> EmbedmillError | None:
     batch = control_batch(route.width)
     made: list[Call] = []
     deadline = time.monotonic() + min(timeout_s, route.account.timeout_s)
@@ -84,7 +84,7 @@ async def _control(run: Run, route: Route, timeout_s: float, patience: Patience)
                 deadline=deadline,
                 calls=made,
                 call_observer=run.call_observer,
-                patience=patience,
+                max_wait=max_wait,
                 test="control_call",
             )
     except EmbedmillError as error:
@@ -203,7 +203,7 @@ async def probed(run: R, batch: Batch, embed: Embed[R]) -> Batch | None:
     when one is under way.
     """
     outages = run.router.outages
-    until = run.deadline if run.lane == "bulk" else min(run.deadline, time.monotonic() + run.gate_wait_s)
+    until = run.deadline if run.lane == "bulk" else min(run.deadline, time.monotonic() + run.cooldown_wait_s)
     await outages.refresh()
     while True:
         down = [(route, outage) for route in run.alias.routes if (outage := outages.of(route)) is not None]
@@ -226,7 +226,7 @@ async def probed(run: R, batch: Batch, embed: Embed[R]) -> Batch | None:
         if wait_s <= 0 or time.monotonic() + wait_s > until:
             raise run.router.down(run.alias)
         with contextlib.suppress(TimeoutError):
-            async with run.stop.within(wait_s + 0.01):
+            async with run.stop.timeout(wait_s + 0.01):
                 await outages.changed()
 
 

@@ -12,9 +12,9 @@ import random
 import time
 
 from engine.embedding.outage_check import Run, control
-from engine.limiter.acquire import ANSWERED_429, turned_away
-from engine.limiter.max_wait import Patience
-from engine.limiter.route_limiter import is_long_wait
+from engine.limiter.acquire import ANSWERED_429, refusal_message
+from engine.limiter.max_wait import MaxWait
+from engine.limiter.route_limiter import has_long_retry_after
 from engine.routing.outages import route_key
 from models.base import trace_id
 from models.embedding import Batch, Route
@@ -36,7 +36,7 @@ async def may_try_again(
     batch: Batch,
     route: Route,
     error: UpstreamRateLimited,
-    patience: Patience,
+    max_wait: MaxWait,
     *,
     is_searched: bool = False,
 ) -> bool:
@@ -47,7 +47,7 @@ async def may_try_again(
     """
     if not error.sent or run.stop.reason is not None:
         return False
-    if error.shut_gate:
+    if error.starts_cooldown:
         return True
     own = (*route_key(route), run.tenant)
     result = await control(run, route)
@@ -63,12 +63,12 @@ async def may_try_again(
         wait_s = max(error.retry_after_s, wait_s / 2)
     wait_s += random.uniform(0, 0.1 + wait_s / 10)
     if result is not None:
-        error.message = turned_away(*route_key(route), ANSWERED_429, wait_s)
+        error.message = refusal_message(*route_key(route), ANSWERED_429, wait_s)
     else:
-        error.message = turned_away(*route_key(route), OWN_429, wait_s) if run.lane != "bulk" else OWN_429
+        error.message = refusal_message(*route_key(route), OWN_429, wait_s) if run.lane != "bulk" else OWN_429
         error.advice = "The inputs that draw it wait, all others go on; see the provider's limits for single calls"
     # A long wait is not spent in a worker: the shard goes back for so long, and others have the place.
-    is_too_long = wait_s > patience.gate_s or (run.lane == "bulk" and is_long_wait(error))
+    is_too_long = wait_s > max_wait.cooldown_s or (run.lane == "bulk" and has_long_retry_after(error))
     if error.is_own or time.monotonic() + wait_s >= run.deadline or is_too_long:
         error.retry_after_s = wait_s
         return False
@@ -83,4 +83,4 @@ async def _pause(run: Run, wait_s: float, cause: UpstreamRateLimited | None) -> 
     try:
         await run.stop.sleep(wait_s)
     finally:
-        run.waits.over(slot, may_start=run.stop.reason is None)
+        run.waits.end(slot, may_start=run.stop.reason is None)

@@ -95,7 +95,7 @@ RATE_LIMIT_COOLDOWNS = Counter(
     ["provider", "model"],
     registry=REGISTRY,
 )
-PLACES = Gauge(
+CONCURRENCY_LIMIT = Gauge(
     "embedmill_concurrency_limit",
     "Calls that may be under way now: of all processes for an account with a quota, else of this one",
     ["provider", "model"],
@@ -109,10 +109,10 @@ QUOTA_SHARE = Gauge(
     multiprocess_mode="mostrecent",
     registry=REGISTRY,
 )
-PACING_FALLBACKS = Counter(
+REDIS_FAILURES = Counter(
     "embedmill_pacing_redis_failures_total", "Questions about a quota that Redis did not answer", registry=REGISTRY
 )
-PACED_ALONE = Counter(
+LOCAL_FALLBACKS = Counter(
     "embedmill_pacing_fallback_total",
     "Calls paced by this process's share of the quota, because Redis was away",
     registry=REGISTRY,

@@ -72,9 +72,9 @@ async def keep_sharing(database: Database, upstream: Upstream, seen_s: float) ->
         if counted < processes and errors.failing_within_s(SETTLE_S):
             return  # heartbeats could not be written either: who is missing may only not have come back yet
         processes = counted
-        upstream.share_quotas_among(processes)
+        upstream.split_quotas_among(processes)
 
     errors = ErrorLog("counting the processes that share the quotas")
 
-    if not upstream.quotas_are_shared:
+    if not upstream.shares_quotas:
         await repeat(share, errors, every_s=BEAT_S)

@@ -42,10 +42,10 @@ class CredentialProbe:
         place = (route.account.name, route.upstream_model)
         while place not in self._open and (first := self._under_way.get(place)) is not None:
             try:
-                async with stop.within(min(PATIENCE_S, (deadline - time.monotonic()) / 2)):
+                async with stop.timeout(min(PATIENCE_S, (deadline - time.monotonic()) / 2)):
                     refused = await asyncio.shield(first)
             except TimeoutError:
-                stop.check()
+                stop.raise_if_cancelled()
                 break  # a slow provider, and no refusal: it keeps nobody out
             if refused is not None:
                 raise type(refused)(

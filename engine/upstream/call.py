@@ -15,8 +15,8 @@ from engine.cancellation import CancellationToken
 from engine.config.secrets import SecretFiles
 from engine.ledger.billing import billed, billed_as
 from engine.limiter.call_waits import CallWaits
-from engine.limiter.max_wait import UNBOUNDED, Patience
-from engine.limiter.registry import Lines
+from engine.limiter.max_wait import UNBOUNDED, MaxWait
+from engine.limiter.registry import LimiterRegistry
 from engine.observability import failpoints
 from engine.observability.route_metrics import CUT_OFF, RouteMetrics
 from engine.observability.telemetry import WASTED_TOKENS
@@ -86,7 +86,7 @@ class Upstream:
         self._in_process = InProcessTransport(list(known.values()))
         self.secrets = SecretFiles(known.values())
         self._max_reply_bytes = max_reply_bytes
-        self._lines = Lines(redis_url, redis_prefix)
+        self._limiters = LimiterRegistry(redis_url, redis_prefix)
         self.under_way = 0  # calls of this process
         self._metrics: dict[tuple[str, str], RouteMetrics] = {}
         self._named: set[tuple[str, str]] = set()  # routes whose replies have named the model asked for
@@ -98,17 +98,17 @@ class Upstream:
         return self._in_process.count(texts)
 
     @property
-    def quotas_are_shared(self) -> bool:
+    def shares_quotas(self) -> bool:
         """True when all processes keep one book of the quotas, in Redis."""
-        return self._lines.shared
+        return self._limiters.uses_redis
 
-    def share_quotas_among(self, processes: int) -> None:
+    def split_quotas_among(self, processes: int) -> None:
         """Where they keep none: keep to the part of one of so many processes."""
-        self._lines.share_among(processes)
+        self._limiters.split_among(processes)
 
-    def learned_tokens_per_call(self, routes: Iterable[Route]) -> int | None:
+    def max_learned_call_tokens(self, routes: Iterable[Route]) -> int | None:
         """What a bulk call may hold under the tightest quota that these routes' replies told; None: they told none."""
-        told = [most for route in routes if (most := self._lines.learned_tokens_per_call(route)) is not None]
+        told = [most for route in routes if (most := self._limiters.max_learned_call_tokens(route)) is not None]
         return min(told, default=None)
 
     async def send(self, request: UpstreamRequest, *, deadline: float, timeout_s: float) -> UpstreamReply:
@@ -140,7 +140,7 @@ class Upstream:
         interactive: bool = True,
         stop: CancellationToken | None = None,
         waits: CallWaits | None = None,
-        patience: Patience = UNBOUNDED,
+        max_wait: MaxWait = UNBOUNDED,
         test: str | None = None,
         tenant: str = "",
         is_doubted: bool = False,
@@ -164,7 +164,7 @@ class Upstream:
                     interactive=interactive,
                     stop=stop,
                     waits=waits,
-                    patience=patience,
+                    max_wait=max_wait,
                     test=test,
                     tenant=tenant,
                     is_doubted=is_doubted,
@@ -198,7 +198,7 @@ class Upstream:
         interactive: bool = True,
         stop: CancellationToken | None = None,
         waits: CallWaits | None = None,
-        patience: Patience = UNBOUNDED,
+        max_wait: MaxWait = UNBOUNDED,
         test: str | None = None,
         tenant: str = "",
         is_doubted: bool = False,
@@ -212,15 +212,15 @@ class Upstream:
         quota lets it start only after the deadline or the patience, UpstreamRateLimited before anything was sent. Once
         `stop` was given no call starts.
         """
-        line = self._lines.of(route)
-        permit = line.at_once() or await line.enter(
+        limiter = self._limiters.for_route(route)
+        permit = limiter.try_acquire() or await limiter.acquire(
             batch.tokens,
             interactive=interactive,
             deadline=deadline,
             tenant=tenant,
             stop=stop,
             waits=waits,
-            patience=patience,
+            max_wait=max_wait,
         )
         provider = providers.PROVIDERS[route.account.kind]
         started_at, clock = time.time(), time.perf_counter()
@@ -234,7 +234,7 @@ class Upstream:
         self.under_way += 1
         try:
             if stop is not None:  # it may have been given with the permit, which is then given back
-                stop.check()
+                stop.raise_if_cancelled()
             asked = batch if route.narrowing == "native" else replace(batch, width=route.width)
             keyed = await self.secrets.keyed(route) if route.account.secret_files else route
             # Where a shard runs there is nobody else on the loop, and a thread would only cost.
@@ -250,12 +250,12 @@ class Upstream:
             if call_observer is not None:
                 call_id = call_observer.sending(batch, route)
             sent = True
-            sending = self.send(request, deadline=deadline, timeout_s=line.sure_timeout_s(batch.tokens))
-            answer = sending if line.knows_limit else line.within_limit(sending, batch.tokens)
+            sending = self.send(request, deadline=deadline, timeout_s=limiter.initial_timeout_s(batch.tokens))
+            answer = sending if limiter.is_timeout_learned else limiter.with_learned_timeout(sending, batch.tokens)
             if waits is None or waits.on_sent is None:  # nobody watches: an interactive call
                 reply = await answer
             else:
-                async with waits.for_answer(route, batch.tokens, line.latency):
+                async with waits.for_answer(route, batch.tokens, limiter.latency):
                     reply = await answer
             status = reply.status
             hint = provider.quota(reply)
@@ -300,7 +300,7 @@ class Upstream:
         finally:
             self.under_way -= 1
             seconds = time.perf_counter() - clock
-            line.leave(
+            limiter.release(
                 permit,
                 seconds=seconds,
                 estimated=batch.tokens,
@@ -358,7 +358,7 @@ class Upstream:
         return self._metrics[key]
 
     async def close(self) -> None:
-        await self._lines.close()
+        await self._limiters.close()
         self._in_process.close()
         await self._wire.close()
 

@@ -94,10 +94,10 @@ async def test_one_batch_that_waits_for_quota_costs_no_attempt_when_its_worker_s
     budget_s = 1.0 if ended_by == "budget" else 30.0
     store = scripted(database_url, tmp_path, rule, shard_budget_s=budget_s, batch_inputs=10)
     job_id = await store.submit()
-    lines = store.runtime.upstream._lines
+    limiters = store.runtime.upstream._limiters
     running = asyncio.create_task(run_all(store, job_id))
     async with asyncio.timeout(20):
-        while not any(lines.of(route).paced for route in store.routes):  # noqa: ASYNC110
+        while not any(limiters.for_route(route).is_paced for route in store.routes):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     if ended_by == "drain":
         store.runtime.draining.set()
@@ -116,7 +116,7 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     held = await store.claim((await store.shard_ids(job_id))[0])
     assert held is not None
     held.waits.waiting("slot", 1.0)
-    held.waits.over("slot", may_start=not waited)
+    held.waits.end("slot", may_start=not waited)
     await give_back(store.runtime, held, ResultsWriter(store.runtime, held), DeadlineExceeded("too late"))
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
     assert job_object(await find(store.runtime, "p", job_id))["waiting_on"] == waiting_on

@@ -86,7 +86,7 @@ def test_a_provider_that_hangs_is_told_of_although_the_run_was_stopped(first: st
     flying = flight(wire, alias(route(limits=ONE_EACH)), 4, seconds=200.0)
 
     async def stopped() -> None:
-        asyncio.get_running_loop().call_later(5.0, flying.stop.give, ShardStopped("the time is over"))
+        asyncio.get_running_loop().call_later(5.0, flying.stop.cancel, ShardStopped("the time is over"))
         await fly(flying, [first, "hangs 1", "hangs 2", "hangs 3"], concurrency=2)
 
     with pytest.raises(ShardStopped if first == "answered" else UpstreamTimeout):
@@ -141,7 +141,7 @@ async def stopped_after(flying: EmbedRun, seconds: float, texts: list[str], conc
 
     def stop() -> None:
         given_at.append(loop.time())
-        flying.stop.give(ShardStopped("the worker is stopping"))
+        flying.stop.cancel(ShardStopped("the worker is stopping"))
 
     loop.call_later(seconds, stop)
     with pytest.raises(ShardStopped):

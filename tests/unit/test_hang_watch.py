@@ -142,9 +142,9 @@ def test_large_calls_and_cold_servers_are_left_alone() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"latency_ms": 100}}))
         flying = anew(await warm(wire), 2_000)
-        latency = flying.upstream._lines.of(flying.alias.routes[0]).latency
+        latency = flying.upstream._limiters.for_route(flying.alias.routes[0]).latency
         for _ in range(200):  # time that is skipped is not learned
-            latency.succeeded(0.1, 3)
+            latency.record_success(0.1, 3)
         wire.hosts["up"] = fake({"do": {"latency_ms": 7_000}})  # a hundred times the tokens, seventy times as long
         await fly(flying, texts(2_000), limits=Limits(inputs_per_call=200), concurrency=2)
         assert not any(call.ambiguous for call in flying.calls) and not flying.router.outages
@@ -212,11 +212,11 @@ def test_a_run_whose_calls_all_hang_says_since_when() -> None:
 def test_a_small_answer_says_nothing_of_a_large_call_that_timed_out() -> None:
     latency = Latency()
     for _ in range(CALLS_TO_KNOW):
-        latency.succeeded(0.1, 1_000)
+        latency.record_success(0.1, 1_000)
     assert latency.late_s(1_000) == LATE_FLOOR_S
     for _ in range(4):
-        latency.timed_out(1_000)
-    latency.succeeded(0.1, 3)
+        latency.record_timeout(1_000)
+    latency.record_success(0.1, 3)
     assert latency.slack == 4.0
-    latency.succeeded(0.1, 800)
+    latency.record_success(0.1, 800)
     assert latency.slack == 1.0

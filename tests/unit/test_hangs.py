@@ -54,39 +54,39 @@ def test_a_first_shard_of_few_calls_does_not_wait_a_minute_for_one_that_hangs() 
 def test_a_limit_is_a_multiple_of_what_is_usual_within_bounds() -> None:
     latency = Latency()
     for _ in range(CALLS_TO_GUESS - 1):
-        latency.succeeded(10.0, 100)
+        latency.record_success(10.0, 100)
     assert latency.timeout_s(100) > 3600  # too little is known
     for _ in range(CALLS_TO_GUESS, CALLS_TO_KNOW):
-        latency.succeeded(10.0, 100)
+        latency.record_success(10.0, 100)
         assert latency.timeout_s(100) == 100.0 and not latency.is_known
-    latency.succeeded(10.0, 100)
+    latency.record_success(10.0, 100)
     assert latency.timeout_s(100) == 40.0
     assert latency.timeout_s(1_000) == 400.0  # a call of ten times the size may take ten times as long
     fast = Latency()
     for _ in range(CALLS_TO_KNOW):
-        fast.succeeded(0.1, 100)
+        fast.record_success(0.1, 100)
     assert fast.timeout_s(100) == FLOOR_S == 8.0
 
 
 def test_a_provider_that_has_become_slow_is_given_more_time_until_it_answers() -> None:
     latency = Latency()
     for _ in range(CALLS_TO_KNOW):
-        latency.succeeded(0.1, 1)
+        latency.record_success(0.1, 1)
     for _ in range(6):
-        latency.timed_out()
+        latency.record_timeout()
     assert latency.timeout_s(1) == 64.0
-    latency.succeeded(30.0, 1)
+    latency.record_success(30.0, 1)
     for _ in range(10):
-        latency.succeeded(30.0, 1)
+        latency.record_success(30.0, 1)
     assert latency.timeout_s(1) == 120.0
 
 
 def test_what_a_call_waits_for_is_told_also_of_those_behind_it() -> None:
     waits = CallWaits()
-    waits.begun("behind")
+    waits.begin("behind")
     waits.waiting("first", 5.0, reason=CONCURRENCY)
     assert waits.reason == CONCURRENCY and waits.blocked_for_s() is None  # not for long yet
     waits._began = dict.fromkeys(waits._began, 0.0)
-    waits.over("first", may_start=True)
+    waits.end("first", may_start=True)
     waits.waiting("second", 3.0)
     assert waits.reason == QUOTA and waits.blocked_for_s() is not None

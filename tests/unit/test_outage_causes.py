@@ -129,8 +129,8 @@ def test_what_a_callers_own_options_bring_about_is_only_its_own(status: int, lan
         error = await failing(flying, ["a"], options=OWN)
         assert isinstance(error, UnsupportedParameter) or status == 429, error
         assert not flying.router.outages
-        line = flying.upstream._lines.of(flying.alias.routes[0])
-        assert not line.paced and line._desk.gate_s() == 0.0  # no gate was shut for anybody
+        limiter = flying.upstream._limiters.for_route(flying.alias.routes[0])
+        assert not limiter.is_paced and limiter._coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
         before = asyncio.get_running_loop().time()
         await fly(anew(flying, 1), ["b"], options=OTHER_OPTIONS)
         assert asyncio.get_running_loop().time() - before < 0.5
@@ -275,13 +275,13 @@ def test_a_text_that_alone_draws_a_long_429_makes_only_its_caller_wait(told: int
     async def tried() -> None:
         wire = FakeWire(up=fake({"when": {"contains": "slow me"}, "do": {"status": 429, "retry_after": told}}))
         flying = flight(wire, alias(route()), 1, lane=lane, seconds=10_000.0)
-        flying.gate_wait_s = 5.0
+        flying.cooldown_wait_s = 5.0
         before = asyncio.get_running_loop().time()
         error = await failing(flying, ["slow me"])
         assert isinstance(error, UpstreamRateLimited) and error.retry_after_s is not None
         assert min(told, 120) <= error.retry_after_s <= told * 1.1 + 0.2  # nobody is told more than two minutes
-        line = flying.upstream._lines.of(flying.alias.routes[0])
-        assert not line.paced and line._desk.gate_s() == 0.0  # no gate was shut for anybody
+        limiter = flying.upstream._limiters.for_route(flying.alias.routes[0])
+        assert not limiter.is_paced and limiter._coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
         assert len(wire.sent) == 2  # its own, and one of ours
         await fly(anew(flying, 1), ["b"])
         assert asyncio.get_running_loop().time() - before < 0.5  # nor has it kept a worker waiting
@@ -294,11 +294,11 @@ def test_a_true_rate_limit_shuts_the_gate_after_one_call_of_ours_and_none_follow
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"status": 429, "retry_after": 62}}))
         flying = flight(wire, alias(route()), 1, lane=INTERACTIVE, seconds=10.0)
-        flying.gate_wait_s = 5.0
+        flying.cooldown_wait_s = 5.0
         errors = [await failing(anew(flying, 1), ["a"]) for _ in range(3)]
         assert all(isinstance(error, UpstreamRateLimited) and not error.sent for error in errors)
-        line = flying.upstream._lines.of(flying.alias.routes[0])
-        assert line.paced and line._desk.gate_s() > 60.0 and len(wire.sent) == 2
+        limiter = flying.upstream._limiters.for_route(flying.alias.routes[0])
+        assert limiter.is_paced and limiter._coordinator.cooldown_s() > 60.0 and len(wire.sent) == 2
 
     run(tried())
 
@@ -309,7 +309,10 @@ def test_many_calls_that_meet_a_true_rate_limit_at_once_share_one_call_of_ours()
         flying = flight(wire, alias(route()), 1, lane="bulk", seconds=20.0)
         errors = await asyncio.gather(*(failing(anew(flying, 1), [text]) for text in "abcdefgh"))
         assert all(isinstance(error, UpstreamRateLimited) for error in errors)
-        assert len(wire.sent) == 9 and flying.upstream._lines.of(flying.alias.routes[0])._desk.gate_s() > 60.0
+        assert (
+            len(wire.sent) == 9
+            and flying.upstream._limiters.for_route(flying.alias.routes[0])._coordinator.cooldown_s() > 60.0
+        )
 
     run(tried())
 
@@ -324,7 +327,7 @@ def test_a_long_429_after_which_our_own_call_fails_otherwise_is_waited_for_by_it
             )
         )
         flying = flight(wire, alias(route()), 1, lane=INTERACTIVE, seconds=100.0)
-        flying.gate_wait_s = 5.0
+        flying.cooldown_wait_s = 5.0
         assert isinstance(await failing(flying, ["slow me"]), UpstreamRateLimited)
         assert len(wire.sent) == 2
 

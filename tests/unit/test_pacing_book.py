@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.limiter import quota
 from engine.limiter.bucket import CallResult, CallSignal, Verdict
 from providers.fake_quota import RateLimit, SlidingWindow
-from tests.unit.pacing_world import LIMIT, START, World, ask, book
+from tests.unit.pacing_world import LIMIT, START, World, acquire_request, book
 
 
 def world(seed: int = 1, *, tokens: int | None = LIMIT, requests: int | None = None) -> World:
@@ -67,55 +67,57 @@ def test_an_interactive_call_reserves_its_start_or_is_refused_with_the_true_wait
     paced = book(requests=None)
     rate = paced.tokens.rate
     burst = paced.tokens.burst
-    assert paced.ask(ask(tokens=burst), START).wait_s == 0
-    later = paced.ask(ask(tokens=rate, patience_s=1.5), START)
-    assert later.verdict is Verdict.GO and later.wait_s == pytest.approx(1.0)
+    assert paced.acquire(acquire_request(tokens=burst), START).wait_s == 0
+    later = paced.acquire(acquire_request(tokens=rate, max_wait_s=1.5), START)
+    assert later.verdict is Verdict.ALLOW and later.wait_s == pytest.approx(1.0)
     debt = paced.token_debt
-    refused = paced.ask(ask(tokens=rate, patience_s=1.5), START)
-    assert refused.verdict is Verdict.QUOTA and refused.wait_s == pytest.approx(2.0)
+    refused = paced.acquire(acquire_request(tokens=rate, max_wait_s=1.5), START)
+    assert refused.verdict is Verdict.OVER_QUOTA and refused.wait_s == pytest.approx(2.0)
     assert paced.token_debt == debt  # who is refused is not charged
-    assert paced.ask(ask(tokens=rate, patience_s=2.1), START).verdict is Verdict.GO
-    assert paced.ask(ask(interactive=False), START).verdict is Verdict.QUOTA
+    assert paced.acquire(acquire_request(tokens=rate, max_wait_s=2.1), START).verdict is Verdict.ALLOW
+    assert paced.acquire(acquire_request(interactive=False), START).verdict is Verdict.OVER_QUOTA
 
 
 def test_a_refund_and_a_debt_are_settled() -> None:
     paced = book(requests=None)
-    paced.ask(ask(tokens=10_000), START)
-    paced.end(CallResult("a", CallSignal.ANSWERED, tokens=-10_000, requests=-1), START)
+    paced.acquire(acquire_request(tokens=10_000), START)
+    paced.settle(CallResult("a", CallSignal.CLIENT_ERROR, tokens=-10_000, requests=-1), START)
     assert paced.token_debt == 0
-    paced.ask(ask(tokens=10_000), START)
-    paced.end(CallResult("a", CallSignal.WELL, tokens=5_000), START)
+    paced.acquire(acquire_request(tokens=10_000), START)
+    paced.settle(CallResult("a", CallSignal.SUCCESS, tokens=5_000), START)
     assert paced.token_debt == 15_000
-    paced.end(CallResult("b", CallSignal.WELL, tokens=-LIMIT), START)  # a late refund of what has drained long since
-    assert paced.token_debt == -paced.tokens.credit
+    paced.settle(
+        CallResult("b", CallSignal.SUCCESS, tokens=-LIMIT), START
+    )  # a late refund of what has drained long since
+    assert paced.token_debt == -paced.tokens.max_credit
 
 
 def test_a_429_closes_the_gate_and_one_probe_opens_it() -> None:
     paced = book()
     for slot in ("a", "b", "c"):
-        assert paced.ask(ask(slot), START).verdict is Verdict.GO
-    paced.end(CallResult("a", CallSignal.LIMITED, gate_s=10.0), START)
-    paced.end(CallResult("b", CallSignal.LIMITED, gate_s=5.0), START + 1)  # does not open it sooner
-    paced.end(CallResult("c", CallSignal.WELL), START + 2)  # it had started before
-    closed = paced.ask(ask("d"), START + 3)
-    assert closed.verdict is Verdict.GATE and closed.wait_s == pytest.approx(7.0)
-    assert paced.ask(ask("probe"), START + 10).verdict is Verdict.GO
-    assert paced.ask(ask("d"), START + 10).verdict is Verdict.GATE
-    paced.end(CallResult("probe", CallSignal.LIMITED, gate_s=10.0), START + 11)
-    assert paced.ask(ask("d"), START + 20).verdict is Verdict.GATE
-    assert paced.ask(ask("probe"), START + 21).verdict is Verdict.GO
-    paced.end(CallResult("probe", CallSignal.NOTHING), START + 21)  # cancelled: another may try
-    assert paced.ask(ask("again"), START + 21).verdict is Verdict.GO
-    paced.end(CallResult("again", CallSignal.ANSWERED), START + 22)
-    assert all(paced.ask(ask(slot), START + 22).verdict is Verdict.GO for slot in "xyz")
+        assert paced.acquire(acquire_request(slot), START).verdict is Verdict.ALLOW
+    paced.settle(CallResult("a", CallSignal.RATE_LIMITED, cooldown_s=10.0), START)
+    paced.settle(CallResult("b", CallSignal.RATE_LIMITED, cooldown_s=5.0), START + 1)  # does not open it sooner
+    paced.settle(CallResult("c", CallSignal.SUCCESS), START + 2)  # it had started before
+    closed = paced.acquire(acquire_request("d"), START + 3)
+    assert closed.verdict is Verdict.COOLING_DOWN and closed.wait_s == pytest.approx(7.0)
+    assert paced.acquire(acquire_request("probe"), START + 10).verdict is Verdict.ALLOW
+    assert paced.acquire(acquire_request("d"), START + 10).verdict is Verdict.COOLING_DOWN
+    paced.settle(CallResult("probe", CallSignal.RATE_LIMITED, cooldown_s=10.0), START + 11)
+    assert paced.acquire(acquire_request("d"), START + 20).verdict is Verdict.COOLING_DOWN
+    assert paced.acquire(acquire_request("probe"), START + 21).verdict is Verdict.ALLOW
+    paced.settle(CallResult("probe", CallSignal.NONE), START + 21)  # cancelled: another may try
+    assert paced.acquire(acquire_request("again"), START + 21).verdict is Verdict.ALLOW
+    paced.settle(CallResult("again", CallSignal.CLIENT_ERROR), START + 22)
+    assert all(paced.acquire(acquire_request(slot), START + 22).verdict is Verdict.ALLOW for slot in "xyz")
 
 
 def test_a_probe_whose_process_died_is_given_up_for_lost() -> None:
     paced = book()
-    paced.end(CallResult("a", CallSignal.LIMITED, gate_s=1.0), START)
-    assert paced.ask(ask("probe"), START + 1).verdict is Verdict.GO
-    assert paced.ask(ask("d"), START + 90).verdict is Verdict.GATE
-    assert paced.ask(ask("d"), START + 91.1).verdict is Verdict.GO
+    paced.settle(CallResult("a", CallSignal.RATE_LIMITED, cooldown_s=1.0), START)
+    assert paced.acquire(acquire_request("probe"), START + 1).verdict is Verdict.ALLOW
+    assert paced.acquire(acquire_request("d"), START + 90).verdict is Verdict.COOLING_DOWN
+    assert paced.acquire(acquire_request("d"), START + 91.1).verdict is Verdict.ALLOW
 
 
 @pytest.mark.parametrize(
@@ -129,56 +131,62 @@ def test_a_probe_whose_process_died_is_given_up_for_lost() -> None:
 def test_a_429_that_names_no_time_or_too_little_closes_the_gate_for_longer_in_the_end(
     told_s: float | None, closed_s: list[float]
 ) -> None:
-    paced, now, seen_s = book(), START, []
+    paced, now, process_alive_s = book(), START, []
     for strike in range(8):
-        assert paced.ask(ask(f"{strike}"), now).verdict is Verdict.GO
-        paced.end(CallResult(f"{strike}", CallSignal.LIMITED, gate_s=told_s), now)
-        seen_s.append(paced.gate_until - now)
-        now = paced.gate_until
-    assert seen_s == pytest.approx(closed_s)
+        assert paced.acquire(acquire_request(f"{strike}"), now).verdict is Verdict.ALLOW
+        paced.settle(CallResult(f"{strike}", CallSignal.RATE_LIMITED, cooldown_s=told_s), now)
+        process_alive_s.append(paced.cooldown_until - now)
+        now = paced.cooldown_until
+    assert process_alive_s == pytest.approx(closed_s)
 
 
 def test_calls_that_had_started_before_the_gate_was_closed_do_not_make_it_longer() -> None:
     paced = book()
     slots = [f"{number}" for number in range(12)]
     for slot in slots:
-        assert paced.ask(ask(slot), START).verdict is Verdict.GO
+        assert paced.acquire(acquire_request(slot), START).verdict is Verdict.ALLOW
     for number, slot in enumerate(slots):  # each is refused after the gate of the one before has opened
-        paced.end(CallResult(slot, CallSignal.LIMITED, gate_s=0.05), START + number / 10)
-    assert paced.gate_until == pytest.approx(START + 1.15)
+        paced.settle(CallResult(slot, CallSignal.RATE_LIMITED, cooldown_s=0.05), START + number / 10)
+    assert paced.cooldown_until == pytest.approx(START + 1.15)
 
 
 def test_places_shrink_with_trouble_once_a_second_and_grow_with_success() -> None:
     paced = book(None, None, most=20)
-    for lesson in (CallSignal.STRAINED, CallSignal.LIMITED, CallSignal.SLOW):
-        paced.end(CallResult("x", lesson, gate_s=0.0), START)
-    assert paced.places == pytest.approx(14.0)
+    for signal in (CallSignal.OVERLOADED, CallSignal.RATE_LIMITED, CallSignal.SLOW):
+        paced.settle(CallResult("x", signal, cooldown_s=0.0), START)
+    assert paced.concurrency_limit == pytest.approx(14.0)
     for second in range(1, 30):
-        paced.end(CallResult("x", CallSignal.STRAINED), START + second)
-    assert (paced.places, paced.room(interactive=False)) == (1.0, 1)
-    paced.shut = False
+        paced.settle(CallResult("x", CallSignal.OVERLOADED), START + second)
+    assert (paced.concurrency_limit, paced.lane_limit(interactive=False)) == (1.0, 1)
+    paced.is_tripped = False
     for turn in range(400):
         slots = [f"{turn}-{i}" for i in range(30)]
-        started = [slot for slot in slots if paced.ask(ask(slot), START + 60 + turn).verdict is Verdict.GO]
-        assert len(started) == paced.room(interactive=True)
+        started = [
+            slot for slot in slots if paced.acquire(acquire_request(slot), START + 60 + turn).verdict is Verdict.ALLOW
+        ]
+        assert len(started) == paced.lane_limit(interactive=True)
         for slot in started:
-            paced.end(CallResult(slot, CallSignal.WELL), START + 60 + turn)
-    assert paced.places == 20.0
+            paced.settle(CallResult(slot, CallSignal.SUCCESS), START + 60 + turn)
+    assert paced.concurrency_limit == 20.0
 
 
 def test_bulk_leaves_places_and_lost_ones_come_back() -> None:
     paced = book(None, None, most=16)
-    bulk = [paced.ask(ask(f"b{i}", interactive=False), START).verdict for i in range(20)]
-    assert bulk.count(Verdict.GO) == 14
-    assert [paced.ask(ask(f"i{i}"), START).verdict for i in range(3)] == [Verdict.GO, Verdict.GO, Verdict.BUSY]
-    assert paced.ask(ask("later"), START + 91).verdict is Verdict.GO
+    bulk = [paced.acquire(acquire_request(f"b{i}", interactive=False), START).verdict for i in range(20)]
+    assert bulk.count(Verdict.ALLOW) == 14
+    assert [paced.acquire(acquire_request(f"i{i}"), START).verdict for i in range(3)] == [
+        Verdict.ALLOW,
+        Verdict.ALLOW,
+        Verdict.AT_CAPACITY,
+    ]
+    assert paced.acquire(acquire_request("later"), START + 91).verdict is Verdict.ALLOW
 
 
 def test_shares_of_all_processes_make_one_quota() -> None:
-    whole = quota.of_tokens(LIMIT)
-    share = whole.shared_by(4)
+    whole = quota.token_bucket(LIMIT)
+    share = whole.split_among(4)
     assert (share.rate * 4, share.burst * 4) == pytest.approx((whole.rate, whole.burst))
-    assert whole.shared_by(0) == whole
+    assert whole.split_among(0) == whole
 
 
 @pytest.mark.parametrize(
@@ -186,4 +194,4 @@ def test_shares_of_all_processes_make_one_quota() -> None:
     [(None, 600, None), (1_000_000, None, 15_000), (1_000_000, 600, 15_000), (1_000_000, 20, 55_000), (10, 3, 3)],
 )
 def test_a_call_is_small_against_the_quota(tokens: int | None, requests: int | None, largest: int | None) -> None:
-    assert quota.largest_call(tokens, requests) == largest
+    assert quota.max_call_tokens(tokens, requests) == largest

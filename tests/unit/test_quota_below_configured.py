@@ -39,7 +39,7 @@ def test_both_lanes_are_paced_by_the_quota_that_the_provider_really_has(
     every_s = 0.5
     if of == "requests":
         every_s, simulated.interactive_tokens = 2.0, 300  # half of a quota of 60 a minute, at the most
-    simulated.patience_s = 5.0
+    simulated.max_wait_s = 5.0
     simulated.run(600, [int(size * max(real, 0.2)) for size in size_of(of)], callers=16, interactive_every_s=every_s)
     late = [waited for at, waited in simulated.waits if at >= START + 150]
     assert simulated.refused <= 24

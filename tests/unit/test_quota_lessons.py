@@ -7,10 +7,17 @@ import math
 import pytest
 
 from engine.limiter.bucket import AcquireRequest, BucketState, CallResult, CallSignal, Verdict
-from engine.limiter.learned_quota import LEAST, Accepted, Learned, after_refusal, lowered, risen
-from engine.limiter.quota import of_requests, of_tokens
+from engine.limiter.learned_quota import (
+    MIN_SHARE,
+    AcceptedUsage,
+    LearnedShare,
+    after_refusal,
+    lowered_share,
+    recovered_share,
+)
+from engine.limiter.quota import request_bucket, token_bucket
 from providers.fake_quota import RateLimit, SlidingWindow
-from tests.unit.pacing_world import LIMIT, START, World, ask, book
+from tests.unit.pacing_world import LIMIT, START, World, acquire_request, book
 
 
 def test_a_quota_that_recovers_is_used_again() -> None:
@@ -30,9 +37,9 @@ def test_429s_of_the_same_moment_lower_the_share_once() -> None:
     paced.accepted.add(LIMIT / 2, 0, START)
     slots = [f"{number}" for number in range(8)]
     for slot in slots:
-        assert paced.ask(ask(slot), START).verdict is Verdict.GO
+        assert paced.acquire(acquire_request(slot), START).verdict is Verdict.ALLOW
     for number, slot in enumerate(slots):
-        paced.end(CallResult(slot, CallSignal.LIMITED, tokens=-1.0, gate_s=1.0), START + number / 10)
+        paced.settle(CallResult(slot, CallSignal.RATE_LIMITED, tokens=-1.0, cooldown_s=1.0), START + number / 10)
     assert paced.learned[0].share == pytest.approx(0.5, abs=1e-4)
 
 
@@ -41,34 +48,34 @@ def test_a_probe_that_is_refused_tells_nothing_of_the_quota() -> None:
     paced.accepted.add(LIMIT / 2, 0, START)
     now = START
     for number in range(4):
-        assert paced.ask(ask(f"{number}"), now).verdict is Verdict.GO
-        paced.end(CallResult(f"{number}", CallSignal.LIMITED, tokens=-1.0), now)
-        now = paced.gate_until
+        assert paced.acquire(acquire_request(f"{number}"), now).verdict is Verdict.ALLOW
+        paced.settle(CallResult(f"{number}", CallSignal.RATE_LIMITED, tokens=-1.0), now)
+        now = paced.cooldown_until
     assert paced.learned[0].share == pytest.approx(0.5, abs=1e-4)
 
 
-@pytest.mark.parametrize(("gate_s", "share"), [(None, 0.25), (60.0, 0.25), (120.0, 1.0)])
-def test_who_says_to_come_back_much_later_speaks_of_no_minute(gate_s: float | None, share: float) -> None:
+@pytest.mark.parametrize(("cooldown_s", "share"), [(None, 0.25), (60.0, 0.25), (120.0, 1.0)])
+def test_who_says_to_come_back_much_later_speaks_of_no_minute(cooldown_s: float | None, share: float) -> None:
     paced = book()
-    paced.ask(ask("a"), START)
-    paced.end(CallResult("a", CallSignal.LIMITED, tokens=-1.0, gate_s=gate_s), START)
+    paced.acquire(acquire_request("a"), START)
+    paced.settle(CallResult("a", CallSignal.RATE_LIMITED, tokens=-1.0, cooldown_s=cooldown_s), START)
     assert min(paced.shares(START)) == share
 
 
 def test_the_share_falls_to_what_was_accepted_and_rises_slowly() -> None:
-    assert lowered(1.0, 0.5, 1e9) == 0.5
-    assert lowered(1.0, 0.99, 1e9) == pytest.approx(0.98)  # a call that was late
-    assert lowered(0.5, 0.5, 10.0) == pytest.approx(0.45)  # twice in a moment
-    assert lowered(1.0, 0.1, 1e9) == 0.25
-    assert lowered(LEAST, 0.0, 1e9) == LEAST
-    assert risen(0.5, 120.0) == 0.5 and risen(0.5, 180.0) == pytest.approx(0.55)
-    assert risen(0.5, 3600.0) == 1.0
+    assert lowered_share(1.0, 0.5, 1e9) == 0.5
+    assert lowered_share(1.0, 0.99, 1e9) == pytest.approx(0.98)  # a call that was late
+    assert lowered_share(0.5, 0.5, 10.0) == pytest.approx(0.45)  # twice in a moment
+    assert lowered_share(1.0, 0.1, 1e9) == 0.25
+    assert lowered_share(MIN_SHARE, 0.0, 1e9) == MIN_SHARE
+    assert recovered_share(0.5, 120.0) == 0.5 and recovered_share(0.5, 180.0) == pytest.approx(0.55)
+    assert recovered_share(0.5, 3600.0) == 1.0
 
 
 def test_the_quota_that_a_429_names_falls_and_else_the_fuller_one() -> None:
-    whole = (Learned(), Learned())
+    whole = (LearnedShare(), LearnedShare())
 
-    def shares(kind: str, learned: tuple[Learned, Learned] = whole, now: float = START) -> list[float]:
+    def shares(kind: str, learned: tuple[LearnedShare, LearnedShare] = whole, now: float = START) -> list[float]:
         return [each.share for each in after_refusal(learned, (0.5, 0.4), kind, now)]
 
     assert shares("tokens") == [0.5, 1.0] and shares("requests") == [1.0, 0.4] and shares("") == [0.5, 1.0]
@@ -76,12 +83,12 @@ def test_the_quota_that_a_429_names_falls_and_else_the_fuller_one() -> None:
     assert shares("", first, START + 10) == pytest.approx([0.45, 0.5])  # it has not helped
     assert shares("", first, START + 90) == [pytest.approx(0.49), 1.0]
     # A quota that is not stated is not learned.
-    assert after_refusal(whole, (0.5, None), "requests", START) == (Learned(0.5, START), Learned())
+    assert after_refusal(whole, (0.5, None), "requests", START) == (LearnedShare(0.5, START), LearnedShare())
     assert after_refusal(whole, (None, None), "tokens", START) == whole
 
 
 def test_a_minute_is_counted_in_buckets() -> None:
-    accepted = Accepted()
+    accepted = AcceptedUsage()
     for second in range(120):
         accepted.add(10.0, 1.0, START + second)
     tokens, requests = accepted.of_last_minute(START + 119.999)
@@ -94,13 +101,13 @@ def test_a_minute_is_counted_in_buckets() -> None:
 @pytest.mark.parametrize("requests", [3, 30, 600])
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
 def test_no_minute_holds_more_than_the_share(requests: int, share: float) -> None:
-    paced = BucketState(64, 90.0, of_tokens(LIMIT), of_requests(requests), at=START)
-    paced.learned = (Learned(), Learned(share, START + 1e6))  # does not rise
+    paced = BucketState(64, 90.0, token_bucket(LIMIT), request_bucket(requests), updated_at=START)
+    paced.learned = (LearnedShare(), LearnedShare(share, START + 1e6))  # does not rise
     now, started = START, []
     while now < START + 300:
-        answer = paced.ask(AcquireRequest(f"{now}", True, 1.0, 0.0), now)
+        answer = paced.acquire(AcquireRequest(f"{now}", True, 1.0, 0.0), now)
         paced.slots.clear()
-        if answer.verdict is Verdict.GO:
+        if answer.verdict is Verdict.ALLOW:
             started.append(now)
         now += max(0.001, answer.wait_s + 0.001)
     most = max(sum(at <= each < at + 60 for each in started) for at in started)

@@ -63,7 +63,9 @@ async def _give_back(runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter
     if not keeper.go_on:
         await let_go(runtime, held)
     elif isinstance(error, ShardStopped):
-        waiting_on = "fairness" if isinstance(error, ShardPreempted) else "quota" if held.waits.in_vain else None
+        waiting_on = (
+            "fairness" if isinstance(error, ShardPreempted) else "quota" if held.waits.last_was_refused else None
+        )
         await claims.release(runtime, held, delay_s=0.0, spent=False, reason=error.message, waiting_on=waiting_on)
     elif isinstance(error, BudgetExhausted):
         await wait_or_pause(runtime, held, error.needed_usd)
@@ -80,7 +82,9 @@ async def _give_back(runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter
         )
     elif isinstance(error, UpstreamRateLimited) and error.is_own:
         await provider_wait.wait_for_inputs(runtime, held, error)
-    elif isinstance(error, UpstreamRateLimited) or (isinstance(error, DeadlineExceeded) and held.waits.in_vain):
+    elif isinstance(error, UpstreamRateLimited) or (
+        isinstance(error, DeadlineExceeded) and held.waits.last_was_refused
+    ):
         # The provider was not asked, or said to come later: that it failed is not known.
         delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
         await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="quota")

@@ -249,4 +249,4 @@ class ResultsWriter:
 
     def _stop(self, reason: str) -> None:
         if self.flight is not None:
-            self.flight.stop.give(EmbedmillError(reason))
+            self.flight.stop.cancel(EmbedmillError(reason))

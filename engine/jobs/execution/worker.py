@@ -231,7 +231,7 @@ async def _stop_for_a_guest(
     unsent_tokens: Callable[[], int],
 ) -> None:
     await watch_for_preemption(runtime, held, until, receive, unsent_tokens)
-    flight.stop.give(ShardPreempted("gave way to a job that has had less"))
+    flight.stop.cancel(ShardPreempted("gave way to a job that has had less"))
 
 
 async def _stop_when_unwanted(
@@ -244,4 +244,4 @@ async def _stop_when_unwanted(
 
 
 def _stop(flight: EmbedRun, reason: str) -> None:
-    flight.stop.give(ShardStopped(reason))
+    flight.stop.cancel(ShardStopped(reason))

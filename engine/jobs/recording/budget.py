@@ -129,7 +129,7 @@ class SpendReservation:
     async def all_kept(self, stop: CancellationToken) -> None:
         """Return once all that landed is recorded, or the stop is given."""
         with contextlib.suppress(TimeoutError):
-            async with stop.within(math.inf):
+            async with stop.timeout(math.inf):
                 while self._bound:
                     self._all_kept.clear()
                     await self._all_kept.wait()
