@@ -37,7 +37,7 @@ def render(
     base64: bool,
 ) -> Response:
     """The answer. `written`: each vector in the order of the inputs; `truncated`: positions of inputs that we cut."""
-    parts = outcomes.parts
+    parts = outcomes.outcomes
     tokens = sum(part.tokens for part in parts)
     route = next(part.route for part in parts if part.route is not None)
     metadata = _metadata(alias, calls, route, sum((part.cost_usd for part in parts), Decimal(0)))

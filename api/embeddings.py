@@ -88,7 +88,7 @@ async def _parsed(request: Request, runtime: Runtime, body: bytes) -> _Parsed:
         user=asked.user,
         provider_options=asked.providerOptions or {},
     )
-    alias = runtime.narrowed(alias, options)
+    alias = runtime.apply_gateway_options(alias, options)
     options = checked_options(options, alias)
     parsed = _Parsed(asked, alias, options, packing.resolve_dimensions(alias, options.dimensions))
     steps = _prepared(runtime, parsed, body, span)
@@ -147,7 +147,7 @@ def _prepared(runtime: Runtime, parsed: _Parsed, body: bytes, span: large_bodies
         parsed.width,
         options,
         single=parsed.is_single,
-        per_byte=runtime.router.per_byte(alias),
+        tokens_per_byte=runtime.router.tokens_per_byte(alias),
         exact=packing.has_exact_tokenizer(routes),
     ):
         parsed.batches.append(batch)
@@ -156,7 +156,7 @@ def _prepared(runtime: Runtime, parsed: _Parsed, body: bytes, span: large_bodies
 
 async def _embed(request: Request, runtime: Runtime, parsed: _Parsed) -> Response:
     asked, alias, inputs, width = parsed.asked, parsed.alias, parsed.inputs, parsed.width
-    await runtime.drift_monitor.look()
+    await runtime.drift_monitor.refresh()
     gathered = OutcomeCollector(len(inputs), width)
     flight = EmbedRun(
         upstream=runtime.upstream,
@@ -166,7 +166,7 @@ async def _embed(request: Request, runtime: Runtime, parsed: _Parsed) -> Respons
         deadline=time.monotonic() + runtime.settings.sync_timeout_s,
         cooldown_wait_s=runtime.settings.sync_gate_wait_s,
         max_extra_calls=runtime.settings.sync_extra_calls,
-        landed=gathered,
+        on_outcome=gathered,
         tenant=caller_of(request).project,
     )
     failure: str | None = CUT_OFF
@@ -193,14 +193,14 @@ async def _embed(request: Request, runtime: Runtime, parsed: _Parsed) -> Respons
         }
         kind = UsageKind.DELIVERED if failure is None else UsageKind.WASTED
         runtime.usage.add(
-            usage_rows.delivered(gathered.parts, kind=kind, code=failure, **about)
+            usage_rows.delivered(gathered.outcomes, kind=kind, code=failure, **about)
             + usage_rows.of_calls(flight.calls, **about)
         )
     if error is not None:
         raise error
     base64 = asked.encoding_format == "base64"
     numbers = len(inputs) * width
-    rows = [row for block in gathered.rows() for row in block]
+    rows = [row for block in gathered.vectors_in_order() for row in block]
     if len(inputs) <= INLINE_INPUTS and numbers <= (INLINE_BASE64_NUMBERS if base64 else INLINE_NUMBERS):
         written = write_rows(rows, base64=base64)
     else:
@@ -216,7 +216,7 @@ async def _embed(request: Request, runtime: Runtime, parsed: _Parsed) -> Respons
 
 def _refused(parsed: _Parsed, gathered: OutcomeCollector) -> EmbedmillError | None:
     """The error of the first input that has no vector."""
-    refused = gathered.refused()
+    refused = gathered.first_error()
     if refused is None:
         return None
     index, error = refused
@@ -261,12 +261,12 @@ def _checked(
                 code="invalid_type",
             )
         try:
-            packing.check(item, alias, options, accepts_tokens=accepts_tokens)
+            packing.validate_input(item, alias, options, accepts_tokens=accepts_tokens)
         except (InvalidInput, InputTooLong) as error:
             place = _place(given, index)
             raise type(error)(f"Invalid '{place}': {error.message}.", param=place, code=error.code) from None
         if options.truncate == "end":
-            inputs[index] = packing.truncated_input(item, alias, options)
+            inputs[index] = packing.truncate_input(item, alias, options)
             if len(inputs[index]) < len(item):
                 truncated.add(index)
         counted += len(item)

@@ -198,7 +198,7 @@ def _wanted(
         user=asked.user,
         provider_options=provider_options,
     )
-    alias = runtime.narrowed(runtime.alias(asked.model), options)
+    alias = runtime.apply_gateway_options(runtime.alias(asked.model), options)
     options = checked_options(options, alias)
     return JobSpec(
         alias=alias,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.routing.not_honoured import not_honoured
+from engine.routing.ignored_options import ignored_options
 from models.embedding import Call, Options, Route
 
 
@@ -12,7 +12,7 @@ def warnings_of(options: Options, calls: Sequence[Call], final: Route) -> list[d
     """Nearly always none, which costs a look at each call."""
     found: list[dict[str, str]] = []
     if options.provider_options or options.input_type:
-        found += (_warning("unsupported", *each) for each in not_honoured(options, [final]))
+        found += (_warning("unsupported", *each) for each in ignored_options(options, [final]))
     doubtful = next((call for call in calls if call.doubt is not None), None)
     if doubtful is not None:
         said = f"{doubtful.provider} reports a number of tokens that is not believed ({doubtful.doubt})"

@@ -191,7 +191,7 @@ def drift_monitor(settings: Settings, aliases: dict[str, Alias]) -> Finding:
 
 
 def released(settings: Settings, account: str) -> Finding:
-    count = asyncio.run(_on_database(settings, lambda opened: drift.release(opened, account)))
+    count = asyncio.run(_on_database(settings, lambda opened: drift.unquarantine(opened, account)))
     if not count:
         return Finding("release", "warn", f"no canary of {account} is known", "is this the account's name?")
     return Finding("release", "ok", f"{count} routes of {account} serve again; their next answers are the references")

@@ -18,6 +18,7 @@ from engine.routing.control_calls import control_batch
 from engine.routing.outage_causes import Cause, cause_of
 from engine.routing.outages import route_key
 from engine.runtime import Runtime
+from engine.upstream.call import CallContext
 from models.embedding import Alias, Call, Route
 from models.errors import EmbedmillError, UpstreamError
 from models.outage import RouteOutage
@@ -61,10 +62,11 @@ async def _test(runtime: Runtime, alias: Alias, route: Route) -> RouteTest:
     calls: list[Call] = []
     began = time.monotonic()
     deadline = began + min(TIMEOUT_S, route.account.timeout_s)
+    context = CallContext(deadline, calls, purpose="providers_test")
     cause: Cause | None = None
     counted: int | None = None
     try:
-        _, counted = await runtime.upstream.embed(batch, route, deadline=deadline, calls=calls, test="providers_test")
+        _, counted = await runtime.upstream.embed(batch, route, context)
     except UpstreamError as error:
         cause = cause_of(route.account, error)
     except EmbedmillError as error:

@@ -201,15 +201,15 @@ class RouteLimiter:
         used: int | None,
         error: BaseException | None,
         hint: RateLimitHeaders | None,
-        is_doubted: bool = False,
-        is_ours: bool = False,
+        needs_confirmation: bool = False,
+        is_control: bool = False,
         tenant: str = "",
     ) -> None:
         """A call has ended: free its slot, correct its cost, adapt to its outcome. Never waits.
 
-        `estimated`, `used`: tokens. `is_doubted`: a 429 may be due to the caller's options or text. `is_ours`: the call
-        carried nothing of a caller. A doubted 429, or one with a long Retry-After to a caller's text, starts no
-        cooldown: a control call shows whether all calls meet it, and starts the cooldown if so.
+        `estimated`, `used`: tokens. `is_control`: the call carried nothing of a caller. A 429 that needs confirmation,
+        because the caller's options or text may be its cause, or one with a long Retry-After to a caller's text, starts
+        no cooldown: a control call shows whether all calls meet it, and starts the cooldown if so.
         """
         signal = self._signal_of(error, seconds, tenant)
         if error is None:
@@ -217,7 +217,7 @@ class RouteLimiter:
         elif isinstance(error, UpstreamTimeout) and error.sent:
             self.latency.record_timeout(estimated)
         if isinstance(error, UpstreamRateLimited) and signal is CallSignal.RATE_LIMITED:
-            error.starts_cooldown = not is_doubted and (is_ours or not has_long_retry_after(error))
+            error.starts_cooldown = not needs_confirmation and (is_control or not has_long_retry_after(error))
             signal = signal if error.starts_cooldown else CallSignal.NONE
         if hint is not None and (self._rate_limits is None or hint.limits != self._rate_limits.limits):
             self._rate_limits = hint

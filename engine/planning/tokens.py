@@ -70,7 +70,7 @@ def utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def fits(item: Input, limit: int) -> bool:
+def is_within(item: Input, limit: int) -> bool:
     """True when the input has at most `limit` tokens."""
     if isinstance(item, list):
         return len(item) <= limit
@@ -86,14 +86,14 @@ def truncate_to(item: Input, limit: int) -> Input:
         return item[:limit]
     # Nothing behind this many characters can be among the first tokens: it need not be read.
     start = item[: limit * MAX_CHARS_PER_TOKEN]
-    if fits(start, limit):
+    if is_within(start, limit):
         return start
     first = _first_tokens(start, limit)
     kept = limit
     while kept > 0:
         # Cutting inside a character can only shorten the text, but joining tokens anew may, rarely, give one more.
         text = _cl100k().decode(first[:kept], errors="ignore")
-        if text and fits(text, limit):
+        if text and is_within(text, limit):
             return text
         kept -= 8
     return item[:1]

@@ -100,11 +100,11 @@ async def test_a_caller_who_hangs_up_takes_the_upstream_calls_along(data_dir: Pa
     calling = asyncio.create_task(call(mill, body, gone))
     upstream = mill.runtime.upstream
     async with asyncio.timeout(10):
-        while not upstream.under_way:  # noqa: ASYNC110  # until calls are under way
+        while not upstream.in_flight:  # noqa: ASYNC110  # until calls are under way
             await asyncio.sleep(0.01)
         gone.set()
         sent = await calling
-    assert sent[0]["status"] == 499 and upstream.under_way == 0
+    assert sent[0]["status"] == 499 and upstream.in_flight == 0
     await close_gateway(mill)
 
 

@@ -139,9 +139,9 @@ async def test_a_refusal_that_names_no_time_is_waited_out_within_the_patience(
 ) -> None:
     route = paced_route()
     wire = fakes.FakeWire(up=refusing({}, refused=1))
-    flying = fakes.flight(wire, fakes.alias(route), 1, lane="interactive")
-    flying.upstream = Upstream(wire, [route.account], max_reply_bytes=1 << 20, redis_url=redis_url)
+    embed_run = fakes.new_run(wire, fakes.alias(route), 1, lane="interactive")
+    embed_run.upstream = Upstream(wire, [route.account], max_reply_bytes=1 << 20, redis_url=redis_url)
     began = time.monotonic()
-    await fakes.fly(flying, ["a"])
+    await fakes.embed_texts(embed_run, ["a"])
     assert 1.0 <= time.monotonic() - began < 3.0
-    await flying.upstream.close()
+    await embed_run.upstream.close()

@@ -23,7 +23,7 @@ from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.redis_store import RedisStore
 from engine.observability.telemetry import LOCAL_FALLBACKS
 from engine.planning import packing
-from engine.upstream.call import Upstream
+from engine.upstream.call import CallContext, Upstream
 from models.embedding import Batch, Call, Options, Route
 from models.errors import DeadlineExceeded, UpstreamRateLimited
 from providers.base import UpstreamReply, UpstreamRequest
@@ -176,7 +176,8 @@ async def call(
     text = "x" * (tokens * 4)  # as many tokens as the fake counts
     batch = Batch([text], [0], tokens, fakes.WIDTH, Options())
     calls: list[Call] = []
-    await upstream.embed(batch, route, deadline=time.monotonic() + seconds, calls=calls, interactive=interactive)
+    context = CallContext(time.monotonic() + seconds, calls, interactive=interactive)
+    await upstream.embed(batch, route, context)
     return calls
 
 
@@ -281,16 +282,16 @@ async def test_calls_of_bulk_shrink_with_a_quota_that_was_learned(redis_url: str
     wire = fakes.FakeWire(up=fakes.fake())
     wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
     texts = [f"text {n} " + "word " * 100 for n in range(32)]
-    flying = replace(fakes.flight(wire, fakes.alias(route), len(texts)), upstream=opened(redis_url, wire, route))
+    embed_run = replace(fakes.new_run(wire, fakes.alias(route), len(texts)), upstream=opened(redis_url, wire, route))
     limits = replace(route.limits, inputs_per_call=28)
     [most, rest] = packing.pack(texts, range(len(texts)), limits, fakes.WIDTH, Options())
     assert most.tokens > QUOTA * quota.BULK_CALL  # it was packed before anything was known
-    first, second = packing.part(rest, 0, 2), packing.part(rest, 2, 4)
-    await embed(flying, [first, second, most], concurrency=1)
+    first, second = packing.slice_batch(rest, 0, 2), packing.slice_batch(rest, 2, 4)
+    await embed(embed_run, [first, second, most], concurrency=1)
     sizes = [len(orjson.loads(request.body)["input"]) for request in wire.sent]
     assert sizes[:2] == [2, 2] and len(sizes) > 3 and sum(sizes) == len(texts)
     assert max(sizes) * most.tokens / len(most.inputs) <= QUOTA * quota.BULK_CALL
-    await flying.upstream.close()
+    await embed_run.upstream.close()
 
 
 async def test_a_worker_that_dies_gives_its_places_back(client: redis.asyncio.Redis, redis_url: str) -> None:

@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from engine.embedding.hang_watch import PROBE_EVERY_S
+from engine.embedding.hang_detector import PROBE_EVERY_S
 from engine.limiter.call_waits import CONCURRENCY, QUOTA, CallWaits
 from engine.limiter.latency import CALLS_TO_GUESS, CALLS_TO_KNOW, FLOOR_S, GUESS_FLOOR_S, Latency
 from models.embedding import Limits
-from tests.fakes import FakeWire, alias, fake, flight, fly, route, run
+from tests.fakes import FakeWire, alias, embed_texts, fake, new_run, route, run
 
 HANGS = {"when": {"probability": 0.03}, "do": {"fault": "hang"}}
 
@@ -20,35 +20,37 @@ def test_twenty_thousand_inputs_with_three_hanging_calls_in_a_hundred_do_not_sta
     upstream = fake(HANGS, {"do": {"latency_ms": 500}})
     upstream.script.seed = seed
     wire = FakeWire(up=upstream)
-    flying = flight(wire, alias(route()), 20_000, seconds=10_000.0)
+    embed_run = new_run(wire, alias(route()), 20_000, seconds=10_000.0)
 
     async def timed() -> float:
         began = asyncio.get_running_loop().time()
         texts = [str(number) for number in range(20_000)]
-        await fly(flying, texts, limits=Limits(inputs_per_call=32), concurrency=16)
+        await embed_texts(embed_run, texts, limits=Limits(inputs_per_call=32), concurrency=16)
         return asyncio.get_running_loop().time() - began
 
     seconds = run(timed())
-    hung = sum(call.ambiguous for call in flying.calls)
+    hung = sum(call.ambiguous for call in embed_run.calls)
     # 625 calls of half a second on 16 places take 20 s. Some 19 hang: 8 s each now, where it was a minute each.
     assert hung >= 8 and seconds <= 20 + 6 * FLOOR_S, (hung, seconds)  # 38 hang with seed 2: 61 s
     # Each call that is given up may be billed: it is sent again once, not in a storm.
-    ours = sum(call.error == "control_call" for call in flying.calls)  # beside those that hang, 5 s apart
+    ours = sum(call.error == "control_call" for call in embed_run.calls)  # beside those that hang, 5 s apart
     assert 625 + hung <= len(wire.sent) - ours <= 625 + hung + 2 and ours <= 1 + seconds / PROBE_EVERY_S
     print(f"{seconds:.1f} s, {hung} hung, {ours} calls of ours")
 
 
 def test_a_first_shard_of_few_calls_does_not_wait_a_minute_for_one_that_hangs() -> None:
     wire = FakeWire(up=fake({"when": {"call": 2}, "do": {"fault": "hang"}}))
-    flying = flight(wire, alias(route()), 8, seconds=10_000.0)
+    embed_run = new_run(wire, alias(route()), 8, seconds=10_000.0)
 
     async def timed() -> float:
         began = asyncio.get_running_loop().time()
-        await fly(flying, [str(number) for number in range(8)], limits=Limits(inputs_per_call=1), concurrency=8)
+        await embed_texts(
+            embed_run, [str(number) for number in range(8)], limits=Limits(inputs_per_call=1), concurrency=8
+        )
         return asyncio.get_running_loop().time() - began
 
     assert run(timed()) <= GUESS_FLOOR_S + FLOOR_S
-    assert len(wire.sent) - sum(call.error == "control_call" for call in flying.calls) == 9
+    assert len(wire.sent) - sum(call.error == "control_call" for call in embed_run.calls) == 9
 
 
 def test_a_limit_is_a_multiple_of_what_is_usual_within_bounds() -> None:

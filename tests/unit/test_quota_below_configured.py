@@ -11,7 +11,7 @@ import pytest
 
 from models.errors import UpstreamRateLimited
 from providers.fake_quota import RateLimit, Refusal, SlidingWindow
-from tests.fakes import FakeWire, alias, fake, flight, fly, route, run
+from tests.fakes import FakeWire, alias, embed_texts, fake, new_run, route, run
 from tests.unit.pacing_world import LIMIT, START, World, book
 
 REQUESTS = 600
@@ -83,13 +83,13 @@ def paced_alias(*hosts: str) -> Any:
 
 async def call_in_turn(wire: FakeWire, of: Any, count: int, **fields: Any) -> list[tuple[float, Exception | None]]:
     """How long each of these interactive calls took, and its error."""
-    flying = flight(wire, of, 1, lane="interactive", **fields)
+    embed_run = new_run(wire, of, 1, lane="interactive", **fields)
     loop, told = asyncio.get_running_loop(), list[tuple[float, Exception | None]]()
     for number in range(count):
         began, failure = loop.time(), None
-        flying = dataclasses.replace(flying, calls=[], deadline=flying.deadline)
+        embed_run = dataclasses.replace(embed_run, calls=[], deadline=embed_run.deadline)
         try:
-            await fly(flying, [f"text {number}"])
+            await embed_texts(embed_run, [f"text {number}"])
         except UpstreamRateLimited as error:
             failure = error
         told.append((loop.time() - began, failure))

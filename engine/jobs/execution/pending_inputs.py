@@ -36,8 +36,8 @@ async def work(runtime: Runtime, held: ClaimedShard, flight: EmbedRun, keeper: R
     if not held.waiting_twins():
         await _embed(runtime, held, flight, keeper, batches)
         return
-    copies = DuplicateFanout(held, flight.landed)
-    flight.landed = copies
+    copies = DuplicateFanout(held, flight.on_outcome)
+    flight.on_outcome = copies
     try:
         # Before the calls, so that a copy is stored with its neighbours; and after them, for those that came meanwhile.
         await _look_up(runtime, held, copies, set(map(held.index, held.waiting())))
@@ -59,7 +59,7 @@ async def _embed(
     if held.max_cost_usd is None or not waiting:
         await embed(flight, batches(waiting), concurrency=concurrency)
         return
-    flight.landed = flight.spending = purse = await budget.take(runtime, held, flight.alias, flight.landed)
+    flight.on_outcome = flight.spending = purse = await budget.take(runtime, held, flight.alias, flight.on_outcome)
     keeper.on_kept.append(purse.kept)
     while waiting:
         await embed(flight, purse.affordable(batches(waiting)), concurrency=concurrency)
@@ -68,8 +68,8 @@ async def _embed(
             # Most calls cost less than was set aside for them: once they are recorded, what is left may cover more.
             keeper.record_now()
             await purse.all_kept(flight.stop)
-            if flight.stopping is not None:
-                raise flight.stopping
+            if flight.cancel_reason is not None:
+                raise flight.cancel_reason
         if left == waiting:
             raise budget.BudgetExhausted(purse.price(tokens.upper_bound(held.inputs[left[0]] or "")))
         waiting = left

@@ -57,7 +57,7 @@ def outage_of(runtime: Runtime, held: ClaimedShard, error: EmbedmillError | None
     if not isinstance(error, UpstreamError | NoRoute) or isinstance(error, RouteQuarantined):
         return None
     try:
-        alias = runtime.narrowed(runtime.alias(held.alias), held.options)
+        alias = runtime.apply_gateway_options(runtime.alias(held.alias), held.options)
     except RequestError:
         return None
     return runtime.router.outage_of(alias)
@@ -160,7 +160,7 @@ async def try_changed_secrets(runtime: Runtime) -> None:
     await runtime.upstream.secrets.look()
     for account in runtime.upstream.secrets.take_changed():
         try:
-            await runtime.router.outages.try_again(account)
+            await runtime.router.outages.probe_now(account)
             async with runtime.database.read() as connection:
                 rows = (await connection.execute(select(Job.id, Job.waiting).where(BLOCKED).limit(WOKEN_AT_ONCE))).all()
             await _let_go_on(

@@ -89,7 +89,9 @@ async def _give_back(runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter
         delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
         await claims.release(runtime, held, delay_s=delay_s, spent=False, reason=error.message, waiting_on="quota")
     elif isinstance(error, RouteQuarantined):
-        await drift.warn(runtime.database, runtime.alias(held.alias), runtime.router.quarantined, held.job_id)
+        await drift.add_job_warning(
+            runtime.database, runtime.alias(held.alias), runtime.router.quarantined, held.job_id
+        )
         delay_s = error.retry_after_s or BACKOFF_CAP_S
         await provider_wait.release(runtime, held, error, delay_s=delay_s, spent=False)
     elif isinstance(error, RequestError | EmbeddingsUnsupported) and not isinstance(error, UnknownAlias):

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from engine.embedding import hang_watch
+from engine.embedding import hang_detector
 from engine.embedding.embed import BULK, EmbedRun
 from engine.jobs.control.pause_resume import until_unwanted
 from engine.jobs.execution.lease_keeper import Lease, ShardStopped
@@ -166,8 +166,8 @@ async def _embed(
     runtime: Runtime, held: ClaimedShard, keeper: ResultsWriter, lease: Lease, until: float, receive: Receive
 ) -> None:
     settings = runtime.settings
-    alias = runtime.narrowed(runtime.alias(held.alias), held.options)
-    await runtime.drift_monitor.look()
+    alias = runtime.apply_gateway_options(runtime.alias(held.alias), held.options)
+    await runtime.drift_monitor.refresh()
     await runtime.router.outages.refresh()
     stop_at = max(until, time.monotonic() + min(LEAST_VISIT_S, settings.shard_budget_s))
     flight = EmbedRun(
@@ -176,7 +176,7 @@ async def _embed(
         alias=alias,
         lane=BULK,
         deadline=stop_at + CALL_GRACE_S,
-        landed=keeper.take,
+        on_outcome=keeper.take,
         tenant=held.project,
         call_observer=lease,
         calls=held.calls,
@@ -206,15 +206,15 @@ async def _embed(
         looking.cancel()
         unwanted.cancel()
         if not runtime.draining.is_set():
-            await hang_watch.settled(held.waits)
+            await hang_detector.wait_for_checks(held.waits)
 
 
 def _batches(runtime: Runtime, held: ClaimedShard, alias: Alias, waiting: Sequence[int]) -> list[Batch]:
     inputs: list[Input] = [item for i in waiting if (item := held.inputs[i]) is not None]
     limits = packing.limits_of(alias.routes, inputs_per_call=runtime.settings.batch_inputs)
     indexes = [held.first_index + i for i in waiting]
-    per_byte, exact = runtime.router.per_byte(alias), packing.has_exact_tokenizer(alias.routes)
-    return list(packing.pack(inputs, indexes, limits, held.width, held.options, per_byte=per_byte, exact=exact))
+    per_byte, exact = runtime.router.tokens_per_byte(alias), packing.has_exact_tokenizer(alias.routes)
+    return list(packing.pack(inputs, indexes, limits, held.width, held.options, tokens_per_byte=per_byte, exact=exact))
 
 
 async def _stop_when_draining(runtime: Runtime, flight: EmbedRun) -> None:

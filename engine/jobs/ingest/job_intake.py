@@ -33,7 +33,7 @@ from engine.jobs.scheduling.fair_share import newcomer
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
 from engine.process.byte_budget import ByteLease
-from engine.routing.not_honoured import not_honoured
+from engine.routing.ignored_options import ignored_options
 from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.errors import (
@@ -327,7 +327,7 @@ class JobIntake:
             "labels": wanted.labels,
             "warnings": [
                 {"code": "unsupported_parameter", "message": f"'{where}': {why}"}
-                for where, why in not_honoured(wanted.options, wanted.alias.routes)
+                for where, why in ignored_options(wanted.options, wanted.alias.routes)
             ],
             "max_cost_usd": wanted.max_cost_usd,
             "request_id": wanted.request_id,

@@ -129,7 +129,7 @@ class Sharder:
         else:
             kept = item
             if self._may_be_cut and not is_short:
-                kept = packing.truncated_input(item, self._wanted.alias, self._wanted.options)
+                kept = packing.truncate_input(item, self._wanted.alias, self._wanted.options)
             if len(kept) < len(item):
                 self._truncated.append(len(self._waiting.inputs))
             self._waiting.add(kept, caller_id)
@@ -246,7 +246,7 @@ class Sharder:
 
     def _check(self, item: Input) -> InputError | None:
         try:
-            packing.check(item, self._wanted.alias, self._wanted.options, accepts_tokens=self._accepts_tokens)
+            packing.validate_input(item, self._wanted.alias, self._wanted.options, accepts_tokens=self._accepts_tokens)
         except (InvalidInput, InputTooLong) as error:
             return InputError(error.code, error.message)
         return None

@@ -101,7 +101,7 @@ class SpendReservation:
             if fit:
                 self._rest -= self.price(sum(bounds[:fit]))
                 self._bound.update(zip(batch.indexes[:fit], bounds[:fit], strict=True))
-                yield batch if fit == len(bounds) else packing.part(batch, 0, fit)
+                yield batch if fit == len(bounds) else packing.slice_batch(batch, 0, fit)
             if fit < len(bounds):
                 return
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import case, update
 
-from engine.embedding.hang_watch import PROBE_EVERY_S
+from engine.embedding.hang_detector import PROBE_EVERY_S
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.limiter.call_waits import CONCURRENCY, UnansweredCall
 from engine.routing.outage_causes import cause_of
