@@ -16,7 +16,7 @@ import msgspec
 
 from models.embedding import Batch, Matrix, Route
 from models.errors import UpstreamError, UpstreamProtocolError
-from providers.base import EmbeddingReply, believed_tokens, in_input_order, rows_from_base64, rows_from_floats
+from providers.base import EmbeddingReply, in_input_order, plausible_tokens, rows_from_base64, rows_from_floats
 
 Vector = str | memoryview | list[float]
 
@@ -54,7 +54,7 @@ def read_reply(
     `error_in_success` says what an error object means that came with a status of success.
     """
     parts = _typed_parts(body, batch.width) or _tolerant_parts(body, error_in_success)
-    count = believed_tokens(_usage_counts(parts.usage), batch)
+    count = plausible_tokens(_usage_counts(parts.usage), batch)
     try:
         rows = _rows(parts, batch, route)
     except UpstreamProtocolError as error:

@@ -188,9 +188,9 @@ class Upstream:
                     reply = await exchange
             _check_status(provider, reply, attempt)
             if work is not None and (is_large or len(reply.body) > INLINE_REPLY_BYTES):
-                embedded = await work.run(context.tenant, lambda: provider.parse(reply, native, route))
+                embedded = await work.run(context.tenant, lambda: provider.parse_reply(reply, native, route))
             else:
-                embedded = provider.parse(reply, native, route)
+                embedded = provider.parse_reply(reply, native, route)
             rows = self._checked_rows(embedded, attempt)
         except BaseException as error:
             attempt.record_failure(error)
@@ -267,9 +267,9 @@ def _request(provider: Provider, batch: Batch, route: Route) -> UpstreamRequest:
 def _check_status(provider: Provider, reply: UpstreamReply, attempt: CallAttempt) -> None:
     """Raise the provider's error for a reply that is not 2xx."""
     attempt.status = reply.status
-    attempt.hint = provider.quota(reply)
+    attempt.hint = provider.rate_limits(reply)
     if not 200 <= reply.status < 300:
-        raise provider.fault(reply)
+        raise provider.error_from(reply)
 
 
 def _release(limiter: RouteLimiter, permit: Permit, attempt: CallAttempt, seconds: float) -> None:

@@ -42,7 +42,7 @@ def items(*, base64: bool = True) -> list[dict[str, Any]]:
 def parsed(document: Any, *, by: Route | None = None, asked: Batch | None = None) -> EmbeddingReply:
     by, asked = by or route(), asked or batch()
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    embedded = PROVIDER.parse(UpstreamReply(200, {}, body), asked, by)
+    embedded = PROVIDER.parse_reply(UpstreamReply(200, {}, body), asked, by)
     check_embedded(embedded, embedded.vectors, asked, by)
     return embedded
 
@@ -224,4 +224,4 @@ def test_an_error_in_a_200_is_that_error() -> None:
 def test_a_number_that_is_no_float_is_refused_in_the_one_way() -> None:
     body = b'{"data":[{"embedding":[1,2,3,' + b"9" * 400 + b'],"x":NaN}]}'
     with pytest.raises(UpstreamProtocolError):
-        PROVIDER.parse(UpstreamReply(200, {}, body), Batch(["a"], [0], 1, WIDTH, Options()))
+        PROVIDER.parse_reply(UpstreamReply(200, {}, body), Batch(["a"], [0], 1, WIDTH, Options()))

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from engine.limiter import quota
 from engine.limiter.bucket import AcquireRequest, BucketState, CallResult, CallSignal, Verdict
-from providers.fake_quota import Refusal
+from providers.fake.rate_limit import Refusal
 
 LIMIT = 1_000_000
 START = 1000.0

@@ -63,7 +63,7 @@ def test_an_input_that_the_upstream_names_needs_no_search(offending_position: li
 
 def test_an_older_upstream_names_nobody_and_is_searched() -> None:
     texts = ["b" * 32_772 if i == 11 else f"text {i}" for i in range(32)]
-    wire = FakeWire(up=fake(names_guilty_input=False))
+    wire = FakeWire(up=fake(names_offending_input=False))
     together = Limits(tokens_per_input=20_000)
     check(run(embed_texts(new_run(wire, alias(route()), 32), texts, limits=together)), texts, {11: "input_too_long"})
     assert len(wire.sent) <= 11

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from engine.limiter import quota
 from engine.limiter.bucket import CallResult, CallSignal, Verdict
-from providers.fake_quota import RateLimit, SlidingWindow
+from providers.fake.rate_limit import RateLimit, SlidingWindow
 from tests.unit.pacing_world import LIMIT, START, World, acquire_request, book
 
 

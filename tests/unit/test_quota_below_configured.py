@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from models.errors import UpstreamRateLimited
-from providers.fake_quota import RateLimit, Refusal, SlidingWindow
+from providers.fake.rate_limit import RateLimit, Refusal, SlidingWindow
 from tests.fakes import FakeWire, alias, embed_texts, fake, new_run, route, run
 from tests.unit.pacing_world import LIMIT, START, World, book
 

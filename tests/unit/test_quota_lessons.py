@@ -16,7 +16,7 @@ from engine.limiter.learned_quota import (
     recovered_share,
 )
 from engine.limiter.quota import request_bucket, token_bucket
-from providers.fake_quota import RateLimit, SlidingWindow
+from providers.fake.rate_limit import RateLimit, SlidingWindow
 from tests.unit.pacing_world import LIMIT, START, World, acquire_request, book
 
 
