@@ -23,7 +23,7 @@ VISIBLE = "/ !#$&'()*+,:;=?@[]^`{|}~<>\\\"-_."
 
 def write_rows(rows: Sequence[Matrix], *, base64: bool) -> list[bytes]:
     """Each vector as it stands in the answer."""
-    return [vectors.base64_row(row) if base64 else vectors.json_row(row) for row in rows]
+    return [vectors.encode_base64(row) if base64 else vectors.encode_json(row) for row in rows]
 
 
 def render(

@@ -55,6 +55,6 @@ def shared_exposition(gauges: Gauges) -> SharedTask[bytes]:
 
     async def make() -> bytes:
         await asyncio.wait({refreshing.start()}, timeout=DATABASE_WAIT_S)
-        return await asyncio.to_thread(telemetry.exposition)
+        return await asyncio.to_thread(telemetry.render_metrics)
 
     return SharedTask(make)

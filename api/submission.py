@@ -16,7 +16,16 @@ from api.job_replies import job_path, job_response, json_response
 from api.schemas import JobQuery, JobRequest, decode, explain
 from engine.corpus import json_spans
 from engine.corpus.json_items import read_items, read_numbers
-from engine.corpus.lines import PARSERS, ByteLimit, GzipDecoder, IdentityDecoder, LineReader, Lines, TextLine, add_value
+from engine.corpus.lines import (
+    PARSERS,
+    ByteLimit,
+    GzipDecoder,
+    IdentityDecoder,
+    LineReader,
+    Lines,
+    TextLine,
+    append_record,
+)
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.differences import what_differs
 from engine.jobs.ingest.dry_run import Estimate
@@ -70,7 +79,7 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
             return await _replay(request, runtime, reserved, fingerprint, wanted)
         async with job_intake.receiving(runtime, caller_of(request), wanted, reserved) as intake:
             await intake.read(pieces, size=len(body))
-            await runtime.keys.check_again(caller_of(request))
+            await runtime.keys.recheck(caller_of(request))
             await intake.finish(fingerprint)
     return await _accepted(request, runtime, intake)
 
@@ -120,7 +129,7 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, kind
         return await _replay(request, runtime, reserved, hasher.digest(), wanted)
     async with job_intake.receiving(runtime, caller_of(request), wanted, reserved) as intake:
         await _feed(request, runtime, kind, decoder, intake, hasher)
-        await runtime.keys.check_again(caller_of(request))
+        await runtime.keys.recheck(caller_of(request))
         await intake.finish(hasher.digest())
     return await _accepted(request, runtime, intake)
 
@@ -228,7 +237,7 @@ def _lines_of(given: str | list[str | int | list[int] | TextLine]) -> Iterator[L
                     param=f"input[{index}]",
                     code="invalid_type",
                 )
-            add_value(item, lines)
+            append_record(item, lines)
     return iter([lines])
 
 

@@ -260,7 +260,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
         if os.environ.get("EMBEDMILL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
         from cli.causes import explain
-        from engine.names import redacted  # of a library's text: it may quote a header or a URL
+        from engine.validation import redacted  # of a library's text: it may quote a header or a URL
 
         explained = explain(error)
         _complain(redacted(str(explained)))

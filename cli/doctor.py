@@ -244,7 +244,7 @@ def local_models(aliases: dict[str, Alias]) -> list[Finding]:
 def running(settings: Settings) -> list[Finding]:
     """API, workers and scheduler by their heartbeats."""
     try:
-        found, ahead_s = asyncio.run(_on_database(settings, service_heartbeats.seen))
+        found, ahead_s = asyncio.run(_on_database(settings, service_heartbeats.list_processes))
     except Exception as error:  # whatever a driver raises, the report must come to its end
         return [Finding("processes", "fail", str(explain(error)), "see what the database's line says")]
     return list(processes(found, ahead_s, settings))

@@ -10,7 +10,7 @@ import httpx
 from cli.causes import connection_reason
 from cli.doctor_parts import Finding
 from engine.config.settings import Settings
-from engine.queue.service_heartbeats import OUR_VERSION, SeenProcess
+from engine.queue.service_heartbeats import OUR_VERSION, ProcessHeartbeat
 
 SKEW_S = 2.0
 STARTS = {
@@ -20,7 +20,7 @@ STARTS = {
 }
 
 
-def processes(found: list[SeenProcess], ahead_s: float, settings: Settings) -> Iterator[Finding]:
+def processes(found: list[ProcessHeartbeat], ahead_s: float, settings: Settings) -> Iterator[Finding]:
     """One finding for each kind of process, one for what runs in another version, one for the clocks."""
     fresh = [each for each in found if each.seen_s < settings.worker_seen_s]
     if not fresh:
@@ -44,7 +44,7 @@ def processes(found: list[SeenProcess], ahead_s: float, settings: Settings) -> I
         yield Finding("clock", "ok", detail)
 
 
-def _versions(fresh: list[SeenProcess]) -> Finding:
+def _versions(fresh: list[ProcessHeartbeat]) -> Finding:
     others = [each for each in fresh if each.version != OUR_VERSION]
     if not others:
         return Finding("versions", "ok", f"all {OUR_VERSION}")

@@ -40,7 +40,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
         DISPATCH_EVERY_S,
         settings.sweep_s,
     )
-    beating = asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "scheduler"))
+    beating = asyncio.create_task(service_heartbeats.heartbeat_loop(runtime.database, "scheduler"))
     next_sweep = 0.0
     # A scheduler that has just started cannot know how long the database was away before, nor what its clock did.
     away = is_new = True

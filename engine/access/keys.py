@@ -21,9 +21,9 @@ from typing import TypeVar
 
 from sqlalchemy import insert, select, update
 
-from engine.names import MAX_NOTE_CHARS, MAX_PROJECT_CHARS, check_name
 from engine.process.data_folder import make_data_folder
 from engine.storage.database import DATABASE_ERRORS, Database
+from engine.validation import MAX_NOTE_CHARS, MAX_PROJECT_CHARS, check_name
 from models.base import db_now
 from models.errors import ConfigError, NotAuthenticated
 from models.key import ApiKey, Scope
@@ -33,7 +33,7 @@ T = TypeVar("T")
 ALPHABET = string.digits + string.ascii_letters
 ID_CHARS, SECRET_CHARS, CRC_CHARS = 12, 43, 6
 CACHE_S = 20.0
-REFUSED_CACHE_S = 5.0
+INVALID_CACHE_S = 5.0
 MIN_PEPPER_CHARS = 16
 CACHE_ENTRIES = 10_000
 REFUSED = "Incorrect API key provided. Make one with `embedmill keys create`."
@@ -88,18 +88,18 @@ class KeyAuthenticator:
         # An unknown id is compared too, so that it takes as long as a known one.
         matches = hmac.compare_digest(row.digest if row else bytes(32), digest)
         if row is None or not matches or not row.valid:
-            _remember(self._refused, digest, now + REFUSED_CACHE_S)
+            _remember(self._refused, digest, now + INVALID_CACHE_S)
             raise NotAuthenticated(REFUSED)
         caller = Caller(row.id, row.project, frozenset(row.scopes))
         # Counted from before the question: a key is never taken for longer than it is valid.
         good_for_s = CACHE_S if row.expires_in_s is None else min(CACHE_S, row.expires_in_s)
         _remember(self._seen, digest, (now + good_for_s, caller))
-        noting = asyncio.create_task(self._note_use(row.id))
+        noting = asyncio.create_task(self._touch_last_used(row.id))
         self._noting.add(noting)
         noting.add_done_callback(self._noting.discard)
         return caller
 
-    async def check_again(self, caller: Caller) -> None:
+    async def recheck(self, caller: Caller) -> None:
         """Ask the database whether the caller's key is still good. Raises NotAuthenticated.
 
         For what has taken long since the key was checked: an upload may go on for hours.
@@ -113,13 +113,13 @@ class KeyAuthenticator:
         """Let the notes under way be written; the database must still be open."""
         await asyncio.gather(*self._noting, return_exceptions=True)
 
-    async def _note_use(self, key_id: str) -> None:
+    async def _touch_last_used(self, key_id: str) -> None:
         # At most one write a minute and key, beside the request: a database that is busy writing delays nobody.
         # It is a note for people: whatever the database says, the request goes on.
         with contextlib.suppress(*DATABASE_ERRORS):
-            await self._write_use(key_id)
+            await self._write_last_used(key_id)
 
-    async def _write_use(self, key_id: str) -> None:
+    async def _write_last_used(self, key_id: str) -> None:
         async with self._database.write() as connection:
             await connection.execute(
                 update(ApiKey)
@@ -187,7 +187,7 @@ def load_pepper(configured: str, data_dir: Path) -> bytes:
     path = data_dir / "pepper"
     make_data_folder(data_dir)
     try:
-        pepper = _kept_pepper(path)
+        pepper = _stored_pepper(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(
@@ -204,7 +204,7 @@ def load_pepper(configured: str, data_dir: Path) -> bytes:
     return pepper.encode()
 
 
-def _kept_pepper(path: Path) -> str:
+def _stored_pepper(path: Path) -> str:
     if not path.exists():
         fresh = path.with_name(f"pepper.{os.getpid()}")
         fresh.touch(mode=0o600)

@@ -9,7 +9,7 @@ from itertools import islice
 # Comparing costs the product of both lengths, and callers choose the name.
 MAX_CHARS = 64
 MAX_NAMES = 512
-MOST_NAMED = 3
+MAX_SUGGESTIONS = 3
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -17,7 +17,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if len(name) > MAX_CHARS:
         return ""
     choices = {each[:MAX_CHARS].lower(): each for each in islice(known, MAX_NAMES)}
-    near = [choices[each] for each in difflib.get_close_matches(name.lower(), choices, n=MOST_NAMED)]
+    near = [choices[each] for each in difflib.get_close_matches(name.lower(), choices, n=MAX_SUGGESTIONS)]
     if not near:
         return ""
     return " Did you mean " + " or ".join(f"'{each}'" for each in near) + "?"

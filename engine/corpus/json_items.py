@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from engine.corpus import json_spans
-from engine.corpus.lines import Lines, TextLine, add_value, explain_line
+from engine.corpus.lines import Lines, TextLine, append_record, explain_line
 from models.embedding import InputError
 from models.errors import InvalidInput
 
@@ -30,7 +30,7 @@ def read_items(document: bytes, start: int, stop: int, *, max_item_bytes: int) -
         else:
             try:
                 for value in _ITEMS.decode(b"[" + piece + b"]"):
-                    add_value(value, lines)
+                    append_record(value, lines)
             except _NOT_JSON:
                 lines = _one_by_one(piece, index)
         yield lines
@@ -51,7 +51,7 @@ def _one_by_one(piece: bytes, first_index: int) -> Lines:
                 raise InvalidInput(f"Invalid '{place}': {error.message}.", param=place, code="invalid_type") from None
             lines.refuse(error, caller_id)
         else:
-            add_value(value, lines)
+            append_record(value, lines)
     return lines
 
 

@@ -81,7 +81,7 @@ def parse_json_line(line: bytes, lines: Lines) -> None:
         error, caller_id = explain_line(line)
         lines.refuse(error, caller_id)
     else:
-        add_value(value, lines)
+        append_record(value, lines)
 
 
 def _has_endless_number(line: bytes) -> bool:
@@ -183,7 +183,7 @@ def id_text(value: object) -> str | None:
 _LONG_ID = InputError("invalid_input", f"the id is longer than {MAX_ID_BYTES} bytes")
 
 
-def add_value(value: str | list[int] | TextLine, lines: Lines) -> None:
+def append_record(value: str | list[int] | TextLine, lines: Lines) -> None:
     if isinstance(value, TextLine):
         try:
             caller_id = id_text(value.id)

@@ -15,7 +15,7 @@ from models.usage import UsageKind
 
 MILLION = Decimal(1_000_000)
 CONTROL_TEXT = "embedmill"  # of control calls, which show whether a route answers at all
-MOST_CONTROL_TOKENS = tokens.upper_bound(CONTROL_TEXT)
+MAX_CONTROL_TOKENS = tokens.upper_bound(CONTROL_TEXT)
 
 
 class Spending(Protocol):

@@ -16,9 +16,9 @@ from models.embedding import BatchOutcome, Call
 from models.usage import UsageKind
 
 # The columns' own bounds. A number beyond them is cut down to them: a row is never lost because of a number.
-MOST_TOKENS = 2**63 - 1
-MOST_USD = Decimal(2**63 - 1) * PICODOLLAR
-MOST_COUNT = 2**31 - 1
+MAX_TOKENS = 2**63 - 1
+MAX_USD = Decimal(2**63 - 1) * PICODOLLAR
+MAX_COUNT = 2**31 - 1
 
 
 def delivered(
@@ -131,10 +131,10 @@ def _row(
     return row | {
         # The column's name: Core drops keys that it does not know.
         "end_user": None if user is None else _storable(user),
-        "inputs": min(inputs, MOST_COUNT),
-        "prompt_tokens": min(max(tokens, 0), MOST_TOKENS),
+        "inputs": min(inputs, MAX_COUNT),
+        "prompt_tokens": min(max(tokens, 0), MAX_TOKENS),
         # Rounded here and once: whoever adds up these rows gets what was charged, to the picodollar.
-        "cost_usd": min(max(cost_usd, Decimal(0)), MOST_USD).quantize(PICODOLLAR),
+        "cost_usd": min(max(cost_usd, Decimal(0)), MAX_USD).quantize(PICODOLLAR),
         "code": None if code is None else code[:64],
     }
 

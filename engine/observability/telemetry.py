@@ -26,7 +26,7 @@ from prometheus_client import (
     multiprocess,
 )
 
-from engine.names import redacted
+from engine.validation import redacted
 
 REGISTRY = CollectorRegistry()
 VERSION = version("embedmill")
@@ -255,7 +255,7 @@ def count_cost(rows: Iterable[Mapping[str, Any]]) -> None:
         COST_USD.labels(*labels).inc(float(row["cost_usd"]))
 
 
-def exposition() -> bytes:
+def render_metrics() -> bytes:
     """Every metric in Prometheus's text format: of all processes that share the folder, or of this one."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY) + generate_latest(_PROCESS)

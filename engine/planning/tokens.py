@@ -16,11 +16,11 @@ from models.embedding import Batch, Input, Route
 # white space, so a slice this long per token leaves no honest text out.
 SLICE_CHARS = 65_536
 # Begin, end, and the few words that some models put before a query.
-AROUND_AN_INPUT = 16
+SPECIAL_TOKENS_MARGIN = 16
 CL100K_MODELS = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
 # Tokens a byte, before a route's own counts are known.
 DEFAULT_TOKENS_PER_BYTE = 1 / 3
-AT_HAND = "cl100k"
+CL100K = "cl100k"
 # cl100k's longest token is 128 spaces.
 MAX_CHARS_PER_TOKEN = 128
 
@@ -51,18 +51,18 @@ def count(item: Input) -> int:
 
 def is_exact_for(route: Route) -> bool:
     """True where the upstream counts as count() does."""
-    return route.tokenizer == AT_HAND or (route.account.kind == "openai" and route.upstream_model in CL100K_MODELS)
+    return route.tokenizer == CL100K or (route.account.kind == "openai" and route.upstream_model in CL100K_MODELS)
 
 
 def upper_bound(item: Input) -> int:
     """More tokens than any tokenizer makes of the input: a token is a byte at least, and some are put around a text."""
-    return AROUND_AN_INPUT + (len(item) if isinstance(item, list) else utf8_bytes(item))
+    return SPECIAL_TOKENS_MARGIN + (len(item) if isinstance(item, list) else utf8_bytes(item))
 
 
 def upper_bound_of(batch: Batch) -> int:
     """More tokens than any tokenizer makes of the batch."""
     if batch.bytes:
-        return batch.bytes + AROUND_AN_INPUT * len(batch.inputs)
+        return batch.bytes + SPECIAL_TOKENS_MARGIN * len(batch.inputs)
     return sum(map(upper_bound, batch.inputs))
 
 

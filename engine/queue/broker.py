@@ -63,7 +63,7 @@ def broker_options(url: str, namespace: str = DEFAULT_NAMESPACE) -> dict[str, An
 
 
 class Notifier:
-    """Publishes rings from a thread of its own, for Celery's publishing blocks."""
+    """Publishes notifications from a thread of its own, because publishing by Celery blocks."""
 
     def __init__(self, broker_url: str, namespace: str = DEFAULT_NAMESPACE) -> None:
         self._url = broker_url
@@ -76,23 +76,23 @@ class Notifier:
         self._logged, self._log_at = "", 0.0
 
     async def ring(self, shard_ids: Sequence[str]) -> bool:
-        """Put a message about each shard into the broker; False when the broker did not take them."""
+        """Publish a notification for each shard. Returns False when the broker did not accept them."""
         if not shard_ids or not self._url:
             return not shard_ids
         if time.monotonic() < self._away_until:
             return False
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="doorbell")
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="notifier")
         publishing = asyncio.get_running_loop().run_in_executor(self._thread, self._publish, list(shard_ids))
-        # A frozen broker takes the transport twenty seconds to find out: no caller waits for that. Should the rings get
-        # out after all, they are only early.
+        # The transport needs twenty seconds to notice a frozen broker: no caller waits for that. Notifications that are
+        # published after all are only early.
         if not (await asyncio.wait({publishing}, timeout=PUBLISH_TIMEOUT_S))[0]:
             self._away_until = time.monotonic() + BROKER_BACKOFF_S
             return False
         return publishing.result()
 
     async def reachable(self) -> bool:
-        """True when the broker answers now. In a thread of its own: a silent broker holds it for ten seconds."""
+        """True when the broker answers now. Uses a thread of its own, which a silent broker blocks for ten seconds."""
         if not self._url:
             return False
         if self._probing is None:

@@ -220,7 +220,7 @@ class Upstream:
         attempt.used, attempt.tokens_doubt = embedded.tokens, embedded.tokens_doubt
         if embedded.tokens_doubt is not None:
             self._log_doubt(route, embedded.tokens_doubt)
-        rows = vectors.cut(embedded.vectors, batch.width)
+        rows = vectors.truncate(embedded.vectors, batch.width)
         check_embedded(embedded, rows, batch, route)
         self._check_model_name(route, embedded.upstream_model)
         return rows

@@ -99,7 +99,7 @@ class LocalModel:
             return None, 0, int(np.argmin(counts))
         flat = np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded])
         starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-        rows = np.empty((len(texts), model.embedding.params[1]), dtype=np.float32)
+        rows = np.empty((len(texts), model.embedding.shape[1]), dtype=np.float32)
         # In slices, so that the gathered token vectors (1 KB each) stay small whatever the batch holds.
         step = 64
         for first in range(0, len(texts), step):

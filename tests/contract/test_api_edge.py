@@ -304,7 +304,7 @@ def threads() -> list[str]:
 
 
 async def test_a_draining_process_is_not_ready_and_serves(mill: Gateway) -> None:
-    await worker_heartbeats.beat(mill.runtime.database, "worker-1", 2)
+    await worker_heartbeats.heartbeat(mill.runtime.database, "worker-1", 2)
     mill.app._app.state.lifecycle.is_draining = True  # type: ignore[attr-defined]
     reply = await mill.client.get("/readyz")
     assert (reply.status_code, reply.json()["status"]) == (503, "draining")

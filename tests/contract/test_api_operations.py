@@ -30,7 +30,7 @@ async def test_ready_means_database_broker_and_workers(mill: Gateway) -> None:
         "broker": "unavailable",
         "workers": "unavailable",
     }
-    await worker_heartbeats.beat(mill.runtime.database, "worker-1", 2)
+    await worker_heartbeats.heartbeat(mill.runtime.database, "worker-1", 2)
     async with asyncio.timeout(10):
         while (await mill.client.get("/readyz")).json()["workers"] != "ok":  # noqa: ASYNC110  # the last answer stands for a moment
             await asyncio.sleep(0.05)

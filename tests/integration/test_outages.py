@@ -160,7 +160,7 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
     for body in (whole[:-9], b"not ours", whole, whole):
         file = spool.write(held.shard_id, body)
         assert file is not None
-        file.let_go()
+        file.unlock()
     assert await replay(store.runtime) == 4
     left = list((store.runtime.settings.data_dir / "spool").iterdir())
     assert [path.suffix for path in left] == [".bad", ".bad"]

@@ -179,12 +179,12 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
 async def test_presence_counts_the_living(store: Store) -> None:
     database = store.runtime.database
     for worker in ("a", "b", "a"):
-        await worker_heartbeats.beat(database, worker, slots=2)
-    assert await worker_heartbeats.alive(database, 5.0) == 2
-    assert await worker_heartbeats.alive(database, -1.0) == 0
-    await worker_heartbeats.leave(database, "a")
-    await worker_heartbeats.leave(database, "never seen")
-    assert await worker_heartbeats.alive(database, 5.0) == 1
+        await worker_heartbeats.heartbeat(database, worker, slots=2)
+    assert await worker_heartbeats.count_alive(database, 5.0) == 2
+    assert await worker_heartbeats.count_alive(database, -1.0) == 0
+    await worker_heartbeats.deregister(database, "a")
+    await worker_heartbeats.deregister(database, "never seen")
+    assert await worker_heartbeats.count_alive(database, 5.0) == 1
 
 
 def usage_row(tokens: int) -> dict[str, Any]:

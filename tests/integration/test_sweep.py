@@ -219,7 +219,7 @@ async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other:
         await connection.execute(
             insert(WorkerProcess).values(id="w", slots=1, started_at=0.0, seen_at=db_now() - FORGET_WORKER_S - 1)
         )
-    await worker_heartbeats.beat(store.runtime.database, "alive", slots=1)
+    await worker_heartbeats.heartbeat(store.runtime.database, "alive", slots=1)
     await sweep_twice(store, other)
     async with store.runtime.database.read() as connection:
         assert list((await connection.execute(select(IdempotencyKey.key))).scalars()) == ["kept"]

@@ -157,7 +157,7 @@ async def try_changed_secrets(runtime: Runtime) -> None:
 
     Raises StorageUnavailable; then it is done the next time.
     """
-    await runtime.upstream.secrets.look()
+    await runtime.upstream.secrets.refresh()
     for account in runtime.upstream.secrets.take_changed():
         try:
             await runtime.router.outages.probe_now(account)

@@ -162,7 +162,7 @@ class ResultsWriter:
         [part] = waiting.parts
         file = waiting.file or await asyncio.to_thread(self._write, waiting)
         if file is not None:
-            file.set_aside()
+            file.quarantine()
         self._tell_kept(waiting.parts)
         about = {"job_id": held.job_id, "shard_id": held.shard_id, "inputs": len(part.indexes)}
         if isinstance(error, StorageRefused):
@@ -242,7 +242,7 @@ class ResultsWriter:
             file = waiting.file or self._write(waiting)
             if file is not None:
                 self._tell_kept(waiting.parts)
-                file.let_go()
+                file.unlock()
             else:
                 inputs = sum(len(part.indexes) for part in waiting.parts)
                 log.error("paid results were lost", extra={"job_id": self._held.job_id, "inputs": inputs})

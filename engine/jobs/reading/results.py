@@ -316,7 +316,7 @@ async def _vectors(runtime: Runtime, job: Row[Any], piece: Piece) -> AsyncIterat
                 ).scalar_one_or_none()
             if data is None or len(data) != count * row_bytes:  # removed, or written anew, while it was read
                 raise ResultsChanged
-            yield run_first + low, vectors.from_blob(data, job.dimensions)
+            yield run_first + low, vectors.decode_blob(data, job.dimensions)
 
 
 async def _ids_between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> Callable[[int], str | None]:

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.cancellation import CancellationToken
 from engine.jobs.leasing.claim import ClaimedShard, open_tokens
 from engine.jobs.scheduling import fair_share
-from engine.ledger.billing import MILLION, MOST_CONTROL_TOKENS
+from engine.ledger.billing import MAX_CONTROL_TOKENS, MILLION
 from engine.planning import packing, tokens
 from engine.runtime import Runtime
 from models.base import PICODOLLAR, db_now, usd_text
@@ -31,7 +31,7 @@ from models.job import Job, JobStatus, Shard, ShardState
 
 MOST_USD = Decimal(1_000_000)
 # What a run takes beside what its inputs may cost: for calls of ours, and calls that are made again.
-SPARE_TOKENS = 64 * MOST_CONTROL_TOKENS
+SPARE_TOKENS = 64 * MAX_CONTROL_TOKENS
 _AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?\Z")
 
 
@@ -89,7 +89,7 @@ class SpendReservation:
         self._usd_per_token = highest_price(alias) / MILLION
         self._landed = landed
         self._bound: dict[int, int] = {}  # tokens at the most of each input that is under way or not yet recorded
-        self._spare = self.price(MOST_CONTROL_TOKENS)  # left for a call of ours, that shows what is to blame
+        self._spare = self.price(MAX_CONTROL_TOKENS)  # left for a call of ours, that shows what is to blame
         self._all_kept = asyncio.Event()
         self.settled: set[int] = set()
 

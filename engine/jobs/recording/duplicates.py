@@ -125,7 +125,7 @@ async def settled(runtime: Runtime, held: ClaimedShard, firsts: Sequence[int]) -
             at = await _runs_of(runtime, connection, held.job_id, some)
             for spans in _portions(at, held.width * 4):
                 for run, data in await _read(runtime, connection, held, spans):
-                    rows = vectors.from_blob(data, held.width)
+                    rows = vectors.decode_blob(data, held.width)
                     wanted = at[run]
                     outcomes.update((first, rows[first - wanted[0]]) for first in wanted)
             failures = await connection.execute(
@@ -133,7 +133,7 @@ async def settled(runtime: Runtime, held: ClaimedShard, firsts: Sequence[int]) -
                     JobInputError.index.label("at"), JobInputError.code, JobInputError.message, JobInputError.retryable
                 ).where(
                     JobInputError.job_id == held.job_id,
-                    JobInputError.index.in_(select(runtime.database.numbers(some).c.value)),
+                    JobInputError.index.in_(select(runtime.database.integers_table(some).c.value)),
                 )
             )
             outcomes.update((row.at, InputError(row.code, row.message, bool(row.retryable))) for row in failures)
@@ -145,7 +145,7 @@ async def _runs_of(
     runtime: Runtime, connection: AsyncConnection, job_id: str, indexes: Sequence[int]
 ) -> dict[int, list[int]]:
     """Which run of vectors holds which of the indexes: the run's first index, and those that it holds."""
-    numbers = runtime.database.numbers(indexes)
+    numbers = runtime.database.integers_table(indexes)
     earlier = VectorBlock.__table__.alias("earlier")
     run = (
         select(func.max(earlier.c.first_index))

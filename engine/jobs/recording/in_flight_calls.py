@@ -57,7 +57,7 @@ class RunCalls:
             batch.tokens,
             max_cost_of(batch, route),
         )
-        self._calls[note.call_id] = _Call(note, self._flights.depart(note), batch.indexes[0])
+        self._calls[note.call_id] = _Call(note, self._flights.begin(note), batch.indexes[0])
         return note.call_id
 
     def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
@@ -68,7 +68,7 @@ class RunCalls:
         if ambiguous or wasted:
             call.code = WASTED if wasted else "unanswered"
         else:
-            self._flights.arrive(self._calls.pop(call_id).slot)
+            self._flights.end(self._calls.pop(call_id).slot)
 
     def recording(self, parts: Sequence[BatchOutcome], record_id: str) -> None:
         """These results are to be recorded, or spooled: whoever finds the notes can tell whether they were."""
@@ -80,7 +80,7 @@ class RunCalls:
     def kept(self, parts: Sequence[BatchOutcome]) -> None:
         """These results are safe, and so are the calls that brought them."""
         for call_id in self._bringing(parts):
-            self._flights.arrive(self._calls.pop(call_id).slot)
+            self._flights.end(self._calls.pop(call_id).slot)
 
     def _bringing(self, parts: Sequence[BatchOutcome]) -> list[str]:
         """The calls that brought these results."""
@@ -117,5 +117,5 @@ class RunCalls:
     def clear(self) -> None:
         """All of them are written down."""
         for call in self._calls.values():
-            self._flights.arrive(call.slot)
+            self._flights.end(call.slot)
         self._calls.clear()

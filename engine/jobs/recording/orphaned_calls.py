@@ -28,7 +28,7 @@ log = logging.getLogger("embedmill.flights")
 async def note_lost_calls(runtime: Runtime) -> int:
     """Write down the calls of dead processes; how many there were. Raises StorageUnavailable."""
     found = 0
-    for left in call_journal.abandoned(runtime.journal.folder):
+    for left in call_journal.orphaned(runtime.journal.folder):
         new: list[Call] = []
         try:
             by_shard: dict[tuple[str, str, str], list[InFlightCall]] = defaultdict(list)
@@ -46,9 +46,9 @@ async def note_lost_calls(runtime: Runtime) -> int:
                         calls=[_call(note) for note in notes if note.record_id not in known],
                     )
         except BaseException:
-            left.let_go()  # a call is known by its id: to write it down again changes nothing
+            left.unlock()  # a call is known by its id: to write it down again changes nothing
             raise
-        left.forget()
+        left.delete()
         _count(new)
         found += len(new)
         if left.notes:

@@ -88,7 +88,7 @@ def unpacked(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
 async def replay(runtime: Runtime) -> int:
     """Record what other processes left in the spool; how many files were dealt with. Raises StorageUnavailable."""
     dealt_with = 0
-    for file in runtime.spool.abandoned():
+    for file in runtime.spool.orphaned():
         await _replay(runtime, file)
         dealt_with += 1
     return dealt_with
@@ -99,17 +99,17 @@ async def _replay(runtime: Runtime, file: SpooledFile) -> None:
         held, parts, record_id = unpacked(await asyncio.to_thread(file.read))
     except (DamagedFile, msgspec.MsgspecError, ValueError, OSError) as error:
         log.error("a spool file is damaged, and set aside as .bad: %s", error)
-        file.set_aside()
+        file.quarantine()
         return
     about = {"job_id": held.job_id, "shard_id": held.shard_id, "inputs": sum(len(part.indexes) for part in parts)}
     try:
         recorded = await record(runtime, held, parts, record_id)
     except (StorageUnavailable, asyncio.CancelledError):
-        file.let_go()
+        file.unlock()
         raise
     except Exception:
         log.exception("the database refused a spool file, which is set aside as .bad", extra=about)
-        file.set_aside()
+        file.quarantine()
         return
     file.remove()
     if recorded is GONE:

@@ -57,7 +57,7 @@ async def dispatch(runtime: Runtime) -> int:
     if not turns.shard_ids and not turns.blocked:
         return 0
     async with runtime.database.write() as connection:
-        if not await runtime.database.alone(connection, DUTY):
+        if not await runtime.database.try_advisory_lock(connection, DUTY):
             return 0
         # Another dispatcher may have been here since.
         room = min(room, await _room(connection, runtime.settings.worker_seen_s))
@@ -96,7 +96,7 @@ async def _dispatch_or_leave_it(runtime: Runtime) -> None:
 async def take_turn(runtime: Runtime) -> str | None:
     """The shard whose turn it is, marked as rung though nothing was sent: the caller claims it now."""
     async with runtime.database.write() as connection:
-        if not await runtime.database.alone(connection, DUTY):
+        if not await runtime.database.try_advisory_lock(connection, DUTY):
             return None
         chosen = await _choose(connection, 1, _due(runtime.settings.shard_attempts))
         rung = await _mark_announced(connection, chosen.shard_ids) if chosen.shard_ids else []
