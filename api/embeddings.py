@@ -207,7 +207,7 @@ async def _embed(request: Request, runtime: Runtime, parsed: _Parsed) -> Respons
         # On the loop, in steps: a thread would hold the interpreter as long, and cost its switches too.
         step = max(1, INLINE_NUMBERS // width)
         written = []
-        async with runtime.work.turn(caller_of(request).project):
+        async with runtime.work.project_lock(caller_of(request).project):
             for low in range(0, len(rows), step):
                 written += write_rows(rows[low : low + step], base64=base64)
                 await asyncio.sleep(0)

@@ -52,7 +52,7 @@ class CountingBell(Notifier):
         super().__init__("")
         self.rung: list[str] = []
 
-    async def ring(self, shard_ids: Sequence[str]) -> bool:
+    async def notify(self, shard_ids: Sequence[str]) -> bool:
         self.rung += shard_ids
         return True
 

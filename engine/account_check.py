@@ -1,4 +1,4 @@
-"""One real call to each route of an account, for an operator who wants to know whether it works. Ends its outages."""
+"""Checks an account for an operator with one real call to each of its routes. Ends their outages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPERATOR_PROJECT = "operator"
 
 @dataclass(frozen=True, slots=True)
 class RouteTest:
-    """What one call showed. `cause` None: the route answers, and the configuration agrees with what it answered."""
+    """The result of one call. `cause` None: the route answers as the configuration says."""
 
     alias: str
     upstream_model: str

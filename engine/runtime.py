@@ -1,4 +1,4 @@
-"""Everything opened once and closed once. Tests and edges get their parts from here, and fakes enter here."""
+"""Composition root: opens all parts of a process and closes them. Tests pass their fakes in here."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ log = logging.getLogger("embedmill.runtime")
 
 @dataclass(slots=True)
 class Runtime:
+    """All long-lived parts of one process."""
+
     settings: Settings
     aliases: dict[str, Alias]
     database: Database

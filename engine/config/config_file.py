@@ -1,4 +1,4 @@
-"""embedmill.toml: accounts, aliases and routes, checked key by key: a typo is an error that names the right key."""
+"""Reads embedmill.toml into aliases, routes and accounts. An error names the key, and suggests the one that was meant."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import msgspec
 import providers
 from engine.config.catalog import CATALOG, CatalogModel
 from engine.config.proxies import proxy_url
+from engine.config.sections import AccountSection, ModelSection, RouteSection
 from engine.limiter import quota
 from engine.planning.tokens import CL100K
 from engine.validation import check_names, check_secret
@@ -22,49 +23,6 @@ from models.embedding import Account, Alias, Limits, Route
 from models.errors import ConfigError
 
 MAX_CONCURRENCY = 64
-
-
-class AccountSection(msgspec.Struct, forbid_unknown_fields=True):
-    kind: str
-    base_url: str | None = None
-    api_key: str | None = None
-    max_concurrency: int | None = None
-    timeout_s: float = 60.0
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    expect_model: bool | str | None = None
-    allow_zero_vectors: bool = False
-    canary: str | None = None
-    proxy: str | None = None
-    encoding: str = "base64"
-    allowed_options: list[str] | None = None
-    # Only for kind = "fake": scripted faults and latency, and what its upstream insists on.
-    script: list[dict[str, Any]] = []
-    latency_ms: float = 0.0
-
-
-class RouteSection(msgspec.Struct, forbid_unknown_fields=True):
-    provider: str
-    model: str | None = None
-    weight: int = 1
-    priority: int = 0
-    narrowing: str | None = None
-    input_usd_per_million_tokens: str | float | int | None = None
-    max_inputs_per_call: int | None = None
-    max_tokens_per_call: int | None = None
-    max_tokens_per_input: int | None = None
-    max_bytes_per_call: int | None = None
-    expect_model: bool | str | None = None
-    tokenizer: str | None = None
-
-
-class ModelSection(msgspec.Struct, forbid_unknown_fields=True):
-    routes: list[RouteSection]
-    dimensions: int | None = None
-    allowed_dimensions: str | list[int] | None = None
-    max_input_tokens: int | None = None
-    space: str | None = None
-    input_usd_per_million_tokens: str | float | int | None = None
 
 
 Section = TypeVar("Section", AccountSection, ModelSection)
@@ -119,7 +77,7 @@ def parse(document: dict[str, Any], environ: Mapping[str, str] | None = None) ->
 
 
 def _account_serves(account: Account, known: CatalogModel) -> bool:
-    # An account with another base URL is a compatible server with models of its own, unless its name says otherwise.
+    # With another base URL it is a compatible server with models of its own, unless its name is the vendor's.
     vendor = providers.PROVIDERS[account.kind].default_base_url
     is_own_endpoint = (
         account.base_url == vendor or account.name == known.kind or account.base_url.startswith("inproc://")
@@ -324,13 +282,13 @@ def _route(
 
 
 def _tokens_per_call(account: Account, limit: int) -> int:
-    """The limit of one call, or what is small against the account's quota: large calls cannot be paced."""
+    """The limit of one call, lowered where it is large against the account's quota: large calls cannot be paced."""
     of_quota = quota.max_call_tokens(account.tokens_per_minute, account.requests_per_minute)
     return limit if of_quota is None else min(limit, of_quota)
 
 
 def _expected_model(setting: bool | str | None, upstream_model: str) -> str | None:
-    """The model that replies must name: the one asked for, or the one named; None: whatever they name."""
+    """The model that replies must name: the requested one, or the configured one; None: any."""
     return setting if isinstance(setting, str) else upstream_model if setting else None
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with Redis or RabbitMQ, and what to do, from what their clients raise: a table by the server's codes.
+"""Causes of Redis and RabbitMQ errors, and advice: a table by the server's codes.
 
 An error reply of Redis begins with a code in capitals; py-amqp names its classes after the reply codes of AMQP 0-9-1.
 """

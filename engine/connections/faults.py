@@ -1,4 +1,4 @@
-"""Why a server could not be reached, and what to do: read from the class and number of an error, never its words.
+"""Causes of failed connections, and advice: by the class and number of an error, never by its text.
 
 The texts of libraries quote addresses and secrets, and change with their versions.
 """

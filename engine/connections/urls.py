@@ -1,4 +1,4 @@
-"""URLs of PostgreSQL, Redis and brokers, read once and handed to every library in its own words.
+"""Parses URLs of PostgreSQL, Redis and brokers once, and gives each library its own parameters.
 
 A URL that one of the libraries cannot use as it is meant is refused here, by one line that names the parameter and
 never the password. TLS verifies the server's certificate and name unless the URL says otherwise; PostgreSQL's `sslmode`
@@ -109,6 +109,8 @@ class PostgresTarget:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
+    """TLS options of a connection."""
+
     verified: bool = True
     check_hostname: bool = True
     ca_certs: str | None = None

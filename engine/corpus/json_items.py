@@ -47,8 +47,8 @@ def _one_by_one(piece: bytes, first_index: int) -> Lines:
         except _NOT_JSON:
             error, caller_id = explain_line(item, "item")
             if error.code != "invalid_json":
-                place = f"input[{first_index + position}]"
-                raise InvalidInput(f"Invalid '{place}': {error.message}.", param=place, code="invalid_type") from None
+                where = f"input[{first_index + position}]"
+                raise InvalidInput(f"Invalid '{where}': {error.message}.", param=where, code="invalid_type") from None
             lines.refuse(error, caller_id)
         else:
             append_record(value, lines)

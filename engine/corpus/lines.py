@@ -59,10 +59,12 @@ class Lines:
     repeats: dict[int, int] = field(default_factory=dict)
 
     def add(self, item: Input, caller_id: str | None = None) -> None:
+        """Append an input."""
         self.inputs.append(item)
         self.ids.append(caller_id)
 
     def refuse(self, error: InputError, caller_id: str | None = None, *, count: int = 1) -> None:
+        """Append an error in the place of an input, or of `count` of them."""
         if count > 1:
             self.repeats[len(self.inputs)] = count
         self.errors[len(self.inputs)] = error
@@ -184,6 +186,7 @@ _LONG_ID = InputError("invalid_input", f"the id is longer than {MAX_ID_BYTES} by
 
 
 def append_record(value: str | list[int] | TextLine, lines: Lines) -> None:
+    """Append the input of a decoded line, or its error."""
     if isinstance(value, TextLine):
         try:
             caller_id = id_text(value.id)

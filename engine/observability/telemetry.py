@@ -323,6 +323,8 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
+    """Log lines for a terminal."""
+
     def format(self, record: logging.LogRecord) -> str:
         extra = " ".join(f"{name}={value}" for name in FIELDS if (value := getattr(record, name, None)) is not None)
         clock = time.strftime("%H:%M:%S", time.gmtime(record.created))
@@ -339,14 +341,14 @@ class _Repetitions(logging.Filter):
 
     def __init__(self) -> None:
         super().__init__()
-        self._told_at: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         now, text = time.monotonic(), record.getMessage()[:200]
-        if record.levelno >= logging.CRITICAL or now - self._told_at.get(text, -self.EVERY_S) >= self.EVERY_S:
-            if len(self._told_at) > 1000:
-                self._told_at.clear()
-            self._told_at[text] = now
+        if record.levelno >= logging.CRITICAL or now - self._logged_at.get(text, -self.EVERY_S) >= self.EVERY_S:
+            if len(self._logged_at) > 1000:
+                self._logged_at.clear()
+            self._logged_at[text] = now
             return True
         return False
 

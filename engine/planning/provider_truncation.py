@@ -1,4 +1,4 @@
-"""Which inputs an upstream has cut by itself: its own count of their tokens tells. Pure.
+"""Detects inputs that an upstream has truncated by itself, from the tokens that it reports. Pure.
 
 Many servers cut what is longer than their model's window, and say nothing. Only what is certain is told: all inputs of
 a call are cut to one length, so that the longest ones were cut when the count is less than the least that all can have.

@@ -39,6 +39,7 @@ class ByteBudget:
         self.held_bytes = 0
 
     def lease(self, project: str) -> ByteLease:
+        """A lease of no bytes yet, for one request of the project."""
         return ByteLease(self, project)
 
     def resize(self, project: str, before: int, after: int) -> bool:

@@ -75,7 +75,7 @@ class Notifier:
         self._away_until = 0.0
         self._logged, self._log_at = "", 0.0
 
-    async def ring(self, shard_ids: Sequence[str]) -> bool:
+    async def notify(self, shard_ids: Sequence[str]) -> bool:
         """Publish a notification for each shard. Returns False when the broker did not accept them."""
         if not shard_ids or not self._url:
             return not shard_ids
@@ -154,6 +154,7 @@ class Notifier:
             return self._celery
 
     def close(self) -> None:
+        """Close the connection and end the threads."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
         if self._probing is not None:

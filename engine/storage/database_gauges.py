@@ -1,4 +1,4 @@
-"""Figures that live in the database, read when somebody asks for them: jobs, shards, leases, workers."""
+"""Gauges of database rows, read when metrics are scraped: jobs, shards, leases, workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vectors as float32 rows: cut to a narrower width, written as base64 or JSON, packed and unpacked as blobs."""
+"""Vectors as float32 rows: truncated to a narrower width, encoded as base64 or JSON, decoded from blobs."""
 
 from __future__ import annotations
 
@@ -31,4 +31,5 @@ def encode_json(row: Matrix) -> bytes:
 
 
 def decode_blob(data: bytes, width: int) -> Matrix:
+    """Rows of a blob of float32 vectors of this width."""
     return np.frombuffer(data, dtype="<f4").reshape(-1, width)

@@ -58,7 +58,7 @@ class ListeningBell(Notifier):
         self.rung: list[str] = []
         self.works = True
 
-    async def ring(self, shard_ids: Sequence[str]) -> bool:
+    async def notify(self, shard_ids: Sequence[str]) -> bool:
         await asyncio.sleep(0)
         if self.works:
             self.rung += shard_ids

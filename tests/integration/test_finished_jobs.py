@@ -55,13 +55,13 @@ async def working(store: Store) -> AsyncIterator[None]:
     stores = [store.another() for _ in range(WORKERS)]
     queue: asyncio.Queue[str] = asyncio.Queue()
 
-    async def ring(shard_ids: Sequence[str]) -> bool:
+    async def notify(shard_ids: Sequence[str]) -> bool:
         for shard_id in shard_ids:
             queue.put_nowait(shard_id)
         return True
 
     for each in (store, *stores):
-        each.bell.ring = ring  # type: ignore[method-assign]
+        each.bell.notify = notify  # type: ignore[method-assign]
 
     async def work(each: Store, name: str) -> None:
         while True:

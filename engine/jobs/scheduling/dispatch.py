@@ -65,7 +65,7 @@ async def dispatch(runtime: Runtime) -> int:
         if turns.blocked:
             await _block(connection, turns.blocked, due)
     # After the commit: a message must never speak of what is not there yet.
-    if rung and not await runtime.notifier.ring(rung):
+    if rung and not await runtime.notifier.notify(rung):
         async with runtime.database.write() as connection:
             still = await lock_shards(connection, Shard.id.in_(rung), Shard.state == ShardState.RUNG)
             await connection.execute(
