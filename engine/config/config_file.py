@@ -1,4 +1,4 @@
-"""Reads embedmill.toml into aliases, routes and accounts. An error names the key, and suggests the one that was meant."""
+"""Reads embedmill.toml into aliases, routes and accounts. An error names the key, and suggests the intended one."""
 
 from __future__ import annotations
 

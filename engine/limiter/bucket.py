@@ -130,16 +130,7 @@ class BucketState:
             return AcquireDecision(Verdict.COOLING_DOWN, min(HALF_OPEN_RETRY_S, self.probe_deadline - now))
         wait_s = 0.0
         if not request.is_charged:
-            headroom_wait_s = 0.0
-            for params, debt, cost in (
-                (token_params, self.token_debt, request.tokens),
-                (request_params, self.request_debt, 1.0),
-            ):
-                if not params.rate:
-                    continue
-                wait_s = max(wait_s, (debt + cost - params.burst) / params.rate)
-                if not request.interactive:
-                    headroom_wait_s = max(headroom_wait_s, (debt - params.bulk_threshold) / params.rate)
+            wait_s, headroom_wait_s = self._waits(request, token_params, request_params)
             if headroom_wait_s > 0 or wait_s > request.max_wait_s:
                 return AcquireDecision(Verdict.OVER_QUOTA, max(wait_s, headroom_wait_s))
         if wait_s <= 0:
@@ -154,6 +145,22 @@ class BucketState:
             self.token_debt = _charged_debt(self.token_debt, request.tokens, wait_s, token_params)
             self.request_debt = _charged_debt(self.request_debt, 1.0, wait_s, request_params)
         return AcquireDecision(Verdict.ALLOW, wait_s)
+
+    def _waits(
+        self, request: AcquireRequest, token_params: BucketParams, request_params: BucketParams
+    ) -> tuple[float, float]:
+        """Seconds until the call fits the quota, and until the headroom that bulk calls leave is there again."""
+        wait_s = headroom_wait_s = 0.0
+        for params, debt, cost in (
+            (token_params, self.token_debt, request.tokens),
+            (request_params, self.request_debt, 1.0),
+        ):
+            if not params.rate:
+                continue
+            wait_s = max(wait_s, (debt + cost - params.burst) / params.rate)
+            if not request.interactive:
+                headroom_wait_s = max(headroom_wait_s, (debt - params.bulk_threshold) / params.rate)
+        return wait_s, headroom_wait_s
 
     def settle(self, result: CallResult, now: float) -> None:
         """Free the call's slot, correct the debts, and adapt circuit breaker, quotas and concurrency limit."""
