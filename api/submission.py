@@ -17,12 +17,12 @@ from api.schemas import JobQuery, JobRequest, decode, explain
 from engine.corpus import json_spans
 from engine.corpus.json_items import read_items, read_numbers
 from engine.corpus.lines import (
-    PARSERS,
+    LINE_PARSERS,
     ByteLimit,
     GzipDecoder,
     IdentityDecoder,
     LineReader,
-    Lines,
+    ParsedRecords,
     TextLine,
     append_record,
 )
@@ -47,8 +47,8 @@ STEP_BYTES = 64 * 1024
 async def create_job(request: Request) -> Response:
     runtime = runtime_of(request)
     kind = media_types.media_type(request)
-    if kind != media_types.JSON and kind not in PARSERS:
-        raise media_types.unsupported(kind, [media_types.JSON, *PARSERS])
+    if kind != media_types.JSON and kind not in LINE_PARSERS:
+        raise media_types.unsupported(kind, [media_types.JSON, *LINE_PARSERS])
     media_types.check_is_given(request)
     charset = media_types.charset(request)
     if charset.startswith(("utf-16", "utf-32", "ucs-")):
@@ -143,10 +143,10 @@ async def _feed(
     hasher: hashlib._Hash,
 ) -> None:
     """Give the lines of a streamed body on, as they arrive: unpacked and parsed step by step in the work threads."""
-    reader = LineReader(PARSERS[kind], max_line_bytes=runtime.settings.max_line_bytes)
+    reader = LineReader(LINE_PARSERS[kind], max_line_bytes=runtime.settings.max_line_bytes)
     meter = ByteLimit(runtime.settings.max_job_bytes)
 
-    def lines_of(chunk: bytes) -> Iterator[Lines]:
+    def lines_of(chunk: bytes) -> Iterator[ParsedRecords]:
         for piece in decoder.feed(chunk):
             meter.take(len(piece))
             for low in range(0, len(piece), STEP_BYTES):
@@ -219,8 +219,8 @@ def _wanted(
     )
 
 
-def _lines_of(given: str | list[str | int | list[int] | TextLine]) -> Iterator[Lines]:
-    lines = Lines()
+def _lines_of(given: str | list[str | int | list[int] | TextLine]) -> Iterator[ParsedRecords]:
+    lines = ParsedRecords()
     if isinstance(given, str):
         lines.add(given)
     elif not given:
@@ -241,12 +241,12 @@ def _lines_of(given: str | list[str | int | list[int] | TextLine]) -> Iterator[L
     return iter([lines])
 
 
-def _lines_in(runtime: Runtime, wanted: JobSpec, body: bytes, span: large_bodies.Span) -> Iterator[Lines]:
+def _lines_in(runtime: Runtime, wanted: JobSpec, body: bytes, span: large_bodies.Span) -> Iterator[ParsedRecords]:
     """The same of a body that is not decoded whole."""
     opening = body.index(span.kind, span.start) + 1
     first = json_spans.first_byte(body, opening, span.stop)
     if span.kind == b'"' or (first and first in b"-0123456789"):
-        lines = Lines()
+        lines = ParsedRecords()
         limit = wanted.alias.max_input_tokens
         try:
             lines.add(

@@ -1,4 +1,4 @@
-"""What errors of OpenAI's wire format mean: one table, read from the top; the first rule that fits decides.
+"""Maps error replies of OpenAI's wire format to our errors: one table; the first rule that matches decides.
 
 Structured codes and statuses come before words, and words count only at the beginning of a message in the vendor's own
 envelope (`providers/error_envelope.py`): whatever a caller can make a server quote decides nothing.
@@ -36,7 +36,7 @@ REFUSALS = (400, 413, 415, 422)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Fits where all that is given fits: a status, a code, a field, the beginning of the message in any case."""
+    """Matches when all its conditions do: status, code, field, and the start of the message, without regard to case."""
 
     build: Build
     statuses: tuple[int, ...] | range = ()
@@ -55,7 +55,7 @@ class Rule:
 
 
 def error_from(facts: ErrorFacts, headers: Mapping[str, str]) -> UpstreamError:
-    """The error that a reply means, with what to do next about it."""
+    """The error of a reply; its class carries the disposition."""
     return next(rule.build(facts, headers) for rule in OPENAI_RULES if rule.fits(facts))
 
 
@@ -82,7 +82,7 @@ def _rate_limited(facts: ErrorFacts, headers: Mapping[str, str]) -> UpstreamErro
     assert isinstance(error, UpstreamRateLimited)
     tokens = "tokens" in facts.codes or _OF_TOKENS.search(facts.message) is not None
     requests = "requests" in facts.codes or _OF_REQUESTS.search(facts.message) is not None
-    if tokens != requests:  # who names both tells nothing
+    if tokens != requests:  # a message that names both decides nothing
         error.quota = "tokens" if tokens else "requests"
     return error
 

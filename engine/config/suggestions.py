@@ -1,4 +1,4 @@
-"""Names that somebody may have meant who wrote another one. Pure."""
+"""Suggests known names for an unknown one. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_SUGGESTIONS = 3
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A question to put behind an error, with a space before it; "" where no known name is near."""
+    """A question to append to an error message, with a leading space; "" where no known name is close."""
     if len(name) > MAX_CHARS:
         return ""
     choices = {each[:MAX_CHARS].lower(): each for each in islice(known, MAX_NAMES)}

@@ -75,7 +75,7 @@ def unavailable(error: BaseException, names: Names) -> BrokerUnavailable:
 
 
 def names_of(url: str) -> Names:
-    """How to speak of the service of this URL."""
+    """The names of the service of this URL in messages."""
     return BROKER if url.startswith("amqp") else REDIS
 
 

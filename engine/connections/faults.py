@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFault:
-    """One clause that follows "it cannot be used:", and one that says what to do; empty where nothing can be said."""
+    """Two clauses: the cause, to follow "it cannot be used:", and the advice; empty where nothing is known."""
 
     cause: str
     advice: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from models.embedding import Input, InputError
 
 # The longest run of lines refused for one reason that is one row of errors.
@@ -20,7 +20,7 @@ class ShardDraft:
 
     seq: int
     first_index: int
-    lines: Lines
+    lines: ParsedRecords
     size: int
     tokens: int = 0  # estimated; of what must be embedded
     twins: dict[int, int] = field(default_factory=dict)  # position in the shard: the job's index of the first

@@ -34,10 +34,10 @@ def delivered(
     code: str | None = None,
     row_id: str = "",
 ) -> list[dict[str, Any]]:
-    """Rows for what landed: one for each route that served a part of it.
+    """Rows of outcomes: one for each route that served a part of them.
 
-    `kind` and `code` are for results that nobody got after all. `row_id`: what the rows' ids begin with, so that the
-    same record makes the same ids again; by default ids are fresh.
+    `kind` and `code` are for results that were not delivered. `row_id`: the prefix of the rows' ids, so that the same
+    record gives the same ids again; by default ids are random.
     """
     by_route: dict[tuple[str, str], _Sum] = {}
     for part in parts:
@@ -100,7 +100,7 @@ def of_calls(
     user: str | None = None,
     job_id: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows for those of the calls that were billed in vain, or may have been. A row's id is its call's."""
+    """Rows of the calls that are wasted or ambiguous. A row's id is its call's id."""
     return [
         _row(
             id=call.id,
@@ -133,7 +133,7 @@ def _row(
         "end_user": None if user is None else _storable(user),
         "inputs": min(inputs, MAX_COUNT),
         "prompt_tokens": min(max(tokens, 0), MAX_TOKENS),
-        # Rounded here and once: whoever adds up these rows gets what was charged, to the picodollar.
+        # Rounded only here: the sum of the rows is what was charged, to the picodollar.
         "cost_usd": min(max(cost_usd, Decimal(0)), MAX_USD).quantize(PICODOLLAR),
         "code": None if code is None else code[:64],
     }

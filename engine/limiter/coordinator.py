@@ -56,7 +56,7 @@ class BucketCoordinator:
         # Last known shares of the stated quotas of tokens and requests that calls may use, learned from 429s.
         self.shares = WHOLE_SHARES
         self._shares_at = 0.0
-        # Slots whose calls ended while Redis was down: Redis counts them until it is told.
+        # Slots whose calls ended while Redis was down: Redis counts them until they are settled.
         self._unsettled_slots: list[str] = []
         # Slots in Redis whose calls run in this process.
         self._active_slots: set[str] = set()

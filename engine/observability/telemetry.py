@@ -335,7 +335,7 @@ class TextFormatter(logging.Formatter):
 
 
 class _Repetitions(logging.Filter):
-    """Lets a message of a library pass once in a while: a broker that is away is told of twice a second otherwise."""
+    """Bounds the rate of a library's message: a broker outage would be logged twice a second otherwise."""
 
     EVERY_S = 30.0
 

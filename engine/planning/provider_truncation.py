@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from engine.planning import tokens
 from models.embedding import Batch, Input
 
-# Below so many bytes a token nobody looks further: an honest count of prose has 4 to 5.
+# Below so many bytes a token nothing is checked: a correct count of prose has 4 to 5.
 PLAUSIBLE_BYTES_PER_TOKEN = 6
 # No tokenizer makes fewer tokens of a text than a 32nd of its bytes; runs of one character, or of space, are one byte.
 MAX_BYTES_PER_TOKEN = 32

@@ -1,7 +1,7 @@
-"""The doorbell: messages that say "look at this shard". The engine knows tasks by name only, never their code.
+"""Publishes notifications to the broker: messages that name a shard to claim. Tasks are known by name only.
 
-The database is the truth: a message that is lost, doubled or late costs time, nothing else. So a broker that is away is
-logged and counted, and the sweep rings again.
+The database is the truth: a message that is lost, doubled or late costs time, nothing else. So an outage of the broker
+is logged and counted, and the sweep notifies again.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Notifier:
             with self._app().connection_for_write(connect_timeout=2.0) as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3.0)
             return True
-        except Exception:  # whatever the transport raises, the answer is no
+        except Exception:  # any error of the transport means that it is not reachable
             return False
 
     def _publish(self, shard_ids: list[str]) -> bool:
@@ -135,14 +135,14 @@ class Notifier:
     def _app(self) -> Celery:
         with self._lock:
             if self._celery is None:
-                app = Celery("embedmill-doorbell", set_as_current=False)
+                app = Celery("embedmill-notifier", set_as_current=False)
                 app.conf.update(
                     **urls.redis_or_broker(self._url, "EMBEDMILL_BROKER_URL").celery_options(),
                     task_ignore_result=True,
                     task_create_missing_queues=True,
-                    # As the worker declares it: whoever comes second with another type is refused by RabbitMQ.
+                    # As the worker declares it: RabbitMQ refuses a second declaration with another type.
                     task_create_missing_queue_type="quorum" if self._url.startswith("amqp") else None,
-                    # One try: whoever waits for this has better things to do, and the sweep rings again.
+                    # One attempt: the caller waits for it, and the sweep notifies again.
                     broker_transport_options=broker_options(self._url, self._namespace)
                     | {"max_retries": 1, "interval_start": 0},
                     broker_connection_timeout=SOCKET_TIMEOUT_S,

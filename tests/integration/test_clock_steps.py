@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
@@ -62,8 +62,8 @@ async def clocks(database_url: str, tmp_path: Path) -> AsyncIterator[Time]:
         await store.close()
 
 
-def lines(count: int) -> Lines:
-    lines = Lines()
+def lines(count: int) -> ParsedRecords:
+    lines = ParsedRecords()
     for index in range(count):
         lines.add(text_of("text", index))
     return lines

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.control import end_early
 from engine.jobs.execution.lease_keeper import ShardStopped
 from engine.jobs.execution.next_shard import answer
@@ -41,7 +41,7 @@ async def submitted(store: Store, inputs: Sequence[Input]) -> str:
     """Uploaded piece by piece: the first shards run while the last lines arrive."""
     async with store.receiving() as intake:
         for low in range(0, len(inputs), 500):
-            lines = Lines()
+            lines = ParsedRecords()
             for item in inputs[low : low + 500]:
                 lines.add(item)
             await intake.add(lines)

@@ -98,8 +98,8 @@ async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
     await client.aclose()
 
 
-def shares_in(told: Sequence[str]) -> tuple[float, ...]:
-    return tuple(map(float, told)) or (1.0, 1.0)
+def shares_in(reply: Sequence[str]) -> tuple[float, ...]:
+    return tuple(map(float, reply)) or (1.0, 1.0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -107,7 +107,7 @@ async def test_redis_says_what_the_book_says(client: redis.asyncio.Redis, seed: 
     """The same asks and ends, at the same instants, by the rules in Lua and by those in Python."""
     rng = random.Random(seed)
     params = (quota.token_bucket(rng.choice([None, 60_000])), quota.request_bucket(rng.choice([None, 30])))
-    book = BucketState(6, 20.0, *params, updated_at=START)
+    bucket = BucketState(6, 20.0, *params, updated_at=START)
     keys = lua.keys_of(f"parity|{seed}")
     ask_script, end_script = client.register_script(lua.ACQUIRE), client.register_script(lua.SETTLE)
     now, lowest = START, 1.0
@@ -125,34 +125,34 @@ async def test_redis_says_what_the_book_says(client: redis.asyncio.Redis, seed: 
             )
             if signal not in (CallSignal.RATE_LIMITED, CallSignal.NONE):
                 end = replace(end, accepted_tokens=rng.choice([100.0, 900.0, 5000.0]))
-            book.settle(end, now)
-            said = await end_script(keys[:2], lua.settle_arguments(end, max_concurrency=6, params=params, now=now))
-            assert float(said[0]) == pytest.approx(max(0.0, book.cooldown_until - now), abs=1e-4)
-            assert float(said[1]) == pytest.approx(book.concurrency_limit, abs=1e-3)
-            assert shares_in(said[2:]) == pytest.approx(book.shares(now), abs=1e-4)
-            lowest = min(lowest, *shares_in(said[2:]))
+            bucket.settle(end, now)
+            reply = await end_script(keys[:2], lua.settle_arguments(end, max_concurrency=6, params=params, now=now))
+            assert float(reply[0]) == pytest.approx(max(0.0, bucket.cooldown_until - now), abs=1e-4)
+            assert float(reply[1]) == pytest.approx(bucket.concurrency_limit, abs=1e-3)
+            assert shares_in(reply[2:]) == pytest.approx(bucket.shares(now), abs=1e-4)
+            lowest = min(lowest, *shares_in(reply[2:]))
             continue
         size = rng.choice([100.0, 900.0, 5000.0])
         ask = AcquireRequest(f"s{turn}", rng.random() < 0.5, size, rng.choice([0.0, 1.0, 20.0]), rng.random() < 0.1)
-        wanted = book.acquire(ask, now)
+        expected = bucket.acquire(ask, now)
         arguments = lua.acquire_arguments(ask, max_concurrency=6, slot_ttl_s=20.0, params=params, now=now)
         verdict, wait, _, tokens, requests, concurrency_limit, *shares = await ask_script(keys, arguments)
-        assert verdict == wanted.verdict.value and float(wait) == pytest.approx(wanted.wait_s, abs=1e-3, rel=1e-3)
-        assert float(tokens) == pytest.approx(book.token_debt, abs=0.1, rel=1e-3)
-        assert float(requests) == pytest.approx(book.request_debt, abs=0.001, rel=1e-3)
-        assert float(concurrency_limit) == pytest.approx(book.concurrency_limit, abs=1e-3)
-        assert shares_in(shares) == pytest.approx(book.shares(now), abs=1e-4)
-        if wanted.verdict is Verdict.ALLOW:
+        assert verdict == expected.verdict.value and float(wait) == pytest.approx(expected.wait_s, abs=1e-3, rel=1e-3)
+        assert float(tokens) == pytest.approx(bucket.token_debt, abs=0.1, rel=1e-3)
+        assert float(requests) == pytest.approx(bucket.request_debt, abs=0.001, rel=1e-3)
+        assert float(concurrency_limit) == pytest.approx(bucket.concurrency_limit, abs=1e-3)
+        assert shares_in(shares) == pytest.approx(bucket.shares(now), abs=1e-4)
+        if expected.verdict is Verdict.ALLOW:
             under_way.append(ask.slot)
     assert await client.ttl(keys[0]) > 0
     assert (lowest < 0.9) == any(params.rate for params in params)
     for pause_s in (100.0, 50.0, 400.0, 2000.0):
         now += pause_s
-        wanted = book.acquire(last := AcquireRequest(f"p{pause_s}", True, 1.0, 0.0), now)
+        expected = bucket.acquire(last := AcquireRequest(f"p{pause_s}", True, 1.0, 0.0), now)
         arguments = lua.acquire_arguments(last, max_concurrency=6, slot_ttl_s=20.0, params=params, now=now)
-        said = await ask_script(keys, arguments)
-        assert shares_in(said[6:]) == pytest.approx(book.shares(now), abs=1e-4)
-    assert said[0] == wanted.verdict.value and book.shares(now) == (1.0, 1.0)
+        reply = await ask_script(keys, arguments)
+        assert shares_in(reply[6:]) == pytest.approx(bucket.shares(now), abs=1e-4)
+    assert reply[0] == expected.verdict.value and bucket.shares(now) == (1.0, 1.0)
 
 
 TOKENS_PER_S = 2000
@@ -181,7 +181,7 @@ async def call(
     return calls
 
 
-async def heard(upstream: Upstream, route: Route) -> None:
+async def await_recent_429s(upstream: Upstream, route: Route) -> None:
     """The news of the other processes has come."""
     async with asyncio.timeout(10):
         while not upstream._limiters.for_route(route).is_paced:
@@ -218,7 +218,7 @@ async def test_a_429_closes_the_gate_for_all_processes_and_one_probe_opens_it(
     closed_at = loop.time()
     if tokens_per_minute is None:  # who has no quota asks nobody: the news comes within a second
         for other in (first, *others):
-            await heard(other, route)
+            await await_recent_429s(other, route)
     await asyncio.gather(*(call(other, route) for other in (first, *others) for _ in range(5)))
     early = [at for at in wire.sent_at if closed_at < at < closed_at + 0.89]
     assert early == [] and len(wire.sent) == 21
@@ -284,13 +284,13 @@ async def test_calls_of_bulk_shrink_with_a_quota_that_was_learned(redis_url: str
     texts = [f"text {n} " + "word " * 100 for n in range(32)]
     embed_run = replace(fakes.new_run(wire, fakes.alias(route), len(texts)), upstream=opened(redis_url, wire, route))
     limits = replace(route.limits, inputs_per_call=28)
-    [most, rest] = packing.pack(texts, range(len(texts)), limits, fakes.WIDTH, Options())
-    assert most.tokens > QUOTA * quota.BULK_CALL  # it was packed before anything was known
+    [max_concurrency, rest] = packing.pack(texts, range(len(texts)), limits, fakes.WIDTH, Options())
+    assert max_concurrency.tokens > QUOTA * quota.BULK_CALL  # it was packed before anything was known
     first, second = packing.slice_batch(rest, 0, 2), packing.slice_batch(rest, 2, 4)
-    await embed(embed_run, [first, second, most], concurrency=1)
+    await embed(embed_run, [first, second, max_concurrency], concurrency=1)
     sizes = [len(orjson.loads(request.body)["input"]) for request in wire.sent]
     assert sizes[:2] == [2, 2] and len(sizes) > 3 and sum(sizes) == len(texts)
-    assert max(sizes) * most.tokens / len(most.inputs) <= QUOTA * quota.BULK_CALL
+    assert max(sizes) * max_concurrency.tokens / len(max_concurrency.inputs) <= QUOTA * quota.BULK_CALL
     await embed_run.upstream.close()
 
 
@@ -348,8 +348,8 @@ async def test_a_redis_that_is_away_leaves_each_process_its_share(
                 await coordinator.acquire(AcquireRequest("again", True, 1.0, 0.0))
         await coordinator.settle(CallResult("later", CallSignal.SUCCESS))
         await shared.close()
-    told = [record.message for record in caplog.records if record.name == "embedmill.pacing"]
-    assert [("away" in each, "back" in each) for each in told] == [(True, False), (False, True)]
+    reply = [record.message for record in caplog.records if record.name == "embedmill.pacing"]
+    assert [("away" in each, "back" in each) for each in reply] == [(True, False), (False, True)]
 
 
 @pytest.mark.parametrize("processes", [1, 4])

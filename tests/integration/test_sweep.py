@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import insert, select
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.crashes import MAX_SOLO_DEATHS
 from engine.jobs.maintenance.purge import FORGET_WORKER_S
@@ -138,7 +138,7 @@ async def test_a_cancel_that_was_cut_off_is_brought_to_its_end(store: Store, oth
 async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Store) -> None:
     """The API died in the middle of an upload: what had arrived ran, and stays readable."""
     async with store.receiving() as intake:
-        lines = Lines()
+        lines = ParsedRecords()
         for index in range(25):
             lines.add(text_of("text", index))
         await intake.add(lines)
@@ -171,7 +171,7 @@ async def test_an_upload_under_a_key_is_left_open_for_a_while(store: Store, othe
     assert isinstance(reservation, job_intake.Reservation)
     with pytest.raises(RuntimeError):
         async with store.receiving_as(reservation) as intake:
-            lines = Lines()
+            lines = ParsedRecords()
             for index in range(25):
                 lines.add(text_of("text", index))
             await intake.add(lines)

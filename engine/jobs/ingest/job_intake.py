@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, and_, case, delete, func, insert, select, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.access.keys import Caller
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.control.end_early import end_early, forget
 from engine.jobs.ingest.differences import stored_options, what_differs
 from engine.jobs.ingest.idempotency import ARRIVING, Replay, Reservation, new_reservation, owned_by, reserve
@@ -106,11 +106,11 @@ class JobIntake:
         )
         log.info("an upload is taken up again", extra={"job_id": self.job_id, "inputs": row.ingested})
 
-    async def add(self, lines: Lines) -> None:
+    async def add(self, lines: ParsedRecords) -> None:
         """Take lines in; writes a shard whenever one is full. Raises StorageUnavailable."""
         await self.read(iter([lines]))
 
-    async def read(self, pieces: Iterator[Lines], *, size: int | None = None, held_bytes: int = 0) -> None:
+    async def read(self, pieces: Iterator[ParsedRecords], *, size: int | None = None, held_bytes: int = 0) -> None:
         """The same for lines that are parsed on the way, in the work threads unless they are few bytes.
 
         `held_bytes` is what the parser keeps of a line that has not ended.

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from engine.config.settings import Settings
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest.dedup import DuplicateIndex, fingerprint
 from engine.jobs.shard_draft import MAX_RUN_INPUTS, ShardDraft
 from engine.planning import packing, tokens
@@ -76,13 +76,13 @@ class Sharder:
         self._begin()
 
     def _begin(self) -> None:
-        self._waiting = Lines()
+        self._waiting = ParsedRecords()
         self._keys: list[bytes | None] = []
         self._records: list[bytes] = []
         self._truncated: list[int] = []
         self.held_bytes = 0
 
-    def feed(self, lines: Lines) -> Iterator[ShardDraft]:
+    def feed(self, lines: ParsedRecords) -> Iterator[ShardDraft]:
         """The shards that these lines fill. Raises PayloadTooLarge, and IdempotencyMismatch for another corpus."""
         settings = self._settings
         for position, item in enumerate(lines.inputs):
@@ -123,7 +123,7 @@ class Sharder:
             error = error or InputError("invalid_input", "no token id")
         self._record(key, caller_id)
         if error is not None:
-            self._waiting.refuse(error, caller_id)
+            self._waiting.append_error(error, caller_id)
             self._keys.append(None)
             self._refused += 1
         else:
@@ -145,7 +145,7 @@ class Sharder:
             return
         for _ in range(count):
             self._record(_NO_KEY + error.code.encode(), caller_id)
-            self._waiting.refuse(error, caller_id)
+            self._waiting.append_error(error, caller_id)
             self._keys.append(None)
             self.held_bytes += ENTRY_BYTES + len(caller_id or "")
             self._compare()
@@ -172,7 +172,7 @@ class Sharder:
             yield ShardDraft(
                 self._next_seq(),
                 self._index - some,
-                Lines(),
+                ParsedRecords(),
                 some,
                 repeated=error,
                 packed_inputs=_PACK.encode([]),
@@ -207,7 +207,7 @@ class Sharder:
         self._begin()
         if self._stored is not None:
             self._compare_now()
-            return ShardDraft(self._seq, self._index, Lines(), 0, prefix_hash=cut.prefix_hash)
+            return ShardDraft(self._seq, self._index, ParsedRecords(), 0, prefix_hash=cut.prefix_hash)
         cut.twins, cut.truncated = twins, truncated
         inputs = lines.inputs
         for position in cut.twins:

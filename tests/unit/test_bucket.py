@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 from engine.limiter import quota
 from engine.limiter.bucket import CallResult, CallSignal, Verdict
 from providers.fake.rate_limit import RateLimit, SlidingWindow
-from tests.unit.pacing_world import LIMIT, START, World, acquire_request, book
+from tests.unit.rate_limit_simulation import LIMIT, START, Simulation, acquire_request, bucket_state
 
 
-def world(seed: int = 1, *, tokens: int | None = LIMIT, requests: int | None = None) -> World:
+def world(seed: int = 1, *, tokens: int | None = LIMIT, requests: int | None = None) -> Simulation:
     rate = RateLimit(requests_per_minute=requests, tokens_per_minute=tokens)
-    return World(book(tokens, requests), SlidingWindow(rate), seed)
+    return Simulation(bucket_state(tokens, requests), SlidingWindow(rate), seed)
 
 
 @settings(max_examples=15, deadline=None)
@@ -64,60 +64,60 @@ def test_bulk_may_use_what_is_idle_and_leaves_what_is_not() -> None:
 
 
 def test_an_interactive_call_reserves_its_start_or_is_refused_with_the_true_wait() -> None:
-    paced = book(requests=None)
-    rate = paced.tokens.rate
-    burst = paced.tokens.burst
-    assert paced.acquire(acquire_request(tokens=burst), START).wait_s == 0
-    later = paced.acquire(acquire_request(tokens=rate, max_wait_s=1.5), START)
+    limiter = bucket_state(requests=None)
+    rate = limiter.tokens.rate
+    burst = limiter.tokens.burst
+    assert limiter.acquire(acquire_request(tokens=burst), START).wait_s == 0
+    later = limiter.acquire(acquire_request(tokens=rate, max_wait_s=1.5), START)
     assert later.verdict is Verdict.ALLOW and later.wait_s == pytest.approx(1.0)
-    debt = paced.token_debt
-    refused = paced.acquire(acquire_request(tokens=rate, max_wait_s=1.5), START)
+    debt = limiter.token_debt
+    refused = limiter.acquire(acquire_request(tokens=rate, max_wait_s=1.5), START)
     assert refused.verdict is Verdict.OVER_QUOTA and refused.wait_s == pytest.approx(2.0)
-    assert paced.token_debt == debt  # who is refused is not charged
-    assert paced.acquire(acquire_request(tokens=rate, max_wait_s=2.1), START).verdict is Verdict.ALLOW
-    assert paced.acquire(acquire_request(interactive=False), START).verdict is Verdict.OVER_QUOTA
+    assert limiter.token_debt == debt  # who is refused is not charged
+    assert limiter.acquire(acquire_request(tokens=rate, max_wait_s=2.1), START).verdict is Verdict.ALLOW
+    assert limiter.acquire(acquire_request(interactive=False), START).verdict is Verdict.OVER_QUOTA
 
 
 def test_a_refund_and_a_debt_are_settled() -> None:
-    paced = book(requests=None)
-    paced.acquire(acquire_request(tokens=10_000), START)
-    paced.settle(CallResult("a", CallSignal.CLIENT_ERROR, tokens=-10_000, requests=-1), START)
-    assert paced.token_debt == 0
-    paced.acquire(acquire_request(tokens=10_000), START)
-    paced.settle(CallResult("a", CallSignal.SUCCESS, tokens=5_000), START)
-    assert paced.token_debt == 15_000
-    paced.settle(
+    limiter = bucket_state(requests=None)
+    limiter.acquire(acquire_request(tokens=10_000), START)
+    limiter.settle(CallResult("a", CallSignal.CLIENT_ERROR, tokens=-10_000, requests=-1), START)
+    assert limiter.token_debt == 0
+    limiter.acquire(acquire_request(tokens=10_000), START)
+    limiter.settle(CallResult("a", CallSignal.SUCCESS, tokens=5_000), START)
+    assert limiter.token_debt == 15_000
+    limiter.settle(
         CallResult("b", CallSignal.SUCCESS, tokens=-LIMIT), START
     )  # a late refund of what has drained long since
-    assert paced.token_debt == -paced.tokens.max_credit
+    assert limiter.token_debt == -limiter.tokens.max_credit
 
 
 def test_a_429_closes_the_gate_and_one_probe_opens_it() -> None:
-    paced = book()
+    limiter = bucket_state()
     for slot in ("a", "b", "c"):
-        assert paced.acquire(acquire_request(slot), START).verdict is Verdict.ALLOW
-    paced.settle(CallResult("a", CallSignal.RATE_LIMITED, cooldown_s=10.0), START)
-    paced.settle(CallResult("b", CallSignal.RATE_LIMITED, cooldown_s=5.0), START + 1)  # does not open it sooner
-    paced.settle(CallResult("c", CallSignal.SUCCESS), START + 2)  # it had started before
-    closed = paced.acquire(acquire_request("d"), START + 3)
+        assert limiter.acquire(acquire_request(slot), START).verdict is Verdict.ALLOW
+    limiter.settle(CallResult("a", CallSignal.RATE_LIMITED, cooldown_s=10.0), START)
+    limiter.settle(CallResult("b", CallSignal.RATE_LIMITED, cooldown_s=5.0), START + 1)  # does not open it sooner
+    limiter.settle(CallResult("c", CallSignal.SUCCESS), START + 2)  # it had started before
+    closed = limiter.acquire(acquire_request("d"), START + 3)
     assert closed.verdict is Verdict.COOLING_DOWN and closed.wait_s == pytest.approx(7.0)
-    assert paced.acquire(acquire_request("probe"), START + 10).verdict is Verdict.ALLOW
-    assert paced.acquire(acquire_request("d"), START + 10).verdict is Verdict.COOLING_DOWN
-    paced.settle(CallResult("probe", CallSignal.RATE_LIMITED, cooldown_s=10.0), START + 11)
-    assert paced.acquire(acquire_request("d"), START + 20).verdict is Verdict.COOLING_DOWN
-    assert paced.acquire(acquire_request("probe"), START + 21).verdict is Verdict.ALLOW
-    paced.settle(CallResult("probe", CallSignal.NONE), START + 21)  # cancelled: another may try
-    assert paced.acquire(acquire_request("again"), START + 21).verdict is Verdict.ALLOW
-    paced.settle(CallResult("again", CallSignal.CLIENT_ERROR), START + 22)
-    assert all(paced.acquire(acquire_request(slot), START + 22).verdict is Verdict.ALLOW for slot in "xyz")
+    assert limiter.acquire(acquire_request("probe"), START + 10).verdict is Verdict.ALLOW
+    assert limiter.acquire(acquire_request("d"), START + 10).verdict is Verdict.COOLING_DOWN
+    limiter.settle(CallResult("probe", CallSignal.RATE_LIMITED, cooldown_s=10.0), START + 11)
+    assert limiter.acquire(acquire_request("d"), START + 20).verdict is Verdict.COOLING_DOWN
+    assert limiter.acquire(acquire_request("probe"), START + 21).verdict is Verdict.ALLOW
+    limiter.settle(CallResult("probe", CallSignal.NONE), START + 21)  # cancelled: another may try
+    assert limiter.acquire(acquire_request("again"), START + 21).verdict is Verdict.ALLOW
+    limiter.settle(CallResult("again", CallSignal.CLIENT_ERROR), START + 22)
+    assert all(limiter.acquire(acquire_request(slot), START + 22).verdict is Verdict.ALLOW for slot in "xyz")
 
 
 def test_a_probe_whose_process_died_is_given_up_for_lost() -> None:
-    paced = book()
-    paced.settle(CallResult("a", CallSignal.RATE_LIMITED, cooldown_s=1.0), START)
-    assert paced.acquire(acquire_request("probe"), START + 1).verdict is Verdict.ALLOW
-    assert paced.acquire(acquire_request("d"), START + 90).verdict is Verdict.COOLING_DOWN
-    assert paced.acquire(acquire_request("d"), START + 91.1).verdict is Verdict.ALLOW
+    limiter = bucket_state()
+    limiter.settle(CallResult("a", CallSignal.RATE_LIMITED, cooldown_s=1.0), START)
+    assert limiter.acquire(acquire_request("probe"), START + 1).verdict is Verdict.ALLOW
+    assert limiter.acquire(acquire_request("d"), START + 90).verdict is Verdict.COOLING_DOWN
+    assert limiter.acquire(acquire_request("d"), START + 91.1).verdict is Verdict.ALLOW
 
 
 @pytest.mark.parametrize(
@@ -131,55 +131,55 @@ def test_a_probe_whose_process_died_is_given_up_for_lost() -> None:
 def test_a_429_that_names_no_time_or_too_little_closes_the_gate_for_longer_in_the_end(
     told_s: float | None, closed_s: list[float]
 ) -> None:
-    paced, now, process_alive_s = book(), START, []
+    limiter, now, process_alive_s = bucket_state(), START, []
     for strike in range(8):
-        assert paced.acquire(acquire_request(f"{strike}"), now).verdict is Verdict.ALLOW
-        paced.settle(CallResult(f"{strike}", CallSignal.RATE_LIMITED, cooldown_s=told_s), now)
-        process_alive_s.append(paced.cooldown_until - now)
-        now = paced.cooldown_until
+        assert limiter.acquire(acquire_request(f"{strike}"), now).verdict is Verdict.ALLOW
+        limiter.settle(CallResult(f"{strike}", CallSignal.RATE_LIMITED, cooldown_s=told_s), now)
+        process_alive_s.append(limiter.cooldown_until - now)
+        now = limiter.cooldown_until
     assert process_alive_s == pytest.approx(closed_s)
 
 
 def test_calls_that_had_started_before_the_gate_was_closed_do_not_make_it_longer() -> None:
-    paced = book()
+    limiter = bucket_state()
     slots = [f"{number}" for number in range(12)]
     for slot in slots:
-        assert paced.acquire(acquire_request(slot), START).verdict is Verdict.ALLOW
+        assert limiter.acquire(acquire_request(slot), START).verdict is Verdict.ALLOW
     for number, slot in enumerate(slots):  # each is refused after the gate of the one before has opened
-        paced.settle(CallResult(slot, CallSignal.RATE_LIMITED, cooldown_s=0.05), START + number / 10)
-    assert paced.cooldown_until == pytest.approx(START + 1.15)
+        limiter.settle(CallResult(slot, CallSignal.RATE_LIMITED, cooldown_s=0.05), START + number / 10)
+    assert limiter.cooldown_until == pytest.approx(START + 1.15)
 
 
 def test_places_shrink_with_trouble_once_a_second_and_grow_with_success() -> None:
-    paced = book(None, None, most=20)
+    limiter = bucket_state(None, None, max_concurrency=20)
     for signal in (CallSignal.OVERLOADED, CallSignal.RATE_LIMITED, CallSignal.SLOW):
-        paced.settle(CallResult("x", signal, cooldown_s=0.0), START)
-    assert paced.concurrency_limit == pytest.approx(14.0)
+        limiter.settle(CallResult("x", signal, cooldown_s=0.0), START)
+    assert limiter.concurrency_limit == pytest.approx(14.0)
     for second in range(1, 30):
-        paced.settle(CallResult("x", CallSignal.OVERLOADED), START + second)
-    assert (paced.concurrency_limit, paced.lane_limit(interactive=False)) == (1.0, 1)
-    paced.is_tripped = False
+        limiter.settle(CallResult("x", CallSignal.OVERLOADED), START + second)
+    assert (limiter.concurrency_limit, limiter.lane_limit(interactive=False)) == (1.0, 1)
+    limiter.is_tripped = False
     for turn in range(400):
         slots = [f"{turn}-{i}" for i in range(30)]
         started = [
-            slot for slot in slots if paced.acquire(acquire_request(slot), START + 60 + turn).verdict is Verdict.ALLOW
+            slot for slot in slots if limiter.acquire(acquire_request(slot), START + 60 + turn).verdict is Verdict.ALLOW
         ]
-        assert len(started) == paced.lane_limit(interactive=True)
+        assert len(started) == limiter.lane_limit(interactive=True)
         for slot in started:
-            paced.settle(CallResult(slot, CallSignal.SUCCESS), START + 60 + turn)
-    assert paced.concurrency_limit == 20.0
+            limiter.settle(CallResult(slot, CallSignal.SUCCESS), START + 60 + turn)
+    assert limiter.concurrency_limit == 20.0
 
 
 def test_bulk_leaves_places_and_lost_ones_come_back() -> None:
-    paced = book(None, None, most=16)
-    bulk = [paced.acquire(acquire_request(f"b{i}", interactive=False), START).verdict for i in range(20)]
+    limiter = bucket_state(None, None, max_concurrency=16)
+    bulk = [limiter.acquire(acquire_request(f"b{i}", interactive=False), START).verdict for i in range(20)]
     assert bulk.count(Verdict.ALLOW) == 14
-    assert [paced.acquire(acquire_request(f"i{i}"), START).verdict for i in range(3)] == [
+    assert [limiter.acquire(acquire_request(f"i{i}"), START).verdict for i in range(3)] == [
         Verdict.ALLOW,
         Verdict.ALLOW,
         Verdict.AT_CAPACITY,
     ]
-    assert paced.acquire(acquire_request("later"), START + 91).verdict is Verdict.ALLOW
+    assert limiter.acquire(acquire_request("later"), START + 91).verdict is Verdict.ALLOW
 
 
 def test_shares_of_all_processes_make_one_quota() -> None:

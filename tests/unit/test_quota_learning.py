@@ -17,49 +17,49 @@ from engine.limiter.learned_quota import (
 )
 from engine.limiter.quota import request_bucket, token_bucket
 from providers.fake.rate_limit import RateLimit, SlidingWindow
-from tests.unit.pacing_world import LIMIT, START, World, acquire_request, book
+from tests.unit.rate_limit_simulation import LIMIT, START, Simulation, acquire_request, bucket_state
 
 
 def test_a_quota_that_recovers_is_used_again() -> None:
     window = SlidingWindow(RateLimit(tokens_per_minute=LIMIT // 2))
-    simulated = World(book(), window, 1, tells_wait=True)
+    simulated = Simulation(bucket_state(), window, 1, tells_wait=True)
     simulated.run(180, [6000], callers=16, interactive_every_s=0.5)
-    assert simulated.book.shares(START + 180)[0] <= 0.55
+    assert simulated.bucket.shares(START + 180)[0] <= 0.55
     window.max_tokens = LIMIT
     simulated.used = 0
     simulated.run(1200, [6000], callers=16, interactive_every_s=0.5, began=START + 180)
-    assert simulated.book.shares(START + 1380) == (1.0, 1.0)
+    assert simulated.bucket.shares(START + 1380) == (1.0, 1.0)
     assert simulated.used / (LIMIT * 20) >= 0.7
 
 
 def test_429s_of_the_same_moment_lower_the_share_once() -> None:
-    paced = book(LIMIT, None)
-    paced.accepted.add(LIMIT / 2, 0, START)
+    limiter = bucket_state(LIMIT, None)
+    limiter.accepted.add(LIMIT / 2, 0, START)
     slots = [f"{number}" for number in range(8)]
     for slot in slots:
-        assert paced.acquire(acquire_request(slot), START).verdict is Verdict.ALLOW
+        assert limiter.acquire(acquire_request(slot), START).verdict is Verdict.ALLOW
     for number, slot in enumerate(slots):
-        paced.settle(CallResult(slot, CallSignal.RATE_LIMITED, tokens=-1.0, cooldown_s=1.0), START + number / 10)
-    assert paced.learned[0].share == pytest.approx(0.5, abs=1e-4)
+        limiter.settle(CallResult(slot, CallSignal.RATE_LIMITED, tokens=-1.0, cooldown_s=1.0), START + number / 10)
+    assert limiter.learned[0].share == pytest.approx(0.5, abs=1e-4)
 
 
 def test_a_probe_that_is_refused_tells_nothing_of_the_quota() -> None:
-    paced = book(LIMIT, None)
-    paced.accepted.add(LIMIT / 2, 0, START)
+    limiter = bucket_state(LIMIT, None)
+    limiter.accepted.add(LIMIT / 2, 0, START)
     now = START
     for number in range(4):
-        assert paced.acquire(acquire_request(f"{number}"), now).verdict is Verdict.ALLOW
-        paced.settle(CallResult(f"{number}", CallSignal.RATE_LIMITED, tokens=-1.0), now)
-        now = paced.cooldown_until
-    assert paced.learned[0].share == pytest.approx(0.5, abs=1e-4)
+        assert limiter.acquire(acquire_request(f"{number}"), now).verdict is Verdict.ALLOW
+        limiter.settle(CallResult(f"{number}", CallSignal.RATE_LIMITED, tokens=-1.0), now)
+        now = limiter.cooldown_until
+    assert limiter.learned[0].share == pytest.approx(0.5, abs=1e-4)
 
 
 @pytest.mark.parametrize(("cooldown_s", "share"), [(None, 0.25), (60.0, 0.25), (120.0, 1.0)])
 def test_who_says_to_come_back_much_later_speaks_of_no_minute(cooldown_s: float | None, share: float) -> None:
-    paced = book()
-    paced.acquire(acquire_request("a"), START)
-    paced.settle(CallResult("a", CallSignal.RATE_LIMITED, tokens=-1.0, cooldown_s=cooldown_s), START)
-    assert min(paced.shares(START)) == share
+    limiter = bucket_state()
+    limiter.acquire(acquire_request("a"), START)
+    limiter.settle(CallResult("a", CallSignal.RATE_LIMITED, tokens=-1.0, cooldown_s=cooldown_s), START)
+    assert min(limiter.shares(START)) == share
 
 
 def test_the_share_falls_to_what_was_accepted_and_rises_slowly() -> None:
@@ -101,14 +101,14 @@ def test_a_minute_is_counted_in_buckets() -> None:
 @pytest.mark.parametrize("requests", [3, 30, 600])
 @pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
 def test_no_minute_holds_more_than_the_share(requests: int, share: float) -> None:
-    paced = BucketState(64, 90.0, token_bucket(LIMIT), request_bucket(requests), updated_at=START)
-    paced.learned = (LearnedShare(), LearnedShare(share, START + 1e6))  # does not rise
+    limiter = BucketState(64, 90.0, token_bucket(LIMIT), request_bucket(requests), updated_at=START)
+    limiter.learned = (LearnedShare(), LearnedShare(share, START + 1e6))  # does not rise
     now, started = START, []
     while now < START + 300:
-        answer = paced.acquire(AcquireRequest(f"{now}", True, 1.0, 0.0), now)
-        paced.slots.clear()
+        answer = limiter.acquire(AcquireRequest(f"{now}", True, 1.0, 0.0), now)
+        limiter.slots.clear()
         if answer.verdict is Verdict.ALLOW:
             started.append(now)
         now += max(0.001, answer.wait_s + 0.001)
-    most = max(sum(at <= each < at + 60 for each in started) for at in started)
-    assert most <= math.ceil(requests * share - 1e-9)
+    max_concurrency = max(sum(at <= each < at + 60 for each in started) for at in started)
+    assert max_concurrency <= math.ceil(requests * share - 1e-9)

@@ -15,8 +15,10 @@ LIMIT = 1_000_000
 START = 1000.0
 
 
-def book(tokens: int | None = LIMIT, requests: int | None = 600, *, most: int = 64) -> BucketState:
-    return BucketState(most, 90.0, quota.token_bucket(tokens), quota.request_bucket(requests), updated_at=START)
+def bucket_state(tokens: int | None = LIMIT, requests: int | None = 600, *, max_concurrency: int = 64) -> BucketState:
+    return BucketState(
+        max_concurrency, 90.0, quota.token_bucket(tokens), quota.request_bucket(requests), updated_at=START
+    )
 
 
 def acquire_request(
@@ -30,10 +32,10 @@ class Window(Protocol):
 
 
 @dataclass
-class World:
+class Simulation:
     """Callers before one book, and the provider behind it. Time is simulated; calls take `latency_s`."""
 
-    book: BucketState
+    bucket: BucketState
     window: Window
     seed: int
     latency_s: float = 0.3
@@ -46,7 +48,7 @@ class World:
     waits: list[tuple[float, float]] = field(default_factory=list)  # the same, with when each began
     interactive_tokens: int = 500
     max_wait_s: float = 60.0  # a longer wait is turned away at once
-    turned_away: int = 0
+    refused_at_once: int = 0
     names_quota: bool = False
     tells_wait: bool = False  # a refusal says when there is room again; else it says 1 s
 
@@ -80,19 +82,19 @@ class World:
                 continue
             interactive = kind == "interactive"
             slot = f"{number}"
-            answer = self.book.acquire(
+            answer = self.bucket.acquire(
                 acquire_request(slot, tokens=size * self.overstated, interactive=interactive), now
             )
             if answer.verdict is not Verdict.ALLOW:
                 if interactive and now + answer.wait_s > since + self.max_wait_s:
-                    self.turned_away += 1
+                    self.refused_at_once += 1
                     at = since + interactive_every_s
                     later(at, kind, size, at)
                     continue
                 later(now + answer.wait_s + rng.uniform(0.002, 0.01), kind, size, since)
                 continue
             start = now + answer.wait_s
-            self.book.slots.pop(slot, None)  # places are another test's
+            self.bucket.slots.pop(slot, None)  # places are another test's
             later(start + rng.uniform(0, self.late_s), f"arrive-{slot}", size, since)
             if interactive:
                 self.waited.append(start - since)
@@ -120,4 +122,4 @@ class World:
             self.used += size
             self.calls += 1
             end = CallResult(slot, CallSignal.SUCCESS, tokens=size - charged, accepted_tokens=size)
-        self.book.settle(end, now)
+        self.bucket.settle(end, now)
