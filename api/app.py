@@ -21,7 +21,7 @@ from api.http.middleware import RequestContext
 from api.loop_lag import watch_lag
 from api.readiness import Readiness
 from api.routes import all_routes
-from engine.config.secrets import LOOK_EVERY_S
+from engine.config.secrets import REFRESH_EVERY_S
 from engine.config.settings import Settings
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.reading.long_poll import JobWatches
@@ -53,12 +53,12 @@ def build_app(runtime: Runtime) -> FastAPI:
         tasks = [
             asyncio.create_task(watch_lag()),
             asyncio.create_task(app.state.readiness.keep_fresh()),
-            asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "api")),
+            asyncio.create_task(service_heartbeats.heartbeat_loop(runtime.database, "api")),
             asyncio.create_task(
-                repeat(lambda: try_changed_secrets(runtime), ErrorLog("reading secret files"), every_s=LOOK_EVERY_S)
+                repeat(lambda: try_changed_secrets(runtime), ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)
             ),
             asyncio.create_task(
-                worker_heartbeats.keep_sharing(runtime.database, runtime.upstream, runtime.settings.worker_seen_s)
+                worker_heartbeats.quota_share_loop(runtime.database, runtime.upstream, runtime.settings.worker_seen_s)
             ),
         ]
         tune_memory()

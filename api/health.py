@@ -57,6 +57,6 @@ def shared_metrics_text(gauges: Gauges) -> SharedTask[bytes]:
 
     async def render() -> bytes:
         await asyncio.wait({refresh_task.start()}, timeout=DATABASE_WAIT_S)
-        return await asyncio.to_thread(telemetry.exposition)
+        return await asyncio.to_thread(telemetry.render_metrics)
 
     return SharedTask(render)

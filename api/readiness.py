@@ -67,7 +67,7 @@ class Readiness:
             return True
 
         async def workers() -> bool:
-            return await worker_heartbeats.alive(runtime.database, runtime.settings.worker_seen_s) > 0
+            return await worker_heartbeats.count_alive(runtime.database, runtime.settings.worker_seen_s) > 0
 
         return cls(
             {"database": Probe(database), "broker": Probe(runtime.notifier.reachable), "workers": Probe(workers)}

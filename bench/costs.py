@@ -26,7 +26,7 @@ from bench.report import RESULTS
 from bench.texts import text_of
 from engine.access.keys import Caller
 from engine.config.settings import Settings
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.execution.message_handler import handle_message
 from engine.jobs.ingest import job_intake
 from engine.queue.broker import Notifier
@@ -52,7 +52,7 @@ class CountingNotifier(Notifier):
         super().__init__("")
         self.published: list[str] = []
 
-    async def ring(self, shard_ids: Sequence[str]) -> bool:
+    async def notify(self, shard_ids: Sequence[str]) -> bool:
         self.published += shard_ids
         return True
 
@@ -93,7 +93,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
         wanted = job_intake.JobSpec(runtime.alias("m"), 1536, Options(), {}, "req_bench")
         async with job_intake.open_intake(runtime, Caller("key", "bench", frozenset()), wanted) as intake:
             for start in range(0, inputs, 1000):
-                lines = Lines()
+                lines = ParsedRecords()
                 for number in range(start, min(start + 1000, inputs)):
                     lines.add(text_of(number), None)
                 await intake.add(lines)

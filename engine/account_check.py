@@ -1,4 +1,4 @@
-"""One real call to each route of an account, for an operator who wants to know whether it works. Ends its outages."""
+"""Checks an account for an operator with one real call to each of its routes. Ends their outages."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from engine.routing.control_calls import control_batch
 from engine.routing.outage_causes import Cause, cause_of
 from engine.routing.outages import route_key
 from engine.runtime import Runtime
+from engine.upstream.call import CallContext
 from models.embedding import Alias, Call, Route
 from models.errors import EmbedmillError, UpstreamError
 from models.outage import RouteOutage
@@ -28,7 +29,7 @@ OPERATOR_PROJECT = "operator"
 
 @dataclass(frozen=True, slots=True)
 class RouteTest:
-    """What one call showed. `cause` None: the route answers, and the configuration agrees with what it answered."""
+    """The result of one call. `cause` None: the route answers as the configuration says."""
 
     alias: str
     upstream_model: str
@@ -61,10 +62,11 @@ async def _test(runtime: Runtime, alias: Alias, route: Route) -> RouteTest:
     calls: list[Call] = []
     began = time.monotonic()
     deadline = began + min(TIMEOUT_S, route.account.timeout_s)
+    context = CallContext(deadline, calls, purpose="providers_test")
     cause: Cause | None = None
     counted: int | None = None
     try:
-        _, counted = await runtime.upstream.embed(batch, route, deadline=deadline, calls=calls, test="providers_test")
+        _, counted = await runtime.upstream.embed(batch, route, context)
     except UpstreamError as error:
         cause = cause_of(route.account, error)
     except EmbedmillError as error:

@@ -1,4 +1,4 @@
-"""Stop: the word that a run of calls is to end. Whoever waits within it hears it at once."""
+"""Cancellation token for one embedding run. `timeout()` and `sleep()` end immediately once it is cancelled."""
 
 from __future__ import annotations
 
@@ -10,41 +10,42 @@ from models.errors import DeadlineExceeded, EmbedmillError
 
 
 class CancellationToken:
-    """Given once; the first reason stays. Belongs to one event loop."""
+    """Can be cancelled once: the first reason stays. Belongs to one event loop."""
 
-    __slots__ = ("_waits", "reason")
+    __slots__ = ("_timeouts", "reason")
 
     def __init__(self) -> None:
         self.reason: EmbedmillError | None = None
-        self._waits: set[asyncio.Timeout] = set()
+        self._timeouts: set[asyncio.Timeout] = set()
 
-    def give(self, reason: EmbedmillError) -> None:
+    def cancel(self, reason: EmbedmillError) -> None:
+        """Cancel, and end all waits within `timeout()`."""
         if self.reason is not None:
             return
         self.reason = reason
-        for wait in self._waits:
-            if not wait.expired():  # its time may be up in this very moment
-                wait.reschedule(asyncio.get_running_loop().time())
+        for timeout in self._timeouts:
+            if not timeout.expired():  # it may expire in this very moment
+                timeout.reschedule(asyncio.get_running_loop().time())
 
-    def check(self) -> None:
-        """Raise DeadlineExceeded once it was given. The reason itself is raised by whoever runs the calls."""
+    def raise_if_cancelled(self) -> None:
+        """Raise DeadlineExceeded once cancelled. The reason itself is raised by the code that runs the calls."""
         if self.reason is not None:
             raise DeadlineExceeded("the run was told to stop")
 
     @asynccontextmanager
-    async def within(self, seconds: float) -> AsyncIterator[None]:
-        """Like asyncio.timeout(): what is waited for in it ends in TimeoutError after so long, or when it is given."""
+    async def timeout(self, seconds: float) -> AsyncIterator[None]:
+        """Like asyncio.timeout(). Raises TimeoutError after so many seconds, or once cancelled."""
         async with asyncio.timeout(max(0.0, seconds) if self.reason is None else 0.0) as limit:
-            self._waits.add(limit)
+            self._timeouts.add(limit)
             try:
                 yield
             finally:
-                self._waits.discard(limit)
+                self._timeouts.discard(limit)
 
     async def sleep(self, seconds: float) -> None:
-        """Sleep so long, or until it is given."""
+        """Sleep so many seconds, or until cancelled."""
         try:
-            async with self.within(seconds):
+            async with self.timeout(seconds):
                 await asyncio.Event().wait()
         except TimeoutError:
             return

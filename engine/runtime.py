@@ -1,4 +1,4 @@
-"""Everything opened once and closed once. Tests and edges get their parts from here, and fakes enter here."""
+"""Composition root: opens all parts of a process and closes them. Tests pass their fakes in here."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from engine.process.work_threads import WorkThreads
 from engine.queue.broker import Notifier, key_prefix
 from engine.routing.drift import DriftMonitor
 from engine.routing.outages import Outages
-from engine.routing.router import Router, narrowed
+from engine.routing.router import Router, apply_gateway_options
 from engine.storage.database import Database
 from engine.storage.upload_leases import UploadLeases
 from engine.upstream.call import Transport, Upstream
@@ -37,6 +37,8 @@ log = logging.getLogger("embedmill.runtime")
 
 @dataclass(slots=True)
 class Runtime:
+    """All long-lived parts of one process."""
+
     settings: Settings
     aliases: dict[str, Alias]
     database: Database
@@ -126,9 +128,9 @@ class Runtime:
                 param="model",
             ) from None
 
-    def narrowed(self, alias: Alias, options: Options) -> Alias:
+    def apply_gateway_options(self, alias: Alias, options: Options) -> Alias:
         """The alias with the routes that the caller's own options leave. Raises InvalidInput, UnknownAlias."""
-        return narrowed(self.aliases, alias, options.provider_options)
+        return apply_gateway_options(self.aliases, alias, options.provider_options)
 
     async def close(self) -> None:
         """Close all parts, in reverse order of need. An error of one is logged, and leaves no other open."""

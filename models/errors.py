@@ -201,7 +201,7 @@ class UpstreamRateLimited(UpstreamError):
 
     code = "upstream_rate_limited"
     quota = ""
-    shut_gate = False  # all calls to the route wait, for a while
+    starts_cooldown = False  # all calls to the route wait, for a while
     is_own = False  # drawn by inputs of this batch alone, again and again, while a call of ours was answered
 
 

@@ -1,4 +1,4 @@
-"""What every provider promises, and the checks that no adapter may skip.
+"""The Provider protocol, and the checks that no adapter may skip.
 
 A provider is pure: it turns a batch into an `UpstreamRequest` and an `UpstreamReply` into vectors. It opens no socket,
 reads no clock and no environment; sending, timing, retrying and metering live in `engine/`, once.
@@ -28,15 +28,15 @@ class UpstreamRequest:
     url: str
     headers: Mapping[str, str] = field(repr=False)  # holds credentials
     body: bytes = field(repr=False)
-    # More than an honest answer can be: what is longer is not read to its end. None: as much as the settings allow.
+    # An upper bound of a valid reply: a longer one is not read to its end. None: the bound of the settings.
     max_reply_bytes_of: int | None = None
-    # The HTTP proxy to send it through; "": none. None: the transport's own. It may hold a credential.
+    # URL of the HTTP proxy; "": none. None: the transport's own. It may hold a credential.
     proxy: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamReply:
-    """A whole answer, read to its end. Header names are lower-case."""
+    """A whole reply, read to its end. Header names are lower-case."""
 
     status: int
     headers: Mapping[str, str]
@@ -44,25 +44,25 @@ class UpstreamReply:
 
 
 class EmbeddingReply(NamedTuple):
-    """What a reply held: vectors in the batch's order, and the tokens that the provider says it counted."""
+    """The content of a reply: vectors in the batch's order, and the tokens that the provider reports."""
 
     vectors: Matrix
-    tokens: int | None  # None: the provider did not say, or nothing that can be believed
+    tokens: int | None  # None: the provider reported none, or no plausible number
     upstream_model: str | None = None
-    tokens_doubt: str | None = None  # why what it says of its tokens is not believed
+    tokens_doubt: str | None = None  # why the reported tokens are not plausible
 
 
 class TokenCount(NamedTuple):
-    """Tokens that a reply reports, where they can be right, and why not where they cannot."""
+    """Tokens that a reply reports, if plausible; else the reason why they are not."""
 
     tokens: int | None = None
     doubt: str | None = None
 
 
-# What a server may put around a text: begin, end, and an instruction of its own.
+# Tokens that a server may add to a text: begin, end, and an instruction of its own.
 TOKENS_AROUND_AN_INPUT = 64
 
-# Beyond any number of an embedding. Floats read from the wrong end scatter over all exponents, and pass it at once.
+# Larger than any number of an embedding. Floats read in the wrong byte order have random exponents, and exceed it.
 IMPLAUSIBLE_MAGNITUDE = 1e9
 
 
@@ -76,20 +76,20 @@ class Provider(Protocol):
     def request(self, batch: Batch, route: Route) -> UpstreamRequest:
         """Build the one request that embeds the batch on this route."""
 
-    def parse(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
+    def parse_reply(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
         """Read a 2xx reply. Raises UpstreamProtocolError for anything that is not exactly one good vector per input.
 
         `route` gives the names in the advice of errors.
         """
 
-    def fault(self, reply: UpstreamReply) -> UpstreamError:
-        """Say what a non-2xx reply means, as an error that carries what to do next."""
+    def error_from(self, reply: UpstreamReply) -> UpstreamError:
+        """The error of a non-2xx reply; its class carries the disposition."""
 
-    def quota(self, reply: UpstreamReply) -> RateLimitHeaders | None:
-        """What the reply's headers say about the account's quotas, where they say anything."""
+    def rate_limits(self, reply: UpstreamReply) -> RateLimitHeaders | None:
+        """The account's quotas as the reply's headers state them; None where they state none."""
 
 
-def bearer(account: Account) -> dict[str, str]:
+def json_headers(account: Account) -> dict[str, str]:
     """JSON headers with the account's bearer token, where it has one."""
     headers = {"content-type": "application/json", "accept": "application/json", "accept-encoding": "identity"}
     if account.api_key:
@@ -98,15 +98,15 @@ def bearer(account: Account) -> dict[str, str]:
 
 
 def max_reply_bytes_of(batch: Batch) -> int:
-    """The longest honest answer: every number written out with its white space, and room for all that is around."""
+    """Upper bound of a valid reply: every number written out with white space, and room for the other fields."""
     return 1024 * 1024 + len(batch.inputs) * (batch.width * 32 + 1024)
 
 
-def believed_tokens(counts: Sequence[object], batch: Batch) -> TokenCount:
-    """The first of the reported counts that the batch's inputs can have, with the reason where there was none.
+def plausible_tokens(counts: Sequence[object], batch: Batch) -> TokenCount:
+    """The first plausible of the reported counts; else the reason why none is plausible.
 
-    A token is a byte of text at least: more than the inputs' bytes, and what is put around them, is no count of them.
-    Zero is what servers that do not count report (LM Studio, 2026-08).
+    A token has at least one byte: a count above the inputs' bytes, plus what a server adds, cannot be right. Servers
+    that do not count report 0 (LM Studio, 2026-08).
     """
     doubt: str | None = None
     for count in counts:
@@ -116,15 +116,15 @@ def believed_tokens(counts: Sequence[object], batch: Batch) -> TokenCount:
             doubt = doubt or "it is not a whole number"
         elif count < 0:
             doubt = doubt or "it is negative"
-        elif count > (most := tokens_at_most(batch)):
-            doubt = doubt or f"it is more than the {most} that its inputs can have"
+        elif count > (maximum := max_tokens_of(batch)):
+            doubt = doubt or f"it is more than the {maximum} that its inputs can have"
         elif count:
             return TokenCount(count)
     return TokenCount(doubt=doubt)
 
 
-def tokens_at_most(batch: Batch) -> int:
-    """More tokens than any tokenizer makes of the batch's inputs."""
+def max_tokens_of(batch: Batch) -> int:
+    """Upper bound of the tokens that any tokenizer makes of the batch's inputs."""
     around = TOKENS_AROUND_AN_INPUT * len(batch.inputs)
     if batch.bytes:
         return around + batch.bytes
@@ -156,9 +156,9 @@ def rows_from_floats(lists: Sequence[Sequence[float]], width: int, route: Route 
 
 
 def wrong_width(widths: Sequence[float], width: int, route: Route | None) -> UpstreamProtocolError:
-    """The error for vectors of other widths than the one asked for; the route's fault where all have the same one.
+    """The error for vectors of another width than the requested one; the route's fault where all have the same width.
 
-    Where one vector alone is of another width, the error names its place in the reply.
+    Where only one vector has another width, the error gives its position.
     """
     wrong = [position for position, each in enumerate(widths) if each != width]
     actual = widths[wrong[0]]
@@ -176,7 +176,7 @@ def wrong_width(widths: Sequence[float], width: int, route: Route | None) -> Ups
 
 
 def in_input_order(vectors: Matrix, indexes: Sequence[int] | None, count: int) -> Matrix:
-    """Put a shuffled but complete reply right. Raises UpstreamProtocolError for a missing, double or foreign index."""
+    """Sort a shuffled but complete reply. Raises UpstreamProtocolError for a missing, repeated or unknown index."""
     if len(vectors) != count:
         raise UpstreamProtocolError(f"the reply holds {len(vectors)} vectors for {count} inputs")
     if indexes is None or list(indexes) == list(range(count)):
@@ -189,11 +189,11 @@ def in_input_order(vectors: Matrix, indexes: Sequence[int] | None, count: int) -
 
 
 def check_embedded(embedded: EmbeddingReply, rows: Matrix, batch: Batch, route: Route) -> None:
-    """What the engine asks of every reply, whoever read it. Raises UpstreamProtocolError."""
+    """Check a reply, whichever adapter has read it. Raises UpstreamProtocolError."""
     try:
         check_vectors(rows, len(batch.inputs), batch.width, zeros=route.account.allow_zero_vectors)
-        told = embedded.upstream_model
-        if route.expect_model is not None and told is not None and told != route.expect_model:
+        reported = embedded.upstream_model
+        if route.expect_model is not None and reported is not None and reported != route.expect_model:
             raise UpstreamProtocolError(
                 "the reply is by another model than the one expected",
                 code="upstream_wrong_model",
@@ -205,9 +205,9 @@ def check_embedded(embedded: EmbeddingReply, rows: Matrix, batch: Batch, route: 
 
 
 def check_vectors(vectors: Matrix, count: int, width: int, *, zeros: bool = False) -> None:
-    """The last gate: shape, finite, and not all zero unless `zeros` may pass. Raises UpstreamProtocolError.
+    """Check shape, finiteness, and that no vector is all zeros unless `zeros`. Raises UpstreamProtocolError.
 
-    Where a vector cannot be used, the error names the first of them as the suspect, unless it is all of several.
+    The error gives the position of the first bad vector, unless all of several are bad.
     """
     if vectors.shape != (count, width):
         raise UpstreamProtocolError(
@@ -215,8 +215,8 @@ def check_vectors(vectors: Matrix, count: int, width: int, *, zeros: bool = Fals
         )
     if count == 0:
         return
-    # One pass answers both questions: NaN and inf spread into the squares, and only a zero vector has none. Squares
-    # that run over, or vanish, for honest numbers far from 1 are looked at again, exactly.
+    # One pass answers both questions: NaN and inf spread into the sum of squares, and only a zero vector has the sum 0.
+    # Sums that overflow or underflow for valid numbers far from 1 are checked again, exactly.
     with np.errstate(over="ignore", invalid="ignore"):
         if count == 1:  # most sync calls: a third of the time
             square = float(np.dot(vectors[0], vectors[0]))
@@ -244,5 +244,5 @@ def check_vectors(vectors: Matrix, count: int, width: int, *, zeros: bool = Fals
 
 
 def _suspect(good: npt.NDArray[np.bool_]) -> int | None:
-    """The first row that is not good; None where none of several is."""
+    """The first row that is not good; None where several rows are all bad."""
     return None if len(good) > 1 and not good.any() else int(np.argmin(good))

@@ -1,4 +1,4 @@
-"""What callers may send to a provider under `providerOptions.<provider>`, and what they may not.
+"""Checks `providerOptions.<provider>`: the fields that a caller may add to the body of a provider call.
 
 Options become fields of the upstream's body. A name that carries an address, a credential or a header would send the
 call elsewhere where the upstream is a gateway (CVE-2024-6587's class); a name that the adapter sets itself would change
@@ -31,14 +31,14 @@ _ADDRESSES_AND_CREDENTIALS = frozenset(
         "regionname", "inputcostpertoken", "outputcostpertoken",
     }
 )  # fmt: skip
-# Also where more stands before or after them: `aws_sts_endpoint`, `x-api-key`, `langfuse_secret`.
+# Also as a part of a longer name: `aws_sts_endpoint`, `x-api-key`, `langfuse_secret`.
 _PARTS = (
     "apibase", "baseurl", "apikey", "accesskey", "endpoint", "credential", "secret", "password", "headers", "proxy",
     "webhook", "callback", "identitytoken",
 )  # fmt: skip
-# All that begins so is a gateway's, about whom to call for whom.
+# Names with these prefixes tell a gateway which provider and credential to use.
 _BEGINNINGS = ("litellm", "aws", "azure", "vertex", "langfuse", "langsmith")
-# What an adapter sets, and whatever else would change the inputs or the form of the reply.
+# Fields that an adapter sets, and others that would change the inputs or the form of the reply.
 _ADAPTERS_OWN = frozenset(
     {
         "model", "models", "modelid", "input", "inputs", "texts", "content", "contents", "instances", "requests",
@@ -54,7 +54,7 @@ MAX_DEPTH = 16
 
 
 def checked_options(options: Options, alias: Alias) -> Options:
-    """The options with the width that they ask for as `dimensions`, and without what is not sent.
+    """The options, with the width that they request as `dimensions`, and without fields that are not sent.
 
     Raises InvalidInput or UnsupportedParameter that names the field: for a name that may not be set, or a width that
     contradicts `dimensions` or that the model does not have.
@@ -86,10 +86,10 @@ def checked_options(options: Options, alias: Alias) -> Options:
 def sendable_options(provider_options: Mapping[str, Any], route: Route) -> dict[str, Any]:
     """The fields that go into the body of a call on this route.
 
-    They were checked when they came; what is never sent is left out here once more, for jobs that were taken before a
+    They were checked when the request came. Refused names are removed here again, for jobs that were accepted before a
     name was refused.
     """
-    section = next((given for name in _names_of(route) if (given := provider_options.get(name))), None)
+    section = next((value for name in _names_of(route) if (value := provider_options.get(name))), None)
     if not isinstance(section, dict):
         return {}
     return {
@@ -104,7 +104,7 @@ def _names_of(route: Route) -> tuple[str, ...]:
 
 
 def _owner(alias: Alias) -> str:
-    """Whose model it is, where its name says so: "google" of "google/gemini-embedding-001"."""
+    """The owner in the alias's name: "google" of "google/gemini-embedding-001"."""
     return alias.name.partition("/")[0]
 
 
@@ -140,7 +140,7 @@ def _may_not_be_set(where: str) -> UnsupportedParameter:
 
 
 def _refused_paths(section: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
-    """Paths of the names that may not be set, the first of each branch."""
+    """Paths of refused names, the first of each branch."""
     for name, value in section.items():
         if _is_refused(_plain(name)) or depth > MAX_DEPTH:
             yield name[:100]
@@ -159,5 +159,5 @@ def _is_refused(plain: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """Compatible forms of letters are their plain ones, as servers that normalise names would have it."""
+    """Lower-case letters and digits of the name, in their plain forms (NFKC), as servers read them."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name))).lower()

@@ -1,4 +1,4 @@
-"""Bodies that come compressed although nobody asked for it: gzip and deflate, bounded in what they may become."""
+"""Decompresses replies that are compressed although the request did not allow it: gzip and deflate, bounded in size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MAX_LAYERS = 3
 
 
 def is_compressed(headers: Mapping[str, str], body: bytes) -> bool:
-    """True where the body must be inflated before it is read. Some proxies compress and say nothing of it."""
+    """True where the body must be decompressed. Some proxies compress without a header."""
     if body.startswith(_GZIP_START):
         return True
     return "content-encoding" in headers and any(name != "identity" for name in _names(headers))
@@ -22,7 +22,7 @@ def is_compressed(headers: Mapping[str, str], body: bytes) -> bool:
 def inflated(headers: Mapping[str, str], body: bytes, *, max_bytes: int) -> bytes:
     """The body without its compression. Raises UpstreamProtocolError when it is broken, or longer than `max_bytes`.
 
-    A body that is not what its header says is left as it is: proxies exist that inflate and leave the header.
+    A body that is not compressed as its header says is returned unchanged: some proxies decompress and keep the header.
     """
     layers = [name for name in _names(headers) if name != "identity"] or ["gzip"]
     if len(layers) > _MAX_LAYERS:

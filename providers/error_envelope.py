@@ -1,7 +1,7 @@
-"""What an error reply says, taken out of the envelopes that vendors of OpenAI's wire format use.
+"""Reads error replies in the envelopes that vendors of OpenAI's wire format use.
 
-Words count only where the vendor wrote them: `error.message`, a flat `message`, or `error` as a text. A validator's
-`detail` (pydantic, FastAPI), a raw body and a page for people may quote what a caller sent: no words are read there.
+Text counts only where the vendor wrote it: `error.message`, a flat `message`, or `error` as a text. A validator's
+`detail` (pydantic, FastAPI), a raw body and an HTML page may quote what a caller sent: their text is not read.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-# A longer error body quotes the request; nothing is looked for in it.
+# A longer error body quotes the request, and is not read.
 MAX_BODY_BYTES = 1024 * 1024
 MAX_MESSAGE_CHARS = 2048
 
@@ -21,7 +21,7 @@ MAX_MESSAGE_CHARS = 2048
 _WRAPPER = re.compile(r"(?:litellm\.)?([A-Z]\w{2,60}(?:Error|Exception))(?: [A-Z]\w{2,60}Error)?(?:: | - )")
 _INPUT_PLACE = re.compile(r"(?:\$\.)?inputs?\[(\d{1,6})\]")
 _INPUT_IN_MESSAGE = re.compile(r"Invalid 'input\[(\d{1,6})\]'")
-# Where structured codes stand, in an error object, in Azure's `innererror` and in Google's `details`.
+# Fields with structured codes: in an error object, in Azure's `innererror` and in Google's `details`.
 _CODE_NAMES = ("code", "type", "status", "error_type", "reason", "error_code")
 
 
@@ -31,15 +31,15 @@ class ErrorFacts:
 
     status: int
     codes: frozenset[str] = frozenset()
-    message: str = ""  # without LiteLLM's wrapping; "" where no vendor's envelope has one
+    message: str = ""  # without LiteLLM's wrapping; "" where the reply has no vendor's envelope
     fields: frozenset[str] = frozenset()  # fields of the request that it names
-    position: int | None = None  # of the input that it names: a hint, and no proof
+    position: int | None = None  # of the input that it names: a hint, no proof
     numbers: Mapping[str, int] | None = None  # llama.cpp's n_ctx and n_prompt_tokens
     retry_delay: str | None = None  # Google's RetryInfo: "34s"
 
 
 def error_facts(status: int, body: bytes) -> ErrorFacts:
-    """Read an error body, whatever it holds."""
+    """Read an error body; it may hold anything."""
     try:
         document = msgspec.json.decode(body) if len(body) <= MAX_BODY_BYTES else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -48,7 +48,7 @@ def error_facts(status: int, body: bytes) -> ErrorFacts:
 
 
 def facts_of(status: int, document: object) -> ErrorFacts:
-    """The same for a body that has been decoded."""
+    """The same for a decoded body."""
     if isinstance(document, list) and document:  # Google wraps the whole in a list
         document = document[0]
     if not isinstance(document, dict):
@@ -61,7 +61,7 @@ def facts_of(status: int, document: object) -> ErrorFacts:
     while wrapper := _WRAPPER.match(text):
         codes.add(wrapper[1].lower())
         text = text[wrapper.end() :]
-    fields, position = _places(error, document)
+    fields, position = _named_fields(error, document)
     named = _INPUT_IN_MESSAGE.match(text)
     if named and position is None:
         position = int(named[1])
@@ -82,7 +82,7 @@ def _codes(error: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
                 yield from _codes(each, depth + 1)
 
 
-def _places(error: Mapping[str, Any], document: Mapping[str, Any]) -> tuple[frozenset[str], int | None]:
+def _named_fields(error: Mapping[str, Any], document: Mapping[str, Any]) -> tuple[frozenset[str], int | None]:
     """The fields of the request that are named by `param` or by a validator's `loc`, and the input's position."""
     fields: set[str] = set()
     position: int | None = None

@@ -1,4 +1,4 @@
-"""What errors of OpenAI's wire format mean: one table, read from the top; the first rule that fits decides.
+"""Maps error replies of OpenAI's wire format to our errors: one table; the first rule that matches decides.
 
 Structured codes and statuses come before words, and words count only at the beginning of a message in the vendor's own
 envelope (`providers/error_envelope.py`): whatever a caller can make a server quote decides nothing.
@@ -36,7 +36,7 @@ REFUSALS = (400, 413, 415, 422)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Fits where all that is given fits: a status, a code, a field, the beginning of the message in any case."""
+    """Matches when all its conditions do: status, code, field, and the start of the message, without regard to case."""
 
     build: Build
     statuses: tuple[int, ...] | range = ()
@@ -45,6 +45,7 @@ class Rule:
     words: tuple[re.Pattern[str], ...] = ()
 
     def fits(self, facts: ErrorFacts) -> bool:
+        """True when the error has all that the rule names."""
         return (
             (not self.statuses or facts.status in self.statuses)
             and (not self.codes or not self.codes.isdisjoint(facts.codes))
@@ -54,11 +55,11 @@ class Rule:
 
 
 def error_from(facts: ErrorFacts, headers: Mapping[str, str]) -> UpstreamError:
-    """The error that a reply means, with what to do next about it."""
+    """The error of a reply; its class carries the disposition."""
     return next(rule.build(facts, headers) for rule in OPENAI_RULES if rule.fits(facts))
 
 
-def _said(kind: type[UpstreamError], message: str, advice: str = "", **fields: Any) -> Build:
+def _error(kind: type[UpstreamError], message: str, advice: str = "", **fields: Any) -> Build:
     return lambda facts, headers: kind(message, status=facts.status, advice=advice, **fields)
 
 
@@ -81,7 +82,7 @@ def _rate_limited(facts: ErrorFacts, headers: Mapping[str, str]) -> UpstreamErro
     assert isinstance(error, UpstreamRateLimited)
     tokens = "tokens" in facts.codes or _OF_TOKENS.search(facts.message) is not None
     requests = "requests" in facts.codes or _OF_REQUESTS.search(facts.message) is not None
-    if tokens != requests:  # who names both tells nothing
+    if tokens != requests:  # a message that names both decides nothing
         error.quota = "tokens" if tokens else "requests"
     return error
 
@@ -232,31 +233,31 @@ _INPUT_TOO_LONG = frozenset(
 )  # fmt: skip
 _PARAMETER = frozenset({"unknown_parameter", "unsupported_parameter", "unsupportedparamserror"})
 
-_CREDIT = _said(
+_CREDIT = _error(
     UpstreamAuthFailed,
     "the account at the provider has no credit left",
     "add credit at the provider, or give the account another api_key",
     code="upstream_quota",
 )
-_CREDENTIAL = _said(
+_CREDENTIAL = _error(
     UpstreamAuthFailed,
     "the provider refused the account's credential",
     "check the account's api_key, and what it may use at the provider",
 )
-_MODEL = _said(
+_MODEL = _error(
     UpstreamMisconfigured,
     "the provider does not know the upstream model or path",
     "check the account's base_url and the route's model",
 )
-_NO_EMBEDDINGS = _said(
+_NO_EMBEDDINGS = _error(
     EmbeddingsUnsupported, "the provider cannot embed with this model", "name an embedding model in the route"
 )
-_ENCODING = _said(
+_ENCODING = _error(
     EncodingRefused,
     "the provider does not give vectors in the encoding that it was asked for",
     'set encoding = "float" for the account',
 )
-_REFUSED_PARAMETER = _said(
+_REFUSED_PARAMETER = _error(
     UpstreamMisconfigured,
     "the provider refused a parameter of the call",
     'check dimensions and allowed_dimensions of the model; a server that cannot narrow needs narrowing = "cut"',
@@ -267,7 +268,7 @@ OPENAI_RULES = (
     Rule(_CREDIT, range(400, 500), codes=_NO_CREDIT),
     Rule(_CREDIT, (402,)),
     Rule(
-        _said(
+        _error(
             UpstreamMisconfigured,
             "the proxy refused its credential",
             "check the user and password of the account's proxy",
@@ -275,7 +276,7 @@ OPENAI_RULES = (
         (407,),
     ),
     Rule(
-        _said(
+        _error(
             UpstreamMisconfigured,
             "the provider answers with a redirect, which is not followed",
             "set base_url to the address that the provider redirects to",
@@ -311,14 +312,14 @@ OPENAI_RULES = (
     # Statuses.
     Rule(_too_large("bytes"), (413,)),
     Rule(
-        _said(
+        _error(
             UpstreamMisconfigured,
             "the provider does not serve embeddings at this path",
             "check the account's base_url",
         ),
         (405, 415),
     ),
-    Rule(_said(UpstreamTimeout, "the provider ran out of time"), (408, 499, 504, 524)),
+    Rule(_error(UpstreamTimeout, "the provider ran out of time"), (408, 499, 504, 524)),
     Rule(_rejected, (400, 422, 498)),
     Rule(_later(UpstreamOverloaded, "the provider failed with status {status}"), (503, 529)),
     Rule(_later(UpstreamUnavailable, "the provider failed with status {status}")),

@@ -18,18 +18,22 @@ from models.errors import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
-from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, believed_tokens, max_reply_bytes_of
+from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, max_reply_bytes_of, plausible_tokens
 
 CONTENT_TYPE = "application/x-embedmill-f32"
 
 
 class LocalRequest(msgspec.Struct):
+    """The body of a request to the local model."""
+
     model: str
     texts: list[str]
     width: int
 
 
 class LocalProvider:
+    """The wire format of the local model."""
+
     limits = Limits(
         inputs_per_call=512, tokens_per_input=8192, tokens_per_call=1_000_000, bytes_per_call=32 * 1024 * 1024
     )
@@ -37,22 +41,25 @@ class LocalProvider:
     default_base_url = "inproc://local"
 
     def request(self, batch: Batch, route: Route) -> UpstreamRequest:
+        """The texts as msgpack, to the model in the URL."""
         texts = [text for text in batch.inputs if isinstance(text, str)]
         body = msgspec.msgpack.encode(LocalRequest(route.upstream_model, texts, batch.width))
         return UpstreamRequest(
             "POST", f"{route.account.base_url}/{route.upstream_model}", {}, body, max_reply_bytes_of(batch)
         )
 
-    def parse(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
+    def parse_reply(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
+        """Raw float32 rows. Raises UpstreamProtocolError for a body of another size."""
         count = len(batch.inputs)
         if len(reply.body) != count * batch.width * 4:
             raise UpstreamProtocolError(f"the local model answered {len(reply.body)} bytes for {count} inputs")
         rows = np.frombuffer(reply.body, dtype="<f4").reshape(count, batch.width)
         tokens = reply.headers.get("x-tokens", "")
-        reported = believed_tokens([int(tokens)] if tokens.isdecimal() and len(tokens) < 16 else [], batch)
+        reported = plausible_tokens([int(tokens)] if tokens.isdecimal() and len(tokens) < 16 else [], batch)
         return EmbeddingReply(rows, reported.tokens, tokens_doubt=reported.doubt)
 
-    def fault(self, reply: UpstreamReply) -> UpstreamError:
+    def error_from(self, reply: UpstreamReply) -> UpstreamError:
+        """The error by its status; the body is its message."""
         message = reply.body.decode("utf-8", "replace")[:500]
         if reply.status == 404:
             return UpstreamMisconfigured(f"local model: {message}", status=404)
@@ -62,5 +69,5 @@ class LocalProvider:
             return UpstreamOverloaded(f"local model: {message}", status=503)
         return UpstreamUnavailable(f"local model: {message}", status=reply.status)
 
-    def quota(self, reply: UpstreamReply) -> None:
+    def rate_limits(self, reply: UpstreamReply) -> None:
         """The model in this process has none."""

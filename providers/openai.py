@@ -1,4 +1,4 @@
-"""The OpenAI wire format: OpenAI itself and every server that speaks its shape, by base URL.
+"""The OpenAI wire format: OpenAI itself and every compatible server, by base URL.
 
 Sources: openai/openai-openapi (2026-08), openai-python 3.52 `resources/embeddings.py`. Replies are read in
 `openai_reply.py`; what an error means is the table of `error_map.py`.
@@ -12,7 +12,7 @@ import msgspec
 
 from models.embedding import Batch, Limits, Route
 from models.errors import UpstreamError
-from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, bearer, max_reply_bytes_of
+from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, json_headers, max_reply_bytes_of
 from providers.caller_options import sendable_options
 from providers.error_envelope import error_facts, facts_of
 from providers.error_map import error_from
@@ -23,8 +23,10 @@ _ENCODER = msgspec.json.Encoder()
 
 
 class OpenAIProvider:
-    # 2,048 inputs, 8,192 tokens an input and 300,000 a call: openai-openapi 2026-08. The byte limit
-    # is ours: what such a sum can weigh at the most.
+    """OpenAI's embeddings API."""
+
+    # 2,048 inputs, 8,192 tokens an input and 300,000 a call: openai-openapi 2026-08. The byte limit is ours: an upper
+    # bound of the size of such a call.
     limits = Limits(
         inputs_per_call=2048, tokens_per_input=8192, tokens_per_call=300_000, bytes_per_call=8 * 1024 * 1024
     )
@@ -37,7 +39,7 @@ class OpenAIProvider:
             "model": route.upstream_model,
             "input": batch.inputs[0] if batch.is_bare_string else batch.inputs,
         }
-        # Floats are what every server gives that is not asked for anything, and some refuse the field.
+        # Without the field every server gives floats, and some servers refuse the field.
         if route.encoding == "base64":
             body["encoding_format"] = "base64"
         # Some compatible servers refuse `dimensions` even when it is the native width: sent only when it narrows.
@@ -50,12 +52,12 @@ class OpenAIProvider:
         return UpstreamRequest(
             "POST",
             f"{route.account.base_url}/embeddings",
-            bearer(route.account),
+            json_headers(route.account),
             _ENCODER.encode(body),
             max_reply_bytes_of(batch),
         )
 
-    def parse(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
+    def parse_reply(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
         """Read `data[]` by index. Floats are accepted where a server ignores `encoding_format`."""
 
         def error_in_success(document: dict[str, Any]) -> UpstreamError:
@@ -67,10 +69,10 @@ class OpenAIProvider:
 
         return read_reply(reply.body, batch, route, error_in_success)
 
-    def fault(self, reply: UpstreamReply) -> UpstreamError:
+    def error_from(self, reply: UpstreamReply) -> UpstreamError:
         """Structured code and status first, then words where vendors give nothing else."""
         return error_from(error_facts(reply.status, reply.body), reply.headers)
 
-    def quota(self, reply: UpstreamReply) -> RateLimitHeaders | None:
+    def rate_limits(self, reply: UpstreamReply) -> RateLimitHeaders | None:
         """OpenAI's `x-ratelimit-*` headers, which many compatible servers send too."""
         return parse_rate_limit_headers(reply.headers)

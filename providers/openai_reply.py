@@ -1,4 +1,4 @@
-"""Reading a 2xx reply in OpenAI's shape: one vector for each input, or an error that says what is wrong.
+"""Reads a 2xx reply in OpenAI's format: one vector for each input, or an error that says what is wrong.
 
 What the vectors do not depend on (model, usage, fields beside them) may be of any JSON type: the vectors are paid for,
 and nothing beside them makes them useless. What they depend on (count, order, width, numbers) is never guessed at.
@@ -16,7 +16,7 @@ import msgspec
 
 from models.embedding import Batch, Matrix, Route
 from models.errors import UpstreamError, UpstreamProtocolError
-from providers.base import EmbeddingReply, believed_tokens, in_input_order, rows_from_base64, rows_from_floats
+from providers.base import EmbeddingReply, in_input_order, plausible_tokens, rows_from_base64, rows_from_floats
 
 Vector = str | memoryview | list[float]
 
@@ -33,7 +33,7 @@ class _Reply(msgspec.Struct):
 
 
 class _Parts(NamedTuple):
-    """What a reply holds. A vector that is null, or has null or NaN among its numbers, is None here."""
+    """The content of a reply. A vector that is null, or contains null or NaN, is None here."""
 
     vectors: Sequence[Vector | None]
     indexes: Sequence[object]
@@ -54,7 +54,7 @@ def read_reply(
     `error_in_success` says what an error object means that came with a status of success.
     """
     parts = _typed_parts(body, batch.width) or _tolerant_parts(body, error_in_success)
-    count = believed_tokens(_usage_counts(parts.usage), batch)
+    count = plausible_tokens(_usage_counts(parts.usage), batch)
     try:
         rows = _rows(parts, batch, route)
     except UpstreamProtocolError as error:
@@ -70,7 +70,7 @@ def _typed_parts(body: bytes, width: int) -> _Parts | None:
     try:
         answer = _REPLY.decode(frame)
         if lifted and [item.embedding for item in answer.data] != _markers(len(lifted)):
-            # Vectors somewhere else than one in each item: nothing clever is done about such a reply.
+            # The vectors are not one in each item: such a reply takes the slow way.
             answer, lifted = _REPLY.decode(body), []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
@@ -89,7 +89,7 @@ def _tolerant_parts(body: bytes, error_in_success: Callable[[dict[str, Any]], Up
     except _DuplicateKey:
         raise UpstreamProtocolError("the reply says the same key twice") from None
     except (ValueError, RecursionError):
-        # What looks like JSON was cut off or damaged on the way; a page for people will be the same the next time.
+        # Damaged JSON may be whole the next time; an HTML page will be the same.
         is_page = body[:1024].lstrip().startswith(b"<")
         what = "the reply is an HTML page, not" if is_page else "the reply is not"
         raise _no_embeddings(is_page, "base_url leads to a page, not to an embeddings endpoint", what) from None
@@ -187,11 +187,11 @@ def _index(value: object) -> int | None:
 
 
 def _usage_counts(usage: object) -> Sequence[object]:
-    """What the reply says of its tokens, the better figure first."""
+    """The token counts that the reply reports, the better one first."""
     if usage is None:
         return ()
     if not isinstance(usage, dict):
-        return (math.nan,)  # said, and of no use
+        return (math.nan,)  # reported, but unusable
     return tuple(usage[name] for name in ("prompt_tokens", "total_tokens") if usage.get(name) is not None)
 
 
@@ -221,7 +221,7 @@ def extract_base64_vectors(body: bytes, width: int) -> tuple[bytes, list[memoryv
 
 
 def _has_unique_keys(body: bytes, indexes: Sequence[object]) -> bool:
-    """False when an object of the reply has a key twice: which of the two is meant, nobody can know.
+    """False when an object of the reply has a key twice: it is unknown which of the two is meant.
 
     The parser takes the last without a word. As many keys as values shows that there is none; only where that does not
     hold (keys of another object, escapes, odd white space) the reply is read again, slowly.
@@ -237,7 +237,7 @@ def _has_unique_keys(body: bytes, indexes: Sequence[object]) -> bool:
         json.loads(body, object_pairs_hook=_unique)
     except _DuplicateKey:
         return False
-    except (ValueError, RecursionError):  # what only the other parser reads has been read by it
+    except (ValueError, RecursionError):  # the document was read by the other parser, which accepts more
         return True
     return True
 

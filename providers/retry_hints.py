@@ -1,4 +1,4 @@
-"""When a provider says that it may be asked again, in all the forms that providers use."""
+"""Reads when a provider may be called again, in all the forms that providers use."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _IN_WORDS = re.compile(
     r"(?:try again|retry) (?:in|after) (?:((?:\d+(?:\.\d+)?(?:ms|h|m|s))+)\b|(\d+(?:\.\d+)?) *([a-z]+))", re.I
 )
 _WORD_S = {"millisecond": 0.001, "second": 1.0, "minute": 60.0, "ms": 0.001, "s": 1.0, "m": 60.0}
-CEILING_S = 120.0
-UNIX_TIMES_FROM = 1e9  # a larger number of seconds is an instant
+MAX_WAIT_S = 120.0
+MIN_UNIX_TIME = 1e9  # a larger number of seconds is an instant
 
 
 def retry_after_s(headers: Mapping[str, str], message: str = "") -> float | None:
-    """Seconds to wait, more than 0 and at most 120; None when nothing usable is said.
+    """Seconds to wait, more than 0 and at most 120; None without a usable hint.
 
     `retry-after-ms` wins over `retry-after`, as in OpenAI's own SDK; a date is read against the reply's own Date
-    header, because a provider must not need a clock. Who refuses and says "at once", or "some time ago", has said
-    nothing: obeyed, it would be asked as fast as it can refuse.
+    header, because a provider must not need a clock. A hint of 0 or of the past is no hint: obeying it would repeat the
+    call as fast as the provider refuses it.
     """
     hints = (
         _in_milliseconds(headers),
@@ -29,7 +29,7 @@ def retry_after_s(headers: Mapping[str, str], message: str = "") -> float | None
         _in_words(message),
         _until_reset(headers),
     )
-    return next((min(seconds, CEILING_S) for seconds in hints if seconds is not None and seconds > 0), None)
+    return next((min(seconds, MAX_WAIT_S) for seconds in hints if seconds is not None and seconds > 0), None)
 
 
 def _in_milliseconds(headers: Mapping[str, str]) -> float | None:
@@ -62,10 +62,10 @@ def _in_words(message: str) -> float | None:
 
 
 def _until_reset(headers: Mapping[str, str]) -> float | None:
-    """Of a provider that gives no other hint: when the quota that is used up is there again."""
+    """Where there is no other hint: seconds until the quota that is used up is full again."""
     spent = [kind for kind in ("requests", "tokens") if headers.get(f"x-ratelimit-remaining-{kind}", "").strip() == "0"]
-    told = [headers.get(f"x-ratelimit-reset-{kind}") for kind in spent] or [headers.get("x-ratelimit-reset")]
-    waits = [wait for text in told if (wait := reset_s((text or "").strip(), headers.get("date", ""))) is not None]
+    resets = [headers.get(f"x-ratelimit-reset-{kind}") for kind in spent] or [headers.get("x-ratelimit-reset")]
+    waits = [wait for text in resets if (wait := reset_s((text or "").strip(), headers.get("date", ""))) is not None]
     return max(waits, default=None)
 
 
@@ -74,10 +74,10 @@ def reset_s(text: str, date: str) -> float | None:
     number = _number(text)
     if number is None:
         return duration_s(text) if text else None
-    if number < UNIX_TIMES_FROM:
+    if number < MIN_UNIX_TIME:
         return number
     try:
-        return (number / 1000 if number > UNIX_TIMES_FROM * 1000 else number) - parsedate_to_datetime(date).timestamp()
+        return (number / 1000 if number > MIN_UNIX_TIME * 1000 else number) - parsedate_to_datetime(date).timestamp()
     except (TypeError, ValueError):
         return None
 

@@ -153,14 +153,14 @@ def alias(*routes: Route, max_input_tokens: int = 8192) -> Alias:
     return Alias("alias", WIDTH, range(1, WIDTH + 1), max_input_tokens, "space", routes, Decimal("0.02"))
 
 
-def flight(wire: FakeWire, of: Alias, count: int, *, lane: str = BULK, seconds: float = 60.0) -> EmbedRun:
+def new_run(wire: FakeWire, of: Alias, count: int, *, lane: str = BULK, seconds: float = 60.0) -> EmbedRun:
     """One run of embed() over the wire, gathering everything."""
     upstream = Upstream(wire, [each.account for each in of.routes], max_reply_bytes=1 << 20)
     return EmbedRun(upstream, Router(), of, lane, time.monotonic() + seconds, OutcomeCollector(count, WIDTH))
 
 
-async def fly(
-    flying: EmbedRun,
+async def embed_texts(
+    embed_run: EmbedRun,
     inputs: Sequence[Input],
     *,
     options: Options | None = None,
@@ -168,9 +168,9 @@ async def fly(
     concurrency: int = 4,
 ) -> OutcomeCollector:
     """Pack the inputs, embed them, and return what was gathered."""
-    tightest = limits or packing.limits_of(flying.alias.routes)
+    tightest = limits or packing.limits_of(embed_run.alias.routes)
     batches = packing.pack(inputs, range(len(inputs)), tightest, WIDTH, options or Options())
-    await embed(flying, batches, concurrency=concurrency)
-    gathered = flying.landed
+    await embed(embed_run, batches, concurrency=concurrency)
+    gathered = embed_run.on_outcome
     assert isinstance(gathered, OutcomeCollector)
     return gathered

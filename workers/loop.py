@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
-from engine.config.secrets import LOOK_EVERY_S
+from engine.config.secrets import REFRESH_EVERY_S
 from engine.config.settings import Settings
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
@@ -46,12 +46,12 @@ class LoopThread:
         self._thread.start()
         self._idle = IdleWatch(self.runtime, self.worker, MainProcess().end)
         self._duties = [
-            self._submit(worker_heartbeats.keep_beating(self.runtime.database, self.worker, slots=1)),
+            self._submit(worker_heartbeats.heartbeat_loop(self.runtime.database, self.worker, slots=1)),
             self._submit(self._recover_repeatedly()),
-            self._submit(service_heartbeats.keep_beating(self.runtime.database, "worker")),
+            self._submit(service_heartbeats.heartbeat_loop(self.runtime.database, "worker")),
             self._submit(self._reload_secrets_repeatedly()),
             self._submit(
-                worker_heartbeats.keep_sharing(self.runtime.database, self.runtime.upstream, settings.worker_seen_s)
+                worker_heartbeats.quota_share_loop(self.runtime.database, self.runtime.upstream, settings.worker_seen_s)
             ),
         ]
         self._watching = self._submit(self._idle.watch())
@@ -99,7 +99,7 @@ class LoopThread:
 
     async def _deregister(self) -> None:
         try:
-            await worker_heartbeats.leave(self.runtime.database, self.worker)
+            await worker_heartbeats.deregister(self.runtime.database, self.worker)
         except EmbedmillError as error:
             log.warning("this worker could not sign off: %s", error.message)
         finally:
@@ -118,7 +118,9 @@ class LoopThread:
         )
 
     async def _reload_secrets_repeatedly(self) -> None:
-        await repeat(lambda: try_changed_secrets(self.runtime), ErrorLog("reading secret files"), every_s=LOOK_EVERY_S)
+        await repeat(
+            lambda: try_changed_secrets(self.runtime), ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S
+        )
 
     def _submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

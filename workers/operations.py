@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from engine.observability.telemetry import exposition
+from engine.observability.telemetry import render_metrics
 from models.errors import ConfigError
 
 log = logging.getLogger("embedmill.operations")
@@ -21,7 +21,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:  # the library's name
         path = self.path.partition("?")[0]
         if path == "/metrics":
-            self._answer(200, CONTENT_TYPE_LATEST, exposition())
+            self._answer(200, CONTENT_TYPE_LATEST, render_metrics())
         elif path == "/healthz":
             self._answer(200, "application/json", b'{"status":"ok"}')
         else:

@@ -40,7 +40,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
         DISPATCH_EVERY_S,
         settings.sweep_s,
     )
-    heartbeat = asyncio.create_task(service_heartbeats.keep_beating(runtime.database, "scheduler"))
+    heartbeat = asyncio.create_task(service_heartbeats.heartbeat_loop(runtime.database, "scheduler"))
     next_sweep = 0.0
     # A new scheduler does not know how long the database was unavailable before, nor whether its clock was set.
     database_was_away = is_new = True

@@ -16,7 +16,16 @@ from api.http.schemas import JobQuery, JobRequest, decode, explain
 from api.jobs.render import job_path, job_response, json_response
 from engine.corpus import json_spans
 from engine.corpus.json_items import read_items, read_numbers
-from engine.corpus.lines import PARSERS, ByteLimit, GzipDecoder, IdentityDecoder, LineReader, Lines, TextLine, add_value
+from engine.corpus.lines import (
+    LINE_PARSERS,
+    ByteLimit,
+    GzipDecoder,
+    IdentityDecoder,
+    LineReader,
+    ParsedRecords,
+    TextLine,
+    append_record,
+)
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.differences import describe_differences
 from engine.jobs.ingest.dry_run import DryRun
@@ -39,8 +48,8 @@ async def create_job(request: Request) -> Response:
     """Create a job from a JSON body or a streamed corpus, or estimate it with `dry_run`."""
     runtime = runtime_of(request)
     media_type = media_types.media_type(request)
-    if media_type != media_types.JSON and media_type not in PARSERS:
-        raise media_types.unsupported(media_type, [media_types.JSON, *PARSERS])
+    if media_type != media_types.JSON and media_type not in LINE_PARSERS:
+        raise media_types.unsupported(media_type, [media_types.JSON, *LINE_PARSERS])
     media_types.require_content_type(request)
     charset = media_types.charset(request)
     if charset.startswith(("utf-16", "utf-32", "ucs-")):
@@ -71,7 +80,7 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
             return await _replay(request, runtime, reserved, fingerprint, spec)
         async with job_intake.open_intake(runtime, caller_of(request), spec, reserved) as intake:
             await intake.read(records, size=len(body))
-            await runtime.keys.check_again(caller_of(request))
+            await runtime.keys.recheck(caller_of(request))
             await intake.finish(fingerprint)
     return await _accepted(request, runtime, intake)
 
@@ -121,7 +130,7 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, medi
         return await _replay(request, runtime, reserved, hasher.digest(), spec)
     async with job_intake.open_intake(runtime, caller_of(request), spec, reserved) as intake:
         await _feed(request, runtime, media_type, decoder, intake, hasher)
-        await runtime.keys.check_again(caller_of(request))
+        await runtime.keys.recheck(caller_of(request))
         await intake.finish(hasher.digest())
     return await _accepted(request, runtime, intake)
 
@@ -135,10 +144,10 @@ async def _feed(
     hasher: hashlib._Hash,
 ) -> None:
     """Pass the records of a streamed body to `sink` as they arrive, decoded and parsed in the work threads."""
-    reader = LineReader(PARSERS[media_type], max_line_bytes=runtime.settings.max_line_bytes)
+    reader = LineReader(LINE_PARSERS[media_type], max_line_bytes=runtime.settings.max_line_bytes)
     meter = ByteLimit(runtime.settings.max_job_bytes)
 
-    def lines_of(chunk: bytes) -> Iterator[Lines]:
+    def lines_of(chunk: bytes) -> Iterator[ParsedRecords]:
         for piece in decoder.feed(chunk):
             meter.take(len(piece))
             for low in range(0, len(piece), STEP_BYTES):
@@ -202,7 +211,7 @@ def _job_spec(
         user=fields.user,
         provider_options=provider_options,
     )
-    alias = runtime.narrowed(runtime.alias(fields.model), options)
+    alias = runtime.apply_gateway_options(runtime.alias(fields.model), options)
     options = checked_options(options, alias)
     return JobSpec(
         alias=alias,
@@ -214,8 +223,8 @@ def _job_spec(
     )
 
 
-def _records_of(value: str | list[str | int | list[int] | TextLine]) -> Iterator[Lines]:
-    lines = Lines()
+def _records_of(value: str | list[str | int | list[int] | TextLine]) -> Iterator[ParsedRecords]:
+    lines = ParsedRecords()
     if isinstance(value, str):
         lines.add(value)
     elif not value:
@@ -232,16 +241,16 @@ def _records_of(value: str | list[str | int | list[int] | TextLine]) -> Iterator
                     param=f"input[{index}]",
                     code="invalid_type",
                 )
-            add_value(item, lines)
+            append_record(item, lines)
     return iter([lines])
 
 
-def _records_within(runtime: Runtime, spec: JobSpec, body: bytes, span: json_body.Span) -> Iterator[Lines]:
+def _records_within(runtime: Runtime, spec: JobSpec, body: bytes, span: json_body.Span) -> Iterator[ParsedRecords]:
     """The records of a body that is not decoded whole."""
     opening = body.index(span.kind, span.start) + 1
     first = json_spans.first_byte(body, opening, span.stop)
     if span.kind == b'"' or (first and first in b"-0123456789"):
-        lines = Lines()
+        lines = ParsedRecords()
         limit = spec.alias.max_input_tokens
         try:
             lines.add(

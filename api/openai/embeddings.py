@@ -34,7 +34,7 @@ async def create_embeddings(request: Request) -> Response:
     with request_body.body_lease(request) as lease:
         raw = await request_body.read_body_under_lease(request, runtime.settings.max_body_bytes, lease)
         prepared = await prepare(request, raw)
-        await runtime.drift_monitor.look()
+        await runtime.drift_monitor.refresh()
         outcomes = OutcomeCollector(len(prepared.inputs), prepared.width)
         run = _embed_run(request, prepared, outcomes)
         try:
@@ -58,9 +58,9 @@ def _embed_run(request: Request, prepared: PreparedRequest, outcomes: OutcomeCol
         alias=prepared.alias,
         lane=INTERACTIVE,
         deadline=time.monotonic() + runtime.settings.sync_timeout_s,
-        gate_wait_s=runtime.settings.sync_gate_wait_s,
+        cooldown_wait_s=runtime.settings.sync_gate_wait_s,
         max_extra_calls=runtime.settings.sync_extra_calls,
-        landed=outcomes,
+        on_outcome=outcomes,
         tenant=caller_of(request).project,
     )
 
@@ -99,14 +99,14 @@ def _record_usage(
     }
     kind = UsageKind.DELIVERED if error_code is None else UsageKind.WASTED
     runtime.usage.add(
-        usage_rows.delivered(outcomes.parts, kind=kind, code=error_code, **payer)
+        usage_rows.delivered(outcomes.outcomes, kind=kind, code=error_code, **payer)
         + usage_rows.of_calls(run.calls, **payer)
     )
 
 
 def _first_error(prepared: PreparedRequest, outcomes: OutcomeCollector) -> EmbedmillError | None:
     """The error of the first input that has no vector."""
-    refused = outcomes.refused()
+    refused = outcomes.first_error()
     if refused is None:
         return None
     index, error = refused

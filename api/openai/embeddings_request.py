@@ -52,7 +52,7 @@ async def prepare(request: Request, raw: bytes) -> PreparedRequest:
         user=body.user,
         provider_options=body.providerOptions or {},
     )
-    alias = runtime.narrowed(runtime.alias(body.model), options)
+    alias = runtime.apply_gateway_options(runtime.alias(body.model), options)
     options = checked_options(options, alias)
     prepared = PreparedRequest(body, alias, options, packing.resolve_dimensions(alias, options.dimensions))
     steps = _validate_and_pack(runtime, prepared, raw, span)
@@ -115,7 +115,7 @@ def _validate_and_pack(
         prepared.width,
         options,
         single=prepared.is_single,
-        per_byte=runtime.router.per_byte(alias),
+        tokens_per_byte=runtime.router.tokens_per_byte(alias),
         exact=packing.has_exact_tokenizer(routes),
     ):
         prepared.batches.append(batch)
@@ -146,12 +146,12 @@ def _validate(
                 code="invalid_type",
             )
         try:
-            packing.check(item, alias, options, accepts_tokens=accepts_tokens)
+            packing.validate_input(item, alias, options, accepts_tokens=accepts_tokens)
         except (InvalidInput, InputTooLong) as error:
             param = _param(value, index)
             raise type(error)(f"Invalid '{param}': {error.message}.", param=param, code=error.code) from None
         if options.truncate == "end":
-            inputs[index] = packing.truncated_input(item, alias, options)
+            inputs[index] = packing.truncate_input(item, alias, options)
             if len(inputs[index]) < len(item):
                 truncated.add(index)
         bytes_since_yield += len(item)

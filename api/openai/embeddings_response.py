@@ -29,7 +29,7 @@ VISIBLE = "/ !#$&'()*+,:;=?@[]^`{|}~<>\\\"-_."
 
 async def encode_rows(work: WorkThreads, project: str, outcomes: OutcomeCollector, *, base64: bool) -> list[bytes]:
     """Each vector as it stands in the answer, in the order of the inputs. A large answer is encoded in steps."""
-    rows = [row for block in outcomes.rows() for row in block]
+    rows = [row for block in outcomes.vectors_in_order() for row in block]
     width = rows[0].shape[-1] if rows else 0
     max_numbers = INLINE_BASE64_NUMBERS if base64 else INLINE_NUMBERS
     if len(rows) <= INLINE_INPUTS and len(rows) * width <= max_numbers:
@@ -37,7 +37,7 @@ async def encode_rows(work: WorkThreads, project: str, outcomes: OutcomeCollecto
     # On the loop, in steps: a thread would hold the interpreter's lock as long, and cost its switches too.
     step = max(1, INLINE_NUMBERS // width)
     encoded: list[bytes] = []
-    async with work.turn(project):
+    async with work.project_lock(project):
         for low in range(0, len(rows), step):
             encoded += _encode(rows[low : low + step], base64=base64)
             await asyncio.sleep(0)
@@ -45,7 +45,7 @@ async def encode_rows(work: WorkThreads, project: str, outcomes: OutcomeCollecto
 
 
 def _encode(rows: Sequence[Matrix], *, base64: bool) -> list[bytes]:
-    return [vectors.base64_row(row) if base64 else vectors.json_row(row) for row in rows]
+    return [vectors.encode_base64(row) if base64 else vectors.encode_json(row) for row in rows]
 
 
 def render(
@@ -59,7 +59,7 @@ def render(
     base64: bool,
 ) -> Response:
     """The answer. `encoded_rows`: one per input, in order; `truncated`: positions of the inputs that we cut."""
-    parts = outcomes.parts
+    parts = outcomes.outcomes
     tokens = sum(part.tokens for part in parts)
     route = next(part.route for part in parts if part.route is not None)
     metadata = _metadata(alias, calls, route, sum((part.cost_usd for part in parts), Decimal(0)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.routing.not_honoured import not_honoured
+from engine.routing.ignored_options import ignored_options
 from models.embedding import Call, Options, Route
 
 
@@ -12,7 +12,7 @@ def warnings_of(options: Options, calls: Sequence[Call], final: Route) -> list[d
     """Nearly always none, which costs a look at each call."""
     warnings: list[dict[str, str]] = []
     if options.provider_options or options.input_type:
-        warnings += (_warning("unsupported", *pair) for pair in not_honoured(options, [final]))
+        warnings += (_warning("unsupported", *pair) for pair in ignored_options(options, [final]))
     doubted = next((call for call in calls if call.usage_doubt is not None), None)
     if doubted is not None:
         reason = f"{doubted.provider} reports a number of tokens that is not believed ({doubted.usage_doubt})"

@@ -30,11 +30,11 @@ def serve(
     width: int = 1536,
     models: dict[str, int] | None = None,
     api_key: str | None = None,
-    names_guilty_input: bool = True,
+    names_offending_input: bool = True,
 ) -> None:
     """Serve until SIGTERM or SIGINT; says its base URL on standard output when it listens (port 0: any free one)."""
     upstream = FakeUpstream(
-        None, width, models=models, api_key=api_key, latency_ms=latency_ms, names_guilty_input=names_guilty_input
+        None, width, models=models, api_key=api_key, latency_ms=latency_ms, names_offending_input=names_offending_input
     )
     server = FakeServer(upstream, log_path, log_inputs=log_inputs)
     if script_path is not None:
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=1536, help="width of models not named by --model")
     parser.add_argument("--model", action="append", metavar="NAME:WIDTH", help="serve only the models so named")
     parser.add_argument("--latency-ms", type=float, default=0.0)
-    parser.add_argument("--script", type=Path, metavar="FILE", help="JSON or TOML rules: see providers/fake_script.py")
+    parser.add_argument("--script", type=Path, metavar="FILE", help="JSON or TOML rules: see providers/fake/script.py")
     parser.add_argument("--log", type=Path, metavar="FILE", help="append one line of JSON per billed call")
     parser.add_argument("--log-inputs", action="store_true", help="with a hash of every input in each line")
     parser.add_argument("--api-key", help="demand this bearer token")
@@ -81,5 +81,5 @@ def main() -> None:
         width=options.width,
         models={name: int(width) for name, _, width in pairs} or None,
         api_key=options.api_key,
-        names_guilty_input=not options.anonymous_errors,
+        names_offending_input=not options.anonymous_errors,
     )

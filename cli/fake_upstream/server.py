@@ -21,7 +21,7 @@ import orjson
 from models.errors import ConfigError
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import BilledCall, FakeAnswer, FakeScript, FakeUpstream
-from providers.fake_replies import JSON_HEADERS
+from providers.fake.replies import JSON_HEADERS
 
 _JSON_LINES = "".join(f"{name}: {value}\r\n" for name, value in JSON_HEADERS.items())
 _GOOD_HEAD = f"HTTP/1.1 200 OK\r\n{_JSON_LINES}x-request-id: req_%032x\r\ncontent-length: %d\r\n\r\n".encode()

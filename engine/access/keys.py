@@ -1,4 +1,4 @@
-"""API keys: made, shown once, kept as a keyed hash, and checked in constant time.
+"""API keys: created, shown once, stored as a keyed hash, and checked in constant time.
 
 Form: `em_<id>_<secret><crc>`. The id finds the row, the secret is 256 random bits, and the checksum lets a leak scanner
 (and us, before any database) tell a key from a random string.
@@ -21,9 +21,9 @@ from typing import TypeVar
 
 from sqlalchemy import insert, select, update
 
-from engine.names import MAX_NOTE_CHARS, MAX_PROJECT_CHARS, check_name
 from engine.process.data_folder import make_data_folder
 from engine.storage.database import DATABASE_ERRORS, Database
+from engine.validation import MAX_NOTE_CHARS, MAX_PROJECT_CHARS, check_name
 from models.base import db_now
 from models.errors import ConfigError, NotAuthenticated
 from models.key import ApiKey, Scope
@@ -33,7 +33,7 @@ T = TypeVar("T")
 ALPHABET = string.digits + string.ascii_letters
 ID_CHARS, SECRET_CHARS, CRC_CHARS = 12, 43, 6
 CACHE_S = 20.0
-REFUSED_CACHE_S = 5.0
+INVALID_CACHE_S = 5.0
 MIN_PEPPER_CHARS = 16
 CACHE_ENTRIES = 10_000
 REFUSED = "Incorrect API key provided. Make one with `embedmill keys create`."
@@ -41,7 +41,7 @@ REFUSED = "Incorrect API key provided. Make one with `embedmill keys create`."
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is calling: what a request may do, and under whose name it is kept."""
+    """The authenticated caller: its project and scopes."""
 
     key_id: str
     project: str
@@ -52,7 +52,7 @@ VALID = ApiKey.revoked_at.is_(None) & (ApiKey.expires_at.is_(None) | (ApiKey.exp
 
 
 class KeyAuthenticator:
-    """Checks keys, remembering good ones for a few seconds by their full digest."""
+    """Authenticates keys. Caches valid ones for a few seconds by their full digest."""
 
     def __init__(self, database: Database, pepper: bytes) -> None:
         self._database = database
@@ -62,14 +62,14 @@ class KeyAuthenticator:
         self._noting: set[asyncio.Task[None]] = set()
 
     async def caller(self, text: str) -> Caller:
-        """Who the key belongs to. Raises NotAuthenticated, in the same words whatever is wrong with it."""
+        """The caller of this key. Raises NotAuthenticated, with one message for every invalid key."""
         digest = _digest(self._pepper, text)
         known = self._seen.get(digest)
         now = time.monotonic()
         if known is not None and known[0] > now:
             return known[1]
         key_id = _id_of(text)
-        # Neither is worth a question to the database: nobody needs a key to ask as often as they like.
+        # Neither costs a database query: without a key anybody may send as many requests as they like.
         if key_id is None or self._refused.get(digest, 0.0) > now:
             raise NotAuthenticated(REFUSED)
         async with self._database.read() as connection:
@@ -85,22 +85,22 @@ class KeyAuthenticator:
                     ).where(ApiKey.id == key_id)
                 )
             ).one_or_none()
-        # An unknown id is compared too, so that it takes as long as a known one.
+        # An unknown id is compared too, so that it takes as long as a known id.
         matches = hmac.compare_digest(row.digest if row else bytes(32), digest)
         if row is None or not matches or not row.valid:
-            _remember(self._refused, digest, now + REFUSED_CACHE_S)
+            _remember(self._refused, digest, now + INVALID_CACHE_S)
             raise NotAuthenticated(REFUSED)
         caller = Caller(row.id, row.project, frozenset(row.scopes))
-        # Counted from before the question: a key is never taken for longer than it is valid.
+        # Counted from before the query: a key is never accepted for longer than it is valid.
         good_for_s = CACHE_S if row.expires_in_s is None else min(CACHE_S, row.expires_in_s)
         _remember(self._seen, digest, (now + good_for_s, caller))
-        noting = asyncio.create_task(self._note_use(row.id))
+        noting = asyncio.create_task(self._touch_last_used(row.id))
         self._noting.add(noting)
         noting.add_done_callback(self._noting.discard)
         return caller
 
-    async def check_again(self, caller: Caller) -> None:
-        """Ask the database whether the caller's key is still good. Raises NotAuthenticated.
+    async def recheck(self, caller: Caller) -> None:
+        """Check in the database whether the caller's key is still valid. Raises NotAuthenticated.
 
         For what has taken long since the key was checked: an upload may go on for hours.
         """
@@ -110,16 +110,16 @@ class KeyAuthenticator:
                 raise NotAuthenticated(REFUSED)
 
     async def close(self) -> None:
-        """Let the notes under way be written; the database must still be open."""
+        """Wait for the writes under way; the database must still be open."""
         await asyncio.gather(*self._noting, return_exceptions=True)
 
-    async def _note_use(self, key_id: str) -> None:
-        # At most one write a minute and key, beside the request: a database that is busy writing delays nobody.
-        # It is a note for people: whatever the database says, the request goes on.
+    async def _touch_last_used(self, key_id: str) -> None:
+        # At most one write a minute and key, in a task: a slow database delays no request.
+        # The column is informational: an error does not fail the request.
         with contextlib.suppress(*DATABASE_ERRORS):
-            await self._write_use(key_id)
+            await self._write_last_used(key_id)
 
-    async def _write_use(self, key_id: str) -> None:
+    async def _write_last_used(self, key_id: str) -> None:
         async with self._database.write() as connection:
             await connection.execute(
                 update(ApiKey)
@@ -187,7 +187,7 @@ def load_pepper(configured: str, data_dir: Path) -> bytes:
     path = data_dir / "pepper"
     make_data_folder(data_dir)
     try:
-        pepper = _kept_pepper(path)
+        pepper = _stored_pepper(path)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ConfigError(
@@ -204,7 +204,7 @@ def load_pepper(configured: str, data_dir: Path) -> bytes:
     return pepper.encode()
 
 
-def _kept_pepper(path: Path) -> str:
+def _stored_pepper(path: Path) -> str:
     if not path.exists():
         fresh = path.with_name(f"pepper.{os.getpid()}")
         fresh.touch(mode=0o600)

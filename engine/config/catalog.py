@@ -8,6 +8,8 @@ from decimal import Decimal
 
 @dataclass(frozen=True, slots=True)
 class CatalogModel:
+    """A model that embedmill knows without configuration: width, limits and price."""
+
     kind: str
     upstream_model: str
     width: int

@@ -1,4 +1,4 @@
-"""embedmill.toml: accounts, aliases and routes, checked key by key: a typo is an error that names the right key."""
+"""Reads embedmill.toml into aliases, routes and accounts. An error names the key, and suggests the intended one."""
 
 from __future__ import annotations
 
@@ -15,56 +15,14 @@ import msgspec
 import providers
 from engine.config.catalog import CATALOG, CatalogModel
 from engine.config.proxies import proxy_url
+from engine.config.sections import AccountSection, ModelSection, RouteSection
 from engine.limiter import quota
-from engine.names import check_names, check_secret
-from engine.planning.tokens import AT_HAND
+from engine.planning.tokens import CL100K
+from engine.validation import check_names, check_secret
 from models.embedding import Account, Alias, Limits, Route
 from models.errors import ConfigError
 
 MAX_CONCURRENCY = 64
-
-
-class AccountSection(msgspec.Struct, forbid_unknown_fields=True):
-    kind: str
-    base_url: str | None = None
-    api_key: str | None = None
-    max_concurrency: int | None = None
-    timeout_s: float = 60.0
-    requests_per_minute: int | None = None
-    tokens_per_minute: int | None = None
-    expect_model: bool | str | None = None
-    allow_zero_vectors: bool = False
-    drift_probe: str | None = None
-    proxy: str | None = None
-    encoding: str = "base64"
-    allowed_options: list[str] | None = None
-    # Only for kind = "fake": scripted faults and latency, and what its upstream insists on.
-    script: list[dict[str, Any]] = []
-    latency_ms: float = 0.0
-
-
-class RouteSection(msgspec.Struct, forbid_unknown_fields=True):
-    provider: str
-    model: str | None = None
-    weight: int = 1
-    priority: int = 0
-    narrowing: str | None = None
-    input_usd_per_million_tokens: str | float | int | None = None
-    max_inputs_per_call: int | None = None
-    max_tokens_per_call: int | None = None
-    max_tokens_per_input: int | None = None
-    max_bytes_per_call: int | None = None
-    expect_model: bool | str | None = None
-    tokenizer: str | None = None
-
-
-class ModelSection(msgspec.Struct, forbid_unknown_fields=True):
-    routes: list[RouteSection]
-    dimensions: int | None = None
-    allowed_dimensions: str | list[int] | None = None
-    max_input_tokens: int | None = None
-    space: str | None = None
-    input_usd_per_million_tokens: str | float | int | None = None
 
 
 Section = TypeVar("Section", AccountSection, ModelSection)
@@ -107,23 +65,27 @@ def parse(document: dict[str, Any], environ: Mapping[str, str] | None = None) ->
     for name, known in CATALOG.items():
         if name in aliases:
             continue
-        routes = tuple(_known_route(name, known, account) for account in accounts.values() if _serves(account, known))
+        routes = tuple(
+            _catalog_route(name, known, account) for account in accounts.values() if _account_serves(account, known)
+        )
         if routes:
-            aliases[name] = _known_alias(name, known, routes)
+            aliases[name] = _catalog_alias(name, known, routes)
     if not aliases:
         raise ConfigError("no [models.<name>] section, and no account that serves a well-known model", param="models")
     check_names(accounts, aliases)
     return aliases
 
 
-def _serves(account: Account, known: CatalogModel) -> bool:
-    # An account with another base URL is a compatible server with models of its own, unless its name says otherwise.
+def _account_serves(account: Account, known: CatalogModel) -> bool:
+    # With another base URL it is a compatible server with models of its own, unless its name is the vendor's.
     vendor = providers.PROVIDERS[account.kind].default_base_url
-    mine = account.base_url == vendor or account.name == known.kind or account.base_url.startswith("inproc://")
-    return account.kind == known.kind and mine
+    is_own_endpoint = (
+        account.base_url == vendor or account.name == known.kind or account.base_url.startswith("inproc://")
+    )
+    return account.kind == known.kind and is_own_endpoint
 
 
-def _known_alias(name: str, known: CatalogModel, routes: tuple[Route, ...]) -> Alias:
+def _catalog_alias(name: str, known: CatalogModel, routes: tuple[Route, ...]) -> Alias:
     return Alias(
         name=name,
         width=known.width,
@@ -135,7 +97,7 @@ def _known_alias(name: str, known: CatalogModel, routes: tuple[Route, ...]) -> A
     )
 
 
-def _known_route(name: str, known: CatalogModel, account: Account) -> Route:
+def _catalog_route(name: str, known: CatalogModel, account: Account) -> Route:
     provider = providers.PROVIDERS[account.kind]
     limits = provider.limits
     return Route(
@@ -152,7 +114,7 @@ def _known_route(name: str, known: CatalogModel, account: Account) -> Route:
         narrowing=known.narrowing,
         accepts_tokens=provider.accepts_tokens,
         tokenizer=known.tokenizer,
-        expect_model=_expected(account.expect_model, known.upstream_model),
+        expect_model=_expected_model(account.expect_model, known.upstream_model),
         model_name_unchecked=account.expect_model is False,
         alias=name,
         encoding=account.encoding,
@@ -163,7 +125,7 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
     where = f"providers.{name}"
     if section.kind not in providers.PROVIDERS:
         raise ConfigError(
-            f"{where}.kind = {section.kind!r} is not a provider{_near(section.kind, providers.PROVIDERS)}",
+            f"{where}.kind = {section.kind!r} is not a provider{_did_you_mean(section.kind, providers.PROVIDERS)}",
             param=f"{where}.kind",
         )
     if section.kind != "fake" and (section.script or section.latency_ms):
@@ -281,12 +243,12 @@ def _route(
     account = accounts.get(section.provider)
     if account is None:
         raise ConfigError(
-            f"{where}.provider = {section.provider!r} is not an account{_near(section.provider, accounts)}",
+            f"{where}.provider = {section.provider!r} is not an account{_did_you_mean(section.provider, accounts)}",
             param=f"{where}.provider",
         )
     provider = providers.PROVIDERS[account.kind]
-    if section.tokenizer not in (None, AT_HAND):
-        raise ConfigError(f'{where}.tokenizer must be "{AT_HAND}", or left out', param=f"{where}.tokenizer")
+    if section.tokenizer not in (None, CL100K):
+        raise ConfigError(f'{where}.tokenizer must be "{CL100K}", or left out', param=f"{where}.tokenizer")
     if section.narrowing not in (None, "native", "cut"):
         raise ConfigError(f'{where}.narrowing must be "native" or "cut"', param=f"{where}.narrowing")
     price = _price(section.input_usd_per_million_tokens, f"{where}.input_usd_per_million_tokens")
@@ -312,7 +274,7 @@ def _route(
         priority=section.priority,
         weight=section.weight,
         tokenizer=section.tokenizer or (known.tokenizer if known else None),
-        expect_model=_expected(expected, upstream_model),
+        expect_model=_expected_model(expected, upstream_model),
         model_name_unchecked=expected is False,
         alias=alias,
         encoding=account.encoding,
@@ -320,14 +282,14 @@ def _route(
 
 
 def _tokens_per_call(account: Account, limit: int) -> int:
-    """The limit of one call, or what is small against the account's quota: large calls cannot be paced."""
-    of_quota = quota.largest_call(account.tokens_per_minute, account.requests_per_minute)
+    """The limit of one call, lowered where it is large against the account's quota: large calls cannot be paced."""
+    of_quota = quota.max_call_tokens(account.tokens_per_minute, account.requests_per_minute)
     return limit if of_quota is None else min(limit, of_quota)
 
 
-def _expected(wanted: bool | str | None, upstream_model: str) -> str | None:
-    """The model that replies must name: the one asked for, or the one named; None: whatever they name."""
-    return wanted if isinstance(wanted, str) else upstream_model if wanted else None
+def _expected_model(setting: bool | str | None, upstream_model: str) -> str | None:
+    """The model that replies must name: the requested one, or the configured one; None: any."""
+    return setting if isinstance(setting, str) else upstream_model if setting else None
 
 
 def _dimensions(value: str | list[int] | None, width: int, where: str) -> frozenset[int] | range:
@@ -385,10 +347,10 @@ def _check_keys(table: dict[str, Any], valid: Iterable[str], where: str) -> None
     for key in table:
         if key not in valid:
             name = f"{where}.{key}" if where else key
-            raise ConfigError(f"unknown key {name}{_near(key, valid)}", param=name)
+            raise ConfigError(f"unknown key {name}{_did_you_mean(key, valid)}", param=name)
 
 
-def _near(word: str, valid: Iterable[str]) -> str:
+def _did_you_mean(word: str, valid: Iterable[str]) -> str:
     names = list(valid)
     close = difflib.get_close_matches(word, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(sorted(names))}"

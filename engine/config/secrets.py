@@ -1,4 +1,4 @@
-"""Secrets that lie in files (`file:PATH`) are read again when the file changes; no process needs a restart.
+"""Secrets in files (`file:PATH`) are read again when the file changes; no process needs a restart.
 
 Those of the environment (`env:NAME`) cannot change in a running process. A file that has become empty, unreadable or
 no secret changes nothing: whoever writes it may be in the middle of that.
@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.proxies import proxy_url
-from engine.names import check_secret
+from engine.validation import check_secret
 from models.embedding import Account, Route
 from models.errors import ConfigError
 
 log = logging.getLogger("embedmill.secrets")
 
-# How often the state of the files is asked for at the most: a call needs no look of its own.
-LOOK_EVERY_S = 2.0
+# The files' state is read at most once in so long, not for each call.
+REFRESH_EVERY_S = 2.0
 
 
 @dataclass(slots=True)
 class _Secrets:
-    """The secrets of one account: their files by the account's field, what they hold, and how they looked then."""
+    """The secrets of one account: their files by field, their content, and the file state when it was read."""
 
     account: Account
     values: dict[str, Any] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class _Secrets:
 
 
 class SecretFiles:
-    """The present secrets of all accounts whose secrets lie in files."""
+    """The current secrets of all accounts whose secrets are in files."""
 
     def __init__(self, accounts: Iterable[Account]) -> None:
         self._secrets = {account.name: _Secrets(account) for account in accounts if account.secret_files}
@@ -46,11 +46,11 @@ class SecretFiles:
         self._changed: set[str] = set()
 
     async def keyed(self, route: Route) -> Route:
-        """The route with the secrets that its account's files hold now, or held a moment ago."""
+        """The route with the current secrets of its account's files, at most two seconds old."""
         secrets = self._secrets.get(route.provider)
         if secrets is None:
             return route
-        await self.look()
+        await self.refresh()
         return replace(route, account=replace(route.account, **secrets.values)) if secrets.values else route
 
     def version(self, account: str) -> int:
@@ -59,7 +59,7 @@ class SecretFiles:
         return secrets.version if secrets is not None else 0
 
     async def has_changed(self, account: str, version: int) -> bool:
-        """After a refusal: read the account's files now. True where a secret is another than it was at `version`."""
+        """After a refusal: read the account's files now. True when a secret has changed since `version`."""
         secrets = self._secrets.get(account)
         if secrets is None:
             return False
@@ -69,8 +69,8 @@ class SecretFiles:
                 await self._read(secrets, by_content=True)
         return secrets.version != version
 
-    async def look(self) -> None:
-        """Read the files that have changed, if nobody has looked within two seconds."""
+    async def refresh(self) -> None:
+        """Read the files that have changed, at most once in two seconds."""
         if not self._secrets or time.monotonic() < self._look_at:
             return
         async with self._reading:
@@ -78,15 +78,15 @@ class SecretFiles:
                 return
             for secrets in self._secrets.values():
                 await self._read(secrets)
-            self._look_at = time.monotonic() + LOOK_EVERY_S
+            self._look_at = time.monotonic() + REFRESH_EVERY_S
 
     def take_changed(self) -> set[str]:
-        """Accounts whose secrets have changed since this was asked before."""
+        """Accounts whose secrets have changed since the last call of this method."""
         changed, self._changed = self._changed, set()
         return changed
 
     def note_changed(self, account: str) -> None:
-        """`take_changed` shall name the account once more."""
+        """Let `take_changed` return the account again."""
         self._changed.add(account)
 
     async def _read(self, secrets: _Secrets, *, by_content: bool = False) -> None:
@@ -127,7 +127,7 @@ class SecretFiles:
 
 
 def _read(path: str, seen: tuple[int, ...] | None) -> tuple[tuple[int, ...], str] | None:
-    """How the file looks and what it holds; None where it looks as it did."""
+    """The file's state and content; None when the state is unchanged."""
     state = Path(path).stat()
     look = (state.st_mtime_ns, state.st_size, state.st_ino)
     return None if look == seen else (look, Path(path).read_text("utf-8"))

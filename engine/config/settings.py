@@ -39,6 +39,8 @@ def setting(default: Any, doc: str, *, may_be_0: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
+    """The `EMBEDMILL_*` environment variables; each field's text is its documentation."""
+
     data_dir: Path = setting(lambda: Path(".embedmill"), "Folder for the database, the embedded Valkey and keys")
     database_url: str = setting(
         "", "SQLAlchemy URL; empty: SQLite in the data directory; postgresql://… for many machines"

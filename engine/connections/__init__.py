@@ -1,1 +1,1 @@
-"""URLs of databases and brokers, and what is wrong with a connection."""
+"""URLs of databases and brokers, and causes of failed connections."""

@@ -1,4 +1,4 @@
-"""What is wrong with Redis or RabbitMQ, and what to do, from what their clients raise: a table by the server's codes.
+"""Causes of Redis and RabbitMQ errors, and advice: a table by the server's codes.
 
 An error reply of Redis begins with a code in capitals; py-amqp names its classes after the reply codes of AMQP 0-9-1.
 """
@@ -75,7 +75,7 @@ def unavailable(error: BaseException, names: Names) -> BrokerUnavailable:
 
 
 def names_of(url: str) -> Names:
-    """How to speak of the service of this URL."""
+    """The names of the service of this URL in messages."""
     return BROKER if url.startswith("amqp") else REDIS
 
 

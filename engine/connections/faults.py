@@ -1,4 +1,4 @@
-"""Why a server could not be reached, and what to do: read from the class and number of an error, never its words.
+"""Causes of failed connections, and advice: by the class and number of an error, never by its text.
 
 The texts of libraries quote addresses and secrets, and change with their versions.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ConnectionFault:
-    """One clause that follows "it cannot be used:", and one that says what to do; empty where nothing can be said."""
+    """Two clauses: the cause, to follow "it cannot be used:", and the advice; empty where nothing is known."""
 
     cause: str
     advice: str = ""

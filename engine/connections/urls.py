@@ -1,4 +1,4 @@
-"""URLs of PostgreSQL, Redis and brokers, read once and handed to every library in its own words.
+"""Parses URLs of PostgreSQL, Redis and brokers once, and gives each library its own parameters.
 
 A URL that one of the libraries cannot use as it is meant is refused here, by one line that names the parameter and
 never the password. TLS verifies the server's certificate and name unless the URL says otherwise; PostgreSQL's `sslmode`
@@ -109,6 +109,8 @@ class PostgresTarget:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
+    """TLS options of a connection."""
+
     verified: bool = True
     check_hostname: bool = True
     ca_certs: str | None = None
@@ -235,21 +237,8 @@ def redis_or_broker(url: str, name: str) -> Target:
         raise ConfigError(
             f"{name} must name one host; put a proxy or a name with several addresses before them", param=name
         )
-    tls_words: dict[str, str] = {}
-    database = unquote(parts.path.removeprefix("/")) if scheme != "unix" else ""
-    for key, value in _query(parts, name).items():
-        if key in TLS_NAMES and scheme in ("rediss", "amqps"):
-            tls_words[TLS_NAMES[key]] = value
-        elif key in TLS_NAMES:
-            _refuse(key, f"it belongs to {scheme}s://", name)
-        elif key in ("db", "virtual_host") and not is_amqp:
-            database = value
-        elif not (is_amqp and key in ("heartbeat", "connection_timeout")) and key not in ("protocol", "client_name"):
-            _refuse(key, "leave it out: embedmill sets timeouts and the like itself", name)
-    if not is_amqp:
-        database = _redis_database(database, name)
-    elif not database:
-        database = "/"
+    database, tls_words = _broker_parameters(parts, scheme, name)
+    database = (database or "/") if is_amqp else _redis_database(database, name)
     port = _port(parts, name)
     username = unquote(parts.username) if parts.username else None
     password = unquote(parts.password) if parts.password else None
@@ -263,6 +252,23 @@ def redis_or_broker(url: str, name: str) -> Target:
     if is_amqp and username is None:
         username = password = "guest"  # noqa: S105  # RabbitMQ's own default
     return Target("amqp" if is_amqp else "redis", host, port or default_port, username, password, database, "", tls)
+
+
+def _broker_parameters(parts: SplitResult, scheme: str, name: str) -> tuple[str, dict[str, str]]:
+    """The database or virtual host, and the TLS parameters. Raises ConfigError for a parameter that has no effect."""
+    is_amqp = scheme.startswith("amqp")
+    tls_words: dict[str, str] = {}
+    database = unquote(parts.path.removeprefix("/")) if scheme != "unix" else ""
+    for key, value in _query(parts, name).items():
+        if key in TLS_NAMES and scheme in ("rediss", "amqps"):
+            tls_words[TLS_NAMES[key]] = value
+        elif key in TLS_NAMES:
+            _refuse(key, f"it belongs to {scheme}s://", name)
+        elif key in ("db", "virtual_host") and not is_amqp:
+            database = value
+        elif not (is_amqp and key in ("heartbeat", "connection_timeout")) and key not in ("protocol", "client_name"):
+            _refuse(key, "leave it out: embedmill sets timeouts and the like itself", name)
+    return database, tls_words
 
 
 def _split(url: str, name: str) -> SplitResult:

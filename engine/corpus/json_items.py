@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from engine.corpus import json_spans
-from engine.corpus.lines import Lines, TextLine, add_value, explain_line
+from engine.corpus.lines import ParsedRecords, TextLine, append_record, explain_line
 from models.embedding import InputError
 from models.errors import InvalidInput
 
@@ -16,29 +16,29 @@ _NUMBERS = msgspec.json.Decoder(list[int])
 _NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def read_items(document: bytes, start: int, stop: int, *, max_item_bytes: int) -> Iterator[Lines]:
+def read_items(document: bytes, start: int, stop: int, *, max_item_bytes: int) -> Iterator[ParsedRecords]:
     """The items of the array, as lines, some hundred kilobytes at a time.
 
     An item that is no JSON in itself is that index's error. Raises InvalidInput for one that is JSON and no input.
     """
     index = 0
     for low, high, count in json_spans.items(document, start, stop):
-        lines = Lines()
+        lines = ParsedRecords()
         piece = document[low:high]
         if count == 1 and len(piece) > max_item_bytes:
-            lines.refuse(InputError("input_too_long", f"the item is longer than {max_item_bytes} bytes"))
+            lines.append_error(InputError("input_too_long", f"the item is longer than {max_item_bytes} bytes"))
         else:
             try:
                 for value in _ITEMS.decode(b"[" + piece + b"]"):
-                    add_value(value, lines)
+                    append_record(value, lines)
             except _NOT_JSON:
                 lines = _one_by_one(piece, index)
         yield lines
         index += count
 
 
-def _one_by_one(piece: bytes, first_index: int) -> Lines:
-    lines = Lines()
+def _one_by_one(piece: bytes, first_index: int) -> ParsedRecords:
+    lines = ParsedRecords()
     array = b"[" + piece + b"]"
     for position, (low, high, _) in enumerate(json_spans.items(array, 0, len(array), piece_bytes=1)):
         item = array[low:high].strip()
@@ -47,11 +47,11 @@ def _one_by_one(piece: bytes, first_index: int) -> Lines:
         except _NOT_JSON:
             error, caller_id = explain_line(item, "item")
             if error.code != "invalid_json":
-                place = f"input[{first_index + position}]"
-                raise InvalidInput(f"Invalid '{place}': {error.message}.", param=place, code="invalid_type") from None
-            lines.refuse(error, caller_id)
+                where = f"input[{first_index + position}]"
+                raise InvalidInput(f"Invalid '{where}': {error.message}.", param=where, code="invalid_type") from None
+            lines.append_error(error, caller_id)
         else:
-            add_value(value, lines)
+            append_record(value, lines)
     return lines
 
 

@@ -137,11 +137,11 @@ def items(document: bytes, start: int, stop: int, *, piece_bytes: int = PIECE_BY
     for positions, characters, depths in _structure(document, opening, stop):
         ends = positions[((depths == 1) & (characters == _COMMA)) | (depths < 1)]
         closed = bool((depths < 1).any())
-        for end, some in _runs(ends, begin, piece_bytes):
+        for end, run in _runs(ends, begin, piece_bytes):
             if last > begin and end - begin > piece_bytes:
                 yield begin, last - 1, count
                 begin, count = last, 0
-            last, count = end + 1, count + some
+            last, count = end + 1, count + run
         if closed:
             if document[begin : last - 1].strip(_SPACE):
                 yield begin, last - 1, count
@@ -165,8 +165,8 @@ def _runs(ends: Positions, begin: int, piece_bytes: int) -> Iterator[tuple[int, 
 def count_items(document: bytes, start: int, stop: int, *, limit: int) -> int:
     """How many items the array has; counting ends once there are more than `limit`. Raises Malformed."""
     count = 0
-    for _, _, some in items(document, start, stop):
-        count += some
+    for _, _, number in items(document, start, stop):
+        count += number
         if count > limit:
             break
     return count

@@ -1,7 +1,8 @@
-"""Formats in: a streamed corpus becomes inputs, ids and per-line errors, a chunk of bytes at a time, in flat memory.
+"""Parses a streamed corpus into inputs, ids and errors of lines, chunk by chunk, in constant memory.
 
-A line is an index. A bad line is that index's error, never a shift of those behind it. Lines end at the byte `\\n`
-alone: U+2028 and its kin are text. Blank lines at the end of a corpus are no inputs; those between are one entry a run.
+Each line has an index. A bad line is an error at its index, and does not shift the lines behind it. Lines end at the
+byte `\\n` only: U+2028 and the like are text. Blank lines at the end of a corpus are no inputs; a run of blank lines
+before other lines is one entry.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from models.errors import InvalidInput, PayloadTooLarge
 BOM = b"\xef\xbb\xbf"
 GZIP_STEP_BYTES = 64 * 1024
 MAX_ID_BYTES = 512
-# A bad line of this length is decoded once more, to say what is wrong with it; of a longer one the members are found.
+# A bad line up to this length is decoded again, to explain the error; in a longer one only the members are located.
 EXPLAINED_BYTES = 4096
-# Zeros deflate to a thousandth. What is below this size is never refused for that: it costs next to nothing.
+# Zeros compress to a thousandth. A body below this size is never refused for its ratio: it costs next to nothing.
 RATIO_FREE_BYTES = 16 * 1024 * 1024
 
 
 class TextLine(msgspec.Struct):
-    """An input with the caller's own id. Other fields of the line are the caller's business and are left alone."""
+    """An input with the caller's own id. Other fields of the line are ignored."""
 
     text: str | list[int]
     id: str | int | float | None = None
@@ -47,10 +48,10 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 @dataclass(slots=True)
-class Lines:
-    """Neighbouring lines, parsed: `inputs[i]` is None where `errors` has the reason at `i`.
+class ParsedRecords:
+    """Parsed neighbouring lines: `inputs[i]` is None where `errors[i]` has the reason.
 
-    An entry that `repeats` names stands for so many neighbouring lines, all refused for the one reason.
+    An entry in `repeats` stands for so many neighbouring lines with the same error.
     """
 
     inputs: list[Input | None] = field(default_factory=list)
@@ -59,10 +60,12 @@ class Lines:
     repeats: dict[int, int] = field(default_factory=dict)
 
     def add(self, item: Input, caller_id: str | None = None) -> None:
+        """Append an input."""
         self.inputs.append(item)
         self.ids.append(caller_id)
 
-    def refuse(self, error: InputError, caller_id: str | None = None, *, count: int = 1) -> None:
+    def append_error(self, error: InputError, caller_id: str | None = None, *, count: int = 1) -> None:
+        """Append an error in the place of an input, or of `count` of them."""
         if count > 1:
             self.repeats[len(self.inputs)] = count
         self.errors[len(self.inputs)] = error
@@ -70,18 +73,18 @@ class Lines:
         self.ids.append(caller_id)
 
 
-def parse_json_line(line: bytes, lines: Lines) -> None:
+def parse_json_line(line: bytes, lines: ParsedRecords) -> None:
     """One line of ndjson: a JSON string, a token array, or an object with `text`."""
     if len(line) > EXPLAINED_BYTES and _has_endless_number(line):
-        lines.refuse(InputError("invalid_input", "the line holds a number of more than a thousand digits"))
+        lines.append_error(InputError("invalid_input", "the line holds a number of more than a thousand digits"))
         return
     try:
         value = _LINE.decode(line)
     except _NOT_JSON:
         error, caller_id = explain_line(line)
-        lines.refuse(error, caller_id)
+        lines.append_error(error, caller_id)
     else:
-        add_value(value, lines)
+        append_record(value, lines)
 
 
 def _has_endless_number(line: bytes) -> bool:
@@ -183,30 +186,31 @@ def id_text(value: object) -> str | None:
 _LONG_ID = InputError("invalid_input", f"the id is longer than {MAX_ID_BYTES} bytes")
 
 
-def add_value(value: str | list[int] | TextLine, lines: Lines) -> None:
+def append_record(value: str | list[int] | TextLine, lines: ParsedRecords) -> None:
+    """Append the input of a decoded line, or its error."""
     if isinstance(value, TextLine):
         try:
             caller_id = id_text(value.id)
         except ValueError:
-            lines.refuse(_LONG_ID)
+            lines.append_error(_LONG_ID)
         else:
             lines.add(value.text, caller_id)
     else:
         lines.add(value)
 
 
-def parse_text_line(line: bytes, lines: Lines) -> None:
+def parse_text_line(line: bytes, lines: ParsedRecords) -> None:
     """One line of plain text; a carriage return before the line feed belongs to the line's end."""
     if b"\0" in line:  # UTF-16 is full of them, and would pass for UTF-8 with a NUL after each letter
-        lines.refuse(InputError("invalid_input", "the line holds a NUL: it is no text, or not UTF-8. Send UTF-8"))
+        lines.append_error(InputError("invalid_input", "the line holds a NUL: it is no text, or not UTF-8. Send UTF-8"))
         return
     try:
         lines.add(line.removesuffix(b"\r").decode("utf-8"))
     except UnicodeDecodeError:
-        lines.refuse(InputError("invalid_input", "the line is not valid UTF-8"))
+        lines.append_error(InputError("invalid_input", "the line is not valid UTF-8"))
 
 
-PARSERS: dict[str, Callable[[bytes, Lines], None]] = {
+LINE_PARSERS: dict[str, Callable[[bytes, ParsedRecords], None]] = {
     "application/x-ndjson": parse_json_line,
     "application/ndjson": parse_json_line,
     "application/jsonl": parse_json_line,
@@ -220,9 +224,9 @@ _BLANK_STARTS = frozenset(b"\n\r\t ")
 
 
 class LineReader:
-    """Cuts a byte stream into lines and parses them. Holds one line and the current chunk, nothing else."""
+    """Splits a byte stream into lines and parses them. Keeps one line and the current chunk in memory."""
 
-    def __init__(self, parse: Callable[[bytes, Lines], None], *, max_line_bytes: int) -> None:
+    def __init__(self, parse: Callable[[bytes, ParsedRecords], None], *, max_line_bytes: int) -> None:
         self._parse = parse
         self._is_text = parse is parse_text_line
         self._blank_run = _BLANK_TEXT if self._is_text else _BLANK_JSON
@@ -239,12 +243,12 @@ class LineReader:
 
     @property
     def held_bytes(self) -> int:
-        """How much of a line that has not ended yet is kept."""
+        """Bytes of the incomplete line that are kept."""
         return len(self._rest)
 
-    def feed(self, chunk: bytes) -> Lines:
+    def feed(self, chunk: bytes) -> ParsedRecords:
         """The lines that this chunk completes."""
-        lines = Lines()
+        lines = ParsedRecords()
         if self._first:
             chunk = bytes(self._rest) + chunk
             # Only the stream's own first bytes can be a BOM, however they were cut into chunks.
@@ -265,15 +269,15 @@ class LineReader:
         self._keep(chunk[start:], lines)
         return lines
 
-    def finish(self) -> Lines:
+    def finish(self) -> ParsedRecords:
         """The last line, where the stream did not end with a line feed."""
-        lines = Lines()
+        lines = ParsedRecords()
         if self._rest:
             self._complete(b"", lines)
         self._skipping = False
         return lines
 
-    def _keep(self, piece: bytes, lines: Lines) -> None:
+    def _keep(self, piece: bytes, lines: ParsedRecords) -> None:
         if self._skipping or not piece:
             return
         self._rest += piece
@@ -281,7 +285,7 @@ class LineReader:
             self._too_long(lines)
             self._skipping = True
 
-    def _complete(self, piece: bytes, lines: Lines) -> None:
+    def _complete(self, piece: bytes, lines: ParsedRecords) -> None:
         if self._skipping:
             self._skipping = False
             return
@@ -296,15 +300,15 @@ class LineReader:
             self._end_blanks(lines)
             self._parse(piece, lines)
 
-    def _end_blanks(self, lines: Lines) -> None:
+    def _end_blanks(self, lines: ParsedRecords) -> None:
         if self._blanks:
-            lines.refuse(self._blank_error, count=self._blanks)
+            lines.append_error(self._blank_error, count=self._blanks)
             self._blanks = 0
 
-    def _too_long(self, lines: Lines) -> None:
+    def _too_long(self, lines: ParsedRecords) -> None:
         self._rest.clear()
         self._end_blanks(lines)
-        lines.refuse(InputError("input_too_long", f"the line is longer than {self._max_line_bytes} bytes"))
+        lines.append_error(InputError("input_too_long", f"the line is longer than {self._max_line_bytes} bytes"))
 
 
 class GzipDecoder:

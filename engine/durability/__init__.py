@@ -1,1 +1,1 @@
-"""What outlives a killed process: results on disk and the journal of calls in flight."""
+"""State that survives a killed process: results on disk and the journal of calls in flight."""

@@ -1,8 +1,9 @@
-"""The flight log: calls under way, noted where they outlive a killed process.
+"""Call journal: calls under way, recorded so that they are known after the process was killed.
 
-Each worker process has one small file with a slot for each call: written before the call is sent, cleared once what
-came of it is safe. No sync: a note must survive the process, not the machine, and the kernel keeps what was written.
-The process holds the file's lock as long as it lives; whoever gets the lock reads what a dead one has left.
+Each worker process has one small file with a slot for each call: written before the call is sent, cleared once its
+outcome is durable. The file is not synced: an entry must survive the process, not the machine, and the kernel keeps
+what was written. The process holds the file's lock while it lives; another process that gets the lock reads the entries
+of a dead one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _FREE = _LENGTH.pack(0)
 
 
 class InFlightCall(msgspec.Struct, array_like=True):
-    """One call, as somebody else must be able to write it down."""
+    """The entry of one call: all that another process needs to write it to the ledger."""
 
     call_id: str
     project: str
@@ -42,8 +43,8 @@ class InFlightCall(msgspec.Struct, array_like=True):
     inputs: int
     started_at: float  # unix seconds
     tokens: int = 0  # estimated
-    cost_usd: Decimal = Decimal(0)  # the most that it can cost
-    record_id: str = ""  # of the record that its results are to be part of, once they came
+    cost_usd: Decimal = Decimal(0)  # the highest possible cost
+    record_id: str = ""  # of the record that will contain its results, once it was answered
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -51,7 +52,7 @@ _decode = msgspec.msgpack.Decoder(InFlightCall).decode
 
 
 class CallJournal:
-    """This process's file, made with the first note. A disk that takes none costs the notes, never a call."""
+    """This process's journal, created with the first entry. A disk error costs entries, never a call."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,8 +61,8 @@ class CallJournal:
         self._free = list(range(SLOTS - 1, -1, -1))
         self._failed = False
 
-    def depart(self, note: InFlightCall) -> int | None:
-        """Note a call that is about to be sent; the slot to clear later, or None when there is no room for it."""
+    def begin(self, note: InFlightCall) -> int | None:
+        """Write the entry of a call that is about to be sent. Returns its slot; None when it could not be written."""
         written = _encode(note)
         if self._failed or not self._free or len(written) > SLOT_BYTES - _LENGTH.size:
             return None
@@ -77,15 +78,15 @@ class CallJournal:
         return slot
 
     def renew(self, slot: int | None, note: InFlightCall) -> None:
-        """Say more of a call that is noted already."""
+        """Replace the entry of a call."""
         written = _encode(note)
         if slot is None or self._handle is None or len(written) > SLOT_BYTES - _LENGTH.size:
             return
         with contextlib.suppress(OSError):
             os.pwrite(self._handle, _LENGTH.pack(len(written)) + written, slot * SLOT_BYTES)
 
-    def arrive(self, slot: int | None) -> None:
-        """What came of the call is safe, or nothing did that could have been billed."""
+    def end(self, slot: int | None) -> None:
+        """Clear the entry: the call's outcome is durable, or it was surely not billed."""
         if slot is None or self._handle is None:
             return
         with contextlib.suppress(OSError):
@@ -95,7 +96,7 @@ class CallJournal:
     def _make(self) -> int:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = self.folder / f"{os.getpid()}-{secrets.token_hex(8)}{SUFFIX}"
-        # Under its own name only when it is locked: until then it is nobody's.
+        # It gets its final name once it is locked: before, another process could take it for orphaned.
         unlocked = self._path.with_suffix(".part")
         handle = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -107,7 +108,7 @@ class CallJournal:
         return handle
 
     def close(self) -> None:
-        """Every call has landed, and so there is nothing to tell. Notes that are left stay for others to read."""
+        """Close the journal, and delete it when no entry is left. Other processes read entries that are left."""
         if self._handle is None or self._path is None:
             return
         if len(self._free) == SLOTS:
@@ -119,24 +120,25 @@ class CallJournal:
 
 @dataclass(slots=True)
 class OrphanedJournal:
-    """The notes of a process that is no more. Locked: no other process reads them now."""
+    """The entries of a dead process, locked by this process."""
 
     notes: list[InFlightCall]
     _path: Path
     _handle: int
 
-    def forget(self) -> None:
-        """They are in the database."""
+    def delete(self) -> None:
+        """Delete the journal: its entries are in the database."""
         with contextlib.suppress(OSError):
             self._path.unlink()
-        self.let_go()
+        self.unlock()
 
-    def let_go(self) -> None:
+    def unlock(self) -> None:
+        """Leave the journal to other processes."""
         os.close(self._handle)
 
 
-def abandoned(folder: Path) -> Iterator[OrphanedJournal]:
-    """The logs of dead processes. The caller forgets each, or lets it go."""
+def orphaned(folder: Path) -> Iterator[OrphanedJournal]:
+    """The journals of dead processes. The caller deletes or unlocks each."""
     try:
         paths = [Path(entry.path) for entry in os.scandir(folder) if entry.name.endswith(SUFFIX)]
     except OSError:
@@ -148,11 +150,11 @@ def abandoned(folder: Path) -> Iterator[OrphanedJournal]:
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(handle).st_nlink:  # another reader may just have ended it
+            if os.fstat(handle).st_nlink:  # another process may just have deleted it
                 yield OrphanedJournal(list(_notes(handle)), path, handle)
                 continue
         except OSError:
-            pass  # its process lives
+            pass  # its process is alive
         os.close(handle)
 
 

@@ -1,8 +1,8 @@
-"""The spool: results that were paid for and that the database cannot take now, in files that outlive this process.
+"""Spool: files for paid results that the database cannot store now. They outlive this process.
 
-A file is whole or it is nothing: written under another name, synced, renamed, its folder synced, and checked by length
-and digest when it is read. Whoever holds its lock works on it; the kernel frees the lock of a process that died, and so
-any other process with the same folder may carry on. What is in the files: engine/jobs/recording/spool_replay.py.
+A file is complete or absent: written under another name, synced, renamed, its folder synced, and checked by length and
+digest when it is read. The process that holds its lock works on it; the kernel frees the lock of a dead process, so any
+other process with the same folder can take over. The content of files: engine/jobs/recording/spool_replay.py.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from engine.observability.telemetry import SPOOLED
 
 log = logging.getLogger("embedmill.spool")
 
-# A file of so many bytes keeps room for results on a disk that other programs fill. A full disk makes use of it.
+# A file of this size reserves disk space for results. It is deleted when the disk is full.
 RESERVE, RESERVE_BYTES = "reserve", 32 * 1024 * 1024
 LOW_BYTES = 512 * 1024 * 1024
 NEARLY_FULL = 0.8
 
 MAGIC = b"EMSPOOL1"
 HEAD = struct.Struct("<8sQ16s")  # magic, length of what follows, its digest
-DONE, BAD, UNFINISHED = ".spool", ".bad", ".part"
+SUFFIX_DONE, SUFFIX_BAD, SUFFIX_UNFINISHED = ".spool", ".bad", ".part"
 
 
 class DamagedFile(Exception):
-    """Cut short, altered, or not ours at all."""
+    """The file is truncated, altered, or not a spool file. Raised by SpooledFile.read."""
 
 
 @dataclass(slots=True)
 class SpooledFile:
-    """A file that this process holds the lock of, and nobody else works on."""
+    """A file locked by this process."""
 
     path: Path
     handle: int
 
     def read(self) -> bytes:
-        """What was written. Raises DamagedFile unless it is that to the byte."""
+        """The content. Raises DamagedFile when it is not exactly what was written."""
         with os.fdopen(os.dup(self.handle), "rb") as file:
             file.seek(0)
             head = file.read(HEAD.size)
@@ -60,25 +60,25 @@ class SpooledFile:
         return body
 
     def remove(self) -> None:
-        """Its results are in the database."""
+        """Delete the file: its results are in the database."""
         with contextlib.suppress(OSError):
             self.path.unlink()
-        self.let_go()
+        self.unlock()
 
-    def set_aside(self) -> None:
-        """Keep it for a person to look at, under a name that nobody replays."""
+    def quarantine(self) -> None:
+        """Keep the file for an operator, under a name that is not replayed."""
         SPOOLED.labels("bad").inc()
         with contextlib.suppress(OSError):
-            self.path.rename(self.path.with_suffix(BAD))
-        self.let_go()
+            self.path.rename(self.path.with_suffix(SUFFIX_BAD))
+        self.unlock()
 
-    def let_go(self) -> None:
-        """Leave it to any other process."""
+    def unlock(self) -> None:
+        """Leave the file to other processes."""
         os.close(self.handle)
 
 
 class Spool:
-    """The folder of such files. Nothing is made in it before the first one is needed."""
+    """The folder of spool files, created with the first one."""
 
     def __init__(self, folder: Path, *, max_bytes: int) -> None:
         self._folder = folder
@@ -87,12 +87,12 @@ class Spool:
         self._nearly_full = False
 
     def write(self, name: str, body: bytes) -> SpooledFile | None:
-        """Keep `body` durably; None, with a line in the log, when the disk does not take it."""
+        """Store `body` durably. Returns None, and logs, when the disk refuses it."""
         try:
             try:
                 written = self._write(name, body)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._give_up_reserve():
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._release_reserve():
                     raise
                 written = self._write(name, body)
         except OSError as error:  # full, too large a file, read-only
@@ -106,7 +106,7 @@ class Spool:
         return written
 
     def reserve(self) -> None:
-        """Keep room for results on the disk, and warn while little is left. For a loop that runs beside the work."""
+        """Reserve disk space for results, and warn while little is left. Called regularly by a background loop."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             free = shutil.disk_usage(self._folder).free
@@ -120,9 +120,9 @@ class Spool:
         except OSError as error:
             self._warn(f"no room can be reserved for paid results in {self._folder}: {error.strerror}")
             return
-        taken = self._taken_bytes()
-        if taken > NEARLY_FULL * self._max_bytes:
-            self._warn(f"the spool has {taken} of its {self._max_bytes} bytes (EMBEDMILL_SPOOL_MAX_BYTES)")
+        used_bytes = self._used_bytes()
+        if used_bytes > NEARLY_FULL * self._max_bytes:
+            self._warn(f"the spool has {used_bytes} of its {self._max_bytes} bytes (EMBEDMILL_SPOOL_MAX_BYTES)")
         elif free < LOW_BYTES:
             self._warn(f"only {free // 2**20} MiB are free in {self._folder}: free some, or paid results may be lost")
         else:
@@ -133,7 +133,7 @@ class Spool:
             log.warning("%s", message)
         self._nearly_full = True
 
-    def _give_up_reserve(self) -> bool:
+    def _release_reserve(self) -> bool:
         try:
             (self._folder / RESERVE).unlink()
         except OSError:
@@ -141,7 +141,7 @@ class Spool:
         log.warning("the disk is full: the room that was reserved for paid results is used now")
         return True
 
-    def _taken_bytes(self) -> int:
+    def _used_bytes(self) -> int:
         total = 0
         for entry in os.scandir(self._folder):
             if entry.name != RESERVE:
@@ -150,14 +150,14 @@ class Spool:
         return total
 
     def _check_room(self, body_bytes: int) -> None:
-        if self._taken_bytes() + body_bytes > self._max_bytes:
+        if self._used_bytes() + body_bytes > self._max_bytes:
             raise OSError(0, "it is full (EMBEDMILL_SPOOL_MAX_BYTES)")
 
     def _write(self, name: str, body: bytes) -> SpooledFile:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._check_room(len(body))
-        path = self._folder / f"{name}-{secrets.token_hex(4)}{DONE}"
-        unfinished = path.with_suffix(UNFINISHED)
+        path = self._folder / f"{name}-{secrets.token_hex(4)}{SUFFIX_DONE}"
+        unfinished = path.with_suffix(SUFFIX_UNFINISHED)
         handle = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -180,16 +180,16 @@ class Spool:
 
     def names(self) -> list[str]:
         """The names of finished files."""
-        return [path.name for path in self._paths(DONE)]
+        return [path.name for path in self._paths(SUFFIX_DONE)]
 
-    def abandoned(self) -> Iterator[SpooledFile]:
-        """The files of processes that died, oldest first. The caller removes each, sets it aside or lets go."""
-        for path in self._paths(DONE):
-            file = _take(path)
+    def orphaned(self) -> Iterator[SpooledFile]:
+        """The files of dead processes, oldest first. The caller removes, quarantines or unlocks each."""
+        for path in self._paths(SUFFIX_DONE):
+            file = _try_lock(path)
             if file is not None:
                 yield file
-        for path in self._paths(UNFINISHED):
-            file = _take(path)
+        for path in self._paths(SUFFIX_UNFINISHED):
+            file = _try_lock(path)
             if file is not None:
                 log.warning("a spool file that was never finished is removed")
                 file.remove()
@@ -206,8 +206,8 @@ class Spool:
         return [Path(path) for _, path in sorted(dated)]
 
 
-def _take(path: Path) -> SpooledFile | None:
-    """The file with its lock; None when another process has it, or has just ended it."""
+def _try_lock(path: Path) -> SpooledFile | None:
+    """The file, locked; None when another process holds the lock or has just deleted the file."""
     try:
         handle = os.open(path, os.O_RDWR)
     except OSError:

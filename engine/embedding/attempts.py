@@ -1,4 +1,4 @@
-"""One call for one batch: the fit routes in turn, each tried again where its error says that this may help."""
+"""Makes one successful call for one batch: tries the fit routes in turn, and retries each where its error allows it."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from engine.cancellation import CancellationToken
-from engine.embedding import hang_watch, outage_check, rate_limits
-from engine.embedding.bisect import SUSPICION, Trial, is_fault
+from engine.embedding import diagnosis, hang_detector, rate_limits
+from engine.embedding.bisect import P_FLAKE_TO_BISECT, Attempts, is_server_fault
 from engine.ledger.billing import MILLION, Spending, paid
 from engine.limiter.call_waits import CallWaits
-from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, Patience
+from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
 from engine.observability.route_metrics import delivery_metrics
 from engine.planning import provider_truncation, tokens
 from engine.routing.outages import route_key
-from engine.routing.router import Router, can_take
-from engine.upstream.call import CallObserver, Upstream
+from engine.routing.router import Router, accepts
+from engine.upstream.call import CallContext, CallObserver, Upstream
 from models.embedding import Alias, Batch, BatchOutcome, Call, Matrix, Route
 from models.errors import (
     DeadlineExceeded,
@@ -34,16 +34,18 @@ from models.errors import (
 )
 
 TRIES_PER_ROUTE = 3
-# A large batch is not sent whole a third time: smaller groups of it are.
-TRIES_OF_MANY = 2
+# A large batch is not sent whole a third time: the bisection sends smaller groups of it.
+TRIES_OF_LARGE_BATCH = 2
 FEW_INPUTS = 8
-MORE_TRIES_AFTER_A_HANG = 2
+EXTRA_TRIES_AFTER_TIMEOUT = 2
 BACKOFF_S = 0.25
 BACKOFF_CAP_S = 8.0
 INTERACTIVE = "interactive"
 BULK = "bulk"
 
 OutcomeSink = Callable[[BatchOutcome], None]
+Reply = tuple[Matrix, int | None]
+"""Vectors, and tokens as the provider reported them."""
 
 
 @dataclass(slots=True)
@@ -55,125 +57,130 @@ class EmbedRun:
     alias: Alias
     lane: str
     deadline: float  # on time.monotonic()
-    landed: OutcomeSink
-    tenant: str = ""  # the project on whose behalf it runs: tenants have their turns where calls wait
-    # Asked before each call, and told of it.
+    on_outcome: OutcomeSink  # called with each outcome as it comes
+    tenant: str = ""  # the project on whose behalf it runs: waiting calls of tenants are served in turn
+    # Called before each call, and with its failure.
     call_observer: CallObserver | None = None
     calls: list[Call] = field(default_factory=list)
     spending: Spending | None = None
-    # Upstream calls that it may make beyond one for each batch; None: as many as it takes.
+    # Upstream calls that it may make beyond one for each batch; None: no limit.
     max_extra_calls: int | None = None
     batches: int = 0  # begun so far
     started_calls: int = 0
-    # One batch at a time asks whether a route answers at all.
+    # One batch at a time checks whether a route works at all.
     checking: asyncio.Lock = field(default_factory=asyncio.Lock)
-    # What its calls wait for: a job tells it to whoever polls.
+    # What its calls wait for; a job reports it to whoever polls.
     waits: CallWaits = field(default_factory=CallWaits)
-    # Of the interactive lane: how long a call waits for a provider that has said 429, where no other route is left.
-    gate_wait_s: float = 5.0
-    # Given when a batch could not be settled, or from outside: calls under way may land, no new one starts.
+    # Of the interactive lane: longest wait for the cooldown of the last route that is left.
+    cooldown_wait_s: float = 5.0
+    # Cancelled when a batch could not be settled, or from outside: calls under way may end, no new one starts.
     stop: CancellationToken = field(default_factory=CancellationToken)
 
     @property
-    def stopping(self) -> EmbedmillError | None:
+    def cancel_reason(self) -> EmbedmillError | None:
+        """The error that cancelled the run."""
         return self.stop.reason
 
 
-async def embed_once(flight: EmbedRun, batch: Batch, trial: Trial, only: Route | None = None) -> Route:
-    """Embed the batch in one call, and hand over what came; the route that it came by."""
-    rows, used, route = await _try_routes(flight, batch, trial, only)
+async def embed_once(run: EmbedRun, batch: Batch, attempts: Attempts, only: Route | None = None) -> Route:
+    """Embed the batch in one call, and hand its outcome to the run. Returns the route that served it.
+
+    `only`: the one route to try. Raises the last errors of the routes, as `_try_routes` does.
+    """
+    rows, used, route = await _try_routes(run, batch, attempts, only)
     count = len(batch.inputs)
-    counted = batch.tokens if used is None else used
+    billed_tokens = batch.tokens if used is None else used
     if used is not None and batch.bytes:
-        flight.router.sizes(route).learn(batch.bytes, used)
-    cost = Decimal(counted) * route.usd_per_million_tokens / MILLION
-    tokens_metric, inputs_metric = delivery_metrics(route.provider, route.upstream_model, flight.lane)
-    tokens_metric.inc(counted)
+        run.router.learned_limits_of(route).observe(batch.bytes, used)
+    cost = Decimal(billed_tokens) * route.usd_per_million_tokens / MILLION
+    tokens_metric, inputs_metric = delivery_metrics(route.provider, route.upstream_model, run.lane)
+    tokens_metric.inc(billed_tokens)
     inputs_metric.inc(count)
     truncated: Sequence[int] = batch.indexes if batch.is_truncated else ()
     if used is not None and provider_truncation.may_be_cut(batch, used):
-        is_quick = flight.lane == INTERACTIVE
+        is_quick = run.lane == INTERACTIVE
         cut = provider_truncation.cut_upstream(batch, used, exact=tokens.is_exact_for(route), is_quick=is_quick)
         truncated = truncated or cut
-    flight.landed(BatchOutcome(batch.indexes, rows, None, counted, used is None, cost, route, truncated))
+    run.on_outcome(BatchOutcome(batch.indexes, rows, None, billed_tokens, used is None, cost, route, truncated))
     return route
 
 
 async def _try_routes(
-    flight: EmbedRun, batch: Batch, trial: Trial, only: Route | None
+    run: EmbedRun, batch: Batch, attempts: Attempts, only: Route | None
 ) -> tuple[Matrix, int | None, Route]:
-    """Try the fit routes in turn, or one alone. Raises the error that leaves the most to be done about it.
+    """Try the fit routes in turn, or one alone. Raises the most recoverable of their errors.
 
-    An interactive call does not wait long for a quota while another route is left; then it waits for the shortest wait.
+    An interactive call does not wait long for a quota while another route is left; if all routes need a wait, it takes
+    the shortest one.
     """
     failures: list[EmbedmillError] = []
-    turned_away: list[tuple[float, Route]] = []
-    candidates = flight.router.candidates(flight.alias) if only is None else [only]
-    routes = [route for route in candidates if can_take(route, batch)]
-    for place, route in enumerate(routes):
-        if failures and flight.stopping is not None:
+    refused_waits: list[tuple[float, Route]] = []  # routes that would have let it start after so many seconds
+    candidates = run.router.candidates(run.alias) if only is None else [only]
+    routes = [route for route in candidates if accepts(route, batch)]
+    for position, route in enumerate(routes):
+        if failures and run.cancel_reason is not None:
             break
-        patience = _patience(flight, has_alternative=place + 1 < len(routes))
-        answer, error = await _judged(flight, batch, route, trial, patience)
-        if answer is not None:
-            return *answer, route
+        max_wait = _max_wait(run, has_alternative=position + 1 < len(routes))
+        reply, error = await _try_route(run, batch, route, attempts, max_wait)
+        if reply is not None:
+            return *reply, route
         if error is not None:
             failures.append(error)
-        if patience is WITH_ALTERNATIVE and isinstance(error, UpstreamRateLimited) and not error.sent:
-            turned_away.append((error.retry_after_s or 0.0, route))
-    if turned_away and flight.stopping is None:
-        _, route = min(turned_away, key=lambda each: each[0])
-        answer, error = await _judged(flight, batch, route, trial, _patience(flight, has_alternative=False))
-        if answer is not None:
-            return *answer, route
+        if max_wait is WITH_ALTERNATIVE and isinstance(error, UpstreamRateLimited) and not error.sent:
+            refused_waits.append((error.retry_after_s or 0.0, route))
+    if refused_waits and run.cancel_reason is None:
+        _, route = min(refused_waits, key=lambda each: each[0])
+        reply, error = await _try_route(run, batch, route, attempts, _max_wait(run, has_alternative=False))
+        if reply is not None:
+            return *reply, route
     if not failures:
         raise UpstreamRejected("no route of this model takes token arrays", code="tokens_not_supported")
     raise max(failures, key=_recoverability)
 
 
-def _patience(flight: EmbedRun, *, has_alternative: bool) -> Patience:
-    """How long the next call may wait for its start. A caller whose request is partly paid for waits for the rest."""
-    if flight.lane == BULK:
+def _max_wait(run: EmbedRun, *, has_alternative: bool) -> MaxWait:
+    """Longest wait of the next call for its start. A request that is partly paid for waits for the rest."""
+    if run.lane == BULK:
         return UNBOUNDED
     if has_alternative:
         return WITH_ALTERNATIVE
-    if flight.calls and any(call.success for call in flight.calls):
+    if run.calls and any(call.success for call in run.calls):
         return UNBOUNDED
-    return _gate_patience(flight.gate_wait_s)
+    return _max_cooldown_wait(run.cooldown_wait_s)
 
 
 @functools.lru_cache(maxsize=8)
-def _gate_patience(gate_s: float) -> Patience:
-    return Patience(gate_s=gate_s)
+def _max_cooldown_wait(cooldown_s: float) -> MaxWait:
+    return MaxWait(cooldown_s=cooldown_s)
 
 
-async def _judged(
-    flight: EmbedRun, batch: Batch, route: Route, trial: Trial, patience: Patience
-) -> tuple[tuple[Matrix, int | None] | None, EmbedmillError | None]:
-    """What the route answered, or what its failure comes to. Raises what says that the inputs are to be split."""
-    is_again = False
+async def _try_route(
+    run: EmbedRun, batch: Batch, route: Route, attempts: Attempts, max_wait: MaxWait
+) -> tuple[Reply | None, EmbedmillError | None]:
+    """The route's reply, or its diagnosed error. Raises errors with disposition SPLIT: they are about the inputs."""
+    is_repeated = False
     while True:
         try:
-            return await _call_with_retries(flight, batch, route, trial, patience), None
+            return await _call_with_retries(run, batch, route, attempts, max_wait), None
         except UpstreamError as raised:
             if raised.disposition is Disposition.SPLIT:
                 raise
-            error = await outage_check.judge(flight, batch, route, raised)
+            error = await diagnosis.diagnose(run, batch, route, raised)
             if isinstance(error, UpstreamError) and error.disposition is Disposition.SPLIT:
-                # The credential was refused, say, and a call of ours a moment later was not: no input is blamed for
-                # what happened once.
-                if not is_again and flight.stopping is None:
-                    is_again = True
+                # For example, the credential was refused, and a control call a moment later was not: no input is
+                # blamed for an error that occurred once.
+                if not is_repeated and run.cancel_reason is None:
+                    is_repeated = True
                     continue
                 raise error from raised
-            if error is not None or flight.stopping is not None:
+            if error is not None or run.cancel_reason is not None:
                 return None, error or raised
 
 
 def _recoverability(error: EmbedmillError) -> tuple[int, float]:
-    """A bad answer can still be split away, a busy provider waited for; a refusal only be reported.
+    """Rank of an error by what can still be done: 2 bisect (protocol error), 1 retry later, 0 report.
 
-    Of those that say when, the soonest.
+    Among rate limits, the soonest retry ranks highest.
     """
     wait_s = error.retry_after_s or 0.0 if isinstance(error, UpstreamRateLimited) else 0.0
     if isinstance(error, UpstreamProtocolError):
@@ -181,101 +188,109 @@ def _recoverability(error: EmbedmillError) -> tuple[int, float]:
     return int(error.disposition is Disposition.RETRY), -wait_s
 
 
-async def _call_with_retries(
-    flight: EmbedRun, batch: Batch, route: Route, trial: Trial, patience: Patience
-) -> tuple[Matrix, int | None]:
-    """Call one route, again where the error says that this may help. A rate limit costs no try: it only waits."""
+async def _call_with_retries(run: EmbedRun, batch: Batch, route: Route, attempts: Attempts, max_wait: MaxWait) -> Reply:
+    """Call one route, again where the error allows it. A rate limit costs no try: the next call waits for it.
+
+    Raises the last error.
+    """
     tries = refusals = 0
     while True:
-        flight.stop.check()
+        run.stop.raise_if_cancelled()
         try:
-            doubted = rate_limits.is_to_be_checked(flight, route, refusals)
-            answer = await call_route(flight, batch, route, patience=patience, is_doubted=doubted)
-            flight.router.answered(route, tries)
+            needs_confirmation = rate_limits.needs_confirmation(run, route, refusals)
+            reply = await call_route(run, batch, route, max_wait=max_wait, needs_confirmation=needs_confirmation)
+            run.router.record_success(route, tries)
             if refusals:
-                flight.router.own_refusals.forget((*route_key(route), flight.tenant))
-            return answer
+                run.router.tenant_rate_limits.clear((*route_key(route), run.tenant))
+            return reply
         except UpstreamError as error:
             if error.disposition is not Disposition.RETRY or error.route_fault:
                 raise
             if isinstance(error, UpstreamRateLimited):
-                # Where it was sent, the gate is closed now: the next call waits before it, or is turned away there.
+                # If it was sent, the route is cooling down: the next call waits for that, or is refused at once.
                 refusals += 1
-                is_searched = trial.on_all
-                if await rate_limits.may_try_again(flight, batch, route, error, patience, is_searched=is_searched):
+                is_bisecting = attempts.shared
+                if await rate_limits.should_retry(run, batch, route, error, max_wait, is_bisecting=is_bisecting):
                     continue
                 raise
             tries += 1
-            trial.failed(flight.router.answers(flight.alias))
-            if await outage_check.is_in_vain(flight, route, error):
+            attempts.record_fault(run.router.success_count(run.alias))
+            if await diagnosis.is_down_after_fault(run, route, error) or _is_exhausted(run, error, attempts, tries):
                 raise
-            spent = trial.faults if trial.on_all else tries
-            most = trial.most
-            if isinstance(error, UpstreamTimeout) and flight.lane == BULK and most > 1:
-                most += MORE_TRIES_AFTER_A_HANG  # that some calls hang ends no shard; that all do is noticed above
-            if spent >= most or _is_suspect(flight, error, trial) or flight.stopping is not None:
+            wait_s = _backoff_s(error, tries)
+            if time.monotonic() + wait_s >= run.deadline or wait_s > max_wait.quota_s:
                 raise
-            wait_s = random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_S * 2 ** (tries + 1)))
-            if error.retry_after_s is not None:
-                # Jitter on top, so that all who were told the same moment do not come back in it.
-                wait_s = error.retry_after_s + random.uniform(0, 0.1 + error.retry_after_s / 10)
-            if time.monotonic() + wait_s >= flight.deadline or wait_s > patience.quota_s:
+            await run.stop.sleep(wait_s)
+            if run.cancel_reason is not None:
                 raise
-            await flight.stop.sleep(wait_s)
-            if flight.stopping is not None:
-                raise
+
+
+def _is_exhausted(run: EmbedRun, error: UpstreamError, attempts: Attempts, tries: int) -> bool:
+    """True when the route gets no further try for this batch. `tries`: on this route."""
+    maximum = attempts.maximum
+    if isinstance(error, UpstreamTimeout) and run.lane == BULK and maximum > 1:
+        maximum += EXTRA_TRIES_AFTER_TIMEOUT  # some calls that hang end no shard; if all do, the route counts as down
+    if (attempts.faults if attempts.shared else tries) >= maximum:
+        return True
+    return _looks_poisoned(run, error, attempts) or run.cancel_reason is not None
+
+
+def _backoff_s(error: UpstreamError, tries: int) -> float:
+    if error.retry_after_s is None:
+        return random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_S * 2 ** (tries + 1)))
+    # Jitter on top, so that not all callers with the same Retry-After come back in the same moment.
+    return error.retry_after_s + random.uniform(0, 0.1 + error.retry_after_s / 10)
 
 
 async def call_route(
-    flight: EmbedRun,
+    run: EmbedRun,
     batch: Batch,
     route: Route,
     *,
-    patience: Patience = UNBOUNDED,
-    test: str | None = None,
-    is_doubted: bool = False,
-) -> tuple[Matrix, int | None]:
-    """Make one call. `test`: why it is made, where nobody gets its vectors. Raises as Upstream.embed does."""
-    if flight.max_extra_calls is not None and flight.started_calls >= flight.batches + flight.max_extra_calls:
+    max_wait: MaxWait = UNBOUNDED,
+    purpose: str | None = None,
+    needs_confirmation: bool = False,
+) -> Reply:
+    """Make one call. `purpose`, `needs_confirmation`: see CallContext.
+
+    Raises as Upstream.embed does; DeadlineExceeded when the run has made as many calls as it may.
+    """
+    if run.max_extra_calls is not None and run.started_calls >= run.batches + run.max_extra_calls:
         raise DeadlineExceeded(
-            f"the request needed more than {flight.started_calls} calls to the provider: send fewer inputs at once",
+            f"the request needed more than {run.started_calls} calls to the provider: send fewer inputs at once",
             code="too_many_upstream_calls",
         )
-    flight.started_calls += 1
-    if flight.lane == BULK:
-        hang_watch.watch(flight)
-    made: list[Call] = []
-    call = functools.partial(
-        flight.upstream.embed,
-        batch,
-        route,
-        deadline=flight.deadline,
-        calls=made,
-        call_observer=flight.call_observer,
-        interactive=flight.lane == INTERACTIVE,
-        stop=flight.stop,
-        waits=flight.waits,
-        patience=patience,
-        test=test,
-        tenant=flight.tenant,
-        is_doubted=is_doubted,
+    run.started_calls += 1
+    if run.lane == BULK:
+        hang_detector.watch(run)
+    context = CallContext(
+        run.deadline,
+        [],
+        run.call_observer,
+        run.lane == INTERACTIVE,
+        run.stop,
+        run.waits,
+        max_wait,
+        purpose,
+        run.tenant,
+        needs_confirmation,
     )
     try:
-        with paid(flight.spending, batch, route, made, is_ours=test is not None):
-            if flight.router.first_calls.is_open(route):
-                return await call()
-            async with flight.router.first_calls.turn(route, flight.deadline, flight.stop):
-                return await call()
+        with paid(run.spending, batch, route, context.calls, is_control=purpose is not None):
+            if run.router.credential_probe.is_verified(route):
+                return await run.upstream.embed(batch, route, context)
+            async with run.router.credential_probe.guard(route, run.deadline, run.stop):
+                return await run.upstream.embed(batch, route, context)
     except UpstreamError as error:
         error.account, error.upstream_model = route_key(route)
         raise
     finally:
-        flight.calls += made
+        run.calls += context.calls
 
 
-def _is_suspect(flight: EmbedRun, error: UpstreamError, trial: Trial) -> bool:
-    """True when the batch fails again and again, no accident, while its routes answer others: some input is poison."""
-    if trial.faults < 2 or trial.most < TRIES_PER_ROUTE or not is_fault(error):
+def _looks_poisoned(run: EmbedRun, error: UpstreamError, attempts: Attempts) -> bool:
+    """True when the batch fails repeatedly, too often for flakes, while its routes serve others: an input is poison."""
+    if attempts.faults < 2 or attempts.maximum < TRIES_PER_ROUTE or not is_server_fault(error):
         return False
-    answers_others = flight.router.answers(flight.alias) > trial.heard
-    return answers_others and flight.router.by_chance(flight.alias, trial.faults) < SUSPICION
+    others_succeed = run.router.success_count(run.alias) > attempts.successes_before
+    return others_succeed and run.router.flake_probability(run.alias, attempts.faults) < P_FLAKE_TO_BISECT

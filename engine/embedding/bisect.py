@@ -1,8 +1,9 @@
-"""Finding poison: the few inputs that make a provider refuse, or fail on, the whole batch that they are in.
+"""The bisection that isolates poison inputs: the few that make a provider refuse, or fail on, their whole batch.
 
-Groups of inputs are sent until each input has its vector or has failed alone; what failed alone is then tried, and
-condemned only on evidence (engine/routing/evidence.py). What a message names is a first suspect, sent alone as others.
-Inputs sent are bounded for any upstream: MAX_SENDS times the batch, and some. Why, and what it costs:
+Sends groups of inputs until each input has its vector or has failed alone. An input that failed alone is a suspect: it
+is tried again and failed for good only on evidence (engine/routing/health.py). An input that an error message names is
+sent alone first. Inputs sent are bounded for any upstream: MAX_SENDS times the batch, plus SPARE_SENDS. This module is
+the algorithm only, it makes calls through a Prober; `failed_batch` applies it to a batch of a run. Reasons and costs:
 docs/decisions/0008-finding-poison.md.
 """
 
@@ -20,27 +21,27 @@ from models.errors import (
     UpstreamUnavailable,
 )
 
-# So unlikely must it be that a fault is an accident before a batch is searched.
-SUSPICION = 1e-2
-# A batch of n inputs sends at the most this many times n inputs, and SPARE_SENDS more.
+# A batch is bisected when its faults are flakes with a probability below this.
+P_FLAKE_TO_BISECT = 1e-2
+# A batch of n inputs sends at most this many times n inputs, and SPARE_SENDS more.
 MAX_SENDS = 4
 SPARE_SENDS = 64
-# So many failures in a row without one good answer of the route, and it is asked whether it answers at all.
+# After so many failures in a row without a success of the route, a control call shows whether it works at all.
 FAILURES_IN_A_ROW = 8
-# Groups that failed, and groups that passed, before it is the number of inputs that makes calls fail: whatever share of
-# calls fails at random, less than once in 10,000 searches looks like that.
+# Groups that failed and groups that passed before the group size is held to be the cause. With any rate of random
+# failures, fewer than one in 10,000 bisections looks like that.
 FAILED_BY_SIZE, PASSED_BY_SIZE = 8, 6
-# Controls in a row that may fail before the route counts as down.
+# So many control calls in a row may fail before the route counts as down.
 MAX_FAILED_CONTROLS = 3
 
 
-def is_own_limit(error: UpstreamError) -> bool:
-    """True for a 429 that some input of the batch draws, and no call of ours."""
+def is_tenant_rate_limit(error: UpstreamError) -> bool:
+    """True for a 429 that some input of the batch draws, and no control call."""
     return isinstance(error, UpstreamRateLimited) and error.is_own
 
 
-def is_fault(error: UpstreamError) -> bool:
-    """True for answers that may pass and may be an input's doing: a 5xx, or a 2xx that cannot be used."""
+def is_server_fault(error: UpstreamError) -> bool:
+    """True for errors that may pass and may be caused by an input: a 5xx, or a 2xx that cannot be used."""
     if error.route_fault:
         return False
     if isinstance(error, UpstreamProtocolError):
@@ -49,60 +50,64 @@ def is_fault(error: UpstreamError) -> bool:
 
 
 @dataclass(slots=True)
-class Trial:
-    """How one batch fares: how often it may be tried on a route, and what else was heard since it first failed."""
+class Attempts:
+    """The attempts of one batch: how many a route may get, and the faults so far."""
 
-    most: int
-    on_all: bool = False  # so often on all routes together, though once on each
+    maximum: int
+    shared: bool = False  # the maximum holds for all routes together, though each gets one attempt
     faults: int = 0
-    heard: int = 0  # good answers of its routes by the time of its first fault
+    successes_before: int = 0  # successes of its routes by the time of its first fault
 
-    def failed(self, answers: int) -> None:
+    def record_fault(self, successes: int) -> None:
+        """Count a fault. `successes`: of the routes so far."""
         if not self.faults:
-            self.heard = answers
+            self.successes_before = successes
         self.faults += 1
 
 
 class Prober(Protocol):
-    """What a search asks of the engine. Inputs are named by their positions in the batch."""
+    """The calls and records that a bisection needs. Inputs are named by their positions in the batch."""
 
-    async def send(self, positions: Sequence[int]) -> UpstreamError | None:
-        """Settle these inputs in one call; the error when it is again one to search for. Raises any other error."""
+    async def probe(self, positions: Sequence[int]) -> UpstreamError | None:
+        """Send these inputs in one call, and record their vectors. Returns an error that an input may have caused.
+
+        Raises any other error.
+        """
 
     async def control(self) -> UpstreamError | None:
-        """Make a call that is surely good on the route of the search; its error when it fails all the same."""
+        """Make a control call on the route of the bisection; returns its error."""
 
-    async def fail(self, position: int, error: UpstreamError) -> bool:
-        """Settle this input with its error. False: nothing more is to be found out, the caller has its answer."""
+    async def fail_input(self, position: int, error: UpstreamError) -> bool:
+        """Record the error as the input's outcome. False: the bisection may end, the caller has its answer."""
 
-    async def cut(self, position: int, error: UpstreamError) -> bool:
-        """Settle the input by a shorter one, where it was refused as too long and may be cut."""
+    async def truncate_further(self, position: int, error: UpstreamError) -> bool:
+        """Embed a shorter form of the input, where it was refused as too long and may be truncated."""
 
-    def answers(self) -> int:
-        """Good answers of the route so far, to whomever in this process."""
+    def success_count(self) -> int:
+        """Successes of the route so far, of all callers of this process."""
 
-    def is_enough(self, error: UpstreamError, failures: int) -> bool:
-        """True when so many failures alone, each followed by a success of others, cannot be an accident."""
+    def is_conclusive(self, error: UpstreamError, failures: int) -> bool:
+        """True when so many failures alone, each followed by a success of others, are no coincidence."""
 
-    def passed_by_itself(self, error: UpstreamError, failures: int) -> None:
-        """So many failures were nobody's doing: what had met them was answered well later."""
+    def record_flakes(self, error: UpstreamError, failures: int) -> None:
+        """So many failures had no cause in the inputs: the same inputs passed later."""
 
-    def fitting(self, positions: Sequence[int], error: UpstreamTooLarge) -> None:
-        """A group of this size is taken, where one of twice the size was too large."""
+    def record_fitting_size(self, positions: Sequence[int], error: UpstreamTooLarge) -> None:
+        """A group of this size passed, where one of twice the size was too large."""
 
-    def too_many(self, most: int) -> None:
-        """Calls of more than `most` inputs fail, whichever they are, and no others do."""
+    def record_max_inputs(self, count: int) -> None:
+        """Calls of more than `count` inputs fail, whatever the inputs, and smaller ones do not."""
 
     async def pause(self) -> None:
         """Wait a moment after a fault."""
 
 
 class _BoundReached(Exception):
-    """Enough was sent for one batch."""
+    """The batch has sent as many inputs as it may."""
 
 
 class RouteFails(Exception):
-    """The route fails whatever it is sent: no input is to blame."""
+    """The route fails whatever it is sent: no input is at fault."""
 
     def __init__(self, error: UpstreamError) -> None:
         super().__init__(error.message)
@@ -110,36 +115,57 @@ class RouteFails(Exception):
 
 
 @dataclass(slots=True)
-class BySize:
-    """Whether the number of inputs alone tells which groups pass: a server whose batches are broken looks like that."""
+class GroupSizes:
+    """Whether the size of a group alone decides if it passes: true of a server whose batch size is limited."""
 
     passes: int = 0
     failures: int = 0
-    most: int = 0  # inputs of the largest group that passed
-    least: int = 0  # inputs of the smallest that failed; 0: none did
+    max_passed: int = 0  # inputs of the largest group that passed
+    min_failed: int = 0  # inputs of the smallest group that failed; 0: none did
 
-    def note(self, size: int, *, passed: bool) -> bool:
-        """A group of so many inputs passed or failed. True when there is no more doubt: not more than `most` pass."""
-        if passed and self.least and size >= self.least:
-            self.failures = self.least = 0
-        elif not passed and size <= self.most:
-            self.passes = self.most = 0
+    def record(self, size: int, *, passed: bool) -> bool:
+        """A group of so many inputs passed or failed. True when groups larger than `max_passed` surely fail."""
+        if passed and self.min_failed and size >= self.min_failed:
+            self.failures = self.min_failed = 0
+        elif not passed and size <= self.max_passed:
+            self.passes = self.max_passed = 0
         if passed:
-            self.passes, self.most = self.passes + 1, max(self.most, size)
+            self.passes, self.max_passed = self.passes + 1, max(self.max_passed, size)
         else:
-            self.failures, self.least = self.failures + 1, min(size, self.least or size)
+            self.failures, self.min_failed = self.failures + 1, min(size, self.min_failed or size)
         return not passed and self.failures >= FAILED_BY_SIZE and self.passes >= PASSED_BY_SIZE
 
 
 @dataclass(slots=True)
 class Suspect:
+    """An input that failed alone."""
+
     position: int
     error: UpstreamError
-    seen_at: int  # answers of the route when it failed alone the last time
+    successes_before: int  # successes of the route when the input failed alone the last time
     failures: int = 1
 
 
-class Search:
+@dataclass(slots=True)
+class _Narrowing:
+    """The state of one pass that narrows a failed batch down to inputs that fail alone."""
+
+    bad: int  # the first so many of `pending` failed together
+    size: int  # inputs of the next group while nothing is known to be bad
+    error: UpstreamError  # of the last group that failed
+    failures: int  # in a row, of the bad group
+    halves: list[Sequence[int]]  # of the bad group
+    ceiling: int  # larger groups were too large
+    named: int | None  # position within the bad group that the error names
+    trusts_names: bool = True  # until a named input passes alone
+
+    @property
+    def is_named(self) -> bool:
+        """True when the next input to send is the one that the error names."""
+        return self.trusts_names and self.bad > 1 and self.named is not None and 0 <= self.named < self.bad
+
+
+class PoisonBisection:
     """One batch that failed as a whole. `pending` are the positions that have no outcome yet."""
 
     def __init__(self, prober: Prober, count: int, *, sent: int, max_suspects: int | None = None) -> None:
@@ -151,124 +177,139 @@ class Search:
         self.pending = list(range(count))
         self._suspects: list[Suspect] = []
         self._passed = 0
-        self._in_a_row = 0
-        self._by_size = BySize()
+        self._failures_in_a_row = 0
+        self._group_sizes = GroupSizes()
         for _ in range(sent // count):
-            self._by_size.note(count, passed=False)
-        self._most = count  # inputs that a group may have
-        self._heard = self._heard_at_first = prober.answers()
-        self._last: UpstreamError | None = None
+            self._group_sizes.record(count, passed=False)
+        self._max_group = count
+        self._successes = self._successes_at_start = prober.success_count()
+        self._last_error: UpstreamError | None = None
 
     async def run(self, error: UpstreamError, failures: int) -> None:
-        """Settle every input. `error` is that of the whole batch, which failed so often with it.
+        """Give every input an outcome. `error` is that of the whole batch, which failed so often with it.
 
-        Raises RouteFails when nothing gets through, and the last error when the bound is reached: what was proved is
-        settled then, and the rest is as it was.
+        Raises RouteFails when no call to the route succeeds, and the last error when the bound is reached: what was
+        proved is recorded then, and the other inputs have no outcome.
         """
         unsettled: UpstreamError | None = None
         if self._count == 1:
-            if not await self._prober.cut(0, error):
-                self._suspects.append(Suspect(0, error, self._prober.answers()))
+            if not await self._prober.truncate_further(0, error):
+                self._suspects.append(Suspect(0, error, self._prober.success_count()))
             self.pending.clear()
         else:
             try:
                 await self._narrow(error, failures)
             except _BoundReached:
-                unsettled = self._last or error
-        # Who draws a rate limit is not condemned for it: these inputs wait, and the others have their vectors.
-        limited = [suspect for suspect in self._suspects if is_own_limit(suspect.error)]
+                unsettled = self._last_error or error
+        # An input that draws a rate limit is not failed for it: it waits, and the others have their vectors.
+        limited = [suspect for suspect in self._suspects if is_tenant_rate_limit(suspect.error)]
         self._suspects = [suspect for suspect in self._suspects if suspect not in limited]
         self._sends_left = max(0, self._sends_left) + SPARE_SENDS
         while self._suspects:
-            # As many at a time as the bound leaves room for: what is tried is tried to its end.
-            some = self._suspects[: max(1, self._sends_left // 20)]
+            # As many at a time as the bound leaves room for: a suspect's trial must reach its end.
+            suspects = self._suspects[: max(1, self._sends_left // 20)]
             try:
-                if not await self._try(list(some)):
+                if not await self._try_suspects(list(suspects)):
                     return
             except _BoundReached:
-                raise self._last or error from None
-            del self._suspects[: len(some)]
+                raise self._last_error or error from None
+            del self._suspects[: len(suspects)]
         if unsettled is not None or limited:
             raise unsettled or limited[0].error
 
     async def _narrow(self, error: UpstreamError, failures: int) -> None:
-        """Send groups until each input is settled or has failed alone."""
-        bad, size = self._count, self._count  # the first `bad` of `pending` failed together
-        named, trust = error.offending_position, True
-        halves: list[Sequence[int]] = [self.pending[: bad // 2], self.pending[bad // 2 :]]
-        ceiling = self._count - isinstance(error, UpstreamTooLarge)  # groups of more were too large
+        """Send groups until each input has its vector or has failed alone."""
+        middle = self._count // 2
+        state = _Narrowing(
+            bad=self._count,
+            size=self._count,
+            error=error,
+            failures=failures,
+            halves=[self.pending[:middle], self.pending[middle:]],
+            ceiling=self._count - isinstance(error, UpstreamTooLarge),
+            named=error.offending_position,
+        )
         while self.pending:
             if self._max_suspects is not None and len(self._suspects) >= self._max_suspects:
                 return
-            is_named = trust and bad > 1 and named is not None and 0 <= named < bad
-            if is_named and named is not None:
-                group = [self.pending[named]]
+            is_named = state.is_named
+            if is_named and state.named is not None:
+                group = [self.pending[state.named]]
             else:
-                group = self.pending[: min(self._most, max(1, bad // 2) if bad else size)]
+                group = self.pending[: min(self._max_group, max(1, state.bad // 2) if state.bad else state.size)]
             failed = await self._send(group)
             if failed is None:
-                self._settled(group)
-                trust = trust and not is_named
-                if bad > 1 and isinstance(error, UpstreamTooLarge) and not is_named:
-                    # It was the size: nothing is known of the other half.
-                    bad, size = 0, len(group)
-                    halves = [half for half in halves if half != group]
-                elif bad:
-                    if bad == 1:
-                        # All of a group that failed have passed in parts: perhaps larger ones fail again.
-                        self._prober.passed_by_itself(error, failures)
-                        size = max(1, self._by_size.most)
-                    bad -= len(group)
-                else:
-                    if group in halves and isinstance(error, UpstreamTooLarge):
-                        self._prober.fitting(group, error)
-                    # Not beyond the run of good ones that is usual here.
-                    most = self._passed // len(self._suspects) if len(self._suspects) > 1 else self._count
-                    size = max(1, min(size * 2, most, ceiling))
+                self._group_passed(state, group, is_named=is_named)
             elif len(group) == 1:
-                cut = await self._prober.cut(group[0], failed)
-                if not cut:
-                    # For a caller who waits it is enough that others passed before or after.
-                    hasty = self._max_suspects is not None and not is_fault(failed)
-                    seen_at = self._heard_at_first if hasty else self._prober.answers()
-                    self._suspects.append(Suspect(group[0], failed, seen_at))
-                self._settled(group, passed=0)
-                bad, ceiling = 0, self._count
-                found = max(1, len(self._suspects))
-                # Where names are right nothing is known of the others: all of them, or fewer with each that is found.
-                size = max(1, self._count // 4 ** (found - 1) if is_named else self._passed // found)
+                await self._input_failed(state, group, failed, is_named=is_named)
             else:
-                failures = 1 if not bad else failures + 1
-                bad, error = len(group), failed
+                state.failures = 1 if not state.bad else state.failures + 1
+                state.bad, state.error = len(group), failed
                 if isinstance(failed, UpstreamTooLarge):
-                    ceiling = min(ceiling, len(group) - 1)
+                    state.ceiling = min(state.ceiling, len(group) - 1)
                 middle = len(group) // 2
-                halves = [group[:middle], group[middle:]]
-            named = failed.offending_position if failed is not None else None
+                state.halves = [group[:middle], group[middle:]]
+            state.named = failed.offending_position if failed is not None else None
 
-    async def _try(self, suspects: list[Suspect]) -> bool:
-        """Condemn or acquit these. False: nothing more is to be found out."""
+    def _group_passed(self, state: _Narrowing, group: Sequence[int], *, is_named: bool) -> None:
+        """All of the group have their vectors: choose the next group."""
+        self._remove_pending(group)
+        state.trusts_names = state.trusts_names and not is_named
+        if state.bad > 1 and isinstance(state.error, UpstreamTooLarge) and not is_named:
+            # The size was the cause: nothing is known of the other half.
+            state.bad, state.size = 0, len(group)
+            state.halves = [half for half in state.halves if half != group]
+        elif state.bad:
+            if state.bad == 1:
+                # All of a group that failed have passed in parts: perhaps larger groups fail again.
+                self._prober.record_flakes(state.error, state.failures)
+                state.size = max(1, self._group_sizes.max_passed)
+            state.bad -= len(group)
+        else:
+            if group in state.halves and isinstance(state.error, UpstreamTooLarge):
+                self._prober.record_fitting_size(group, state.error)
+            # No larger than the usual run of inputs between two suspects.
+            usual_run = self._passed // len(self._suspects) if len(self._suspects) > 1 else self._count
+            state.size = max(1, min(state.size * 2, usual_run, state.ceiling))
+
+    async def _input_failed(
+        self, state: _Narrowing, group: Sequence[int], failed: UpstreamError, *, is_named: bool
+    ) -> None:
+        """One input has failed alone: it is truncated, or becomes a suspect."""
+        if not await self._prober.truncate_further(group[0], failed):
+            # For a caller who waits, successes of others before the failure count too.
+            is_quick = self._max_suspects is not None and not is_server_fault(failed)
+            successes = self._successes_at_start if is_quick else self._prober.success_count()
+            self._suspects.append(Suspect(group[0], failed, successes))
+        self._remove_pending(group, passed=0)
+        state.bad, state.ceiling = 0, self._count
+        suspects = max(1, len(self._suspects))
+        # Where names are right nothing is known of the other inputs: try all, or fewer with each suspect.
+        state.size = max(1, self._count // 4 ** (suspects - 1) if is_named else self._passed // suspects)
+
+    async def _try_suspects(self, suspects: list[Suspect]) -> bool:
+        """Fail or clear each suspect. Returns False when the bisection may end."""
         while suspects:
-            await self._hear_of_others(suspects[0].error, max(each.seen_at for each in suspects))
+            await self._wait_for_success(suspects[0].error, max(each.successes_before for each in suspects))
             for suspect in list(suspects):
-                if self._prober.is_enough(suspect.error, suspect.failures):
+                if self._prober.is_conclusive(suspect.error, suspect.failures):
                     suspects.remove(suspect)
-                    if not await self._prober.fail(suspect.position, suspect.error):
+                    if not await self._prober.fail_input(suspect.position, suspect.error):
                         return False
                     continue
                 failed = await self._send([suspect.position])
                 if failed is None:
-                    self._prober.passed_by_itself(suspect.error, suspect.failures)
+                    self._prober.record_flakes(suspect.error, suspect.failures)
                     suspects.remove(suspect)
                     continue
                 suspect.failures, suspect.error = suspect.failures + 1, failed
-                suspect.seen_at = self._prober.answers()
+                suspect.successes_before = self._prober.success_count()
         return True
 
-    async def _hear_of_others(self, error: UpstreamError, seen_at: int) -> None:
-        """Return once the route has answered others well since. Raises RouteFails when it does not."""
+    async def _wait_for_success(self, error: UpstreamError, successes_before: int) -> None:
+        """Return once another call to the route has succeeded since. Raises RouteFails when none does."""
         for _ in range(MAX_FAILED_CONTROLS):
-            if self._prober.answers() > seen_at:
+            if self._prober.success_count() > successes_before:
                 return
             failed = await self._prober.control()
             if failed is None:
@@ -278,27 +319,28 @@ class Search:
         raise RouteFails(error)
 
     async def _send(self, positions: Sequence[int]) -> UpstreamError | None:
+        """Send a group, and count what comes of it. Raises _BoundReached or RouteFails."""
         if len(positions) > self._sends_left:
             raise _BoundReached
         self._sends_left -= len(positions)
-        failed = await self._prober.send(positions)
-        if self._prober.answers() != self._heard or failed is None:
-            self._heard, self._in_a_row = self._prober.answers(), 0
-        if not isinstance(failed, UpstreamTooLarge) and self._by_size.note(len(positions), passed=failed is None):
-            self._most = self._by_size.most
-            self._prober.too_many(self._most)
+        failed = await self._prober.probe(positions)
+        if self._prober.success_count() != self._successes or failed is None:
+            self._successes, self._failures_in_a_row = self._prober.success_count(), 0
+        if not isinstance(failed, UpstreamTooLarge) and self._group_sizes.record(len(positions), passed=failed is None):
+            self._max_group = self._group_sizes.max_passed
+            self._prober.record_max_inputs(self._max_group)
         if failed is None:
             return None
-        self._in_a_row += 1
-        self._last = failed
-        if self._in_a_row >= FAILURES_IN_A_ROW:
-            await self._hear_of_others(failed, self._prober.answers())
-            self._in_a_row = 0
-        if is_fault(failed):
+        self._failures_in_a_row += 1
+        self._last_error = failed
+        if self._failures_in_a_row >= FAILURES_IN_A_ROW:
+            await self._wait_for_success(failed, self._prober.success_count())
+            self._failures_in_a_row = 0
+        if is_server_fault(failed):
             await self._prober.pause()
         return failed
 
-    def _settled(self, group: Sequence[int], *, passed: int | None = None) -> None:
-        gone = set(group)
-        self.pending = [position for position in self.pending if position not in gone]
+    def _remove_pending(self, group: Sequence[int], *, passed: int | None = None) -> None:
+        removed = set(group)
+        self.pending = [position for position in self.pending if position not in removed]
         self._passed += len(group) if passed is None else passed

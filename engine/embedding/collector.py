@@ -1,4 +1,4 @@
-"""Gathered: what lands of a run, for callers who want everything at once."""
+"""Collects the outcomes of a run, for callers who want everything at once."""
 
 from __future__ import annotations
 
@@ -9,40 +9,41 @@ from models.errors import EmbedmillError
 
 
 class OutcomeCollector:
-    """A `landed` for callers who want everything at once: rows in input order, or the first refused input."""
+    """An `on_outcome` of an EmbedRun that keeps all outcomes in memory."""
 
     def __init__(self, count: int, width: int) -> None:
         self._count = count
         self._width = width
-        self._parts: list[BatchOutcome] = []
+        self._outcomes: list[BatchOutcome] = []
 
-    def __call__(self, landed: BatchOutcome) -> None:
-        self._parts.append(landed)
+    def __call__(self, outcome: BatchOutcome) -> None:
+        self._outcomes.append(outcome)
 
     @property
-    def parts(self) -> Sequence[BatchOutcome]:
-        return self._parts
+    def outcomes(self) -> Sequence[BatchOutcome]:
+        """In the order in which they came."""
+        return self._outcomes
 
-    def refused(self) -> tuple[int, InputError] | None:
-        """The lowest index without a vector, and why."""
-        bad = [(part.indexes[0], part.error) for part in self._parts if part.error is not None]
-        return min(bad, key=lambda pair: pair[0]) if bad else None
+    def first_error(self) -> tuple[int, InputError] | None:
+        """The lowest index without a vector, and its error."""
+        errors = [(outcome.indexes[0], outcome.error) for outcome in self._outcomes if outcome.error is not None]
+        return min(errors, key=lambda pair: pair[0]) if errors else None
 
     def truncated(self) -> set[int]:
-        """Inputs that were not embedded whole: nearly always none."""
-        return {index for part in self._parts if part.truncated for index in part.truncated}
+        """Indexes of inputs that were not embedded whole; nearly always none."""
+        return {index for outcome in self._outcomes if outcome.truncated for index in outcome.truncated}
 
-    def rows(self) -> list[Matrix]:
-        """Vectors in input order, as the blocks they came in. Raises when an input has none: never a gap or a guess."""
-        if len(self._parts) == 1 and self._parts[0].vectors is not None:
-            blocks = [self._parts[0].vectors]
+    def vectors_in_order(self) -> list[Matrix]:
+        """Vectors in input order, as the blocks they came in. Raises EmbedmillError when an input has none."""
+        if len(self._outcomes) == 1 and self._outcomes[0].vectors is not None:
+            blocks = [self._outcomes[0].vectors]
         else:
             rows: list[Matrix | None] = [None] * self._count
-            for part in self._parts:
-                if part.vectors is None:
+            for outcome in self._outcomes:
+                if outcome.vectors is None:
                     continue
-                for position, index in enumerate(part.indexes):
-                    rows[index] = part.vectors[position : position + 1]
+                for position, index in enumerate(outcome.indexes):
+                    rows[index] = outcome.vectors[position : position + 1]
             blocks = [row for row in rows if row is not None]
         if sum(len(block) for block in blocks) != self._count:
             raise EmbedmillError("The server had an error while processing your request.")

@@ -1,6 +1,6 @@
 """embed(): the one function that turns inputs into outcomes, for sync requests and for shards of jobs alike.
 
-Batches run side by side. Each is settled by what its errors say to do: fail, retry, fail over, split. The two edges
+Batches run side by side. Each is settled by the disposition of its errors: fail, retry, fail over, split. The two edges
 differ only in their deadline, their lane, and in what they do with a partial failure.
 """
 
@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
-from engine.embedding import outage_check, poison
+from engine.embedding import diagnosis, failed_batch
 from engine.embedding.attempts import (
     BULK,
     FEW_INPUTS,
     INTERACTIVE,
-    TRIES_OF_MANY,
+    TRIES_OF_LARGE_BATCH,
     TRIES_PER_ROUTE,
     EmbedRun,
     OutcomeSink,
     embed_once,
 )
-from engine.embedding.bisect import Trial
+from engine.embedding.bisect import Attempts
 from engine.planning import packing
 from engine.planning.learned_limits import UNLIMITED
 from models.embedding import Batch, Route
@@ -30,85 +30,106 @@ from models.errors import EmbedmillError, UpstreamError, UpstreamRateLimited, Up
 __all__ = ["BULK", "INTERACTIVE", "EmbedRun", "OutcomeSink", "embed"]
 
 
-async def embed(flight: EmbedRun, batches: Iterable[Batch], *, concurrency: int) -> None:
-    """Settle every batch, `concurrency` of them at a time, handing each to `flight.landed` as it lands.
+async def embed(run: EmbedRun, batches: Iterable[Batch], *, concurrency: int) -> None:
+    """Settle every batch, `concurrency` of them at a time; hands each outcome to `run.on_outcome` as it comes.
 
     A refused input is an outcome, not an exception. Raises the first error that says nothing about the inputs (upstream
-    down, quota, deadline): what was in flight has then landed, and the rest was not started.
+    down, quota, deadline): the batches that were under way have their outcomes then, and the rest was not started.
     """
-    queue = _respect_learned_limits(flight, batches)
-    first = next(queue, None)
+    pending = _respect_learned_limits(run, batches)
+    first = next(pending, None)
     if first is None:
         return
-    second = next(queue, None)
+    second = next(pending, None)
     if second is None:  # most sync requests: no task, no group
         try:
-            await _run_batch(flight, first)
+            await _settle_if_up(run, first)
         except UpstreamTimeout:
-            raise  # it had its time: a provider that hangs costs an attempt, whatever ended the wait for it
+            raise  # rather than the cancel reason, see _Workers.raise_error
         except EmbedmillError as error:
-            raise flight.stopping or error from None
+            raise run.cancel_reason or error from None
         return
-    ahead = [first, second]
-    hung: UpstreamTimeout | None = None
-    limited: UpstreamRateLimited | None = None
+    workers = _Workers(run, [first, second], pending)
+    async with asyncio.TaskGroup() as group:
+        workers.tasks = [group.create_task(workers.work()) for _ in range(concurrency)]
+    workers.raise_error()
 
-    async def lane() -> None:
-        nonlocal hung, limited
-        while flight.stopping is None:
-            batch = ahead.pop(0) if ahead else next(queue, None)
+
+@dataclass(slots=True)
+class _Workers:
+    """The tasks of one run that settle its batches side by side."""
+
+    run: EmbedRun
+    first: list[Batch]
+    rest: Iterator[Batch]
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    timeout: UpstreamTimeout | None = None
+    rate_limit: UpstreamRateLimited | None = None
+
+    async def work(self) -> None:
+        """Settle batches until none is left or the run is cancelled."""
+        while self.run.cancel_reason is None:
+            batch = self.first.pop(0) if self.first else next(self.rest, None)
             if batch is None:
                 return
             try:
-                await _run_batch(flight, batch)
+                await _settle_if_up(self.run, batch)
             except EmbedmillError as error:
-                if isinstance(error, UpstreamRateLimited) and error.is_own:
-                    limited = error  # those inputs wait, and no others
-                    continue
-                hung = error if isinstance(error, UpstreamTimeout) else hung
-                flight.stop.give(error)
-                if flight.lane == INTERACTIVE:  # the answer is an error already: what else is under way is in vain
-                    for task in lanes:
-                        task.cancel()
+                self._record(error)
 
-    async with asyncio.TaskGroup() as group:
-        lanes = [group.create_task(lane()) for _ in range(concurrency)]
-    if hung is not None and not any(call.success for call in flight.calls):
-        raise hung  # as above: else a provider that hangs for ever would be asked for ever
-    if flight.stopping is not None:
-        raise flight.stopping
-    if limited is not None:
-        raise limited
+    def _record(self, error: EmbedmillError) -> None:
+        if isinstance(error, UpstreamRateLimited) and error.is_own:
+            self.rate_limit = error  # only the inputs that draw it wait
+            return
+        self.timeout = error if isinstance(error, UpstreamTimeout) else self.timeout
+        self.run.stop.cancel(error)
+        if self.run.lane == INTERACTIVE:  # the reply is an error already: nobody needs the other batches
+            for task in self.tasks:
+                task.cancel()
+
+    def raise_error(self) -> None:
+        """Raise the error of the run, if any.
+
+        A timeout wins over the cancel reason, so that the shard's attempt is counted; otherwise a provider that never
+        answers would be retried without limit.
+        """
+        if self.timeout is not None and not any(call.success for call in self.run.calls):
+            raise self.timeout
+        if self.run.cancel_reason is not None:
+            raise self.run.cancel_reason
+        if self.rate_limit is not None:
+            raise self.rate_limit
 
 
-def _respect_learned_limits(flight: EmbedRun, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, cut smaller where calls of their size have been refused, or a quota told, since they were packed."""
+def _respect_learned_limits(run: EmbedRun, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, split where larger ones were refused, or a quota was learned, since they were packed."""
     for batch in batches:
-        lesson = flight.router.lesson(flight.alias)
-        # Nobody cuts what a caller waits for: one call in its turn is sooner through than many.
-        most = flight.upstream.learned_tokens_per_call(flight.alias.routes) if flight.lane == BULK else None
-        if most is not None:
-            lesson = lesson or UNLIMITED
-            lesson = replace(lesson, tokens_per_call=min(most, lesson.tokens_per_call))
-        for part in [batch] if lesson is None or packing.fits(batch, lesson) else packing.repack(batch, lesson):
-            flight.batches += 1
+        limits = run.router.learned_limits(run.alias)
+        # An interactive batch is not split for a quota: one large call waits less than many small ones.
+        max_tokens = run.upstream.max_learned_call_tokens(run.alias.routes) if run.lane == BULK else None
+        if max_tokens is not None:
+            limits = limits or UNLIMITED
+            limits = replace(limits, tokens_per_call=min(max_tokens, limits.tokens_per_call))
+        parts = [batch] if limits is None or packing.is_within(batch, limits) else packing.split_to_fit(batch, limits)
+        for part in parts:
+            run.batches += 1
             yield part
 
 
-async def _run_batch(flight: EmbedRun, batch: Batch) -> None:
-    await outage_check.run_batch(flight, batch, _settle, _embed_on_route)
+async def _settle_if_up(run: EmbedRun, batch: Batch) -> None:
+    await diagnosis.settle_if_up(run, batch, _settle, _embed_on_route)
 
 
-async def _embed_on_route(flight: EmbedRun, batch: Batch, route: Route) -> Route:
-    return await embed_once(flight, batch, Trial(1), route)
+async def _embed_on_route(run: EmbedRun, batch: Batch, route: Route) -> Route:
+    return await embed_once(run, batch, Attempts(1), route)
 
 
-async def _settle(flight: EmbedRun, batch: Batch) -> None:
-    """Bring one batch to its end: vectors, or an error for each input that is to blame, or an exception."""
-    trial = Trial(TRIES_PER_ROUTE if len(batch.inputs) <= FEW_INPUTS else TRIES_OF_MANY)
+async def _settle(run: EmbedRun, batch: Batch) -> None:
+    """Give each input of the batch an outcome: a vector or an error. Raises errors that are about the route."""
+    attempts = Attempts(TRIES_PER_ROUTE if len(batch.inputs) <= FEW_INPUTS else TRIES_OF_LARGE_BATCH)
     try:
-        await embed_once(flight, batch, trial)
+        await embed_once(run, batch, attempts)
     except UpstreamError as error:
-        if flight.stopping is not None or not poison.may_be_found(error):
+        if run.cancel_reason is not None or not failed_batch.may_be_poisoned(error):
             raise
-        await poison.find(flight, batch, error, trial)
+        await failed_batch.settle(run, batch, error, attempts)

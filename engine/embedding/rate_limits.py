@@ -1,9 +1,9 @@
-"""After a 429: is it everybody's rate limit, or is it drawn by this call alone?
+"""After a 429: finds out whether the rate limit holds for all callers or is drawn by this call alone.
 
-The first 429 of a call shuts the gate of its route for all, for a moment. One that its caller's options may bring
-about, that asks for long, or that meets the same batch or the same tenant again shuts it for nobody: a call of ours
-shows whether everybody is meant. Where it is answered, only this caller waits; and of a job's batch that is refused
-alone again and again, the inputs are looked for that draw the refusal, so that all others get their vectors.
+The first 429 of a call starts a short cooldown of its route for all callers. A 429 that the caller's options may have
+caused, one with a long Retry-After, or a repeated one to the same batch or tenant starts no cooldown: a control call
+shows whether all calls are limited. If it is answered, only this caller waits. A job's batch that alone is refused
+again and again is bisected for the inputs that draw the 429, so that all others get their vectors.
 """
 
 from __future__ import annotations
@@ -11,76 +11,75 @@ from __future__ import annotations
 import random
 import time
 
-from engine.embedding.outage_check import Run, control
-from engine.limiter.acquire import ANSWERED_429, turned_away
-from engine.limiter.max_wait import Patience
-from engine.limiter.route_limiter import is_long_wait
+from engine.embedding.diagnosis import Run, control_call
+from engine.limiter.acquire import ANSWERED_429, refusal_message
+from engine.limiter.max_wait import MaxWait
+from engine.limiter.route_limiter import has_long_retry_after
 from engine.routing.outages import route_key
 from models.base import random_id
 from models.embedding import Batch, Route
 from models.errors import UpstreamRateLimited
 
-OWN_PAUSE_CAP_S = 60.0
-OWN_429 = "it answers 429 (rate limit) to this call, and answers others"
-# So often a batch, or calls of its tenant, must have been refused alone before the inputs are looked for that do it.
-REFUSED_ALONE = 3
+TENANT_WAIT_CAP_S = 60.0
+TENANT_429 = "it answers 429 (rate limit) to this call, and answers others"
+# After so many 429s to a batch, or to calls of its tenant alone, the batch is bisected.
+REFUSALS_TO_BISECT = 3
 
 
-def is_to_be_checked(run: Run, route: Route, refusals: int) -> bool:
-    """True where a 429 to the next call shuts no gate before a call of ours was refused too."""
-    return refusals > 0 or run.router.own_refusals.is_known((*route_key(route), run.tenant))
+def needs_confirmation(run: Run, route: Route, refusals: int) -> bool:
+    """True when a 429 to the next call starts no cooldown before a control call has met it too."""
+    return refusals > 0 or run.router.tenant_rate_limits.is_known((*route_key(route), run.tenant))
 
 
-async def may_try_again(
+async def should_retry(
     run: Run,
     batch: Batch,
     route: Route,
     error: UpstreamRateLimited,
-    patience: Patience,
+    max_wait: MaxWait,
     *,
-    is_searched: bool = False,
+    is_bisecting: bool = False,
 ) -> bool:
-    """After a 429: wait as long as this caller must wait beyond what the route's gate makes all wait for.
+    """After a 429: wait as long as this caller must wait beyond the route's cooldown. True: call again.
 
-    False: raise the error; it says when to come again, and whether an input is to be looked for (`is_own`).
-    `is_searched`: the call is of a search for such inputs.
+    False: raise the error; it says when to retry, and whether the batch is to be bisected (`is_own`).
     """
     if not error.sent or run.stop.reason is not None:
         return False
-    if error.shut_gate:
+    if error.starts_cooldown:
         return True
-    own = (*route_key(route), run.tenant)
-    result = await control(run, route)
+    key = (*route_key(route), run.tenant)
+    result = await control_call(run, route)
     if isinstance(result, UpstreamRateLimited):
-        run.router.own_refusals.forget(own)
-        return True  # the gate is shut by that call
+        run.router.tenant_rate_limits.clear(key)
+        return True  # that control call has started the cooldown
     count = 1
     if result is None:
-        count = run.router.own_refusals.note(own)
-        error.is_own = run.lane == "bulk" and (is_searched or count >= REFUSED_ALONE)
-    wait_s = min(OWN_PAUSE_CAP_S, 2.0**count)
+        count = run.router.tenant_rate_limits.record(key)
+        error.is_own = run.lane == "bulk" and (is_bisecting or count >= REFUSALS_TO_BISECT)
+    wait_s = min(TENANT_WAIT_CAP_S, 2.0**count)
     if error.retry_after_s is not None:
         wait_s = max(error.retry_after_s, wait_s / 2)
     wait_s += random.uniform(0, 0.1 + wait_s / 10)
     if result is not None:
-        error.message = turned_away(*route_key(route), ANSWERED_429, wait_s)
+        error.message = refusal_message(*route_key(route), ANSWERED_429, wait_s)
     else:
-        error.message = turned_away(*route_key(route), OWN_429, wait_s) if run.lane != "bulk" else OWN_429
+        error.message = refusal_message(*route_key(route), TENANT_429, wait_s) if run.lane != "bulk" else TENANT_429
         error.advice = "The inputs that draw it wait, all others go on; see the provider's limits for single calls"
-    # A long wait is not spent in a worker: the shard goes back for so long, and others have the place.
-    is_too_long = wait_s > patience.gate_s or (run.lane == "bulk" and is_long_wait(error))
+    # A worker does not spend a long wait: the shard is released for so long, and its slot is free for others.
+    is_too_long = wait_s > max_wait.cooldown_s or (run.lane == "bulk" and has_long_retry_after(error))
     if error.is_own or time.monotonic() + wait_s >= run.deadline or is_too_long:
         error.retry_after_s = wait_s
         return False
-    await _pause(run, wait_s, error if count > 1 else None)
+    await _wait(run, wait_s, error if count > 1 else None)
     return run.stop.reason is None
 
 
-async def _pause(run: Run, wait_s: float, cause: UpstreamRateLimited | None) -> None:
-    """Wait; the job says so, and why, once it has happened more than once."""
+async def _wait(run: Run, wait_s: float, cause: UpstreamRateLimited | None) -> None:
+    """Wait. With a cause, the job reports it as the reason of its wait."""
     slot = random_id("pause")
     run.waits.waiting(slot, wait_s, cause=cause)
     try:
         await run.stop.sleep(wait_s)
     finally:
-        run.waits.over(slot, may_start=run.stop.reason is None)
+        run.waits.end(slot, may_start=run.stop.reason is None)

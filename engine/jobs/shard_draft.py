@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from models.embedding import Input, InputError
 
 # Most consecutive lines, refused for one reason, in one row of refused_inputs.
@@ -20,7 +20,7 @@ class ShardDraft:
 
     seq: int
     first_index: int
-    lines: Lines
+    lines: ParsedRecords
     size: int
     tokens: int = 0  # estimated, of the inputs to embed
     duplicates: dict[int, int] = field(

@@ -1,4 +1,4 @@
-"""What one call is billed: for sure, perhaps, or not at all. Pure."""
+"""What one call is billed: surely, perhaps, or not at all. Pure."""
 
 from __future__ import annotations
 
@@ -14,44 +14,48 @@ from models.errors import EmbedmillError, UpstreamError
 from models.usage import UsageKind
 
 MILLION = Decimal(1_000_000)
-CONTROL_TEXT = "embedmill"  # of calls of ours that show whether a route answers at all
-MOST_CONTROL_TOKENS = tokens.upper_bound(CONTROL_TEXT)
+CONTROL_TEXT = "embedmill"  # of control calls, which show whether a route answers at all
+MAX_CONTROL_TOKENS = tokens.upper_bound(CONTROL_TEXT)
 
 
 class Spending(Protocol):
-    """What bounds the cost of a run."""
+    """Bounds the cost of a run."""
 
     def check(self, usd: Decimal = Decimal(0)) -> None:
-        """Asked before each call. Raises EmbedmillError when no call, or none of so much, may be paid for any more."""
+        """Called before each call. Raises EmbedmillError when the budget covers no more calls, or not this amount."""
 
     def billed(self, usd: Decimal) -> None:
-        """So much may have been billed beside what is set aside for the inputs."""
+        """So much may have been billed beyond what is reserved for the inputs."""
 
 
 @contextmanager
 def paid(
-    spending: Spending | None, batch: Batch, route: Route, made: Sequence[Call], *, is_ours: bool
+    spending: Spending | None, batch: Batch, route: Route, made: Sequence[Call], *, is_control: bool
 ) -> Iterator[None]:
-    """Around one call, whose attempts are in `made` afterwards: those that brought nothing are paid for.
+    """Around one call, which appends its attempts to `made`: those that brought no vectors are debited.
 
-    What the inputs themselves may cost is set aside; a call of ours (`is_ours`) is paid for before it starts.
+    The cost of the inputs themselves is reserved before; a control call is debited before it starts. Raises what
+    `spending.check` raises.
     """
     if spending is None:
         yield
         return
     usd = max_cost_of(batch, route)
-    spending.check(usd if is_ours else Decimal(0))
-    if is_ours:
+    spending.check(usd if is_control else Decimal(0))
+    if is_control:
         spending.billed(usd)
     try:
         yield
     finally:
-        in_vain = sum(call.wasted or call.ambiguous for call in made)
-        spending.billed(usd * (in_vain - is_ours))
+        without_result = sum(call.wasted or call.ambiguous for call in made)
+        spending.billed(usd * (without_result - is_control))
 
 
-def billed_as(error: BaseException, status: int | None) -> UsageKind | None:
-    """What a call that was sent and failed is in the ledger; None: it was surely not billed."""
+def usage_kind_of(error: BaseException, status: int | None) -> UsageKind | None:
+    """The kind of ledger row of a call that was sent and failed; None: it was surely not billed.
+
+    `status`: of the reply, where one has come.
+    """
     if status is None and isinstance(error, EmbedmillError):
         if not isinstance(error, UpstreamError) or not error.sent:
             return None
@@ -61,8 +65,8 @@ def billed_as(error: BaseException, status: int | None) -> UsageKind | None:
     return UsageKind.WASTED if 200 <= status < 300 else None
 
 
-def billed(call: Call, kind: UsageKind, batch: Batch, route: Route, reported: int | None) -> Call:
-    """The call with what it costs: by the reported tokens, or by an estimate; unanswered, the most that it can cost."""
+def with_cost(call: Call, kind: UsageKind, batch: Batch, route: Route, reported: int | None) -> Call:
+    """The call with its cost: by the reported tokens, else by the estimate; an ambiguous call at its highest cost."""
     count = batch.tokens if reported is None else reported
     cost_usd = (
         max_cost_of(batch, route) if kind is UsageKind.AMBIGUOUS else route.usd_per_million_tokens * count / MILLION
@@ -78,5 +82,5 @@ def billed(call: Call, kind: UsageKind, batch: Batch, route: Route, reported: in
 
 
 def max_cost_of(batch: Batch, route: Route) -> Decimal:
-    """The most that one call can cost."""
+    """The highest possible cost of one call, in USD."""
     return route.usd_per_million_tokens * tokens.upper_bound_of(batch) / MILLION

@@ -1,4 +1,4 @@
-"""Writing the ledger rows of sync calls, many in one transaction. What is in them: engine/ledger/usage_rows.py."""
+"""Writes the ledger rows of sync calls, many in one transaction. Their content: engine/ledger/usage_rows.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from engine.durability.spool import BAD, DamagedFile, Spool
+from engine.durability.spool import SUFFIX_BAD, DamagedFile, Spool
 from engine.observability.telemetry import USAGE_DROPPED, USAGE_WAITING, count_cost
 from engine.process.background import ErrorLog
 from engine.storage.database import Database
@@ -24,21 +24,21 @@ log = logging.getLogger("embedmill.usage")
 FLUSH_S = 0.5
 FLUSH_ROWS = 200
 REPLAY_EVERY_S = 5.0
-WAITING_CAP = 100_000
+MAX_BUFFERED_ROWS = 100_000
 
 
 class UsageBuffer:
-    """Rows of sync calls, written together: a transaction each would cost more than all the rest of the request.
+    """Buffer of ledger rows, written together: a transaction for each would cost more than the rest of the request.
 
-    A crash loses at most the rows of its last half second. While the database does not take them, rows go to files in
+    A crash loses at most the rows of the last half second. While the database is unavailable, rows go to files in
     `spool`, which any process with the same folder writes to the database later. Without a spool, or with a full disk,
-    they wait in memory; rows beyond WAITING_CAP are dropped, counted and logged.
+    they wait in memory; rows beyond MAX_BUFFERED_ROWS are dropped, counted and logged.
     """
 
     def __init__(self, database: Database, spool: Spool | None = None) -> None:
         self._database = database
         self._spool = spool
-        self._waiting: list[dict[str, Any]] = []
+        self._buffer: list[dict[str, Any]] = []
         self._rows_in_spool = 0
         self._wake = asyncio.Event()
         self._writing = asyncio.Lock()
@@ -52,9 +52,10 @@ class UsageBuffer:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def add(self, records: Sequence[dict[str, Any]]) -> None:
-        self._waiting.extend(records)
+        """Buffer rows; they are written within half a second."""
+        self._buffer.extend(records)
         self._drop_beyond_cap()
-        self._show_waiting()
+        self._update_gauge()
         self.start()
         self._wake.set()
 
@@ -68,67 +69,70 @@ class UsageBuffer:
             try:
                 await self.flush()
                 await self.replay()
-            except Exception as error:  # whatever the database says, later rows must still be written
+            except Exception as error:  # after any error, later rows must still be written
                 self._errors.failed(error)
                 await self._write_to_spool()
-                if self._waiting:
+                if self._buffer:
                     self._wake.set()
             else:
                 self._errors.succeeded()
-            self._show_waiting()
+            self._update_gauge()
 
     async def flush(self) -> None:
-        """Write what waits. Rows leave the buffer only once they are committed."""
+        """Write the buffered rows, which leave the buffer once they are committed. Raises StorageUnavailable."""
         async with self._writing:
-            while self._waiting:
-                some = self._waiting[:FLUSH_ROWS]
-                await self._write(some)
-                del self._waiting[: len(some)]
-        self._show_waiting()
+            while self._buffer:
+                rows = self._buffer[:FLUSH_ROWS]
+                await self._write(rows)
+                del self._buffer[: len(rows)]
+        self._update_gauge()
 
-    async def _write(self, some: Sequence[dict[str, Any]]) -> None:
+    async def _write(self, rows: Sequence[dict[str, Any]]) -> None:
         try:
-            await write(self._database, some)
+            await write(self._database, rows)
         except StorageUnavailable:
             raise
         except Exception as error:
-            # A row that the database refuses must not hold up all others: it is found by writing them one by one.
-            if len(some) == 1:
-                _set_aside(self._spool, some[0], error)
+            # A row that the database refuses must not block the others: writing them one by one finds it.
+            if len(rows) == 1:
+                _quarantine(self._spool, rows[0], error)
                 return
-            for record in some:
+            for record in rows:
                 await self._write([record])
 
     async def _write_to_spool(self) -> None:
-        if self._spool is None or not self._waiting:
+        if self._spool is None or not self._buffer:
             return
         async with self._writing:
-            some = list(self._waiting)
-            file = await asyncio.to_thread(self._spool.write, _file_name(some), _packed(some))
+            rows = list(self._buffer)
+            file = await asyncio.to_thread(self._spool.write, _file_name(rows), _packed(rows))
             if file is not None:
-                file.let_go()
-                del self._waiting[: len(some)]
-                self._rows_in_spool += len(some)
+                file.unlock()
+                del self._buffer[: len(rows)]
+                self._rows_in_spool += len(rows)
 
     async def replay(self) -> None:
-        """Write what lies in the spool, whichever process left it there. Raises StorageUnavailable."""
+        """Write the rows in the spool, of any process. Raises StorageUnavailable."""
         if self._spool is not None:
             await replay(self._database, self._spool)
             self._rows_in_spool = rows_in(self._spool)
 
     def _drop_beyond_cap(self) -> None:
-        surplus = len(self._waiting) - WAITING_CAP
+        surplus = len(self._buffer) - MAX_BUFFERED_ROWS
         if surplus > 0:
-            del self._waiting[WAITING_CAP:]  # never from the front: those rows may be on their way to the database
+            del self._buffer[MAX_BUFFERED_ROWS:]  # never from the front: those rows may be on their way to the database
             USAGE_DROPPED.inc(surplus)
             self._drops.failed(Overloaded(f"{surplus} ledger rows were dropped: neither database nor disk take them"))
 
-    def _show_waiting(self) -> None:
-        USAGE_WAITING.set(len(self._waiting) + self._rows_in_spool)
+    def _update_gauge(self) -> None:
+        USAGE_WAITING.set(len(self._buffer) + self._rows_in_spool)
 
     async def close(self) -> None:
+        """Write all buffered rows, to the spool if the database is unavailable."""
         if self._task is not None:
-            async with self._writing:  # never between a commit and the note of it: the rows would be written twice
+            async with (
+                self._writing
+            ):  # not between a commit and the removal from the buffer: the rows would be written twice
                 self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
@@ -136,13 +140,13 @@ class UsageBuffer:
             await self.flush()
         except Exception as error:
             await self._write_to_spool()
-            if self._waiting:
-                USAGE_DROPPED.inc(len(self._waiting))
-                log.error("usage rows were lost at shutdown: %s", error, extra={"count": len(self._waiting)})
+            if self._buffer:
+                USAGE_DROPPED.inc(len(self._buffer))
+                log.error("usage rows were lost at shutdown: %s", error, extra={"count": len(self._buffer)})
 
 
 async def write(database: Database, records: Sequence[dict[str, Any]]) -> None:
-    """Insert rows; those that are there already, by their id, are left as they are."""
+    """Insert rows; rows whose id exists already are skipped. Raises StorageUnavailable."""
     statement = database.insert(UsageRecord)
     if "at" not in records[0]:
         statement = statement.values(at=db_now())
@@ -152,24 +156,24 @@ async def write(database: Database, records: Sequence[dict[str, Any]]) -> None:
 
 
 async def replay(database: Database, spool: Spool) -> int:
-    """Write the rows of spool files to the database; how many files. Raises StorageUnavailable."""
+    """Write the rows of orphaned spool files to the database. Returns their number. Raises StorageUnavailable."""
     count = 0
-    for file in spool.abandoned():
+    for file in spool.orphaned():
         try:
             records = _unpacked(await asyncio.to_thread(file.read))
         except (DamagedFile, msgspec.MsgspecError, ValueError, OSError) as error:
             log.error("a file of usage rows is damaged, and set aside as .bad: %s", error)
-            file.set_aside()
+            file.quarantine()
             continue
         try:
             for low in range(0, len(records), FLUSH_ROWS):
                 await write(database, records[low : low + FLUSH_ROWS])
         except (StorageUnavailable, asyncio.CancelledError):
-            file.let_go()
+            file.unlock()
             raise
         except Exception:
             log.exception("a file of usage rows was refused, and set aside as .bad", extra={"count": len(records)})
-            file.set_aside()
+            file.quarantine()
         else:
             file.remove()
             log.info("usage rows were written from the spool", extra={"count": len(records)})
@@ -178,7 +182,7 @@ async def replay(database: Database, spool: Spool) -> int:
 
 
 def rows_in(spool: Spool) -> int:
-    """How many rows lie in files of the spool."""
+    """The number of rows in files of the spool."""
     return sum(int(name.split("-")[1]) for name in spool.names() if name.startswith("usage-"))
 
 
@@ -187,7 +191,7 @@ def _file_name(records: Sequence[dict[str, Any]]) -> str:
 
 
 def _packed(records: Sequence[dict[str, Any]]) -> bytes:
-    # They may lie there for hours: the clock of this machine says when, which is near enough to the database's.
+    # The rows may stay in the spool for hours: their time is this machine's clock, close enough to the database's.
     now = time.time()
     return msgspec.msgpack.encode([{"at": now, **record} for record in records])
 
@@ -197,11 +201,11 @@ def _unpacked(body: bytes) -> list[dict[str, Any]]:
     return [{**record, "cost_usd": Decimal(record["cost_usd"])} for record in records]
 
 
-def _set_aside(spool: Spool | None, record: dict[str, Any], error: Exception) -> None:
-    """Keep a row that the database can never take in a file for a person to look at."""
+def _quarantine(spool: Spool | None, record: dict[str, Any], error: Exception) -> None:
+    """Keep a row that the database can never store in a file for an operator."""
     USAGE_DROPPED.inc()
     file = spool.write(_file_name([record]), _packed([record])) if spool is not None else None
     if file is not None:
-        file.set_aside()
-    place = f"it is in {file.path.with_suffix(BAD)}" if file is not None else "it is lost"
-    log.error("a usage row was refused, %s: %s", place, error, extra={"provider": record["provider"], "count": 1})
+        file.quarantine()
+    location = f"it is in {file.path.with_suffix(SUFFIX_BAD)}" if file is not None else "it is lost"
+    log.error("a usage row was refused, %s: %s", location, error, extra={"provider": record["provider"], "count": 1})

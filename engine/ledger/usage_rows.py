@@ -16,9 +16,9 @@ from models.embedding import BatchOutcome, Call
 from models.usage import UsageKind
 
 # The columns' own bounds. A number beyond them is cut down to them: a row is never lost because of a number.
-MOST_TOKENS = 2**63 - 1
-MOST_USD = Decimal(2**63 - 1) * PICODOLLAR
-MOST_COUNT = 2**31 - 1
+MAX_TOKENS = 2**63 - 1
+MAX_USD = Decimal(2**63 - 1) * PICODOLLAR
+MAX_COUNT = 2**31 - 1
 
 
 def delivered(
@@ -34,10 +34,10 @@ def delivered(
     code: str | None = None,
     row_id: str = "",
 ) -> list[dict[str, Any]]:
-    """Rows for what landed: one for each route that served a part of it.
+    """Rows of outcomes: one for each route that served a part of them.
 
-    `kind` and `code` are for results that nobody got after all. `row_id`: what the rows' ids begin with, so that the
-    same record makes the same ids again; by default ids are fresh.
+    `kind` and `code` are for results that were not delivered. `row_id`: the prefix of the rows' ids, so that the same
+    record gives the same ids again; by default ids are random.
     """
     by_route: dict[tuple[str, str], _Sum] = {}
     for part in parts:
@@ -100,7 +100,7 @@ def of_calls(
     user: str | None = None,
     job_id: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows for those of the calls that were billed in vain, or may have been. A row's id is its call's."""
+    """Rows of the calls that are wasted or ambiguous. A row's id is its call's id."""
     return [
         _row(
             id=call.id,
@@ -131,10 +131,10 @@ def _row(
     return row | {
         # The column's name: Core drops keys that it does not know.
         "end_user": None if user is None else _storable(user),
-        "inputs": min(inputs, MOST_COUNT),
-        "prompt_tokens": min(max(tokens, 0), MOST_TOKENS),
-        # Rounded here and once: whoever adds up these rows gets what was charged, to the picodollar.
-        "cost_usd": min(max(cost_usd, Decimal(0)), MOST_USD).quantize(PICODOLLAR),
+        "inputs": min(inputs, MAX_COUNT),
+        "prompt_tokens": min(max(tokens, 0), MAX_TOKENS),
+        # Rounded only here: the sum of the rows is what was charged, to the picodollar.
+        "cost_usd": min(max(cost_usd, Decimal(0)), MAX_USD).quantize(PICODOLLAR),
         "code": None if code is None else code[:64],
     }
 

@@ -1,4 +1,4 @@
-"""One paced call on its way to its start: it asks at the desk, waits, or is turned away."""
+"""Acquires the start of one rate-limited call: charges its cost to the buckets, waits for its start, takes a slot."""
 
 from __future__ import annotations
 
@@ -14,130 +14,139 @@ from engine.limiter.bucket import AcquireDecision, AcquireRequest, CallResult, C
 from engine.limiter.call_waits import CONCURRENCY, QUOTA, CallWaits
 from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.fair_queue import FairLock
-from engine.limiter.max_wait import BUSY, UNBOUNDED, Patience
+from engine.limiter.max_wait import AT_CAPACITY_MESSAGE, UNBOUNDED, MaxWait
 from models.errors import DeadlineExceeded, UpstreamRateLimited
 
 ANSWERED_429 = "it has answered 429 (rate limit)"
-SLICE_S = 0.5  # nobody sleeps longer without looking how long is left
-LEAST_PAUSE_S = 0.002
+MAX_SLEEP_S = 0.5  # a waiting call checks its deadline at least this often
+MIN_JITTER_S, MAX_JITTER_S = 0.002, 0.01
 
 
 @dataclass(slots=True)
 class AcquireQueue:
-    """Those of one lane who want to start. One asks at a time, so that a crowd does not ask for everyone's sake."""
+    """The calls of one lane that want to start. The lock lets one of them at a time ask the coordinator."""
 
     account: str
     model: str
-    desk: BucketCoordinator
+    coordinator: BucketCoordinator
     interactive: bool
-    place_free: asyncio.Event
-    turn: FairLock
+    slot_freed: asyncio.Event
+    lock: FairLock
 
 
 @dataclass(slots=True)
 class PacedAcquire:
-    lane: AcquireQueue
+    """One call that waits for its start."""
+
+    queue: AcquireQueue
     slot: str
     tokens: float
     deadline: float  # for the start, on time.monotonic()
     stop: CancellationToken
     waits: CallWaits | None
-    patience: Patience = UNBOUNDED
+    max_wait: MaxWait = UNBOUNDED
     began: float = field(default_factory=time.monotonic)
     tenant: str = ""
 
-    async def take(self) -> None:
-        """Return when the call may start, with its place taken and its cost charged; raise when it may not."""
-        lane = self.lane
-        if (gate_s := lane.desk.gate_s()) > 0:
-            self._check(gate_s, self.patience.gate_s, at_gate=True)
+    async def run(self) -> None:
+        """Return when the call may start, with its slot taken and its cost charged.
+
+        Raises UpstreamRateLimited when the wait would pass the deadline or `max_wait`, DeadlineExceeded when the
+        deadline has passed or `stop` is cancelled.
+        """
+        queue = self.queue
+        if (cooldown_s := queue.coordinator.cooldown_s()) > 0:
+            self._check(cooldown_s, self.max_wait.cooldown_s, is_cooldown=True)
         else:
-            self._check(0.0, self.patience.quota_s)
+            self._check(0.0, self.max_wait.quota_s)
         if self.waits is not None:
-            self.waits.begun(self.slot)
+            self.waits.begin(self.slot)
         try:
-            until = min(self.deadline, self.began + self.patience.quota_s)
-            async with self.stop.within(until - time.monotonic()):
-                await lane.turn.acquire(self.tenant)
+            until = min(self.deadline, self.began + self.max_wait.quota_s)
+            async with self.stop.timeout(until - time.monotonic()):
+                await queue.lock.acquire(self.tenant)
         except TimeoutError:
-            self.stop.check()
-            gate_s = lane.desk.gate_s()
-            raise self._turned_away(max(1.0, gate_s), at_gate=gate_s > 0) from None
+            self.stop.raise_if_cancelled()
+            cooldown_s = queue.coordinator.cooldown_s()
+            raise self._refusal(max(1.0, cooldown_s), is_cooldown=cooldown_s > 0) from None
         try:
-            answer = await self._charged()
+            decision = await self._until_charged()
         finally:
-            lane.turn.release()
-        if answer.wait_s > 0:
-            await self._start_later(answer.wait_s)
+            queue.lock.release()
+        if decision.wait_s > 0:
+            await self._wait_for_start(decision.wait_s)
 
-    async def _charged(self) -> AcquireDecision:
-        """Ask until the call is charged. Its start may lie ahead still."""
+    async def _until_charged(self) -> AcquireDecision:
+        """Ask until the call's cost is charged. Its start may still lie ahead."""
         while True:
-            gate_s = self.lane.desk.gate_s()
-            if gate_s > 0:  # known here: nobody needs to be asked
-                await self._pause(AcquireDecision(Verdict.GATE, gate_s))
+            cooldown_s = self.queue.coordinator.cooldown_s()
+            if cooldown_s > 0:  # this process knows of the cooldown: Redis need not be asked
+                await self._pause(AcquireDecision(Verdict.COOLING_DOWN, cooldown_s))
                 continue
-            self.stop.check()
-            answer = await self.lane.desk.ask(self._ask(paid=False))
-            if answer.verdict is Verdict.GO:
-                return answer
-            await self._pause(answer)
+            self.stop.raise_if_cancelled()
+            decision = await self.queue.coordinator.acquire(self._request(is_charged=False))
+            if decision.verdict is Verdict.ALLOW:
+                return decision
+            await self._pause(decision)
 
-    async def _start_later(self, wait_s: float) -> None:
-        """Sleep until the start that was given, then see that the gate is open, and take a place."""
+    async def _wait_for_start(self, wait_s: float) -> None:
+        """Sleep until the start of the charged call, then wait for a slot. Refunds the cost when it gives up."""
         try:
             loop = asyncio.get_running_loop()
             start_at = loop.time() + wait_s
             while (left_s := start_at - loop.time()) > 0:
-                await self._pause(AcquireDecision(Verdict.QUOTA, left_s))
+                await self._pause(AcquireDecision(Verdict.OVER_QUOTA, left_s))
             while True:
-                answer = await self.lane.desk.ask(self._ask(paid=True))
-                if answer.verdict is Verdict.GO:
+                decision = await self.queue.coordinator.acquire(self._request(is_charged=True))
+                if decision.verdict is Verdict.ALLOW:
                     return
-                await self._pause(answer)
+                await self._pause(decision)
         except BaseException:
+            refund = CallResult(self.slot, CallSignal.NONE, tokens=-self.tokens, requests=-1.0)
             with contextlib.suppress(asyncio.CancelledError):
-                await self.lane.desk.end(CallResult(self.slot, CallSignal.NOTHING, tokens=-self.tokens, requests=-1.0))
+                await self.queue.coordinator.settle(refund)
             raise
 
-    async def _pause(self, answer: AcquireDecision) -> None:
-        if answer.verdict is Verdict.BUSY:
+    async def _pause(self, decision: AcquireDecision) -> None:
+        """Wait before the coordinator is asked again. Raises where the wait would be too long."""
+        is_at_capacity = decision.verdict is Verdict.AT_CAPACITY
+        if is_at_capacity:
             self._check(0.0)
-        elif answer.verdict is Verdict.GATE:
-            self._check(answer.wait_s, self.patience.gate_s, at_gate=True)
+        elif decision.verdict is Verdict.COOLING_DOWN:
+            self._check(decision.wait_s, self.max_wait.cooldown_s, is_cooldown=True)
         else:
-            self._check(answer.wait_s, self.patience.quota_s)
+            self._check(decision.wait_s, self.max_wait.quota_s)
         if self.waits is not None:
-            is_busy = answer.verdict is Verdict.BUSY
-            self.waits.waiting(self.slot, answer.wait_s, reason=CONCURRENCY if is_busy else QUOTA)
-        if answer.verdict is Verdict.BUSY:
-            free = self.lane.place_free
-            free.clear()
+            self.waits.waiting(self.slot, decision.wait_s, reason=CONCURRENCY if is_at_capacity else QUOTA)
+        if is_at_capacity:
+            freed = self.queue.slot_freed
+            freed.clear()
             with contextlib.suppress(TimeoutError):
-                async with self.stop.within(answer.wait_s):
-                    await free.wait()
+                async with self.stop.timeout(decision.wait_s):
+                    await freed.wait()
             return
-        # A little late, and not all processes in the same moment: the book leaves room for it.
-        await self.stop.sleep(min(SLICE_S, answer.wait_s + random.uniform(LEAST_PAUSE_S, 0.01)))
+        # Jitter, so that not all processes ask in the same moment; the bucket's margin covers the delay.
+        await self.stop.sleep(min(MAX_SLEEP_S, decision.wait_s + random.uniform(MIN_JITTER_S, MAX_JITTER_S)))
 
-    def _check(self, wait_s: float, patience_s: float = math.inf, *, at_gate: bool = False) -> None:
-        self.stop.check()
+    def _check(self, wait_s: float, limit_s: float = math.inf, *, is_cooldown: bool = False) -> None:
+        """Raise when the call was cancelled, or when so long a wait would pass its deadline or `limit_s`."""
+        self.stop.raise_if_cancelled()
         now = time.monotonic()
         if wait_s <= 0 and self.deadline <= now:
-            raise DeadlineExceeded(BUSY)
-        if wait_s > min(self.deadline, self.began + patience_s) - now:
-            raise self._turned_away(wait_s, at_gate=at_gate)
+            raise DeadlineExceeded(AT_CAPACITY_MESSAGE)
+        if wait_s > min(self.deadline, self.began + limit_s) - now:
+            raise self._refusal(wait_s, is_cooldown=is_cooldown)
 
-    def _ask(self, *, paid: bool) -> AcquireRequest:
-        patience_s = min(self.deadline, self.began + self.patience.quota_s) - time.monotonic()
-        return AcquireRequest(self.slot, self.lane.interactive, self.tokens, max(0.0, patience_s), paid)
+    def _request(self, *, is_charged: bool) -> AcquireRequest:
+        max_wait_s = min(self.deadline, self.began + self.max_wait.quota_s) - time.monotonic()
+        return AcquireRequest(self.slot, self.queue.interactive, self.tokens, max(0.0, max_wait_s), is_charged)
 
-    def _turned_away(self, wait_s: float, *, at_gate: bool) -> UpstreamRateLimited:
-        reason = ANSWERED_429 if at_gate else "the quota of the account is used up for now"
-        message = turned_away(self.lane.account, self.lane.model, reason, wait_s)
+    def _refusal(self, wait_s: float, *, is_cooldown: bool) -> UpstreamRateLimited:
+        reason = ANSWERED_429 if is_cooldown else "the quota of the account is used up for now"
+        message = refusal_message(self.queue.account, self.queue.model, reason, wait_s)
         return UpstreamRateLimited(message, retry_after_s=wait_s, sent=False)
 
 
-def turned_away(account: str, model: str, reason: str, wait_s: float) -> str:
-    """What the caller reads whose call may not start yet."""
+def refusal_message(account: str, model: str, reason: str, wait_s: float) -> str:
+    """The message for a caller whose call may not start yet."""
     return f"Provider account {account}, model {model}: {reason}; a call may start in {math.ceil(wait_s)} s"

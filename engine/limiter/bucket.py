@@ -1,7 +1,8 @@
-"""The rules of one account and model: who may start when, and what an answer teaches. Pure; the clock is given.
+"""State and rules of the rate limit of one account and upstream model. Pure; the caller passes the time.
 
-This is the book of a process that has no Redis, or has lost it. `script.py` says the same in Lua, for the book that all
-processes share; a test holds the two against each other.
+Two token buckets (tokens, requests), kept as debts that drain; a circuit breaker that a 429 opens; a concurrency limit
+(AIMD). This is the state of a process that has no Redis, or has lost it. `lua.py` says the same in Lua, for the state
+in Redis that all processes share; a test checks that both decide alike.
 """
 
 from __future__ import annotations
@@ -9,193 +10,216 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from engine.limiter.learned_quota import LONGEST_MINUTE_S, WHOLE, Accepted, Learned, after_refusal, shape_of
+from engine.limiter.learned_quota import (
+    MAX_QUOTA_COOLDOWN_S,
+    NOTHING_LEARNED,
+    AcceptedUsage,
+    LearnedShare,
+    after_refusal,
+    params_for_share,
+)
 from engine.limiter.quota import UNLIMITED, BucketParams
 
-BUSY_ASK_S = 0.1  # when to ask again for one of the places under way
-PROBE_ASK_S = 0.25  # when to ask again while one call tries whether the provider answers again
-CUT = 0.7  # what trouble leaves of the places
-AIMD_MIN_INTERVAL_S = 1.0  # the calls that meet the same trouble cut once
-DEFAULT_COOLDOWN_S = 1.0  # a 429 that says nothing: 1, 2, 4, … s
-AGAIN_GATE_CAP_S = 4.0  # so much of that, from the second in a row on, where less is said
-BLIND_GATE_CAP_S = 60.0
-BULK_HEADROOM = 8  # one place in so many is left to interactive calls
+AT_CAPACITY_RETRY_S = 0.1  # a refused call asks again for a slot after this
+HALF_OPEN_RETRY_S = 0.25  # and after this while the half-open circuit waits for its probe
+AIMD_DECREASE = 0.7  # the concurrency limit is multiplied by this on trouble
+AIMD_MIN_INTERVAL_S = 1.0  # calls that meet the same trouble decrease the limit once
+DEFAULT_COOLDOWN_S = 1.0  # after a 429 without Retry-After: 1, 2, 4, … s
+DEFAULT_COOLDOWN_CAP_S = 60.0
+REPEATED_COOLDOWN_CAP_S = 4.0  # from the second 429 in a row on, a shorter Retry-After is raised as far as this
+BULK_HEADROOM = 8  # one slot in so many is reserved for interactive calls
 
 
 class Verdict(StrEnum):
-    """What the book says to a call that wants to start."""
+    """The decision about a call that wants to start."""
 
-    GO = "go"  # it may start, `wait_s` from now: its cost is charged
-    QUOTA = "quota"  # not now: the quota of this minute is spoken for
-    GATE = "gate"  # not now: the provider has said 429, or one call is trying whether it still does
-    BUSY = "busy"  # not now: as many calls are under way as may be
+    ALLOW = "allow"  # it may start in `wait_s`; its cost is charged
+    OVER_QUOTA = "over_quota"  # not now: the quota of this minute is used up
+    COOLING_DOWN = "cooling_down"  # not now: the circuit is open after a 429, or half-open with a probe under way
+    AT_CAPACITY = "at_capacity"  # not now: the concurrency limit is reached
 
 
 class CallSignal(StrEnum):
-    """What a call's end says about the provider."""
+    """What the end of a call says about the provider."""
 
-    WELL = "well"
-    ANSWERED = "answered"  # an error, but not of the kind that waiting mends: no lesson, except that no gate is needed
-    LIMITED = "limited"  # 429
-    SLOW = "slow"  # it went well, but took far longer than it used to
-    STRAINED = "strained"  # it timed out or was unavailable
-    NOTHING = "nothing"  # never sent, or cancelled
+    SUCCESS = "success"
+    CLIENT_ERROR = "client_error"  # an error that says nothing about load, except that the provider answers again
+    RATE_LIMITED = "rate_limited"  # 429
+    SLOW = "slow"  # success, but far slower than usual
+    OVERLOADED = "overloaded"  # a timeout, or the provider was unavailable
+    NONE = "none"  # never sent, or cancelled
 
 
 @dataclass(frozen=True, slots=True)
 class AcquireRequest:
-    """A call that wants to start. With `paid` only the gate and a place are asked for: its cost was charged before."""
+    """A call that wants to start. With `is_charged` its cost was charged before: it needs only a slot."""
 
     slot: str
     interactive: bool
     tokens: float
-    patience_s: float  # a longer wait is not charged, but refused
-    paid: bool = False
+    max_wait_s: float  # a call that would wait longer is refused, and not charged
+    is_charged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class AcquireDecision:
+    """The answer to an AcquireRequest. `wait_s`: until the start, or until the call may ask again."""
+
     verdict: Verdict
     wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """A call that has ended, or was given up: what to put right in the book."""
+    """A call that has ended, or was given up: the corrections of the state that follow from it."""
 
     slot: str
-    lesson: CallSignal
-    tokens: float = 0.0  # used less charged: negative is a refund
-    requests: float = 0.0  # -1 when the provider never saw it
-    gate_s: float | None = None  # of a 429: when it may be asked again; None: it did not say
-    jitter: float = 0.0  # 0..1, spreads the moment at which a blind gate opens
-    accepted: float | None = None  # tokens of a call that the provider took; None: it refused it, or never saw it
-    kind: str = ""  # of a 429: "tokens" or "requests", the quota that is used up; '': it did not say
-    brake: bool = False  # the provider says that next to nothing of the quota is left: somebody else uses it too
+    signal: CallSignal
+    tokens: float = 0.0  # tokens used minus tokens charged; negative: a refund
+    requests: float = 0.0  # -1 when the provider never saw the call
+    cooldown_s: float | None = None  # Retry-After of a 429; None: the provider did not say
+    jitter: float = 0.0  # 0..1, spreads the ends of cooldowns without Retry-After
+    accepted_tokens: float | None = None  # of a call that the provider accepted; None: it refused or never saw it
+    quota_kind: str = ""  # the quota that a 429 names: "tokens" or "requests"; '': it names none
+    is_quota_nearly_spent: bool = False  # by the rate-limit headers: another client shares the quota
 
 
 @dataclass(slots=True)
 class BucketState:
-    """The state of one account and upstream model."""
+    """Debts, circuit breaker, concurrency limit and slots of one account and upstream model."""
 
-    most_under_way: int
-    slot_s: float  # a place whose call never ended is free again after this
+    max_concurrency: int
+    slot_ttl_s: float  # a slot whose call never ended is free again after this
     tokens: BucketParams = UNLIMITED
     requests: BucketParams = UNLIMITED
-    places: float = 0.0  # how many calls may be under way now: grows and shrinks with success and trouble
+    concurrency_limit: float = 0.0
     token_debt: float = 0.0
     request_debt: float = 0.0
-    at: float = 0.0
-    gate_until: float = 0.0
-    shut: bool = False  # from a 429 until a probe was answered
-    probe: str = ""
-    probe_until: float = 0.0
-    strikes: int = 0
-    cut_at: float = -AIMD_MIN_INTERVAL_S
-    slots: dict[str, float] = field(default_factory=dict)
-    learned: tuple[Learned, Learned] = WHOLE  # shares of the quotas, to which calls keep since 429s have shown them
-    accepted: Accepted = field(default_factory=Accepted)
+    updated_at: float = 0.0  # the time for which the debts are right
+    cooldown_until: float = 0.0
+    is_tripped: bool = False  # the circuit is open until `cooldown_until`, then half-open until a probe succeeds
+    probe_slot: str = ""
+    probe_deadline: float = 0.0
+    consecutive_429s: int = 0
+    decreased_at: float = -AIMD_MIN_INTERVAL_S
+    slots: dict[str, float] = field(default_factory=dict)  # slot: when it counts as lost
+    learned: tuple[LearnedShare, LearnedShare] = NOTHING_LEARNED  # of the stated quotas of tokens and requests
+    accepted: AcceptedUsage = field(default_factory=AcceptedUsage)
 
     def __post_init__(self) -> None:
-        self.places = self.places or float(self.most_under_way)
+        self.concurrency_limit = self.concurrency_limit or float(self.max_concurrency)
 
-    def begin(self, now: float, *, shares: tuple[float, float], gate_until: float) -> None:
-        """Take over from the shared book, which is away.
+    def begin(self, now: float, *, shares: tuple[float, float], cooldown_until: float) -> None:
+        """Take over from the shared state when Redis is down.
 
-        Others may have started calls up to now: what they can have started at once is taken as started, and the last
-        minute as busy.
+        Other processes may have started calls up to now: assumes that the burst is used up and the last minute was
+        full.
         """
-        tokens_share, requests_share = (Learned(share, now) if share < 1.0 else Learned() for share in shares)
-        self.gate_until, self.learned = gate_until, (tokens_share, requests_share)
+        tokens_share, requests_share = (LearnedShare(share, now) if share < 1.0 else LearnedShare() for share in shares)
+        self.cooldown_until, self.learned = cooldown_until, (tokens_share, requests_share)
         tokens, requests = self._drain(now)
-        self.token_debt, self.request_debt, self.at = tokens.burst, requests.burst, now
+        self.token_debt, self.request_debt, self.updated_at = tokens.burst, requests.burst, now
         self.accepted.assume(tokens.rate, requests.rate, now)
 
-    def ask(self, ask: AcquireRequest, now: float) -> AcquireDecision:
-        """May this call start? GO charges it."""
-        token_shape, request_shape = self._drain(now)
-        if now < self.gate_until:
-            return AcquireDecision(Verdict.GATE, self.gate_until - now)
-        if self.shut and now < self.probe_until:
-            return AcquireDecision(Verdict.GATE, min(PROBE_ASK_S, self.probe_until - now))
+    def acquire(self, request: AcquireRequest, now: float) -> AcquireDecision:
+        """Decide whether the call may start. ALLOW charges its cost."""
+        token_params, request_params = self._drain(now)
+        if now < self.cooldown_until:
+            return AcquireDecision(Verdict.COOLING_DOWN, self.cooldown_until - now)
+        if self.is_tripped and now < self.probe_deadline:
+            return AcquireDecision(Verdict.COOLING_DOWN, min(HALF_OPEN_RETRY_S, self.probe_deadline - now))
         wait_s = 0.0
-        if not ask.paid:
-            refused_s = 0.0
-            for shape, debt, cost in (
-                (token_shape, self.token_debt, ask.tokens),
-                (request_shape, self.request_debt, 1.0),
-            ):
-                if not shape.rate:
-                    continue
-                wait_s = max(wait_s, (debt + cost - shape.burst) / shape.rate)
-                if not ask.interactive:
-                    refused_s = max(refused_s, (debt - shape.bulk) / shape.rate)
-            if refused_s > 0 or wait_s > ask.patience_s:
-                return AcquireDecision(Verdict.QUOTA, max(wait_s, refused_s))
+        if not request.is_charged:
+            wait_s, headroom_wait_s = self._waits(request, token_params, request_params)
+            if headroom_wait_s > 0 or wait_s > request.max_wait_s:
+                return AcquireDecision(Verdict.OVER_QUOTA, max(wait_s, headroom_wait_s))
         if wait_s <= 0:
             for slot in [slot for slot, until in self.slots.items() if until <= now]:
                 del self.slots[slot]
-            if len(self.slots) >= self.room(interactive=ask.interactive):
-                return AcquireDecision(Verdict.BUSY, BUSY_ASK_S)
-            self.slots[ask.slot] = now + self.slot_s
-            if self.shut:
-                self.probe, self.probe_until = ask.slot, now + self.slot_s
-        if not ask.paid:
-            self.token_debt = _charged(self.token_debt, ask.tokens, wait_s, token_shape)
-            self.request_debt = _charged(self.request_debt, 1.0, wait_s, request_shape)
-        return AcquireDecision(Verdict.GO, wait_s)
+            if len(self.slots) >= self.lane_limit(interactive=request.interactive):
+                return AcquireDecision(Verdict.AT_CAPACITY, AT_CAPACITY_RETRY_S)
+            self.slots[request.slot] = now + self.slot_ttl_s
+            if self.is_tripped:
+                self.probe_slot, self.probe_deadline = request.slot, now + self.slot_ttl_s
+        if not request.is_charged:
+            self.token_debt = _charged_debt(self.token_debt, request.tokens, wait_s, token_params)
+            self.request_debt = _charged_debt(self.request_debt, 1.0, wait_s, request_params)
+        return AcquireDecision(Verdict.ALLOW, wait_s)
 
-    def end(self, end: CallResult, now: float) -> None:
-        """Give the place back, settle the cost, and learn."""
-        token_shape, request_shape = self._drain(now)
-        in_use = len(self.slots)
-        self.slots.pop(end.slot, None)
-        self.token_debt = _settled(self.token_debt, end.tokens, token_shape)
-        self.request_debt = _settled(self.request_debt, end.requests, request_shape)
-        if end.accepted is not None:
-            self.accepted.add(end.accepted, 1.0, now)
-        if end.brake:
-            self.token_debt = max(self.token_debt, token_shape.burst)
-            self.request_debt = max(self.request_debt, request_shape.burst)
-        probing = self.shut and self.probe == end.slot
-        if end.lesson is CallSignal.LIMITED:
-            self._close(end, now, probing=probing)
-        elif probing and end.lesson in (CallSignal.WELL, CallSignal.SLOW, CallSignal.ANSWERED):
-            self.shut, self.strikes, self.probe = False, 0, ""
-        elif probing:
-            self.probe_until = 0.0  # it tells nothing: the next may try
-        if end.lesson is CallSignal.WELL:
-            if in_use * 2 >= self.places:  # a limit that nobody comes near is not known to be too low
-                self.places = min(float(self.most_under_way), self.places + 1 / self.places)
-        elif (
-            end.lesson in (CallSignal.LIMITED, CallSignal.SLOW, CallSignal.STRAINED)
-            and now - self.cut_at >= AIMD_MIN_INTERVAL_S
+    def _waits(
+        self, request: AcquireRequest, token_params: BucketParams, request_params: BucketParams
+    ) -> tuple[float, float]:
+        """Seconds until the call fits the quota, and until the headroom that bulk calls leave is there again."""
+        wait_s = headroom_wait_s = 0.0
+        for params, debt, cost in (
+            (token_params, self.token_debt, request.tokens),
+            (request_params, self.request_debt, 1.0),
         ):
-            self.places, self.cut_at = max(1.0, self.places * CUT), now
+            if not params.rate:
+                continue
+            wait_s = max(wait_s, (debt + cost - params.burst) / params.rate)
+            if not request.interactive:
+                headroom_wait_s = max(headroom_wait_s, (debt - params.bulk_threshold) / params.rate)
+        return wait_s, headroom_wait_s
+
+    def settle(self, result: CallResult, now: float) -> None:
+        """Free the call's slot, correct the debts, and adapt circuit breaker, quotas and concurrency limit."""
+        token_params, request_params = self._drain(now)
+        in_use = len(self.slots)
+        self.slots.pop(result.slot, None)
+        self.token_debt = _settled_debt(self.token_debt, result.tokens, token_params)
+        self.request_debt = _settled_debt(self.request_debt, result.requests, request_params)
+        if result.accepted_tokens is not None:
+            self.accepted.add(result.accepted_tokens, 1.0, now)
+        if result.is_quota_nearly_spent:
+            self.token_debt = max(self.token_debt, token_params.burst)
+            self.request_debt = max(self.request_debt, request_params.burst)
+        is_probe = self.is_tripped and self.probe_slot == result.slot
+        if result.signal is CallSignal.RATE_LIMITED:
+            self._trip(result, now, is_probe=is_probe)
+        elif is_probe and result.signal in (CallSignal.SUCCESS, CallSignal.SLOW, CallSignal.CLIENT_ERROR):
+            self.is_tripped, self.consecutive_429s, self.probe_slot = False, 0, ""
+        elif is_probe:
+            self.probe_deadline = 0.0  # the probe showed nothing: the next call may be the probe
+        self._adapt_concurrency(result.signal, in_use, now)
 
     def shares(self, now: float) -> tuple[float, float]:
-        """Of the quotas of tokens and requests: what calls keep to."""
+        """The shares of the stated quotas of tokens and requests that calls may use."""
         return self.learned[0].now(now), self.learned[1].now(now)
 
-    def room(self, *, interactive: bool) -> int:
-        """How many calls may be under way for one more of this lane to start beside them; at least 1."""
-        places = int(self.places)
-        return max(1, places if interactive else places - places // BULK_HEADROOM)
+    def lane_limit(self, *, interactive: bool) -> int:
+        """The concurrency limit for one more call of this lane; at least 1."""
+        limit = int(self.concurrency_limit)
+        return max(1, limit if interactive else limit - limit // BULK_HEADROOM)
 
-    def _close(self, end: CallResult, now: float, *, probing: bool) -> None:
-        if probing or not self.shut:  # others had started before the gate was closed: they tell nothing new
-            self.strikes += 1
-        if not self.shut and (end.gate_s is None or end.gate_s <= LONGEST_MINUTE_S):  # nor does a probe, of the rate
-            self._lower(end.kind, now)
-        blind_s = min(BLIND_GATE_CAP_S, DEFAULT_COOLDOWN_S * 2.0 ** (self.strikes - 1)) * (1 + end.jitter)
-        # It was waited for as long as was told, and refused all the same: that word alone is not enough any more.
-        again_s = min(blind_s, AGAIN_GATE_CAP_S) if self.strikes > 1 else 0.0
-        gate_s = blind_s if end.gate_s is None else max(end.gate_s, again_s)
-        self.gate_until = max(self.gate_until, now + gate_s)
-        self.shut, self.probe, self.probe_until = True, "", 0.0
+    def _adapt_concurrency(self, signal: CallSignal, in_use: int, now: float) -> None:
+        if signal is CallSignal.SUCCESS:
+            if in_use * 2 >= self.concurrency_limit:  # a limit that calls do not come near is not known to be too low
+                raised = self.concurrency_limit + 1 / self.concurrency_limit
+                self.concurrency_limit = min(float(self.max_concurrency), raised)
+        elif (
+            signal in (CallSignal.RATE_LIMITED, CallSignal.SLOW, CallSignal.OVERLOADED)
+            and now - self.decreased_at >= AIMD_MIN_INTERVAL_S
+        ):
+            self.concurrency_limit, self.decreased_at = max(1.0, self.concurrency_limit * AIMD_DECREASE), now
 
-    def _lower(self, kind: str, now: float) -> None:
-        """A new 429: what was accepted in the last minute is what the provider allows."""
+    def _trip(self, result: CallResult, now: float, *, is_probe: bool) -> None:
+        """Open the circuit after a 429."""
+        if is_probe or not self.is_tripped:  # calls that had started before the circuit opened say nothing new
+            self.consecutive_429s += 1
+        # A probe's 429 says nothing about the quota either.
+        if not self.is_tripped and (result.cooldown_s is None or result.cooldown_s <= MAX_QUOTA_COOLDOWN_S):
+            self._lower_quota(result.quota_kind, now)
+        backoff_s = DEFAULT_COOLDOWN_S * 2.0 ** (self.consecutive_429s - 1)
+        backoff_s = min(DEFAULT_COOLDOWN_CAP_S, backoff_s) * (1 + result.jitter)
+        # Second 429 in a row: the Retry-After was too short, so wait at least the exponential cooldown, up to a cap.
+        floor_s = min(backoff_s, REPEATED_COOLDOWN_CAP_S) if self.consecutive_429s > 1 else 0.0
+        cooldown_s = backoff_s if result.cooldown_s is None else max(result.cooldown_s, floor_s)
+        self.cooldown_until = max(self.cooldown_until, now + cooldown_s)
+        self.is_tripped, self.probe_slot, self.probe_deadline = True, "", 0.0
+
+    def _lower_quota(self, kind: str, now: float) -> None:
+        """After a new 429: what the provider accepted in the last minute is its real quota."""
         tokens, requests = self.accepted.of_last_minute(now)
         used = (
             tokens / self.tokens.per_minute if self.tokens.rate else None,
@@ -204,11 +228,12 @@ class BucketState:
         self.learned = after_refusal(self.learned, used, kind, now)
 
     def _drain(self, now: float) -> tuple[BucketParams, BucketParams]:
-        """Bring the debts up to now; the buckets of tokens and of requests as they are now."""
-        passed_s = max(0.0, now - self.at)
-        self.at = max(self.at, now)
+        """Drain the debts up to now. Returns the parameters of both buckets for the learned shares of now."""
+        passed_s = max(0.0, now - self.updated_at)
+        self.updated_at = max(self.updated_at, now)
         shares = self.shares(now)
-        tokens, requests = shape_of(self.tokens, shares[0], 0.0), shape_of(self.requests, shares[1], 1.0)
+        tokens = params_for_share(self.tokens, shares[0], 0.0)
+        requests = params_for_share(self.requests, shares[1], 1.0)
         if self.token_debt > 0:
             self.token_debt = max(0.0, self.token_debt - tokens.rate * passed_s)
         if self.request_debt > 0:
@@ -216,19 +241,20 @@ class BucketState:
         return tokens, requests
 
 
-def _charged(debt: float, cost: float, wait_s: float, shape: BucketParams) -> float:
-    """The debt with a call that starts in `wait_s`: what drains before its start must not make room for it twice.
+def _charged_debt(debt: float, cost: float, wait_s: float, params: BucketParams) -> float:
+    """The debt with a call that starts in `wait_s`: what drains before its start must not admit other calls too.
 
-    What a call costs beyond the burst is paid before its start, by the wait, and once more after it: the minute that
-    ends with it and the minute that begins with it are full of it both.
+    The part of a cost above the burst is paid twice: by the wait before the start, and again after it. The minute that
+    ends with the call and the minute that begins with it both contain its whole cost.
     """
-    if not shape.rate:
+    if not params.rate:
         return debt
-    beyond = max(0.0, cost - shape.burst)
-    return max(debt, shape.rate * wait_s - beyond) + cost + beyond
+    beyond = max(0.0, cost - params.burst)
+    return max(debt, params.rate * wait_s - beyond) + cost + beyond
 
 
-def _settled(debt: float, change: float, shape: BucketParams) -> float:
+def _settled_debt(debt: float, change: float, params: BucketParams) -> float:
+    """The debt after a correction. A refund leaves at most the bucket's credit."""
     if change >= 0:
         return debt + change
-    return max(debt + change, min(debt, -shape.credit))
+    return max(debt + change, min(debt, -params.max_credit))

@@ -1,4 +1,4 @@
-"""Which calls of one shard wait for their start or answer, and for how long: its job says so while nothing lands."""
+"""The calls of one shard that wait for their start or their reply; what its job reports to whoever polls it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from engine.limiter.latency import Latency
 from models.embedding import Route
 from models.errors import UpstreamError, UpstreamTimeout
 
-BLOCKED_AFTER_S = 1.0  # shorter waits are no news
+BLOCKED_AFTER_S = 1.0  # shorter waits are not reported
 QUOTA = "quota"
 CONCURRENCY = "concurrency"
-LATE_S = 10.0  # where it is not known how long calls of the route take
+LATE_S = 10.0  # where the usual latency of the route is not known
 
 
 @dataclass(slots=True, eq=False)
-class Unanswered:
-    """A call that was sent and has no whole answer yet. Instants on the event loop's clock, but for `since`."""
+class UnansweredCall:
+    """A call that was sent and has no complete reply yet. Instants on the event loop's clock, except `since`."""
 
     route: Route
     tokens: int
@@ -31,64 +31,67 @@ class Unanswered:
 
     @property
     def age_s(self) -> float:
+        """Seconds since it was sent."""
         return asyncio.get_running_loop().time() - self.began
 
     @property
     def late_s(self) -> float:
+        """The age at which it is late."""
         return self.latency.late_s(self.tokens) or LATE_S
 
     @property
     def is_late(self) -> bool:
+        """True when it takes far longer than usual."""
         return self.age_s >= self.late_s
 
     @property
     def is_overdue(self) -> bool:
-        """Late by what is known of the route, also where it has become slow."""
+        """True when it is late by the known latency of the route, even if that has become slow."""
         return self.latency.is_known and self.age_s >= self.late_s * self.latency.slack
 
     def give_up(self) -> None:
-        """End the call, as one that timed out. One that is ending anyway is left alone."""
+        """End the call as timed out. Does nothing if it is being ended already."""
         if self.limit.when() is None:
             self.limit.reschedule(asyncio.get_running_loop().time())
 
 
 class CallWaits:
-    """The waits for a start that are under way, and the one that ended last. On time.monotonic()."""
+    """The waits for a start that are under way, and the one that ended last. Instants on time.monotonic()."""
 
     def __init__(self) -> None:
         self._began: dict[str, float] = {}
         self._next_at = 0.0
-        self._held_up_until = 0.0
+        self._blocked_until = 0.0
         self._reason = QUOTA
-        self.cause: UpstreamError | None = None  # of the wait that was told last, where only this caller waits
+        self.cause: UpstreamError | None = None  # of the last wait, where only this caller waits
         self.cause_since = 0.0  # unix seconds
-        self.shown: str | None = None  # what the job's row says of it, as far as this shard wrote it
-        # True while the wait that ended last was ended by something else than its turn.
-        self.in_vain = False
-        self._unanswered: set[Unanswered] = set()
-        self.looks: set[asyncio.Task[None]] = set()  # at calls of the run that are late
-        # Called with each call that is sent; what it returns is called at its end, with whether it was answered.
-        self.on_sent: Callable[[Unanswered], Callable[[bool], None]] | None = None
+        self.shown: str | None = None  # the reason in the job's row, as far as this shard wrote it
+        # True when the wait that ended last ended without a start.
+        self.last_was_refused = False
+        self._unanswered: set[UnansweredCall] = set()
+        self.checks: set[asyncio.Task[None]] = set()  # hang checks of this run's calls
+        # Called with each call that is sent; returns a function to be called at its end, with True if it was answered.
+        self.on_sent: Callable[[UnansweredCall], Callable[[bool], None]] | None = None
 
     @asynccontextmanager
     async def for_answer(self, route: Route, tokens: int, latency: Latency) -> AsyncIterator[None]:
-        """Around the sending of one call. Raises UpstreamTimeout when whoever watches it has given it up."""
+        """Around the sending of one call. Raises UpstreamTimeout when a hang check has given the call up."""
         if self.on_sent is None:
             yield
             return
         limit = asyncio.timeout(None)
         try:
             async with limit:
-                call = Unanswered(route, tokens, latency, asyncio.get_running_loop().time(), time.time(), limit)
+                call = UnansweredCall(route, tokens, latency, asyncio.get_running_loop().time(), time.time(), limit)
                 self._unanswered.add(call)
-                ended = self.on_sent(call)
+                on_end = self.on_sent(call)
                 is_answered = False
                 try:
                     yield
                     is_answered = True
                 finally:
                     self._unanswered.discard(call)
-                    ended(is_answered)
+                    on_end(is_answered)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -96,43 +99,45 @@ class CallWaits:
 
     @property
     def unanswered(self) -> int:
+        """Number of calls that were sent and have no reply yet."""
         return len(self._unanswered)
 
-    def late_call(self) -> Unanswered | None:
-        """The call that has been without an answer the longest, where all calls under way are late."""
+    def late_call(self) -> UnansweredCall | None:
+        """The oldest call without a reply, if all of them are late."""
         if not self._unanswered or not all(call.is_late for call in self._unanswered):
             return None
         return min(self._unanswered, key=lambda call: call.began)
 
-    def begun(self, slot: str) -> None:
-        """This call waits from now on: for its turn, as long as others wait before it."""
+    def begin(self, slot: str) -> None:
+        """A call begins to wait."""
         self._began.setdefault(slot, time.monotonic())
 
     def waiting(self, slot: str, wait_s: float, *, reason: str = QUOTA, cause: UpstreamError | None = None) -> None:
-        """This call waits for that reason, and will ask again in so many seconds."""
-        self.begun(slot)
+        """A call waits for this reason, and asks again in so many seconds."""
+        self.begin(slot)
         if (cause is None) != (self.cause is None):
             self.cause_since = time.time()
         self.cause = cause
         self._next_at = time.monotonic() + wait_s
         self._reason = reason
 
-    def over(self, slot: str, *, may_start: bool) -> None:
+    def end(self, slot: str, *, may_start: bool) -> None:
+        """A call has ended its wait; False: without being allowed to start."""
         now = time.monotonic()
-        self.in_vain = not may_start
+        self.last_was_refused = not may_start
         began = self._began.pop(slot, now)
         if now - began >= BLOCKED_AFTER_S:
-            self._held_up_until = now + BLOCKED_AFTER_S
+            self._blocked_until = now + BLOCKED_AFTER_S
 
     @property
     def reason(self) -> str:
-        """What calls waited for last."""
+        """The reason of the last wait."""
         return self._reason
 
     def blocked_for_s(self) -> float | None:
         """Seconds until a call may start, where calls have been waiting for longer than a moment; else None."""
         now = time.monotonic()
         oldest = min(self._began.values(), default=now)
-        if now - oldest < BLOCKED_AFTER_S and now >= self._held_up_until:
+        if now - oldest < BLOCKED_AFTER_S and now >= self._blocked_until:
             return None
         return max(0.0, self._next_at - now)

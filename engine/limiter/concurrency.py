@@ -1,70 +1,70 @@
-"""How many calls of this process may be under way where there is no quota: grows with success, shrinks with trouble."""
+"""Adaptive concurrency limit (AIMD) of one process, for routes without a quota."""
 
 from __future__ import annotations
 
 import time
 
 from engine.cancellation import CancellationToken
-from engine.limiter.bucket import AIMD_MIN_INTERVAL_S, CUT, CallSignal
+from engine.limiter.bucket import AIMD_DECREASE, AIMD_MIN_INTERVAL_S, CallSignal
 from engine.limiter.fair_queue import FairQueue
-from engine.limiter.max_wait import BUSY
+from engine.limiter.max_wait import AT_CAPACITY_MESSAGE
 from models.errors import DeadlineExceeded
 
 
 class AdaptiveSemaphore:
-    """Places, given to those who wait tenant by tenant. Costs next to nothing while there are enough."""
+    """Slots for calls; tenants that wait for one are served in turn. `limit` follows the outcomes of calls."""
 
-    __slots__ = ("_cut_at", "_most", "_queue", "places", "under_way")
+    __slots__ = ("_decreased_at", "_max", "_queue", "in_use", "limit")
 
-    def __init__(self, most: int) -> None:
-        self._most = float(most)
+    def __init__(self, maximum: int) -> None:
+        self._max = float(maximum)
         self._queue = FairQueue()
-        self._cut_at = -AIMD_MIN_INTERVAL_S
-        self.places = float(most)  # the whole part of it counts
-        self.under_way = 0
+        self._decreased_at = -AIMD_MIN_INTERVAL_S
+        self.limit = float(maximum)  # its whole part counts
+        self.in_use = 0
 
-    def at_once(self) -> bool:
-        """Take a place where one is free and nobody waits for it."""
-        if self.under_way + 1 > self.places or self._queue:
+    def try_acquire(self) -> bool:
+        """Take a slot if one is free and nobody waits for it."""
+        if self.in_use + 1 > self.limit or self._queue:
             return False
-        self.under_way += 1
+        self.in_use += 1
         return True
 
     async def wait(self, deadline: float, stop: CancellationToken, tenant: str = "") -> bool:
-        """Wait for a place; False when it was not given one, but told to look elsewhere.
+        """Wait for a slot. Returns False when the waiter was redirected to the shared buckets instead.
 
-        `deadline` is on time.monotonic(). Raises DeadlineExceeded then, or once the stop is given.
+        `deadline` is on time.monotonic(). Raises DeadlineExceeded at the deadline, or once `stop` is cancelled.
         """
-        mine = self._queue.add(tenant)
+        waiter = self._queue.add(tenant)
         try:
-            async with stop.within(deadline - time.monotonic()):
-                return await mine
+            async with stop.timeout(deadline - time.monotonic()):
+                return await waiter
         except BaseException as error:
-            if mine.done() and not mine.cancelled():
-                if mine.result():
-                    self.leave(CallSignal.NOTHING)  # it was given a place in this very moment
+            if waiter.done() and not waiter.cancelled():
+                if waiter.result():
+                    self.release(CallSignal.NONE)  # the slot was assigned in the moment of the cancellation
             else:
-                self._queue.remove(tenant, mine)
+                self._queue.remove(tenant, waiter)
             if isinstance(error, TimeoutError):
-                stop.check()
-                raise DeadlineExceeded(BUSY) from None
+                stop.raise_if_cancelled()
+                raise DeadlineExceeded(AT_CAPACITY_MESSAGE) from None
             raise
 
-    def leave(self, lesson: CallSignal) -> None:
-        """Give a place back, with what its call taught."""
-        if lesson is CallSignal.WELL:
-            if self.places < self._most and self.under_way * 2 >= self.places:
-                self.places = min(self._most, self.places + 1 / self.places)
-        elif lesson in (CallSignal.LIMITED, CallSignal.SLOW, CallSignal.STRAINED):
+    def release(self, signal: CallSignal) -> None:
+        """Free a slot and adapt the limit to how its call ended."""
+        if signal is CallSignal.SUCCESS:
+            if self.limit < self._max and self.in_use * 2 >= self.limit:
+                self.limit = min(self._max, self.limit + 1 / self.limit)
+        elif signal in (CallSignal.RATE_LIMITED, CallSignal.SLOW, CallSignal.OVERLOADED):
             now = time.monotonic()
-            if now - self._cut_at >= AIMD_MIN_INTERVAL_S:
-                self.places, self._cut_at = max(1.0, self.places * CUT), now
-        self.under_way -= 1
-        while self.under_way + 1 <= self.places and self._queue:
-            self.under_way += 1
+            if now - self._decreased_at >= AIMD_MIN_INTERVAL_S:
+                self.limit, self._decreased_at = max(1.0, self.limit * AIMD_DECREASE), now
+        self.in_use -= 1
+        while self.in_use + 1 <= self.limit and self._queue:
+            self.in_use += 1
             self._queue.pop().set_result(True)
 
-    def send_elsewhere(self) -> None:
-        """Tell all who wait here that places are given out elsewhere now."""
+    def redirect_waiters(self) -> None:
+        """End all waits with False: from now on calls are admitted by the shared buckets."""
         while self._queue:
             self._queue.pop().set_result(False)

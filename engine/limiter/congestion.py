@@ -1,7 +1,7 @@
-"""Whose trouble it is: what one tenant alone meets is no fault of a route that serves others well. Pure.
+"""Tells congestion of a route, which many tenants meet, from trouble that one tenant alone meets. Pure.
 
-What a caller sends may make its calls slow, or time out. Where calls of others end well meanwhile, and meet no trouble
-of their own, the route is fit, and keeps its places.
+What a caller sends may make its own calls slow or time out. Where calls of other tenants succeed meanwhile, the route
+is healthy and keeps its concurrency limit.
 """
 
 from __future__ import annotations
@@ -10,53 +10,54 @@ from collections import OrderedDict
 
 from engine.limiter.recent_latency import RecentLatency
 
-WELL_S = 5.0  # how long a good call of another tenant speaks for the route
-TROUBLE_S = 10.0  # and how long another's trouble speaks against it
-MOST_TENANTS = 64
+SUCCESS_MEMORY_S = 5.0  # a success of another tenant counts as evidence for the route for so long
+TROUBLE_MEMORY_S = 10.0  # trouble of another tenant counts as evidence against the route for so long
+MAX_TENANTS = 64
 
 
 class _Tenant:
-    __slots__ = ("pulse", "troubled_at", "well_at")
+    __slots__ = ("latency", "succeeded_at", "troubled_at")
 
-    def __init__(self, pulse: RecentLatency) -> None:
-        self.pulse = pulse
-        self.well_at = self.troubled_at = float("-inf")
+    def __init__(self, latency: RecentLatency) -> None:
+        self.latency = latency
+        self.succeeded_at = self.troubled_at = float("-inf")
 
 
 class CongestionDetector:
-    """What each of the latest tenants has met on one route. `now` is on one monotonic clock."""
+    """What each of the most recent tenants has met on one route. `now` is on one monotonic clock."""
 
     def __init__(self) -> None:
         self._tenants: OrderedDict[str, _Tenant] = OrderedDict()
-        self._pulse = RecentLatency()
+        self._latency = RecentLatency()
 
     @property
-    def usual_s(self) -> float:
-        return self._pulse.usual_s
+    def baseline_s(self) -> float:
+        """The usual seconds of a successful call."""
+        return self._latency.baseline_s
 
     def is_slow(self, tenant: str, seconds: float, now: float) -> bool:
-        """Note a call that ended well; True when calls have become far slower than usual, not this tenant's alone."""
-        known = self._known(tenant)
-        self._pulse.felt(seconds)
-        if known.pulse.felt(seconds):
+        """Record a successful call. True when calls have become far slower than usual, for other tenants too."""
+        state = self._state_of(tenant)
+        self._latency.observe(seconds)
+        if state.latency.observe(seconds):
             return self.is_shared(tenant, now)
-        known.well_at = now
+        state.succeeded_at = now
         return False
 
     def is_shared(self, tenant: str, now: float) -> bool:
-        """Note a call in trouble; False when it is this tenant's alone."""
-        self._known(tenant).troubled_at = now
-        others = [other for name, other in self._tenants.items() if name != tenant]
-        return any(now - other.troubled_at < TROUBLE_S for other in others) or not any(
-            now - other.well_at < WELL_S for other in others
+        """Record a call in trouble. False when only this tenant meets trouble."""
+        self._state_of(tenant).troubled_at = now
+        others = [state for name, state in self._tenants.items() if name != tenant]
+        return any(now - other.troubled_at < TROUBLE_MEMORY_S for other in others) or not any(
+            now - other.succeeded_at < SUCCESS_MEMORY_S for other in others
         )
 
-    def _known(self, tenant: str) -> _Tenant:
-        known = self._tenants.get(tenant)
-        if known is None:
-            known = self._tenants[tenant] = _Tenant(self._pulse.copy())
-            if len(self._tenants) > MOST_TENANTS:
+    def _state_of(self, tenant: str) -> _Tenant:
+        state = self._tenants.get(tenant)
+        if state is None:
+            state = self._tenants[tenant] = _Tenant(self._latency.copy())
+            if len(self._tenants) > MAX_TENANTS:
                 self._tenants.popitem(last=False)
         else:
             self._tenants.move_to_end(tenant)
-        return known
+        return state

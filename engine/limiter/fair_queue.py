@@ -1,4 +1,4 @@
-"""Who waits for a place or a turn: tenant by tenant, so that a caller with hundreds of calls delays another by one."""
+"""Fair queuing among tenants: waiters are served round robin, so one tenant's many calls delay another by one call."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import OrderedDict, deque
 
 
 class FairQueue:
-    """Waiters of tenants in turn; those of one tenant in the order in which they came."""
+    """Waiters, round robin by tenant; those of one tenant first in, first out."""
 
     __slots__ = ("_waiting",)
 
@@ -15,7 +15,7 @@ class FairQueue:
         self._waiting: OrderedDict[str, deque[asyncio.Future[bool]]] = OrderedDict()
 
     def __bool__(self) -> bool:
-        """True when somebody waits. Those who were cancelled, and have not run since to take themselves out, do not."""
+        """True when somebody waits. Drops waiters that were cancelled and have not removed themselves yet."""
         while self._waiting:
             tenant, waiters = next(iter(self._waiting.items()))
             while waiters and waiters[0].done():
@@ -26,13 +26,13 @@ class FairQueue:
         return False
 
     def add(self, tenant: str) -> asyncio.Future[bool]:
-        """A new waiter; whoever pops it gives it its result."""
+        """Add a waiter. Whoever pops it must set its result."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append(waiter)
         return waiter
 
     def remove(self, tenant: str, waiter: asyncio.Future[bool]) -> None:
-        """A waiter that has not been popped gives up."""
+        """Cancel a waiter that has not been popped, and take it out."""
         waiter.cancel()
         waiters = self._waiting.get(tenant)
         if waiters and waiter in waiters:
@@ -41,7 +41,7 @@ class FairQueue:
                 del self._waiting[tenant]
 
     def pop(self) -> asyncio.Future[bool]:
-        """The next one, of a queue in which somebody waits. Its tenant comes last from now on."""
+        """The next waiter of a queue that is not empty. Its tenant moves to the end of the round."""
         tenant, waiters = next(iter(self._waiting.items()))
         waiter = waiters.popleft()
         if waiters:
@@ -52,7 +52,7 @@ class FairQueue:
 
 
 class FairLock:
-    """A lock that tenants are given in turn."""
+    """A lock that serves waiting tenants round robin."""
 
     __slots__ = ("_is_locked", "_queue")
 
@@ -61,6 +61,7 @@ class FairLock:
         self._is_locked = False
 
     async def acquire(self, tenant: str) -> None:
+        """Wait for the lock."""
         if not self._is_locked:
             self._is_locked = True
             return
@@ -69,12 +70,13 @@ class FairLock:
             await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled():
-                self.release()  # it was given the lock in this very moment
+                self.release()  # the lock was handed over in the moment of the cancellation
             else:
                 self._queue.remove(tenant, waiter)
             raise
 
     def release(self) -> None:
+        """Hand the lock to the next waiter, or unlock it."""
         if self._queue:
             self._queue.pop().set_result(True)
         else:

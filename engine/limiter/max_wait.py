@@ -1,28 +1,30 @@
-"""How long a call may wait for its start, beside its deadline: those that a caller waits for have little time."""
+"""How long a call may wait for its start, beside its deadline: a caller of the interactive lane has little time."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-BUSY = "too many calls to this provider are under way: try again in a moment, or send a job"
+AT_CAPACITY_MESSAGE = "too many calls to this provider are under way: try again in a moment, or send a job"
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """Longer waits are not begun: the call is turned away at once, with the wait."""
+class MaxWait:
+    """A call that would wait longer is refused at once; the error says how long the wait would be."""
 
-    gate_s: float = math.inf  # for a provider that has said 429
-    quota_s: float = math.inf  # for the quota, or in line behind others
-    beyond_places: bool = False  # where there is no quota, it starts though all places are taken
+    cooldown_s: float = math.inf  # for the end of a provider's cooldown after a 429
+    quota_s: float = math.inf  # for the quota, or in the queue behind other calls
+    ignores_concurrency: bool = (
+        False  # where there is no quota, the call starts though the concurrency limit is reached
+    )
 
 
-UNBOUNDED = Patience()
+UNBOUNDED = MaxWait()
 """The deadline alone bounds the wait."""
 
-BEYOND_PLACES = Patience(beyond_places=True)
-"""Of a call of ours that asks why those hang that hold the places."""
+IGNORING_CONCURRENCY = MaxWait(ignores_concurrency=True)
+"""For a control call that checks why the calls in all slots hang."""
 
-FAILOVER_S = 1.0
-WITH_ALTERNATIVE = Patience(FAILOVER_S, FAILOVER_S)
-"""Of an interactive call that another route may serve."""
+FAILOVER_WAIT_S = 1.0
+WITH_ALTERNATIVE = MaxWait(FAILOVER_WAIT_S, FAILOVER_WAIT_S)
+"""For an interactive call that another route may serve."""

@@ -1,4 +1,4 @@
-"""All lines of this process, and the news from the others: which accounts without a quota were refused lately."""
+"""All rate limiters of this process, and what other processes share: accounts without a quota that had 429s lately."""
 
 from __future__ import annotations
 
@@ -8,82 +8,86 @@ import time
 from engine.limiter import lua
 from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.redis_store import RedisStore
-from engine.limiter.route_limiter import WATCH_S, Permit, RouteLimiter
+from engine.limiter.route_limiter import PACE_AFTER_429_S, Permit, RouteLimiter
 from models.embedding import Account, Route
 
-NEWS_EVERY_S = 1.0
-SLOT_MARGIN_S = 30.0  # a call's place is given up for lost so long after its time limit
+REFRESH_EVERY_S = 1.0
+SLOT_MARGIN_S = 30.0  # a call's slot counts as lost so long after the account's timeout
 
 
-class Lines:
-    """One line for each account and upstream model, made when it is first called."""
+class LimiterRegistry:
+    """One RouteLimiter for each account and upstream model, created at its first call."""
 
     def __init__(self, redis_url: str = "", prefix: str = "") -> None:
-        self._shared = RedisStore(redis_url, prefix)
-        self._lines: dict[tuple[str, str], RouteLimiter] = {}
-        self._desks: list[BucketCoordinator] = []
-        self._news_at = 0.0
-        self._getting: asyncio.Task[None] | None = None
+        self._store = RedisStore(redis_url, prefix)
+        self._limiters: dict[tuple[str, str], RouteLimiter] = {}
+        self._coordinators: list[BucketCoordinator] = []
+        self._refresh_at = 0.0
+        self._refreshing: asyncio.Task[None] | None = None
         self._processes = 1
 
     @property
-    def shared(self) -> bool:
-        """True when there is a Redis, whose book all processes keep."""
-        return self._shared.configured
+    def uses_redis(self) -> bool:
+        """True when all processes share their quotas through Redis."""
+        return self._store.is_configured
 
-    def share_among(self, processes: int) -> None:
-        """Without Redis: so many processes keep to the quotas, each to its part."""
+    def split_among(self, processes: int) -> None:
+        """Without Redis: keep to the part of the quotas that is one process's of so many."""
         self._processes = processes
-        for desk in self._desks:
-            desk.share_among(processes)
+        for coordinator in self._coordinators:
+            coordinator.split_among(processes)
 
-    def of(self, route: Route) -> RouteLimiter:
+    def for_route(self, route: Route) -> RouteLimiter:
+        """The limiter of the route's account and upstream model."""
         account = route.account
         key = (account.name, route.upstream_model)
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = self._made(account, route.upstream_model)
-        if self._shared.configured and time.monotonic() >= self._news_at:
-            self.get_news()
-        return line
+        limiter = self._limiters.get(key)
+        if limiter is None:
+            limiter = self._limiters[key] = self._create(account, route.upstream_model)
+        if self._store.is_configured and time.monotonic() >= self._refresh_at:
+            self.refresh_recent_429s()
+        return limiter
 
-    def learned_tokens_per_call(self, route: Route) -> int | None:
-        """What one call of bulk may hold under the quota that the route's replies told; None: they told none."""
-        line = self._lines.get((route.account.name, route.upstream_model))
-        return None if line is None else line.learned_tokens_per_call
+    def max_learned_call_tokens(self, route: Route) -> int | None:
+        """Largest bulk call under the quota that the route's replies stated; None: they stated none."""
+        limiter = self._limiters.get((route.account.name, route.upstream_model))
+        return None if limiter is None else limiter.max_learned_call_tokens
 
-    def get_news(self, about: str = "") -> None:
-        """Ask, beside the calls, which accounts are watched; tell the others about one."""
-        self._news_at = time.monotonic() + NEWS_EVERY_S
-        self._getting = asyncio.create_task(self._get_news(about))
+    def refresh_recent_429s(self, announced: str = "") -> None:
+        """Read, in a task, which accounts had 429s lately; announce one to the other processes."""
+        self._refresh_at = time.monotonic() + REFRESH_EVERY_S
+        self._refreshing = asyncio.create_task(self._refresh(announced))
 
     async def close(self) -> None:
-        if self._getting is not None:
-            await asyncio.gather(self._getting, return_exceptions=True)
-        for line in self._lines.values():
-            await line.close()
-        for desk in self._desks:
-            await desk.close()
-        await self._shared.close()
+        """Wait until all calls are settled, and close the connection to Redis."""
+        if self._refreshing is not None:
+            await asyncio.gather(self._refreshing, return_exceptions=True)
+        for limiter in self._limiters.values():
+            await limiter.close()
+        for coordinator in self._coordinators:
+            await coordinator.close()
+        await self._store.close()
 
-    async def _get_news(self, about: str) -> None:
-        names = await self._shared.run(lua.WATCH, [lua.WATCHED], [about, WATCH_S])
+    async def _refresh(self, announced: str) -> None:
+        names = await self._store.eval(lua.RECENT_429S, [lua.RECENT_429S_KEY], [announced, PACE_AFTER_429_S])
         for name in names or ():
-            for line in self._lines.values():
-                if line.name == name:
-                    line.watch(2 * NEWS_EVERY_S)
+            for limiter in self._limiters.values():
+                if limiter.name == name:
+                    limiter.pace_for(2 * REFRESH_EVERY_S)
 
-    def _made(self, account: Account, model: str) -> RouteLimiter:
-        desk = BucketCoordinator(
-            self._shared,
+    def _create(self, account: Account, model: str) -> RouteLimiter:
+        coordinator = BucketCoordinator(
+            self._store,
             f"{account.name}|{model}",
-            most_under_way=account.max_concurrency,
-            slot_s=account.timeout_s + SLOT_MARGIN_S,
+            max_concurrency=account.max_concurrency,
+            slot_ttl_s=account.timeout_s + SLOT_MARGIN_S,
             concurrency_is_global=account.concurrency_is_global,
         )
-        desk.share_among(self._processes)
-        self._desks.append(desk)
-        return RouteLimiter(account, model, desk, slot_prefix=self._shared.process, tell=self.get_news)
+        coordinator.split_among(self._processes)
+        self._coordinators.append(coordinator)
+        return RouteLimiter(
+            account, model, coordinator, slot_prefix=self._store.process, announce=self.refresh_recent_429s
+        )
 
 
-__all__ = ["Lines", "Permit", "RouteLimiter"]
+__all__ = ["LimiterRegistry", "Permit", "RouteLimiter"]

@@ -1,6 +1,6 @@
-"""Failpoints: named places where a test makes a process die, freeze, fail or stall. Off unless the environment says so.
+"""Failpoints: named points in the code at which a test makes a process die, freeze, fail or stall. Off by default.
 
-EMBEDMILL_FAILPOINTS is a list of rules, separated by semicolons: a place, an action, and options.
+EMBEDMILL_FAILPOINTS is a list of rules, separated by semicolons: a name, an action, and options.
 
     after_claim=kill,times=1,shared=/tmp/tokens; before_upstream=sleep,seconds=0.5,probability=0.1,seed=7
 
@@ -41,14 +41,14 @@ Place = Literal[
 
 
 class Failpoint(EmbedmillError):
-    """Raised where a rule says so."""
+    """Raised by a failpoint whose action is to raise."""
 
     code = "failpoint"
 
 
 @dataclass(slots=True)
 class Rule:
-    """What happens at one place, and how often."""
+    """The action at one failpoint, and how often it happens."""
 
     place: str
     action: str
@@ -65,6 +65,7 @@ class Rule:
         self._chance = random.Random(f"{self.seed}/{self.place}")
 
     def fires(self) -> bool:
+        """True when the rule applies to this hit."""
         if self.skip > 0:
             self.skip -= 1
             return False
@@ -79,7 +80,7 @@ class Rule:
         return self._fired <= (self.times or 0)
 
     def _takes_token(self) -> bool:
-        """A file that only one process can make stands for one firing."""
+        """Claim one firing among all processes: only one process can create the file."""
         for number in range(self.times or 0):
             try:
                 os.close(os.open(Path(self.shared) / f"{self.place}.{number}", os.O_CREAT | os.O_EXCL))
@@ -93,7 +94,7 @@ _rules: dict[str, list[Rule]] = {}
 
 
 def hit(place: Place) -> None:
-    """Do what the rules say about this place; nearly always nothing. Raises Failpoint where that is the action."""
+    """Apply the rules of this failpoint; nearly always there are none. Raises Failpoint where that is the action."""
     if _rules:
         _act(place)
 
@@ -125,7 +126,7 @@ def _parse(text: str) -> Rule:
     place, _, rest = text.partition("=")
     action, *options = [word.strip() for word in rest.split(",")]
     if place not in get_args(Place):
-        raise _wrong(f"{place!r} is no place; there are {', '.join(get_args(Place))}")
+        raise _wrong(f"{place!r} is no failpoint; there are {', '.join(get_args(Place))}")
     if action not in get_args(Action):
         raise _wrong(f"{action!r} is no action; there are {', '.join(get_args(Action))}")
     kinds = {each.name: each.type for each in fields(Rule) if each.init and each.name not in ("place", "action")}

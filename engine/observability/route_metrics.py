@@ -20,7 +20,7 @@ CUT_OFF = "cut_off"  # by a caller who hung up, a cancellation or a time limit
 
 
 class RouteMetrics:
-    """Children of the labelled metrics, looked up once a route and not once a call."""
+    """Children of the labelled metrics, looked up once for each route instead of for each call."""
 
     def __init__(self, provider: str, model: str) -> None:
         self._labels = (provider, model)
@@ -28,10 +28,12 @@ class RouteMetrics:
         self._seconds = UPSTREAM_SECONDS.labels(provider, model)
 
     def succeeded(self, seconds: float) -> None:
+        """Count a successful call."""
         self._ok.inc()
         self._seconds.observe(seconds)
 
     def failed(self, call: Call) -> None:
+        """Count a failed call, by its error, and the tokens that it wasted."""
         UPSTREAM_CALLS.labels(*self._labels, call.error or CUT_OFF).inc()
         if call.ambiguous:
             AMBIGUOUS_CALLS.labels(*self._labels).inc()

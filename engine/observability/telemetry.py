@@ -26,7 +26,7 @@ from prometheus_client import (
     multiprocess,
 )
 
-from engine.names import redacted
+from engine.validation import redacted
 
 REGISTRY = CollectorRegistry()
 VERSION = version("embedmill")
@@ -95,7 +95,7 @@ RATE_LIMIT_COOLDOWNS = Counter(
     ["provider", "model"],
     registry=REGISTRY,
 )
-PLACES = Gauge(
+CONCURRENCY_LIMIT = Gauge(
     "embedmill_concurrency_limit",
     "Calls that may be under way now: of all processes for an account with a quota, else of this one",
     ["provider", "model"],
@@ -109,10 +109,10 @@ QUOTA_SHARE = Gauge(
     multiprocess_mode="mostrecent",
     registry=REGISTRY,
 )
-LIMITER_FALLBACKS = Counter(
+REDIS_FAILURES = Counter(
     "embedmill_limiter_redis_failures_total", "Questions about a quota that Redis did not answer", registry=REGISTRY
 )
-PACED_ALONE = Counter(
+LOCAL_FALLBACKS = Counter(
     "embedmill_limiter_local_fallback_total",
     "Calls paced by this process's share of the quota, because Redis was away",
     registry=REGISTRY,
@@ -257,7 +257,7 @@ def count_cost(rows: Iterable[Mapping[str, Any]]) -> None:
         COST_USD.labels(*labels).inc(float(row["cost_usd"]))
 
 
-def exposition() -> bytes:
+def render_metrics() -> bytes:
     """Every metric in Prometheus's text format: of all processes that share the folder, or of this one."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return generate_latest(REGISTRY) + generate_latest(_PROCESS)
@@ -325,6 +325,8 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
+    """Log lines for a terminal."""
+
     def format(self, record: logging.LogRecord) -> str:
         extra = " ".join(f"{name}={value}" for name in FIELDS if (value := getattr(record, name, None)) is not None)
         clock = time.strftime("%H:%M:%S", time.gmtime(record.created))
@@ -335,20 +337,20 @@ class TextFormatter(logging.Formatter):
 
 
 class _Repetitions(logging.Filter):
-    """Lets a message of a library pass once in a while: a broker that is away is told of twice a second otherwise."""
+    """Bounds the rate of a library's message: a broker outage would be logged twice a second otherwise."""
 
     EVERY_S = 30.0
 
     def __init__(self) -> None:
         super().__init__()
-        self._told_at: dict[str, float] = {}
+        self._logged_at: dict[str, float] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         now, text = time.monotonic(), record.getMessage()[:200]
-        if record.levelno >= logging.CRITICAL or now - self._told_at.get(text, -self.EVERY_S) >= self.EVERY_S:
-            if len(self._told_at) > 1000:
-                self._told_at.clear()
-            self._told_at[text] = now
+        if record.levelno >= logging.CRITICAL or now - self._logged_at.get(text, -self.EVERY_S) >= self.EVERY_S:
+            if len(self._logged_at) > 1000:
+                self._logged_at.clear()
+            self._logged_at[text] = now
             return True
         return False
 

@@ -1,4 +1,4 @@
-"""From inputs to batches: checked, cut where asked, packed within four limits at once. Pure."""
+"""Turns inputs into batches: validates, truncates on request, and packs them within four limits at once. Pure."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def resolve_dimensions(alias: Alias, dimensions: int | None) -> int:
     return dimensions
 
 
-def check(item: Input, alias: Alias, options: Options, *, accepts_tokens: bool) -> None:
-    """Raises InvalidInput or InputTooLong, without a `param`: the caller knows the place."""
+def validate_input(item: Input, alias: Alias, options: Options, *, accepts_tokens: bool) -> None:
+    """Raise InvalidInput or InputTooLong, without a `param`: the caller knows the position."""
     if isinstance(item, str):
         if not item:
             raise InvalidInput("input cannot be an empty string: leave it out", code="empty_input")
@@ -56,47 +56,49 @@ def check(item: Input, alias: Alias, options: Options, *, accepts_tokens: bool) 
         if min(item) < 0 or max(item) >= 2**31:
             raise InvalidInput(f"token ids must be from 0 to {MAX_TOKEN_ID}", code="invalid_input")
     if options.truncate == "none" and (
-        (isinstance(item, str) and len(item) > max_text_bytes(alias)) or not tokens.fits(item, alias.max_input_tokens)
+        (isinstance(item, str) and len(item) > max_text_bytes(alias))
+        or not tokens.is_within(item, alias.max_input_tokens)
     ):
         raise InputTooLong(f"maximum input length is {alias.max_input_tokens} tokens: {WHAT_TO_DO_IF_TOO_LONG}")
 
 
 def are_short_texts(inputs: Sequence[Input], alias: Alias) -> bool:
-    """True when types and lengths alone show that every input is a text, not empty, and not too long: nearly always."""
+    """True when types and lengths alone show that every input is a text, not empty and not too long."""
     return set(map(type, inputs)) == {str} and all(inputs) and max(map(len, inputs)) * 4 <= alias.max_input_tokens
 
 
 def max_text_bytes(alias: Alias) -> int:
-    """A text of more bytes, and so one of more characters, is surely too long: nobody need count its tokens."""
+    """A text of more bytes, or of more characters, is surely too long: its tokens need not be counted."""
     return alias.max_input_tokens * MAX_BYTES_PER_TOKEN
 
 
 def weight(item: Input) -> int:
-    """About how many bytes of memory an input takes."""
+    """Approximate bytes of memory of an input."""
     return len(item) if isinstance(item, str) else len(item) * 8
 
 
 def counting_bytes(item: Input, alias: Alias) -> int:
-    """How many bytes a tokenizer would have to read to settle whether the input is too long; 0: none."""
+    """Bytes that a tokenizer must read to decide whether the input is too long; 0: no tokenizer is needed."""
     if isinstance(item, list) or len(item) * 4 <= alias.max_input_tokens or len(item) > max_text_bytes(alias):
         return 0
     return len(item)
 
 
-def truncated_input(item: Input, alias: Alias, options: Options) -> Input:
-    """The input, its end cut off where it is over-long and the caller allowed that."""
+def truncate_input(item: Input, alias: Alias, options: Options) -> Input:
+    """The input, its end cut off where it is too long and the caller allowed truncation."""
     return tokens.truncate_to(item, alias.max_input_tokens) if options.truncate == "end" else item
 
 
 def limits_of(routes: Sequence[Route], *, inputs_per_call: int | None = None) -> Limits:
-    """The tightest of the routes' limits, so that a batch packed for one of them fits all."""
-    limits = routes[0].limits if len(routes) == 1 else tightest([route.limits for route in routes])
+    """The lowest of the routes' limits, so that a batch packed for one of them fits all."""
+    limits = routes[0].limits if len(routes) == 1 else min_limits([route.limits for route in routes])
     if inputs_per_call is None or inputs_per_call >= limits.inputs_per_call:
         return limits
     return replace(limits, inputs_per_call=inputs_per_call)
 
 
-def tightest(each: Sequence[Limits]) -> Limits:
+def min_limits(each: Sequence[Limits]) -> Limits:
+    """The lowest of these limits, one by one."""
     return Limits(
         inputs_per_call=min(limit.inputs_per_call for limit in each),
         tokens_per_input=min(limit.tokens_per_input for limit in each),
@@ -106,7 +108,7 @@ def tightest(each: Sequence[Limits]) -> Limits:
 
 
 def has_exact_tokenizer(routes: Sequence[Route]) -> bool:
-    """True when the tokenizer of all these routes is at hand."""
+    """True when embedmill has the tokenizer of all these routes."""
     return all(map(tokens.is_exact_for, routes))
 
 
@@ -118,43 +120,43 @@ def pack(
     options: Options,
     *,
     single: bool = False,
-    per_byte: float = tokens.DEFAULT_TOKENS_PER_BYTE,
+    tokens_per_byte: float = tokens.DEFAULT_TOKENS_PER_BYTE,
     exact: bool = False,
 ) -> Iterator[Batch]:
-    """Cut a run of inputs into batches, in order, each as large as all four limits let it be.
+    """Pack inputs into batches, in order, each as large as all four limits allow.
 
-    Tokens are `per_byte` of the texts' bytes; or, with `exact`, counted where bounds do not settle the matter. An input
-    that breaks a limit by itself travels alone: the upstream, not an estimate, says no.
+    Tokens are estimated as `tokens_per_byte` times bytes; with `exact` they are counted where bounds do not decide. An
+    input that breaks a limit by itself is sent alone: the upstream decides about it, not an estimate.
     """
     if len(inputs) <= limits.inputs_per_call and set(map(type, inputs)) == {str}:
-        batch = _batch_of_all(inputs, indexes, limits, width, options, single, per_byte, exact)
+        batch = _batch_of_all(inputs, indexes, limits, width, options, single, tokens_per_byte, exact)
         if batch is not None:
             yield batch
             return
-    load = _Load(limits, exact)
+    builder = _BatchBuilder(limits, exact)
     start = 0
     for position, item in enumerate(inputs):
         if isinstance(item, str):
             size = tokens.utf8_bytes(item)
-            weight = int(size * per_byte) + 1
+            weight = int(size * tokens_per_byte) + 1
         else:
             size = 0
             weight = len(item)
-        most = limits.tokens_per_input
-        alone = not tokens.fits(item, most) if exact else weight > most
-        if position > start and (alone or not load.takes(item, size, weight)):
-            yield load.batch(inputs[start:position], indexes[start:position], width, options)
+        limit = limits.tokens_per_input
+        alone = not tokens.is_within(item, limit) if exact else weight > limit
+        if position > start and (alone or not builder.try_add(item, size, weight)):
+            yield builder.batch(inputs[start:position], indexes[start:position], width, options)
             start = position
-            load = _Load(limits, exact)
-            load.takes(item, size, weight)
+            builder = _BatchBuilder(limits, exact)
+            builder.try_add(item, size, weight)
         elif position == start:
-            load.takes(item, size, weight)
+            builder.try_add(item, size, weight)
         if alone:
-            yield load.batch(inputs[start : position + 1], indexes[start : position + 1], width, options, single)
+            yield builder.batch(inputs[start : position + 1], indexes[start : position + 1], width, options, single)
             start = position + 1
-            load = _Load(limits, exact)
+            builder = _BatchBuilder(limits, exact)
     if start < len(inputs):
-        yield load.batch(inputs[start:], indexes[start:], width, options, single)
+        yield builder.batch(inputs[start:], indexes[start:], width, options, single)
 
 
 def _batch_of_all(
@@ -164,43 +166,43 @@ def _batch_of_all(
     width: int,
     options: Options,
     single: bool,
-    per_byte: float,
+    tokens_per_byte: float,
     exact: bool,
 ) -> Batch | None:
-    """One batch of all these texts, where bounds that cost nothing show that it keeps every limit; else None."""
+    """One batch of all these texts, where cheap bounds show that it keeps every limit; else None."""
     sizes = [len(text) if text.isascii() else tokens.utf8_bytes(text) for text in texts]
     all_bytes = sum(sizes)
     if all_bytes * 6 + BYTES_AROUND_AN_INPUT * len(sizes) + BYTES_AROUND_A_CALL > limits.bytes_per_call:
         return None
-    estimates = [int(size * per_byte) + 1 for size in sizes]
-    most = max(sizes if exact else estimates)
+    estimates = [int(size * tokens_per_byte) + 1 for size in sizes]
+    largest = max(sizes if exact else estimates)
     all_tokens = all_bytes if exact else sum(estimates)
-    if most > limits.tokens_per_input or all_tokens > limits.tokens_per_call or not min(sizes):
+    if largest > limits.tokens_per_input or all_tokens > limits.tokens_per_call or not min(sizes):
         return None
     return Batch(
         texts, indexes, min(sum(estimates), all_tokens), width, options, bytes=all_bytes, is_bare_string=single
     )
 
 
-class _Load:
-    """What the batch that is being filled weighs: by bounds that cost nothing, counted out only where they matter."""
+class _BatchBuilder:
+    """The size of the batch that is being filled: by cheap upper bounds, which are replaced by counts where needed."""
 
     def __init__(self, limits: Limits, exact: bool) -> None:
         self._limits = limits
         self._exact = exact
         self._items: list[Input] = []
-        self._tokens: list[int] = []  # each input's, or a bound
+        self._tokens: list[int] = []  # of each input; an upper bound until counted
         self._bytes: list[int] = []
         self._all_tokens = 0
         self._all_bytes = BYTES_AROUND_A_CALL
-        # How many of them have been counted, and are no bound any more.
+        # So many of the first ones are counts, no bounds.
         self._tokens_counted = self._bytes_counted = 0
         self._estimate = self._text_bytes = 0
         self._only_texts = True
 
-    def takes(self, item: Input, size: int, weight: int) -> bool:
-        """Add an input; False when that breaks a limit, and the batch is full without it. The first is always taken."""
-        # A token is at least a byte; a byte of text becomes at most six of JSON, a token id at most eleven.
+    def try_add(self, item: Input, size: int, weight: int) -> bool:
+        """Add an input. False when that would break a limit; the first input is always added."""
+        # A token has at least one byte; a byte of text becomes at most six of JSON, a token id at most eleven.
         tokens_bound = (size or weight) if self._exact else weight
         bytes_bound = (size * 6 if size else weight * 11) + BYTES_AROUND_AN_INPUT
         self._items.append(item)
@@ -239,6 +241,7 @@ class _Load:
     def batch(
         self, inputs: Sequence[Input], indexes: Sequence[int], width: int, options: Options, single: bool = False
     ) -> Batch:
+        """The batch of these inputs, which were added."""
         counted = min(self._estimate, self._all_tokens) if self._exact else self._estimate
         text_bytes = self._text_bytes if self._only_texts else 0
         return Batch(inputs, indexes, counted, width, options, bytes=text_bytes, is_bare_string=single)
@@ -247,12 +250,12 @@ class _Load:
 def _json_bytes(item: Input) -> int:
     try:
         return len(msgspec.json.encode(item))
-    except UnicodeEncodeError:  # a lone surrogate: no provider takes it, and it weighs what its escape would
+    except UnicodeEncodeError:  # a lone surrogate: no provider takes it; count its escaped size
         return 6 * len(item)
 
 
-def fits(batch: Batch, limits: Limits) -> bool:
-    """By the batch's own figures: its inputs, its estimated tokens, the bytes of its texts."""
+def is_within(batch: Batch, limits: Limits) -> bool:
+    """True when the batch's inputs, estimated tokens and text bytes keep the limits."""
     return (
         len(batch.inputs) <= limits.inputs_per_call
         and batch.tokens <= limits.tokens_per_call
@@ -260,32 +263,33 @@ def fits(batch: Batch, limits: Limits) -> bool:
     )
 
 
-def repack(batch: Batch, limits: Limits) -> Iterator[Batch]:
-    """The batch in as few parts as fit, by the same figures."""
+def split_to_fit(batch: Batch, limits: Limits) -> Iterator[Batch]:
+    """The batch in as few parts as keep the limits, by the measure of `is_within`."""
     parts = 1
     start = 0
     while start < len(batch.inputs):
         stop = start + max(1, -(-(len(batch.inputs) - start) // parts))
-        some = part(batch, start, stop)
-        if len(some.inputs) > 1 and not fits(some, limits):
+        piece = slice_batch(batch, start, stop)
+        if len(piece.inputs) > 1 and not is_within(piece, limits):
             parts += 1
             continue
-        yield some
+        yield piece
         start, parts = stop, max(1, parts - 1)
 
 
 def halves(batch: Batch) -> tuple[Batch, Batch]:
-    """The batch as two, in order."""
+    """The two halves of the batch, in order."""
     whole = replace(batch, is_bare_string=False)
     middle = len(batch.inputs) // 2
-    return part(whole, 0, middle), part(whole, middle, len(batch.inputs))
+    return slice_batch(whole, 0, middle), slice_batch(whole, middle, len(batch.inputs))
 
 
-def part(batch: Batch, start: int, stop: int) -> Batch:
-    return chosen(batch, range(start, stop))
+def slice_batch(batch: Batch, start: int, stop: int) -> Batch:
+    """The inputs of the batch at positions start to stop."""
+    return select(batch, range(start, stop))
 
 
-def chosen(batch: Batch, positions: Sequence[int]) -> Batch:
+def select(batch: Batch, positions: Sequence[int]) -> Batch:
     """The inputs of the batch at these positions, in this order."""
     inputs = [batch.inputs[i] for i in positions]
     indexes = [batch.indexes[i] for i in positions]

@@ -1,4 +1,4 @@
-"""Which inputs an upstream has cut by itself: its own count of their tokens tells. Pure.
+"""Detects inputs that an upstream has truncated by itself, from the tokens that it reports. Pure.
 
 Many servers cut what is longer than their model's window, and say nothing. Only what is certain is told: all inputs of
 a call are cut to one length, so that the longest ones were cut when the count is less than the least that all can have.
@@ -12,14 +12,14 @@ from collections.abc import Sequence
 from engine.planning import tokens
 from models.embedding import Batch, Input
 
-# Below so many bytes a token nobody looks further: an honest count of prose has 4 to 5.
+# Below so many bytes a token nothing is checked: a correct count of prose has 4 to 5.
 PLAUSIBLE_BYTES_PER_TOKEN = 6
 # No tokenizer makes fewer tokens of a text than a 32nd of its bytes; runs of one character, or of space, are one byte.
-MOST_BYTES_PER_TOKEN = 32
+MAX_BYTES_PER_TOKEN = 32
 # So many bytes of a call are counted, on a loop where other callers are, and on one where a shard is alone.
 QUICK_BYTES, PATIENT_BYTES = 128 * 1024, 2 * 1024 * 1024
 # No model cuts to less; a count that is lower still is a wrong count.
-LEAST_WINDOW = 64
+MIN_WINDOW = 64
 _RUNS = re.compile(r"(.)\1{3,}|\s+", re.DOTALL)
 
 
@@ -40,7 +40,7 @@ def cut_upstream(batch: Batch, used: int, *, exact: bool, is_quick: bool = False
     beginnings = [item[:kept] for item in batch.inputs]
     least = [tokens.count(item) if exact else _at_least(item) for item in beginnings]
     window = _window(least, used)
-    if window is None or window < LEAST_WINDOW:
+    if window is None or window < MIN_WINDOW:
         return ()
     return [index for index, count in zip(batch.indexes, least, strict=True) if count > window]
 
@@ -48,7 +48,7 @@ def cut_upstream(batch: Batch, used: int, *, exact: bool, is_quick: bool = False
 def _at_least(item: Input) -> int:
     if isinstance(item, list):
         return len(item)
-    return tokens.utf8_bytes(_RUNS.sub(" ", item)) // MOST_BYTES_PER_TOKEN
+    return tokens.utf8_bytes(_RUNS.sub(" ", item)) // MAX_BYTES_PER_TOKEN
 
 
 def _window(counts: Sequence[int], used: int) -> int | None:

@@ -1,4 +1,4 @@
-"""How many tokens a text is: a cheap upper bound for nearly all, the exact count only near a limit.
+"""Counts the tokens of a text: a cheap upper bound for nearly all, the exact count only near a limit.
 
 cl100k is OpenAI's tokenizer; for other models it is the best guess at hand, and the upstream has the last word.
 """
@@ -16,11 +16,11 @@ from models.embedding import Batch, Input, Route
 # white space, so a slice this long per token leaves no honest text out.
 SLICE_CHARS = 65_536
 # Begin, end, and the few words that some models put before a query.
-AROUND_AN_INPUT = 16
+SPECIAL_TOKENS_MARGIN = 16
 CL100K_MODELS = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
 # Tokens a byte, before a route's own counts are known.
 DEFAULT_TOKENS_PER_BYTE = 1 / 3
-AT_HAND = "cl100k"
+CL100K = "cl100k"
 # cl100k's longest token is 128 spaces.
 MAX_CHARS_PER_TOKEN = 128
 
@@ -36,7 +36,7 @@ def load() -> None:
 
 
 def estimate(item: Input) -> int:
-    """Tokens for packing: bytes / 3 overstates plain English by a half, so a packed call never runs over by much."""
+    """Tokens for packing: bytes / 3 overstates plain English by a half, so a packed call exceeds its limit rarely."""
     if isinstance(item, list):
         return len(item)
     return utf8_bytes(item) // 3 + 1
@@ -50,59 +50,60 @@ def count(item: Input) -> int:
 
 
 def is_exact_for(route: Route) -> bool:
-    """True where the upstream counts as count() does."""
-    return route.tokenizer == AT_HAND or (route.account.kind == "openai" and route.upstream_model in CL100K_MODELS)
+    """True where the upstream uses the tokenizer of count()."""
+    return route.tokenizer == CL100K or (route.account.kind == "openai" and route.upstream_model in CL100K_MODELS)
 
 
 def upper_bound(item: Input) -> int:
-    """More tokens than any tokenizer makes of the input: a token is a byte at least, and some are put around a text."""
-    return AROUND_AN_INPUT + (len(item) if isinstance(item, list) else utf8_bytes(item))
+    """Upper bound for any tokenizer: a token has at least one byte, and a few tokens are added around a text."""
+    return SPECIAL_TOKENS_MARGIN + (len(item) if isinstance(item, list) else utf8_bytes(item))
 
 
 def upper_bound_of(batch: Batch) -> int:
-    """More tokens than any tokenizer makes of the batch."""
+    """Upper bound of the batch's tokens for any tokenizer."""
     if batch.bytes:
-        return batch.bytes + AROUND_AN_INPUT * len(batch.inputs)
+        return batch.bytes + SPECIAL_TOKENS_MARGIN * len(batch.inputs)
     return sum(map(upper_bound, batch.inputs))
 
 
 def utf8_bytes(text: str) -> int:
+    """Length in UTF-8; a lone surrogate counts three bytes."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
-def fits(item: Input, limit: int) -> bool:
+def is_within(item: Input, limit: int) -> bool:
     """True when the input has at most `limit` tokens."""
     if isinstance(item, list):
         return len(item) <= limit
-    # A token is at least one byte: most texts are settled here, without a tokenizer.
+    # A token has at least one byte: this decides most texts without a tokenizer.
     if len(item) * 4 <= limit or utf8_bytes(item) <= limit:
         return True
     return len(_first_tokens(item, limit + 1)) <= limit
 
 
 def truncate_to(item: Input, limit: int) -> Input:
-    """The longest start of the input that has at most `limit` tokens."""
+    """The longest prefix of the input with at most `limit` tokens."""
     if isinstance(item, list):
         return item[:limit]
     # Nothing behind this many characters can be among the first tokens: it need not be read.
     start = item[: limit * MAX_CHARS_PER_TOKEN]
-    if fits(start, limit):
+    if is_within(start, limit):
         return start
     first = _first_tokens(start, limit)
     kept = limit
     while kept > 0:
         # Cutting inside a character can only shorten the text, but joining tokens anew may, rarely, give one more.
         text = _cl100k().decode(first[:kept], errors="ignore")
-        if text and fits(text, limit):
+        if text and is_within(text, limit):
             return text
         kept -= 8
     return item[:1]
 
 
-def _first_tokens(text: str, wanted: int) -> list[int]:
+def _first_tokens(text: str, limit: int) -> list[int]:
     tokens: list[int] = []
     for start in range(0, len(text), SLICE_CHARS):
         tokens += _cl100k().encode_ordinary(text[start : start + SLICE_CHARS])
-        if len(tokens) >= wanted:
+        if len(tokens) >= limit:
             break
     return tokens

@@ -1,4 +1,4 @@
-"""How much of an input is kept when the provider finds it too long, and the caller allows its end to be cut."""
+"""Truncates an input that the provider refused as too long, where the caller allows truncation."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What one process has for itself: threads, memory, budgets of bytes, clocks, loops and its name."""
+"""Resources of one process: threads, memory, byte budgets, clocks, background loops and its name."""

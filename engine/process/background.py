@@ -1,4 +1,4 @@
-"""Work that a process repeats as long as it lives: no error ends it, and errors are logged at a bounded rate."""
+"""Background loops: work that a process repeats until it ends. Errors are logged at a bounded rate and survived."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ErrorLog:
         self._failed_at = -math.inf
 
     def failed(self, error: Exception) -> None:
-        """Note a failure. An error of ours is one line; any other comes with its traceback."""
+        """Record a failure. An error of ours is logged as one line, any other with its traceback."""
         self._failures += 1
         self._failed_at = now = time.monotonic()
         if self._failures > 1 and now < self._log_at:
@@ -44,6 +44,7 @@ class ErrorLog:
         return time.monotonic() - self._failed_at < seconds
 
     def succeeded(self) -> None:
+        """End the series of errors, and log that it has ended."""
         if self._failures:
             log.warning("%s works again", self._activity, extra={"count": self._failures})
         self._failures = 0

@@ -39,6 +39,7 @@ class ByteBudget:
         self.held_bytes = 0
 
     def lease(self, project: str) -> ByteLease:
+        """A lease of no bytes yet, for one request of the project."""
         return ByteLease(self, project)
 
     def resize(self, project: str, before: int, after: int) -> bool:
@@ -81,13 +82,13 @@ class ByteBudget:
                 del self._waiters[project]
 
     def _is_stuck(self, project: str, error: EmbedmillError) -> bool:
-        """True when all who hold what is lacking wait for more of it."""
+        """True when all holders of the lacking bytes wait for more (a deadlock)."""
         if isinstance(error, RateLimited):
             return self._holders[project] == self._waiters[project] > 0
         return self._holders.total() == self._waiters.total() > 0
 
     def _refuse(self, project: str, error: EmbedmillError) -> None:
-        """Count it, and log it once in a while: whoever is refused tries again."""
+        """Count the refusal, and log it at a bounded rate."""
         BODY_REFUSALS.labels(error.code).inc()
         self._refused += 1
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The data directory's folder, made where it is missing: every part needs it before it does anything else."""
+"""Creates the data directory where it is missing: every part needs it first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""File descriptors: every connection takes one, and most systems start a process with 1,024 of the many it may have."""
+"""File descriptors: every connection needs one, and most systems start a process with a soft limit of 1,024."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit on open files to the hard one; how many this process may now have open."""
+    """Raise the soft limit on open files to the hard one. Returns the new limit."""
     if sys.platform == "win32":
         return 8192
     import resource

@@ -1,4 +1,4 @@
-"""Memory for megabyte replies: kept by the process, not given back and faulted in again at every request."""
+"""Memory for megabyte replies: kept by the process instead of being returned to the system after every request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEPT_BYTES = 48 * 1024 * 1024
 
 
 def tune_memory() -> None:
-    """What every long-lived process of ours wants: large buffers kept, and a calmer garbage collector."""
+    """Tune a long-lived process: keep large buffers, and collect garbage less often."""
     keep_large_buffers()
     # What was made while starting lives as long as the process, and requests leave little behind: the collector need
     # not walk the same objects every few hundred allocations.

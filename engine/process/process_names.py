@@ -10,7 +10,7 @@ from pathlib import Path
 
 def process_name() -> str:
     """This process's name as a worker."""
-    return f"{_place()}:{os.getpid()}"
+    return f"{_host_id()}:{os.getpid()}"
 
 
 def is_dead_local_process(worker: str) -> bool:
@@ -18,8 +18,8 @@ def is_dead_local_process(worker: str) -> bool:
 
     A number that was taken by another process since reads as alive: then its lease decides, as for any other machine.
     """
-    place, _, number = worker.rpartition(":")
-    if place != _place() or not number.isdigit():
+    host, _, number = worker.rpartition(":")
+    if host != _host_id() or not number.isdigit():
         return False
     try:
         os.kill(int(number), 0)
@@ -32,12 +32,12 @@ def is_dead_local_process(worker: str) -> bool:
 
 def is_alive_here(worker: str) -> bool:
     """True when such a process is on this machine: it may be stopped, and its number may be another's by now."""
-    place, _, number = worker.rpartition(":")
-    return place == _place() and number.isdigit() and not is_dead_local_process(worker)
+    host, _, number = worker.rpartition(":")
+    return host == _host_id() and number.isdigit() and not is_dead_local_process(worker)
 
 
 @cache
-def _place() -> str:
+def _host_id() -> str:
     # Machines may share a name, and the first namespace has the same number on all of them: only a boot is unique.
     try:
         namespace = Path("/proc/self/ns/pid").readlink().name

@@ -29,7 +29,7 @@ class WorkThreads:
 
     async def run(self, project: str, step: Callable[[], T]) -> T:
         """The result of one step of work, which should take some tens of milliseconds. What it raises is raised."""
-        async with self.turn(project), self._slots:
+        async with self.project_lock(project), self._slots:
             started = time.perf_counter()
             try:
                 return await asyncio.get_running_loop().run_in_executor(self._executor, step)
@@ -46,7 +46,7 @@ class WorkThreads:
             yield found  # type: ignore[misc]  # it is not the end, hence a T
 
     @asynccontextmanager
-    async def turn(self, project: str) -> AsyncIterator[None]:
+    async def project_lock(self, project: str) -> AsyncIterator[None]:
         """Around work of a project on the event loop itself, in small steps: its other work waits meanwhile."""
         lock, users = self._turns.get(project) or (asyncio.Lock(), 0)
         self._turns[project] = (lock, users + 1)
@@ -61,4 +61,5 @@ class WorkThreads:
                 self._turns[project] = (lock, users - 1)
 
     def close(self) -> None:
+        """Stop the threads; steps that have not begun are cancelled."""
         self._executor.shutdown(wait=False, cancel_futures=True)

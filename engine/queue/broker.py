@@ -1,7 +1,7 @@
-"""The doorbell: messages that say "look at this shard". The engine knows tasks by name only, never their code.
+"""Publishes notifications to the broker: messages that name a shard to claim. Tasks are known by name only.
 
-The database is the truth: a message that is lost, doubled or late costs time, nothing else. So a broker that is away is
-logged and counted, and the sweep rings again.
+The database is the truth: a message that is lost, doubled or late costs time, nothing else. So an outage of the broker
+is logged and counted, and the sweep notifies again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def broker_options(url: str, namespace: str = DEFAULT_NAMESPACE) -> dict[str, An
 
 
 class Notifier:
-    """Publishes rings from a thread of its own, for Celery's publishing blocks."""
+    """Publishes notifications from a thread of its own, because publishing by Celery blocks."""
 
     def __init__(self, broker_url: str, namespace: str = DEFAULT_NAMESPACE) -> None:
         self._url = broker_url
@@ -75,24 +75,24 @@ class Notifier:
         self._away_until = 0.0
         self._logged, self._log_at = "", 0.0
 
-    async def ring(self, shard_ids: Sequence[str]) -> bool:
-        """Put a message about each shard into the broker; False when the broker did not take them."""
+    async def notify(self, shard_ids: Sequence[str]) -> bool:
+        """Publish a notification for each shard. Returns False when the broker did not accept them."""
         if not shard_ids or not self._url:
             return not shard_ids
         if time.monotonic() < self._away_until:
             return False
         if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="doorbell")
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="notifier")
         publishing = asyncio.get_running_loop().run_in_executor(self._thread, self._publish, list(shard_ids))
-        # A frozen broker takes the transport twenty seconds to find out: no caller waits for that. Should the rings get
-        # out after all, they are only early.
+        # The transport needs twenty seconds to notice a frozen broker: no caller waits for that. Notifications that are
+        # published after all are only early.
         if not (await asyncio.wait({publishing}, timeout=PUBLISH_TIMEOUT_S))[0]:
             self._away_until = time.monotonic() + BROKER_BACKOFF_S
             return False
         return publishing.result()
 
     async def reachable(self) -> bool:
-        """True when the broker answers now. In a thread of its own: a silent broker holds it for ten seconds."""
+        """True when the broker answers now. Uses a thread of its own, which a silent broker blocks for ten seconds."""
         if not self._url:
             return False
         if self._probing is None:
@@ -104,7 +104,7 @@ class Notifier:
             with self._app().connection_for_write(connect_timeout=2.0) as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3.0)
             return True
-        except Exception:  # whatever the transport raises, the answer is no
+        except Exception:  # any error of the transport means that it is not reachable
             return False
 
     def _publish(self, shard_ids: list[str]) -> bool:
@@ -135,14 +135,14 @@ class Notifier:
     def _app(self) -> Celery:
         with self._lock:
             if self._celery is None:
-                app = Celery("embedmill-doorbell", set_as_current=False)
+                app = Celery("embedmill-notifier", set_as_current=False)
                 app.conf.update(
                     **urls.redis_or_broker(self._url, "EMBEDMILL_BROKER_URL").celery_options(),
                     task_ignore_result=True,
                     task_create_missing_queues=True,
-                    # As the worker declares it: whoever comes second with another type is refused by RabbitMQ.
+                    # As the worker declares it: RabbitMQ refuses a second declaration with another type.
                     task_create_missing_queue_type="quorum" if self._url.startswith("amqp") else None,
-                    # One try: whoever waits for this has better things to do, and the sweep rings again.
+                    # One attempt: the caller waits for it, and the sweep notifies again.
                     broker_transport_options=broker_options(self._url, self._namespace)
                     | {"max_retries": 1, "interval_start": 0},
                     broker_connection_timeout=SOCKET_TIMEOUT_S,
@@ -154,6 +154,7 @@ class Notifier:
             return self._celery
 
     def close(self) -> None:
+        """Close the connection and end the threads."""
         if self._thread is not None:
             self._thread.shutdown(wait=False, cancel_futures=True)
         if self._probing is not None:

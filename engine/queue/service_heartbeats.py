@@ -1,4 +1,4 @@
-"""Which processes of the installation run, in which version: each writes a heartbeat row, for `embedmill doctor`."""
+"""Heartbeats of all processes of a deployment, with their version, for `embedmill doctor`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from models.base import db_now
 from models.errors import StorageUnavailable
 from models.process import ServiceProcess
 
-FORGET_S = 86_400.0
+DELETE_AFTER_S = 86_400.0
 OUR_VERSION = version("embedmill")
 
 
 @dataclass(frozen=True, slots=True)
-class SeenProcess:
-    """A process that has beaten lately. `seen_s`: seconds since its last heartbeat, by the database's clock."""
+class ProcessHeartbeat:
+    """A process with a recent heartbeat. `seen_s`: seconds since its last heartbeat, by the database's clock."""
 
     id: str
     service: str
@@ -30,8 +30,8 @@ class SeenProcess:
     seen_s: float
 
 
-async def beat(database: Database, service: str) -> None:
-    """Say that this process lives, and forget those of yesterday. Raises StorageUnavailable."""
+async def heartbeat(database: Database, service: str) -> None:
+    """Write the heartbeat of this process, and delete rows older than a day. Raises StorageUnavailable."""
     now = {"service": service, "version": OUR_VERSION, "seen_at": db_now()}
     async with database.write() as connection:
         await connection.execute(
@@ -39,27 +39,28 @@ async def beat(database: Database, service: str) -> None:
             .values(id=f"{service}/{process_name()}", started_at=db_now(), **now)
             .on_conflict_do_update(index_elements=["id"], set_=now)
         )
-        await connection.execute(delete(ServiceProcess).where(ServiceProcess.seen_at < db_now() - FORGET_S))
+        await connection.execute(delete(ServiceProcess).where(ServiceProcess.seen_at < db_now() - DELETE_AFTER_S))
 
 
-async def keep_beating(database: Database, service: str) -> None:
-    """Beat until cancelled, then sign off."""
+async def heartbeat_loop(database: Database, service: str) -> None:
+    """Write heartbeats until cancelled, then delete the row."""
     try:
-        await repeat(lambda: beat(database, service), ErrorLog(f"the heartbeat of this {service}"), every_s=BEAT_S)
+        await repeat(lambda: heartbeat(database, service), ErrorLog(f"the heartbeat of this {service}"), every_s=BEAT_S)
     finally:
-        await leave(database, service)
+        await deregister(database, service)
 
 
-async def leave(database: Database, service: str) -> None:
+async def deregister(database: Database, service: str) -> None:
+    """Delete the row of this process, if the database is available."""
     try:
         async with database.write() as connection:
             await connection.execute(delete(ServiceProcess).where(ServiceProcess.id == f"{service}/{process_name()}"))
     except StorageUnavailable:
-        pass  # the row grows old instead
+        pass  # the row expires instead
 
 
-async def seen(database: Database) -> tuple[list[SeenProcess], float]:
-    """The processes that have not signed off, and how far this machine's clock is ahead of the database's, in seconds.
+async def list_processes(database: Database) -> tuple[list[ProcessHeartbeat], float]:
+    """The live processes, and how many seconds this machine's clock is ahead of the database's.
 
     Raises StorageUnavailable.
     """
@@ -68,5 +69,5 @@ async def seen(database: Database) -> tuple[list[SeenProcess], float]:
         now = float((await connection.execute(select(db_now()))).scalar_one())
         ahead_s = time.time() - now
         rows = (await connection.execute(select(*columns, (db_now() - ServiceProcess.seen_at).label("seen_s")))).all()
-    found = [SeenProcess(row.id, row.service, row.version, float(row.seen_s)) for row in rows]
+    found = [ProcessHeartbeat(row.id, row.service, row.version, float(row.seen_s)) for row in rows]
     return [each for each in found if not is_dead_local_process(each.id.partition("/")[2])], ahead_s

@@ -1,7 +1,7 @@
-"""Who is alive: worker processes write a heartbeat row, and everyone may count them.
+"""Heartbeats of worker processes: each writes a row, by which any process can count the live workers.
 
-A process is named by its machine, its process namespace and its number, so that others of the same machine can tell
-that it has died without waiting for a lease to run out.
+A process is named by its machine, its process namespace and its number, so that other processes of the machine notice
+its death before a lease expires.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from models.base import db_now
 from models.worker import WorkerProcess
 
 __all__ = [
-    "alive",
-    "beat",
+    "count_alive",
+    "deregister",
+    "heartbeat",
+    "heartbeat_loop",
     "is_alive_here",
     "is_dead_local_process",
-    "keep_beating",
-    "keep_sharing",
-    "leave",
     "process_name",
+    "quota_share_loop",
 ]
 
-# After a time without the database every process has beaten again by then.
+# After an outage of the database, every process has written a heartbeat again within this time.
 SETTLE_S = 2 * BEAT_S
 
 
-async def beat(database: Database, worker: str, slots: int) -> None:
-    """Say that this process lives. Raises StorageUnavailable."""
+async def heartbeat(database: Database, worker: str, slots: int) -> None:
+    """Write the heartbeat of this process. Raises StorageUnavailable."""
     async with database.write() as connection:
         await connection.execute(
             database.insert(WorkerProcess)
@@ -41,40 +41,39 @@ async def beat(database: Database, worker: str, slots: int) -> None:
         )
 
 
-async def keep_beating(database: Database, worker: str, slots: int, *, every_s: float = BEAT_S) -> None:
-    """Beat until cancelled, whatever the database says meanwhile."""
-    await repeat(lambda: beat(database, worker, slots), ErrorLog("the heartbeat of this worker"), every_s=every_s)
+async def heartbeat_loop(database: Database, worker: str, slots: int, *, every_s: float = BEAT_S) -> None:
+    """Write heartbeats until cancelled, also after database errors."""
+    await repeat(lambda: heartbeat(database, worker, slots), ErrorLog("the heartbeat of this worker"), every_s=every_s)
 
 
-async def leave(database: Database, worker: str) -> None:
-    """Say goodbye, so that nobody counts on this process."""
+async def deregister(database: Database, worker: str) -> None:
+    """Delete the row of this process, which ends. Raises StorageUnavailable."""
     async with database.write() as connection:
         await connection.execute(delete(WorkerProcess).where(WorkerProcess.id == worker))
 
 
-async def alive(database: Database, seen_s: float) -> int:
-    """How many worker processes were seen within the last `seen_s` seconds."""
+async def count_alive(database: Database, alive_within_s: float) -> int:
+    """Worker processes with a heartbeat in the last `alive_within_s` seconds. Raises StorageUnavailable."""
     async with database.read() as connection:
         counted = await connection.execute(
-            select(func.count()).select_from(WorkerProcess).where(WorkerProcess.seen_at > db_now() - seen_s)
+            select(func.count()).select_from(WorkerProcess).where(WorkerProcess.seen_at > db_now() - alive_within_s)
         )
         return int(counted.scalar_one())
 
 
-async def keep_sharing(database: Database, upstream: Upstream, seen_s: float) -> None:
-    """Without Redis: divide each quota by the worker processes seen lately and one API, until cancelled."""
-
+async def quota_share_loop(database: Database, upstream: Upstream, alive_within_s: float) -> None:
+    """Without Redis: split the quotas among the live worker processes and one API, until cancelled."""
     processes = 1
 
     async def share() -> None:
         nonlocal processes
-        counted = await alive(database, seen_s) + 1
+        counted = await count_alive(database, alive_within_s) + 1
         if counted < processes and errors.failing_within_s(SETTLE_S):
-            return  # heartbeats could not be written either: who is missing may only not have come back yet
+            return  # heartbeats could not be written either: missing processes may be alive
         processes = counted
-        upstream.share_quotas_among(processes)
+        upstream.split_quotas_among(processes)
 
     errors = ErrorLog("counting the processes that share the quotas")
 
-    if not upstream.quotas_are_shared:
+    if not upstream.shares_quotas:
         await repeat(share, errors, every_s=BEAT_S)

@@ -1,8 +1,8 @@
-"""Control calls: a short text of ours. Of those that all may share, one at a time and one a second for each route.
+"""Control calls: a short text of ours, sent to find out whether a route works. Shared results, one call a second.
 
-Two questions are asked with it. Does the route answer anybody? (`outage_check.control`: no option of a caller, shared.)
-Does it answer this caller, now? (a search for a poison input: the options and width of the batch, and never an answer
-from before the failure that is judged.)
+A control call answers one of two questions. Does the route answer anybody (`diagnosis.control_call`: no options of a
+caller, result shared)? Does it answer this caller, now (a bisection: the options and width of the batch, and never a
+result from before the failure in question)?
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from engine.planning import tokens
 from models.embedding import Batch, Options
 from models.errors import EmbedmillError
 
-FRESH_S = 1.0  # what one control call has shown is believed so long
-NO_INDEX = -1  # of a text of ours, which is no input of any job
+FRESH_S = 1.0  # a result is shared for so long
+NO_INDEX = -1  # of our text, which is no input of any job
 
 Result = EmbedmillError | None
 
@@ -34,8 +34,8 @@ class ControlCalls:
         self._calls: dict[tuple[str, str], asyncio.Task[Result]] = {}
         self._ended_at: dict[tuple[str, str], float] = {}  # on the event loop's clock
 
-    async def ask(self, key: tuple[str, str], make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
-        """The result of the call under way or just made, else of one that `make` makes now."""
+    async def share(self, key: tuple[str, str], make: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
+        """The result of the call under way or just made, else of a new one made by `make`."""
         loop = asyncio.get_running_loop()
         call = self._calls.get(key)
         if call is None or (call.done() and loop.time() - self._ended_at.get(key, 0.0) > FRESH_S):
@@ -44,6 +44,7 @@ class ControlCalls:
         return await asyncio.shield(call)
 
     async def close(self) -> None:
+        """Cancel the calls under way."""
         for call in self._calls.values():
             call.cancel()
         await asyncio.gather(*self._calls.values(), return_exceptions=True)

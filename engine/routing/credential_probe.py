@@ -1,4 +1,4 @@
-"""First calls: until a route has answered, one call of this process shows whether our credential is taken there."""
+"""Credential probe: until a route has answered, one call of this process shows whether our credential is accepted."""
 
 from __future__ import annotations
 
@@ -11,42 +11,44 @@ from engine.cancellation import CancellationToken
 from models.embedding import Route
 from models.errors import UpstreamAuthFailed, UpstreamError
 
-# A refusal comes at once: who has waited so long for the first call's end need not wait for the rest of it.
-PATIENCE_S = 2.0
+# A refused credential is reported at once: other calls wait no longer for the end of the first one.
+PROBE_WAIT_S = 2.0
 
 
 class CredentialProbe:
-    """Which routes are open to all calls. A refused credential shuts one, any other answer opens it."""
+    """The routes whose credential is verified. A refused credential ends that, any other answer verifies it."""
 
     def __init__(self) -> None:
-        self._open: set[tuple[str, str]] = set()
-        self._under_way: dict[tuple[str, str], asyncio.Future[UpstreamError | None]] = {}
+        self._verified: set[tuple[str, str]] = set()
+        self._probes: dict[tuple[str, str], asyncio.Future[UpstreamError | None]] = {}
 
-    def is_open(self, route: Route) -> bool:
-        return (route.account.name, route.upstream_model) in self._open
+    def is_verified(self, route: Route) -> bool:
+        """True when calls to the route need no probe."""
+        return (route.account.name, route.upstream_model) in self._verified
 
-    def open(self, route: Route) -> None:
-        """The route has answered a control call: all others may follow."""
-        self._open.add((route.account.name, route.upstream_model))
+    def mark_verified(self, route: Route) -> None:
+        """The route has answered a control call."""
+        self._verified.add((route.account.name, route.upstream_model))
 
-    def shut(self, route: Route) -> None:
-        """The credential was refused: the next call there is a first one again."""
-        self._open.discard((route.account.name, route.upstream_model))
+    def invalidate(self, route: Route) -> None:
+        """The credential was refused: the next call to the route is a probe again."""
+        self._verified.discard((route.account.name, route.upstream_model))
 
     @asynccontextmanager
-    async def turn(self, route: Route, deadline: float, stop: CancellationToken) -> AsyncIterator[None]:
-        """Make a call within it: alone if it is a first one, else after the first one's end or a little while.
+    async def guard(self, route: Route, deadline: float, stop: CancellationToken) -> AsyncIterator[None]:
+        """Around a call: alone if it is the probe, else after the probe's end or a short wait.
 
-        Raises what the first call met where that was a refusal of the credential. `deadline` is on time.monotonic().
+        Raises the probe's error where that was a refused credential or a fault of the route. `deadline` is on
+        time.monotonic().
         """
-        place = (route.account.name, route.upstream_model)
-        while place not in self._open and (first := self._under_way.get(place)) is not None:
+        key = (route.account.name, route.upstream_model)
+        while key not in self._verified and (running := self._probes.get(key)) is not None:
             try:
-                async with stop.within(min(PATIENCE_S, (deadline - time.monotonic()) / 2)):
-                    refused = await asyncio.shield(first)
+                async with stop.timeout(min(PROBE_WAIT_S, (deadline - time.monotonic()) / 2)):
+                    refused = await asyncio.shield(running)
             except TimeoutError:
-                stop.check()
-                break  # a slow provider, and no refusal: it keeps nobody out
+                stop.raise_if_cancelled()
+                break  # a slow provider, and no refusal: the call may be made
             if refused is not None:
                 raise type(refused)(
                     refused.message,
@@ -56,23 +58,23 @@ class CredentialProbe:
                     route_fault=refused.route_fault,
                     advice=refused.advice,
                 )
-        if place in self._open or place in self._under_way:
+        if key in self._verified or key in self._probes:
             yield
             return
-        mine = self._under_way[place] = asyncio.get_running_loop().create_future()
+        probe = self._probes[key] = asyncio.get_running_loop().create_future()
         refusal: UpstreamError | None = None
         try:
             yield
-            self._open.add(place)
+            self._verified.add(key)
         except UpstreamAuthFailed as error:
             refusal = error
             raise
         except UpstreamError as error:
-            if error.route_fault:  # the next would meet it too
+            if error.route_fault:  # the next call would meet it too
                 refusal = error
             elif error.status is not None:
-                self._open.add(place)
+                self._verified.add(key)
             raise
         finally:
-            del self._under_way[place]
-            mine.set_result(refusal)
+            del self._probes[key]
+            probe.set_result(refusal)

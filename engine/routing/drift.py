@@ -1,8 +1,8 @@
-"""Drift checks: a text is embedded again at intervals, to notice that another model answers than before.
+"""Drift check: embeds a probe text of an account regularly, to notice that another model answers than before.
 
-The first answer is kept in the database, so that all processes compare with the same one, whatever restarts. A route
-whose answer has changed is quarantined for its space: nothing is sent there until an operator has released it. Why the
-database, and why like this: docs/decisions/0012-drift-checks.md.
+The first vector is the reference. It is kept in the database, so that all processes compare with the same one. A route
+whose vector has changed is quarantined for its space: it gets no calls until an operator ends the quarantine.
+The reasons are in docs/decisions/0012-drift-checks.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.observability.telemetry import QUARANTINED
 from engine.planning import tokens
 from engine.routing.router import Router
 from engine.storage.database import DATABASE_ERRORS, Database
-from engine.upstream.call import Upstream
+from engine.upstream.call import CallContext, Upstream
 from models.base import db_now
 from models.drift import DriftCheck
 from models.embedding import Alias, Batch, Call, Options, Route
@@ -33,12 +33,12 @@ from models.job import FINISHED, Job
 from models.usage import OPERATOR_PROJECT
 
 log = logging.getLogger("embedmill.drift")
-LOOK_EVERY_S = 5.0
-Place = tuple[str, str, str]  # account, upstream model, space
+CHECK_EVERY_S = 5.0
+RouteInSpace = tuple[str, str, str]  # account, upstream model, space
 
 
 class DriftMonitor:
-    """Looks after the routes whose account has a drift probe. Costs nothing where none has one."""
+    """Checks the routes whose account has a probe text (`drift_probe`). Does nothing where none has."""
 
     def __init__(
         self,
@@ -56,8 +56,8 @@ class DriftMonitor:
         self._router = router
         self._usage = usage
         self._every_s = every_s
-        self._similarity = similarity
-        self._watched: dict[Place, Route] = {
+        self._min_similarity = similarity
+        self._watched: dict[RouteInSpace, Route] = {
             (route.provider, route.upstream_model, alias.space): route
             for alias in aliases
             for route in alias.routes
@@ -66,21 +66,21 @@ class DriftMonitor:
         self._alias_of = {
             (route.provider, route.upstream_model): alias.name for alias in aliases for route in alias.routes
         }
-        self._look_at = 0.0
+        self._next_check = 0.0
         self._task: asyncio.Task[None] | None = None
 
-    async def look(self) -> None:
-        """Know the quarantined routes, and check those that are due, beside the caller's work.
+    async def refresh(self) -> None:
+        """Read the quarantined routes, and check in a task the routes that are due.
 
-        Only the first look of a process is waited for, without its checks: no call may go where none should.
+        Waits for the first reading only, so that no call of this process goes to a quarantined route.
         """
-        if not self._watched or time.monotonic() < self._look_at:
+        if not self._watched or time.monotonic() < self._next_check:
             return
-        first = not self._look_at
-        self._look_at = time.monotonic() + min(LOOK_EVERY_S, self._every_s)
-        if first:
+        is_first = not self._next_check
+        self._next_check = time.monotonic() + min(CHECK_EVERY_S, self._every_s)
+        if is_first:
             try:
-                await self._read()
+                await self._read_quarantined()
             except DATABASE_ERRORS:
                 log.warning("drift checks cannot be read: the database does not answer")
         if self._task is None or self._task.done():
@@ -88,17 +88,17 @@ class DriftMonitor:
 
     async def _check_due(self) -> None:
         try:
-            for place, route in self._watched.items():
-                reference = await self._take_turn(place, route)
+            for key, route in self._watched.items():
+                reference = await self._claim_check(key, route)
                 if reference is not None:
-                    await self._check(place, route, reference.vector)
-            await self._read()
+                    await self._check(key, route, reference.vector)
+            await self._read_quarantined()
         except StorageUnavailable:
             log.warning("drift checks wait for the database")
         except Exception:
             log.exception("a drift check failed")
 
-    async def _read(self) -> None:
+    async def _read_quarantined(self) -> None:
         async with self._database.read() as connection:
             rows = (
                 await connection.execute(
@@ -106,18 +106,18 @@ class DriftMonitor:
                 )
             ).all()
         self._router.quarantined = frozenset((row.account, row.upstream_model, row.space) for row in rows)
-        for place in self._watched:
-            QUARANTINED.labels(*place).set(place in self._router.quarantined)
+        for key in self._watched:
+            QUARANTINED.labels(*key).set(key in self._router.quarantined)
 
-    async def _take_turn(self, place: Place, route: Route) -> Any:
-        """The row of the drift check when it is due and nobody else checks it; else None."""
+    async def _claim_check(self, key: RouteInSpace, route: Route) -> Any:
+        """The row of the route when its check is due and no other process makes it; else None."""
         digest = hashlib.sha256((route.account.drift_probe or "").encode()).hexdigest()
-        account, upstream_model, space = place
+        account, upstream_model, space = key
         fresh = {"text_digest": digest, "vector": None, "checked_at": db_now(), "quarantined_at": None}
         async with self._database.write() as connection:
-            # Another probe text starts a new check.
-            changed = DriftCheck.text_digest != digest
-            await connection.execute(delete(DriftCheck).where(*_at(place), changed))
+            # A new probe text needs a new reference.
+            has_other_text = DriftCheck.text_digest != digest
+            await connection.execute(delete(DriftCheck).where(*_where(key), has_other_text))
             added = await connection.execute(
                 self._database.insert(DriftCheck)
                 .values(account=account, upstream_model=upstream_model, space=space, **fresh)
@@ -127,49 +127,51 @@ class DriftMonitor:
             if (row := added.one_or_none()) is not None:
                 return row
             due = or_(DriftCheck.checked_at < db_now() - self._every_s, DriftCheck.vector.is_(None))
-            mine = await connection.execute(
+            claimed = await connection.execute(
                 update(DriftCheck)
-                .where(*_at(place), DriftCheck.quarantined_at.is_(None), due)
+                .where(*_where(key), DriftCheck.quarantined_at.is_(None), due)
                 .values(checked_at=db_now())
                 .returning(DriftCheck.vector)
             )
-            return mine.one_or_none()
+            return claimed.one_or_none()
 
-    async def _check(self, place: Place, route: Route, reference: bytes | None) -> None:
+    async def _check(self, key: RouteInSpace, route: Route, reference: bytes | None) -> None:
         try:
-            answer = await self._ask(route)
-            alike = 1.0 if reference is None else cosine(answer, reference)
-            if alike < self._similarity:
-                # Once may be an accident.
-                answer = await self._ask(route)
-                alike = cosine(answer, reference or answer)
+            vector = await self._embed_probe(route)
+            similarity = 1.0 if reference is None else cosine(vector, reference)
+            if similarity < self._min_similarity:
+                # One deviation may be an accident.
+                vector = await self._embed_probe(route)
+                similarity = cosine(vector, reference or vector)
         except EmbedmillError as error:
-            log.info("a drift check got no answer", extra={"provider": place[0], "model": place[1], "code": error.code})
+            log.info("a drift check got no answer", extra={"provider": key[0], "model": key[1], "code": error.code})
             return
         async with self._database.write() as connection:
             if reference is None:
-                first = update(DriftCheck).where(*_at(place), DriftCheck.vector.is_(None))
-                await connection.execute(first.values(vector=answer, similarity=1.0))
+                first = update(DriftCheck).where(*_where(key), DriftCheck.vector.is_(None))
+                await connection.execute(first.values(vector=vector, similarity=1.0))
                 return
-            changed = alike < self._similarity
-            values = {"similarity": alike, "quarantined_at": db_now() if changed else None}
-            await connection.execute(update(DriftCheck).where(*_at(place)).values(values))
+            changed = similarity < self._min_similarity
+            values = {"similarity": similarity, "quarantined_at": db_now() if changed else None}
+            await connection.execute(update(DriftCheck).where(*_where(key)).values(values))
             if changed:
-                await warn_jobs(connection, place)
+                await add_job_warnings(connection, key)
         if changed:
             log.error(
                 "a route is quarantined: it failed its drift check (cosine %.6f)",
-                alike,
-                extra={"provider": place[0], "model": place[1], "code": "route_quarantined"},
+                similarity,
+                extra={"provider": key[0], "model": key[1], "code": "route_quarantined"},
             )
 
-    async def _ask(self, route: Route) -> bytes:
+    async def _embed_probe(self, route: Route) -> bytes:
+        """The vector of the probe text now. Raises EmbedmillError."""
         text = route.account.drift_probe or ""
         batch = Batch([text], [0], tokens.estimate(text), route.width, Options())
         deadline = time.monotonic() + route.account.timeout_s
         calls: list[Call] = []
         try:
-            rows, _ = await self._upstream.embed(batch, route, deadline=deadline, calls=calls, test="drift_check")
+            context = CallContext(deadline, calls, purpose="drift_check")
+            rows, _ = await self._upstream.embed(batch, route, context)
         finally:
             alias = self._alias_of[route.provider, route.upstream_model]
             self._usage.add(
@@ -178,6 +180,7 @@ class DriftMonitor:
         return np.ascontiguousarray(rows[0], dtype="<f4").tobytes()
 
     async def close(self) -> None:
+        """Cancel the check under way."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -192,15 +195,15 @@ def cosine(one: bytes, other: bytes) -> float:
     return float(a @ b) / lengths if lengths else 0.0
 
 
-async def warn_jobs(connection: AsyncConnection, place: Place, job_id: str | None = None) -> None:
-    """Say so in the unfinished jobs of the space, or in this one."""
-    chosen = Job.id == job_id if job_id else Job.space == place[2]
+async def add_job_warnings(connection: AsyncConnection, key: RouteInSpace, job_id: str | None = None) -> None:
+    """Add a warning about the quarantine to the unfinished jobs of the space, or to one job."""
+    which = Job.id == job_id if job_id else Job.space == key[2]
     warning = {
         "code": "route_quarantined",
-        "message": f"Provider {place[0]} answers with another model than before; nothing more is sent to it.",
+        "message": f"Provider {key[0]} answers with another model than before; nothing more is sent to it.",
     }
     found = select(Job.id, Job.warnings).where(
-        chosen, Job.status.not_in([str(status) for status in FINISHED]), Job.deleted_at.is_(None)
+        which, Job.status.not_in([str(status) for status in FINISHED]), Job.deleted_at.is_(None)
     )
     for row in (await connection.execute(found.order_by(Job.id).with_for_update(key_share=True))).all():
         if warning not in row.warnings:
@@ -208,17 +211,17 @@ async def warn_jobs(connection: AsyncConnection, place: Place, job_id: str | Non
             await connection.execute(update(Job).where(Job.id == row.id).values(values))
 
 
-async def warn(database: Database, alias: Alias, quarantined: frozenset[Place], job_id: str) -> None:
-    """Say in this job that routes of its model are quarantined. Raises StorageUnavailable."""
+async def add_job_warning(database: Database, alias: Alias, quarantined: frozenset[RouteInSpace], job_id: str) -> None:
+    """Add warnings about quarantined routes of its model to a job. Raises StorageUnavailable."""
     async with database.write() as connection:
         for route in alias.routes:
-            place = (route.provider, route.upstream_model, alias.space)
-            if place in quarantined:
-                await warn_jobs(connection, place, job_id)
+            key = (route.provider, route.upstream_model, alias.space)
+            if key in quarantined:
+                await add_job_warnings(connection, key, job_id)
 
 
 async def quarantined(database: Database) -> list[Any]:
-    """The rows of quarantined routes, for people."""
+    """The rows of quarantined routes, for an operator."""
     async with database.read() as connection:
         rows = await connection.execute(
             select(*DriftCheck.__table__.columns).where(DriftCheck.quarantined_at.is_not(None))
@@ -226,11 +229,11 @@ async def quarantined(database: Database) -> list[Any]:
         return list(rows.all())
 
 
-async def release(database: Database, account: str) -> int:
-    """Forget what the account's routes answered: they serve again, and their next answers are the references."""
+async def unquarantine(database: Database, account: str) -> int:
+    """Delete the references of the account's routes: they serve again, and their next vectors are the references."""
     async with database.write() as connection:
         return int((await connection.execute(delete(DriftCheck).where(DriftCheck.account == account))).rowcount)
 
 
-def _at(place: Place) -> tuple[Any, ...]:
-    return DriftCheck.account == place[0], DriftCheck.upstream_model == place[1], DriftCheck.space == place[2]
+def _where(key: RouteInSpace) -> tuple[Any, ...]:
+    return DriftCheck.account == key[0], DriftCheck.upstream_model == key[1], DriftCheck.space == key[2]

@@ -1,7 +1,7 @@
-"""What a caller may say under `providerOptions.gateway`: what is honoured, what is left out, and what is refused.
+"""Reads `providerOptions.gateway`: options that have an effect, options that are ignored, and options that are refused.
 
-Other gateways have options that we do not. One that only tunes is left out, and the answer says so in `warnings`. One
-that promises something (where data goes, what is kept, who may serve) is never left out: it is refused.
+Other gateways have options that embedmill does not have. An option that only tunes is ignored, and the reply says so in
+`warnings`. An option that promises something (where data goes, what is kept, who may serve) is refused.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import msgspec
 from engine.config.suggestions import did_you_mean
 from models.errors import InvalidInput, UnsupportedParameter
 
-# Names in a list of a caller's, and characters in one: each route may cost a call.
+# In a caller's list: names, and characters of one. Each named route may cost a call.
 MAX_NAMES = 8
 MAX_NAME_CHARS = 256
 FIELD = "providerOptions.gateway"
-# Of Vercel's, OpenRouter's, Portkey's and LiteLLM's options (November 2026) those that only tune, compared by letters
-# and digits alone. Whatever else is unknown may be a promise, or a slip of the pen, and is refused.
+# The options of Vercel, OpenRouter, Portkey and LiteLLM (November 2026) that only tune, compared by letters and digits
+# alone. Any other unknown option may be a promise or a typing error, and is refused.
 HINTS = frozenset(
     {"sort", "caching", "cachecontrol", "metadata", "traceid", "sessionid", "generationname", "providertimeouts",
      "timeout", "requesttimeout", "retry", "retries", "numretries", "maxretries", "loggingmetadata", "strategy"}
@@ -27,27 +27,28 @@ HINTS = frozenset(
 
 
 class GatewayOptions(msgspec.Struct):
-    """What is honoured."""
+    """The options that have an effect, and three that are accepted and ignored: tags, user, cache."""
 
     order: list[str] = []  # providers to try first, in this order
-    only: list[str] = []  # providers that may be used at all
-    models: list[str] = []  # other aliases of the same space that may stand in
+    only: list[str] = []  # the only providers that may be used
+    models: list[str] = []  # other aliases of the same space that may serve instead
     tags: list[str] = []
     user: str | None = None
     cache: bool | None = None
 
 
-def read(given: object) -> GatewayOptions:
+def read(value: object) -> GatewayOptions:
     """The options, checked. Raises InvalidInput or UnsupportedParameter that names the field."""
-    _bound(given)
+    _check_lists(value)
     try:
-        asked = msgspec.convert(given, GatewayOptions)
+        options = msgspec.convert(value, GatewayOptions)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"Invalid '{FIELD}': {error}.", param=FIELD, code="invalid_value") from error
-    if isinstance(given, Mapping):
+    if isinstance(value, Mapping):
         known = GatewayOptions.__struct_fields__
-        for name, value in given.items():
-            if name not in known and not _is_hint(name) and value not in (None, False):  # what is off promises nothing
+        for name, option in value.items():
+            # An option that is switched off promises nothing.
+            if name not in known and not _is_hint(name) and option not in (None, False):
                 where = f"{FIELD}.{name[:100]}"
                 raise UnsupportedParameter(
                     f"'{where}' is not supported, and is not left out in silence: it may promise something."
@@ -55,15 +56,15 @@ def read(given: object) -> GatewayOptions:
                     param=where,
                     code="unsupported_parameter",
                 )
-    return asked
+    return options
 
 
-def left_out(given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is not honoured of options that have been read: the field, and why."""
-    for name in given:
+def ignored(section: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Pairs of field and reason for the options of a section, read before, that have no effect."""
+    for name in section:
         if name not in GatewayOptions.__struct_fields__:
             yield f"{FIELD}.{name[:100]}", "this gateway has no such option: it was left out"
-    if given.get("cache") is True:
+    if section.get("cache") is True:
         yield f"{FIELD}.cache", "this gateway keeps no vectors of earlier calls: the call was made"
 
 
@@ -71,12 +72,12 @@ def _is_hint(name: str) -> bool:
     return "".join(filter(str.isalnum, name[:100])).lower() in HINTS
 
 
-def _bound(given: object) -> None:
-    """Raise InvalidInput for a list of names that is too long, or has one twice, before anything is done with it."""
-    if not isinstance(given, Mapping):
+def _check_lists(value: object) -> None:
+    """Raise InvalidInput for a list of names that is too long or repeats a name."""
+    if not isinstance(value, Mapping):
         return
     for field in ("models", "order", "only", "tags"):
-        names = given.get(field)
+        names = value.get(field)
         if not isinstance(names, list):
             continue
         where = f"{FIELD}.{field}"

@@ -1,8 +1,8 @@
-"""Outages: which routes answer nobody, why, since when, and when each is tried next. Shared through the database.
+"""Outages: the routes that are down, why and since when, and their next health probes. Shared through the database.
 
 A route is down when a call that says nothing about its inputs failed: no connection, a refused credential, an unknown
-model, or a fault that a control call met too. While it is down one health probe at a time, of all processes, calls it;
-the first good answer ends the outage for everybody. Only calls that find a route down ever read or write here.
+model, or a fault that a control call met too. While it is down, one health probe at a time, of all processes, calls it;
+the first success ends the outage for all processes. Nothing is read or written here while no route is down.
 """
 
 from __future__ import annotations
@@ -26,46 +26,47 @@ from models.outage import RouteOutage
 
 log = logging.getLogger("embedmill.outages")
 
-# Pauses between health probes double from the first to the cap: an outage that ends is noticed within the cap.
+# Pauses between health probes double from the first to the cap, which bounds how late the end of an outage is noticed.
 FIRST_PAUSE_S = 1.0
 PAUSE_CAP_S = 5.0
-# A probe that has not ended after so long does not keep others from the next one.
-PROBE_TURN_S = 6.0
-REFRESH_S = 1.0
-LOG_AGAIN_S = 60.0
+# A probe that has not ended after so long no longer keeps other processes from the next one.
+PROBE_CLAIM_S = 6.0
+REFRESH_EVERY_S = 1.0
+LOG_EVERY_S = 60.0
 
 RouteKey = tuple[str, str]  # account, upstream model
 
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """What this process knows of one route that is down. Instants on the event loop's clock, but for `since`."""
+    """One route that is down. Instants on the event loop's clock, except `since`."""
 
     cause: Cause
     since: float  # unix seconds
     next_attempt: float
     failures: int = 0
-    stored: bool = False  # in the database, as far as is known
+    is_stored: bool = False  # in the database, as far as is known
 
     @property
     def next_attempt_in_s(self) -> float:
+        """Seconds until the next health probe is due."""
         return max(0.0, self.next_attempt - _now())
 
 
 def new_outage(cause: Cause) -> Outage:
-    """An outage that no call has shown, such as a configuration that lacks something."""
+    """An outage that no call has met, such as an incomplete configuration."""
     return Outage(cause, time.time(), _now() + PAUSE_CAP_S)
 
 
 class Outages:
-    """The outages of this process, kept equal to the table of all processes; without a database they are its own."""
+    """The outages that this process knows, kept equal to the table of all processes where there is a database."""
 
     def __init__(self, database: Database | None = None) -> None:
         self._database = database
         self._known: dict[RouteKey, Outage] = {}
-        self._ended: set[RouteKey] = set()  # ended here, and the database has not taken it yet
+        self._ended: set[RouteKey] = set()  # ended here, but not removed from the database yet
         self._changed = asyncio.Event()
-        self._read_at = -REFRESH_S
+        self._read_at = -REFRESH_EVERY_S
         self._logged: dict[RouteKey, tuple[str, float]] = {}
         self._writing: set[asyncio.Task[None]] = set()
 
@@ -77,19 +78,19 @@ class Outages:
         return self._known.get(route_key(route)) if self._known else None
 
     def report(self, route: Route, error: UpstreamError) -> Outage:
-        """The route is down: `error` would have met any call."""
+        """Mark the route as down: any call would meet `error`."""
         cause = cause_of(route.account, error)
         outage = self._known.get(route_key(route))
         if outage is None:
             outage = Outage(cause, time.time(), _now() + FIRST_PAUSE_S)
             ROUTES_DOWN.labels(*route_key(route)).set(1)
-        self._know(route_key(route), replace(outage, cause=cause))
+        self._set(route_key(route), replace(outage, cause=cause))
         self._log(route_key(route), cause)
         self._write(self._store(route_key(route)))
         return outage
 
     def probe_failed(self, route: Route, error: EmbedmillError) -> None:
-        """The health probe whose turn it was met `error`: the next one is later."""
+        """The health probe that this process claimed met `error`: schedule the next one."""
         key = route_key(route)
         outage = self._known.get(key)
         if outage is None:
@@ -98,10 +99,10 @@ class Outages:
             outage = replace(outage, cause=cause_of(route.account, error), failures=outage.failures + 1)
             self._log(key, outage.cause)
         pause_s = min(PAUSE_CAP_S, FIRST_PAUSE_S * 2.0**outage.failures)
-        self._know(key, replace(outage, next_attempt=_now() + pause_s))
-        self._write(self._store(key, moved=True))
+        self._set(key, replace(outage, next_attempt=_now() + pause_s))
+        self._write(self._store(key, reschedules=True))
 
-    def answered(self, route: Route) -> None:
+    def resolve(self, route: Route) -> None:
         """The route answered: its outage is over, for every process."""
         if not self._known or self._known.pop(route_key(route), None) is None:
             return
@@ -114,36 +115,36 @@ class Outages:
             self._ended.add(key)
             self._write(self._remove())
 
-    async def take_turn(self, route: Route) -> bool:
-        """True when this call shall be the health probe: the next one is due, and no other process makes it."""
+    async def claim_probe(self, route: Route) -> bool:
+        """True when this process may make the health probe: one is due, and no other process makes it."""
         key = route_key(route)
         outage = self._known.get(key)
         if outage is None or outage.next_attempt > _now():
             return False
-        self._know(key, replace(outage, next_attempt=_now() + PROBE_TURN_S))
-        if self._database is None or not outage.stored:
+        self._set(key, replace(outage, next_attempt=_now() + PROBE_CLAIM_S))
+        if self._database is None or not outage.is_stored:
             return True
         try:
             async with self._database.write() as connection:
-                taken = await connection.execute(
+                claimed = await connection.execute(
                     update(RouteOutage)
-                    .where(*_at(key), RouteOutage.next_attempt_at <= db_now())
-                    .values(next_attempt_at=db_now() + PROBE_TURN_S)
+                    .where(*_where(key), RouteOutage.next_attempt_at <= db_now())
+                    .values(next_attempt_at=db_now() + PROBE_CLAIM_S)
                 )
         except StorageUnavailable:
-            return True  # each process by itself, then
-        if not taken.rowcount:
-            await self.refresh(at_once=True)
-        return bool(taken.rowcount)
+            return True  # without the database, each process probes by itself
+        if not claimed.rowcount:
+            await self.refresh(is_forced=True)
+        return bool(claimed.rowcount)
 
-    async def try_again(self, account: str) -> None:
-        """The account has another secret: health probes of its routes are due, for every process. Raises as writes do.
+    async def probe_now(self, account: str) -> None:
+        """The account's secret has changed: health probes of its routes are due, for every process.
 
-        This process learns of it by `refresh`, as all others do.
+        Raises StorageUnavailable.
         """
         for key, outage in list(self._known.items()):
             if key[0] == account:
-                self._know(key, replace(outage, next_attempt=_now()))
+                self._set(key, replace(outage, next_attempt=_now()))
         if self._database is not None:
             async with self._database.write() as connection:
                 await connection.execute(
@@ -154,9 +155,9 @@ class Outages:
         """Wait until an outage has begun, changed or ended, as far as this process knows."""
         await self._changed.wait()
 
-    async def refresh(self, *, at_once: bool = False) -> None:
-        """Learn from the database what other processes have found, at the most once a second."""
-        if self._database is None or (not at_once and _now() < self._read_at + REFRESH_S):
+    async def refresh(self, *, is_forced: bool = False) -> None:
+        """Read the outages of all processes from the database, at most once a second."""
+        if self._database is None or (not is_forced and _now() < self._read_at + REFRESH_EVERY_S):
             return
         self._read_at = _now()
         try:
@@ -168,13 +169,13 @@ class Outages:
         found: dict[RouteKey, Outage] = {}
         for row in rows:
             cause = Cause(row.account, row.code, row.message, row.advice, row.status)
-            next_attempt = _now() + min(PROBE_TURN_S, row.next_attempt_at - row.now)
+            next_attempt = _now() + min(PROBE_CLAIM_S, row.next_attempt_at - row.now)
             key = (row.account, row.upstream_model)
-            found[key] = Outage(cause, row.since, next_attempt, row.failures, stored=True)
+            found[key] = Outage(cause, row.since, next_attempt, row.failures, is_stored=True)
             if key not in self._known:
                 ROUTES_DOWN.labels(*key).set(1)
         for key, outage in self._known.items():
-            if not outage.stored:
+            if not outage.is_stored:
                 found.setdefault(key, outage)
             elif key not in found:
                 ROUTES_DOWN.labels(*key).set(0)
@@ -184,9 +185,10 @@ class Outages:
             self._signal()
 
     async def close(self) -> None:
+        """Wait for the writes under way."""
         await asyncio.gather(*self._writing, return_exceptions=True)
 
-    def _know(self, key: RouteKey, outage: Outage) -> None:
+    def _set(self, key: RouteKey, outage: Outage) -> None:
         self._known[key] = outage
         self._ended.discard(key)
         self._signal()
@@ -198,7 +200,7 @@ class Outages:
     def _log(self, key: RouteKey, cause: Cause) -> None:
         """One line for each change of an outage, and one a minute while it lasts."""
         code, at = self._logged.get(key, ("", 0.0))
-        if code == cause.code and _now() - at < LOG_AGAIN_S:
+        if code == cause.code and _now() - at < LOG_EVERY_S:
             return
         self._logged[key] = (cause.code, _now())
         log.warning(
@@ -221,23 +223,23 @@ class Outages:
         self._writing.add(task)
         task.add_done_callback(self._writing.discard)
 
-    async def _store(self, key: RouteKey, *, moved: bool = False) -> None:
-        """Tell the other processes. The cadence of the probes is the prober's: others leave it as it is."""
+    async def _store(self, key: RouteKey, *, reschedules: bool = False) -> None:
+        """Write the outage. Only the process that made a health probe reschedules the next one."""
         outage = self._known.get(key)
         if outage is None or self._database is None:
             return
-        said = {
+        columns = {
             "code": outage.cause.code[:64],
             "message": outage.cause.message,
             "advice": outage.cause.advice,
             "status": outage.cause.status,
         }
-        due = {"failures": outage.failures, "next_attempt_at": db_now() + outage.next_attempt_in_s}
+        schedule = {"failures": outage.failures, "next_attempt_at": db_now() + outage.next_attempt_in_s}
         statement = (
             self._database.insert(RouteOutage)
-            .values(account=key[0], upstream_model=key[1], since=db_now(), **said, **due)
+            .values(account=key[0], upstream_model=key[1], since=db_now(), **columns, **schedule)
             .on_conflict_do_update(
-                index_elements=["account", "upstream_model"], set_={**said, **(due if moved else {})}
+                index_elements=["account", "upstream_model"], set_={**columns, **(schedule if reschedules else {})}
             )
         )
         try:
@@ -245,8 +247,8 @@ class Outages:
                 await connection.execute(statement)
         except StorageUnavailable:
             return
-        if (known := self._known.get(key)) is not None:
-            self._known[key] = replace(known, stored=True)
+        if (current := self._known.get(key)) is not None:
+            self._known[key] = replace(current, is_stored=True)
 
     async def _remove(self) -> None:
         if self._database is None or not (ended := list(self._ended)):
@@ -254,22 +256,23 @@ class Outages:
         try:
             async with self._database.write() as connection:
                 for key in ended:
-                    await connection.execute(delete(RouteOutage).where(*_at(key)))
+                    await connection.execute(delete(RouteOutage).where(*_where(key)))
         except StorageUnavailable:
             return  # the next refresh tries again
         self._ended.difference_update(ended)
 
 
 def route_key(route: Route) -> RouteKey:
+    """The key of the route's account and upstream model."""
     return route.account.name, route.upstream_model
 
 
-def _at(key: RouteKey) -> tuple[Any, ...]:
+def _where(key: RouteKey) -> tuple[Any, ...]:
     return RouteOutage.account == key[0], RouteOutage.upstream_model == key[1]
 
 
 def _now() -> float:
-    """The event loop's clock, which tests may let run faster; outside of a loop the clock that it is made of."""
+    """The event loop's clock, which tests may speed up; outside of a loop time.monotonic()."""
     try:
         return asyncio.get_running_loop().time()
     except RuntimeError:

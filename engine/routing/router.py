@@ -1,11 +1,11 @@
-"""Which route next: by priority, then by weight, leaving out those that are unfit right now."""
+"""Chooses the next route: by priority, then by weight, without those that are down or quarantined."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,25 +18,45 @@ from engine.routing.credential_probe import CredentialProbe
 from engine.routing.gateway_options import FIELD
 from engine.routing.health import RouteHealth
 from engine.routing.outages import Outage, Outages, RouteKey, route_key
-from engine.routing.own_refusals import OwnRefusals
+from engine.routing.tenant_rate_limits import TenantRateLimits
 from models.embedding import Alias, Batch, Limits, Route
 from models.errors import InvalidInput, RouteDown, RouteQuarantined, UnknownAlias, UpstreamAuthFailed, UpstreamError
 
 QUARANTINE_RETRY_S = 30.0
 
 
-def narrowed(aliases: Mapping[str, Alias], alias: Alias, provider_options: Mapping[str, Any]) -> Alias:
-    """The alias with the routes that the caller's `providerOptions.gateway` leaves, in the order it asks for.
+def apply_gateway_options(aliases: Mapping[str, Alias], alias: Alias, provider_options: Mapping[str, Any]) -> Alias:
+    """The alias with the routes that the caller's `providerOptions.gateway` leaves, in the order it requests.
 
     A provider is named by its account or by its kind. Raises InvalidInput or UnknownAlias that names the field.
     """
-    given = provider_options.get("gateway")
-    if not given:
+    section = provider_options.get("gateway")
+    if not section:
         return alias
-    asked = gateway_options.read(given)
+    options = gateway_options.read(section)
+    routes = _with_other_models(aliases, alias, options.models)
+    if options.only:
+        routes = [route for route in routes if _rank_in(options.only, route) is not None]
+        if not routes:
+            raise InvalidInput(
+                f"None of the providers in '{FIELD}.only' serves the model {alias.name}. "
+                f"Use one of {', '.join(sorted({route.provider for route in alias.routes}))}.",
+                param=f"{FIELD}.only",
+                code="invalid_value",
+            )
+    if options.order:
+        first = min(route.priority for route in routes) - len(options.order)
+        ranks = [(route, _rank_in(options.order, route)) for route in routes]
+        routes = [route if rank is None else replace(route, priority=first + rank) for route, rank in ranks]
+    routes.sort(key=lambda route: route.priority)
+    return replace(alias, routes=tuple(routes))
+
+
+def _with_other_models(aliases: Mapping[str, Alias], alias: Alias, models: Sequence[str]) -> list[Route]:
+    """The routes of the alias and, at lower priority, of the other models. Raises InvalidInput or UnknownAlias."""
     routes = list(alias.routes)
-    known = {route_key(route) for route in routes}
-    for name in asked.models:
+    keys = {route_key(route) for route in routes}
+    for name in models:
         other = aliases.get(name)
         if other is None:
             raise UnknownAlias(
@@ -52,42 +72,28 @@ def narrowed(aliases: Mapping[str, Alias], alias: Alias, provider_options: Mappi
                 code="space_mismatch",
             )
         lowest = max((route.priority for route in routes), default=0) + 1
-        others = [route for route in other.routes if route_key(route) not in known]
-        known.update(map(route_key, others))
-        routes += [replace(route, priority=lowest + route.priority) for route in others]
-    if asked.only:
-        routes = [route for route in routes if _named(route, asked.only) is not None]
-        if not routes:
-            raise InvalidInput(
-                f"None of the providers in '{FIELD}.only' serves the model {alias.name}. "
-                f"Use one of {', '.join(sorted({route.provider for route in alias.routes}))}.",
-                param=f"{FIELD}.only",
-                code="invalid_value",
-            )
-    if asked.order:
-        first = min(route.priority for route in routes) - len(asked.order)
-        places = [(route, _named(route, asked.order)) for route in routes]
-        routes = [route if place is None else replace(route, priority=first + place) for route, place in places]
-    routes.sort(key=lambda route: route.priority)
-    return replace(alias, routes=tuple(routes))
+        added = [route for route in other.routes if route_key(route) not in keys]
+        keys.update(map(route_key, added))
+        routes += [replace(route, priority=lowest + route.priority) for route in added]
+    return routes
 
 
-def _named(route: Route, names: list[str]) -> int | None:
-    """Where the route's provider stands among the names."""
+def _rank_in(names: list[str], route: Route) -> int | None:
+    """The position of the route's provider among the names."""
     return next((i for i, name in enumerate(names) if name in (route.account.name, route.account.kind)), None)
 
 
 @dataclass(slots=True)
 class HangProbes:
-    """The calls of ours beside calls that are late, on one route. Instants on the event loop's clock."""
+    """Control calls beside late calls on one route. Instants on the event loop's clock."""
 
-    asked_at: float = -math.inf
+    sent_at: float = -math.inf
     failed_at: float = -math.inf
     answered_at: float = -math.inf
 
 
 class Router:
-    """Which routes are fit, and what this process has learned of each. What is down, all processes know."""
+    """Which routes are fit, and what this process has learned of each. Outages are known to all processes."""
 
     def __init__(self, outages: Outages | None = None) -> None:
         self.outages = outages if outages is not None else Outages()
@@ -95,12 +101,12 @@ class Router:
         self.probes: Counter[RouteKey] = Counter()  # health probes of this process that are under way
         self.faults_in_a_row: Counter[RouteKey] = Counter()
         self.hang_probes: defaultdict[RouteKey, HangProbes] = defaultdict(HangProbes)
-        self.first_calls = CredentialProbe()
-        self.own_refusals = OwnRefusals()
-        # Account, upstream model and space of routes that failed their drift check; `engine/routing/drift.py` keeps it.
+        self.credential_probe = CredentialProbe()
+        self.tenant_rate_limits = TenantRateLimits()
+        # Account, upstream model and space of routes that failed their drift check; kept by `engine/routing/drift.py`.
         self.quarantined: frozenset[tuple[str, str, str]] = frozenset()
         self._health: dict[tuple[str, str], RouteHealth] = {}
-        self._sizes: dict[tuple[str, str], LearnedLimits] = {}
+        self._learned_limits: dict[tuple[str, str], LearnedLimits] = {}
 
     def candidates(self, alias: Alias) -> list[Route]:
         """Fit routes in the order to try them. Raises RouteDown or RouteQuarantined when there is none.
@@ -118,12 +124,12 @@ class Router:
             )
         fit = [route for route in trusted if self.outages.of(route) is None]
         if not fit:
-            raise self.down(alias)
-        # Weighted shuffle within a priority: the classic key is random ** (1 / weight), largest first.
+            raise self.down_error(alias)
+        # Weighted shuffle within a priority: sort by random ** (1 / weight), largest first.
         return sorted(fit, key=lambda route: (route.priority, -(random.random() ** (1.0 / max(route.weight, 1)))))
 
     def outage_of(self, alias: Alias) -> Outage | None:
-        """The outage that the alias waits for: that of its first route, when all of its routes are down."""
+        """The outage of the alias's first route, when all of its routes are down; else None."""
         if not self.outages:
             return None
         found = [
@@ -133,64 +139,72 @@ class Router:
         ]
         return found[0] if found and all(outage is not None for outage in found) else None
 
-    def down(self, alias: Alias) -> RouteDown:
-        """The error of a call that finds all routes of the alias down."""
+    def down_error(self, alias: Alias) -> RouteDown:
+        """The error for a call that finds all routes of the alias down."""
         found = [outage for route in alias.routes if (outage := self.outages.of(route)) is not None]
         first = min(found, key=lambda outage: outage.next_attempt)
         return RouteDown(first.cause.sentence(), retry_after_s=max(1.0, first.next_attempt_in_s))
 
     def report(self, route: Route, error: UpstreamError) -> None:
-        """The route is down: `error` would have met any call."""
+        """Mark the route as down: any call would meet `error`."""
         if isinstance(error, UpstreamAuthFailed):
-            self.first_calls.shut(route)
+            self.credential_probe.invalidate(route)
         self.outages.report(route, error)
 
-    def answered(self, route: Route, faults: int) -> None:
-        """The route answered well, after so many faults of the same call."""
-        self.health(route).answered(faults)
+    def record_success(self, route: Route, faults: int) -> None:
+        """A call to the route succeeded, after so many faults of the same call."""
+        self.health(route).record_success(faults)
         self.faults_in_a_row.pop(route_key(route), None)
-        self.outages.answered(route)
+        self.outages.resolve(route)
 
     async def close(self) -> None:
+        """Cancel control calls, and write the outages that are not written yet."""
         await self.control_calls.close()
         await self.outages.close()
 
     def health(self, route: Route) -> RouteHealth:
-        identity = route_key(route)
-        known = self._health.get(identity)
-        if known is None:
-            known = self._health[identity] = RouteHealth()
-        return known
+        """The statistics of the route."""
+        key = route_key(route)
+        health = self._health.get(key)
+        if health is None:
+            health = self._health[key] = RouteHealth()
+        return health
 
-    def sizes(self, route: Route) -> LearnedLimits:
-        identity = route_key(route)
-        known = self._sizes.get(identity)
-        if known is None:
-            known = self._sizes[identity] = LearnedLimits()
-        return known
+    def learned_limits_of(self, route: Route) -> LearnedLimits:
+        """The learned size limits of the route."""
+        key = route_key(route)
+        limits = self._learned_limits.get(key)
+        if limits is None:
+            limits = self._learned_limits[key] = LearnedLimits()
+        return limits
 
-    def per_byte(self, alias: Alias) -> float:
-        """Tokens to reckon with for a byte of text, on whichever of the alias's routes it goes."""
-        return max(self.sizes(route).per_byte for route in alias.routes)
+    def tokens_per_byte(self, alias: Alias) -> float:
+        """Estimated tokens per byte of text, on the safe side for each of the alias's routes."""
+        return max(self.learned_limits_of(route).tokens_per_byte for route in alias.routes)
 
-    def learned_per_byte(self, alias: Alias) -> float | None:
-        """Tokens a byte of text, as the answers to this process had it lately; None before there were enough."""
-        learned = [known for route in alias.routes if (known := self.sizes(route).learned_per_byte) is not None]
-        return max(learned) if len(learned) == len(alias.routes) else None
+    def learned_tokens_per_byte(self, alias: Alias) -> float | None:
+        """Mean tokens per byte of text in recent replies; None before there are enough for each route."""
+        ratios = [
+            ratio
+            for route in alias.routes
+            if (ratio := self.learned_limits_of(route).learned_tokens_per_byte) is not None
+        ]
+        return max(ratios) if len(ratios) == len(alias.routes) else None
 
-    def lesson(self, alias: Alias) -> Limits | None:
-        """What calls may hold at the most since larger ones were refused; None: nothing was refused of late."""
-        taught = [lesson for route in alias.routes if (lesson := self.sizes(route).lesson()) is not None]
-        return taught[0] if len(taught) == 1 else packing.tightest(taught) if taught else None
+    def learned_limits(self, alias: Alias) -> Limits | None:
+        """The limits of calls, learned from recent refusals of larger ones; None: there were none."""
+        learned = [limits for route in alias.routes if (limits := self.learned_limits_of(route).current()) is not None]
+        return learned[0] if len(learned) == 1 else packing.min_limits(learned) if learned else None
 
-    def answers(self, alias: Alias) -> int:
-        """Good answers of the alias's routes so far, to whomever in this process."""
-        return sum(self.health(route).answers for route in alias.routes)
+    def success_count(self, alias: Alias) -> int:
+        """Successes of the alias's routes so far, of all callers of this process."""
+        return sum(self.health(route).successes for route in alias.routes)
 
-    def by_chance(self, alias: Alias, faults: int) -> float:
-        """How likely so many faults of one call are an accident: by the flakiest of the routes."""
-        return max(self.health(route).by_chance(faults) for route in alias.routes)
+    def flake_probability(self, alias: Alias, faults: int) -> float:
+        """The probability that so many faults of one call are flakes, on the flakiest of the routes."""
+        return max(self.health(route).flake_probability(faults) for route in alias.routes)
 
 
-def can_take(route: Route, batch: Batch) -> bool:
+def accepts(route: Route, batch: Batch) -> bool:
+    """True when the route takes inputs of these types: texts, or token arrays too."""
     return route.accepts_tokens or all(isinstance(item, str) for item in batch.inputs)

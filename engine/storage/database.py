@@ -36,15 +36,15 @@ DATABASE_ERRORS = (StorageUnavailable, StorageRefused, SQLAlchemyError)
 MIGRATIONS = Path(__file__).resolve().parents[2] / "alembic"
 BUSY_TIMEOUT_S = 30.0
 # SQLite shortens its log by itself, but only in a moment without a reader, and on a busy machine there may be none.
-LONG_LOG_BYTES = 256 * 1024 * 1024
-TRIM_PATIENCE_S = 1.0
-# A connection that has lain idle for so long is asked whether it still works before it is used.
+WAL_TRUNCATE_BYTES = 256 * 1024 * 1024
+CHECKPOINT_WAIT_S = 1.0
+# A connection that was idle for longer is tested before it is used.
 PING_AFTER_IDLE_S = 2.0
 PROBE_BUSY_TIMEOUT_S = 1.0
 
 
 class Database:
-    """A database, opened lazily: nothing connects before the first statement, so that it may be made before a fork."""
+    """A database, opened lazily: nothing connects before the first statement, so it can be created before a fork."""
 
     def __init__(self, url: str, *, pool_size: int = 5) -> None:
         self.url = url
@@ -114,34 +114,34 @@ class Database:
 
     def insert(self, table: Any) -> Any:
         """An INSERT with the dialect's ON CONFLICT."""
-        made: Insert = sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
-        return made
+        statement: Insert = sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+        return statement
 
-    def numbers(self, values: Sequence[int]) -> TableValuedAlias:
-        """Whole numbers as a table with one column, `value`: however many, they are one parameter of the statement."""
+    def integers_table(self, values: Sequence[int]) -> TableValuedAlias:
+        """A table with one column `value` of these integers, which are one parameter of the statement."""
         if self.is_sqlite:
             return func.json_each(json.dumps(list(values))).table_valued(column("value", BigInteger), name="numbers")
         rows = func.unnest(cast(list(values), ARRAY(BigInteger)))
         return rows.table_valued(column("value", BigInteger)).render_derived(name="numbers")
 
-    async def alone(self, connection: AsyncConnection, duty: int) -> bool:
-        """True when no other transaction does this duty now. SQLite has one writer anyway."""
+    async def try_advisory_lock(self, connection: AsyncConnection, lock_id: int) -> bool:
+        """Lock until the transaction ends; False if another one holds the lock. SQLite has one writer anyway."""
         if self.is_sqlite:
             return True
-        got = await connection.execute(text("select pg_try_advisory_xact_lock(:duty)"), {"duty": duty})
-        return bool(got.scalar())
+        result = await connection.execute(text("select pg_try_advisory_xact_lock(:id)"), {"id": lock_id})
+        return bool(result.scalar())
 
-    async def trim_log(self, longer_than: int = LONG_LOG_BYTES) -> None:
-        """Shorten SQLite's log where it has grown long; readers are waited for, but not for long. Else nothing."""
+    async def checkpoint_wal(self, longer_than: int = WAL_TRUNCATE_BYTES) -> None:
+        """Truncate SQLite's write-ahead log if it is longer; waits for readers, but not for long."""
         if not self.is_sqlite or _size_of(self.url.partition(":///")[2] + "-wal") <= longer_than:
             return
         async with self.read() as connection:
-            await connection.exec_driver_sql(f"PRAGMA busy_timeout={int(TRIM_PATIENCE_S * 1000)}")
+            await connection.exec_driver_sql(f"PRAGMA busy_timeout={int(CHECKPOINT_WAIT_S * 1000)}")
             await connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
             await connection.exec_driver_sql(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
 
     async def ping(self) -> None:
-        """Ask whether the database takes writes now. Raises StorageUnavailable."""
+        """Check that the database accepts writes. Raises StorageUnavailable."""
         if self.is_sqlite:
             await self._probe_sqlite()
             return
@@ -150,7 +150,7 @@ class Database:
             await connection.execute(select(WorkerProcess.id).where(false()).with_for_update())
 
     async def _probe_sqlite(self) -> None:
-        """Write one page. A lock that somebody else holds says that writing works."""
+        """Write one page. If another connection holds the write lock, writing works."""
         async with self.read() as connection:
             await connection.exec_driver_sql(f"PRAGMA busy_timeout={int(PROBE_BUSY_TIMEOUT_S * 1000)}")
             try:
@@ -165,6 +165,7 @@ class Database:
             await connection.exec_driver_sql(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._reads.dispose()
         await self._writes.dispose()
 
@@ -282,7 +283,7 @@ async def schema_revision(database: Database) -> tuple[str | None, str]:
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    wanted = ScriptDirectory.from_config(config).get_current_head() or ""
+    latest = ScriptDirectory.from_config(config).get_current_head() or ""
     async with database.read() as connection:
         current = await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
-    return current, wanted
+    return current, latest

@@ -1,4 +1,4 @@
-"""Figures that live in the database, read when somebody asks for them: jobs, shards, leases, workers."""
+"""Gauges of database rows, read when metrics are scraped: jobs, shards, leases, workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from models.worker import WorkerProcess
 
 FRESH_S = 2.0
 # Jobs that have ended are counted one by one, and there may be millions of them: less often.
-ENDED_FRESH_S = 60.0
+ENDED_REFRESH_EVERY_S = 60.0
 WAITING = (ShardState.QUEUED, ShardState.ANNOUNCED)
 OPEN = (ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING)
 
@@ -26,14 +26,14 @@ class Gauges:
         self._database = database
         self._worker_seen_s = worker_seen_s
         self._read_at = -FRESH_S
-        self._ended_read_at = -ENDED_FRESH_S
+        self._ended_read_at = -ENDED_REFRESH_EVERY_S
 
     async def refresh(self) -> None:
         """Raises StorageUnavailable; the old figures then stand."""
         now = time.monotonic()
         if now - self._read_at < FRESH_S:
             return
-        statuses = set(JobStatus) if now - self._ended_read_at >= ENDED_FRESH_S else set(JobStatus) - FINISHED
+        statuses = set(JobStatus) if now - self._ended_read_at >= ENDED_REFRESH_EVERY_S else set(JobStatus) - FINISHED
         async with self._database.read() as connection:
             jobs = (
                 await connection.execute(

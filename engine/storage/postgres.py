@@ -17,7 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from engine.connections import urls
 
-CONNECT_S = 10.0
+CONNECT_TIMEOUT_S = 10.0
 # A process that is frozen, or whose machine is cut off, in the middle of a transaction keeps its locks: not for long.
 SETTINGS: Mapping[str, str] = {
     "statement_timeout": "60000",
@@ -34,9 +34,9 @@ def create_engine(url: str, settings: Mapping[str, str] = SETTINGS, **options: A
         "postgresql+asyncpg://", async_creator=partial(_connect, target), hide_parameters=True, **options
     )
     # What the URL's own `options` say wins.
-    wanted = {**settings, **target.session}
-    event.listen(engine.sync_engine, "connect", partial(_prepare, wanted))
-    event.listen(engine.sync_engine, "begin", partial(_set_locally, wanted))
+    session_settings = {**settings, **target.session}
+    event.listen(engine.sync_engine, "connect", partial(_prepare, session_settings))
+    event.listen(engine.sync_engine, "begin", partial(_set_locally, session_settings))
     return engine
 
 
@@ -51,7 +51,7 @@ async def _connect(target: urls.PostgresTarget, *_: Any, **__: Any) -> Any:
         startup["options"] = target.startup_options
     # asyncpg's own cache would name statements, and a pooler hands them to other sessions.
     return await asyncpg.connect(
-        target.dsn, timeout=target.timeout_s or CONNECT_S, statement_cache_size=0, server_settings=startup
+        target.dsn, timeout=target.timeout_s or CONNECT_TIMEOUT_S, statement_cache_size=0, server_settings=startup
     )
 
 

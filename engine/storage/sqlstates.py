@@ -1,4 +1,4 @@
-"""What a database's refusal means: a table from SQLSTATE (PostgreSQL) and result code (SQLite) to what follows.
+"""Meaning of database errors: a table from SQLSTATE (PostgreSQL) and result code (SQLite) to our errors.
 
 Sources: PostgreSQL 17, appendix A "PostgreSQL Error Codes"; SQLite, "Result and Error Codes" (both read 2025-11).
 """
@@ -21,7 +21,7 @@ BLOCKED_RETRY_AFTER_S = 10.0
 
 
 class Verdict(StrEnum):
-    """What follows from a refusal."""
+    """The consequence of an error."""
 
     AWAY = "away"  # passes by itself: the same statement succeeds later
     BLOCKED = "blocked"  # the same statement succeeds once an operator has acted
@@ -31,6 +31,8 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
+    """What a database error means for the caller: the class of error, its cause, and advice for the operator."""
+
     verdict: Verdict
     cause: str
     advice: str = ""
@@ -124,7 +126,7 @@ def state_of(error: BaseException) -> str:
 
 
 def meaning_of(error: BaseException) -> Meaning | None:
-    """What the error means; None when no database raised it."""
+    """The meaning of the error; None when no database raised it."""
     for each in _chain(error):
         if isinstance(state := getattr(each, "sqlstate", None), str) and state:
             return SQLSTATES.get(state) or SQLSTATES.get(state[:2]) or FAULT

@@ -1,4 +1,4 @@
-"""Upload leases: renewed by a thread with a connection of its own, so that a busy event loop cannot lose them."""
+"""Renews the leases of uploads in a thread with its own connection, so that a busy event loop does not lose them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ log = logging.getLogger("embedmill.jobs")
 
 
 class UploadLeases:
-    """The leases of the uploads that this process receives. The thread lives while there are any. Close it."""
+    """The leases of the uploads that this process receives. The thread runs while there are any."""
 
     def __init__(self, url: str, *, lease_s: float, heartbeat_s: float, resume_s: float) -> None:
         self._url = url
@@ -39,10 +39,12 @@ class UploadLeases:
                 self._thread.start()
 
     def drop(self, owner: str) -> None:
+        """Stop renewing the lease of this owner."""
         with self._lock:
             self._owners.discard(owner)
 
     def close(self) -> None:
+        """Stop renewing all leases, and end the thread."""
         with self._lock:
             self._owners.clear()
             thread = self._thread
@@ -76,7 +78,7 @@ class UploadLeases:
 async def renew(database: Database, owners: list[str], *, lease_s: float, resume_s: float) -> None:
     """Renew the leases of these uploads. Raises StorageUnavailable.
 
-    Once a corpus is whole there is no lease to renew, and a last beat does not bring it back.
+    A complete corpus has no lease any more; a late renewal does not restore it.
     """
     async with database.write() as connection:
         await connection.execute(

@@ -1,4 +1,4 @@
-"""Vectors as float32 rows: cut to a narrower width, written as base64 or JSON, packed and unpacked as blobs."""
+"""Vectors as float32 rows: truncated to a narrower width, encoded as base64 or JSON, decoded from blobs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pybase64
 from models.embedding import Matrix
 
 
-def cut(rows: Matrix, width: int) -> Matrix:
+def truncate(rows: Matrix, width: int) -> Matrix:
     """Matryoshka: keep the first `width` numbers of each row and bring it back to unit length."""
     if rows.shape[1] == width:
         return rows
@@ -20,15 +20,16 @@ def cut(rows: Matrix, width: int) -> Matrix:
     return head
 
 
-def base64_row(row: Matrix) -> bytes:
+def encode_base64(row: Matrix) -> bytes:
     """One vector as OpenAI's base64: little-endian float32, no header."""
     return pybase64.b64encode(row.data)
 
 
-def json_row(row: Matrix) -> bytes:
+def encode_json(row: Matrix) -> bytes:
     """One vector as a JSON array of the shortest numbers that read back as the same float32."""
     return orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def from_blob(data: bytes, width: int) -> Matrix:
+def decode_blob(data: bytes, width: int) -> Matrix:
+    """Rows of a blob of float32 vectors of this width."""
     return np.frombuffer(data, dtype="<f4").reshape(-1, width)

@@ -1,8 +1,9 @@
-"""Which routes give no base64 vectors: known to this process, learned from what they refuse.
+"""Learns which routes give no base64 vectors. Known to this process only.
 
-A server that has no base64 refuses every call, often in words that nobody knows, or fails with a 5xx. So while a route
-has never answered in base64, an input that it refuses by itself is sent once more, and floats asked for: where that
-works, floats it is. After 5xx, which may pass, that takes more: several in a row, and floats that work twice.
+A server without base64 refuses every call, often with an unknown message, or fails with a 5xx. So while a route has
+never answered in base64, an input that it refuses alone is sent once more with floats requested: if that works, the
+route gets float requests from then on. After 5xx, which may be temporary, more evidence is needed: several in a row,
+and floats that work twice.
 """
 
 from __future__ import annotations
@@ -17,57 +18,58 @@ from models.errors import EncodingRefused, UpstreamError, UpstreamRejected, Upst
 
 log = logging.getLogger(__name__)
 
-# Inputs that are sent again with floats before it is believed that the encoding is not what the route refuses.
-MAX_TRIALS = 3
+# Inputs that are sent again with floats before the encoding is held not to be the cause.
+MAX_ATTEMPTS = 3
 # 5xx in a row, of a route that has never answered in base64, before floats are tried.
 FAULTS_IN_A_ROW = 3
-# Between trials in vain: twice as long each time, up to the cap.
-TRIAL_EVERY_S, TRIAL_EVERY_CAP_S = 5.0, 60.0
-# So often floats must have worked where base64 had just failed: by chance, at 30 % random faults, once in 250 starts.
+# Pause between attempts that failed: doubled each time, up to the cap.
+ATTEMPT_EVERY_S, ATTEMPT_EVERY_CAP_S = 5.0, 60.0
+# Floats must work so often right after base64 failed. With 30 % random faults that happens in one of 250 starts.
 WINS = 2
 
 
 @dataclass(slots=True)
 class _Faults:
-    """What base64 met on a route that has never answered in it."""
+    """Faults of base64 requests to a route that has never answered one."""
 
     in_a_row: int = 0
-    wins: int = 0  # of floats, right after it
-    next_trial: float = -math.inf  # on the event loop's clock
-    pause_s: float = TRIAL_EVERY_S
+    wins: int = 0  # floats that worked right after base64 failed
+    next_attempt: float = -math.inf  # on the event loop's clock
+    pause_s: float = ATTEMPT_EVERY_S
 
     def may_be_encoding(self) -> bool:
-        """Note a 5xx; True when floats are to be tried now."""
+        """Record a 5xx. True when floats should be tried now."""
         self.in_a_row += 1
         now = asyncio.get_running_loop().time()
-        if self.in_a_row < FAULTS_IN_A_ROW or (not self.wins and now < self.next_trial):
+        if self.in_a_row < FAULTS_IN_A_ROW or (not self.wins and now < self.next_attempt):
             return False
-        self.next_trial, self.pause_s = now + self.pause_s, min(TRIAL_EVERY_CAP_S, 2 * self.pause_s)
+        self.next_attempt, self.pause_s = now + self.pause_s, min(ATTEMPT_EVERY_CAP_S, 2 * self.pause_s)
         return True
 
 
 class Encodings:
-    """The encoding that each route is asked for. Belongs to one event loop."""
+    """The encoding to request from each route. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._answered: set[tuple[str, str]] = set()  # in base64
         self._floats: set[tuple[str, str]] = set()
-        self._trials: dict[tuple[str, str], int] = {}
+        self._attempts: dict[tuple[str, str], int] = {}
         self._faults: dict[tuple[str, str], _Faults] = {}
 
     def of(self, route: Route) -> Route:
-        """The route, asking for what it is known to give."""
+        """The route with the encoding to request."""
         if not self._floats or route.encoding == "float" or _key(route) not in self._floats:
             return route
         return replace(route, encoding="float")
 
     def answered(self, route: Route) -> None:
+        """Remember that the route answered in base64."""
         if route.encoding == "base64" and _key(route) not in self._answered:
             self._answered.add(_key(route))
             self._faults.pop(_key(route), None)
 
     def floats_after(self, error: UpstreamError, route: Route, batch: Batch) -> Route | None:
-        """The route with floats, where the error may mean that it has no base64; None where it does not."""
+        """The route with floats, if the error may mean that it has no base64; else None."""
         if route.encoding != "base64":
             return None
         if isinstance(error, EncodingRefused):
@@ -81,13 +83,13 @@ class Encodings:
         unexplained = isinstance(error, UpstreamRejected) and error.code == UpstreamRejected.code
         if not unexplained or len(batch.inputs) > 1 or key in self._answered or batch.options.provider_options:
             return None
-        if self._trials.get(key, 0) >= MAX_TRIALS:
+        if self._attempts.get(key, 0) >= MAX_ATTEMPTS:
             return None
-        self._trials[key] = self._trials.get(key, 0) + 1
+        self._attempts[key] = self._attempts.get(key, 0) + 1
         return replace(route, encoding="float")
 
     def floats_answered(self, route: Route, error: UpstreamError) -> None:
-        """What met `error` in base64 was answered with floats."""
+        """A batch that met `error` with base64 was answered with floats."""
         faults = self._faults.get(_key(route))
         if isinstance(error, UpstreamUnavailable) and faults is not None:
             faults.wins += 1
@@ -96,7 +98,7 @@ class Encodings:
         self.use_floats(route)
 
     def use_floats(self, route: Route) -> None:
-        """Ask the route for floats from now on."""
+        """Request floats from the route from now on."""
         if _key(route) in self._floats:
             return
         self._floats.add(_key(route))

@@ -60,7 +60,7 @@ class HttpTransport:
                 asyncio.timeout(timeout_s),
                 session.request(
                     request.method,
-                    _verbatim(request.url),
+                    _parsed_url(request.url),
                     headers=request.headers,
                     data=body if len(body) <= _ONE_PIECE_BYTES else BytesIO(body),
                     allow_redirects=False,
@@ -70,9 +70,9 @@ class HttpTransport:
             ):
                 return await _read(response, max_reply_bytes)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            fault = _fault(error)
+            translated = _translate_error(error)
         # Raised outside the handler so that no traceback carries the library's text, which quotes URLs and headers.
-        raise fault
+        raise translated
 
     async def close(self) -> None:
         """Drop every connection and fail the calls in flight; closing twice is harmless."""
@@ -104,7 +104,7 @@ class HttpTransport:
 
 
 @lru_cache(maxsize=256)
-def _verbatim(url: str) -> URL:
+def _parsed_url(url: str) -> URL:
     return URL(url, encoded=True)  # quoting it again would break a signature made over the URL
 
 
@@ -125,8 +125,8 @@ async def _read(response: aiohttp.ClientResponse, max_reply_bytes: int) -> Upstr
     return UpstreamReply(response.status, headers, b"".join(chunks))
 
 
-def _fault(error: Exception) -> UpstreamError:
-    # Order matters: the library's timeouts are also OSErrors, and its connect errors are also connection errors.
+def _translate_error(error: Exception) -> UpstreamError:
+    """Our error for one of the library. Order matters: its timeouts are OSErrors too."""
     match error:
         case aiohttp.ConnectionTimeoutError():
             return UpstreamTimeout("the upstream could not be connected to in time", sent=False)
@@ -151,6 +151,22 @@ def _fault(error: Exception) -> UpstreamError:
             )
         case TimeoutError():
             return UpstreamTimeout("the upstream did not finish its reply in time", sent=True)
+        case aiohttp.ClientConnectorError():
+            return _connect_error(error)
+        case aiohttp.ClientPayloadError():
+            return UpstreamUnavailable("the upstream broke off its reply", sent=True)
+        case aiohttp.ClientResponseError():
+            return UpstreamProtocolError("the upstream's answer is not HTTP", sent=True)
+        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
+            return UpstreamProtocolError("the request's URL cannot be sent to", sent=False)
+        case aiohttp.ClientError() | OSError():
+            return UpstreamUnavailable("the upstream closed the connection without an answer", sent=True)
+        case _:
+            return UpstreamProtocolError("the request's method, URL or a header is malformed", sent=False)
+
+
+def _connect_error(error: aiohttp.ClientConnectorError) -> UpstreamError:
+    match error:
         case aiohttp.ClientConnectorDNSError():
             return UpstreamUnavailable(
                 "the host's name cannot be resolved",
@@ -169,15 +185,5 @@ def _fault(error: Exception) -> UpstreamError:
                 sent=False,
                 advice="check host and port in base_url of providers.{account}, and that the server runs",
             )
-        case aiohttp.ClientConnectorError():
-            return UpstreamUnavailable("the upstream cannot be connected to", sent=False)
-        case aiohttp.ClientPayloadError():
-            return UpstreamUnavailable("the upstream broke off its reply", sent=True)
-        case aiohttp.ClientResponseError():
-            return UpstreamProtocolError("the upstream's answer is not HTTP", sent=True)
-        case aiohttp.InvalidURL() | aiohttp.NonHttpUrlClientError():
-            return UpstreamProtocolError("the request's URL cannot be sent to", sent=False)
-        case aiohttp.ClientError() | OSError():
-            return UpstreamUnavailable("the upstream closed the connection without an answer", sent=True)
         case _:
-            return UpstreamProtocolError("the request's method, URL or a header is malformed", sent=False)
+            return UpstreamUnavailable("the upstream cannot be connected to", sent=False)

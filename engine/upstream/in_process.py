@@ -1,6 +1,6 @@
-"""The in-process transport: requests to `inproc://` are answered by code in this process, off the event loop's thread.
+"""The in-process transport: code in this process answers requests to `inproc://`, beside the event loop.
 
-The same seam as the wire: an UpstreamRequest in, an UpstreamReply out, the same errors.
+It has the interface of the HTTP transport: an UpstreamRequest in, an UpstreamReply out, the same errors.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NOT_INSTALLED = (
 
 
 class InProcessTransport:
-    """Answers local and fake requests on threads of its own; one thread runs the model, whose speed is the CPU's."""
+    """Answers local and fake requests in threads; one thread runs the model, which is bound by the CPU."""
 
     def __init__(self, accounts: list[Account]) -> None:
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="local-model")
@@ -66,10 +66,11 @@ class InProcessTransport:
             raise UpstreamTimeout(f"the model in this process took longer than {timeout_s:g} s") from None
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """The tokens of each text by the local model's tokenizer. Not for the event loop: it takes long."""
+        """The tokens of each text by the local model's tokenizer. Blocks for long: not for the event loop."""
         return self._model_thread.submit(self._local.count, texts).result()
 
     def close(self) -> None:
+        """End the model's thread."""
         self._model_thread.shutdown(wait=False, cancel_futures=True)
 
 
@@ -80,15 +81,16 @@ class LocalModel:
         self._model: WordLlamaInference | None = None
 
     def answer(self, request: UpstreamRequest) -> UpstreamReply:
-        asked = msgspec.msgpack.decode(request.body, type=LocalRequest)
-        if asked.model != "wordllama-256":
+        """The reply to a msgpack request: raw float32 rows, or an error status."""
+        call = msgspec.msgpack.decode(request.body, type=LocalRequest)
+        if call.model != "wordllama-256":
             return UpstreamReply(
-                404, {}, f"there is no local model named {asked.model}; there is wordllama-256".encode()
+                404, {}, f"there is no local model named {call.model}; there is wordllama-256".encode()
             )
-        rows, tokens, empty = self.embed(asked.texts)
+        rows, tokens, empty = self.embed(call.texts)
         if empty is not None:
             return UpstreamReply(400, {}, f"input[{empty}] has nothing in it that the model knows".encode())
-        return UpstreamReply(200, {"x-tokens": str(tokens)}, np.ascontiguousarray(rows[:, : asked.width]).tobytes())
+        return UpstreamReply(200, {"x-tokens": str(tokens)}, np.ascontiguousarray(rows[:, : call.width]).tobytes())
 
     def embed(self, texts: list[str]) -> tuple[Any, int, int | None]:
         """Unit rows of 256, the tokens counted, and the position of a text without tokens.

@@ -103,7 +103,7 @@ def test_error_statuses_live_in_one_file(path: Path) -> None:
         # The answer of a proxy before the upstream, which no provider's table sees.
         "engine/upstream/http.py": {407},
         # An upstream's answers that no text of a caller can bring about, and those that its parameters can.
-        "engine/embedding/outage_check.py": {400, 401, 402, 404, 422},
+        "engine/embedding/diagnosis.py": {400, 401, 402, 404, 422},
         # A log line is owed for every failed request.
         "api/http/middleware.py": {400, 500},
         # Not an error of a request but the answer to the question.

@@ -306,7 +306,7 @@ def threads() -> list[str]:
 
 
 async def test_a_draining_process_is_not_ready_and_serves(gateway: Gateway) -> None:
-    await worker_heartbeats.beat(gateway.runtime.database, "worker-1", 2)
+    await worker_heartbeats.heartbeat(gateway.runtime.database, "worker-1", 2)
     gateway.app._app.state.lifecycle.is_draining = True  # type: ignore[attr-defined]
     reply = await gateway.client.get("/readyz")
     assert (reply.status_code, reply.json()["status"]) == (503, "draining")

@@ -30,7 +30,7 @@ async def test_ready_means_database_broker_and_workers(gateway: Gateway) -> None
         "broker": "unavailable",
         "workers": "unavailable",
     }
-    await worker_heartbeats.beat(gateway.runtime.database, "worker-1", 2)
+    await worker_heartbeats.heartbeat(gateway.runtime.database, "worker-1", 2)
     async with asyncio.timeout(10):
         while (await gateway.client.get("/readyz")).json()["workers"] != "ok":  # noqa: ASYNC110  # the last answer stands for a moment
             await asyncio.sleep(0.05)
@@ -100,11 +100,11 @@ async def test_a_caller_who_hangs_up_takes_the_upstream_calls_along(data_dir: Pa
     calling = asyncio.create_task(call(gateway, body, gone))
     upstream = gateway.runtime.upstream
     async with asyncio.timeout(10):
-        while not upstream.under_way:  # noqa: ASYNC110  # until calls are under way
+        while not upstream.in_flight:  # noqa: ASYNC110  # until calls are under way
             await asyncio.sleep(0.01)
         gone.set()
         sent = await calling
-    assert sent[0]["status"] == 499 and upstream.under_way == 0
+    assert sent[0]["status"] == 499 and upstream.in_flight == 0
     await close_gateway(gateway)
 
 

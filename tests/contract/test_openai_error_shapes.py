@@ -27,7 +27,7 @@ PROVIDER = OpenAIProvider()
 
 def error_of(status: int, body: Any) -> UpstreamError:
     raw = body if isinstance(body, bytes) else orjson.dumps(body)
-    return PROVIDER.fault(UpstreamReply(status, {}, raw))
+    return PROVIDER.error_from(UpstreamReply(status, {}, raw))
 
 
 def openai(message: str, **fields: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ PROVIDER = OpenAIProvider()
 
 
 def fault(status: int, error: dict[str, Any] | str, headers: dict[str, str] | None = None) -> UpstreamError:
-    return PROVIDER.fault(UpstreamReply(status, headers or {}, orjson.dumps({"error": error})))
+    return PROVIDER.error_from(UpstreamReply(status, headers or {}, orjson.dumps({"error": error})))
 
 
 TOO_LONG_OLD = (

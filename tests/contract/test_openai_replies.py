@@ -40,7 +40,7 @@ def batch(count: int) -> Batch:
 
 
 def read(body: bytes, count: int) -> Matrix:
-    embedded = PROVIDER.parse(UpstreamReply(200, {}, body), batch(count))
+    embedded = PROVIDER.parse_reply(UpstreamReply(200, {}, body), batch(count))
     check_vectors(embedded.vectors, count, WIDTH)
     return embedded.vectors
 
@@ -122,7 +122,7 @@ def test_anything_else_is_refused_in_the_one_way(body: bytes, count: int) -> Non
 def test_what_is_not_utf8(body: bytes) -> None:
     with pytest.raises(UpstreamProtocolError):
         read(body, 1)
-    assert PROVIDER.fault(UpstreamReply(500, {}, body)).status == 500
+    assert PROVIDER.error_from(UpstreamReply(500, {}, body)).status == 500
 
 
 def test_a_vector_that_no_item_keeps_goes_to_no_input() -> None:

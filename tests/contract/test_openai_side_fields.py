@@ -20,7 +20,7 @@ PROVIDER = OpenAIProvider()
 ROWS = np.arange(1, 3 * WIDTH + 1, dtype="<f4").reshape(3, WIDTH)
 TEXTS = ["red", "green", "blue"]
 # Its bytes are 12, and 64 tokens may stand around each text.
-MOST_TOKENS = 12 + 3 * 64
+MAX_TOKENS = 12 + 3 * 64
 
 
 def route(width: int = WIDTH, **fields: Any) -> Route:
@@ -42,7 +42,7 @@ def items(*, base64: bool = True) -> list[dict[str, Any]]:
 def parsed(document: Any, *, by: Route | None = None, asked: Batch | None = None) -> EmbeddingReply:
     by, asked = by or route(), asked or batch()
     body = document if isinstance(document, bytes) else json.dumps(document).encode()
-    embedded = PROVIDER.parse(UpstreamReply(200, {}, body), asked, by)
+    embedded = PROVIDER.parse_reply(UpstreamReply(200, {}, body), asked, by)
     check_embedded(embedded, embedded.vectors, asked, by)
     return embedded
 
@@ -106,7 +106,7 @@ def test_a_server_that_leaves_out_zeros_leaves_out_the_first_index() -> None:
         (10**15, "more than"),
         (10**400, "more than"),
         (1e300, "more than"),
-        (MOST_TOKENS + 1, "more than the 204"),
+        (MAX_TOKENS + 1, "more than the 204"),
         (-3, "negative"),
         (2.5, "whole number"),
         (True, "whole number"),
@@ -125,7 +125,7 @@ def test_a_server_that_does_not_count_is_no_reason_to_doubt(usage: object) -> No
 
 
 def test_as_many_tokens_as_the_inputs_can_have_are_believed() -> None:
-    assert parsed({"data": items(), "usage": {"prompt_tokens": MOST_TOKENS}}).tokens == 204
+    assert parsed({"data": items(), "usage": {"prompt_tokens": MAX_TOKENS}}).tokens == 204
     arrays = Batch([[1, 2], [3]], range(2), 3, WIDTH, Options())
     for count, believed in ((3 + 128, 131), (3 + 129, None)):
         reply = {"data": items()[:2], "usage": {"prompt_tokens": count}}
@@ -224,4 +224,4 @@ def test_an_error_in_a_200_is_that_error() -> None:
 def test_a_number_that_is_no_float_is_refused_in_the_one_way() -> None:
     body = b'{"data":[{"embedding":[1,2,3,' + b"9" * 400 + b'],"x":NaN}]}'
     with pytest.raises(UpstreamProtocolError):
-        PROVIDER.parse(UpstreamReply(200, {}, body), Batch(["a"], [0], 1, WIDTH, Options()))
+        PROVIDER.parse_reply(UpstreamReply(200, {}, body), Batch(["a"], [0], 1, WIDTH, Options()))

@@ -90,7 +90,7 @@ def test_provider_options_add_and_never_override(name: str) -> None:
 )
 def test_golden_vectors(embedding: object, row: list[float]) -> None:
     reply = {"data": [{"object": "embedding", "index": 0, "embedding": embedding}], "model": "served", "object": "list"}
-    read = PROVIDER.parse(UpstreamReply(200, {}, orjson.dumps(reply)), batch(["a"], len(row)))
+    read = PROVIDER.parse_reply(UpstreamReply(200, {}, orjson.dumps(reply)), batch(["a"], len(row)))
     assert read.vectors.tolist() == np.array([row], dtype=np.float32).tolist()
     assert (read.upstream_model, read.tokens) == ("served", None)
 
@@ -107,7 +107,7 @@ def test_golden_vectors(embedding: object, row: list[float]) -> None:
 )
 def test_what_usage_counts(usage: object, tokens: int | None) -> None:
     reply = {"data": [{"index": 0, "embedding": [1.0]}], "usage": usage}
-    assert PROVIDER.parse(UpstreamReply(200, {}, orjson.dumps(reply)), batch(["a"], 1)).tokens == tokens
+    assert PROVIDER.parse_reply(UpstreamReply(200, {}, orjson.dumps(reply)), batch(["a"], 1)).tokens == tokens
 
 
 @pytest.mark.parametrize(
@@ -124,4 +124,4 @@ def test_what_usage_counts(usage: object, tokens: int | None) -> None:
 )
 def test_answers_that_are_no_openai_object(data: object) -> None:
     with pytest.raises(UpstreamProtocolError):
-        PROVIDER.parse(UpstreamReply(200, {}, orjson.dumps({"data": data})), batch(["a", "b"], 1))
+        PROVIDER.parse_reply(UpstreamReply(200, {}, orjson.dumps({"data": data})), batch(["a", "b"], 1))

@@ -70,7 +70,7 @@ def route(kind: str) -> Route:
 
 def read(dialect: Dialect, reply: UpstreamReply, asked: Batch | None = None, by: Route | None = None) -> EmbeddingReply:
     asked = asked or batch()
-    embedded = PROVIDERS[dialect.kind].parse(reply, asked)
+    embedded = PROVIDERS[dialect.kind].parse_reply(reply, asked)
     check_embedded(embedded, embedded.vectors, asked, by or route(dialect.kind))
     return embedded
 
@@ -202,7 +202,7 @@ def test_compressed_although_not_asked_for(dialect: Dialect) -> None:
 @each_kind
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_a_redirect_is_a_wrong_address(kind: str, status: int) -> None:
-    fault = PROVIDERS[kind].fault(UpstreamReply(status, {"location": "https://elsewhere.test"}, b""))
+    fault = PROVIDERS[kind].error_from(UpstreamReply(status, {"location": "https://elsewhere.test"}, b""))
     assert kind == "local" or isinstance(fault, UpstreamMisconfigured)
 
 
@@ -235,7 +235,7 @@ def test_a_reply_cut_off_anywhere_is_never_vectors(dialect: Dialect, cut: float)
 
 @pytest.mark.parametrize(("dialect", "status"), ERRORS, ids=lambda each: getattr(each, "name", each))
 def test_what_an_error_means(dialect: Dialect, status: int) -> None:
-    fault = PROVIDERS[dialect.kind].fault(dialect.errors[status])
+    fault = PROVIDERS[dialect.kind].error_from(dialect.errors[status])
     assert (type(fault), fault.disposition) == MEANS[status]
     assert fault.status == status and fault.sent
     assert not dialect.is_remote or SECRET not in fault.message
@@ -244,7 +244,7 @@ def test_what_an_error_means(dialect: Dialect, status: int) -> None:
 @each_kind
 @given(status=st.integers(300, 599), body=st.binary(max_size=200), after=st.text(max_size=20))
 def test_no_error_reply_is_too_odd_to_classify(kind: str, status: int, body: bytes, after: str) -> None:
-    fault = PROVIDERS[kind].fault(UpstreamReply(status, {"retry-after": after}, body))
+    fault = PROVIDERS[kind].error_from(UpstreamReply(status, {"retry-after": after}, body))
     assert isinstance(fault, UpstreamError) and fault.status == status
 
 

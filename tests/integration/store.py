@@ -14,7 +14,7 @@ from sqlalchemy import func, select, update
 
 from engine.access.keys import Caller
 from engine.config.settings import Settings
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import JobIntake, Reservation
 from engine.jobs.leasing import claim as claims
@@ -58,7 +58,7 @@ class RecordingNotifier(Notifier):
         self.published: list[str] = []
         self.works = True
 
-    async def ring(self, shard_ids: Sequence[str]) -> bool:
+    async def notify(self, shard_ids: Sequence[str]) -> bool:
         await asyncio.sleep(0)
         if self.works:
             self.published += shard_ids
@@ -104,7 +104,7 @@ class Store:
         with_ids: bool = False,
     ) -> str:
         """A whole job of `count` inputs; those in `bad` are refused at the door. Returns its id."""
-        lines = Lines()
+        lines = ParsedRecords()
         for index in range(count):
             lines.add("" if index in bad else text_of(tag, index), f"id-{index}" if with_ids else None)
         async with self.receiving(project=project) as intake:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import find_blocker, unblock_shards
@@ -15,7 +15,7 @@ from tests.integration.store import Store, landed, text_of
 
 
 async def submit(store: Store, count: int, different: int) -> str:
-    lines = Lines()
+    lines = ParsedRecords()
     for index in range(count):
         lines.add(text_of("text", index % different))
     async with store.receiving() as intake:

@@ -177,11 +177,11 @@ async def test_a_message_that_comes_many_times_is_worked_on_once(
     quiet.notifier.works = False
     job_id = await quiet.submit(20)
     for _ in range(10):
-        assert await store.runtime.notifier.ring(await store.shard_ids(job_id))
+        assert await store.runtime.notifier.notify(await store.shard_ids(job_id))
     start_worker(processes, store.runtime.settings.broker_url)
     await completed(store, job_id, processes)
     # And once more for a job that is over.
-    assert await store.runtime.notifier.ring(await store.shard_ids(job_id))
+    assert await store.runtime.notifier.notify(await store.shard_ids(job_id))
     await completed(store, await store.submit(10), processes)
     await completed(store, job_id, processes)
     await store.close()
@@ -324,7 +324,7 @@ async def test_a_redis_that_answers_and_refuses_ends_no_worker(
 
 async def test_two_installations_on_one_redis_do_not_take_each_others_messages(redis_url: str) -> None:
     ours, theirs = Notifier(redis_url, "production"), Notifier(redis_url, "staging")
-    assert await ours.ring(["shard_a"]) and await theirs.ring(["shard_b", "shard_c"])
+    assert await ours.notify(["shard_a"]) and await theirs.notify(["shard_b", "shard_c"])
     with redis.Redis.from_url(redis_url) as client:
         assert client.llen("production:production.bulk") == 1
         assert client.llen("staging:staging.bulk") == 2

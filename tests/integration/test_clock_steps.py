@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
@@ -62,8 +62,8 @@ async def clocks(database_url: str, tmp_path: Path) -> AsyncIterator[Time]:
         await store.close()
 
 
-def lines(count: int) -> Lines:
-    lines = Lines()
+def lines(count: int) -> ParsedRecords:
+    lines = ParsedRecords()
     for index in range(count):
         lines.add(text_of("text", index))
     return lines
@@ -89,7 +89,7 @@ async def test_a_step_is_seen_once(clocks: Time, seconds: float) -> None:
 @pytest.mark.parametrize("seconds", [600.0, 90_000.0])
 async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, seconds: float) -> None:
     store = clocks.store
-    await worker_heartbeats.beat(store.runtime.database, "w", slots=1)
+    await worker_heartbeats.heartbeat(store.runtime.database, "w", slots=1)
     [held] = await store.claim_all(await store.submit())
     reservation = await job_intake.reserve(store.runtime, "p", "key")
     assert isinstance(reservation, job_intake.Reservation)
@@ -99,7 +99,7 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
         await clocks.set_by(seconds)
         for _ in range(2):
             await sweep(store.runtime)
-        assert await worker_heartbeats.alive(store.runtime.database, store.runtime.settings.worker_seen_s) == 1
+        assert await worker_heartbeats.count_alive(store.runtime.database, store.runtime.settings.worker_seen_s) == 1
         assert (await store.shards(held.job_id))[0].state == ShardState.RUNNING
         assert await claims.heartbeat(store.runtime, held)
         await intake.finish(b"fingerprint")
@@ -134,7 +134,7 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     await store.set_shard(third, state=ShardState.ANNOUNCED, announced_at=db_now())
     await claims.release(store.runtime, waiting, delay_s=1.0, counts_as_attempt=True, reason="", waiting_on="provider")
     await store.set_job(job_id, not_before=db_now() + 10)
-    await worker_heartbeats.beat(store.runtime.database, "w", slots=1)
+    await worker_heartbeats.heartbeat(store.runtime.database, "w", slots=1)
     key = await job_intake.reserve(store.runtime, "p", "key")
     store.notifier.published.clear()
     await clocks.set_by(seconds)

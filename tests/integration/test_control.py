@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.execution.worker import run_shard
@@ -65,8 +65,8 @@ async def work(store: Store, holders: Sequence[ClaimedShard], *, good: Sequence[
         await record(store.runtime, held, [*parts, *refused(held, [each for each in waiting if each not in good])])
 
 
-def lines_of(texts: Iterable[str]) -> Lines:
-    lines = Lines()
+def lines_of(texts: Iterable[str]) -> ParsedRecords:
+    lines = ParsedRecords()
     for text in texts:
         lines.add(text)
     return lines

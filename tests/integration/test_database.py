@@ -112,13 +112,13 @@ async def test_only_one_transaction_does_a_duty(store: Store) -> None:
     other = store.another()
     database = store.runtime.database
     async with database.write() as connection:
-        assert await database.alone(connection, 1)
+        assert await database.try_advisory_lock(connection, 1)
         if not database.is_sqlite:  # there the write itself is exclusive
             async with other.runtime.database.write() as second:
-                assert not await database.alone(second, 1)
-                assert await database.alone(second, 2)
+                assert not await database.try_advisory_lock(second, 1)
+                assert await database.try_advisory_lock(second, 2)
     async with other.runtime.database.write() as second:
-        assert await database.alone(second, 1)
+        assert await database.try_advisory_lock(second, 1)
     await other.close()
 
 
@@ -187,13 +187,13 @@ async def test_a_long_log_is_shortened_unless_somebody_reads_in_it(store: Store)
     log = store.runtime.settings.data_dir / "embedmill.db-wal"
     async with database.write() as connection:
         await connection.execute(insert(WorkerProcess).values(worker("one")))
-    await database.trim_log()
+    await database.checkpoint_wal()
     assert not database.is_sqlite or log.stat().st_size > 0  # it is not long
     other = store.another()
     async with other.runtime.database.write() as reader:
         await reader.execute(select(WorkerProcess.id))
-        await database.trim_log(longer_than=1)  # another time
-    await database.trim_log(longer_than=1)
+        await database.checkpoint_wal(longer_than=1)  # another time
+    await database.checkpoint_wal(longer_than=1)
     assert not database.is_sqlite or log.stat().st_size == 0
     assert await workers(database) == 1
     await other.close()

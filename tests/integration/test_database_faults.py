@@ -171,7 +171,7 @@ async def test_the_api_answers_503_is_not_ready_and_keeps_every_ledger_row(
     headers = {"authorization": f"Bearer {key}"}
     sync = {"model": MODEL, "input": [text_of("sync", 1)]}
     async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=headers) as client:
-        await worker_heartbeats.beat(runtime.database, "w", 1)
+        await worker_heartbeats.heartbeat(runtime.database, "w", 1)
         assert (await client.get("/readyz")).json()["database"] == "ok"
         assert (await client.post("/v1/embeddings", json=sync)).status_code == 200
         fault.begin()
@@ -228,8 +228,8 @@ async def test_rows_that_a_dead_process_left_on_the_disk_are_written_once(
 async def test_heartbeats_go_on_after_any_refusal(owned_url: str, fault: Fault, tmp_path: Path) -> None:
     store = Store.open(owned_url, tmp_path)
     database = store.runtime.database
-    beating = asyncio.create_task(worker_heartbeats.keep_beating(database, "w", 1, every_s=0.05))
-    await until(lambda: worker_heartbeats.alive(database, 5.0), "a heartbeat")
+    beating = asyncio.create_task(worker_heartbeats.heartbeat_loop(database, "w", 1, every_s=0.05))
+    await until(lambda: worker_heartbeats.count_alive(database, 5.0), "a heartbeat")
     fault.begin()
 
     async def refused() -> bool:
@@ -238,8 +238,8 @@ async def test_heartbeats_go_on_after_any_refusal(owned_url: str, fault: Fault, 
     await until(refused, "a refusal")
     fault.end()
     await until(lambda: writes(store), "the database")
-    await worker_heartbeats.leave(database, "w")
-    await until(lambda: worker_heartbeats.alive(database, 5.0), "a heartbeat after the fault")
+    await worker_heartbeats.deregister(database, "w")
+    await until(lambda: worker_heartbeats.count_alive(database, 5.0), "a heartbeat after the fault")
     assert not beating.done()
     beating.cancel()
     await store.close()
@@ -353,7 +353,7 @@ async def test_the_first_request_after_a_restart_of_the_server_is_served(
         await until(all_ended, "the end of all sessions")
         async with asyncio.timeout(5):
             await asyncio.gather(*(store.count(UsageRecord) for _ in range(4)))
-            await worker_heartbeats.beat(store.runtime.database, "w", 1)
+            await worker_heartbeats.heartbeat(store.runtime.database, "w", 1)
     await store.close()
 
 
@@ -368,7 +368,7 @@ async def test_replay_waits_for_a_table_and_sets_nothing_aside(
     held = await store.claim(await only(store, job_id := await store.submit(10)))
     file = store.runtime.spool.write(held.shard_id, encode_spool(held, landed(held, route=store.routes[0]), "use_1"))
     assert file is not None
-    file.let_go()
+    file.unlock()
     await on_server(root, "ALTER TABLE vectors RENAME COLUMN data TO data_away")
     with pytest.raises(StorageBlocked):
         await replay(store.runtime)

@@ -53,7 +53,7 @@ async def test_only_a_window_is_rung_and_it_moves_as_shards_are_claimed(store: S
 async def test_the_window_grows_with_the_workers_alive(quiet: Store) -> None:
     job_id = await quiet.submit(200)
     for number in range(4):
-        await worker_heartbeats.beat(quiet.runtime.database, f"w{number}", slots=2)
+        await worker_heartbeats.heartbeat(quiet.runtime.database, f"w{number}", slots=2)
     quiet.notifier.works = True
     await dispatch(quiet.runtime)
     assert len(quiet.notifier.published) == await count_announced(quiet) == 8 * ANNOUNCED_PER_SLOT
@@ -93,7 +93,7 @@ async def test_projects_take_turns_however_many_jobs_each_has(quiet: Store) -> N
 async def test_two_dispatchers_at_once_ring_nothing_twice(quiet: Store) -> None:
     other = quiet.another()
     await quiet.submit(200)
-    await worker_heartbeats.beat(quiet.runtime.database, "w", slots=6)
+    await worker_heartbeats.heartbeat(quiet.runtime.database, "w", slots=6)
     quiet.notifier.works = True
     await asyncio.gather(*(dispatch(each.runtime) for _ in range(3) for each in (quiet, other)))
     both = quiet.notifier.published + other.notifier.published

@@ -24,7 +24,7 @@ from engine.config.settings import Settings
 from engine.limiter.bucket import AcquireRequest, CallResult, CallSignal, Verdict
 from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.lua import keys_of
-from engine.limiter.quota import UNLIMITED, of_tokens
+from engine.limiter.quota import UNLIMITED, token_bucket
 from engine.limiter.redis_store import RedisStore
 from engine.routing.outage_causes import cause_of
 from engine.storage.database import migrate
@@ -86,12 +86,12 @@ def test_a_quota_that_the_provider_does_not_give_is_named(tmp_path: Path, redis_
     assert quotas(settings, aliases).status == "ok"
 
     async def refuse() -> None:
-        desk = BucketCoordinator(
-            shared := RedisStore(redis_url, "doctor-quotas:"), "small|f", most_under_way=8, slot_s=60.0
+        coordinator = BucketCoordinator(
+            shared := RedisStore(redis_url, "doctor-quotas:"), "small|f", max_concurrency=8, slot_ttl_s=60.0
         )
-        desk.keep_to(of_tokens(1_000_000), UNLIMITED)
-        assert (await desk.ask(AcquireRequest("a", True, 400_000.0, 60.0))).verdict is Verdict.GO
-        await desk.end(CallResult("a", CallSignal.LIMITED, accepted=400_000.0, gate_s=0.0))
+        coordinator.set_limits(token_bucket(1_000_000), UNLIMITED)
+        assert (await coordinator.acquire(AcquireRequest("a", True, 400_000.0, 60.0))).verdict is Verdict.ALLOW
+        await coordinator.settle(CallResult("a", CallSignal.RATE_LIMITED, accepted_tokens=400_000.0, cooldown_s=0.0))
         await shared.close()
 
     asyncio.run(refuse())

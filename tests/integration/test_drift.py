@@ -112,14 +112,14 @@ async def place(store: Store, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 async def looked(process: Store, *, until_asked: int, place: Place) -> None:
     async def asked() -> bool:
-        await process.runtime.drift_monitor.look()
+        await process.runtime.drift_monitor.refresh()
         return place.upstream.asked >= until_asked
 
     await wait_until_async(asked, 10.0, what="the drift check")
 
 
 async def quarantined(process: Store) -> bool:
-    await process.runtime.drift_monitor.look()
+    await process.runtime.drift_monitor.refresh()
     return bool(process.runtime.router.quarantined)
 
 
@@ -127,9 +127,9 @@ async def hosts(process: Store) -> list[str]:
     """Which upstreams an embedding goes to now."""
     runtime = process.runtime
     alias = runtime.alias(MODEL)
-    flight = EmbedRun(runtime.upstream, runtime.router, alias, BULK, 2.0**62, OutcomeCollector(1, WIDTH))
-    await embed(flight, pack(["x"], [0], limits_of(alias.routes), WIDTH, Options()), concurrency=1)
-    return [call.provider for call in flight.calls]
+    new_run = EmbedRun(runtime.upstream, runtime.router, alias, BULK, 2.0**62, OutcomeCollector(1, WIDTH))
+    await embed(new_run, pack(["x"], [0], limits_of(alias.routes), WIDTH, Options()), concurrency=1)
+    return [call.provider for call in new_run.calls]
 
 
 async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place: Place) -> None:
@@ -144,7 +144,7 @@ async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place:
     await wait_until_async(lambda: quarantined(second), 10.0, what="the quarantine")
     await wait_until_async(lambda: quarantined(first), 10.0, what="the quarantine in the other process")
     third = place.process()
-    await third.runtime.drift_monitor.look()  # one look, before its first call, is enough
+    await third.runtime.drift_monitor.refresh()  # one look, before its first call, is enough
     assert third.runtime.router.quarantined == {("one", "m", "s")}
 
     [shard_id] = await first.shard_ids(job_id)
@@ -161,7 +161,7 @@ async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place:
         assert job["status"] == "completed" and await hosts(third) == ["two"]
 
     assert [row.account for row in await drift.quarantined(first.runtime.database)] == ["one"]
-    assert await drift.release(first.runtime.database, "one") == 1
+    assert await drift.unquarantine(first.runtime.database, "one") == 1
 
     async def released() -> bool:
         return not await quarantined(third)
@@ -179,5 +179,5 @@ async def test_an_answer_that_is_wrong_once_is_no_other_model(place: Place) -> N
 
 
 async def test_without_a_probe_nothing_is_asked_or_read(store: Store) -> None:
-    await store.runtime.drift_monitor.look()
+    await store.runtime.drift_monitor.refresh()
     assert await store.count(DriftCheck) == 0

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.maintenance.sweep import sweep
@@ -26,7 +26,7 @@ from tests.integration.test_run import scripted
 
 
 async def submitted(store: Store, inputs: Sequence[Input]) -> str:
-    lines = Lines()
+    lines = ParsedRecords()
     for item in inputs:
         lines.add(item)
     async with store.receiving() as intake:

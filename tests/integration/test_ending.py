@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
@@ -32,8 +32,8 @@ async def rows_of(store: Store, job_id: str) -> dict[str, int]:
     return counts
 
 
-def some_lines(count: int) -> Lines:
-    lines = Lines()
+def some_lines(count: int) -> ParsedRecords:
+    lines = ParsedRecords()
     for index in range(count):
         lines.add(text_of("text", index))
     return lines

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.control import termination
 from engine.jobs.execution.lease_keeper import ShardStopped
 from engine.jobs.execution.message_handler import handle_message
@@ -41,7 +41,7 @@ async def submitted(store: Store, inputs: Sequence[Input]) -> str:
     """Uploaded piece by piece: the first shards run while the last lines arrive."""
     async with store.receiving() as intake:
         for low in range(0, len(inputs), 500):
-            lines = Lines()
+            lines = ParsedRecords()
             for item in inputs[low : low + 500]:
                 lines.add(item)
             await intake.add(lines)
@@ -55,13 +55,13 @@ async def working(store: Store) -> AsyncIterator[None]:
     stores = [store.another() for _ in range(WORKERS)]
     queue: asyncio.Queue[str] = asyncio.Queue()
 
-    async def ring(shard_ids: Sequence[str]) -> bool:
+    async def notify(shard_ids: Sequence[str]) -> bool:
         for shard_id in shard_ids:
             queue.put_nowait(shard_id)
         return True
 
     for each in (store, *stores):
-        each.notifier.ring = ring  # type: ignore[method-assign]
+        each.notifier.notify = notify  # type: ignore[method-assign]
 
     async def work(each: Store, name: str) -> None:
         while True:

@@ -101,10 +101,10 @@ async def sync_call(store: Store, text: str) -> float:
     """How long a call takes whose caller waits beside the jobs of its process."""
     runtime, began = store.runtime, time.monotonic()
     alias = runtime.alias(stores.MODEL)
-    flight = EmbedRun(
+    new_run = EmbedRun(
         runtime.upstream, runtime.router, alias, INTERACTIVE, time.monotonic() + 30.0, OutcomeCollector(1, stores.WIDTH)
     )
-    await embed(flight, pack([text], [0], Limits(), stores.WIDTH, Options()), concurrency=1)
+    await embed(new_run, pack([text], [0], Limits(), stores.WIDTH, Options()), concurrency=1)
     return time.monotonic() - began
 
 

@@ -32,28 +32,28 @@ async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
     await client.aclose()
 
 
-def desk_of(shared: RedisStore, *, requests: int | None = None) -> BucketCoordinator:
-    desk = BucketCoordinator(shared, NAME, most_under_way=8, slot_s=60.0)
-    desk.keep_to(quota.of_tokens(QUOTA), quota.of_requests(requests))
-    return desk
+def coordinator_of(shared: RedisStore, *, requests: int | None = None) -> BucketCoordinator:
+    coordinator = BucketCoordinator(shared, NAME, max_concurrency=8, slot_ttl_s=60.0)
+    coordinator.set_limits(quota.token_bucket(QUOTA), quota.request_bucket(requests))
+    return coordinator
 
 
-async def refuse(desk: BucketCoordinator, *, after_tokens: float, kind: str = "") -> None:
+async def refuse(coordinator: BucketCoordinator, *, after_tokens: float, kind: str = "") -> None:
     """One call of so many tokens is accepted, and the next refused."""
-    assert (await desk.ask(AcquireRequest("good", True, after_tokens, 90.0))).verdict is Verdict.GO
-    await desk.end(CallResult("good", CallSignal.WELL, accepted=after_tokens))
-    await desk.end(CallResult("refused", CallSignal.LIMITED, gate_s=0.0, kind=kind))
+    assert (await coordinator.acquire(AcquireRequest("good", True, after_tokens, 90.0))).verdict is Verdict.ALLOW
+    await coordinator.settle(CallResult("good", CallSignal.SUCCESS, accepted_tokens=after_tokens))
+    await coordinator.settle(CallResult("refused", CallSignal.RATE_LIMITED, cooldown_s=0.0, quota_kind=kind))
 
 
 async def test_what_one_process_learns_all_keep_to(client: redis.asyncio.Redis, redis_url: str) -> None:
     processes = [RedisStore(redis_url) for _ in range(2)]
-    worker, api = (desk_of(shared) for shared in processes)
+    worker, api = (coordinator_of(shared) for shared in processes)
     await refuse(worker, after_tokens=QUOTA / 2)
     assert worker.shares == pytest.approx((0.5, 1.0), abs=0.01) and api.shares == (1.0, 1.0)
-    answer = await api.ask(AcquireRequest("sync", True, 1.0, 0.0))
+    answer = await api.acquire(AcquireRequest("sync", True, 1.0, 0.0))
     assert api.shares == pytest.approx((0.5, 1.0), abs=0.01)
     # What the first call left to be paid for drains at half the rate.
-    assert answer.wait_s >= 0.9 * (QUOTA / 2) / (quota.of_tokens(QUOTA).rate / 2) - 2
+    assert answer.wait_s >= 0.9 * (QUOTA / 2) / (quota.token_bucket(QUOTA).rate / 2) - 2
     for shared in processes:
         await shared.close()
 
@@ -61,22 +61,24 @@ async def test_what_one_process_learns_all_keep_to(client: redis.asyncio.Redis, 
 async def test_it_outlives_redis_and_the_loss_of_its_data(client: redis.asyncio.Redis, redis_url: str) -> None:
     async with Relay.to(redis_url) as relay:
         shared = RedisStore(relay.url)
-        desk = desk_of(shared, requests=600)
-        await refuse(desk, after_tokens=QUOTA * 0.4, kind="tokens")
-        assert desk.shares == pytest.approx((0.4, 1.0), abs=0.01)
+        coordinator = coordinator_of(shared, requests=600)
+        await refuse(coordinator, after_tokens=QUOTA * 0.4, kind="tokens")
+        assert coordinator.shares == pytest.approx((0.4, 1.0), abs=0.01)
         relay.open = False
         relay.cut()
-        await desk.ask(AcquireRequest("alone", True, 1.0, 0.0))
-        assert desk._alone and desk._own.shares(asyncio.get_running_loop().time())[0] == pytest.approx(0.4, abs=0.01)
+        await coordinator.acquire(AcquireRequest("alone", True, 1.0, 0.0))
+        assert coordinator._is_local and coordinator._local.shares(asyncio.get_running_loop().time())[
+            0
+        ] == pytest.approx(0.4, abs=0.01)
         await client.delete(*lua.keys_of(NAME))
         relay.open = True
         async with asyncio.timeout(5):
-            while desk._alone:
+            while coordinator._is_local:
                 await asyncio.sleep(0.05)
-                await desk.ask(AcquireRequest("back", True, 1.0, 0.0))
-        assert desk.shares == pytest.approx((0.4, 1.0), abs=0.01)
-        other = desk_of(shared, requests=600)
-        await other.ask(AcquireRequest("other", True, 1.0, 0.0))
+                await coordinator.acquire(AcquireRequest("back", True, 1.0, 0.0))
+        assert coordinator.shares == pytest.approx((0.4, 1.0), abs=0.01)
+        other = coordinator_of(shared, requests=600)
+        await other.acquire(AcquireRequest("other", True, 1.0, 0.0))
         assert other.shares == pytest.approx((0.4, 1.0), abs=0.01)
         await shared.close()
 
@@ -86,20 +88,22 @@ async def test_a_process_that_is_alone_learns_too_and_tells_the_others(
 ) -> None:
     async with Relay.to(redis_url) as relay:
         shared = RedisStore(relay.url)
-        desk = desk_of(shared)
-        await desk.ask(AcquireRequest("first", True, 1.0, 0.0))
+        coordinator = coordinator_of(shared)
+        await coordinator.acquire(AcquireRequest("first", True, 1.0, 0.0))
         relay.open = False
         relay.cut()
-        await desk.ask(AcquireRequest("alone", True, 1.0, 90.0))
+        await coordinator.acquire(AcquireRequest("alone", True, 1.0, 90.0))
         for number in range(3):
-            await desk.end(CallResult(f"refused-{number}", CallSignal.LIMITED, gate_s=0.0))
-        assert desk._alone and desk.shares[0] == pytest.approx(0.98, abs=0.01)  # the last minute was taken as busy
+            await coordinator.settle(CallResult(f"refused-{number}", CallSignal.RATE_LIMITED, cooldown_s=0.0))
+        assert coordinator._is_local and coordinator.shares[0] == pytest.approx(
+            0.98, abs=0.01
+        )  # the last minute was taken as busy
         relay.open = True
         async with asyncio.timeout(5):
-            while desk._alone:
+            while coordinator._is_local:
                 await asyncio.sleep(0.05)
-                await desk.ask(AcquireRequest("back", True, 1.0, 0.0))
-        await desk.ask(AcquireRequest("told", True, 1.0, 0.0))
+                await coordinator.acquire(AcquireRequest("back", True, 1.0, 0.0))
+        await coordinator.acquire(AcquireRequest("told", True, 1.0, 0.0))
         assert "1=0.97" in str(await client.hget(lua.keys_of(NAME)[0], "learned"))
         await shared.close()
 
@@ -108,11 +112,11 @@ async def test_calls_of_bulk_and_the_metric_follow(client: redis.asyncio.Redis, 
     route = paced_route()
     wire = fakes.FakeWire(up=refusing({"retry-after-ms": "100"}, refused=1))
     upstream = opened(redis_url, wire, route)
-    assert upstream.learned_tokens_per_call([route]) is None
+    assert upstream.max_learned_call_tokens([route]) is None
     with pytest.raises(UpstreamRateLimited):
         await call(upstream, route)
     await call(upstream, route)
-    assert upstream.learned_tokens_per_call([route]) == QUOTA * quota.BULK_CALL / 4
+    assert upstream.max_learned_call_tokens([route]) == QUOTA * quota.BULK_CALL / 4
     labels = {"provider": route.provider, "model": route.upstream_model, "quota": "tokens"}
     assert REGISTRY.get_sample_value("embedmill_quota_share", labels) == 0.25
     await upstream.close()
@@ -125,8 +129,8 @@ async def test_a_lower_limit_in_headers_counts_at_once(client: redis.asyncio.Red
     wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
     upstream = opened(redis_url, wire, route)
     await call(upstream, route)
-    assert upstream._lines.of(route)._desk._shapes[0].per_minute == QUOTA // 2
-    assert upstream.learned_tokens_per_call([route]) == QUOTA // 2 * quota.BULK_CALL
+    assert upstream._limiters.for_route(route)._coordinator._params[0].per_minute == QUOTA // 2
+    assert upstream.max_learned_call_tokens([route]) == QUOTA // 2 * quota.BULK_CALL
     await upstream.close()
 
 
@@ -135,9 +139,9 @@ async def test_a_refusal_that_names_no_time_is_waited_out_within_the_patience(
 ) -> None:
     route = paced_route()
     wire = fakes.FakeWire(up=refusing({}, refused=1))
-    flying = fakes.flight(wire, fakes.alias(route), 1, lane="interactive")
-    flying.upstream = Upstream(wire, [route.account], max_reply_bytes=1 << 20, redis_url=redis_url)
+    embed_run = fakes.new_run(wire, fakes.alias(route), 1, lane="interactive")
+    embed_run.upstream = Upstream(wire, [route.account], max_reply_bytes=1 << 20, redis_url=redis_url)
     began = time.monotonic()
-    await fakes.fly(flying, ["a"])
+    await fakes.embed_texts(embed_run, ["a"])
     assert 1.0 <= time.monotonic() - began < 3.0
-    await flying.upstream.close()
+    await embed_run.upstream.close()

@@ -30,7 +30,7 @@ async def other(store: Store) -> AsyncIterator[Store]:
 def left_by_a_dead_worker(folder: Path, job_id: str, count: int) -> None:
     log = CallJournal(folder)
     for number in range(count):
-        log.depart(
+        log.begin(
             InFlightCall(f"call_{os.urandom(4).hex()}", "p", job_id, "shard", 1, "one", "m", 10 + number, time.time())
         )
     log.close()

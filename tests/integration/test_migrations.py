@@ -15,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, inspect, text
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.execution.worker import run_shard
 from engine.storage.database import Database, migrate, schema_revision
 from models.base import Base, new_id
@@ -111,7 +111,7 @@ async def test_a_revision_by_name_is_gone_to_whichever_way_it_lies(empty_url: st
 async def test_going_down_is_refused_while_a_job_needs_what_would_be_lost(store: Store, kind: str, target: str) -> None:
     """Down and up again, its duplicates would be open for ever, and its ceiling forgotten."""
     url = store.runtime.settings.sqlalchemy_url
-    lines = Lines()
+    lines = ParsedRecords()
     for _ in range(3):
         lines.add("the same" if kind == "duplicates" else new_id("text"))
     async with store.receiving() as intake:

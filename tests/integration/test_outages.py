@@ -84,7 +84,7 @@ class Bench:
         self.database = FailingDatabase(runtime.database.url)
         self._real, runtime.database = runtime.database, self.database
         accounts = [route.account for route in store.routes]
-        self.upstream = WatchedUpstream(runtime.upstream._wire, accounts, max_reply_bytes=1 << 20)
+        self.upstream = WatchedUpstream(runtime.upstream._transport, accounts, max_reply_bytes=1 << 20)
         runtime.upstream = self.upstream
 
     async def close(self) -> None:
@@ -160,7 +160,7 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
     for body in (whole[:-9], b"not ours", whole, whole):
         file = spool.write(held.shard_id, body)
         assert file is not None
-        file.let_go()
+        file.unlock()
     assert await replay(store.runtime) == 4
     left = list((store.runtime.settings.data_dir / "spool").iterdir())
     assert [path.suffix for path in left] == [".bad", ".bad"]

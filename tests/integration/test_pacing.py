@@ -21,9 +21,9 @@ from engine.limiter import lua, quota
 from engine.limiter.bucket import AcquireRequest, BucketState, CallResult, CallSignal, Verdict
 from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.redis_store import RedisStore
-from engine.observability.telemetry import PACED_ALONE
+from engine.observability.telemetry import LOCAL_FALLBACKS
 from engine.planning import packing
-from engine.upstream.call import Upstream
+from engine.upstream.call import CallContext, Upstream
 from models.embedding import Batch, Call, Options, Route
 from models.errors import DeadlineExceeded, UpstreamRateLimited
 from providers.base import UpstreamReply, UpstreamRequest
@@ -98,59 +98,61 @@ async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
     await client.aclose()
 
 
-def shares_in(told: Sequence[str]) -> tuple[float, ...]:
-    return tuple(map(float, told)) or (1.0, 1.0)
+def shares_in(reply: Sequence[str]) -> tuple[float, ...]:
+    return tuple(map(float, reply)) or (1.0, 1.0)
 
 
 @pytest.mark.parametrize("seed", range(4))
 async def test_redis_says_what_the_book_says(client: redis.asyncio.Redis, seed: int) -> None:
     """The same asks and ends, at the same instants, by the rules in Lua and by those in Python."""
     rng = random.Random(seed)
-    shapes = (quota.of_tokens(rng.choice([None, 60_000])), quota.of_requests(rng.choice([None, 30])))
-    book = BucketState(6, 20.0, *shapes, at=START)
+    params = (quota.token_bucket(rng.choice([None, 60_000])), quota.request_bucket(rng.choice([None, 30])))
+    bucket = BucketState(6, 20.0, *params, updated_at=START)
     keys = lua.keys_of(f"parity|{seed}")
-    ask_script, end_script = client.register_script(lua.ASK), client.register_script(lua.END)
+    ask_script, end_script = client.register_script(lua.ACQUIRE), client.register_script(lua.SETTLE)
     now, lowest = START, 1.0
     under_way: list[str] = []
     for turn in range(180):  # in less time than a share takes to rise
         now += rng.choice([0.0, 0.011, 0.303, 2.007])
         if under_way and rng.random() < 0.45:
             slot = under_way.pop(rng.randrange(len(under_way)))
-            lesson = rng.choice([*CallSignal, CallSignal.WELL, CallSignal.WELL, CallSignal.WELL])
-            gate_s = rng.choice([None, 0.001, 0.05, 0.5, 3.0])
+            signal = rng.choice([*CallSignal, CallSignal.SUCCESS, CallSignal.SUCCESS, CallSignal.SUCCESS])
+            cooldown_s = rng.choice([None, 0.001, 0.05, 0.5, 3.0])
             change = rng.choice([0.0, -400.0, 200.0])
-            end = CallResult(slot, lesson, change, rng.choice([0.0, -1.0]), gate_s, rng.random())
-            end = replace(end, kind=rng.choice(["", "tokens", "requests"]), brake=rng.random() < 0.05)
-            if lesson not in (CallSignal.LIMITED, CallSignal.NOTHING):
-                end = replace(end, accepted=rng.choice([100.0, 900.0, 5000.0]))
-            book.end(end, now)
-            said = await end_script(keys[:2], lua.end_arguments(end, most_under_way=6, shapes=shapes, now=now))
-            assert float(said[0]) == pytest.approx(max(0.0, book.gate_until - now), abs=1e-4)
-            assert float(said[1]) == pytest.approx(book.places, abs=1e-3)
-            assert shares_in(said[2:]) == pytest.approx(book.shares(now), abs=1e-4)
-            lowest = min(lowest, *shares_in(said[2:]))
+            end = CallResult(slot, signal, change, rng.choice([0.0, -1.0]), cooldown_s, rng.random())
+            end = replace(
+                end, quota_kind=rng.choice(["", "tokens", "requests"]), is_quota_nearly_spent=rng.random() < 0.05
+            )
+            if signal not in (CallSignal.RATE_LIMITED, CallSignal.NONE):
+                end = replace(end, accepted_tokens=rng.choice([100.0, 900.0, 5000.0]))
+            bucket.settle(end, now)
+            reply = await end_script(keys[:2], lua.settle_arguments(end, max_concurrency=6, params=params, now=now))
+            assert float(reply[0]) == pytest.approx(max(0.0, bucket.cooldown_until - now), abs=1e-4)
+            assert float(reply[1]) == pytest.approx(bucket.concurrency_limit, abs=1e-3)
+            assert shares_in(reply[2:]) == pytest.approx(bucket.shares(now), abs=1e-4)
+            lowest = min(lowest, *shares_in(reply[2:]))
             continue
         size = rng.choice([100.0, 900.0, 5000.0])
         ask = AcquireRequest(f"s{turn}", rng.random() < 0.5, size, rng.choice([0.0, 1.0, 20.0]), rng.random() < 0.1)
-        wanted = book.ask(ask, now)
-        arguments = lua.ask_arguments(ask, most_under_way=6, slot_s=20.0, shapes=shapes, now=now)
-        verdict, wait, _, tokens, requests, places, *shares = await ask_script(keys, arguments)
-        assert verdict == wanted.verdict.value and float(wait) == pytest.approx(wanted.wait_s, abs=1e-3, rel=1e-3)
-        assert float(tokens) == pytest.approx(book.token_debt, abs=0.1, rel=1e-3)
-        assert float(requests) == pytest.approx(book.request_debt, abs=0.001, rel=1e-3)
-        assert float(places) == pytest.approx(book.places, abs=1e-3)
-        assert shares_in(shares) == pytest.approx(book.shares(now), abs=1e-4)
-        if wanted.verdict is Verdict.GO:
+        expected = bucket.acquire(ask, now)
+        arguments = lua.acquire_arguments(ask, max_concurrency=6, slot_ttl_s=20.0, params=params, now=now)
+        verdict, wait, _, tokens, requests, concurrency_limit, *shares = await ask_script(keys, arguments)
+        assert verdict == expected.verdict.value and float(wait) == pytest.approx(expected.wait_s, abs=1e-3, rel=1e-3)
+        assert float(tokens) == pytest.approx(bucket.token_debt, abs=0.1, rel=1e-3)
+        assert float(requests) == pytest.approx(bucket.request_debt, abs=0.001, rel=1e-3)
+        assert float(concurrency_limit) == pytest.approx(bucket.concurrency_limit, abs=1e-3)
+        assert shares_in(shares) == pytest.approx(bucket.shares(now), abs=1e-4)
+        if expected.verdict is Verdict.ALLOW:
             under_way.append(ask.slot)
     assert await client.ttl(keys[0]) > 0
-    assert (lowest < 0.9) == any(shape.rate for shape in shapes)
+    assert (lowest < 0.9) == any(params.rate for params in params)
     for pause_s in (100.0, 50.0, 400.0, 2000.0):
         now += pause_s
-        wanted = book.ask(last := AcquireRequest(f"p{pause_s}", True, 1.0, 0.0), now)
-        arguments = lua.ask_arguments(last, most_under_way=6, slot_s=20.0, shapes=shapes, now=now)
-        said = await ask_script(keys, arguments)
-        assert shares_in(said[6:]) == pytest.approx(book.shares(now), abs=1e-4)
-    assert said[0] == wanted.verdict.value and book.shares(now) == (1.0, 1.0)
+        expected = bucket.acquire(last := AcquireRequest(f"p{pause_s}", True, 1.0, 0.0), now)
+        arguments = lua.acquire_arguments(last, max_concurrency=6, slot_ttl_s=20.0, params=params, now=now)
+        reply = await ask_script(keys, arguments)
+        assert shares_in(reply[6:]) == pytest.approx(bucket.shares(now), abs=1e-4)
+    assert reply[0] == expected.verdict.value and bucket.shares(now) == (1.0, 1.0)
 
 
 TOKENS_PER_S = 2000
@@ -174,17 +176,18 @@ async def call(
     text = "x" * (tokens * 4)  # as many tokens as the fake counts
     batch = Batch([text], [0], tokens, fakes.WIDTH, Options())
     calls: list[Call] = []
-    await upstream.embed(batch, route, deadline=time.monotonic() + seconds, calls=calls, interactive=interactive)
+    context = CallContext(time.monotonic() + seconds, calls, interactive=interactive)
+    await upstream.embed(batch, route, context)
     return calls
 
 
-async def heard(upstream: Upstream, route: Route) -> None:
+async def await_recent_429s(upstream: Upstream, route: Route) -> None:
     """The news of the other processes has come."""
     async with asyncio.timeout(10):
-        while not upstream._lines.of(route).paced:
-            upstream._lines.get_news()
-            assert upstream._lines._getting is not None
-            await upstream._lines._getting
+        while not upstream._limiters.for_route(route).is_paced:
+            upstream._limiters.refresh_recent_429s()
+            assert upstream._limiters._refreshing is not None
+            await upstream._limiters._refreshing
 
 
 def refusing(headers: dict[str, str], refused: int) -> Callable[[UpstreamRequest], UpstreamReply]:
@@ -208,14 +211,14 @@ async def test_a_429_closes_the_gate_for_all_processes_and_one_probe_opens_it(
     route = paced_route(tokens_per_minute=tokens_per_minute)
     first, *others = (opened(redis_url, wire, route) for _ in range(4))
     for other in others:
-        other._lines.of(route)  # every process has made calls before, and so hears the news
+        other._limiters.for_route(route)  # every process has made calls before, and so hears the news
     loop = asyncio.get_running_loop()
     with pytest.raises(UpstreamRateLimited):
         await call(first, route)
     closed_at = loop.time()
     if tokens_per_minute is None:  # who has no quota asks nobody: the news comes within a second
         for other in (first, *others):
-            await heard(other, route)
+            await await_recent_429s(other, route)
     await asyncio.gather(*(call(other, route) for other in (first, *others) for _ in range(5)))
     early = [at for at in wire.sent_at if closed_at < at < closed_at + 0.89]
     assert early == [] and len(wire.sent) == 21
@@ -267,7 +270,7 @@ async def test_limits_are_learned_from_headers(client: redis.asyncio.Redis, redi
     wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
     upstream = opened(redis_url, wire, route)
     await call(upstream, route, tokens=8000)  # nothing is known yet
-    assert upstream.learned_tokens_per_call([route]) == QUOTA * quota.BULK_CALL
+    assert upstream.max_learned_call_tokens([route]) == QUOTA * quota.BULK_CALL
     with pytest.raises(UpstreamRateLimited):
         await call(upstream, route, tokens=8000, seconds=1.0)
     await upstream.close()
@@ -279,16 +282,16 @@ async def test_calls_of_bulk_shrink_with_a_quota_that_was_learned(redis_url: str
     wire = fakes.FakeWire(up=fakes.fake())
     wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
     texts = [f"text {n} " + "word " * 100 for n in range(32)]
-    flying = replace(fakes.flight(wire, fakes.alias(route), len(texts)), upstream=opened(redis_url, wire, route))
+    embed_run = replace(fakes.new_run(wire, fakes.alias(route), len(texts)), upstream=opened(redis_url, wire, route))
     limits = replace(route.limits, inputs_per_call=28)
-    [most, rest] = packing.pack(texts, range(len(texts)), limits, fakes.WIDTH, Options())
-    assert most.tokens > QUOTA * quota.BULK_CALL  # it was packed before anything was known
-    first, second = packing.part(rest, 0, 2), packing.part(rest, 2, 4)
-    await embed(flying, [first, second, most], concurrency=1)
+    [max_concurrency, rest] = packing.pack(texts, range(len(texts)), limits, fakes.WIDTH, Options())
+    assert max_concurrency.tokens > QUOTA * quota.BULK_CALL  # it was packed before anything was known
+    first, second = packing.slice_batch(rest, 0, 2), packing.slice_batch(rest, 2, 4)
+    await embed(embed_run, [first, second, max_concurrency], concurrency=1)
     sizes = [len(orjson.loads(request.body)["input"]) for request in wire.sent]
     assert sizes[:2] == [2, 2] and len(sizes) > 3 and sum(sizes) == len(texts)
-    assert max(sizes) * most.tokens / len(most.inputs) <= QUOTA * quota.BULK_CALL
-    await flying.upstream.close()
+    assert max(sizes) * max_concurrency.tokens / len(max_concurrency.inputs) <= QUOTA * quota.BULK_CALL
+    await embed_run.upstream.close()
 
 
 async def test_a_worker_that_dies_gives_its_places_back(client: redis.asyncio.Redis, redis_url: str) -> None:
@@ -323,42 +326,44 @@ async def test_a_redis_that_is_away_leaves_each_process_its_share(
     """The connection goes through a relay that is closed and opened again."""
     async with Relay.to(redis_url) as relay:
         shared = RedisStore(relay.url)
-        desks = [BucketCoordinator(shared, f"away|{n}", most_under_way=8, slot_s=60.0) for n in range(2)]
-        desk, before = desks[0], value_of(PACED_ALONE)
-        desk.keep_to(quota.of_tokens(QUOTA), quota.UNLIMITED)
-        desk._processes = 4  # as Redis said last
-        desk.keep_to(quota.of_tokens(QUOTA), quota.UNLIMITED)
+        coordinators = [BucketCoordinator(shared, f"away|{n}", max_concurrency=8, slot_ttl_s=60.0) for n in range(2)]
+        coordinator, before = coordinators[0], value_of(LOCAL_FALLBACKS)
+        coordinator.set_limits(quota.token_bucket(QUOTA), quota.UNLIMITED)
+        coordinator._processes = 4  # as Redis said last
+        coordinator.set_limits(quota.token_bucket(QUOTA), quota.UNLIMITED)
         relay.open = False
         relay.cut()
-        asked = [await desk.ask(AcquireRequest(f"s{i}", True, 100.0, 0.0)) for i in range(40)]
-        granted = sum(answer.verdict is Verdict.GO for answer in asked)
-        assert granted <= 40 / 4 and value_of(PACED_ALONE) == before + 40
+        asked = [await coordinator.acquire(AcquireRequest(f"s{i}", True, 100.0, 0.0)) for i in range(40)]
+        granted = sum(answer.verdict is Verdict.ALLOW for answer in asked)
+        assert granted <= 40 / 4 and value_of(LOCAL_FALLBACKS) == before + 40
         # What drains in a second for one of four processes.
         async with asyncio.timeout(5):
             later = AcquireRequest("later", True, TOKENS_PER_S * 0.2 / 4, 0.0)
-            while (await desk.ask(later)).verdict is not Verdict.GO:  # noqa: ASYNC110
+            while (await coordinator.acquire(later)).verdict is not Verdict.ALLOW:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         relay.open = True
         async with asyncio.timeout(5):
-            while shared._away:
+            while shared._is_down:
                 await asyncio.sleep(0.05)
-                await desk.ask(AcquireRequest("again", True, 1.0, 0.0))
-        await desk.end(CallResult("later", CallSignal.WELL))
+                await coordinator.acquire(AcquireRequest("again", True, 1.0, 0.0))
+        await coordinator.settle(CallResult("later", CallSignal.SUCCESS))
         await shared.close()
-    told = [record.message for record in caplog.records if record.name == "embedmill.pacing"]
-    assert [("away" in each, "back" in each) for each in told] == [(True, False), (False, True)]
+    reply = [record.message for record in caplog.records if record.name == "embedmill.pacing"]
+    assert [("away" in each, "back" in each) for each in reply] == [(True, False), (False, True)]
 
 
 @pytest.mark.parametrize("processes", [1, 4])
 async def test_without_any_redis_each_process_keeps_to_its_part(processes: int) -> None:
     upstream = Upstream(fakes.FakeWire(), [], max_reply_bytes=1 << 20)
-    assert not upstream.quotas_are_shared
-    upstream.share_quotas_among(processes)
-    line = upstream._lines.of(paced_route("first"))
-    later = upstream._lines.of(paced_route("later"))
+    assert not upstream.shares_quotas
+    upstream.split_quotas_among(processes)
+    line = upstream._limiters.for_route(paced_route("first"))
+    later = upstream._limiters.for_route(paced_route("later"))
     for each in (line, later):
         granted = 0
-        while (await each._desk.ask(AcquireRequest(f"s{granted}", True, QUOTA * 0.001, 0.0))).verdict is Verdict.GO:
+        while (
+            await each._coordinator.acquire(AcquireRequest(f"s{granted}", True, QUOTA * 0.001, 0.0))
+        ).verdict is Verdict.ALLOW:
             granted += 1
         assert granted == 22 // processes  # of a burst of 2.2 % of the quota
     await upstream.close()
@@ -367,11 +372,13 @@ async def test_without_any_redis_each_process_keeps_to_its_part(processes: int) 
 async def test_a_redis_that_is_frozen_costs_a_quarter_of_a_second_and_not_each_time(redis_url: str) -> None:
     async with Relay.to(redis_url) as relay:
         shared = RedisStore(relay.url)
-        desk = BucketCoordinator(shared, "frozen", most_under_way=8, slot_s=60.0)
+        coordinator = BucketCoordinator(shared, "frozen", max_concurrency=8, slot_ttl_s=60.0)
         relay.silent = True
         began = time.monotonic()
         for number in range(50):
-            assert (await desk.ask(AcquireRequest(f"s{number % 4}", True, 1.0, 0.0))).verdict is Verdict.GO
+            assert (
+                await coordinator.acquire(AcquireRequest(f"s{number % 4}", True, 1.0, 0.0))
+            ).verdict is Verdict.ALLOW
         assert time.monotonic() - began < 1.0
         await shared.close()
 
@@ -410,8 +417,8 @@ def test_four_processes_at_once_use_one_quota_and_no_more(redis_url: str) -> Non
     used = [part for _ in processes for part in report.get(timeout=60)]
     for process in processes:
         process.join(10)
-    shape = quota.of_tokens(QUOTA)
+    params = quota.token_bucket(QUOTA)
     lasted_s = max(at for at, _ in used) - min(at for at, _ in used)
     tokens = sum(size for _, size in used)
-    assert tokens <= shape.rate * lasted_s + shape.burst + 150 * 4
-    assert tokens >= 0.8 * shape.rate * seconds
+    assert tokens <= params.rate * lasted_s + params.burst + 150 * 4
+    assert tokens >= 0.8 * params.rate * seconds

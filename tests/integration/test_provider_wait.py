@@ -58,7 +58,7 @@ async def probe_now(store: Store, job_id: str) -> None:
         await connection.execute(update(Job).values(not_before=None))
     for shard_id in await store.shard_ids(job_id):
         await store.set_shard(shard_id, next_run_at=0.0)
-    await store.runtime.router.outages.refresh(at_once=True)
+    await store.runtime.router.outages.refresh(is_forced=True)
 
 
 async def outages(store: Store) -> list[Any]:
@@ -113,7 +113,7 @@ async def test_another_process_waits_without_a_call_and_goes_on_when_the_first_i
     play(other)
     await sweep(store.runtime)
     assert (await store.job(two)).not_before is None
-    await other.runtime.router.outages.refresh(at_once=True)
+    await other.runtime.router.outages.refresh(is_forced=True)
     await run_due(other, two)
     assert await store.status(two) == JobStatus.COMPLETED
     await other.close()
@@ -128,11 +128,11 @@ async def test_only_one_process_makes_the_probe(store: Store) -> None:
     await run_shard(store.runtime, (await store.shard_ids(job_id))[0], "w")
     await outages(store)
     for each in everyone:
-        await each.runtime.router.outages.refresh(at_once=True)
+        await each.runtime.router.outages.refresh(is_forced=True)
     await probe_now(store, job_id)
     for each in everyone:
         play(each, {"do": {"status": 401, "latency_ms": 100}})
-        await each.runtime.router.outages.refresh(at_once=True)
+        await each.runtime.router.outages.refresh(is_forced=True)
     shard_ids = await store.shard_ids(job_id)
     await asyncio.gather(
         *(run_shard(each.runtime, shard_id, "w") for each, shard_id in zip(everyone, shard_ids, strict=True))
@@ -184,13 +184,13 @@ async def test_without_a_database_each_process_waits_and_probes_by_itself(store:
     assert outage is not None
     await asyncio.sleep(outage.next_attempt_in_s)
     outage_table._database = Away()  # type: ignore[assignment]
-    assert await outage_table.take_turn(route)
-    assert not await outage_table.take_turn(route)
-    outage_table.answered(route)
+    assert await outage_table.claim_probe(route)
+    assert not await outage_table.claim_probe(route)
+    outage_table.resolve(route)
     await outage_table.close()
     outage_table._database = database
     assert len(await outages(store)) == 1
-    await outage_table.refresh(at_once=True)  # what the database could not be told is told now
+    await outage_table.refresh(is_forced=True)  # what the database could not be told is told now
     assert await outages(store) == [] and not outage_table
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select, update
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.control import termination
 from engine.jobs.control.retry import retry
 from engine.jobs.ingest import job_intake
@@ -205,7 +205,7 @@ async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
     assert isinstance(reservation, job_intake.Reservation)
     job_id = reservation.job_id
     async with store.receiving_as(reservation) as intake:
-        lines = Lines()
+        lines = ParsedRecords()
         lines.add("text")
         await intake.add(lines)
         await intake.finish(b"fingerprint")

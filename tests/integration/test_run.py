@@ -94,10 +94,10 @@ async def test_one_batch_that_waits_for_quota_costs_no_attempt_when_its_worker_s
     budget_s = 1.0 if ended_by == "budget" else 30.0
     store = scripted(database_url, tmp_path, rule, shard_budget_s=budget_s, batch_inputs=10)
     job_id = await store.submit()
-    lines = store.runtime.upstream._lines
+    limiters = store.runtime.upstream._limiters
     running = asyncio.create_task(run_all(store, job_id))
     async with asyncio.timeout(20):
-        while not any(lines.of(route).paced for route in store.routes):  # noqa: ASYNC110
+        while not any(limiters.for_route(route).is_paced for route in store.routes):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     if ended_by == "drain":
         store.runtime.draining.set()
@@ -116,7 +116,7 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     held = await store.claim((await store.shard_ids(job_id))[0])
     assert held is not None
     held.waits.waiting("slot", 1.0)
-    held.waits.over("slot", may_start=not waited)
+    held.waits.end("slot", may_start=not waited)
     await release_unfinished(store.runtime, held, ResultsWriter(store.runtime, held), DeadlineExceeded("too late"))
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
     assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == waiting_on
@@ -179,12 +179,12 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
 async def test_presence_counts_the_living(store: Store) -> None:
     database = store.runtime.database
     for worker in ("a", "b", "a"):
-        await worker_heartbeats.beat(database, worker, slots=2)
-    assert await worker_heartbeats.alive(database, 5.0) == 2
-    assert await worker_heartbeats.alive(database, -1.0) == 0
-    await worker_heartbeats.leave(database, "a")
-    await worker_heartbeats.leave(database, "never seen")
-    assert await worker_heartbeats.alive(database, 5.0) == 1
+        await worker_heartbeats.heartbeat(database, worker, slots=2)
+    assert await worker_heartbeats.count_alive(database, 5.0) == 2
+    assert await worker_heartbeats.count_alive(database, -1.0) == 0
+    await worker_heartbeats.deregister(database, "a")
+    await worker_heartbeats.deregister(database, "never seen")
+    assert await worker_heartbeats.count_alive(database, 5.0) == 1
 
 
 def usage_row(tokens: int) -> dict[str, Any]:

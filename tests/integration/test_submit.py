@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select, update
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import IdempotentReplay, Reservation
 from engine.jobs.maintenance.sweep import sweep
@@ -26,17 +26,17 @@ from tests.services import run_async
 from tests.waiting import wait_until
 
 
-def lines_of(count: int, *, start: int = 0) -> Lines:
-    lines = Lines()
+def lines_of(count: int, *, start: int = 0) -> ParsedRecords:
+    lines = ParsedRecords()
     for index in range(start, start + count):
         lines.add(text_of("text", index))
     return lines
 
 
-def bad_lines(count: int) -> Lines:
-    lines = Lines()
+def bad_lines(count: int) -> ParsedRecords:
+    lines = ParsedRecords()
     for _ in range(count):
-        lines.refuse(InputError("invalid_json", "the line is not valid JSON"))
+        lines.append_error(InputError("invalid_json", "the line is not valid JSON"))
     return lines
 
 
@@ -211,7 +211,7 @@ async def test_an_upload_that_goes_on_knows_the_texts_that_came_before_it_was_cu
 @pytest.mark.parametrize(
     "other", [lines_of(25, start=1), lines_of(8), bad_lines(25)], ids=["other texts", "shorter", "bad"]
 )
-async def test_an_upload_goes_on_with_the_same_corpus_only(store: Store, other: Lines) -> None:
+async def test_an_upload_goes_on_with_the_same_corpus_only(store: Store, other: ParsedRecords) -> None:
     with pytest.raises(RuntimeError):
         async with store.receiving_as(await reserved(store)) as cut_off:
             await cut_off.add(lines_of(25))
@@ -230,7 +230,7 @@ async def test_an_upload_goes_on_with_the_same_corpus_only(store: Store, other: 
 async def test_refused_lines_are_part_of_what_goes_on(store: Store) -> None:
     async def send(intake: job_intake.JobIntake) -> None:
         lines = lines_of(5)
-        lines.refuse(InputError("invalid_json", "the line is empty"), count=5000)
+        lines.append_error(InputError("invalid_json", "the line is empty"), count=5000)
         lines.add("")
         await intake.add(lines)
         await intake.add(lines_of(15, start=5))

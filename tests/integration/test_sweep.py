@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from sqlalchemy import insert, select
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
 from engine.jobs.maintenance.purge import WORKER_RETENTION_S
@@ -138,7 +138,7 @@ async def test_a_cancel_that_was_cut_off_is_brought_to_its_end(store: Store, oth
 async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Store) -> None:
     """The API died in the middle of an upload: what had arrived ran, and stays readable."""
     async with store.receiving() as intake:
-        lines = Lines()
+        lines = ParsedRecords()
         for index in range(25):
             lines.add(text_of("text", index))
         await intake.add(lines)
@@ -171,7 +171,7 @@ async def test_an_upload_under_a_key_is_left_open_for_a_while(store: Store, othe
     assert isinstance(reservation, job_intake.Reservation)
     with pytest.raises(RuntimeError):
         async with store.receiving_as(reservation) as intake:
-            lines = Lines()
+            lines = ParsedRecords()
             for index in range(25):
                 lines.add(text_of("text", index))
             await intake.add(lines)
@@ -219,7 +219,7 @@ async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other:
         await connection.execute(
             insert(WorkerProcess).values(id="w", slots=1, started_at=0.0, seen_at=db_now() - WORKER_RETENTION_S - 1)
         )
-    await worker_heartbeats.beat(store.runtime.database, "alive", slots=1)
+    await worker_heartbeats.heartbeat(store.runtime.database, "alive", slots=1)
     await sweep_twice(store, other)
     async with store.runtime.database.read() as connection:
         assert list((await connection.execute(select(IdempotencyKey.key))).scalars()) == ["kept"]

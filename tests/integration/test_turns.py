@@ -35,7 +35,7 @@ async def submit(store: Store, shards: int, tokens: int, project: str = "p") -> 
     return job_id
 
 
-async def take_turn(store: Store) -> ClaimedShard | None:
+async def claim_probe(store: Store) -> ClaimedShard | None:
     """What a worker takes that hears a ring."""
     async with store.runtime.database.read() as connection:
         shard_id = await fair_share.next_shard(connection, store.runtime.settings.shard_attempts)
@@ -47,7 +47,7 @@ async def take_turns(store: Store, jobs: Mapping[str, str], count: int) -> str:
     by_id = {job_id: name for name, job_id in jobs.items()}
     taken = ""
     for _ in range(count):
-        held = await take_turn(store)
+        held = await claim_probe(store)
         assert held is not None
         await record(store.runtime, held, landed(held, route=store.routes[0]))
         taken += by_id[held.job_id]
@@ -77,7 +77,7 @@ async def test_a_job_whose_every_visit_fails_takes_turns_with_other_projects(
     await submit(quiet, 8, 100, "victim")
     taken = ""
     for _ in range(8):
-        held = await take_turn(quiet)
+        held = await claim_probe(quiet)
         assert held is not None
         if held.job_id == hostile:
             await claims.release(
@@ -93,7 +93,7 @@ async def test_a_job_that_got_nowhere_is_not_behind_for_ever(quiet: Store) -> No
     """Its failed visits cost their turns, no more: once its calls succeed it has its share of the next ones."""
     jobs = {"h": await submit(quiet, 12, 100, "hostile"), "v": await submit(quiet, 12, 100, "victim")}
     for _ in range(4):
-        held = await take_turn(quiet)
+        held = await claim_probe(quiet)
         assert held is not None
         if held.job_id == jobs["h"]:
             await claims.release(
@@ -142,7 +142,7 @@ async def test_a_stream_of_small_jobs_leaves_a_large_one_its_share(quiet: Store)
     await submit(quiet, 1, 50)
     for _ in range(24):
         await submit(quiet, 1, 50)  # one more is always there
-        held = await take_turn(quiet)
+        held = await claim_probe(quiet)
         assert held is not None
         await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
         taken["large" if held.job_id == large else "small"] += 1
@@ -151,7 +151,7 @@ async def test_a_stream_of_small_jobs_leaves_a_large_one_its_share(quiet: Store)
 
 async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
     job_id = await submit(quiet, 2, 100)
-    held = await take_turn(quiet)
+    held = await claim_probe(quiet)
     assert held is not None and held.tokens == 100
     assert (await quiet.job(job_id)).virtual_time == (await shares(quiet))["p"].virtual_time == 100
     await record(quiet.runtime, held, landed(held, range(4), route=quiet.routes[0]))
@@ -159,7 +159,7 @@ async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
     job = await quiet.job(job_id)
     assert job.virtual_time == (await shares(quiet))["p"].virtual_time == 40
     assert (job.waiting_on, job.next_attempt_at) == ("fairness", None)
-    again = await take_turn(quiet)
+    again = await claim_probe(quiet)
     assert again is not None and (again.shard_id, again.tokens) == (held.shard_id, 60)
     job = await quiet.job(job_id)
     assert (job.virtual_time, job.waiting_on) == (100, None)
@@ -188,9 +188,9 @@ async def test_no_turn_is_of_a_shard_that_is_the_sweeps_to_halve_or_fail(quiet: 
     job_id = await submit(quiet, 2, 10)
     first, second = await quiet.shard_ids(job_id)
     await quiet.set_shard(first, **deadly)
-    held = await take_turn(quiet)
+    held = await claim_probe(quiet)
     assert held is not None and held.shard_id == second
-    assert await take_turn(quiet) is None
+    assert await claim_probe(quiet) is None
 
 
 async def test_old_and_doubled_rings_change_nothing(store: Store) -> None:

@@ -73,9 +73,9 @@ async def both_use(url: str) -> tuple[bool, bool]:
     shared, notifier = RedisStore(url), Notifier(url)
     answer = None
     for _ in range(20):  # a busy machine may be late once
-        if (answer := await shared.run("return {1}", [], [])) is not None:
+        if (answer := await shared.eval("return {1}", [], [])) is not None:
             break
-    sent = await notifier.ring(["shard_none"])
+    sent = await notifier.notify(["shard_none"])
     await shared.close()
     notifier.close()
     return answer == [1], sent and await notifier.reachable()

@@ -188,7 +188,7 @@ class Stack:
         self.script({"do": {"latency_ms": milliseconds}})
 
     def script(self, *rules: dict[str, Any], seed: int = 0) -> None:
-        """What the upstream does wrong from now on: see providers/fake_script.py."""
+        """What the upstream does wrong from now on: see providers/fake/script.py."""
         self.fake.put("/__script", content=orjson.dumps({"rules": rules, "seed": seed})).raise_for_status()
 
     @cached_property

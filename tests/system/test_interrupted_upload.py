@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from providers.fake import fake_vectors
-from providers.fake_vectors import input_hash
+from providers.fake.vectors import input_hash
 from tests.system.processes import EMBEDMILL
 from tests.system.proxy import Proxy
 from tests.system.stack import MODEL, UPSTREAM_MODEL, WIDTH, Stack

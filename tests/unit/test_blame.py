@@ -18,8 +18,7 @@ from engine.embedding.attempts import BULK, INTERACTIVE, EmbedRun
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import embed
 from engine.planning.packing import pack
-from engine.routing.evidence import MAX_ACCIDENT_BULK, chance_of_accident
-from engine.routing.health import RouteHealth
+from engine.routing.health import MAX_COINCIDENCE_BULK, RouteHealth, coincidence_probability
 from models.embedding import InputError, Limits, Options
 from models.errors import (
     EmbedmillError,
@@ -30,7 +29,7 @@ from models.errors import (
 )
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import FakeUpstream, fake_vectors
-from tests.fakes import MODEL, WIDTH, FakeWire, alias, fake, flight, fly, route, run
+from tests.fakes import MODEL, WIDTH, FakeWire, alias, embed_texts, fake, new_run, route, run
 from tests.unit.test_embedding_split import outcomes
 
 TEXTS = [f"text {i}" for i in range(10)]
@@ -44,13 +43,13 @@ def error(status: int, message: str) -> UpstreamReply:
     return UpstreamReply(status, {}, orjson.dumps({"error": {"message": message}}))
 
 
-def settled(flying: EmbedRun, count: int) -> dict[int, bytes | InputError]:
-    assert isinstance(flying.landed, OutcomeCollector)
-    return outcomes(flying.landed, count, whole=False)
+def settled(embed_run: EmbedRun, count: int) -> dict[int, bytes | InputError]:
+    assert isinstance(embed_run.on_outcome, OutcomeCollector)
+    return outcomes(embed_run.on_outcome, count, whole=False)
 
 
-def failed(flying: EmbedRun, count: int) -> set[int]:
-    return {index for index, outcome in settled(flying, count).items() if isinstance(outcome, InputError)}
+def failed(embed_run: EmbedRun, count: int) -> set[int]:
+    return {index for index, outcome in settled(embed_run, count).items() if isinstance(outcome, InputError)}
 
 
 # Row 1: failed were 0 to 5, and under truncate "end" the vectors of 0 to 4 were those of their first five letters.
@@ -66,13 +65,13 @@ def test_what_a_message_names_is_only_asked_first(named: int, truncate: str, lan
             return error(400, f"Invalid 'input[{named}]': maximum input length is 8192 tokens.")
         return honest.answer(request, 0.0).reply
 
-    flying = flight(FakeWire(up=wrong_name), alias(route()), 10, lane=lane)
-    run(fly(flying, texts, options=Options(truncate=truncate)))
-    found = settled(flying, 10)
+    embed_run = new_run(FakeWire(up=wrong_name), alias(route()), 10, lane=lane)
+    run(embed_texts(embed_run, texts, options=Options(truncate=truncate)))
+    found = settled(embed_run, 10)
     if truncate == "none":
-        assert failed(flying, 10) == {5}
+        assert failed(embed_run, 10) == {5}
     else:
-        assert failed(flying, 10) == set() and 5 in found
+        assert failed(embed_run, 10) == set() and 5 in found
     assert all(found[i] == right_vector(texts[i]) for i in found if i != 5)
     assert len(found) == 10 or lane == INTERACTIVE
 
@@ -82,39 +81,43 @@ def test_what_a_message_names_is_only_asked_first(named: int, truncate: str, lan
 @pytest.mark.parametrize("message", ["The key is not good.", "encoding_format", "input[2]", ""])
 def test_a_refusal_that_every_input_meets_is_the_routes(status: int, message: str) -> None:
     wire = FakeWire(up=lambda request: error(status, message))
-    flying = flight(wire, alias(route()), 1000)
+    embed_run = new_run(wire, alias(route()), 1000)
     with pytest.raises(EmbedmillError) as raised:
-        run(fly(flying, [f"text {i}" for i in range(1000)], limits=Limits(inputs_per_call=125), concurrency=16))
+        run(
+            embed_texts(
+                embed_run, [f"text {i}" for i in range(1000)], limits=Limits(inputs_per_call=125), concurrency=16
+            )
+        )
     assert isinstance(raised.value, UpstreamMisconfigured) and raised.value.route_fault
     assert "up" in raised.value.message and "providers.up" in raised.value.advice
-    assert settled(flying, 1000) == {}
+    assert settled(embed_run, 1000) == {}
     assert len(wire.sent) <= 40 and wire.inputs_sent <= 1100
 
 
 def test_a_route_that_refuses_everything_gives_way_to_another() -> None:
     wire = FakeWire(first=lambda request: error(400, "No."), second=fake())
-    flying = flight(wire, alias(route("first"), route("second", priority=1)), 10)
-    run(fly(flying, TEXTS))
-    assert failed(flying, 10) == set() and len(settled(flying, 10)) == 10
+    embed_run = new_run(wire, alias(route("first"), route("second", priority=1)), 10)
+    run(embed_texts(embed_run, TEXTS))
+    assert failed(embed_run, 10) == set() and len(settled(embed_run, 10)) == 10
 
 
 def test_what_a_callers_own_options_bring_about_is_its_own() -> None:
     wire = FakeWire(up=lambda request: error(400, "No.") if b"odd" in request.body else fake().answer(request, 0).reply)
-    flying = flight(wire, alias(route()), 10)
+    embed_run = new_run(wire, alias(route()), 10)
     with pytest.raises(UnsupportedParameter):
-        run(fly(flying, TEXTS, options=Options(provider_options={"up": {"odd": 1}})))
-    assert settled(flying, 10) == {}
-    run(fly(dataclasses.replace(flying, stop=CancellationToken()), TEXTS))
-    assert len(settled(flying, 10)) == 10
+        run(embed_texts(embed_run, TEXTS, options=Options(provider_options={"up": {"odd": 1}})))
+    assert settled(embed_run, 10) == {}
+    run(embed_texts(dataclasses.replace(embed_run, stop=CancellationToken()), TEXTS))
+    assert len(settled(embed_run, 10)) == 10
 
 
 @pytest.mark.parametrize("lane", [BULK, INTERACTIVE])
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_lonely_refused_input_is_told_from_a_route_that_refuses_all(count: int, lane: str) -> None:
     wire = FakeWire(up=fake({"when": {"contains": "poison"}, "do": {"status": 400, "message": "No."}}))
-    flying = flight(wire, alias(route()), count, lane=lane)
-    run(fly(flying, [f"poison {i}" for i in range(count)]))
-    assert failed(flying, count) == (set(range(count)) if lane == BULK else {0})
+    embed_run = new_run(wire, alias(route()), count, lane=lane)
+    run(embed_texts(embed_run, [f"poison {i}" for i in range(count)]))
+    assert failed(embed_run, count) == (set(range(count)) if lane == BULK else {0})
     assert len(wire.sent) <= 2 or count > 1 or lane == BULK  # once more with floats
 
 
@@ -124,23 +127,27 @@ def test_a_width_that_every_reply_has_is_settled_after_one_call(lane: str) -> No
     upstream = fake()
     upstream.width = WIDTH * 2
     wire = FakeWire(up=upstream)
-    flying = flight(wire, alias(route()), 3000, lane=lane)
+    embed_run = new_run(wire, alias(route()), 3000, lane=lane)
     with pytest.raises(EmbedmillError) as raised:
-        run(fly(flying, [f"text {i}" for i in range(3000)], limits=Limits(inputs_per_call=128), concurrency=16))
+        run(
+            embed_texts(
+                embed_run, [f"text {i}" for i in range(3000)], limits=Limits(inputs_per_call=128), concurrency=16
+            )
+        )
     assert isinstance(raised.value, UpstreamProtocolError) and raised.value.route_fault
     assert str(WIDTH) in raised.value.message and str(2 * WIDTH) in raised.value.message
     assert len(wire.sent) == 1
-    assert [call.wasted for call in flying.calls if call.wasted] == [True]
+    assert [call.wasted for call in embed_run.calls if call.wasted] == [True]
 
 
 @pytest.mark.parametrize("lane", [BULK, INTERACTIVE])
 @pytest.mark.parametrize("width", [3, WIDTH * 2])
 def test_a_width_that_one_input_draws_is_no_fault_of_the_route(width: int, lane: str) -> None:
     wire = FakeWire(up=poison_has_width(width))
-    flying = flight(wire, alias(route()), 40, lane=lane)
-    run(fly(flying, [f"text {i}" if i != 17 else "poison" for i in range(40)]))
-    assert failed(flying, 40) == {17} and not flying.router.outages
-    assert len(settled(flying, 40)) == 40 or lane == INTERACTIVE
+    embed_run = new_run(wire, alias(route()), 40, lane=lane)
+    run(embed_texts(embed_run, [f"text {i}" if i != 17 else "poison" for i in range(40)]))
+    assert failed(embed_run, 40) == {17} and not embed_run.router.outages
+    assert len(settled(embed_run, 40)) == 40 or lane == INTERACTIVE
     assert wire.inputs_sent <= 4 * 40 + 64
 
 
@@ -153,13 +160,17 @@ def test_a_width_that_the_provider_cannot_give_is_its_callers_concern_alone(says
             return error(400, "This model does not support dimensions")
         return poison_has_width(WIDTH)(request)
 
-    flying = flight(FakeWire(up=upstream), alias(route()), 10, lane=lane)
+    embed_run = new_run(FakeWire(up=upstream), alias(route()), 10, lane=lane)
     with pytest.raises(UnsupportedParameter if lane == BULK else UpstreamError) as raised:
-        run(embed(flying, pack(TEXTS, range(10), Limits(), WIDTH // 2, Options(dimensions=WIDTH // 2)), concurrency=4))
-    assert "dimensions" in raised.value.message + getattr(raised.value, "advice", "") and not flying.router.outages
-    flying = dataclasses.replace(flying, stop=CancellationToken())
-    run(fly(flying, TEXTS))
-    assert failed(flying, 10) == set() and len(settled(flying, 10)) == 10
+        run(
+            embed(
+                embed_run, pack(TEXTS, range(10), Limits(), WIDTH // 2, Options(dimensions=WIDTH // 2)), concurrency=4
+            )
+        )
+    assert "dimensions" in raised.value.message + getattr(raised.value, "advice", "") and not embed_run.router.outages
+    embed_run = dataclasses.replace(embed_run, stop=CancellationToken())
+    run(embed_texts(embed_run, TEXTS))
+    assert failed(embed_run, 10) == set() and len(settled(embed_run, 10)) == 10
 
 
 def poison_has_width(width: int) -> Callable[[UpstreamRequest], UpstreamReply]:
@@ -176,13 +187,15 @@ def poison_has_width(width: int) -> Callable[[UpstreamRequest], UpstreamReply]:
 
 def test_how_much_evidence_is_asked_for() -> None:
     def needed(successes: float, accidents: float) -> int:
-        return next(m for m in range(1, 200) if chance_of_accident(m, successes, accidents) <= MAX_ACCIDENT_BULK)
+        return next(
+            m for m in range(1, 200) if coincidence_probability(m, successes, accidents) <= MAX_COINCIDENCE_BULK
+        )
 
     assert [needed(100, 0), needed(500, 0), needed(350, 150)] == [6, 4, 18]
     # Nothing is known of the route but the successes between the failures.
-    rounds = next(m for m in range(1, 200) if chance_of_accident(m, m, 0) <= MAX_ACCIDENT_BULK)
+    rounds = next(m for m in range(1, 200) if coincidence_probability(m, m, 0) <= MAX_COINCIDENCE_BULK)
     assert rounds == 17
-    assert chance_of_accident(17, 17, 0) == pytest.approx(1 / math.comb(34, 17))
+    assert coincidence_probability(17, 17, 0) == pytest.approx(1 / math.comb(34, 17))
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.5])
@@ -197,9 +210,9 @@ def test_the_chance_of_wrong_blame_is_what_it_says(rate: float) -> None:
         while chance.random() < rate:
             failures += 1
             while chance.random() < rate:  # a control that fails, until one passes
-                health.passed(1)
-            health.answered(0)
-            if health.is_enough(failures, refusals=False, max_accident=1e-3):
+                health.record_flakes(1)
+            health.record_success(0)
+            if health.is_conclusive(failures, refusals=False, max_coincidence=1e-3):
                 condemned += 1
                 break
     assert condemned <= 200 + 4 * math.sqrt(200)
@@ -213,17 +226,17 @@ def test_random_faults_condemn_nobody(rate: float, trouble: dict[str, object]) -
         random.seed(seed)
         upstream = fake({"when": {"probability": rate}, "do": trouble})
         upstream.script.seed = seed
-        flying = flight(FakeWire(up=upstream), alias(route()), 60)
+        embed_run = new_run(FakeWire(up=upstream), alias(route()), 60)
         for _ in range(20):
-            left = [i for i in range(60) if i not in settled(flying, 60)]
-            again(flying, [f"text {i}" for i in range(60)], left, per_call=20)
-        assert failed(flying, 60) == set() and len(settled(flying, 60)) == 60
+            left = [i for i in range(60) if i not in settled(embed_run, 60)]
+            again(embed_run, [f"text {i}" for i in range(60)], left, per_call=20)
+        assert failed(embed_run, 60) == set() and len(settled(embed_run, 60)) == 60
 
 
-def again(flying: EmbedRun, texts: list[str], left: list[int], *, per_call: int) -> None:
+def again(embed_run: EmbedRun, texts: list[str], left: list[int], *, per_call: int) -> None:
     """What another claim of the shard would do, after the pauses that routes are given."""
-    flying.router.answered(flying.alias.routes[0], 0)
-    fresh = dataclasses.replace(flying, stop=CancellationToken(), checking=asyncio.Lock())
+    embed_run.router.record_success(embed_run.alias.routes[0], 0)
+    fresh = dataclasses.replace(embed_run, stop=CancellationToken(), checking=asyncio.Lock())
     batches = pack([texts[i] for i in left], left, Limits(inputs_per_call=per_call), WIDTH, Options())
     try:
         run(embed(fresh, batches, concurrency=4))
@@ -289,17 +302,17 @@ def test_a_job_sends_a_bounded_number_of_inputs_whatever_upstream_answers(
 
     texts = [f"a text of some length {i}" for i in range(100)]
     wire = FakeWire(up=answer)
-    flying = flight(wire, alias(route()), 100)
+    embed_run = new_run(wire, alias(route()), 100)
     try:
-        run(fly(flying, texts, limits=Limits(inputs_per_call=per_call), options=Options(truncate=truncate)))
+        run(embed_texts(embed_run, texts, limits=Limits(inputs_per_call=per_call), options=Options(truncate=truncate)))
     except EmbedmillError:
         pass
     batches = 100 // per_call
-    controls = sum(call.error == "control_call" for call in flying.calls)
+    controls = sum(call.error == "control_call" for call in embed_run.calls)
     cuts = 0 if name != "too long always" or truncate == "none" else 2 * 100 + 32 * batches
     assert wire.inputs_sent - controls <= 4 * 100 + 64 * batches + cuts + 20
     assert len(wire.sent) <= 4 * 100 + 64 * batches + cuts
-    for index, outcome in settled(flying, 100).items():
+    for index, outcome in settled(embed_run, 100).items():
         if not isinstance(outcome, InputError) and truncate == "none":
             assert outcome == right_vector(texts[index])
 
@@ -316,23 +329,23 @@ def test_a_server_whose_larger_batches_are_broken_costs_a_job_little_and_no_inpu
         return error(500, "") if name == "fails" else spoiled(texts)
 
     wire = FakeWire(up=answer)
-    flying = flight(wire, alias(route()), 500)
+    embed_run = new_run(wire, alias(route()), 500)
     for _ in range(4):  # claims: half of the attempts that a shard has
         again(
-            flying,
+            embed_run,
             [f"text {i}" for i in range(500)],
-            [i for i in range(500) if i not in settled(flying, 500)],
+            [i for i in range(500) if i not in settled(embed_run, 500)],
             per_call=128,
         )
-    assert failed(flying, 500) == set() and len(settled(flying, 500)) == 500
+    assert failed(embed_run, 500) == set() and len(settled(embed_run, 500)) == 500
     assert wire.inputs_sent <= 4.5 * 500
 
 
 @pytest.mark.parametrize("reply", [{"status": 500}, {"reply": "nan"}, {"status": 400, "message": "No."}])
 def test_a_sync_call_makes_no_more_calls_than_it_may(reply: dict[str, object]) -> None:
     wire = FakeWire(up=fake({"when": {"contains": "7"}, "do": reply}))
-    flying = flight(wire, alias(route()), 200, lane=INTERACTIVE)
-    flying.max_extra_calls = 5
+    embed_run = new_run(wire, alias(route()), 200, lane=INTERACTIVE)
+    embed_run.max_extra_calls = 5
     with pytest.raises(EmbedmillError) as raised:
-        run(fly(flying, [f"text {i}" for i in range(200)], limits=Limits(inputs_per_call=50)))
+        run(embed_texts(embed_run, [f"text {i}" for i in range(200)], limits=Limits(inputs_per_call=50)))
     assert raised.value.code == "too_many_upstream_calls" and len(wire.sent) <= 2 * 9

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.corpus.lines import PARSERS, LineReader, Lines, parse_json_line, parse_text_line
+from engine.corpus.lines import LINE_PARSERS, LineReader, ParsedRecords, parse_json_line, parse_text_line
 from models.embedding import Input
 
 MAX = 64
-Parser = Callable[[bytes, Lines], None]
+Parser = Callable[[bytes, ParsedRecords], None]
 # Bytes that make trouble, drawn far more often than chance would.
 pieces = st.sampled_from(
     [b"\n", b"\r\n", b"\xef\xbb\xbf", b"\xef", b"\xbb", b"\xbf", b'"a"', b'"', b"[1,2]", b"{", b'{"text":"t"}',
@@ -23,21 +23,21 @@ pieces = st.sampled_from(
 corpora = st.lists(pieces | st.binary(max_size=6), max_size=14).map(b"".join)
 
 
-def read(parse: Parser, chunks: Iterable[bytes]) -> Lines:
+def read(parse: Parser, chunks: Iterable[bytes]) -> ParsedRecords:
     """Everything that the chunks hold, as one run of lines."""
-    reader, whole = LineReader(parse, max_line_bytes=MAX), Lines()
+    reader, whole = LineReader(parse, max_line_bytes=MAX), ParsedRecords()
     for lines in [*(reader.feed(chunk) for chunk in chunks), reader.finish()]:
         for position, item in enumerate(lines.inputs):
             if item is None:
                 for _ in range(lines.repeats.get(position, 1)):
-                    whole.refuse(lines.errors[position], lines.ids[position])
+                    whole.append_error(lines.errors[position], lines.ids[position])
             else:
                 assert position not in lines.errors
                 whole.add(item, lines.ids[position])
     return whole
 
 
-def codes(lines: Lines) -> list[str | Input]:
+def codes(lines: ParsedRecords) -> list[str | Input]:
     """Per line its input, or the code of its error in angle brackets."""
     return [f"<{lines.errors[i].code}>" if item is None else item for i, item in enumerate(lines.inputs)]
 
@@ -152,7 +152,7 @@ def test_a_line_without_end_is_not_held() -> None:
 
 
 def test_what_can_be_streamed() -> None:
-    assert {"application/x-ndjson", "text/plain"} <= set(PARSERS)
+    assert {"application/x-ndjson", "text/plain"} <= set(LINE_PARSERS)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_what_can_be_streamed() -> None:
     ],
 )
 def test_an_error_says_what_is_wrong_with_a_row_of_any_file(line: bytes, message: str, caller_id: str | None) -> None:
-    lines = Lines()
+    lines = ParsedRecords()
     parse_json_line(line, lines)
     assert lines.errors[0].message == message
     assert lines.ids == [caller_id]
@@ -189,7 +189,7 @@ def test_an_error_says_what_is_wrong_with_a_row_of_any_file(line: bytes, message
     ],
 )
 def test_a_bad_line_keeps_its_id_and_says_what_is_wrong(line: bytes, caller_id: str | None, words: str) -> None:
-    lines = Lines()
+    lines = ParsedRecords()
     parse_json_line(line, lines)
     assert lines.ids == [caller_id] and words in lines.errors[0].message
 
@@ -198,7 +198,7 @@ def test_a_bad_line_keeps_its_id_and_says_what_is_wrong(line: bytes, caller_id: 
     ("given", "kept"), [(b"4", "4"), (b"1.0", "1.0"), (b'"4"', "4"), (b"null", None), (b"-0.5", "-0.5")]
 )
 def test_ids_are_kept_as_they_were_given(given: bytes, kept: str | None) -> None:
-    lines = Lines()
+    lines = ParsedRecords()
     parse_json_line(b'{"id":%b,"text":"a"}' % given, lines)
     assert (lines.inputs, lines.ids) == (["a"], [kept])
 
@@ -216,13 +216,13 @@ ENDLESS = b"1" * 1_000_000
     ],
 )
 def test_a_number_of_a_million_digits_is_refused_unread(line: bytes) -> None:
-    lines = Lines()
+    lines = ParsedRecords()
     parse_json_line(line, lines)
     assert "digits" in lines.errors[0].message
 
 
 def test_a_text_of_a_million_digits_is_a_text() -> None:
-    lines = Lines()
+    lines = ParsedRecords()
     text = '"id":' + ENDLESS.decode()
     for line in (msgspec.json.encode(text), msgspec.json.encode({"id": 1, "text": text})):
         parse_json_line(line, lines)

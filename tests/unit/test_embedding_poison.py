@@ -20,7 +20,7 @@ from engine.planning.packing import pack
 from models.embedding import Limits, Options
 from models.errors import EmbedmillError, RouteDown, UpstreamError, UpstreamProtocolError, UpstreamUnavailable
 from providers.base import UpstreamReply
-from tests.fakes import WIDTH, FakeWire, alias, fake, flight, fly, route, run
+from tests.fakes import WIDTH, FakeWire, alias, embed_texts, fake, new_run, route, run
 from tests.unit.test_embedding_split import check, outcomes
 
 REFUSED = {"when": {"contains": "poison"}, "do": {"status": 400, "message": "Invalid input."}}
@@ -48,31 +48,31 @@ def sends_bound(texts: list[str]) -> int:
     return 4 * len(texts) + 64 + 64
 
 
-def settle(flying: EmbedRun, texts: list[str], *, beside: bool = False) -> OutcomeCollector:
+def settle(embed_run: EmbedRun, texts: list[str], *, beside: bool = False) -> OutcomeCollector:
     """Claim after claim, as a shard's worker would, until every input has its outcome."""
-    gathered = flying.landed
+    gathered = embed_run.on_outcome
     assert isinstance(gathered, OutcomeCollector)
     for _ in range(20):
         left = [i for i in range(len(texts)) if i not in outcomes(gathered, len(texts), whole=False)]
         if not left:
             break
-        flying.stop, flying.checking = CancellationToken(), asyncio.Lock()  # of this run, and its event loop
+        embed_run.stop, embed_run.checking = CancellationToken(), asyncio.Lock()  # of this run, and its event loop
         batches = pack([texts[i] for i in left], left, Limits(), WIDTH, Options())
-        work = embed(flying, batches, concurrency=4)
-        before = len(flying.calls)
+        work = embed(embed_run, batches, concurrency=4)
+        before = len(embed_run.calls)
         try:
-            run(beside_traffic(flying, work) if beside else work)
+            run(beside_traffic(embed_run, work) if beside else work)
         except UpstreamError:
             pass
-        assert sum(call.inputs for call in flying.calls[before:]) <= sends_bound([texts[i] for i in left])
+        assert sum(call.inputs for call in embed_run.calls[before:]) <= sends_bound([texts[i] for i in left])
     return gathered
 
 
 @settings(max_examples=15)
 @given(batches())
 def test_refused_inputs_are_found_in_few_calls(texts: list[str]) -> None:
-    flying = flight(FakeWire(up=fake(REFUSED)), alias(route()), len(texts))
-    check(settle(flying, texts), texts, guilty_in(texts, "upstream_rejected"))
+    embed_run = new_run(FakeWire(up=fake(REFUSED)), alias(route()), len(texts))
+    check(settle(embed_run, texts), texts, guilty_in(texts, "upstream_rejected"))
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
@@ -80,20 +80,26 @@ def test_refused_inputs_are_found_in_few_calls(texts: list[str]) -> None:
 def test_one_refused_input_in_every_position(status: int, position: int) -> None:
     texts = ["poison" if i == position else f"text {i}" for i in range(32)]
     rule = {"when": {"contains": "poison"}, "do": {"status": status, "message": "No."}}
-    flying = flight(FakeWire(up=fake(rule)), alias(route()), 32)
-    check(run(fly(flying, texts)), texts, {position: "input_too_long" if status == 413 else "upstream_rejected"})
+    embed_run = new_run(FakeWire(up=fake(rule)), alias(route()), 32)
+    check(
+        run(embed_texts(embed_run, texts)),
+        texts,
+        {position: "input_too_long" if status == 413 else "upstream_rejected"},
+    )
     # The whole, one call of ours, and halves of halves; where it may be the size, both of them.
-    assert len(flying.calls) <= (24 if status == 413 else 14)
+    assert len(embed_run.calls) <= (24 if status == 413 else 14)
 
 
-async def beside_traffic(flying: EmbedRun, work: Coroutine[Any, Any, None]) -> None:
+async def beside_traffic(embed_run: EmbedRun, work: Coroutine[Any, Any, None]) -> None:
     """Do it while others use the same routes."""
 
     async def others() -> None:
         while True:
-            beside = dataclasses.replace(flying, landed=OutcomeCollector(1, WIDTH), calls=[], stop=CancellationToken())
+            beside = dataclasses.replace(
+                embed_run, on_outcome=OutcomeCollector(1, WIDTH), calls=[], stop=CancellationToken()
+            )
             try:
-                await fly(beside, ["beside"])
+                await embed_texts(beside, ["beside"])
             except EmbedmillError:
                 pass
             await asyncio.sleep(0.02)
@@ -109,8 +115,8 @@ async def beside_traffic(flying: EmbedRun, work: Coroutine[Any, Any, None]) -> N
 @settings(max_examples=8, deadline=None)
 @given(texts=batches(most=40))
 def test_inputs_that_a_healthy_route_fails_on_are_found_too(rule: dict[str, Any], code: str, texts: list[str]) -> None:
-    flying = flight(FakeWire(up=fake(rule)), alias(route()), len(texts))
-    check(settle(flying, texts, beside=True), texts, guilty_in(texts, code))
+    embed_run = new_run(FakeWire(up=fake(rule)), alias(route()), len(texts))
+    check(settle(embed_run, texts, beside=True), texts, guilty_in(texts, code))
 
 
 @pytest.mark.parametrize("routes", [2, 3])
@@ -120,10 +126,10 @@ def test_to_search_on_one_route_is_enough(routes: int, position: int) -> None:
     random.seed(position)
     texts = ["poison" if i == position else f"text {i}" for i in range(128)]
     hosts = {f"up{number}": fake(FAILED) for number in range(routes)}
-    flying = flight(FakeWire(**hosts), alias(*(route(host) for host in hosts)), 128)
-    check(run(fly(flying, texts)), texts, {position: "upstream_rejected"})
+    embed_run = new_run(FakeWire(**hosts), alias(*(route(host) for host in hosts)), 128)
+    check(run(embed_texts(embed_run, texts)), texts, {position: "upstream_rejected"})
     # Twice the whole on each, about 8 groups, 8 of what is left, and 17 trials alone on each with a control between.
-    assert len(flying.calls) <= 2 * routes + 20 + 17 * (routes + 1)
+    assert len(embed_run.calls) <= 2 * routes + 20 + 17 * (routes + 1)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10, 128])
@@ -131,9 +137,9 @@ def test_to_search_on_one_route_is_enough(routes: int, position: int) -> None:
 def test_one_such_input_needs_no_traffic_beside_it(count: int, position: int) -> None:
     texts = [f"text {i}" for i in range(count)]
     texts[position] = "poison"
-    flying = flight(FakeWire(up=fake(FAILED)), alias(route()), count)
-    check(run(fly(flying, texts)), texts, {position % count: "upstream_rejected"})
-    assert len(flying.calls) <= 3 + 20 + 2 * 17
+    embed_run = new_run(FakeWire(up=fake(FAILED)), alias(route()), count)
+    check(run(embed_texts(embed_run, texts)), texts, {position % count: "upstream_rejected"})
+    assert len(embed_run.calls) <= 3 + 20 + 2 * 17
 
 
 @pytest.mark.parametrize("trouble", [{"status": 500}, {"status": 503}, {"reply": "html"}, {"reply": "short"}])
@@ -141,16 +147,16 @@ def test_one_such_input_needs_no_traffic_beside_it(count: int, position: int) ->
 def test_an_outage_is_not_searched(trouble: dict[str, object], lane: str) -> None:
     texts = [f"text {i}" for i in range(300)]
     wire = FakeWire(up=fake({"do": trouble}))
-    flying = flight(wire, alias(route()), 300, lane=lane)
+    embed_run = new_run(wire, alias(route()), 300, lane=lane)
     with pytest.raises((UpstreamUnavailable, UpstreamProtocolError)):
-        run(fly(flying, texts))
+        run(embed_texts(embed_run, texts))
     bodies = [orjson.loads(request.body) for request in wire.sent]
     sizes = [len(body["input"]) for body in bodies if "encoding_format" in body]
     assert len(bodies) - len(sizes) == ("status" in trouble)  # one that asks for floats, since nothing has worked yet
     # Twice the whole, and twice a text of ours; a page of HTML is no answer of a model, and needs no second look.
     assert sizes == ([300] if trouble == {"reply": "html"} else [300, 300, 1, 1])
-    assert flying.router.outages  # found out, whichever lane it was
-    assert isinstance(flying.landed, OutcomeCollector) and flying.landed.parts == []
+    assert embed_run.router.outages  # found out, whichever lane it was
+    assert isinstance(embed_run.on_outcome, OutcomeCollector) and embed_run.on_outcome.outcomes == []
 
 
 @settings(max_examples=40, deadline=None)
@@ -166,19 +172,19 @@ def test_an_outage_that_begins_at_any_moment_condemns_nobody(good_calls: int, pe
     texts = [f"text {i}" for i in range(200)]
     wire = FakeWire(up=fake())
     wire.edit = dies
-    flying = flight(wire, alias(route()), 200)
+    embed_run = new_run(wire, alias(route()), 200)
     try:
-        run(fly(flying, texts, limits=Limits(inputs_per_call=per_call), concurrency=8))
+        run(embed_texts(embed_run, texts, limits=Limits(inputs_per_call=per_call), concurrency=8))
     except (UpstreamUnavailable, RouteDown):
         pass
-    assert isinstance(flying.landed, OutcomeCollector)
-    assert all(isinstance(each, bytes) for each in outcomes(flying.landed, 200, whole=False).values())
+    assert isinstance(embed_run.on_outcome, OutcomeCollector)
+    assert all(isinstance(each, bytes) for each in outcomes(embed_run.on_outcome, 200, whole=False).values())
     assert len(wire.sent) <= good_calls + 8 * 16
 
 
 def test_another_route_of_the_space_takes_what_one_fails_on() -> None:
     texts = ["poison" if i == 5 else f"text {i}" for i in range(32)]
     wire = FakeWire(first=fake(FAILED), second=fake())
-    flying = flight(wire, alias(route("first"), route("second", priority=1)), 32)
-    check(run(fly(flying, texts)), texts, {})
-    assert wire.hosts_called[-1] == "second" and len(flying.calls) <= 6
+    embed_run = new_run(wire, alias(route("first"), route("second", priority=1)), 32)
+    check(run(embed_texts(embed_run, texts)), texts, {})
+    assert wire.hosts_called[-1] == "second" and len(embed_run.calls) <= 6

@@ -26,13 +26,13 @@ from models.errors import (
 )
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import FakeUpstream, fake_vectors
-from tests.fakes import MODEL, WIDTH, FakeWire, alias, fake, flight, fly, route, run, unanswered_calls
+from tests.fakes import MODEL, WIDTH, FakeWire, alias, embed_texts, fake, new_run, route, run, unanswered_calls
 
 ONE_EACH = Limits(inputs_per_call=1)
 
 
 def vectors_of(gathered: OutcomeCollector) -> bytes:
-    return b"".join(block.tobytes() for block in gathered.rows())
+    return b"".join(block.tobytes() for block in gathered.vectors_in_order())
 
 
 def right(*texts: str) -> bytes:
@@ -44,50 +44,50 @@ def right(*texts: str) -> bytes:
 )
 def test_trouble_that_passes_is_tried_again(trouble: dict[str, object]) -> None:
     wire = FakeWire(up=fake({"times": 2, "do": trouble}))
-    flying = flight(wire, alias(route()), 2)
-    assert vectors_of(run(fly(flying, ["a", "b"]))) == right("a", "b")
-    assert [call.success for call in flying.calls] == [False, False, True]
+    embed_run = new_run(wire, alias(route()), 2)
+    assert vectors_of(run(embed_texts(embed_run, ["a", "b"]))) == right("a", "b")
+    assert [call.success for call in embed_run.calls] == [False, False, True]
 
 
 def test_a_route_that_has_named_the_model_asked_for_names_no_other() -> None:
     wire = FakeWire(up=fake({"when": {"call": 2}, "do": {"reply": "wrong_model"}}))
-    flying = flight(wire, alias(route()), 1)
+    embed_run = new_run(wire, alias(route()), 1)
     for _ in range(2):
-        run(fly(flying, ["a"]))
-    assert [call.error for call in flying.calls] == [None, "upstream_wrong_model", None]
+        run(embed_texts(embed_run, ["a"]))
+    assert [call.error for call in embed_run.calls] == [None, "upstream_wrong_model", None]
 
 
 @pytest.mark.parametrize("rule", [{"reply": "wrong_model"}, {}])
 def test_a_route_that_never_names_it_or_may_name_any_is_believed(rule: dict[str, object]) -> None:
     """Many servers name what they please."""
     wire = FakeWire(up=fake({"times": 2, "do": {"reply": "wrong_model"}}, {"do": rule}))
-    flying = flight(wire, alias(route(model_name_unchecked=not rule)), 1)
+    embed_run = new_run(wire, alias(route(model_name_unchecked=not rule)), 1)
     for _ in range(4):
-        run(fly(flying, ["a"]))
-    assert len(flying.calls) == 4
+        run(embed_texts(embed_run, ["a"]))
+    assert len(embed_run.calls) == 4
 
 
 @pytest.mark.parametrize("told", ["Owner/{}", "{}-2026-11-01", "{}@20261101", "{}:latest"])
 def test_owners_dates_and_tags_are_no_other_model(told: str) -> None:
     wire = FakeWire(up=fake())
-    flying = flight(wire, alias(route()), 1)
-    run(fly(flying, ["a"]))
+    embed_run = new_run(wire, alias(route()), 1)
+    run(embed_texts(embed_run, ["a"]))
     renamed = orjson.dumps(told.format(MODEL))
     wire.edit = lambda reply: dataclasses.replace(reply, body=reply.body.replace(orjson.dumps(MODEL), renamed))
-    run(fly(flying, ["a"]))
+    run(embed_texts(embed_run, ["a"]))
     assert renamed in wire.edit(UpstreamReply(200, {}, orjson.dumps(MODEL))).body
-    assert [call.success for call in flying.calls] == [True, True]
+    assert [call.success for call in embed_run.calls] == [True, True]
 
 
 @pytest.mark.parametrize("first", ["answered", "hangs"])
 def test_a_provider_that_hangs_is_told_of_although_the_run_was_stopped(first: str) -> None:
     """Else its shard would be given back unspent for ever. Where something was answered, the stop is what counts."""
     wire = FakeWire(up=fake({"when": {"contains": "hangs"}, "do": {"fault": "hang"}}))
-    flying = flight(wire, alias(route(limits=ONE_EACH)), 4, seconds=200.0)
+    embed_run = new_run(wire, alias(route(limits=ONE_EACH)), 4, seconds=200.0)
 
     async def stopped() -> None:
-        asyncio.get_running_loop().call_later(5.0, flying.stop.give, ShardStopped("the time is over"))
-        await fly(flying, [first, "hangs 1", "hangs 2", "hangs 3"], concurrency=2)
+        asyncio.get_running_loop().call_later(5.0, embed_run.stop.cancel, ShardStopped("the time is over"))
+        await embed_texts(embed_run, [first, "hangs 1", "hangs 2", "hangs 3"], concurrency=2)
 
     with pytest.raises(ShardStopped if first == "answered" else UpstreamTimeout):
         run(stopped())
@@ -98,7 +98,7 @@ def test_the_third_failure_is_the_last(lane: str, calls: int) -> None:
     """Bulk then asks twice with a text of ours whether the route is down. Floats are tried once: nothing has worked."""
     wire = FakeWire(up=fake({"do": {"status": 500}}))
     with pytest.raises(UpstreamUnavailable):
-        run(fly(flight(wire, alias(route()), 1, lane=lane), ["a"]))
+        run(embed_texts(new_run(wire, alias(route()), 1, lane=lane), ["a"]))
     assert len(wire.sent) == calls + 1
 
 
@@ -111,7 +111,7 @@ def pauses_of_callers(wire: FakeWire) -> list[float]:
 
 def test_a_rate_limit_is_waited_out_as_told_and_costs_no_try() -> None:
     wire = FakeWire(up=fake({"times": 6, "do": {"status": 429, "retry_after": 5}}))
-    assert vectors_of(run(fly(flight(wire, alias(route()), 1), ["a"]))) == right("a")
+    assert vectors_of(run(embed_texts(new_run(wire, alias(route()), 1), ["a"]))) == right("a")
     pauses = pauses_of_callers(wire)
     # Never sooner than told, and with jitter on top, so that not all come back in the same moment.
     assert len(pauses) == 4 and all(5.0 <= pause <= 5.8 for pause in pauses) and len(set(pauses)) > 1
@@ -121,7 +121,7 @@ def test_a_rate_limit_is_waited_out_as_told_and_costs_no_try() -> None:
 @pytest.mark.parametrize("told", [0, -3, 0.01, "Wed, 21 Oct 2015 07:28:00 GMT"])
 def test_a_provider_that_refuses_and_says_at_once_is_not_hammered(told: float | str) -> None:
     wire = FakeWire(up=fake({"times": 5, "do": {"status": 429, "retry_after": told}}))
-    assert vectors_of(run(fly(flight(wire, alias(route()), 1), ["a"]))) == right("a")
+    assert vectors_of(run(embed_texts(new_run(wire, alias(route()), 1), ["a"]))) == right("a")
     least = [0.01, 2, 4] if told == 0.01 else [1, 2, 4]
     assert all(pause >= few for pause, few in zip(pauses_of_callers(wire), least, strict=True))
 
@@ -129,23 +129,23 @@ def test_a_provider_that_refuses_and_says_at_once_is_not_hammered(told: float | 
 def test_a_wait_past_the_deadline_is_not_begun() -> None:
     wire = FakeWire(up=fake({"do": {"status": 429, "retry_after": 30}}))
     with pytest.raises(UpstreamRateLimited) as refused:
-        run(fly(flight(wire, alias(route()), 1, seconds=20.0), ["a"]))
+        run(embed_texts(new_run(wire, alias(route()), 1, seconds=20.0), ["a"]))
     assert len(wire.sent) == 2  # the second is ours: is the limit everybody's?
     assert 30.0 <= (refused.value.retry_after_s or 0) <= 33.1
 
 
-async def stopped_after(flying: EmbedRun, seconds: float, texts: list[str], concurrency: int = 4) -> float:
+async def stopped_after(embed_run: EmbedRun, seconds: float, texts: list[str], concurrency: int = 4) -> float:
     """Fly until a worker that stops says so; how long it took from there to the end."""
     loop = asyncio.get_running_loop()
     given_at: list[float] = []
 
     def stop() -> None:
         given_at.append(loop.time())
-        flying.stop.give(ShardStopped("the worker is stopping"))
+        embed_run.stop.cancel(ShardStopped("the worker is stopping"))
 
     loop.call_later(seconds, stop)
     with pytest.raises(ShardStopped):
-        await fly(flying, texts, limits=ONE_EACH, concurrency=concurrency)
+        await embed_texts(embed_run, texts, limits=ONE_EACH, concurrency=concurrency)
     return loop.time() - given_at[0]
 
 
@@ -153,8 +153,8 @@ async def stopped_after(flying: EmbedRun, seconds: float, texts: list[str], conc
 @pytest.mark.parametrize("hosts", [["up"], ["up", "other"]])
 def test_a_wait_ends_when_the_run_is_told_to_stop_and_no_call_follows_it(status: int, hosts: list[str]) -> None:
     wire = FakeWire(**{host: fake({"do": {"status": status, "retry_after": 4}}) for host in hosts})
-    flying = flight(wire, alias(*(route(host, priority=place) for place, host in enumerate(hosts))), 1)
-    assert run(stopped_after(flying, 0.3, ["a"])) < 0.1
+    embed_run = new_run(wire, alias(*(route(host, priority=place) for place, host in enumerate(hosts))), 1)
+    assert run(stopped_after(embed_run, 0.3, ["a"])) < 0.1
     assert len(wire.sent) == 1
 
 
@@ -162,26 +162,30 @@ def test_who_waits_for_a_place_leaves_when_the_run_is_told_to_stop() -> None:
     wire = FakeWire(up=fake({"do": {"latency_ms": 2000}}))
     narrow = route()
     narrow = dataclasses.replace(narrow, account=dataclasses.replace(narrow.account, max_concurrency=1))
-    flying = flight(wire, alias(narrow), 3)
-    run(stopped_after(flying, 0.3, ["a", "b", "c"]))
-    assert len(wire.sent) == 1 and isinstance(flying.landed, OutcomeCollector) and len(flying.landed.parts) == 1
+    embed_run = new_run(wire, alias(narrow), 3)
+    run(stopped_after(embed_run, 0.3, ["a", "b", "c"]))
+    assert (
+        len(wire.sent) == 1
+        and isinstance(embed_run.on_outcome, OutcomeCollector)
+        and len(embed_run.on_outcome.outcomes) == 1
+    )
 
 
 def test_no_call_starts_after_the_deadline() -> None:
     wire = FakeWire(up=fake())
     with pytest.raises(DeadlineExceeded):
-        run(fly(flight(wire, alias(route()), 1, seconds=0.0), ["a"]))
+        run(embed_texts(new_run(wire, alias(route()), 1, seconds=0.0), ["a"]))
     assert wire.sent == []
 
 
 def test_an_upstream_that_hangs_is_left_at_the_deadline() -> None:
     wire = FakeWire(up=fake({"do": {"fault": "hang"}}))
-    flying = flight(wire, alias(route()), 1, seconds=1.0)
+    embed_run = new_run(wire, alias(route()), 1, seconds=1.0)
     counted = unanswered_calls("up")
     with pytest.raises((UpstreamTimeout, DeadlineExceeded)):
-        run(fly(flying, ["a"]))
-    assert all(call.ambiguous and not call.success for call in flying.calls) and flying.calls
-    assert unanswered_calls("up") - counted == len(flying.calls)
+        run(embed_texts(embed_run, ["a"]))
+    assert all(call.ambiguous and not call.success for call in embed_run.calls) and embed_run.calls
+    assert unanswered_calls("up") - counted == len(embed_run.calls)
 
 
 @pytest.mark.parametrize(("trouble", "unanswered"), [({"fault": "hang"}, 1), ({"status": 503, "retry_after": 30}, 0)])
@@ -191,10 +195,10 @@ def test_a_caller_who_hangs_up_leaves_what_was_not_answered_ambiguous(
     wire = FakeWire(up=fake({"do": trouble}))
 
     async def hang_up() -> None:
-        flying = asyncio.create_task(fly(flight(wire, alias(route()), 1, lane=INTERACTIVE), ["a"]))
-        await asyncio.wait({flying}, timeout=1.0)
-        flying.cancel()
-        await asyncio.wait({flying})
+        embed_run = asyncio.create_task(embed_texts(new_run(wire, alias(route()), 1, lane=INTERACTIVE), ["a"]))
+        await asyncio.wait({embed_run}, timeout=1.0)
+        embed_run.cancel()
+        await asyncio.wait({embed_run})
 
     counted = unanswered_calls("up")
     run(hang_up())
@@ -207,19 +211,19 @@ def test_a_caller_who_hangs_up_leaves_what_was_not_answered_ambiguous(
 )
 def test_another_route_of_the_alias_stands_in(trouble: dict[str, object]) -> None:
     wire = FakeWire(first=fake({"do": trouble}), second=fake())
-    flying = flight(wire, alias(route("first"), route("second", priority=1)), 1)
-    assert vectors_of(run(fly(flying, ["a"]))) == right("a")
+    embed_run = new_run(wire, alias(route("first"), route("second", priority=1)), 1)
+    assert vectors_of(run(embed_texts(embed_run, ["a"]))) == right("a")
     assert set(wire.hosts_called) == {"first", "second"} and wire.hosts_called[-1] == "second"
-    assert {call.provider for call in flying.calls if call.success} == {"second"}
+    assert {call.provider for call in embed_run.calls if call.success} == {"second"}
 
 
 def test_an_unfit_route_is_left_alone_for_a_while_and_trouble_is_not_unfitness() -> None:
     async def twice(status: int) -> list[str]:
         wire = FakeWire(first=fake({"do": {"status": status}}), second=fake())
-        flying = flight(wire, alias(route("first"), route("second", priority=1)), 1)
-        await fly(flying, ["a"])
+        embed_run = new_run(wire, alias(route("first"), route("second", priority=1)), 1)
+        await embed_texts(embed_run, ["a"])
         before = len(wire.sent)
-        await fly(dataclasses.replace(flying, landed=OutcomeCollector(1, WIDTH)), ["b"])
+        await embed_texts(dataclasses.replace(embed_run, on_outcome=OutcomeCollector(1, WIDTH)), ["b"])
         return wire.hosts_called[before:]
 
     assert run(twice(401)) == ["second"]
@@ -228,35 +232,35 @@ def test_an_unfit_route_is_left_alone_for_a_while_and_trouble_is_not_unfitness()
 
 def test_no_fit_route_is_said_with_the_time_to_come_back() -> None:
     wire = FakeWire(up=fake({"do": {"status": 401}}))
-    flying = flight(wire, alias(route()), 1)
+    embed_run = new_run(wire, alias(route()), 1)
     with pytest.raises(UpstreamAuthFailed):
-        run(fly(flying, ["a"]))
+        run(embed_texts(embed_run, ["a"]))
     with pytest.raises(NoRoute) as none:
-        run(fly(flying, ["a"]))
+        run(embed_texts(embed_run, ["a"]))
     assert len(wire.sent) == 2 and 1.0 <= (none.value.retry_after_s or 0) <= 5.0
 
 
 def test_a_callers_own_options_take_no_route_from_others() -> None:
     wire = FakeWire(up=fake())
-    flying = flight(wire, alias(route()), 1)
+    embed_run = new_run(wire, alias(route()), 1)
     with pytest.raises(UnsupportedParameter) as refused:
-        run(fly(flying, ["a"], options=Options(provider_options={"up": {"unheard_of": 1}})))
+        run(embed_texts(embed_run, ["a"], options=Options(provider_options={"up": {"unheard_of": 1}})))
     assert refused.value.param == "providerOptions.up"
-    assert vectors_of(run(fly(flying, ["a"]))) == right("a")
+    assert vectors_of(run(embed_texts(embed_run, ["a"]))) == right("a")
 
 
 def test_of_several_failures_the_most_hopeful_one_is_told() -> None:
     wire = FakeWire(a=fake({"do": {"status": 401}}), b=fake({"do": {"status": 429, "retry_after": 90}}))
     both = alias(route("a"), route("b", priority=1))
     with pytest.raises(UpstreamRateLimited) as told:
-        run(fly(flight(wire, both, 1, seconds=5.0), ["x"]))
+        run(embed_texts(new_run(wire, both, 1, seconds=5.0), ["x"]))
     assert 90 <= (told.value.retry_after_s or 0) <= 99.1
 
 
 def test_priority_decides_and_weight_shares() -> None:
     wire = FakeWire(a=fake(), b=fake(), c=fake())
     several = alias(route("a", weight=3), route("b", weight=1), route("c", priority=1))
-    run(fly(flight(wire, several, 400), [str(i) for i in range(400)], limits=ONE_EACH))
+    run(embed_texts(new_run(wire, several, 400), [str(i) for i in range(400)], limits=ONE_EACH))
     counts = {host: wire.hosts_called.count(host) for host in "abc"}
     assert counts["c"] == 0 and 240 <= counts["a"] <= 360 and sum(counts.values()) == 400
 
@@ -272,11 +276,15 @@ def broken_siblings() -> FakeUpstream:
 @pytest.mark.parametrize(("lane", "cancelled", "landed"), [(INTERACTIVE, 2, 0), ("bulk", 0, 2)])
 def test_what_becomes_of_siblings(lane: str, cancelled: int, landed: int) -> None:
     wire = FakeWire(up=broken_siblings())
-    flying = flight(wire, alias(route()), 6, lane=lane)
+    embed_run = new_run(wire, alias(route()), 6, lane=lane)
     with pytest.raises(UpstreamAuthFailed):
-        run(fly(flying, ["slow 1", "slow 2", "bad", "never", "never", "never"], limits=ONE_EACH, concurrency=3))
-    assert isinstance(flying.landed, OutcomeCollector)
-    assert (wire.cancelled, len(flying.landed.parts), len(wire.sent)) == (cancelled, landed, 4)
+        run(
+            embed_texts(
+                embed_run, ["slow 1", "slow 2", "bad", "never", "never", "never"], limits=ONE_EACH, concurrency=3
+            )
+        )
+    assert isinstance(embed_run.on_outcome, OutcomeCollector)
+    assert (wire.cancelled, len(embed_run.on_outcome.outcomes), len(wire.sent)) == (cancelled, landed, 4)
 
 
 @pytest.mark.fault(27)
@@ -284,9 +292,9 @@ def test_what_becomes_of_siblings(lane: str, cancelled: int, landed: int) -> Non
 def test_a_credential_is_tried_by_one_call_for_all(status: int) -> None:
     """A text can bring about a refusal (a firewall on the way), so a text of ours is tried too."""
     wire = FakeWire(up=fake({"do": {"status": status, "latency_ms": 200}}))
-    flying = flight(wire, alias(route()), 16)
+    embed_run = new_run(wire, alias(route()), 16)
     with pytest.raises(UpstreamAuthFailed):
-        run(fly(flying, [str(i) for i in range(16)], limits=ONE_EACH, concurrency=16))
+        run(embed_texts(embed_run, [str(i) for i in range(16)], limits=ONE_EACH, concurrency=16))
     assert len(wire.sent) == 2
 
 
@@ -298,7 +306,7 @@ def test_an_answer_that_is_no_refusal_lets_the_others_call_and_a_slow_one_too(
     first: dict[str, object], latest_s: float
 ) -> None:
     wire = FakeWire(up=fake({"times": 1, "do": first}))
-    run(fly(flight(wire, alias(route()), 8), [str(i) for i in range(8)], limits=ONE_EACH, concurrency=8))
+    run(embed_texts(new_run(wire, alias(route()), 8), [str(i) for i in range(8)], limits=ONE_EACH, concurrency=8))
     began = wire.sent_at[0]
     assert len([at for at in wire.sent_at if at - began <= latest_s]) >= 8
     assert len([at for at in wire.sent_at if at - began < 0.09]) == 1
@@ -306,13 +314,15 @@ def test_an_answer_that_is_no_refusal_lets_the_others_call_and_a_slow_one_too(
 
 def test_a_first_call_without_an_answer_is_followed_by_another() -> None:
     wire = FakeWire(up=fake({"times": 2, "do": {"fault": "close"}}))
-    flying = flight(wire, alias(route()), 8)
-    assert vectors_of(run(fly(flying, list("abcdefgh"), limits=ONE_EACH, concurrency=8))) == right(*"abcdefgh")
+    embed_run = new_run(wire, alias(route()), 8)
+    assert vectors_of(run(embed_texts(embed_run, list("abcdefgh"), limits=ONE_EACH, concurrency=8))) == right(
+        *"abcdefgh"
+    )
 
 
 def test_cancelling_embed_cancels_its_calls() -> None:
-    async def cancel_in_the_middle(flying: EmbedRun, wire: FakeWire) -> None:
-        task = asyncio.create_task(fly(flying, ["slow 1", "slow 2"], limits=ONE_EACH))
+    async def cancel_in_the_middle(embed_run: EmbedRun, wire: FakeWire) -> None:
+        task = asyncio.create_task(embed_texts(embed_run, ["slow 1", "slow 2"], limits=ONE_EACH))
         while wire.in_flight < 2:  # noqa: ASYNC110  # nothing but turns of the loop is waited for
             await asyncio.sleep(0)
         task.cancel()
@@ -320,7 +330,7 @@ def test_cancelling_embed_cancels_its_calls() -> None:
             await task
 
     wire = FakeWire(up=broken_siblings())
-    run(cancel_in_the_middle(flight(wire, alias(route()), 2), wire))
+    run(cancel_in_the_middle(new_run(wire, alias(route()), 2), wire))
     assert (wire.cancelled, wire.in_flight) == (2, 0)
 
 
@@ -328,7 +338,7 @@ def test_an_accounts_door_bounds_its_calls_in_flight() -> None:
     wire = FakeWire(up=fake({"do": {"latency_ms": 10}}))
     narrow = route()
     narrow = dataclasses.replace(narrow, account=dataclasses.replace(narrow.account, max_concurrency=2))
-    run(fly(flight(wire, alias(narrow), 20), [str(i) for i in range(20)], limits=ONE_EACH, concurrency=8))
+    run(embed_texts(new_run(wire, alias(narrow), 20), [str(i) for i in range(20)], limits=ONE_EACH, concurrency=8))
     assert (wire.most_in_flight, len(wire.sent)) == (2, 20)
 
 
@@ -337,14 +347,14 @@ def test_what_was_used_and_what_it_costs() -> None:
         document = orjson.loads(fake().answer(request, 0.0).reply.body)
         return UpstreamReply(200, {}, orjson.dumps({"data": document["data"]}))
 
-    (told,) = run(fly(flight(FakeWire(up=fake()), alias(route()), 1), ["a" * 400])).parts
+    (told,) = run(embed_texts(new_run(FakeWire(up=fake()), alias(route()), 1), ["a" * 400])).outcomes
     assert (told.tokens, told.tokens_estimated, told.cost_usd) == (100, False, Decimal("0.000002"))
-    (guessed,) = run(fly(flight(FakeWire(up=uncounted), alias(route()), 1), ["a" * 400])).parts
+    (guessed,) = run(embed_texts(new_run(FakeWire(up=uncounted), alias(route()), 1), ["a" * 400])).outcomes
     assert guessed.tokens_estimated and guessed.tokens > 0 and guessed.cost_usd > 0
 
 
 def test_nothing_to_do_is_done_at_once() -> None:
     wire = FakeWire(up=fake())
-    flying = flight(wire, alias(route()), 0)
-    run(embed(flying, [], concurrency=3))
-    assert wire.sent == [] and flying.calls == []
+    embed_run = new_run(wire, alias(route()), 0)
+    run(embed(embed_run, [], concurrency=3))
+    assert wire.sent == [] and embed_run.calls == []

@@ -19,13 +19,13 @@ from models.embedding import InputError, Limits, Options
 from models.errors import EmbedmillError, RouteDown, UpstreamProtocolError, UpstreamUnavailable
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
-from tests.fakes import MODEL, WIDTH, FakeWire, alias, fake, flight, fly, route, run
+from tests.fakes import MODEL, WIDTH, FakeWire, alias, embed_texts, fake, new_run, route, run
 
 
 def outcomes(gathered: OutcomeCollector, count: int, *, whole: bool = True) -> dict[int, bytes | InputError]:
     """One outcome an input; fails when an input has two or, where the run came to its end, none."""
     found: dict[int, bytes | InputError] = {}
-    for part in gathered.parts:
+    for part in gathered.outcomes:
         for position, index in enumerate(part.indexes):
             assert index not in found
             if part.vectors is not None:
@@ -52,25 +52,27 @@ def check(gathered: OutcomeCollector, texts: list[str], offending_position: dict
 def test_an_input_that_the_upstream_names_needs_no_search(offending_position: list[int]) -> None:
     texts = ["b" * 32_772 if i in offending_position else f"text {i}" for i in range(100)]
     wire = FakeWire(up=fake())
-    flying = flight(wire, alias(route()), 100)
+    embed_run = new_run(wire, alias(route()), 100)
     together = Limits(tokens_per_input=20_000)  # else the long ones travel alone
-    check(run(fly(flying, texts, limits=together)), texts, dict.fromkeys(offending_position, "input_too_long"))
+    check(
+        run(embed_texts(embed_run, texts, limits=together)), texts, dict.fromkeys(offending_position, "input_too_long")
+    )
     # The whole, one call of ours, and the one that is named and the rest; with several, smaller and smaller rests.
     assert len(wire.sent) <= (4 if len(offending_position) == 1 else 14)
 
 
 def test_an_older_upstream_names_nobody_and_is_searched() -> None:
     texts = ["b" * 32_772 if i == 11 else f"text {i}" for i in range(32)]
-    wire = FakeWire(up=fake(names_guilty_input=False))
+    wire = FakeWire(up=fake(names_offending_input=False))
     together = Limits(tokens_per_input=20_000)
-    check(run(fly(flight(wire, alias(route()), 32), texts, limits=together)), texts, {11: "input_too_long"})
+    check(run(embed_texts(new_run(wire, alias(route()), 32), texts, limits=together)), texts, {11: "input_too_long"})
     assert len(wire.sent) <= 11
 
 
 def test_a_name_outside_the_batch_is_not_believed() -> None:
     rule = {"when": {"contains": "poison"}, "do": {"status": 400, "message": "Invalid 'input[99]': no."}}
     texts = ["a", "poison", "c"]
-    check(run(fly(flight(FakeWire(up=fake(rule)), alias(route()), 3), texts)), texts, {1: "upstream_rejected"})
+    check(run(embed_texts(new_run(FakeWire(up=fake(rule)), alias(route()), 3), texts)), texts, {1: "upstream_rejected"})
 
 
 def test_a_batch_that_is_too_large_is_halved_until_it_is_not() -> None:
@@ -80,7 +82,7 @@ def test_a_batch_that_is_too_large_is_halved_until_it_is_not() -> None:
         return fake().answer(request, 0.0).reply
 
     texts = [f"text {i}" for i in range(10)]
-    check(run(fly(flight(FakeWire(up=small_only), alias(route()), 10), texts)), texts, {})
+    check(run(embed_texts(new_run(FakeWire(up=small_only), alias(route()), 10), texts)), texts, {})
 
 
 @pytest.mark.parametrize(
@@ -98,8 +100,8 @@ def test_a_call_that_was_too_large_is_not_made_again(message: str, most: int) ->
         return fake().answer(request, 0.0).reply
 
     texts = [f"text {i:04}" for i in range(400)]
-    flying = flight(FakeWire(up=small_only), alias(route()), 400)
-    check(run(fly(flying, texts, limits=Limits(inputs_per_call=16), concurrency=1)), texts, {})
+    embed_run = new_run(FakeWire(up=small_only), alias(route()), 400)
+    check(run(embed_texts(embed_run, texts, limits=Limits(inputs_per_call=16), concurrency=1)), texts, {})
     # The first batch and its first halves (16, 8, 4), and the same of the one that was taken up with it.
     assert refused == 6
 
@@ -108,23 +110,27 @@ def test_a_poison_that_is_called_too_large_teaches_nothing() -> None:
     rule = {"when": {"contains": "poison"}, "do": {"status": 413, "message": "No."}}
     texts = ["poison" if i == 5 else f"text {i}" for i in range(320)]
     wire = FakeWire(up=fake(rule))
-    flying = flight(wire, alias(route()), 320)
-    check(run(fly(flying, texts, limits=Limits(inputs_per_call=32), concurrency=1)), texts, {5: "input_too_long"})
+    embed_run = new_run(wire, alias(route()), 320)
+    check(
+        run(embed_texts(embed_run, texts, limits=Limits(inputs_per_call=32), concurrency=1)),
+        texts,
+        {5: "input_too_long"},
+    )
     assert [len(orjson.loads(request.body)["input"]) for request in wire.sent[-9:]] == [32] * 9
 
 
 def test_an_input_too_large_by_itself() -> None:
     text = "a" * 20_000
     rule = {"when": {"contains": text}, "do": {"status": 413}}
-    check(run(fly(flight(FakeWire(up=fake(rule)), alias(route()), 1), [text])), [text], {0: "input_too_long"})
+    check(run(embed_texts(new_run(FakeWire(up=fake(rule)), alias(route()), 1), [text])), [text], {0: "input_too_long"})
 
 
 def test_a_text_that_may_be_cut_is_cut_until_it_is_taken() -> None:
     text = "b" * 40_000
     wire = FakeWire(up=fake())
-    gathered = run(fly(flight(wire, alias(route()), 2), [text, "short"], options=Options(truncate="end")))
+    gathered = run(embed_texts(new_run(wire, alias(route()), 2), [text, "short"], options=Options(truncate="end")))
     check(gathered, [text[:30_000], "short"], {})
-    refused = run(fly(flight(wire, alias(route()), 2), [text, "short"], options=Options(truncate="none")))
+    refused = run(embed_texts(new_run(wire, alias(route()), 2), [text, "short"], options=Options(truncate="none")))
     check(refused, [text, "short"], {0: "input_too_long"})
 
 
@@ -150,32 +156,32 @@ CONTEXT_SIZE = {"type": "exceed_context_size_error", "n_prompt_tokens": 40, "n_c
 def test_too_long_in_the_words_of_many_servers(rule: dict[str, Any], kept: int) -> None:
     text = "long text " * 400
     wire = FakeWire(up=fake({"when": {"longer_than": 1000}, "do": rule}))
-    flying = flight(wire, alias(route()), 2)
-    gathered = run(fly(flying, [text, "short"], options=Options(truncate="end")))
+    embed_run = new_run(wire, alias(route()), 2)
+    gathered = run(embed_texts(embed_run, [text, "short"], options=Options(truncate="end")))
     check(gathered, [text[:kept], "short"], {})
-    assert len(flying.calls) <= 9
+    assert len(embed_run.calls) <= 9
 
 
 @pytest.mark.parametrize("body", [UNKNOWN_WORDS, {"error": "the input length exceeds the context length"}])
 def test_cutting_ends_where_it_does_not_help(body: object) -> None:
     poison = "poison " * 1000
-    flying = flight(
+    embed_run = new_run(
         FakeWire(up=fake({"when": {"contains": "poison"}, "do": {"status": 400, "body": body}})), alias(route()), 1
     )
-    gathered = run(fly(flying, [poison], options=Options(truncate="end")))
+    gathered = run(embed_texts(embed_run, [poison], options=Options(truncate="end")))
     code = "upstream_rejected" if body is UNKNOWN_WORDS else "input_too_long"
     check(gathered, [poison], {0: code})
-    assert len(flying.calls) <= 9 + 3
+    assert len(embed_run.calls) <= 9 + 3
 
 
 def test_a_short_input_is_refused_for_something_else_than_its_length() -> None:
-    flying = flight(
+    embed_run = new_run(
         FakeWire(up=fake({"when": {"contains": "short"}, "do": {"status": 400, "body": UNKNOWN_WORDS}})),
         alias(route()),
         1,
     )
-    check(run(fly(flying, ["short"], options=Options(truncate="end"))), ["short"], {0: "upstream_rejected"})
-    assert len(flying.calls) <= 4  # once more with floats, and one of ours with and without them
+    check(run(embed_texts(embed_run, ["short"], options=Options(truncate="end"))), ["short"], {0: "upstream_rejected"})
+    assert len(embed_run.calls) <= 4  # once more with floats, and one of ours with and without them
 
 
 @pytest.mark.parametrize(
@@ -186,10 +192,10 @@ def test_a_short_input_is_refused_for_something_else_than_its_length() -> None:
     ],
 )
 def test_the_limit_that_is_told_is_the_providers_or_none(message: str, told: str | None) -> None:
-    flying = flight(
+    embed_run = new_run(
         FakeWire(up=fake({"when": {"contains": "xyz"}, "do": {"status": 400, "message": message}})), alias(route()), 1
     )
-    (outcome,) = outcomes(run(fly(flying, ["xyz"])), 1).values()
+    (outcome,) = outcomes(run(embed_texts(embed_run, ["xyz"])), 1).values()
     assert isinstance(outcome, InputError) and outcome.code == "input_too_long"
     assert [number for number in outcome.message.split() if number.isdigit()] == ([told] if told else [])
 
@@ -197,7 +203,7 @@ def test_the_limit_that_is_told_is_the_providers_or_none(message: str, told: str
 def test_token_arrays_on_a_route_that_takes_text_only() -> None:
     wire = FakeWire(up=fake())
     text_only = alias(dataclasses.replace(route(), accepts_tokens=False))
-    gathered = run(fly(flight(wire, text_only, 2), [[1], [2]]))
+    gathered = run(embed_texts(new_run(wire, text_only, 2), [[1], [2]]))
     assert [getattr(each, "code", None) for each in outcomes(gathered, 2).values()] == ["tokens_not_supported"] * 2
     assert wire.sent == []
 
@@ -263,15 +269,15 @@ def test_whatever_is_done_to_replies_no_input_gets_a_wrong_vector(
         return UpstreamReply(200, {}, orjson.dumps(EDITS[name](orjson.loads(reply.body), i)))
 
     wire.edit = edit
-    flying = flight(wire, alias(route()), count)
+    embed_run = new_run(wire, alias(route()), count)
     whole = True
     try:
-        run(fly(flying, texts, limits=Limits(inputs_per_call=per_call)))
+        run(embed_texts(embed_run, texts, limits=Limits(inputs_per_call=per_call)))
     except (UpstreamProtocolError, UpstreamUnavailable, RouteDown):
         whole = False  # nothing but bad answers for so long that nobody can tell poison from an outage
-    assert isinstance(flying.landed, OutcomeCollector)
+    assert isinstance(embed_run.on_outcome, OutcomeCollector)
     rows = fake_vectors(texts, WIDTH, MODEL)
-    for index, outcome in outcomes(flying.landed, count, whole=whole).items():
+    for index, outcome in outcomes(embed_run.on_outcome, count, whole=whole).items():
         if isinstance(outcome, InputError):
             # An error object in a 200 is a fault of the provider, the rest are replies that cannot be used.
             assert outcome.code in ("invalid_upstream_response", "upstream_rejected") and outcome.retryable
@@ -281,8 +287,8 @@ def test_whatever_is_done_to_replies_no_input_gets_a_wrong_vector(
 
 def test_gaps_are_never_filled() -> None:
     gathered = OutcomeCollector(3, WIDTH)
-    for part in run(fly(flight(FakeWire(up=fake()), alias(route()), 2), ["a", "b"])).parts:
+    for part in run(embed_texts(new_run(FakeWire(up=fake()), alias(route()), 2), ["a", "b"])).outcomes:
         gathered(part)
     with pytest.raises(EmbedmillError) as broken:  # C22: it was one that says "again"
-        gathered.rows()
+        gathered.vectors_in_order()
     assert (broken.value.code, broken.value.retryable) == ("internal_error", False)

@@ -89,7 +89,7 @@ class TestAnswers:
         assert answer.reply.status == 400 and said in error_of(answer)["message"]
 
     def test_the_older_message_names_no_input(self) -> None:
-        answer = ask(FakeUpstream(names_guilty_input=False), ["a", "b" * 32_772])
+        answer = ask(FakeUpstream(names_offending_input=False), ["a", "b" * 32_772])
         assert "maximum context length is 8192 tokens, however you requested 8193" in error_of(answer)["message"]
 
     def test_keys_models_and_bodies(self) -> None:
@@ -123,10 +123,10 @@ class TestScripts:
 
     def test_errors_read_as_openai_means_them(self) -> None:
         upstream = scripted({"do": {"status": 429, "retry_after": 2, "retry_after_ms": 1500}})
-        fault = FakeProvider().fault(ask(upstream, "a").reply)
+        fault = FakeProvider().error_from(ask(upstream, "a").reply)
         assert isinstance(fault, UpstreamRateLimited) and fault.retry_after_s == 1.5
         quota = ask(scripted({"do": {"status": 429, "code": "insufficient_quota"}}), "a")
-        assert FakeProvider().fault(quota.reply).code == "upstream_quota"
+        assert FakeProvider().error_from(quota.reply).code == "upstream_quota"
 
     def test_rate_limit_slides(self) -> None:
         upstream = scripted({"do": {"rate_limit": {"requests_per_minute": 2, "tokens_per_minute": 100}}}, width=4)
@@ -163,7 +163,7 @@ class TestScripts:
         answer = ask(scripted({"do": {"reply": shape}}, width=16), ["a", "b", "c"], encoding_format=fmt)
         assert answer.reply.status == 200 and answer.billed
         with pytest.raises(UpstreamProtocolError):
-            check_vectors(FakeProvider().parse(answer.reply, batch_of("abc")).vectors, 3, 16)
+            check_vectors(FakeProvider().parse_reply(answer.reply, batch_of("abc")).vectors, 3, 16)
 
     @pytest.mark.parametrize("shape", ["shuffle", "missing_index", "floats_only", "no_usage", "wrong_model"])
     def test_an_odd_reply_still_holds_the_vectors(self, shape: str) -> None:
@@ -171,7 +171,7 @@ class TestScripts:
             scripted({"do": {"reply": shape, "big_body_bytes": 9000}}, width=16), [*"abc"], encoding_format="base64"
         )
         assert len(answer.reply.body) == 9000
-        vectors: Matrix = FakeProvider().parse(answer.reply, batch_of("abc")).vectors
+        vectors: Matrix = FakeProvider().parse_reply(answer.reply, batch_of("abc")).vectors
         assert vectors.tobytes() == fake_vectors("abc", 16, "m").tobytes()
         if shape == "shuffle":
             assert [item["index"] for item in orjson.loads(answer.reply.body)["data"]] != [0, 1, 2]
@@ -200,6 +200,6 @@ class TestScripts:
 def test_the_provider_and_its_upstream_fit() -> None:
     upstream, provider = FakeUpstream(), FakeProvider()
     request = provider.request(batch_of(["a", "c"], 12), route_of(24))
-    embedded = provider.parse(upstream.answer(request, NOW).reply, batch_of(["a", "c"], 12))
+    embedded = provider.parse_reply(upstream.answer(request, NOW).reply, batch_of(["a", "c"], 12))
     assert embedded.vectors.tobytes() == fake_vectors(["a", "c"], 12, "m").tobytes()
     assert embedded.tokens == 2 and provider.accepts_tokens

@@ -174,11 +174,11 @@ async def test_a_key_that_is_like_another_for_its_first_half_is_another(
 async def test_a_key_is_checked_again_without_the_cache(database: Database, ring: KeyAuthenticator) -> None:
     key_id, key = await create_key(database, PEPPER)
     caller = await ring.caller(key)
-    await ring.check_again(caller)
+    await ring.recheck(caller)
     await revoke_key(database, key_id)
     assert await ring.caller(key) == caller, "for 20 s, as documented"
     with pytest.raises(NotAuthenticated):
-        await ring.check_again(caller)
+        await ring.recheck(caller)
 
 
 @pytest.mark.parametrize("text", ["", "\n", " " * 40, "short"])

@@ -13,7 +13,7 @@ from api.http.errors import render
 from engine.cancellation import CancellationToken
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import INTERACTIVE, EmbedRun, embed
-from engine.embedding.hang_watch import PROBE_EVERY_S
+from engine.embedding.hang_detector import PROBE_EVERY_S
 from engine.planning.packing import pack
 from models.embedding import Limits, Options
 from models.errors import (
@@ -31,7 +31,7 @@ from models.errors import (
     UpstreamUnavailable,
 )
 from providers.base import UpstreamReply, UpstreamRequest
-from tests.fakes import WIDTH, FakeWire, alias, fake, flight, fly, route, run, time_passes
+from tests.fakes import WIDTH, FakeWire, alias, embed_texts, fake, new_run, route, run, time_passes
 
 ONE_EACH = Limits(inputs_per_call=1)
 OWN = Options(provider_options={"up": {"user": "x"}})
@@ -42,16 +42,16 @@ def refusing_connections(request: UpstreamRequest) -> UpstreamReply:
     raise UpstreamUnavailable("the upstream cannot be connected to", sent=False)
 
 
-def anew(flying: EmbedRun, count: int, **fields: Any) -> EmbedRun:
+def anew(embed_run: EmbedRun, count: int, **fields: Any) -> EmbedRun:
     """Another run in the same process."""
     return dataclasses.replace(
-        flying, stop=CancellationToken(), calls=[], landed=OutcomeCollector(count, WIDTH), **fields
+        embed_run, stop=CancellationToken(), calls=[], on_outcome=OutcomeCollector(count, WIDTH), **fields
     )
 
 
-async def failing(flying: EmbedRun, texts: list[str], **options: Any) -> EmbedmillError:
+async def failing(embed_run: EmbedRun, texts: list[str], **options: Any) -> EmbedmillError:
     with pytest.raises(EmbedmillError) as raised:
-        await fly(flying, texts, **options)
+        await embed_texts(embed_run, texts, **options)
     return raised.value
 
 
@@ -75,20 +75,20 @@ def test_each_kind_of_outage_is_found_out_waited_for_and_ended_by_one_probe(
 ) -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": trouble}))
-        flying = flight(wire, alias(route()), 4, seconds=10_000.0)
-        assert isinstance(await failing(flying, ["a"]), kind)
-        outage = flying.router.outage_of(flying.alias)
+        embed_run = new_run(wire, alias(route()), 4, seconds=10_000.0)
+        assert isinstance(await failing(embed_run, ["a"]), kind)
+        outage = embed_run.router.outage_of(embed_run.alias)
         assert outage is not None and outage.cause.account == "up" and outage.cause.advice
         # Nobody calls before the next probe is due.
         calls = len(wire.sent)
-        assert isinstance(await failing(anew(flying, 4), list("abcd"), limits=ONE_EACH), RouteDown)
+        assert isinstance(await failing(anew(embed_run, 4), list("abcd"), limits=ONE_EACH), RouteDown)
         assert len(wire.sent) == calls
         # A probe that fails is a call of one input, or two with that of ours, and now and then one for floats: nothing
         # has worked yet; the pause after it is bounded.
         for _ in range(5):
             await time_passes(5.1)
             calls, began = len(wire.sent), asyncio.get_running_loop().time()
-            await failing(anew(flying, 4), list("abcd"))
+            await failing(anew(embed_run, 4), list("abcd"))
             # Beside one that is given the account's whole time, others are made.
             took_s = asyncio.get_running_loop().time() - began
             assert 1 <= len(wire.sent) - calls <= 3 + took_s // PROBE_EVERY_S
@@ -96,9 +96,9 @@ def test_each_kind_of_outage_is_found_out_waited_for_and_ended_by_one_probe(
         wire.hosts["up"] = fake()
         await time_passes(5.1)
         calls = len(wire.sent)
-        gathered = await fly(anew(flying, 4), list("abcd"), limits=ONE_EACH)
-        assert len(wire.sent) - calls == 4 and len(gathered.parts) == 4
-        assert not flying.router.outages
+        gathered = await embed_texts(anew(embed_run, 4), list("abcd"), limits=ONE_EACH)
+        assert len(wire.sent) - calls == 4 and len(gathered.outcomes) == 4
+        assert not embed_run.router.outages
 
     run(tried())
 
@@ -106,9 +106,9 @@ def test_each_kind_of_outage_is_found_out_waited_for_and_ended_by_one_probe(
 def test_a_refused_connection_is_an_outage_without_a_call_of_ours() -> None:
     async def tried() -> None:
         wire = FakeWire(up=refusing_connections)
-        flying = flight(wire, alias(route()), 1)
-        assert isinstance(await failing(flying, ["a"]), UpstreamUnavailable)
-        assert flying.router.outages and len(wire.sent) == 3
+        embed_run = new_run(wire, alias(route()), 1)
+        assert isinstance(await failing(embed_run, ["a"]), UpstreamUnavailable)
+        assert embed_run.router.outages and len(wire.sent) == 3
 
     run(tried())
 
@@ -125,14 +125,14 @@ def test_what_a_callers_own_options_bring_about_is_only_its_own(status: int, lan
 
     async def tried() -> None:
         wire = FakeWire(up=picky)
-        flying = flight(wire, alias(route()), 1, lane=lane, seconds=5.0)
-        error = await failing(flying, ["a"], options=OWN)
+        embed_run = new_run(wire, alias(route()), 1, lane=lane, seconds=5.0)
+        error = await failing(embed_run, ["a"], options=OWN)
         assert isinstance(error, UnsupportedParameter) or status == 429, error
-        assert not flying.router.outages
-        line = flying.upstream._lines.of(flying.alias.routes[0])
-        assert not line.paced and line._desk.gate_s() == 0.0  # no gate was shut for anybody
+        assert not embed_run.router.outages
+        limiter = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])
+        assert not limiter.is_paced and limiter._coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
         before = asyncio.get_running_loop().time()
-        await fly(anew(flying, 1), ["b"], options=OTHER_OPTIONS)
+        await embed_texts(anew(embed_run, 1), ["b"], options=OTHER_OPTIONS)
         assert asyncio.get_running_loop().time() - before < 0.5
 
     run(tried())
@@ -142,10 +142,10 @@ def test_what_a_callers_own_options_bring_about_is_only_its_own(status: int, lan
 def test_a_text_that_draws_a_refusal_of_its_own_fails_alone_and_shuts_nothing(status: int) -> None:
     """A firewall on the way to the provider answers 403 to some texts."""
     wire = FakeWire(up=fake({"when": {"contains": "<script>"}, "do": {"status": status}}))
-    flying = flight(wire, alias(route()), 4)
-    gathered = run(fly(flying, ["a", "<script>", "b", "c"]))
-    refused = [part for part in gathered.parts if part.error is not None]
-    assert [list(part.indexes) for part in refused] == [[1]] and not flying.router.outages
+    embed_run = new_run(wire, alias(route()), 4)
+    gathered = run(embed_texts(embed_run, ["a", "<script>", "b", "c"]))
+    refused = [part for part in gathered.outcomes if part.error is not None]
+    assert [list(part.indexes) for part in refused] == [[1]] and not embed_run.router.outages
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 429])
@@ -159,12 +159,12 @@ def test_a_user_whom_the_provider_refuses_hurts_no_other(status: int) -> None:
 
     async def tried() -> None:
         wire = FakeWire(up=picky)
-        flying = flight(wire, alias(route()), 1, lane=INTERACTIVE, seconds=5.0)
-        error = await failing(flying, ["a"], options=Options(user="x"))
+        embed_run = new_run(wire, alias(route()), 1, lane=INTERACTIVE, seconds=5.0)
+        error = await failing(embed_run, ["a"], options=Options(user="x"))
         assert (isinstance(error, UnsupportedParameter) and error.param == "user") or status == 429, error
         before = asyncio.get_running_loop().time()
-        await fly(anew(flying, 1), ["b"], options=Options(user="y"))
-        assert not flying.router.outages and asyncio.get_running_loop().time() - before < 0.5
+        await embed_texts(anew(embed_run, 1), ["b"], options=Options(user="y"))
+        assert not embed_run.router.outages and asyncio.get_running_loop().time() - before < 0.5
 
     run(tried())
 
@@ -172,46 +172,46 @@ def test_a_user_whom_the_provider_refuses_hurts_no_other(status: int) -> None:
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_refusal_that_happened_once_blames_no_input(status: int) -> None:
     wire = FakeWire(up=fake({"times": 1, "do": {"status": status}}))
-    flying = flight(wire, alias(route()), 1, lane=INTERACTIVE)
-    gathered = run(fly(flying, ["a"]))
-    assert [part.error for part in gathered.parts] == [None] and len(wire.sent) == 3
+    embed_run = new_run(wire, alias(route()), 1, lane=INTERACTIVE)
+    gathered = run(embed_texts(embed_run, ["a"]))
+    assert [part.error for part in gathered.outcomes] == [None] and len(wire.sent) == 3
 
 
 def test_options_do_not_hide_a_refused_key() -> None:
     """The call of ours, without them, is refused too: so it is the key."""
     wire = FakeWire(up=fake({"do": {"status": 401}}))
-    flying = flight(wire, alias(route()), 1)
-    error = run(failing(flying, ["a"], options=OWN))
-    assert isinstance(error, UpstreamAuthFailed) and flying.router.outages and len(wire.sent) == 2
+    embed_run = new_run(wire, alias(route()), 1)
+    error = run(failing(embed_run, ["a"], options=OWN))
+    assert isinstance(error, UpstreamAuthFailed) and embed_run.router.outages and len(wire.sent) == 2
 
 
 def test_a_text_that_the_provider_always_fails_on_is_no_outage() -> None:
     wire = FakeWire(up=fake({"when": {"contains": "bad"}, "do": {"status": 500}}))
-    flying = flight(wire, alias(route()), 2)
-    gathered = run(fly(flying, ["bad 1", "bad 2"]))
-    assert all(part.error is not None for part in gathered.parts) and not flying.router.outages
+    embed_run = new_run(wire, alias(route()), 2)
+    gathered = run(embed_texts(embed_run, ["bad 1", "bad 2"]))
+    assert all(part.error is not None for part in gathered.outcomes) and not embed_run.router.outages
 
 
 def test_many_calls_of_a_shard_that_hang_find_out_together_and_few_are_made_again() -> None:
     wire = FakeWire(up=fake({"do": {"fault": "hang"}}))
-    flying = flight(wire, alias(route()), 40, seconds=10_000.0)
-    run(failing(flying, [f"t{i}" for i in range(40)], limits=ONE_EACH, concurrency=8))
+    embed_run = new_run(wire, alias(route()), 40, seconds=10_000.0)
+    run(failing(embed_run, [f"t{i}" for i in range(40)], limits=ONE_EACH, concurrency=8))
     beside = 60 // PROBE_EVERY_S  # it is not known how long its calls take: they are given their whole time
-    assert flying.router.outages and len(wire.sent) <= 2 * 8 + 1 + beside
+    assert embed_run.router.outages and len(wire.sent) <= 2 * 8 + 1 + beside
 
 
 def test_another_route_serves_while_one_is_down_and_the_first_is_asked_again() -> None:
     async def tried() -> None:
         wire = FakeWire(first=fake({"do": {"status": 401}}), second=fake())
-        flying = flight(wire, alias(route("first"), route("second", priority=1)), 8, seconds=10_000.0)
-        await fly(flying, ["a"])
+        embed_run = new_run(wire, alias(route("first"), route("second", priority=1)), 8, seconds=10_000.0)
+        await embed_texts(embed_run, ["a"])
         for _ in range(3):
-            await fly(anew(flying, 1), ["b"])
+            await embed_texts(anew(embed_run, 1), ["b"])
         assert wire.hosts_called.count("first") == 2  # with that of ours
         wire.hosts["first"] = fake()
         await time_passes(5.1)
-        await fly(anew(flying, 2), ["c", "d"])
-        assert wire.hosts_called[-1] == "first" and not flying.router.outages
+        await embed_texts(anew(embed_run, 2), ["c", "d"])
+        assert wire.hosts_called[-1] == "first" and not embed_run.router.outages
 
     run(tried())
 
@@ -221,17 +221,17 @@ def test_a_probe_that_hangs_does_not_keep_the_next_one_from_its_turn() -> None:
 
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"fault": "hang"}}))
-        flying = flight(wire, alias(route()), 4, seconds=10_000.0)
-        await failing(flying, ["a"])
+        embed_run = new_run(wire, alias(route()), 4, seconds=10_000.0)
+        await failing(embed_run, ["a"])
         await time_passes(5.1)
-        probing = asyncio.create_task(failing(anew(flying, 4), list("abcd"), limits=ONE_EACH))
+        probing = asyncio.create_task(failing(anew(embed_run, 4), list("abcd"), limits=ONE_EACH))
         await time_passes(1.0)
         wire.hosts["up"] = fake()
         began = asyncio.get_running_loop().time()
         await asyncio.wait({probing})
         while True:
             try:
-                await fly(anew(flying, 4), list("abcd"))
+                await embed_texts(anew(embed_run, 4), list("abcd"))
                 break
             except NoRoute:
                 await time_passes(0.5)
@@ -243,9 +243,9 @@ def test_a_probe_that_hangs_does_not_keep_the_next_one_from_its_turn() -> None:
 def test_the_sync_lane_is_told_account_cause_and_advice() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"status": 401}}))
-        flying = flight(wire, alias(route()), 1, lane=INTERACTIVE)
-        first = await failing(flying, ["a"])
-        second = await failing(anew(flying, 1), ["a"])
+        embed_run = new_run(wire, alias(route()), 1, lane=INTERACTIVE)
+        first = await failing(embed_run, ["a"])
+        second = await failing(anew(embed_run, 1), ["a"])
         for message in (orjson.loads(render(error).body)["error"]["message"] for error in (first, second)):
             assert "account up" in message and "credential" in message and "providers test up" in message
         assert isinstance(second, NoRoute) and (second.retry_after_s or 0) >= 1.0
@@ -255,15 +255,15 @@ def test_the_sync_lane_is_told_account_cause_and_advice() -> None:
 
 def test_a_refusal_for_a_caller_without_options_of_its_own_is_about_the_input() -> None:
     wire = FakeWire(up=fake({"when": {"contains": "x"}, "do": {"status": 422, "message": "unsupported dimension"}}))
-    flying = flight(wire, alias(route()), 1, lane=INTERACTIVE)
-    error = run(failing_or_refused(flying))
+    embed_run = new_run(wire, alias(route()), 1, lane=INTERACTIVE)
+    error = run(failing_or_refused(embed_run))
     assert error is None or isinstance(error, UpstreamRejected | UpstreamMisconfigured)
-    assert not flying.router.outages
+    assert not embed_run.router.outages
 
 
-async def failing_or_refused(flying: EmbedRun) -> EmbedmillError | None:
+async def failing_or_refused(embed_run: EmbedRun) -> EmbedmillError | None:
     try:
-        await embed(flying, pack(["x"], [0], Limits(), WIDTH, Options()), concurrency=1)
+        await embed(embed_run, pack(["x"], [0], Limits(), WIDTH, Options()), concurrency=1)
     except EmbedmillError as error:
         return error
     return None
@@ -274,18 +274,18 @@ async def failing_or_refused(flying: EmbedRun) -> EmbedmillError | None:
 def test_a_text_that_alone_draws_a_long_429_makes_only_its_caller_wait(told: int, lane: str) -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"when": {"contains": "slow me"}, "do": {"status": 429, "retry_after": told}}))
-        flying = flight(wire, alias(route()), 1, lane=lane, seconds=10_000.0)
-        flying.gate_wait_s = 5.0
+        embed_run = new_run(wire, alias(route()), 1, lane=lane, seconds=10_000.0)
+        embed_run.cooldown_wait_s = 5.0
         before = asyncio.get_running_loop().time()
-        error = await failing(flying, ["slow me"])
+        error = await failing(embed_run, ["slow me"])
         assert isinstance(error, UpstreamRateLimited) and error.retry_after_s is not None
         assert min(told, 120) <= error.retry_after_s <= told * 1.1 + 0.2  # nobody is told more than two minutes
-        line = flying.upstream._lines.of(flying.alias.routes[0])
-        assert not line.paced and line._desk.gate_s() == 0.0  # no gate was shut for anybody
+        limiter = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])
+        assert not limiter.is_paced and limiter._coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
         assert len(wire.sent) == 2  # its own, and one of ours
-        await fly(anew(flying, 1), ["b"])
+        await embed_texts(anew(embed_run, 1), ["b"])
         assert asyncio.get_running_loop().time() - before < 0.5  # nor has it kept a worker waiting
-        assert not flying.router.outages
+        assert not embed_run.router.outages
 
     run(tried())
 
@@ -293,12 +293,12 @@ def test_a_text_that_alone_draws_a_long_429_makes_only_its_caller_wait(told: int
 def test_a_true_rate_limit_shuts_the_gate_after_one_call_of_ours_and_none_follows() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"status": 429, "retry_after": 62}}))
-        flying = flight(wire, alias(route()), 1, lane=INTERACTIVE, seconds=10.0)
-        flying.gate_wait_s = 5.0
-        errors = [await failing(anew(flying, 1), ["a"]) for _ in range(3)]
+        embed_run = new_run(wire, alias(route()), 1, lane=INTERACTIVE, seconds=10.0)
+        embed_run.cooldown_wait_s = 5.0
+        errors = [await failing(anew(embed_run, 1), ["a"]) for _ in range(3)]
         assert all(isinstance(error, UpstreamRateLimited) and not error.sent for error in errors)
-        line = flying.upstream._lines.of(flying.alias.routes[0])
-        assert line.paced and line._desk.gate_s() > 60.0 and len(wire.sent) == 2
+        limiter = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])
+        assert limiter.is_paced and limiter._coordinator.cooldown_s() > 60.0 and len(wire.sent) == 2
 
     run(tried())
 
@@ -306,10 +306,13 @@ def test_a_true_rate_limit_shuts_the_gate_after_one_call_of_ours_and_none_follow
 def test_many_calls_that_meet_a_true_rate_limit_at_once_share_one_call_of_ours() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"status": 429, "retry_after": 62}}))
-        flying = flight(wire, alias(route()), 1, lane="bulk", seconds=20.0)
-        errors = await asyncio.gather(*(failing(anew(flying, 1), [text]) for text in "abcdefgh"))
+        embed_run = new_run(wire, alias(route()), 1, lane="bulk", seconds=20.0)
+        errors = await asyncio.gather(*(failing(anew(embed_run, 1), [text]) for text in "abcdefgh"))
         assert all(isinstance(error, UpstreamRateLimited) for error in errors)
-        assert len(wire.sent) == 9 and flying.upstream._lines.of(flying.alias.routes[0])._desk.gate_s() > 60.0
+        assert (
+            len(wire.sent) == 9
+            and embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])._coordinator.cooldown_s() > 60.0
+        )
 
     run(tried())
 
@@ -323,9 +326,9 @@ def test_a_long_429_after_which_our_own_call_fails_otherwise_is_waited_for_by_it
                 {"when": {"contains": "slow me"}, "do": {"status": 429, "retry_after": 62}}, {"do": {"status": 503}}
             )
         )
-        flying = flight(wire, alias(route()), 1, lane=INTERACTIVE, seconds=100.0)
-        flying.gate_wait_s = 5.0
-        assert isinstance(await failing(flying, ["slow me"]), UpstreamRateLimited)
+        embed_run = new_run(wire, alias(route()), 1, lane=INTERACTIVE, seconds=100.0)
+        embed_run.cooldown_wait_s = 5.0
+        assert isinstance(await failing(embed_run, ["slow me"]), UpstreamRateLimited)
         assert len(wire.sent) == 2
 
     run(tried())

@@ -128,18 +128,18 @@ def test_a_route_teaches_how_many_tokens_its_texts_are(words: str, truth: float)
     route_sizes = LearnedLimits()
     text_bytes = tokens.utf8_bytes(words) * 500
     for call in range(EVIDENCE_CALLS - 1):
-        route_sizes.learn(text_bytes, int(text_bytes * truth))
-        assert route_sizes.per_byte >= tokens.DEFAULT_TOKENS_PER_BYTE, call
-    route_sizes.learn(text_bytes, int(text_bytes * truth))
-    assert truth < route_sizes.per_byte <= truth * 1.2
+        route_sizes.observe(text_bytes, int(text_bytes * truth))
+        assert route_sizes.tokens_per_byte >= tokens.DEFAULT_TOKENS_PER_BYTE, call
+    route_sizes.observe(text_bytes, int(text_bytes * truth))
+    assert truth < route_sizes.tokens_per_byte <= truth * 1.2
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), min_size=EVIDENCE_CALLS, max_size=60))
 def test_whatever_is_reported_the_ratio_stays_one(calls: list[tuple[int, int]]) -> None:
     route_sizes = LearnedLimits()
     for text_bytes, counted in calls:
-        route_sizes.learn(text_bytes, counted)
-    assert 1 / 8 <= route_sizes.per_byte <= 1.0
+        route_sizes.observe(text_bytes, counted)
+    assert 1 / 8 <= route_sizes.tokens_per_byte <= 1.0
 
 
 @given(some_inputs.filter(bool))
@@ -155,7 +155,7 @@ def test_halves_are_the_batch_in_two(inputs: list[Input]) -> None:
 def test_the_chosen_inputs_keep_their_indexes(data: st.DataObject) -> None:
     inputs = data.draw(some_inputs.filter(bool))
     positions = data.draw(st.lists(st.integers(0, len(inputs) - 1), min_size=1, unique=True))
-    few = packing.chosen(batch(inputs), positions)
+    few = packing.select(batch(inputs), positions)
     assert few.inputs == [inputs[i] for i in positions] and few.indexes == [i * 10 for i in positions]
     assert few.tokens == sum(map(tokens.estimate, few.inputs))
 
@@ -203,19 +203,19 @@ def test_widths_that_it_has_not(allowed: frozenset[int] | range, asked: int, sai
 )
 def test_inputs_that_no_provider_need_see(item: Input, accepts_tokens: bool, code: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        packing.check(item, alias(), NO_OPTIONS, accepts_tokens=accepts_tokens)
+        packing.validate_input(item, alias(), NO_OPTIONS, accepts_tokens=accepts_tokens)
     assert refused.value.code == code
 
 
 @pytest.mark.parametrize("item", ["word " * 9, [1] * 9])
 def test_an_over_long_input_is_refused_or_cut(item: Input) -> None:
     with pytest.raises(InputTooLong, match="8 tokens"):
-        packing.check(item, alias(limit=8), NO_OPTIONS, accepts_tokens=True)
+        packing.validate_input(item, alias(limit=8), NO_OPTIONS, accepts_tokens=True)
     cutting = Options(truncate="end")
-    packing.check(item, alias(limit=8), cutting, accepts_tokens=True)
-    short = packing.truncated_input(item, alias(limit=8), cutting)
+    packing.validate_input(item, alias(limit=8), cutting, accepts_tokens=True)
+    short = packing.truncate_input(item, alias(limit=8), cutting)
     assert (
-        tokens.fits(short, 8)
+        tokens.is_within(short, 8)
         and short == item[: len(short)]
-        and packing.truncated_input(item, alias(), NO_OPTIONS) == item
+        and packing.truncate_input(item, alias(), NO_OPTIONS) == item
     )

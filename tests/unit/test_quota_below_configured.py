@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from models.errors import UpstreamRateLimited
-from providers.fake_quota import RateLimit, Refusal, SlidingWindow
-from tests.fakes import FakeWire, alias, fake, flight, fly, route, run
-from tests.unit.pacing_world import LIMIT, START, World, book
+from providers.fake.rate_limit import RateLimit, Refusal, SlidingWindow
+from tests.fakes import FakeWire, alias, embed_texts, fake, new_run, route, run
+from tests.unit.rate_limit_simulation import LIMIT, START, Simulation, bucket_state
 
 REQUESTS = 600
 
 
-def world(real: float, *, of: str = "tokens", seed: int = 1) -> World:
+def world(real: float, *, of: str = "tokens", seed: int = 1) -> Simulation:
     """Configured: 1,000,000 tokens and 600 requests a minute. Real: a share of the one or of the other."""
     tokens, requests = (real, 1.0) if of == "tokens" else (1.0, real)
     rate = RateLimit(requests_per_minute=int(REQUESTS * requests), tokens_per_minute=int(LIMIT * tokens))
-    return World(book(LIMIT, REQUESTS), SlidingWindow(rate), seed, tells_wait=True)
+    return Simulation(bucket_state(LIMIT, REQUESTS), SlidingWindow(rate), seed, tells_wait=True)
 
 
 def size_of(of: str) -> list[int]:
@@ -39,7 +39,7 @@ def test_both_lanes_are_paced_by_the_quota_that_the_provider_really_has(
     every_s = 0.5
     if of == "requests":
         every_s, simulated.interactive_tokens = 2.0, 300  # half of a quota of 60 a minute, at the most
-    simulated.patience_s = 5.0
+    simulated.max_wait_s = 5.0
     simulated.run(600, [int(size * max(real, 0.2)) for size in size_of(of)], callers=16, interactive_every_s=every_s)
     late = [waited for at, waited in simulated.waits if at >= START + 150]
     assert simulated.refused <= 24
@@ -68,11 +68,11 @@ class TokenBucket:
 
 def test_a_provider_that_counts_in_another_way_is_learned_too() -> None:
     bucket = TokenBucket(LIMIT / 2, LIMIT / 2)
-    simulated = World(book(LIMIT, None), bucket, 1, tells_wait=True)
+    simulated = Simulation(bucket_state(LIMIT, None), bucket, 1, tells_wait=True)
     simulated.run(600, [6000], callers=16, interactive_every_s=0.5)
     late = sorted(waited for at, waited in simulated.waits if at >= START + 150)
     assert simulated.refused <= 40 and simulated.used / (LIMIT * 5) >= 0.85
-    assert late[len(late) * 99 // 100] < 1.0 and simulated.turned_away == 0
+    assert late[len(late) * 99 // 100] < 1.0 and simulated.refused_at_once == 0
 
 
 def paced_alias(*hosts: str) -> Any:
@@ -83,13 +83,13 @@ def paced_alias(*hosts: str) -> Any:
 
 async def call_in_turn(wire: FakeWire, of: Any, count: int, **fields: Any) -> list[tuple[float, Exception | None]]:
     """How long each of these interactive calls took, and its error."""
-    flying = flight(wire, of, 1, lane="interactive", **fields)
+    embed_run = new_run(wire, of, 1, lane="interactive", **fields)
     loop, told = asyncio.get_running_loop(), list[tuple[float, Exception | None]]()
     for number in range(count):
         began, failure = loop.time(), None
-        flying = dataclasses.replace(flying, calls=[], deadline=flying.deadline)
+        embed_run = dataclasses.replace(embed_run, calls=[], deadline=embed_run.deadline)
         try:
-            await fly(flying, [f"text {number}"])
+            await embed_texts(embed_run, [f"text {number}"])
         except UpstreamRateLimited as error:
             failure = error
         told.append((loop.time() - began, failure))

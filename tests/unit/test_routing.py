@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from engine.routing.router import Router, narrowed
+from engine.routing.router import Router, apply_gateway_options
 from models.embedding import Account, Alias, Limits, Route
 from models.errors import (
     EmbedmillError,
@@ -42,7 +42,7 @@ ALIASES = {one.name: one for one in (ONE, TWIN, OTHER)}
 
 
 def tried(gateway: dict[str, Any]) -> list[str]:
-    left = narrowed(ALIASES, ONE, {"gateway": gateway})
+    left = apply_gateway_options(ALIASES, ONE, {"gateway": gateway})
     return [chosen.provider for chosen in Router().candidates(left)]
 
 
@@ -65,7 +65,7 @@ def test_models_of_the_same_space_stand_in_last() -> None:
 
 def test_each_route_is_there_once_whoever_names_it() -> None:
     shared = alias("shared", route("a"), route("d"))
-    left = narrowed({**ALIASES, "shared": shared}, ONE, {"gateway": {"models": ["one", "shared", "twin"]}})
+    left = apply_gateway_options({**ALIASES, "shared": shared}, ONE, {"gateway": {"models": ["one", "shared", "twin"]}})
     assert [each.provider for each in left.routes] == ["a", "b", "c", "d"]
 
 
@@ -108,7 +108,7 @@ def test_a_route_that_is_down_is_left_out_until_it_answers() -> None:
     router.report(ONE.routes[0], REFUSED)
     assert [chosen.provider for chosen in router.candidates(ONE)] == ["b", "c"]
     assert router.outage_of(ONE) is None
-    router.answered(ONE.routes[0], 0)
+    router.record_success(ONE.routes[0], 0)
     assert [chosen.provider for chosen in router.candidates(ONE)] == ["a", "b", "c"]
 
 

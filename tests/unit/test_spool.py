@@ -31,39 +31,39 @@ def leave(folder: Path) -> Path:
     """A file whose process is gone."""
     file = spool(folder).write("shard", BODY)
     assert file is not None
-    file.let_go()
+    file.unlock()
     return file.path
 
 
 def test_a_file_is_its_writer_s_until_it_lets_go(tmp_path: Path) -> None:
     mine = spool(tmp_path).write("shard", BODY)
     assert mine is not None and mine.read() == BODY
-    assert list(spool(tmp_path).abandoned()) == []
-    mine.let_go()
-    [other] = spool(tmp_path).abandoned()
+    assert list(spool(tmp_path).orphaned()) == []
+    mine.unlock()
+    [other] = spool(tmp_path).orphaned()
     assert other.read() == BODY
-    assert list(spool(tmp_path).abandoned()) == []
+    assert list(spool(tmp_path).orphaned()) == []
     other.remove()
     assert list((tmp_path / "spool").iterdir()) == []
 
 
 def test_what_a_killed_process_left_is_found(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", LEAVES_A_FILE, str(tmp_path / "spool")], check=False)
-    [file] = spool(tmp_path).abandoned()
+    [file] = spool(tmp_path).orphaned()
     assert file.read() == b"left behind"
-    file.let_go()
+    file.unlock()
 
 
 @pytest.mark.parametrize("keep", [0, 7, 32, 33, len(BODY)])
 def test_a_file_cut_short_anywhere_is_not_believed(tmp_path: Path, keep: int) -> None:
     path = leave(tmp_path)
     path.write_bytes(path.read_bytes()[:keep])
-    [file] = spool(tmp_path).abandoned()
+    [file] = spool(tmp_path).orphaned()
     with pytest.raises(DamagedFile):
         file.read()
-    file.set_aside()
+    file.quarantine()
     assert [path.suffix for path in (tmp_path / "spool").iterdir()] == [".bad"]
-    assert list(spool(tmp_path).abandoned()) == []
+    assert list(spool(tmp_path).orphaned()) == []
 
 
 @pytest.mark.parametrize("at", [0, 8, 20, 500])
@@ -72,16 +72,16 @@ def test_a_file_with_one_byte_altered_is_not_believed(tmp_path: Path, at: int) -
     altered = bytearray(path.read_bytes())
     altered[at] ^= 1
     path.write_bytes(altered)
-    [file] = spool(tmp_path).abandoned()
+    [file] = spool(tmp_path).orphaned()
     with pytest.raises(DamagedFile):
         file.read()
-    file.let_go()
+    file.unlock()
 
 
 def test_a_file_that_was_never_finished_is_removed(tmp_path: Path) -> None:
     path = leave(tmp_path)
     path.rename(path.with_suffix(".part"))
-    assert list(spool(tmp_path).abandoned()) == []
+    assert list(spool(tmp_path).orphaned()) == []
     assert list((tmp_path / "spool").iterdir()) == []
 
 
@@ -93,7 +93,7 @@ def test_the_spool_takes_no_more_than_it_may(tmp_path: Path) -> None:
     first.remove()
     again = small.write("three", BODY)
     assert again is not None
-    again.let_go()
+    again.unlock()
 
 
 def test_a_disk_that_takes_no_such_file_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -109,7 +109,7 @@ def test_a_disk_that_takes_no_such_file_leaves_nothing_behind(tmp_path: Path) ->
 def test_a_folder_that_cannot_be_made_is_no_disaster(tmp_path: Path) -> None:
     (tmp_path / "spool").write_text("a file where the folder should be")
     assert spool(tmp_path).write("shard", BODY) is None
-    assert list(spool(tmp_path).abandoned()) == []
+    assert list(spool(tmp_path).orphaned()) == []
 
 
 def test_two_processes_on_one_folder_are_never_refused_because_of_each_other(tmp_path: Path) -> None:

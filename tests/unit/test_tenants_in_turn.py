@@ -10,7 +10,7 @@ import pytest
 from engine.cancellation import CancellationToken
 from engine.limiter.bucket import CallSignal
 from engine.limiter.concurrency import AdaptiveSemaphore
-from engine.limiter.congestion import TROUBLE_S, WELL_S, CongestionDetector
+from engine.limiter.congestion import SUCCESS_MEMORY_S, TROUBLE_MEMORY_S, CongestionDetector
 from engine.limiter.fair_queue import FairLock, FairQueue
 
 CROWD = 50
@@ -30,23 +30,23 @@ def test_waiters_come_tenant_by_tenant_and_each_tenants_in_order() -> None:
 
 
 async def test_one_call_waits_for_one_call_of_another_tenant_not_for_all() -> None:
-    door, order = AdaptiveSemaphore(1), []
-    assert door.at_once()
+    semaphore, order = AdaptiveSemaphore(1), []
+    assert semaphore.try_acquire()
 
     async def call(tenant: str) -> None:
-        assert await door.wait(time.monotonic() + 30, CancellationToken(), tenant)
+        assert await semaphore.wait(time.monotonic() + 30, CancellationToken(), tenant)
         order.append(tenant)
         await asyncio.sleep(0)
-        door.leave(CallSignal.WELL)
+        semaphore.release(CallSignal.SUCCESS)
 
     crowd = [asyncio.create_task(call("a")) for _ in range(CROWD)]
     await asyncio.sleep(0)
     late = asyncio.create_task(call("b"))
     await asyncio.sleep(0)
-    door.leave(CallSignal.WELL)
+    semaphore.release(CallSignal.SUCCESS)
     await asyncio.gather(late, *crowd)
     assert order.index("b") == 1 and len(order) == CROWD + 1
-    assert door.under_way == 0
+    assert semaphore.in_use == 0
 
 
 async def test_a_lock_goes_from_tenant_to_tenant_and_survives_waiters_that_go() -> None:
@@ -82,7 +82,7 @@ def test_slow_calls_of_one_tenant_are_its_own_while_others_are_served_well() -> 
     assert not served(troubles, "b", 0.05, 0.0, 30)
     assert not served(troubles, "a", 30.0, 1.0, 3)
     assert not served(troubles, "b", 0.05, 2.0)
-    assert served(troubles, "a", 30.0, 2.0 + WELL_S + 1)  # nobody has spoken for the route lately
+    assert served(troubles, "a", 30.0, 2.0 + SUCCESS_MEMORY_S + 1)  # nobody has spoken for the route lately
 
 
 def test_slow_calls_of_all_are_the_routes() -> None:
@@ -99,7 +99,7 @@ def test_a_tenant_that_is_alone_speaks_for_the_route() -> None:
     assert CongestionDetector().is_shared("a", 0.0)
 
 
-@pytest.mark.parametrize(("others_trouble_s", "shared"), [(None, False), (1.0, True), (TROUBLE_S + 1, False)])
+@pytest.mark.parametrize(("others_trouble_s", "shared"), [(None, False), (1.0, True), (TROUBLE_MEMORY_S + 1, False)])
 def test_timeouts_count_when_another_tenant_meets_trouble_too(others_trouble_s: float | None, shared: bool) -> None:
     troubles, now = CongestionDetector(), 100.0
     if others_trouble_s is not None:
@@ -109,13 +109,13 @@ def test_timeouts_count_when_another_tenant_meets_trouble_too(others_trouble_s: 
 
 
 async def test_a_place_is_not_given_to_a_call_that_was_just_cancelled() -> None:
-    door = AdaptiveSemaphore(1)
-    assert door.at_once()
-    waiting = [asyncio.create_task(door.wait(time.monotonic() + 30, CancellationToken(), "a")) for _ in range(3)]
+    semaphore = AdaptiveSemaphore(1)
+    assert semaphore.try_acquire()
+    waiting = [asyncio.create_task(semaphore.wait(time.monotonic() + 30, CancellationToken(), "a")) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
     waiting[1].cancel()
-    door.leave(CallSignal.NOTHING)  # before those two have run, and taken themselves out
+    semaphore.release(CallSignal.NONE)  # before those two have run, and taken themselves out
     assert await waiting[2] is True
-    door.leave(CallSignal.NOTHING)
-    assert door.under_way == 0 and door.at_once()
+    semaphore.release(CallSignal.NONE)
+    assert semaphore.in_use == 0 and semaphore.try_acquire()

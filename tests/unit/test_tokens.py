@@ -16,7 +16,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8
 
 @given(texts, st.integers(1, 60))
 def test_fits_says_what_the_tokenizer_says(text: str, limit: int) -> None:
-    assert tokens.fits(text, limit) == (len(EXACT.encode_ordinary(text)) <= limit)
+    assert tokens.is_within(text, limit) == (len(EXACT.encode_ordinary(text)) <= limit)
 
 
 @given(texts, st.integers(4, 60))
@@ -24,7 +24,7 @@ def test_a_cut_text_is_a_start_of_it_that_fits(text: str, limit: int) -> None:
     kept = tokens.truncate_to(text, limit)
     assert isinstance(kept, str) and kept and text.startswith(kept)
     assert len(EXACT.encode_ordinary(kept)) <= limit
-    if tokens.fits(text, limit):
+    if tokens.is_within(text, limit):
         assert kept == text
 
 
@@ -35,7 +35,7 @@ def test_a_text_cut_inside_its_first_character_keeps_that_character(text: str) -
 
 @given(st.lists(st.integers(0, 100_000), min_size=1, max_size=30), st.integers(1, 30))
 def test_token_arrays_are_counted_by_length(ids: list[int], limit: int) -> None:
-    assert tokens.fits(ids, limit) == (len(ids) <= limit)
+    assert tokens.is_within(ids, limit) == (len(ids) <= limit)
     assert tokens.truncate_to(ids, limit) == ids[:limit]
     assert tokens.estimate(ids) == len(ids)
 

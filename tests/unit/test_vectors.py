@@ -24,7 +24,7 @@ rows_of_8 = hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.just(8)), ele
 @given(rows_of_8, st.integers(1, 7))
 def test_a_cut_row_is_its_head_at_unit_length(rows: Matrix, width: int) -> None:
     before = rows.copy()
-    cut = vectors.cut(rows, width)
+    cut = vectors.truncate(rows, width)
     assert cut.shape == (len(rows), width) and cut.dtype == np.float32 and cut.flags.c_contiguous
     assert (rows == before).all()
     lengths = np.linalg.norm(cut.astype(np.float64), axis=1)
@@ -36,32 +36,32 @@ def test_a_cut_row_is_its_head_at_unit_length(rows: Matrix, width: int) -> None:
 
 def test_the_native_width_is_left_alone() -> None:
     rows = fake_vectors(["a"], 8, "m")
-    assert vectors.cut(rows, 8) is rows
+    assert vectors.truncate(rows, 8) is rows
 
 
 def test_a_row_without_direction_is_refused_after_the_cut() -> None:
     with pytest.raises(UpstreamProtocolError):
-        check_vectors(vectors.cut(np.array([[0, 0, 1, 1]], dtype=np.float32), 2), 1, 2)
+        check_vectors(vectors.truncate(np.array([[0, 0, 1, 1]], dtype=np.float32), 2), 1, 2)
 
 
 @given(rows_of_8)
 def test_base64_and_json_read_back_to_the_same_bits(rows: Matrix) -> None:
     for row in rows:
-        assert base64.b64decode(vectors.base64_row(row), validate=True) == row.tobytes()
-        assert (np.array(orjson.loads(vectors.json_row(row)), dtype=np.float32) == row).all()
+        assert base64.b64decode(vectors.encode_base64(row), validate=True) == row.tobytes()
+        assert (np.array(orjson.loads(vectors.encode_json(row)), dtype=np.float32) == row).all()
 
 
 def test_the_golden_pair() -> None:
-    assert vectors.base64_row(np.array([1.0, -0.5, 0.25, 0.0], dtype=np.float32)) == b"AACAPwAAAL8AAIA+AAAAAA=="
+    assert vectors.encode_base64(np.array([1.0, -0.5, 0.25, 0.0], dtype=np.float32)) == b"AACAPwAAAL8AAIA+AAAAAA=="
 
 
 @given(rows_of_8)
 def test_blobs(rows: Matrix) -> None:
-    assert (vectors.from_blob(rows.tobytes(), 8) == rows).all()
+    assert (vectors.decode_blob(rows.tobytes(), 8) == rows).all()
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_rows_read_from_a_reply_can_be_cut_though_nobody_may_write_to_them(count: int) -> None:
-    rows = vectors.from_blob(fake_vectors(["a", "b"][:count], 8, "m").tobytes(), 8)
+    rows = vectors.decode_blob(fake_vectors(["a", "b"][:count], 8, "m").tobytes(), 8)
     assert not rows.flags.writeable
-    assert vectors.cut(rows, 4).shape == (count, 4)
+    assert vectors.truncate(rows, 4).shape == (count, 4)

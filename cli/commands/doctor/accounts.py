@@ -15,6 +15,7 @@ from engine.ledger import usage_rows
 from engine.planning import tokens
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
+from engine.upstream.call import CallContext
 from models.embedding import Alias, Batch, Call, Options, Route
 from models.errors import EmbedmillError, UpstreamError
 from models.usage import OPERATOR_PROJECT
@@ -78,7 +79,7 @@ async def _probe(runtime: Runtime, name: str, alias: Alias, route: Route) -> Fin
     batch = Batch([PROBE], [0], tokens.estimate(PROBE), route.width, Options())
     deadline = started_at + min(PROBE_S, route.account.timeout_s)
     try:
-        rows, _ = await runtime.upstream.embed(batch, route, deadline=deadline, calls=calls, test="doctor")
+        rows, _ = await runtime.upstream.embed(batch, route, CallContext(deadline, calls, purpose="doctor"))
     except UpstreamError as error:
         advice = (error.advice or "see docs/providers.md").replace("{account}", name)
         return Finding(check, "fail", error.message, advice)

@@ -31,7 +31,7 @@ def check_drift(settings: Settings, aliases: Mapping[str, Alias]) -> Finding:
 
 def release_quarantine(settings: Settings, account: str) -> Finding:
     """Let the quarantined routes of an account serve again."""
-    count = asyncio.run(with_database(settings, lambda database: drift.release(database, account)))
+    count = asyncio.run(with_database(settings, lambda database: drift.unquarantine(database, account)))
     if not count:
         return Finding("release", "warn", f"no drift check of {account} is known", "is this the account's name?")
     return Finding("release", "ok", f"{count} routes of {account} serve again; their next answers are the references")

@@ -10,7 +10,7 @@ from cli.commands.doctor.storage import with_database
 from cli.error_messages import explain
 from engine.config.settings import Settings
 from engine.queue import service_heartbeats
-from engine.queue.service_heartbeats import OUR_VERSION, SeenProcess
+from engine.queue.service_heartbeats import OUR_VERSION, ProcessHeartbeat
 
 SKEW_S = 2.0
 STARTS = {
@@ -23,13 +23,13 @@ STARTS = {
 def running(settings: Settings) -> list[Finding]:
     """API, workers and scheduler by their heartbeats."""
     try:
-        heartbeats, ahead_s = asyncio.run(with_database(settings, service_heartbeats.seen))
+        heartbeats, ahead_s = asyncio.run(with_database(settings, service_heartbeats.list_processes))
     except Exception as error:  # whatever a driver raises, the report must come to its end
         return [Finding("processes", "fail", str(explain(error)), "see what the database's line says")]
     return list(processes(heartbeats, ahead_s, settings))
 
 
-def processes(heartbeats: list[SeenProcess], ahead_s: float, settings: Settings) -> Iterator[Finding]:
+def processes(heartbeats: list[ProcessHeartbeat], ahead_s: float, settings: Settings) -> Iterator[Finding]:
     """One finding for each kind of process, one for what runs in another version, one for the clocks."""
     running_now = [each for each in heartbeats if each.seen_s < settings.worker_seen_s]
     if not running_now:
@@ -53,7 +53,7 @@ def processes(heartbeats: list[SeenProcess], ahead_s: float, settings: Settings)
         yield Finding("clock", "ok", detail)
 
 
-def _versions(running_now: list[SeenProcess]) -> Finding:
+def _versions(running_now: list[ProcessHeartbeat]) -> Finding:
     other_versions = [each for each in running_now if each.version != OUR_VERSION]
     if not other_versions:
         return Finding("versions", "ok", f"all {OUR_VERSION}")

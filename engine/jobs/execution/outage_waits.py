@@ -57,7 +57,7 @@ def outage_of(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError | Non
     if not isinstance(error, UpstreamError | NoRoute) or isinstance(error, RouteQuarantined):
         return None
     try:
-        alias = runtime.narrowed(runtime.alias(shard.alias), shard.options)
+        alias = runtime.apply_gateway_options(runtime.alias(shard.alias), shard.options)
     except RequestError:
         return None
     return runtime.router.outage_of(alias)
@@ -165,10 +165,10 @@ async def try_changed_secrets(runtime: Runtime) -> None:
 
     Raises StorageUnavailable; the next call repeats it then.
     """
-    await runtime.upstream.secrets.look()
+    await runtime.upstream.secrets.refresh()
     for account in runtime.upstream.secrets.take_changed():
         try:
-            await runtime.router.outages.try_again(account)
+            await runtime.router.outages.probe_now(account)
             async with runtime.database.read() as connection:
                 rows = (
                     await connection.execute(

@@ -38,8 +38,8 @@ async def process_open_inputs(
     if not shard.open_duplicates():
         await _embed_open_inputs(runtime, shard, run, writer, batches)
         return
-    fanout = DuplicateFanout(shard, run.landed)
-    run.landed = fanout
+    fanout = DuplicateFanout(shard, run.on_outcome)
+    run.on_outcome = fanout
     try:
         # Before the calls, so that a duplicate is stored in one block with the inputs next to it; and once more after
         # them, for first occurrences that other shards have recorded meanwhile.
@@ -62,7 +62,7 @@ async def _embed_open_inputs(
     if shard.max_cost_usd is None or not positions:
         await embed(run, batches(positions), concurrency=concurrency)
         return
-    run.landed = run.spending = reservation = await budget.reserve(runtime, shard, run.alias, run.landed)
+    run.on_outcome = run.spending = reservation = await budget.reserve(runtime, shard, run.alias, run.on_outcome)
     writer.on_durable.append(reservation.on_durable)
     while positions:
         await embed(run, reservation.within_reservation(batches(positions)), concurrency=concurrency)
@@ -71,8 +71,8 @@ async def _embed_open_inputs(
             # Most calls cost less than their upper bound: once they are recorded, the difference covers further calls.
             writer.record_now()
             await reservation.wait_until_durable(run.stop)
-            if run.stopping is not None:
-                raise run.stopping
+            if run.cancel_reason is not None:
+                raise run.cancel_reason
         if remaining == positions:
             raise budget.BudgetExhausted(reservation.price(tokens.upper_bound(shard.inputs[remaining[0]] or "")))
         positions = remaining

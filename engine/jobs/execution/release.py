@@ -67,7 +67,9 @@ async def _release_unfinished(
     if not writer.job_active:
         await drop_claim(runtime, shard)
     elif isinstance(error, ShardStopped):
-        waiting_on = "fairness" if isinstance(error, ShardPreempted) else "quota" if shard.waits.in_vain else None
+        waiting_on = (
+            "fairness" if isinstance(error, ShardPreempted) else "quota" if shard.waits.last_was_refused else None
+        )
         await claims.release(
             runtime, shard, delay_s=0.0, counts_as_attempt=False, reason=error.message, waiting_on=waiting_on
         )
@@ -86,14 +88,18 @@ async def _release_unfinished(
         )
     elif isinstance(error, UpstreamRateLimited) and error.is_own:
         await outage_waits.wait_for_inputs(runtime, shard, error)
-    elif isinstance(error, UpstreamRateLimited) or (isinstance(error, DeadlineExceeded) and shard.waits.in_vain):
+    elif isinstance(error, UpstreamRateLimited) or (
+        isinstance(error, DeadlineExceeded) and shard.waits.last_was_refused
+    ):
         # The provider was not called, or asked for a later call: this is no failed attempt.
         delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
         await claims.release(
             runtime, shard, delay_s=delay_s, counts_as_attempt=False, reason=error.message, waiting_on="quota"
         )
     elif isinstance(error, RouteQuarantined):
-        await drift.warn(runtime.database, runtime.alias(shard.alias), runtime.router.quarantined, shard.job_id)
+        await drift.add_job_warning(
+            runtime.database, runtime.alias(shard.alias), runtime.router.quarantined, shard.job_id
+        )
         delay_s = error.retry_after_s or BACKOFF_CAP_S
         await outage_waits.release(runtime, shard, error, delay_s=delay_s, counts_as_attempt=False)
     elif isinstance(error, RequestError | EmbeddingsUnsupported) and not isinstance(error, UnknownAlias):

@@ -163,7 +163,7 @@ class ResultsWriter:
         [part] = pending.parts
         file = pending.file or await asyncio.to_thread(self._write, pending)
         if file is not None:
-            file.set_aside()
+            file.quarantine()
         self._notify_durable(pending.parts)
         log_fields = {"job_id": shard.job_id, "shard_id": shard.shard_id, "inputs": len(part.indexes)}
         if isinstance(error, StorageRefused):
@@ -245,11 +245,11 @@ class ResultsWriter:
             file = pending.file or self._write(pending)
             if file is not None:
                 self._notify_durable(pending.parts)
-                file.let_go()
+                file.unlock()
             else:
                 inputs = sum(len(part.indexes) for part in pending.parts)
                 log.error("paid results were lost", extra={"job_id": self._shard.job_id, "inputs": inputs})
 
     def _stop(self, reason: str) -> None:
         if self.run is not None:
-            self.run.stop.give(EmbedmillError(reason))
+            self.run.stop.cancel(EmbedmillError(reason))

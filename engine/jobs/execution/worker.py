@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from engine.embedding import hang_watch
+from engine.embedding import hang_detector
 from engine.embedding.embed import BULK, EmbedRun
 from engine.jobs.control.pause_resume import wait_until_job_stops
 from engine.jobs.execution.lease_keeper import LeaseKeeper, ShardStopped
@@ -186,8 +186,8 @@ async def _run_calls(
     start_shard: StartShard,
 ) -> None:
     settings = runtime.settings
-    alias = runtime.narrowed(runtime.alias(shard.alias), shard.options)
-    await runtime.drift_monitor.look()
+    alias = runtime.apply_gateway_options(runtime.alias(shard.alias), shard.options)
+    await runtime.drift_monitor.refresh()
     await runtime.router.outages.refresh()
     stop_at = max(until, time.monotonic() + min(MIN_PREEMPTOR_S, settings.shard_budget_s))
     run = EmbedRun(
@@ -196,7 +196,7 @@ async def _run_calls(
         alias=alias,
         lane=BULK,
         deadline=stop_at + CALL_GRACE_S,
-        landed=writer.add,
+        on_outcome=writer.add,
         tenant=shard.project,
         call_observer=lease,
         calls=shard.calls,
@@ -228,15 +228,15 @@ async def _run_calls(
         preempting.cancel()
         stopping.cancel()
         if not runtime.draining.is_set():
-            await hang_watch.settled(shard.waits)
+            await hang_detector.wait_for_checks(shard.waits)
 
 
 def _batches(runtime: Runtime, shard: ClaimedShard, alias: Alias, positions: Sequence[int]) -> list[Batch]:
     inputs: list[Input] = [item for i in positions if (item := shard.inputs[i]) is not None]
     limits = packing.limits_of(alias.routes, inputs_per_call=runtime.settings.batch_inputs)
     indexes = [shard.first_index + i for i in positions]
-    per_byte, exact = runtime.router.per_byte(alias), packing.has_exact_tokenizer(alias.routes)
-    return list(packing.pack(inputs, indexes, limits, shard.width, shard.options, per_byte=per_byte, exact=exact))
+    ratio, exact = runtime.router.tokens_per_byte(alias), packing.has_exact_tokenizer(alias.routes)
+    return list(packing.pack(inputs, indexes, limits, shard.width, shard.options, tokens_per_byte=ratio, exact=exact))
 
 
 async def _stop_when_draining(runtime: Runtime, run: EmbedRun) -> None:
@@ -253,7 +253,7 @@ async def _stop_when_preempted(
     unsent_tokens: Callable[[], int],
 ) -> None:
     await watch_for_preemption(runtime, shard, until, start_shard, unsent_tokens)
-    run.stop.give(ShardPreempted("gave way to a job that has had less"))
+    run.stop.cancel(ShardPreempted("gave way to a job that has had less"))
 
 
 async def _stop_when_job_stops(
@@ -266,4 +266,4 @@ async def _stop_when_job_stops(
 
 
 def _stop(run: EmbedRun, reason: str) -> None:
-    run.stop.give(ShardStopped(reason))
+    run.stop.cancel(ShardStopped(reason))

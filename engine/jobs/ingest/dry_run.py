@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest.job_intake import INLINE_BYTES
 from engine.jobs.ingest.sharding import JobSpec, Sharder
 from engine.jobs.ingest.token_counting import Method, TokenTotal, method_for
@@ -37,11 +37,11 @@ class DryRun:
         self._duplicate_tokens: TokenTotal | None = None
         self._calls = 0
 
-    async def add(self, lines: Lines) -> None:
+    async def add(self, lines: ParsedRecords) -> None:
         """Count parsed lines."""
         await self.read(iter([lines]))
 
-    async def read(self, chunks: Iterator[Lines], *, size: int | None = None, buffered_bytes: int = 0) -> None:
+    async def read(self, chunks: Iterator[ParsedRecords], *, size: int | None = None, buffered_bytes: int = 0) -> None:
         """Count lines while the iterator parses them: in the work threads, unless they are few bytes."""
 
         method = await self._choose_method()

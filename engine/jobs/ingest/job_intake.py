@@ -19,7 +19,7 @@ from sqlalchemy import ColumnElement, and_, case, delete, func, insert, select, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.access.keys import Caller
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.control.termination import soft_delete, terminate
 from engine.jobs.ingest.differences import describe_differences, stored_options
 from engine.jobs.ingest.idempotency import ARRIVING, IdempotentReplay, Reservation, new_reservation, owned_by, reserve
@@ -33,7 +33,7 @@ from engine.jobs.scheduling.fair_share import initial_virtual_time
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
 from engine.process.byte_budget import ByteLease
-from engine.routing.not_honoured import not_honoured
+from engine.routing.ignored_options import ignored_options
 from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.errors import (
@@ -106,11 +106,11 @@ class JobIntake:
         )
         log.info("an upload is taken up again", extra={"job_id": self.job_id, "inputs": row.ingested})
 
-    async def add(self, lines: Lines) -> None:
+    async def add(self, lines: ParsedRecords) -> None:
         """Add lines; each full shard is written. Raises StorageUnavailable."""
         await self.read(iter([lines]))
 
-    async def read(self, chunks: Iterator[Lines], *, size: int | None = None, buffered_bytes: int = 0) -> None:
+    async def read(self, chunks: Iterator[ParsedRecords], *, size: int | None = None, buffered_bytes: int = 0) -> None:
         """Add lines while the iterator parses them, in the work threads unless they are few bytes.
 
         `buffered_bytes`: bytes that the parser keeps of an incomplete line.
@@ -328,7 +328,7 @@ class JobIntake:
             "metadata_": spec.metadata,
             "warnings": [
                 {"code": "unsupported_parameter", "message": f"'{where}': {why}"}
-                for where, why in not_honoured(spec.options, spec.alias.routes)
+                for where, why in ignored_options(spec.options, spec.alias.routes)
             ],
             "max_cost_usd": spec.max_cost_usd,
             "request_id": spec.request_id,

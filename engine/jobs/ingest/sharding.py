@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from engine.config.settings import Settings
-from engine.corpus.lines import Lines
+from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest.dedup import DuplicateIndex, fingerprint
 from engine.jobs.shard_draft import MAX_RUN_INPUTS, ShardDraft
 from engine.planning import packing, tokens
@@ -76,13 +76,13 @@ class Sharder:
         self._begin()
 
     def _begin(self) -> None:
-        self._pending = Lines()
+        self._pending = ParsedRecords()
         self._keys: list[bytes | None] = []
         self._records: list[bytes] = []
         self._truncated: list[int] = []
         self.buffered_bytes = 0
 
-    def feed(self, lines: Lines) -> Iterator[ShardDraft]:
+    def feed(self, lines: ParsedRecords) -> Iterator[ShardDraft]:
         """The shards that these lines complete. Raises PayloadTooLarge; IdempotencyMismatch for a different corpus."""
         settings = self._settings
         for position, item in enumerate(lines.inputs):
@@ -123,13 +123,13 @@ class Sharder:
             error = error or InputError("invalid_input", "no token id")
         self._record(key, caller_id)
         if error is not None:
-            self._pending.refuse(error, caller_id)
+            self._pending.append_error(error, caller_id)
             self._keys.append(None)
             self._refused += 1
         else:
             accepted_input = item
             if self._truncates and not is_short:
-                accepted_input = packing.truncated_input(item, self._spec.alias, self._spec.options)
+                accepted_input = packing.truncate_input(item, self._spec.alias, self._spec.options)
             if len(accepted_input) < len(item):
                 self._truncated.append(len(self._pending.inputs))
             self._pending.add(accepted_input, caller_id)
@@ -145,7 +145,7 @@ class Sharder:
             return
         for _ in range(count):
             self._record(_NO_KEY + error.code.encode(), caller_id)
-            self._pending.refuse(error, caller_id)
+            self._pending.append_error(error, caller_id)
             self._keys.append(None)
             self.buffered_bytes += ENTRY_BYTES + len(caller_id or "")
             self._compare()
@@ -172,7 +172,7 @@ class Sharder:
             yield ShardDraft(
                 self._next_seq(),
                 self._index - run_size,
-                Lines(),
+                ParsedRecords(),
                 run_size,
                 repeated=error,
                 packed_inputs=_PACK.encode([]),
@@ -207,7 +207,7 @@ class Sharder:
         self._begin()
         if self._stored_prefix is not None:
             self._compare_now()
-            return ShardDraft(self._seq, self._index, Lines(), 0, prefix_hash=draft.prefix_hash)
+            return ShardDraft(self._seq, self._index, ParsedRecords(), 0, prefix_hash=draft.prefix_hash)
         draft.duplicates, draft.truncated = duplicates, truncated
         inputs = lines.inputs
         for position in draft.duplicates:
@@ -246,7 +246,7 @@ class Sharder:
 
     def _check(self, item: Input) -> InputError | None:
         try:
-            packing.check(item, self._spec.alias, self._spec.options, accepts_tokens=self._accepts_tokens)
+            packing.validate_input(item, self._spec.alias, self._spec.options, accepts_tokens=self._accepts_tokens)
         except (InvalidInput, InputTooLong) as error:
             return InputError(error.code, error.message)
         return None

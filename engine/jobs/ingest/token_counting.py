@@ -41,7 +41,7 @@ async def method_for(runtime: Runtime, alias: Alias, project: str) -> Method:
         return Method(_cl100k, is_exact=True)
     if all(route.account.kind == "local" for route in routes):
         return Method(runtime.upstream.count_local, is_exact=True, is_quick=False)
-    per_byte = runtime.router.learned_per_byte(alias) or await _tokens_per_byte_of_jobs(runtime, alias, project)
+    per_byte = runtime.router.learned_tokens_per_byte(alias) or await _tokens_per_byte_of_jobs(runtime, alias, project)
     if per_byte is not None:
         learned = per_byte
 

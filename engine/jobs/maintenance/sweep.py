@@ -77,7 +77,7 @@ async def sweep(runtime: Runtime) -> None:
     ):
         if due[duty.__name__]:
             await _run_duty(runtime, duty)
-    await runtime.database.trim_log()
+    await runtime.database.checkpoint_wal()
     await dispatch(runtime)
 
 

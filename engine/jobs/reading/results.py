@@ -320,7 +320,7 @@ async def _vectors(runtime: Runtime, job: Row[Any], shard_slice: ShardSlice) -> 
                 ).scalar_one_or_none()
             if data is None or len(data) != count * row_bytes:  # removed or written again meanwhile
                 raise ResultsChanged
-            yield block_first + low, vectors.from_blob(data, job.dimensions)
+            yield block_first + low, vectors.decode_blob(data, job.dimensions)
 
 
 async def _ids_between(connection: AsyncConnection, job_id: str, start: int, stop: int) -> Callable[[int], str | None]:

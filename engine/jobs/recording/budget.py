@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.cancellation import CancellationToken
 from engine.jobs.leasing.claim import ClaimedShard, remaining_tokens
 from engine.jobs.scheduling import fair_share
-from engine.ledger.billing import MILLION, MOST_CONTROL_TOKENS
+from engine.ledger.billing import MAX_CONTROL_TOKENS, MILLION
 from engine.planning import packing, tokens
 from engine.runtime import Runtime
 from models.base import PICODOLLAR, db_now, usd_text
@@ -31,7 +31,7 @@ from models.job import Job, JobStatus, Shard, ShardState
 
 MAX_USD = Decimal(1_000_000)
 # Reserved in addition to the upper bound of the inputs: for probes and repeated calls.
-SPARE_TOKENS = 64 * MOST_CONTROL_TOKENS
+SPARE_TOKENS = 64 * MAX_CONTROL_TOKENS
 # A rate sample is taken at most once in record.RATE_SAMPLE_S: one twice as old means that nothing was recorded lately.
 QUIET_S = 30.0
 _AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?\Z")
@@ -91,7 +91,7 @@ class SpendReservation:
         self._usd_per_token = highest_price(alias) / MILLION
         self._on_outcome = on_outcome
         self._bound: dict[int, int] = {}  # upper bound of tokens, by index of each unrecorded input
-        self._spare = self.price(MOST_CONTROL_TOKENS)  # kept for a probe that tells whether an input is at fault
+        self._spare = self.price(MAX_CONTROL_TOKENS)  # kept for a probe that tells whether an input is at fault
         self._all_durable = asyncio.Event()
         self.delivered: set[int] = set()
 
@@ -103,7 +103,7 @@ class SpendReservation:
             if fit:
                 self._rest -= self.price(sum(bounds[:fit]))
                 self._bound.update(zip(batch.indexes[:fit], bounds[:fit], strict=True))
-                yield batch if fit == len(bounds) else packing.part(batch, 0, fit)
+                yield batch if fit == len(bounds) else packing.slice_batch(batch, 0, fit)
             if fit < len(bounds):
                 return
 
@@ -131,7 +131,7 @@ class SpendReservation:
     async def wait_until_durable(self, stop: CancellationToken) -> None:
         """Return once all outcomes are durable, or the token is cancelled."""
         with contextlib.suppress(TimeoutError):
-            async with stop.within(math.inf):
+            async with stop.timeout(math.inf):
                 while self._bound:
                     self._all_durable.clear()
                     await self._all_durable.wait()

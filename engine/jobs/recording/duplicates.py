@@ -129,7 +129,7 @@ async def load_outcomes(
             at = await _blocks_of(runtime, connection, shard.job_id, chunk)
             for spans in _read_plans(at, shard.width * 4):
                 for block, data in await _read(runtime, connection, shard, spans):
-                    rows = vectors.from_blob(data, shard.width)
+                    rows = vectors.decode_blob(data, shard.width)
                     indexes = at[block]
                     outcomes.update((first, rows[first - indexes[0]]) for first in indexes)
             failures = await connection.execute(
@@ -137,7 +137,7 @@ async def load_outcomes(
                     JobInputError.index.label("at"), JobInputError.code, JobInputError.message, JobInputError.retryable
                 ).where(
                     JobInputError.job_id == shard.job_id,
-                    JobInputError.index.in_(select(runtime.database.numbers(chunk).c.value)),
+                    JobInputError.index.in_(select(runtime.database.integers_table(chunk).c.value)),
                 )
             )
             outcomes.update((row.at, InputError(row.code, row.message, bool(row.retryable))) for row in failures)
@@ -149,7 +149,7 @@ async def _blocks_of(
     runtime: Runtime, connection: AsyncConnection, job_id: str, indexes: Sequence[int]
 ) -> dict[int, list[int]]:
     """By first index of each vector block: those of the indexes that it contains."""
-    numbers = runtime.database.numbers(indexes)
+    numbers = runtime.database.integers_table(indexes)
     earlier = VectorBlock.__table__.alias("earlier")
     block = (
         select(func.max(earlier.c.first_index))

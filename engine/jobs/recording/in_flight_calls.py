@@ -59,7 +59,7 @@ class RunCalls:
             batch.tokens,
             max_cost_of(batch, route),
         )
-        self._calls[entry.call_id] = _Call(entry, self._journal.depart(entry), batch.indexes[0])
+        self._calls[entry.call_id] = _Call(entry, self._journal.begin(entry), batch.indexes[0])
         return entry.call_id
 
     def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
@@ -70,7 +70,7 @@ class RunCalls:
         if ambiguous or wasted:
             call.code = WASTED if wasted else "unanswered"
         else:
-            self._journal.arrive(self._calls.pop(call_id).slot)
+            self._journal.end(self._calls.pop(call_id).slot)
 
     def recording(self, parts: Sequence[BatchOutcome], record_id: str) -> None:
         """Add the record id of outcomes to the journal, so that another process can tell whether they were recorded."""
@@ -82,7 +82,7 @@ class RunCalls:
     def mark_durable(self, parts: Sequence[BatchOutcome]) -> None:
         """Remove the calls of these durable outcomes from the journal."""
         for call_id in self._calls_of(parts):
-            self._journal.arrive(self._calls.pop(call_id).slot)
+            self._journal.end(self._calls.pop(call_id).slot)
 
     def _calls_of(self, parts: Sequence[BatchOutcome]) -> list[str]:
         """The ids of the calls that returned these outcomes."""
@@ -119,5 +119,5 @@ class RunCalls:
     def clear(self) -> None:
         """Remove all calls from the journal once they are recorded."""
         for call in self._calls.values():
-            self._journal.arrive(call.slot)
+            self._journal.end(call.slot)
         self._calls.clear()

@@ -28,7 +28,7 @@ log = logging.getLogger("embedmill.flights")
 async def record_orphaned_calls(runtime: Runtime) -> int:
     """Record the calls in the journals of dead processes. Returns how many were new. Raises StorageUnavailable."""
     found = 0
-    for orphaned in call_journal.abandoned(runtime.journal.folder):
+    for orphaned in call_journal.orphaned(runtime.journal.folder):
         new: list[Call] = []
         try:
             by_shard: dict[tuple[str, str, str], list[InFlightCall]] = defaultdict(list)
@@ -46,9 +46,9 @@ async def record_orphaned_calls(runtime: Runtime) -> int:
                         calls=[_call(entry) for entry in notes if entry.record_id not in known],
                     )
         except BaseException:
-            orphaned.let_go()  # calls are identified by their ids, so repeating the insert changes nothing
+            orphaned.unlock()  # calls are identified by their ids, so repeating the insert changes nothing
             raise
-        orphaned.forget()
+        orphaned.delete()
         _count(new)
         found += len(new)
         if orphaned.notes:

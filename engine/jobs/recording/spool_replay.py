@@ -91,7 +91,7 @@ def decode_spool(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
 async def replay(runtime: Runtime) -> int:
     """Record the spool files of other processes. Returns the number of files. Raises StorageUnavailable."""
     count = 0
-    for file in runtime.spool.abandoned():
+    for file in runtime.spool.orphaned():
         await _replay(runtime, file)
         count += 1
     return count
@@ -102,7 +102,7 @@ async def _replay(runtime: Runtime, file: SpooledFile) -> None:
         shard, parts, record_id = decode_spool(await asyncio.to_thread(file.read))
     except (DamagedFile, msgspec.MsgspecError, ValueError, OSError) as error:
         log.error("a spool file is damaged, and set aside as .bad: %s", error)
-        file.set_aside()
+        file.quarantine()
         return
     log_fields = {
         "job_id": shard.job_id,
@@ -112,11 +112,11 @@ async def _replay(runtime: Runtime, file: SpooledFile) -> None:
     try:
         recorded = await record(runtime, shard, parts, record_id)
     except (StorageUnavailable, asyncio.CancelledError):
-        file.let_go()
+        file.unlock()
         raise
     except Exception:
         log.exception("the database refused a spool file, which is set aside as .bad", extra=log_fields)
-        file.set_aside()
+        file.quarantine()
         return
     file.remove()
     if recorded is SHARD_CLOSED:

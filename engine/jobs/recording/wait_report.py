@@ -9,9 +9,9 @@ from typing import Any
 
 from sqlalchemy import case, update
 
-from engine.embedding.hang_watch import PROBE_EVERY_S
+from engine.embedding.hang_detector import PROBE_EVERY_S
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.limiter.call_waits import CONCURRENCY, Unanswered
+from engine.limiter.call_waits import CONCURRENCY, UnansweredCall
 from engine.routing.outage_causes import cause_of
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
@@ -36,7 +36,7 @@ def waiting_columns(shard: ClaimedShard) -> dict[Any, Any]:
     return {Job.waiting_on: _unless_paused(reason), Job.next_attempt_at: next_attempt_at, Job.outage: None}
 
 
-def _without_answer(shard: ClaimedShard, late: Unanswered) -> dict[Any, Any]:
+def _without_answer(shard: ClaimedShard, late: UnansweredCall) -> dict[Any, Any]:
     shard.waits.shown = PROVIDER
     error = UpstreamTimeout(f"calls have had no answer for {late.age_s:.0f} s, far longer than usual")
     return {

@@ -57,7 +57,7 @@ async def dispatch(runtime: Runtime) -> int:
     if not selection.shard_ids and not selection.deferred:
         return 0
     async with runtime.database.write() as connection:
-        if not await runtime.database.alone(connection, DISPATCH_LOCK_ID):
+        if not await runtime.database.try_advisory_lock(connection, DISPATCH_LOCK_ID):
             return 0
         # Another process may have dispatched meanwhile.
         window = min(window, await _free_window(connection, runtime.settings.worker_seen_s))
@@ -67,7 +67,7 @@ async def dispatch(runtime: Runtime) -> int:
         if selection.deferred:
             await _defer_jobs(connection, selection.deferred, due)
     # Published after the commit: a message must not refer to a state that is not committed.
-    if announced and not await runtime.notifier.ring(announced):
+    if announced and not await runtime.notifier.notify(announced):
         async with runtime.database.write() as connection:
             unpublished = await lock_shards(connection, Shard.id.in_(announced), Shard.state == ShardState.ANNOUNCED)
             await connection.execute(
@@ -98,7 +98,7 @@ async def _dispatch_or_log(runtime: Runtime) -> None:
 async def reserve_next(runtime: Runtime) -> str | None:
     """Mark the next shard as announced, without a message: the caller claims it now. Raises StorageUnavailable."""
     async with runtime.database.write() as connection:
-        if not await runtime.database.alone(connection, DISPATCH_LOCK_ID):
+        if not await runtime.database.try_advisory_lock(connection, DISPATCH_LOCK_ID):
             return None
         selected = await _select(connection, 1, _due(runtime.settings.shard_attempts))
         announced = await _mark_announced(connection, selected.shard_ids) if selected.shard_ids else []

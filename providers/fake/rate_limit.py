@@ -43,6 +43,7 @@ class SlidingWindow:
 
     @property
     def requests(self) -> int:
+        """Calls of the window."""
         return len(self._calls)
 
     def take(self, tokens: int, now: float) -> Refusal | None:
@@ -85,10 +86,10 @@ class SlidingWindow:
 
 def refusal_message(refusal: Refusal, model: str, tokens: int, *, states_wait: bool = True) -> str:
     """OpenAI's words for a call over its quota."""
-    unit, asked = ("requests per min (RPM)", 1) if refusal.kind == "requests" else ("tokens per min (TPM)", tokens)
+    unit, requested = ("requests per min (RPM)", 1) if refusal.kind == "requests" else ("tokens per min (TPM)", tokens)
     return (
         f"Rate limit reached for {model} in organization org-fake on {unit}: "
-        f"Limit {refusal.limit}, Used {refusal.used}, Requested {asked}. "
+        f"Limit {refusal.limit}, Used {refusal.used}, Requested {requested}. "
         + (f"Please try again in {go_duration(refusal.wait_s)}. " if states_wait else "")
         + "Visit https://platform.openai.com/account/rate-limits to learn more."
     )

@@ -1,4 +1,4 @@
-"""What a fake upstream puts on the wire: OpenAI's answers and errors, and the broken answers that a script asks for."""
+"""Replies of a fake upstream: OpenAI's replies and errors, and the malformed replies that a script asks for."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pybase64
 
 from models.embedding import Matrix
 from providers.base import UpstreamReply
-from providers.fake_script import Action
+from providers.fake.script import Action
 
 JSON_HEADERS = {"content-type": "application/json", "openai-version": "2020-10-01", "openai-organization": "org-fake"}
 
@@ -101,10 +101,10 @@ def embeddings_body(rows: Matrix, model: str, tokens: int, *, base64: bool) -> b
     return b"".join(parts)
 
 
-def shaped_reply(
+def malformed_reply(
     action: Action, headers: dict[str, str], rows: Matrix, model: str, tokens: int, *, base64: bool
 ) -> UpstreamReply:
-    """A 200 that is wrong in the way the rule asks for."""
+    """A 200 that is malformed in the way of the rule."""
     shape = action.reply
     if shape == "html":
         return UpstreamReply(200, {**headers, "content-type": "text/html"}, _HTML)
@@ -126,30 +126,14 @@ def _compressed(reply: UpstreamReply) -> UpstreamReply:
 
 
 def _object_body(action: Action, rows: Matrix, model: str, tokens: int, *, base64: bool) -> bytes:
+    """The JSON body with the defect of the rule in its vectors, its items or its other fields."""
     shape = action.reply
-    rows = rows.copy()
-    if shape == "wrong_width":
-        rows = np.concatenate([rows, rows[:, :1]], axis=1)
-    elif shape in ("nan", "inf", "zero"):
-        rows[-1] = 0.0
-        if shape != "zero":
-            rows[-1, -1] = np.nan if shape == "nan" else np.inf
+    rows = _with_defect(rows, shape)
     document = orjson.loads(embeddings_body(np.nan_to_num(rows), model, tokens, base64=base64))
-    data: list[dict[str, object]] = document["data"]
     if shape in ("nan", "inf") and base64:
-        data[-1]["embedding"] = pybase64.b64encode_as_string(rows[-1].data)
-    if shape == "shuffle":
-        data.reverse()
-        data[:] = data[::2] + data[1::2]
-    elif shape == "short":
-        data.pop()
-    elif shape == "long":
-        data.append({**data[-1], "index": len(data)})
-    elif shape == "duplicate_index":
-        data[-1]["index"] = 0 if len(data) > 1 else 1
-    elif shape == "missing_index":
-        del data[-1]["index"]
-    elif shape == "no_usage":
+        document["data"][-1]["embedding"] = pybase64.b64encode_as_string(rows[-1].data)
+    _change_items(document["data"], shape)
+    if shape == "no_usage":
         del document["usage"]
     elif shape == "wrong_model":
         document["model"] = f"{model}-other"
@@ -162,3 +146,30 @@ def _object_body(action: Action, rows: Matrix, model: str, tokens: int, *, base6
         start = max(body.rindex(b",", 0, end), body.rindex(b"[", 0, end)) + 1
         body = body[:start] + (b"NaN" if shape == "nan" else b"Infinity") + body[end:]
     return body
+
+
+def _with_defect(rows: Matrix, shape: str | None) -> Matrix:
+    """A copy of the vectors: one number too wide, or the last one zero, NaN or infinite."""
+    if shape == "wrong_width":
+        return np.concatenate([rows, rows[:, :1]], axis=1)
+    rows = rows.copy()
+    if shape in ("nan", "inf", "zero"):
+        rows[-1] = 0.0
+        if shape != "zero":
+            rows[-1, -1] = np.nan if shape == "nan" else np.inf
+    return rows
+
+
+def _change_items(data: list[dict[str, object]], shape: str | None) -> None:
+    """Reorder, drop or repeat items of the reply, or their indexes."""
+    if shape == "shuffle":
+        data.reverse()
+        data[:] = data[::2] + data[1::2]
+    elif shape == "short":
+        data.pop()
+    elif shape == "long":
+        data.append({**data[-1], "index": len(data)})
+    elif shape == "duplicate_index":
+        data[-1]["index"] = 0 if len(data) > 1 else 1
+    elif shape == "missing_index":
+        del data[-1]["index"]

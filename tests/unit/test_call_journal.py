@@ -28,41 +28,41 @@ def note(name: str = "call") -> InFlightCall:
 
 def test_the_calls_of_a_killed_process_are_found_once(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", DIES, str(tmp_path)], check=False)
-    [left] = call_journal.abandoned(tmp_path)
+    [left] = call_journal.orphaned(tmp_path)
     assert sorted(each.call_id for each in left.notes) == ["call_0", "call_2", "call_4", "call_again"]
     assert note("call_0") in left.notes
-    assert list(call_journal.abandoned(tmp_path)) == []  # it is being read
-    left.forget()
+    assert list(call_journal.orphaned(tmp_path)) == []  # it is being read
+    left.delete()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_living_process_s_calls_are_its_own(tmp_path: Path) -> None:
     log = CallJournal(tmp_path)
-    slot = log.depart(note())
-    assert list(call_journal.abandoned(tmp_path)) == []
-    log.arrive(slot)
+    slot = log.begin(note())
+    assert list(call_journal.orphaned(tmp_path)) == []
+    log.end(slot)
     log.close()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_under_way_at_the_end_stays_to_be_read(tmp_path: Path) -> None:
     log = CallJournal(tmp_path)
-    log.depart(note())
+    log.begin(note())
     log.close()
-    [left] = call_journal.abandoned(tmp_path)
+    [left] = call_journal.orphaned(tmp_path)
     assert left.notes == [note()]
-    left.let_go()
-    [again] = call_journal.abandoned(tmp_path)
-    again.forget()
+    left.unlock()
+    [again] = call_journal.orphaned(tmp_path)
+    again.delete()
 
 
 def test_a_note_that_finds_no_room_costs_no_call(tmp_path: Path) -> None:
     log = CallJournal(tmp_path)
-    slots = [log.depart(note()) for _ in range(SLOTS + 1)]
+    slots = [log.begin(note()) for _ in range(SLOTS + 1)]
     assert slots[-1] is None and None not in slots[:-1]
-    assert log.depart(note("x" * 2000)) is None
+    assert log.begin(note("x" * 2000)) is None
     log.close()
     (tmp_path / "file").write_text("")
     nowhere = CallJournal(tmp_path / "file")
-    nowhere.arrive(nowhere.depart(note()))
+    nowhere.end(nowhere.begin(note()))
     nowhere.close()

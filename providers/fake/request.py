@@ -1,4 +1,4 @@
-"""How the fake upstream reads an embeddings call, and what it refuses: OpenAI's limits, with OpenAI's messages."""
+"""Reads an embeddings call to the fake upstream, and refuses what OpenAI refuses, with OpenAI's messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import msgspec
 
 from models.embedding import Input
 from providers.base import UpstreamReply
-from providers.fake_replies import error_reply
+from providers.fake.replies import error_reply
 
 MAX_INPUTS = 2048
 MAX_INPUT_TOKENS = 8192
@@ -20,6 +20,8 @@ _REFERENCE = "Please check the API reference: https://platform.openai.com/docs/a
 
 
 class EmbeddingsCall(msgspec.Struct, forbid_unknown_fields=True):
+    """The JSON body of POST /v1/embeddings."""
+
     model: str
     input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] | None = None
@@ -28,15 +30,15 @@ class EmbeddingsCall(msgspec.Struct, forbid_unknown_fields=True):
 
     def inputs(self) -> list[Input]:
         """The four forms of `input` as a list of inputs; empty when it holds none, or mixes forms."""
-        given = self.input
-        if isinstance(given, str):
-            return [given]
-        kinds = set(map(type, given))
+        value = self.input
+        if isinstance(value, str):
+            return [value]
+        kinds = set(map(type, value))
         if len(kinds) != 1:
             return []
         if kinds == {int}:  # a flat array of token ids is one input
-            return [[token for token in given if isinstance(token, int)]]
-        return [item for item in given if not isinstance(item, int)]
+            return [[token for token in value if isinstance(token, int)]]
+        return [item for item in value if not isinstance(item, int)]
 
 
 _DECODER = msgspec.json.Decoder(EmbeddingsCall)
@@ -51,7 +53,7 @@ def read_call(body: bytes) -> EmbeddingsCall | UpstreamReply:
 
 
 def over_limits(
-    call: EmbeddingsCall, inputs: Sequence[Input], tokens: Sequence[int], width: int, *, names_guilty_input: bool
+    call: EmbeddingsCall, inputs: Sequence[Input], tokens: Sequence[int], width: int, *, names_offending_input: bool
 ) -> UpstreamReply | None:
     """The 400 for a well-formed call that OpenAI would not serve; None when it would."""
     if not inputs or "" in inputs or [] in inputs:
@@ -65,11 +67,11 @@ def over_limits(
         return error_reply(400, message)
     longest = max(tokens)
     if longest > MAX_INPUT_TOKENS:
-        if names_guilty_input:
+        if names_offending_input:
             where = "input" if isinstance(call.input, str) else f"input[{tokens.index(longest)}]"
             return error_reply(400, f"Invalid '{where}': maximum input length is {MAX_INPUT_TOKENS} tokens.")
-        asked = f"you requested {longest} tokens ({longest} in your prompt; 0 for the completion)"
-        message = f"This model's maximum context length is {MAX_INPUT_TOKENS} tokens, however {asked}. "
+        requested = f"you requested {longest} tokens ({longest} in your prompt; 0 for the completion)"
+        message = f"This model's maximum context length is {MAX_INPUT_TOKENS} tokens, however {requested}. "
         return error_reply(400, f"{message}Please reduce your prompt; or completion length.")
     total = sum(tokens)
     if total > MAX_CALL_TOKENS:

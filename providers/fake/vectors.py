@@ -1,4 +1,4 @@
-"""Vectors that depend on the text alone: what the fake upstream answers, and what tests compare answers with.
+"""The vectors of the fake upstream, which depend on the text alone: tests compare replies with them.
 
 A vector is the sum of two windows into a fixed table, with its first components replaced by bits of the input's hash,
 divided by its length. The windows make it wide at the price of one addition; the hash bits make every input's vector

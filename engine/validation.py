@@ -1,4 +1,4 @@
-"""Names and secrets from outside: checked before anything is stored or sent, and never quoted where they are secret."""
+"""Validates names and secrets from configuration before they are stored or sent, and redacts secrets in messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from models.embedding import Alias
 from models.errors import ConfigError
 
-# The widths of their columns (models/): PostgreSQL refuses a longer one when it is too late, after a paid call.
+# The widths of their columns (models/): PostgreSQL would refuse a longer name only after a paid call.
 MAX_ACCOUNT_CHARS = 64
 MAX_PROJECT_CHARS = 64
 MAX_NOTE_CHARS = 128
@@ -22,7 +22,7 @@ _SECRETS = re.compile(
 
 
 def check_name(value: str, where: str, *, max_chars: int) -> str:
-    """The name. Raises ConfigError for one that is empty, too long, or holds what no one can see or type."""
+    """Return the name. Raises ConfigError for one that is empty, too long, or has characters that are not printable."""
     where = "".join(character if character.isprintable() else "?" for character in where)
     if not value or value != value.strip():
         raise ConfigError(f"{where}: the name must not be empty, nor begin or end with a space", param=where)
@@ -36,7 +36,7 @@ def check_name(value: str, where: str, *, max_chars: int) -> str:
 
 
 def check_names(accounts: Iterable[str], aliases: Mapping[str, Alias]) -> None:
-    """All names that will be stored must fit their columns. Raises ConfigError."""
+    """Check that all names fit their columns. Raises ConfigError."""
     for name in accounts:
         check_name(name, f"providers.{name[:80]}", max_chars=MAX_ACCOUNT_CHARS)
     for name, alias in aliases.items():
@@ -48,7 +48,7 @@ def check_names(accounts: Iterable[str], aliases: Mapping[str, Alias]) -> None:
 
 
 def check_secret(value: str, where: str) -> str:
-    """The secret without spaces and line ends around it. Raises ConfigError, which does not quote it."""
+    """Return the secret without surrounding white space. Raises ConfigError, which does not quote it."""
     value = value.strip()
     if not value.isascii() or not value.isprintable() or " " in value:
         raise ConfigError(f"{where} holds a character that no key has: copy it anew, without line ends", param=where)
@@ -56,5 +56,5 @@ def check_secret(value: str, where: str) -> str:
 
 
 def redacted(text: str) -> str:
-    """A library's message without the credentials that it may quote: our keys, bearer tokens, passwords in URLs."""
+    """A library's message without credentials: our keys, bearer tokens, passwords in URLs."""
     return _SECRETS.sub("***", text)

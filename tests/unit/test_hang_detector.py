@@ -12,13 +12,13 @@ import pytest
 from engine.cancellation import CancellationToken
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import EmbedRun, embed
-from engine.embedding.hang_watch import PROBE_TIMEOUT_S
+from engine.embedding.hang_detector import PROBE_TIMEOUT_S
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.latency import CALLS_TO_KNOW, FLOOR_S, LATE_FLOOR_S, Latency
 from engine.planning.packing import pack
 from models.embedding import Limits, Options
 from models.errors import EmbedmillError, UpstreamError
-from tests.fakes import WIDTH, FakeWire, alias, fake, flight, fly, route, run, time_passes
+from tests.fakes import WIDTH, FakeWire, alias, embed_texts, fake, new_run, route, run, time_passes
 
 ONE_EACH = Limits(inputs_per_call=1)
 HANGS: dict[str, Any] = {"do": {"fault": "hang"}}
@@ -28,22 +28,22 @@ def texts(count: int, tag: str = "t") -> list[str]:
     return [f"{tag}{number}" for number in range(count)]
 
 
-def anew(flying: EmbedRun, count: int) -> EmbedRun:
+def anew(embed_run: EmbedRun, count: int) -> EmbedRun:
     """Another run in the same process."""
     return dataclasses.replace(
-        flying,
+        embed_run,
         stop=CancellationToken(),
         calls=[],
-        landed=OutcomeCollector(count, WIDTH),
+        on_outcome=OutcomeCollector(count, WIDTH),
         deadline=time.monotonic() + 10_000.0,
     )
 
 
 async def warm(wire: FakeWire, **options: Any) -> EmbedRun:
     """A run on a route of which it is known how long its calls take."""
-    flying = flight(wire, alias(route()), CALLS_TO_KNOW, seconds=10_000.0)
-    await fly(flying, texts(CALLS_TO_KNOW), limits=ONE_EACH, **options)
-    return flying
+    embed_run = new_run(wire, alias(route()), CALLS_TO_KNOW, seconds=10_000.0)
+    await embed_texts(embed_run, texts(CALLS_TO_KNOW), limits=ONE_EACH, **options)
+    return embed_run
 
 
 def now() -> float:
@@ -53,14 +53,14 @@ def now() -> float:
 def test_a_route_whose_calls_all_hang_is_down_before_one_has_timed_out() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake())
-        flying = anew(await warm(wire), 40)
+        embed_run = anew(await warm(wire), 40)
         wire.hosts["up"] = fake(HANGS)
         before, began = len(wire.sent), now()
         with pytest.raises(UpstreamError):
-            await fly(flying, texts(40), limits=ONE_EACH, concurrency=16)
-        assert flying.router.outages and now() - began <= LATE_FLOOR_S + PROBE_TIMEOUT_S + 0.6 < FLOOR_S + 0.2
+            await embed_texts(embed_run, texts(40), limits=ONE_EACH, concurrency=16)
+        assert embed_run.router.outages and now() - began <= LATE_FLOOR_S + PROBE_TIMEOUT_S + 0.6 < FLOOR_S + 0.2
         # Sixteen calls hung, none was made again, and each may have been billed.
-        assert len(wire.sent) - before == 16 + 1 and sum(call.ambiguous for call in flying.calls) == 16 + 1
+        assert len(wire.sent) - before == 16 + 1 and sum(call.ambiguous for call in embed_run.calls) == 16 + 1
 
     run(tried())
 
@@ -69,13 +69,13 @@ def test_a_route_whose_calls_all_hang_is_down_before_one_has_timed_out() -> None
 def test_work_goes_on_within_seconds_of_the_end_of_a_hang(ends_after_s: float) -> None:
     async def tried() -> float:
         wire = FakeWire(up=fake())
-        flying = await warm(wire)
+        embed_run = await warm(wire)
         wire.hosts["up"] = fake(HANGS)
         ends_at = now() + ends_after_s
         asyncio.get_running_loop().call_at(ends_at, lambda: wire.hosts.update(up=fake()))
         while True:
             try:
-                await fly(anew(flying, 40), texts(40), limits=ONE_EACH, concurrency=16)
+                await embed_texts(anew(embed_run, 40), texts(40), limits=ONE_EACH, concurrency=16)
             except EmbedmillError:
                 await time_passes(0.5)
                 continue
@@ -90,14 +90,14 @@ def test_calls_that_hang_in_all_places_keep_nobody_from_asking_the_route(ends_af
         wire = FakeWire(up=fake())
         small = route()
         small = dataclasses.replace(small, account=dataclasses.replace(small.account, max_concurrency=8))
-        flying = flight(wire, alias(small), CALLS_TO_KNOW, seconds=10_000.0)
-        await fly(flying, texts(CALLS_TO_KNOW), limits=ONE_EACH)
+        embed_run = new_run(wire, alias(small), CALLS_TO_KNOW, seconds=10_000.0)
+        await embed_texts(embed_run, texts(CALLS_TO_KNOW), limits=ONE_EACH)
         wire.hosts["up"] = fake(HANGS)
         ends_at = now() + ends_after_s
         asyncio.get_running_loop().call_at(ends_at, lambda: wire.hosts.update(up=fake()))
         while True:
             try:
-                await fly(anew(flying, 40), texts(40), limits=ONE_EACH, concurrency=16)
+                await embed_texts(anew(embed_run, 40), texts(40), limits=ONE_EACH, concurrency=16)
             except EmbedmillError:
                 await time_passes(0.5)
                 continue
@@ -110,15 +110,15 @@ def test_calls_that_hang_in_all_places_keep_nobody_from_asking_the_route(ends_af
 def test_a_call_that_hangs_alone_ends_when_another_is_answered() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake())
-        flying = anew(await warm(wire), 32)
+        embed_run = anew(await warm(wire), 32)
         wire.hosts["up"] = fake({"when": {"contains": "t31"}, "times": 1, "do": {"fault": "hang"}})
         before, began = len(wire.sent), now()
-        await fly(flying, texts(32), limits=ONE_EACH, concurrency=16)
+        await embed_texts(embed_run, texts(32), limits=ONE_EACH, concurrency=16)
         assert (
             LATE_FLOOR_S <= now() - began <= LATE_FLOOR_S + 2.0
         )  # the clock that skips also runs while the test works
-        assert len(wire.sent) - before == 32 + 2 and sum(call.ambiguous for call in flying.calls) == 1
-        assert not flying.router.outages
+        assert len(wire.sent) - before == 32 + 2 and sum(call.ambiguous for call in embed_run.calls) == 1
+        assert not embed_run.router.outages
 
     run(tried())
 
@@ -128,11 +128,11 @@ def test_a_provider_that_has_become_slow_is_not_taken_for_one_that_hangs() -> No
 
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"latency_ms": 200}}))
-        flying = anew(await warm(wire), 64)
+        embed_run = anew(await warm(wire), 64)
         wire.hosts["up"] = fake({"when": {"contains": "slow"}, "do": {"latency_ms": 6_000}})
         before = len(wire.sent)
-        await fly(flying, texts(64, "slow"), limits=ONE_EACH, concurrency=16)
-        assert not any(call.ambiguous for call in flying.calls) and not flying.router.outages
+        await embed_texts(embed_run, texts(64, "slow"), limits=ONE_EACH, concurrency=16)
+        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages
         assert len(wire.sent) - before <= 64 + 8
 
     run(tried())
@@ -141,18 +141,18 @@ def test_a_provider_that_has_become_slow_is_not_taken_for_one_that_hangs() -> No
 def test_large_calls_and_cold_servers_are_left_alone() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"latency_ms": 100}}))
-        flying = anew(await warm(wire), 2_000)
-        latency = flying.upstream._lines.of(flying.alias.routes[0]).latency
+        embed_run = anew(await warm(wire), 2_000)
+        latency = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0]).latency
         for _ in range(200):  # time that is skipped is not learned
-            latency.succeeded(0.1, 3)
+            latency.record_success(0.1, 3)
         wire.hosts["up"] = fake({"do": {"latency_ms": 7_000}})  # a hundred times the tokens, seventy times as long
-        await fly(flying, texts(2_000), limits=Limits(inputs_per_call=200), concurrency=2)
-        assert not any(call.ambiguous for call in flying.calls) and not flying.router.outages
+        await embed_texts(embed_run, texts(2_000), limits=Limits(inputs_per_call=200), concurrency=2)
+        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages
         cold = FakeWire(up=fake({"do": {"latency_ms": 45_000}}))
-        first = flight(cold, alias(route()), 8, seconds=10_000.0)
-        await fly(first, texts(8), limits=ONE_EACH, concurrency=8)
+        first = new_run(cold, alias(route()), 8, seconds=10_000.0)
+        await embed_texts(first, texts(8), limits=ONE_EACH, concurrency=8)
         assert all(call.success for call in first.calls if call.inputs == 1 and not call.ambiguous)
-        assert len(first.landed.parts) == 8 and not first.router.outages  # type: ignore[attr-defined]
+        assert len(first.on_outcome.outcomes) == 8 and not first.router.outages  # type: ignore[attr-defined]
 
     run(tried())
 
@@ -160,12 +160,12 @@ def test_large_calls_and_cold_servers_are_left_alone() -> None:
 def test_calls_of_a_fresh_process_that_hung_with_the_route_end_soon_after_it_answers_others() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake(HANGS))
-        flying = flight(wire, alias(route()), 4, seconds=10_000.0)
+        embed_run = new_run(wire, alias(route()), 4, seconds=10_000.0)
         ends_at = now() + 20.0
         asyncio.get_running_loop().call_at(ends_at, lambda: wire.hosts.update(up=fake()))
-        await embed(flying, pack(texts(4), range(4), ONE_EACH, WIDTH, Options()), concurrency=4)
+        await embed(embed_run, pack(texts(4), range(4), ONE_EACH, WIDTH, Options()), concurrency=4)
         assert now() - ends_at <= 15.0
-        assert flying.router.outages.of(flying.alias.routes[0]) is None
+        assert embed_run.router.outages.of(embed_run.alias.routes[0]) is None
 
     run(tried())
 
@@ -177,7 +177,7 @@ def test_calls_that_hung_are_given_up_together_though_they_were_sent_apart(apart
 
     async def tried() -> None:
         wire = FakeWire(up=fake(HANGS))
-        first = flight(wire, alias(route()), 1, seconds=10_000.0)
+        first = new_run(wire, alias(route()), 1, seconds=10_000.0)
         ends_at = now() + ends_after_s
         asyncio.get_running_loop().call_at(ends_at, lambda: wire.hosts.update(up=fake()))
         running = []
@@ -195,16 +195,16 @@ def test_calls_that_hung_are_given_up_together_though_they_were_sent_apart(apart
 def test_a_run_whose_calls_all_hang_says_since_when() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake())
-        flying = anew(await warm(wire), 8)
+        embed_run = anew(await warm(wire), 8)
         wire.hosts["up"] = fake(HANGS)
-        running = asyncio.create_task(fly(flying, texts(8), limits=ONE_EACH, concurrency=8))
+        running = asyncio.create_task(embed_texts(embed_run, texts(8), limits=ONE_EACH, concurrency=8))
         await time_passes(2.0)
-        assert flying.waits.late_call() is None
+        assert embed_run.waits.late_call() is None
         await time_passes(2.5)
-        late = flying.waits.late_call()
+        late = embed_run.waits.late_call()
         assert late is not None and late.route.provider == "up" and 4.0 <= late.age_s <= 5.0
         await asyncio.wait({running})
-        assert running.exception() is not None and flying.waits.late_call() is None
+        assert running.exception() is not None and embed_run.waits.late_call() is None
 
     run(tried())
 
@@ -212,11 +212,11 @@ def test_a_run_whose_calls_all_hang_says_since_when() -> None:
 def test_a_small_answer_says_nothing_of_a_large_call_that_timed_out() -> None:
     latency = Latency()
     for _ in range(CALLS_TO_KNOW):
-        latency.succeeded(0.1, 1_000)
+        latency.record_success(0.1, 1_000)
     assert latency.late_s(1_000) == LATE_FLOOR_S
     for _ in range(4):
-        latency.timed_out(1_000)
-    latency.succeeded(0.1, 3)
+        latency.record_timeout(1_000)
+    latency.record_success(0.1, 3)
     assert latency.slack == 4.0
-    latency.succeeded(0.1, 800)
+    latency.record_success(0.1, 800)
     assert latency.slack == 1.0

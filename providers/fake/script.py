@@ -1,9 +1,9 @@
-"""What a fake upstream is told to do wrong: rules that say when, how often and what.
+"""The script of a fake upstream: rules that say which calls it breaks, how often and how.
 
 A script is a list of rules, from JSON, TOML (`[[rules]]`) or Python:
 
     {"when": {"call": 3},               the 3rd call since the script was loaded (every: N, contains: "text",
-                                        probability: 0.05, model: "name"; all that are given must hold)
+                                        probability: 0.05, model: "name"; all conditions must hold)
      "times": 1,                        at most so often; absent: always
      "do": {"status": 429, "retry_after": 1}}
 
@@ -24,7 +24,7 @@ import msgspec
 
 from models.embedding import Input
 from models.errors import ConfigError
-from providers.fake_quota import RateLimit, Refusal, SlidingWindow
+from providers.fake.rate_limit import RateLimit, Refusal, SlidingWindow
 
 Fault = Literal["hang", "close", "reset", "truncate"]
 BrokenReply = Literal[
@@ -34,6 +34,8 @@ BrokenReply = Literal[
 
 
 class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The conditions of a rule; all that are set must hold."""
+
     call: int | None = None
     every: int | None = None
     contains: str | None = None
@@ -44,6 +46,8 @@ class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Action(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a rule does to a call."""
+
     status: int | None = None  # an error answer, with OpenAI's own message and code unless given here
     code: str | None = None
     message: str | None = None
@@ -63,11 +67,14 @@ class Action(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def changes_answer(self) -> bool:
+        """True when it does more than add latency or a rate limit."""
         odd_body = self.usage is not None or self.gzip or self.big_body_bytes or self.slow_body_ms
         return bool(self.status or self.fault or self.reply or odd_body)
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What to do to which calls, and how often."""
+
     do: Action
     when: When = When()
     times: int | None = None
@@ -75,7 +82,7 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the script wants of one call."""
+    """What the script does to one call."""
 
     delay_s: float = 0.0
     action: Action | None = None
@@ -121,7 +128,7 @@ class FakeScript:
     def decide(
         self, inputs: Sequence[Input], model: str, tokens: int, now: float, encoding_format: str | None = None
     ) -> Decision:
-        """Count the call and say what becomes of it."""
+        """Count the call, and apply the rules that match it."""
         self.calls += 1
         delay_s = 0.0
         chosen: Action | None = None

@@ -16,7 +16,7 @@ from engine.limiter.redis_store import RedisStore
 from engine.process.process_names import process_name
 
 NAME = "account|model"
-ACTIVE_STATUSES = lua.keys_of(NAME)[1]
+LIST_SLOTS = lua.keys_of(NAME)[1]
 FAR_S = 10_000.0
 
 
@@ -29,15 +29,15 @@ async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
 
 
 @pytest.fixture
-async def desk(redis_url: str) -> AsyncIterator[BucketCoordinator]:
+async def coordinator(redis_url: str) -> AsyncIterator[BucketCoordinator]:
     shared = RedisStore(redis_url)
-    desk = BucketCoordinator(shared, NAME, most_under_way=2, slot_s=90.0, concurrency_is_global=True)
-    yield desk
-    await desk.close()
+    coordinator = BucketCoordinator(shared, NAME, max_concurrency=2, slot_ttl_s=90.0, concurrency_is_global=True)
+    yield coordinator
+    await coordinator.close()
     await shared.close()
 
 
-def ask(slot: str) -> AcquireRequest:
+def acquire_request(slot: str) -> AcquireRequest:
     return AcquireRequest(slot, True, 1.0, 60.0)
 
 
@@ -47,45 +47,45 @@ async def redis_now(client: redis.asyncio.Redis) -> float:
 
 
 async def test_places_of_a_killed_process_of_this_machine_are_free_at_once(
-    client: redis.asyncio.Redis, desk: BucketCoordinator
+    client: redis.asyncio.Redis, coordinator: BucketCoordinator
 ) -> None:
     dead = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
     await dead.wait()
     name = f"{process_name().rpartition(':')[0]}:{dead.pid}#0a1b"
     until = await redis_now(client) + FAR_S
-    await client.zadd(ACTIVE_STATUSES, {f"{name}-1": until, f"{name}-2": until})
-    assert (await desk.ask(ask("mine-1"))).verdict is Verdict.BUSY  # and it looks about
-    assert (await desk.ask(ask("mine-1"))).verdict is Verdict.GO
+    await client.zadd(LIST_SLOTS, {f"{name}-1": until, f"{name}-2": until})
+    assert (await coordinator.acquire(acquire_request("mine-1"))).verdict is Verdict.AT_CAPACITY  # and it looks about
+    assert (await coordinator.acquire(acquire_request("mine-1"))).verdict is Verdict.ALLOW
 
 
 async def test_places_of_living_processes_and_of_other_machines_are_left_to_their_leases(
-    client: redis.asyncio.Redis, desk: BucketCoordinator
+    client: redis.asyncio.Redis, coordinator: BucketCoordinator
 ) -> None:
     until = await redis_now(client) + FAR_S
-    await client.zadd(ACTIVE_STATUSES, {f"{process_name()}#x-1": until, "elsewhere/0/pid:1#y-1": until})
+    await client.zadd(LIST_SLOTS, {f"{process_name()}#x-1": until, "elsewhere/0/pid:1#y-1": until})
     for _ in range(2):
-        assert (await desk.ask(ask("mine-1"))).verdict is Verdict.BUSY
-    assert await client.zcard(ACTIVE_STATUSES) == 2
+        assert (await coordinator.acquire(acquire_request("mine-1"))).verdict is Verdict.AT_CAPACITY
+    assert await client.zcard(LIST_SLOTS) == 2
 
 
 async def test_a_place_is_a_short_lease_that_its_process_renews(
-    client: redis.asyncio.Redis, desk: BucketCoordinator
+    client: redis.asyncio.Redis, coordinator: BucketCoordinator
 ) -> None:
-    assert (await desk.ask(ask("mine-1"))).verdict is Verdict.GO
-    first = float(await client.zscore(ACTIVE_STATUSES, "mine-1") or 0)
+    assert (await coordinator.acquire(acquire_request("mine-1"))).verdict is Verdict.ALLOW
+    first = float(await client.zscore(LIST_SLOTS, "mine-1") or 0)
     assert first - await redis_now(client) <= SLOT_LEASE_S <= 15
     async with asyncio.timeout(20):
-        while float(await client.zscore(ACTIVE_STATUSES, "mine-1") or 0) <= first:  # noqa: ASYNC110  # it is in Redis
+        while float(await client.zscore(LIST_SLOTS, "mine-1") or 0) <= first:  # noqa: ASYNC110  # it is in Redis
             await asyncio.sleep(0.1)
-    await desk.end(CallResult("mine-1", CallSignal.WELL))
-    assert await client.zcard(ACTIVE_STATUSES) == 0
+    await coordinator.settle(CallResult("mine-1", CallSignal.SUCCESS))
+    assert await client.zcard(LIST_SLOTS) == 0
 
 
 async def test_a_redis_that_lost_its_data_learns_of_the_calls_under_way(
-    client: redis.asyncio.Redis, desk: BucketCoordinator
+    client: redis.asyncio.Redis, coordinator: BucketCoordinator
 ) -> None:
-    assert (await desk.ask(ask("mine-1"))).verdict is Verdict.GO
-    await client.delete(ACTIVE_STATUSES, *lua.keys_of(NAME))
+    assert (await coordinator.acquire(acquire_request("mine-1"))).verdict is Verdict.ALLOW
+    await client.delete(LIST_SLOTS, *lua.keys_of(NAME))
     async with asyncio.timeout(20):
-        while not await client.zcard(ACTIVE_STATUSES):  # noqa: ASYNC110  # it is in Redis
+        while not await client.zcard(LIST_SLOTS):  # noqa: ASYNC110  # it is in Redis
             await asyncio.sleep(0.1)

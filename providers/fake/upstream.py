@@ -1,8 +1,8 @@
-"""The fake provider: OpenAI's wire format, answered by a deterministic, scriptable upstream here or over HTTP.
+"""The fake upstream: answers embedding calls as OpenAI does, deterministically, and breaks them as its script says.
 
 It ships with the product: tests, benches and dry runs use it. `FakeUpstream` is pure as every provider is; time is an
-argument, and waiting, hanging up and writing the bill are left to whoever serves it (`engine/upstream/in_process.py`
-in process, `cli/fake_upstream/` over HTTP).
+argument, and waiting, hanging up and writing the bill are left to whoever serves it (`engine/upstream/in_process.py` in
+process, `embedmill fake-upstream` over HTTP).
 """
 
 from __future__ import annotations
@@ -14,50 +14,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
-from models.embedding import Batch, Route
 from providers.base import UpstreamReply, UpstreamRequest
-from providers.fake_calls import over_limits, read_call, unauthorized, unknown_model
-from providers.fake_quota import Refusal, SlidingWindow, refusal_message, retry_headers
-from providers.fake_replies import JSON_HEADERS, embeddings_body, error_reply, scripted_error, shaped_reply
-from providers.fake_script import Action, Decision, FakeScript
-from providers.fake_vectors import (
-    DIGEST_BYTES,
-    fake_digests,
-    fake_tokens,
-    fake_vectors,
-    input_hash,
-    vectors_of_digests,
-)
-from providers.openai import OpenAIProvider
-
-__all__ = [
-    "BilledCall",
-    "FakeAnswer",
-    "FakeProvider",
-    "FakeScript",
-    "FakeUpstream",
-    "fake_tokens",
-    "fake_vectors",
-    "input_hash",
-]
+from providers.fake.rate_limit import Refusal, SlidingWindow, refusal_message, retry_headers
+from providers.fake.replies import JSON_HEADERS, embeddings_body, error_reply, malformed_reply, scripted_error
+from providers.fake.request import over_limits, read_call, unauthorized, unknown_model
+from providers.fake.script import Action, Decision, FakeScript
+from providers.fake.vectors import DIGEST_BYTES, fake_digests, fake_tokens, vectors_of_digests
 
 DEFAULT_WIDTH = 1536
 
-_AS_USUAL = Decision()
+_NO_RULE = Decision()
 
 
 @dataclass(frozen=True, slots=True)
 class BilledCall:
-    """What a provider would put on its bill for one call."""
+    """The line of a provider's bill for one call."""
 
     model: str
     inputs: int
     tokens: int
-    digests: bytes = field(repr=False)  # one hash per input: `fake_vectors.DIGEST_BYTES` each
+    digests: bytes = field(repr=False)  # one hash per input: `vectors.DIGEST_BYTES` each
 
     @property
     def digest(self) -> str:
-        """Names the list of inputs, order included: 32 hex characters."""
+        """Identifies the list of inputs, including its order: 32 hex characters."""
         return hashlib.blake2b(self.digests, digest_size=16).hexdigest()
 
     @property
@@ -70,8 +50,8 @@ class BilledCall:
 class FakeAnswer:
     """A reply, and how it is delivered.
 
-    `fault` is None (as it is), "hang" (never), "close" or "reset" (hang up instead) or "truncate" (promise
-    `promised_bytes`, send `reply.body`, which is half of them, and hang up).
+    `fault` is None (deliver it), "hang" (never answer), "close" or "reset" (end the connection instead) or "truncate"
+    (announce `promised_bytes`, send `reply.body`, which is half of them, and end the connection).
     """
 
     reply: UpstreamReply
@@ -79,7 +59,7 @@ class FakeAnswer:
     fault: str | None = None
     billed: BilledCall | None = None
     promised_bytes: int = 0
-    slow_body_s: float = 0.0  # so much later comes the second half of the body
+    slow_body_s: float = 0.0  # the second half of the body comes so much later
 
 
 class FakeUpstream:
@@ -93,14 +73,14 @@ class FakeUpstream:
         models: Mapping[str, int] | None = None,
         api_key: str | None = None,
         latency_ms: float = 0.0,
-        names_guilty_input: bool = True,
+        names_offending_input: bool = True,
     ) -> None:
         self.script = script or FakeScript()
         self.width = width
         self.models = models  # name → width; None: any model, `width` wide
         self.api_key = api_key
         self.latency_s = latency_ms / 1000
-        self.names_guilty_input = names_guilty_input  # False: OpenAI's older message, which makes callers bisect
+        self.names_offending_input = names_offending_input  # False: OpenAI's older message, which makes callers bisect
         self._lock = threading.Lock()
 
     def answer(self, request: UpstreamRequest, now: float) -> FakeAnswer:
@@ -120,20 +100,20 @@ class FakeUpstream:
         tokens = [fake_tokens(item) for item in inputs]
         total_tokens = sum(tokens)
         script = self.script
-        decision = _AS_USUAL
+        decision = _NO_RULE
         if script.rules:
             with self._lock:
                 decision = script.decide(inputs, model, total_tokens, now, call.encoding_format)
         delay_s = self.latency_s + decision.delay_s
         action, quota = decision.action, decision.quota
         if decision.refusal:
-            return FakeAnswer(_over_quota(decision.refusal, quota, model, total_tokens, now), delay_s)
+            return FakeAnswer(_rate_limited(decision.refusal, quota, model, total_tokens, now), delay_s)
         if action and action.status not in (None, 200):
             return FakeAnswer(scripted_error(action), delay_s)
         if self.models is not None and model not in self.models:
             return FakeAnswer(unknown_model(model), delay_s)
         width = _width_in(url.query) or (self.models or {}).get(model) or self.width
-        refused = over_limits(call, inputs, tokens, width, names_guilty_input=self.names_guilty_input)
+        refused = over_limits(call, inputs, tokens, width, names_offending_input=self.names_offending_input)
         if refused:
             return FakeAnswer(refused, delay_s)
         digests = fake_digests(inputs, model)
@@ -144,30 +124,19 @@ class FakeUpstream:
         if action is None:
             body = embeddings_body(rows, model, total_tokens, base64=base64)
             return FakeAnswer(UpstreamReply(200, headers, body), delay_s, None, billed)
-        reply = shaped_reply(action, headers, rows, model, total_tokens, base64=base64)
-        return _spoiled(action, reply, delay_s, billed)
+        reply = malformed_reply(action, headers, rows, model, total_tokens, base64=base64)
+        return _apply_fault(action, reply, delay_s, billed)
 
 
-class FakeProvider(OpenAIProvider):
-    """OpenAI's wire format towards a fake upstream; the URL names the width, so that one serves all aliases."""
-
-    default_base_url = "inproc://fake/v1"
-
-    def request(self, batch: Batch, route: Route) -> UpstreamRequest:
-        """OpenAI's request, with the route's native width in the URL."""
-        request = super().request(batch, route)
-        return dataclasses.replace(request, url=f"{request.url}?width={route.width}")
-
-
-def _over_quota(refusal: Refusal, quota: SlidingWindow | None, model: str, tokens: int, now: float) -> UpstreamReply:
+def _rate_limited(refusal: Refusal, quota: SlidingWindow | None, model: str, tokens: int, now: float) -> UpstreamReply:
     states_wait = quota is None or quota.rate.states_wait
     headers = (retry_headers(refusal.wait_s) if states_wait else {}) | (quota.headers(now) if quota else {})
     message = refusal_message(refusal, model, tokens, states_wait=states_wait)
     return error_reply(429, message, kind=refusal.kind, code="rate_limit_exceeded", headers=headers)
 
 
-def _spoiled(action: Action, reply: UpstreamReply, delay_s: float, billed: BilledCall) -> FakeAnswer:
-    """The answer as the rule wants it delivered, billed or not."""
+def _apply_fault(action: Action, reply: UpstreamReply, delay_s: float, billed: BilledCall) -> FakeAnswer:
+    """The answer with the delivery fault and the billing of the rule."""
     is_billed = action.fault in (None, "truncate") if action.billed is None else action.billed
     promised_bytes = len(reply.body)
     if action.fault == "truncate":

@@ -9,18 +9,22 @@ from typing import Protocol
 
 from engine.limiter import quota
 from engine.limiter.bucket import AcquireRequest, BucketState, CallResult, CallSignal, Verdict
-from providers.fake_quota import Refusal
+from providers.fake.rate_limit import Refusal
 
 LIMIT = 1_000_000
 START = 1000.0
 
 
-def book(tokens: int | None = LIMIT, requests: int | None = 600, *, most: int = 64) -> BucketState:
-    return BucketState(most, 90.0, quota.of_tokens(tokens), quota.of_requests(requests), at=START)
+def bucket_state(tokens: int | None = LIMIT, requests: int | None = 600, *, max_concurrency: int = 64) -> BucketState:
+    return BucketState(
+        max_concurrency, 90.0, quota.token_bucket(tokens), quota.request_bucket(requests), updated_at=START
+    )
 
 
-def ask(slot: str = "a", *, tokens: float = 1.0, interactive: bool = True, patience_s: float = 60.0) -> AcquireRequest:
-    return AcquireRequest(slot, interactive, tokens, patience_s)
+def acquire_request(
+    slot: str = "a", *, tokens: float = 1.0, interactive: bool = True, max_wait_s: float = 60.0
+) -> AcquireRequest:
+    return AcquireRequest(slot, interactive, tokens, max_wait_s)
 
 
 class Window(Protocol):
@@ -28,10 +32,10 @@ class Window(Protocol):
 
 
 @dataclass
-class World:
+class Simulation:
     """Callers before one book, and the provider behind it. Time is simulated; calls take `latency_s`."""
 
-    book: BucketState
+    bucket: BucketState
     window: Window
     seed: int
     latency_s: float = 0.3
@@ -43,8 +47,8 @@ class World:
     waited: list[float] = field(default_factory=list)  # of interactive calls
     waits: list[tuple[float, float]] = field(default_factory=list)  # the same, with when each began
     interactive_tokens: int = 500
-    patience_s: float = 60.0  # a longer wait is turned away at once
-    turned_away: int = 0
+    max_wait_s: float = 60.0  # a longer wait is turned away at once
+    refused_at_once: int = 0
     names_quota: bool = False
     tells_wait: bool = False  # a refusal says when there is room again; else it says 1 s
 
@@ -78,17 +82,19 @@ class World:
                 continue
             interactive = kind == "interactive"
             slot = f"{number}"
-            answer = self.book.ask(ask(slot, tokens=size * self.overstated, interactive=interactive), now)
-            if answer.verdict is not Verdict.GO:
-                if interactive and now + answer.wait_s > since + self.patience_s:
-                    self.turned_away += 1
+            answer = self.bucket.acquire(
+                acquire_request(slot, tokens=size * self.overstated, interactive=interactive), now
+            )
+            if answer.verdict is not Verdict.ALLOW:
+                if interactive and now + answer.wait_s > since + self.max_wait_s:
+                    self.refused_at_once += 1
                     at = since + interactive_every_s
                     later(at, kind, size, at)
                     continue
                 later(now + answer.wait_s + rng.uniform(0.002, 0.01), kind, size, since)
                 continue
             start = now + answer.wait_s
-            self.book.slots.pop(slot, None)  # places are another test's
+            self.bucket.slots.pop(slot, None)  # places are another test's
             later(start + rng.uniform(0, self.late_s), f"arrive-{slot}", size, since)
             if interactive:
                 self.waited.append(start - since)
@@ -104,12 +110,16 @@ class World:
         refusal = self.window.take(size, now)
         if refusal is not None:
             self.refused += 1
-            gate_s = refusal.wait_s if self.tells_wait else 1.0
+            cooldown_s = refusal.wait_s if self.tells_wait else 1.0
             end = CallResult(
-                slot, CallSignal.LIMITED, tokens=-charged, gate_s=gate_s, kind=refusal.kind if self.names_quota else ""
+                slot,
+                CallSignal.RATE_LIMITED,
+                tokens=-charged,
+                cooldown_s=cooldown_s,
+                quota_kind=refusal.kind if self.names_quota else "",
             )
         else:
             self.used += size
             self.calls += 1
-            end = CallResult(slot, CallSignal.WELL, tokens=size - charged, accepted=size)
-        self.book.end(end, now)
+            end = CallResult(slot, CallSignal.SUCCESS, tokens=size - charged, accepted_tokens=size)
+        self.bucket.settle(end, now)
