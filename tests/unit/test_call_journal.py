@@ -14,10 +14,10 @@ import os, signal, sys
 from pathlib import Path
 from engine.durability.call_journal import CallJournal, InFlightCall
 log = CallJournal(Path(sys.argv[1]))
-slots = [log.depart(InFlightCall(f"call_{n}", "p", "job", "shard", 1, "openai", "m", 128, 1.5)) for n in range(5)]
-log.arrive(slots[1])
-log.depart(InFlightCall("call_again", "p", "job", "shard", 1, "openai", "m", 7, 2.5))
-log.arrive(slots[3])
+slots = [log.begin(InFlightCall(f"call_{n}", "p", "job", "shard", 1, "openai", "m", 128, 1.5)) for n in range(5)]
+log.end(slots[1])
+log.begin(InFlightCall("call_again", "p", "job", "shard", 1, "openai", "m", 7, 2.5))
+log.end(slots[3])
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
