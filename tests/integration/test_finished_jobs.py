@@ -115,7 +115,7 @@ async def test_nothing_of_a_completed_job_is_queued(database_url: str, tmp_path:
     snapshot = await checked(store, job_id, inputs)
     assert snapshot.tokens_in_ledger == sum(fake_tokens(item) for item in {str(item) for item in inputs})
     # A shard learns once that it has to wait, and for how many others it can be: of 60 few wait for a second time.
-    assert (await store.job(job_id)).runs <= 2 * LINES // SHARD
+    assert (await store.job(job_id)).shard_claims <= 2 * LINES // SHARD
     await store.close()
 
 
