@@ -31,7 +31,7 @@ class FirstOccurrencesPending(EmbedmillError):
 async def process_open_inputs(
     runtime: Runtime, shard: ClaimedShard, run: EmbedRun, writer: ResultsWriter, batches: Batches
 ) -> None:
-    """Pass an outcome for each open input of the shard to `run.landed`.
+    """Pass an outcome for each open input of the shard to `run.on_outcome`.
 
     Raises FirstOccurrencesPending, BudgetExhausted and what embed() raises, after all possible outcomes were passed on.
     """
