@@ -114,7 +114,7 @@ class ApiProcess:
 
     def head(self, method: str, path: str, *fields: str, key: str | None = None) -> bytes:
         """A request's head, its blank line included."""
-        lines = [f"{method} {path} HTTP/1.1", "Host: mill", f"Authorization: Bearer {key or self.key}", *fields]
+        lines = [f"{method} {path} HTTP/1.1", "Host: gateway", f"Authorization: Bearer {key or self.key}", *fields]
         return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
     def rss_bytes(self) -> int:

@@ -122,7 +122,9 @@ async def open_gateway(
     _, key = await create_key(runtime.database, PEPPER.encode())
     app = create_app(runtime)
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    client = httpx.AsyncClient(transport=transport, base_url="http://mill", headers={"authorization": f"Bearer {key}"})
+    client = httpx.AsyncClient(
+        transport=transport, base_url="http://gateway", headers={"authorization": f"Bearer {key}"}
+    )
     return Gateway(runtime, app, client, key)
 
 

@@ -27,7 +27,7 @@ PACKED = gzip.compress(LINE * LINES, 9)
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: a close that is a reset
 
 
-async def post(mill: Gateway, path: str, body: bytes, is_cut_off: Callable[[], bool], encoding: str) -> int:
+async def post(gateway: Gateway, path: str, body: bytes, is_cut_off: Callable[[], bool], encoding: str) -> int:
     """One POST over bare ASGI whose body does not end; the server says by `is_cut_off` whether its client is there."""
     messages: list[dict[str, Any]] = [
         {"type": "http.request", "body": body, "more_body": True},
@@ -43,7 +43,7 @@ async def post(mill: Gateway, path: str, body: bytes, is_cut_off: Callable[[], b
             statuses.append(message["status"])
 
     kind = "application/json" if path == "/v1/embeddings" else "application/x-ndjson"
-    headers = {"authorization": f"Bearer {mill.key}", "content-type": kind, "content-encoding": encoding}
+    headers = {"authorization": f"Bearer {gateway.key}", "content-type": kind, "content-encoding": encoding}
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
@@ -56,21 +56,21 @@ async def post(mill: Gateway, path: str, body: bytes, is_cut_off: Callable[[], b
         "root_path": "",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "client": ("127.0.0.1", 1),
-        "server": ("mill", 80),
+        "server": ("gateway", 80),
         IS_CUT_OFF: is_cut_off,
     }
-    await mill.app(scope, receive, send)
+    await gateway.app(scope, receive, send)
     return statuses[0]
 
 
-async def stored_inputs(mill: Gateway) -> int:
-    async with mill.runtime.database.read() as connection:
+async def stored_inputs(gateway: Gateway) -> int:
+    async with gateway.runtime.database.read() as connection:
         return int((await connection.execute(select(func.coalesce(func.sum(Job.ingested), 0)))).scalar_one())
 
 
 @pytest.mark.parametrize(("body", "encoding"), [(PACKED, "gzip"), (LINE * LINES, "identity")])
 @pytest.mark.parametrize("steps", [0, 40])
-async def test_ingestion_stops_at_the_next_step(mill: Gateway, body: bytes, encoding: str, steps: int) -> None:
+async def test_ingestion_stops_at_the_next_step(gateway: Gateway, body: bytes, encoding: str, steps: int) -> None:
     looks = 0
 
     def is_cut_off() -> bool:
@@ -78,12 +78,12 @@ async def test_ingestion_stops_at_the_next_step(mill: Gateway, body: bytes, enco
         looks += 1
         return looks > steps
 
-    assert await post(mill, JOBS, body, is_cut_off, encoding) == 499
-    assert await stored_inputs(mill) <= steps * STEP_BYTES // len(LINE) + 1
+    assert await post(gateway, JOBS, body, is_cut_off, encoding) == 499
+    assert await stored_inputs(gateway) <= steps * STEP_BYTES // len(LINE) + 1
     assert looks == steps + 1
 
 
-async def test_unpacking_of_a_json_body_stops_too(mill: Gateway) -> None:
+async def test_unpacking_of_a_json_body_stops_too(gateway: Gateway) -> None:
     looks: list[int] = []
 
     def is_cut_off() -> bool:
@@ -91,7 +91,7 @@ async def test_unpacking_of_a_json_body_stops_too(mill: Gateway) -> None:
         return True
 
     body = gzip.compress(b'{"model": "tiny", "input": "' + b"a " * 4_000_000)
-    assert await post(mill, "/v1/embeddings", body, is_cut_off, "gzip") == 499
+    assert await post(gateway, "/v1/embeddings", body, is_cut_off, "gzip") == 499
     assert len(looks) == 1
 
 
@@ -104,7 +104,7 @@ async def test_a_real_connection_that_is_reset_ends_the_ingestion_of_what_was_se
     before = await asyncio.to_thread(jobs_of, server)
     address = urlsplit(server.url)
     head = (
-        f"POST {JOBS}?model=tiny HTTP/1.1\r\nhost: mill\r\nauthorization: Bearer {server.key}\r\n"
+        f"POST {JOBS}?model=tiny HTTP/1.1\r\nhost: gateway\r\nauthorization: Bearer {server.key}\r\n"
         f"content-type: application/x-ndjson\r\ncontent-encoding: gzip\r\ncontent-length: {len(PACKED) + 1}\r\n\r\n"
     )
 

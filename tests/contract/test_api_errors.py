@@ -178,14 +178,14 @@ async def test_a_gzip_bomb_is_stopped(gateway: Gateway) -> None:
 @leaving_nothing
 @pytest.mark.parametrize("header", [None, "Bearer", "Bearer ", "Basic eA==", "Bearer em_wrong", "x"])
 async def test_no_key_and_a_bad_one(shared_gateway: Gateway, header: str | None) -> None:
-    async with httpx.AsyncClient(transport=shared_gateway.transport(), base_url="http://mill") as stranger:
+    async with httpx.AsyncClient(transport=shared_gateway.transport(), base_url="http://gateway") as stranger:
         reply = await stranger.post(PATH, content=b"not even json", headers={"authorization": header} if header else {})
     assert (reply.status_code, error_of(reply)["code"]) == (401, "invalid_api_key")
     assert reply.headers["www-authenticate"] == "Bearer"
 
 
 async def test_a_key_in_x_api_key(gateway: Gateway) -> None:
-    async with httpx.AsyncClient(transport=gateway.transport(), base_url="http://mill") as other:
+    async with httpx.AsyncClient(transport=gateway.transport(), base_url="http://gateway") as other:
         assert (await other.get("/v1/models", headers={"x-api-key": gateway.key})).status_code == 200
 
 

@@ -87,7 +87,7 @@ async def call(
         "root_path": "",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
         "client": ("127.0.0.1", 1),
-        "server": ("mill", 80),
+        "server": ("gateway", 80),
     }
     await gateway.app(scope, receive, send)
     return sent

@@ -13,7 +13,7 @@ async def slow_heads(attack: Attack) -> None:
     async def each() -> None:
         async with attack.connection() as (_, writer):
             attack.statuses[CLOSED] += 1
-            writer.write(b"POST /v1/embeddings HTTP/1.1\r\nhost: mill\r\n")
+            writer.write(b"POST /v1/embeddings HTTP/1.1\r\nhost: gateway\r\n")
             while attack.left_s > 0:
                 writer.write(b"x-slow: 1\r\n")
                 await asyncio.sleep(0.1)

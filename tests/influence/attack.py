@@ -67,7 +67,7 @@ class Attack:
     def head(self, method: str, path: str, headers: Mapping[str, str] | None = None, length: int | str = 0) -> bytes:
         """A request's head. `length`: of its body in bytes, or `chunked`."""
         framing = {"transfer-encoding": "chunked"} if length == "chunked" else {"content-length": str(length)}
-        fields = {"host": "mill", "authorization": f"Bearer {self.key}", **framing, **(headers or {})}
+        fields = {"host": "gateway", "authorization": f"Bearer {self.key}", **framing, **(headers or {})}
         lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode()
 

@@ -170,7 +170,7 @@ async def test_a_caller_who_hangs_up_leaves_an_ambiguous_row(billed: Gateway, wi
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
         "path": "/v1/embeddings", "raw_path": b"/v1/embeddings", "query_string": b"", "root_path": "",
-        "headers": headers, "client": ("127.0.0.1", 1), "server": ("mill", 80),
+        "headers": headers, "client": ("127.0.0.1", 1), "server": ("gateway", 80),
     }  # fmt: skip
     async with asyncio.timeout(10):
         await billed.app(scope, receive, send)

@@ -16,7 +16,7 @@ from tests.api_process import ApiProcess, Reply, is_closed
 from tests.waiting import wait_until
 
 LIMIT = 64 * 1024
-HEALTH = b"GET /healthz HTTP/1.1\r\nHost: mill\r\n\r\n"
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
 BODY = orjson.dumps({"model": "tiny", "input": ["a", "b"]})
 
 
@@ -369,7 +369,7 @@ def test_a_full_table_refuses_when_every_connection_is_in_use(migrated: Path, tm
 
 def metrics(api: ApiProcess) -> dict[str, float]:
     with api.connect() as connection:
-        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: mill\r\n\r\n")
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: gateway\r\n\r\n")
         text = Reply(connection).body.decode()
     lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
     return {name: float(value) for name, _, value in lines}

@@ -111,7 +111,7 @@ def test_the_doctor_finds_a_redis_that_answers_and_refuses_to_write(
         (["ALTER DATABASE {0} SET default_transaction_read_only = on"], "is read-only (25006)"),
         (["ALTER DATABASE {0} CONNECTION LIMIT 0"], "no connection left (53300)"),
         (["ALTER DATABASE {0} ALLOW_CONNECTIONS false"], "does not accept connections now (55000)"),
-        (["ALTER ROLE mill NOLOGIN"], "does not let this user in (28000)"),
+        (["ALTER ROLE gateway NOLOGIN"], "does not let this user in (28000)"),
     ],
 )
 def test_the_doctor_finds_a_postgresql_that_answers_and_refuses(statements: list[str], says: str) -> None:
@@ -130,17 +130,17 @@ def test_commands_say_why_postgresql_refuses_and_what_to_do(processes: Processes
     with PostgresCluster() as cluster:
         good = urlsplit(cluster.create())
         rules = cluster._folder / "data" / "pg_hba.conf"
-        only_tls = f"hostnossl {good.path[1:]} mill 127.0.0.1/32 reject\n"
-        by_password = "host all mill 127.0.0.1/32 scram-sha-256\n"
+        only_tls = f"hostnossl {good.path[1:]} gateway 127.0.0.1/32 reject\n"
+        by_password = "host all gateway 127.0.0.1/32 scram-sha-256\n"
         rules.write_text(only_tls + by_password + "host all all 127.0.0.1/32 trust\n")
         cluster.ask("SELECT pg_reload_conf()")
         host = f"127.0.0.1:{cluster.port}"
         cases = [
-            (f"postgresql://mill:wrong@{host}/other", "rejects the login (28P01) (correct user and password"),
+            (f"postgresql://gateway:wrong@{host}/other", "rejects the login (28P01) (correct user and password"),
             (good.geturl(), "does not let this user in (28000) (see that the user exists, and that pg_hba.conf"),
             (f"postgresql://nobody@{host}/postgres", "does not let this user in (28000)"),
             (f"postgresql://postgres@{host}/none", "the database does not exist (3D000) (create it"),
-            ("postgresql://mill@127.0.0.1:1/x", "nothing listens there (is it started"),
+            ("postgresql://gateway@127.0.0.1:1/x", "nothing listens there (is it started"),
         ]
         for url, says in cases:
             for command in (["migrate"], ["keys", "list"]):

@@ -20,7 +20,7 @@ from tests.system.stack import free_port
 from tests.waiting import wait_until
 
 START_S = 60.0
-ROLE = "mill"  # no superuser: limits must hold for it
+ROLE = "gateway"  # no superuser: limits must hold for it
 
 
 def binaries() -> Path:

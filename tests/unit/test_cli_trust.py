@@ -87,7 +87,7 @@ def test_what_counts_as_this_machine(url: str, is_local: bool) -> None:
         ("http://h:1/v1", "http://h:1"),
         ("http://h:1/v1/", "http://h:1"),
         (" http://h:1/v1/embeddings\n", "http://h:1"),
-        ("https://h/mill/v1", "https://h/mill"),
+        ("https://h/gateway/v1", "https://h/gateway"),
         ("http://h:1/docs", "http://h:1"),
         ("http://h:1/", "http://h:1"),
         ("http://v1/", "http://v1"),

@@ -40,7 +40,7 @@ def test_a_death_is_named() -> None:
         ("127.0.0.1", "http://127.0.0.1:80"),
         ("0.0.0.0", "http://127.0.0.1:80"),
         ("::", "http://[::1]:80"),
-        ("mill.example", "http://mill.example:80"),
+        ("gateway.example", "http://gateway.example:80"),
     ],
 )
 def test_the_url_is_one_that_can_be_reached(host: str, url: str) -> None:
