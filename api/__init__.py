@@ -1,1 +1,1 @@
-"""The HTTP edge: an endpoint parses, calls one function of the engine, and renders."""
+"""HTTP API: an endpoint parses the request, calls the engine, and renders the answer."""

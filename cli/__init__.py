@@ -1,1 +1,1 @@
-"""The terminal edge: `embedmill`, also `python -m cli`."""
+"""Command line: `embedmill`, also `python -m cli`."""

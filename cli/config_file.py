@@ -1,4 +1,4 @@
-"""Which configuration file counts when none is named."""
+"""The default path of embedmill.toml."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The verbs: plan, route, send, check, keep and read. Knows neither FastAPI nor Celery."""
+"""The gateway's logic: plan, route, pace, call, check, record, read. Only engine/queue knows Celery."""

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from engine.jobs.execution import outage_waits
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.ledger import usage_rows
-from engine.ledger.billing import MILLION
+from engine.ledger.billing import cost_of
 from engine.routing.control_calls import control_batch
 from engine.routing.outage_causes import Cause, cause_of
 from engine.routing.outages import route_key
@@ -78,7 +78,7 @@ async def _test(runtime: Runtime, alias: Alias, route: Route) -> RouteTest:
     price = route.usd_per_million_tokens
     used = batch.tokens if counted is None else counted
     return RouteTest(
-        alias.name, route.upstream_model, route.width, seconds, cause, counted, price, price * used / MILLION
+        alias.name, route.upstream_model, route.width, seconds, cause, counted, price, cost_of(used, route)
     )
 
 

@@ -1,1 +1,1 @@
-"""The nouns: tables, value types, states and errors. Imports nothing of ours."""
+"""Tables, value types, states and errors. Imports nothing of ours."""

@@ -1,7 +1,7 @@
 """Every error embedmill raises on purpose, and what to do next about each.
 
 An error carries a `disposition`; the engine acts on that and on nothing else. HTTP status codes of *our* answers live
-in `api/http/errors.py`; how a provider's status becomes one of these classes is in that provider's `fault`.
+in `api/http/errors.py`; how a provider's status becomes one of these classes is in that provider's `error_from`.
 """
 
 from __future__ import annotations

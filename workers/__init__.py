@@ -1,1 +1,1 @@
-"""The queue edge: Celery's settings in `app`, one event loop per process in `loop`, three-line tasks in `tasks`."""
+"""Celery worker: Celery's settings in `app`, one event loop per process in `loop`, three-line tasks in `tasks`."""

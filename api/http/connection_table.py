@@ -105,7 +105,7 @@ class ConnectionTable:
         self._trusted = parse_networks(settings.trusted_proxies)
         self._open: set[TrackedConnection] = set()
         self._by_address: Counter[str] = Counter()
-        # Without a request under way, the one that has been so for longest first.
+        # Idle connections, the longest idle first.
         self._idle: OrderedDict[TrackedConnection, None] = OrderedDict()
         self._closed: Counter[str] = Counter()
 

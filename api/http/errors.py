@@ -1,4 +1,4 @@
-"""The only file with HTTP status codes of ours: every error becomes OpenAI's envelope here."""
+"""Maps every error to its HTTP status and OpenAI's envelope."""
 
 from __future__ import annotations
 

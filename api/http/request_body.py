@@ -28,7 +28,7 @@ IS_CUT_OFF = "embedmill.is_cut_off"
 
 
 def check_client(request: Request) -> None:
-    """Raises ClientDisconnect where the client has hung up in its body: what is in hand of it is worth no more work."""
+    """Raises ClientDisconnect if the client disconnected while it sent the body: then processing of it ends."""
     is_cut_off: Callable[[], bool] | None = request.scope.get(IS_CUT_OFF)
     if is_cut_off is not None and is_cut_off():
         raise ClientDisconnect

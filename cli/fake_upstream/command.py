@@ -1,6 +1,6 @@
 """The fake upstream as a process of its own: `python -m cli.fake_upstream --port 9001`, then base_url …:9001/v1.
 
-It is the billing witness of tests and benches: what it would charge for goes to an append-only log before the answer
+It logs what a real provider would have billed: each charge goes to an append-only log before the answer
 goes out, also when the caller has hung up meanwhile. Beside /v1/embeddings it serves /__stats (GET), /__script (GET,
 PUT) and /healthz.
 """

@@ -1,1 +1,1 @@
-"""Formats in: bytes that arrive become inputs."""
+"""Parses uploads into inputs."""

@@ -354,7 +354,7 @@ class GzipDecoder:
 
 
 class IdentityDecoder:
-    """The identity encoding, in the shape of Gunzip."""
+    """The identity encoding: the same interface as GzipDecoder."""
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         yield chunk

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-log = logging.getLogger("embedmill.flights")
+log = logging.getLogger("embedmill.calls")
 
 SUFFIX = ".flights"
 SLOT_BYTES = 1024

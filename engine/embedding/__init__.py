@@ -1,1 +1,1 @@
-"""embed(): the one function that turns inputs into outcomes, for sync requests and for shards of jobs."""
+"""Runs batches: attempts over routes, retries, the search for poison inputs, detection of hanging calls."""

@@ -8,12 +8,11 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
 
 from engine.cancellation import CancellationToken
 from engine.embedding import diagnosis, hang_detector, rate_limits
 from engine.embedding.bisect import P_FLAKE_TO_BISECT, Attempts, is_server_fault
-from engine.ledger.billing import MILLION, Spending, paid
+from engine.ledger.billing import Spending, cost_of, paid
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
 from engine.observability.route_metrics import delivery_metrics
@@ -92,7 +91,7 @@ async def embed_once(run: EmbedRun, batch: Batch, attempts: Attempts, only: Rout
     billed_tokens = batch.tokens if used is None else used
     if used is not None and batch.bytes:
         run.router.learned_limits_of(route).observe(batch.bytes, used)
-    cost = Decimal(billed_tokens) * route.usd_per_million_tokens / MILLION
+    cost = cost_of(billed_tokens, route)
     tokens_metric, inputs_metric = delivery_metrics(route.provider, route.upstream_model, run.lane)
     tokens_metric.inc(billed_tokens)
     inputs_metric.inc(count)

@@ -2,7 +2,7 @@
 
 A control call carries a text of ours and no option of any caller. If it meets the same error, every caller would: the
 route is down. If it does not, the cause is in the inputs or options of the failed call, and only its caller learns of
-the error (law 7 of the house: one tenant cannot hurt another).
+the error: one tenant cannot affect another.
 """
 
 from __future__ import annotations

@@ -60,9 +60,9 @@ async def settle(run: EmbedRun, batch: Batch, error: UpstreamError, attempts: At
         max_suspects = 1 if run.lane == INTERACTIVE else None
         bisection = PoisonBisection(prober, len(batch.inputs), sent=sent, max_suspects=max_suspects)
         try:
-            # One control call shows for all batches that fail at once whether the route is the cause. A caller who
-            # waits for the answer to a refusal does not wait for that too: the bisection shows it.
-            # After a 429 it was shown before, unless the batch has options of the caller.
+            # One control call shows, for all batches that fail at once, whether the route is the cause. Refusals of
+            # interactive calls skip it: their bisection shows it. So does a 429 without options of the caller: a
+            # control call was made when it was diagnosed.
             is_shown = is_tenant_rate_limit(error) and batch.options.sent_to(route.account) is None
             if (run.lane == BULK or is_server_fault(error)) and not is_shown:
                 await prober.check_route(error)

@@ -1,1 +1,1 @@
-"""What each call is billed for, and the rows that say so."""
+"""Usage rows: what each call costs."""

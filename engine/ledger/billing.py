@@ -1,4 +1,4 @@
-"""What one call is billed: surely, perhaps, or not at all. Pure."""
+"""The cost of a call, and whether a failed one is billed, possibly billed, or not billed. Pure."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def usage_kind_of(error: BaseException, status: int | None) -> UsageKind | None:
 def with_cost(call: Call, kind: UsageKind, batch: Batch, route: Route, reported: int | None) -> Call:
     """The call with its cost: by the reported tokens, else by the estimate; an ambiguous call at its highest cost."""
     count = batch.tokens if reported is None else reported
-    cost_usd = (
-        max_cost_of(batch, route) if kind is UsageKind.AMBIGUOUS else route.usd_per_million_tokens * count / MILLION
-    )
+    cost_usd = max_cost_of(batch, route) if kind is UsageKind.AMBIGUOUS else cost_of(count, route)
     return replace(
         call,
         wasted=kind is UsageKind.WASTED,
@@ -81,6 +79,11 @@ def with_cost(call: Call, kind: UsageKind, batch: Batch, route: Route, reported:
     )
 
 
+def cost_of(count: int, route: Route) -> Decimal:
+    """The price of so many tokens on the route, in USD."""
+    return route.usd_per_million_tokens * count / MILLION
+
+
 def max_cost_of(batch: Batch, route: Route) -> Decimal:
     """The highest possible cost of one call, in USD."""
-    return route.usd_per_million_tokens * tokens.upper_bound_of(batch) / MILLION
+    return cost_of(tokens.upper_bound_of(batch), route)

@@ -140,5 +140,5 @@ def _row(
 
 
 def _storable(text: str) -> str:
-    """The text without what PostgreSQL takes in no text: a NUL, half an emoji."""
+    """The text without characters that PostgreSQL cannot store: NUL and lone surrogates."""
     return text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()[:256]

@@ -84,7 +84,7 @@ class BucketCoordinator:
         self._cooldown_until = max(self._cooldown_until, asyncio.get_running_loop().time() + seconds)
 
     def split_among(self, processes: int) -> None:
-        """Without Redis: keep to the part of the quotas that is one process's of so many."""
+        """Without Redis: use 1/n of each quota, where n is the number of processes."""
         if not self._store.is_configured and processes != self._processes:
             self._processes = max(1, processes)
             self._split()

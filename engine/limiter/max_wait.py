@@ -1,4 +1,4 @@
-"""How long a call may wait for its start, beside its deadline: a caller of the interactive lane has little time."""
+"""How long a call may wait for its start, in addition to its deadline: interactive callers have little time."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ from engine.connections.faults import REDIS
 from engine.observability.telemetry import REDIS_FAILURES
 from engine.process.process_names import process_name
 
-log = logging.getLogger("embedmill.pacing")
+log = logging.getLogger("embedmill.limiter")
 
 REPLY_TIMEOUT_S = 0.25
 RETRY_AFTER_S = 1.0

@@ -32,7 +32,7 @@ class LimiterRegistry:
         return self._store.is_configured
 
     def split_among(self, processes: int) -> None:
-        """Without Redis: keep to the part of the quotas that is one process's of so many."""
+        """Without Redis: use 1/n of each quota, where n is the number of processes."""
         self._processes = processes
         for coordinator in self._coordinators:
             coordinator.split_among(processes)

@@ -49,7 +49,7 @@ TIMEOUT_CHECK_EVERY_S = 1.0
 LONG_RETRY_AFTER_S = 5.0
 SHARE_STEP = 0.01  # smaller changes of a learned share change no sizes and no metric
 
-log = logging.getLogger("embedmill.pacing")
+log = logging.getLogger("embedmill.limiter")
 
 Reply = TypeVar("Reply")
 

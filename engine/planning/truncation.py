@@ -18,9 +18,9 @@ LONG_TOKENS = 384
 
 
 def shorter(batch: Batch, error: UpstreamError, cuts: int) -> Batch | None:
-    """The one input of the batch, cut once more after so many cuts, where its length may be what was refused.
+    """The batch with its single input shortened again, if its length may be the cause of the error; else None.
 
-    Cut to the limit that the provider names beside its own count of the input; by a part where it names none.
+    `cuts`: how often it was shortened before. Shortened to the limit that the error names, else by a fraction.
     """
     if batch.options.truncate != "end":
         return None

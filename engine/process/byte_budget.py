@@ -1,7 +1,7 @@
 """The budget of bytes that all requests together, and those of one project, may hold in this process.
 
-A body that would go over it waits, unread, until others have let go; after a while it is refused. Where all that hold
-bytes wait for more, none would let go: then the one that comes last is refused at once, and the others go on.
+A body that would exceed it waits, unread, until other requests release bytes; after a timeout it is refused. If every
+holder waits for more (a deadlock), the newest request is refused at once and the others continue.
 """
 
 from __future__ import annotations

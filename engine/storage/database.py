@@ -1,4 +1,4 @@
-"""The one place that names SQLAlchemy's engine: connections, transactions and what differs between the two databases.
+"""Connections, transactions, and what differs between the two databases.
 
 Reads run in autocommit mode (one round trip, no BEGIN and ROLLBACK around it). Writes run in a real transaction; on
 SQLite that is BEGIN IMMEDIATE through a single connection, so that two writers of a process queue here, in order,
@@ -171,9 +171,9 @@ class Database:
 
 
 def _forget_cursors(error: asyncio.CancelledError) -> None:
-    """Let SQLite go: the frames that were cut off hold a cursor, and it holds the lock while anybody keeps the error.
+    """Clear the traceback's frames: they keep a cursor open, and the cursor keeps SQLite's lock.
 
-    A connection that is closed with a statement left keeps its transaction until that statement is gone.
+    A connection that is closed with an open statement keeps its transaction until that statement is gone.
     """
     traceback.clear_frames(error.__traceback__)
 

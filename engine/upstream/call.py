@@ -93,7 +93,7 @@ class Upstream:
         return self._limiters.uses_redis
 
     def split_quotas_among(self, processes: int) -> None:
-        """Without Redis: keep to the part of the quotas that is one process's of so many."""
+        """Without Redis: use 1/n of each quota, where n is the number of processes."""
         self._limiters.split_among(processes)
 
     def max_learned_call_tokens(self, routes: Iterable[Route]) -> int | None:

@@ -2,7 +2,7 @@
 
 It never repeats a POST, follows a redirect, reads a proxy from the environment or inflates a body: what to do about a
 fault is the engine's decision, and a request sent twice is billed twice. A proxy is used where the request, or whoever
-made the Wire, names one: CONNECT for https, the absolute URL for http. The choice of client, and the measurements
+made the transport, names one: CONNECT for https, the absolute URL for http. The choice of client, and the measurements
 behind it, are in docs/decisions/0001-upstream-transport.md.
 """
 

@@ -348,7 +348,7 @@ async def test_a_redis_that_is_away_leaves_each_process_its_share(
                 await coordinator.acquire(AcquireRequest("again", True, 1.0, 0.0))
         await coordinator.settle(CallResult("later", CallSignal.SUCCESS))
         await shared.close()
-    reply = [record.message for record in caplog.records if record.name == "embedmill.pacing"]
+    reply = [record.message for record in caplog.records if record.name == "embedmill.limiter"]
     assert [("away" in each, "back" in each) for each in reply] == [(True, False), (False, True)]
 
 

@@ -21,7 +21,7 @@ Batches = Callable[[Sequence[int]], Iterable[Batch]]
 class FirstOccurrencesPending(EmbedmillError):
     """First occurrences of some duplicates are still being processed in other shards."""
 
-    code = "waits_for_twins"
+    code = "waits_for_duplicates"
 
     def __init__(self, message: str, firsts: Collection[int] = ()) -> None:
         super().__init__(message)

@@ -12,7 +12,7 @@ from engine.jobs.ingest.sharding import JobSpec, Sharder
 from engine.jobs.ingest.token_counting import Method, TokenTotal, method_for
 from engine.jobs.recording import refused_inputs
 from engine.jobs.shard_draft import ShardDraft
-from engine.ledger.billing import MILLION
+from engine.ledger.billing import cost_of
 from engine.planning import packing
 from engine.runtime import Runtime
 from models.base import PICODOLLAR, usd_text
@@ -120,7 +120,7 @@ class DryRun:
         # By the price of the first route, which all calls take while it is available.
         alias = self._spec.alias
         first = min(alias.routes, key=lambda route: route.priority)
-        return (Decimal(count) * first.usd_per_million_tokens / MILLION).quantize(PICODOLLAR)
+        return cost_of(count, first).quantize(PICODOLLAR)
 
 
 def quota_bound_seconds(routes: Sequence[Route], calls: int, tokens: int) -> float | None:

@@ -137,7 +137,7 @@ class SpendReservation:
                     await self._all_durable.wait()
 
     def check(self, usd: Decimal = Decimal(0)) -> None:
-        """Check before a call, whose inputs are reserved already. Raises BudgetExhausted without `usd` in addition."""
+        """Check before a call. Raises BudgetExhausted if the reservation does not also cover `usd`."""
         if usd and self._rest < usd:  # for inputs that are sent a second time
             raise BudgetExhausted(self.price(sum(self._bound.values())) + usd)
         if self._rest < 0:

@@ -22,7 +22,7 @@ from models.embedding import Call
 from models.job import Shard
 from models.usage import UsageRecord
 
-log = logging.getLogger("embedmill.flights")
+log = logging.getLogger("embedmill.calls")
 
 
 async def record_orphaned_calls(runtime: Runtime) -> int:
