@@ -138,7 +138,7 @@ def meaning_of(error: BaseException) -> Meaning | None:
         return UNSTORABLE
     if any(isinstance(each, OSError) for each in chain) and (fault := connection_fault(error, DATABASE)):
         return _away(fault.cause, fault.advice, session=True)
-    if any(isinstance(each, PoolTimeout | OSError | sqlite3.OperationalError) for each in chain):
+    if any(isinstance(each, PoolTimeout | OSError | sqlite3.OperationalError) or _is_of_asyncpg(each) for each in chain):
         return NO_ANSWER
     if not isinstance(error, SQLAlchemyError):
         return None
@@ -164,6 +164,14 @@ def translated(error: Exception) -> Exception:
 
 
 NO_ANSWER_MESSAGE = "the database does not answer"
+
+
+def _is_of_asyncpg(error: BaseException) -> bool:
+    """True for the driver's own errors, as of a connection that was cut. The dialect does not wrap all of them.
+
+    An error of the server has a SQLSTATE.
+    """
+    return type(error).__module__.partition(".")[0] == "asyncpg"
 
 
 def _is_client_refusal(error: BaseException) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, insert, select, text, update
+from sqlalchemy import delete, func, insert, select, text, update
 
 from engine.storage.database import Database
 from models.base import db_now
@@ -15,6 +16,8 @@ from models.errors import StorageRefused, StorageUnavailable
 from models.worker import WorkerProcess
 from tests.integration.store import Store
 from tests.services import PostgresServer
+
+CUT_FOR_S = 6.0
 
 
 @pytest.fixture
@@ -157,6 +160,37 @@ async def test_connections_that_were_cut_are_an_outage_once_and_then_replaced(
         except StorageUnavailable:
             continue
     assert await workers(database) == 1
+
+
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+async def test_connections_that_are_cut_at_any_moment_are_an_outage_and_nothing_else(
+    store: Store, database_url: str, postgres: PostgresServer
+) -> None:
+    """In a statement, between two, at the commit, and while the pool opens and prepares a connection."""
+    database = store.runtime.database
+    ends_at = time.monotonic() + CUT_FOR_S
+    outages = 0
+
+    async def use(number: int) -> None:
+        nonlocal outages
+        while time.monotonic() < ends_at:
+            try:
+                if number % 2:
+                    async with database.read() as connection:
+                        await connection.execute(select(func.count()).select_from(WorkerProcess))
+                    continue
+                async with database.write() as connection:
+                    await connection.execute(insert(WorkerProcess).values(worker(f"w{number}")))
+                    await connection.execute(delete(WorkerProcess).where(WorkerProcess.id == f"w{number}"))
+            except StorageUnavailable:  # any other error ends the test
+                outages += 1
+
+    def cut() -> None:
+        while time.monotonic() < ends_at:
+            postgres.end_connections(database_url)
+
+    await asyncio.gather(*(use(number) for number in range(6)), asyncio.to_thread(cut))
+    assert outages >= 20
 
 
 @pytest.mark.parametrize("database_url", ["postgres"], indirect=True)

@@ -40,6 +40,7 @@ class FailingDatabase(Database):
 
     away = False
     answers_lost = 0
+    unknown_faults = 0  # so many writes raise what nobody knows
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -52,6 +53,9 @@ class FailingDatabase(Database):
         self._check()
         async with super().write() as connection:
             yield connection
+            if self.unknown_faults:
+                self.unknown_faults -= 1
+                raise RuntimeError("a fault that nobody knows")
         if self.answers_lost:
             self.answers_lost -= 1
             raise StorageUnavailable("the answer was lost")
@@ -112,6 +116,17 @@ async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
 async def only(store: Store, job_id: str) -> str:
     [shard_id] = await store.shard_ids(job_id)
     return shard_id
+
+
+@pytest.mark.parametrize("faults", [1, 2, 3])
+async def test_results_are_recorded_again_after_a_fault_that_passes(bench: Bench, faults: int) -> None:
+    store = bench.store
+    shard_id = await only(store, job_id := await store.submit(3))
+    bench.upstream.at_call = lambda number: setattr(bench.database, "unknown_faults", faults)
+    await run_shard(store.runtime, shard_id, "w")
+    assert bench.upstream.calls == 1
+    await checked(store, job_id)
+    assert await store.status(job_id) == JobStatus.COMPLETED
 
 
 async def test_results_outlast_an_outage_in_the_spool_and_are_paid_once(bench: Bench) -> None:

@@ -142,3 +142,20 @@ def test_other_errors_are_not_the_databases() -> None:
 def test_no_message_quotes_a_statement_its_values_or_the_driver() -> None:
     for state in (*AWAY, *BLOCKED, *REFUSED):
         assert "secret" not in str(translated(wrapped(OfDriver(sqlstate=state))))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.exceptions.InterfaceError("cannot call Transaction.__aexit__(): the underlying connection is closed"),
+        asyncpg.exceptions.InternalClientError("cannot switch to state 15; another operation (2) is in progress"),
+        asyncpg.exceptions.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        asyncpg.exceptions.ProtocolError("unexpected message"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_the_drivers_own_errors_are_an_outage_also_where_the_dialect_does_not_wrap_them(error: Exception) -> None:
+    """A connection that is cut while the pool prepares it."""
+    meaning = meaning_of(error)
+    assert meaning is not None and (meaning.verdict, meaning.session_is_unfit) == (Verdict.AWAY, True)
+    assert isinstance(translated(error), StorageUnavailable)

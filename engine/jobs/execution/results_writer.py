@@ -38,6 +38,7 @@ SPOOL_AFTER_S = 2.0
 # After this time without an answer the database is asked again on another connection.
 DATABASE_REPLY_S = 30.0
 RETRY_PAUSES_S = (0.2, 0.5, 1.0, 2.0)
+MAX_UNKNOWN_FAULTS = 3  # of one write, before its inputs fail
 
 
 @dataclass(slots=True)
@@ -105,6 +106,7 @@ class ResultsWriter:
 
     async def _record_all(self) -> None:
         unavailable_since: float | None = None
+        unknown_faults = 0
         pauses = iter(RETRY_PAUSES_S)
         while self._next_pending() is not None:
             pending = self._pending[0]
@@ -120,11 +122,17 @@ class ResultsWriter:
                 await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
                 continue
             except Exception as error:
+                # Only the database's own refusal of values is known to repeat.
+                if not isinstance(error, StorageRefused) and unknown_faults < MAX_UNKNOWN_FAULTS:
+                    unknown_faults += 1
+                    log.warning("results could not be recorded, and are recorded again", exc_info=error)
+                    await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
+                    continue
                 await self._fail_unrecordable(pending, error)
             else:
                 self._on_recorded(pending, recorded)
                 self._pending.popleft()
-            unavailable_since, pauses = None, iter(RETRY_PAUSES_S)
+            unavailable_since, unknown_faults, pauses = None, 0, iter(RETRY_PAUSES_S)
             self._runtime.blocked_shards.discard(self._shard.shard_id)
 
     async def _block(self, error: StorageBlocked) -> None:
