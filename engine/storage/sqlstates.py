@@ -138,7 +138,8 @@ def meaning_of(error: BaseException) -> Meaning | None:
         return UNSTORABLE
     if any(isinstance(each, OSError) for each in chain) and (fault := connection_fault(error, DATABASE)):
         return _away(fault.cause, fault.advice, session=True)
-    if any(isinstance(each, PoolTimeout | OSError | sqlite3.OperationalError) or _is_of_asyncpg(each) for each in chain):
+    no_answer = (PoolTimeout, OSError, sqlite3.OperationalError)
+    if any(isinstance(each, no_answer) or _is_of_asyncpg(each) for each in chain):
         return NO_ANSWER
     if not isinstance(error, SQLAlchemyError):
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +153,12 @@ def test_pipelined_requests_are_answered_in_order_up_to_a_bound(api: ApiProcess)
         assert [len(Reply(connection).body) > 100 for _ in range(4)] == [True, False, False, False]
     with api.connect() as connection:
         flood(connection, HEALTH * 1_000, 20 * LIMIT)
-        answers = 0
-        while not (reply := Reply(connection)).is_last:
-            answers += 1
-            assert reply.status == 200 and answers < 1_000
+        statuses = list[int]()
+        # The server closes with requests unread, so the kernel resets the connection: the last answers may be lost.
+        with suppress(ConnectionError, AssertionError):
+            while len(statuses) < 1_000 and not (reply := Reply(connection)).is_last:
+                statuses.append(reply.status)
+        assert set(statuses) == {200} and len(statuses) < 1_000
         assert is_closed(connection)
 
 
