@@ -18,7 +18,7 @@ PAGE := docs/reliability.md
 SECONDS ?= 60
 SEED ?= 7
 
-.PHONY: help install lock audit demo up test faults chaos lint check format bench clean
+.PHONY: help install lock audit demo up test faults chaos lint mutants check format bench clean
 
 help:  ## Show this help
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ lint: install  ## Format, lint, types, import contract
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutants: install  ## Apply small faults to a copy of the code, one at a time: the tests must fail with each
+	$(BIN)/python -m tests.mutants
 
 check: lint  ## lint, and the unit, contract and architecture tests
 	$(BIN)/python -m pytest tests/unit tests/contract tests/architecture

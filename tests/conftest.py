@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import pytest_asyncio
@@ -12,7 +13,9 @@ from hypothesis import HealthCheck, settings
 
 from engine.storage.database import migrate
 from tests.fault_report import note_rows, pytest_terminal_summary  # noqa: F401  # a hook of pytest's
-from tests.gateway import Gateway, close_gateway, open_gateway
+
+if TYPE_CHECKING:
+    from tests.gateway import Gateway
 
 # The machine is shared: an example that is slow today is not a fault.
 settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -44,6 +47,8 @@ def data_dir(migrated: Path, tmp_path: Path) -> Path:
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared_gateway(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     """One gateway for the many tests that leave nothing behind; they run on the session's loop."""
+    from tests.gateway import close_gateway, open_gateway  # most unit tests need no API: they start in half the time
+
     folder = tmp_path_factory.mktemp("shared")
     shutil.copyfile(migrated, folder / "embedmill.db")
     gateway = await open_gateway(folder)
@@ -54,6 +59,8 @@ async def shared_gateway(migrated: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 async def gateway(data_dir: Path) -> AsyncIterator[Gateway]:
     """The gateway with the fake provider, in this process."""
+    from tests.gateway import close_gateway, open_gateway
+
     gateway = await open_gateway(data_dir)
     yield gateway
     await close_gateway(gateway)

@@ -14,7 +14,7 @@ import secrets
 import string
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -54,9 +54,10 @@ VALID = ApiKey.revoked_at.is_(None) & (ApiKey.expires_at.is_(None) | (ApiKey.exp
 class KeyAuthenticator:
     """Authenticates keys. Caches valid ones for a few seconds by their full digest."""
 
-    def __init__(self, database: Database, pepper: bytes) -> None:
+    def __init__(self, database: Database, pepper: bytes, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._database = database
         self._pepper = pepper
+        self._clock = clock
         self._seen: dict[bytes, tuple[float, Caller]] = {}
         self._refused: dict[bytes, float] = {}
         self._noting: set[asyncio.Task[None]] = set()
@@ -65,7 +66,7 @@ class KeyAuthenticator:
         """The caller of this key. Raises NotAuthenticated, with one message for every invalid key."""
         digest = _digest(self._pepper, text)
         known = self._seen.get(digest)
-        now = time.monotonic()
+        now = self._clock()
         if known is not None and known[0] > now:
             return known[1]
         key_id = _id_of(text)

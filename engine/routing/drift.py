@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ class DriftMonitor:
         *,
         every_s: float,
         similarity: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database
         self._upstream = upstream
@@ -57,6 +58,7 @@ class DriftMonitor:
         self._usage = usage
         self._every_s = every_s
         self._min_similarity = similarity
+        self._clock = clock
         self._watched: dict[RouteInSpace, Route] = {
             (route.provider, route.upstream_model, alias.space): route
             for alias in aliases
@@ -74,10 +76,10 @@ class DriftMonitor:
 
         Waits for the first reading only, so that no call of this process goes to a quarantined route.
         """
-        if not self._watched or time.monotonic() < self._next_check:
+        if not self._watched or self._clock() < self._next_check:
             return
         is_first = not self._next_check
-        self._next_check = time.monotonic() + min(CHECK_EVERY_S, self._every_s)
+        self._next_check = self._clock() + min(CHECK_EVERY_S, self._every_s)
         if is_first:
             try:
                 await self._read_quarantined()

@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from sqlalchemy import update
 
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import BULK, EmbedRun, embed
@@ -18,6 +19,7 @@ from engine.jobs.reading.job_rows import get_job, job_object
 from engine.planning.packing import limits_of, pack
 from engine.routing import drift
 from engine.runtime import Runtime
+from models.base import db_now
 from models.drift import DriftCheck
 from models.embedding import Options
 from models.errors import RouteQuarantined
@@ -181,3 +183,36 @@ async def test_an_answer_that_is_wrong_once_is_no_other_model(place: Place) -> N
 async def test_without_a_probe_nothing_is_asked_or_read(store: Store) -> None:
     await store.runtime.drift_monitor.refresh()
     assert await store.count(DriftCheck) == 0
+
+
+async def test_a_quarantine_by_another_process_is_read_within_five_seconds(place: Place) -> None:
+    runtime = place.process().runtime
+    now = 1000.0
+    monitor = drift.DriftMonitor(
+        runtime.database,
+        runtime.upstream,
+        runtime.router,
+        runtime.usage,
+        list(runtime.aliases.values()),
+        every_s=3600.0,
+        similarity=0.99,
+        clock=lambda: now,
+    )
+    await monitor.refresh()
+    await wait_until_async(lambda: recorded_probe(place.store), 10.0, what="the reference")
+    async with runtime.database.write() as connection:
+        await connection.execute(update(DriftCheck).values(quarantined_at=db_now()))
+
+    async def is_read() -> bool:
+        await monitor.refresh()
+        return bool(runtime.router.quarantined)
+
+    now = 1004.9
+    assert not await is_read()
+    now = 1005.1
+    await wait_until_async(is_read, 5.0, what="the quarantine")
+    await monitor.close()
+
+
+async def recorded_probe(store: Store) -> bool:
+    return await store.count(DriftCheck, DriftCheck.similarity == 1.0) == 1

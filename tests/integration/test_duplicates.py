@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import duplicate_codec
+from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.recording.duplicates import DuplicateFanout
 from engine.jobs.recording.record import fail_remaining, record
-from models.embedding import Input
+from models.embedding import BatchOutcome, Input, InputError, Options
 from models.errors import EmbedmillError
 from models.job import JobStatus, ShardState
 from providers.fake import fake_tokens, fake_vectors
@@ -165,3 +169,39 @@ def test_nothing_is_kept_for_a_shard_without_twins() -> None:
     assert duplicate_codec.decode(None) == {}
     both: dict[int, Any] = {3: 0, 5: 4_000_000_000}
     assert duplicate_codec.decode(duplicate_codec.encode(both)) == both
+
+
+def test_every_duplicate_of_an_input_gets_its_outcome() -> None:
+    """Inputs 0 and 1 are repeated, 0 three times; 1 fails, and so do its duplicates."""
+    outcomes: dict[int, bytes | InputError | None] = {}
+
+    def on_outcome(part: BatchOutcome) -> None:
+        for row, index in enumerate(part.indexes):
+            assert index not in outcomes
+            outcomes[index] = part.error if part.vectors is None else part.vectors[row].tobytes()
+
+    inputs: list[Input | None] = ["a", "b", None, None, None, None]
+    shard = ClaimedShard(
+        shard_id="shard",
+        job_id="job",
+        project="p",
+        key_id="key",
+        alias="m",
+        width=WIDTH,
+        options=Options(),
+        first_index=0,
+        count=6,
+        attempt=1,
+        fence=1,
+        outcome_bits=np.zeros(6, dtype=bool),
+        inputs=inputs,
+        tokens=2,
+        duplicates={2: 0, 3: 1, 4: 0, 5: 0},
+    )
+    fanout = DuplicateFanout(shard, on_outcome)
+    vector, error = np.full((1, WIDTH), 3.0, dtype=np.float32), InputError("upstream_rejected", "refused")
+    fanout(BatchOutcome([0], vector, None, 1, False, Decimal(0), None))
+    fanout(BatchOutcome([1], None, error, 0, False, Decimal(0), None))
+    fanout.flush()
+    assert outcomes == {0: vector.tobytes(), 1: error} | dict.fromkeys((2, 4, 5), vector.tobytes()) | {3: error}
+    assert fanout.unresolved() == {}

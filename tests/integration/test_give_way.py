@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from engine.jobs.execution.message_handler import handle_message
-from engine.jobs.execution.preemption import STARVED_AFTER_S
+from engine.jobs.execution.preemption import find_preemptor
 from engine.jobs.reading.job_rows import get_job, job_object
+from models.base import db_now
 from models.job import JobStatus, ShardState
 from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
@@ -43,7 +46,7 @@ async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tm
     await until(lambda: is_completed(store, small))
     job = await store.job(small)
     # Alone, the two shards would take half a minute. The mark, 5 s, is for a machine that does nothing else.
-    assert STARVED_AFTER_S <= job.finished_at - job.created_at < 15.0
+    assert 0.5 <= job.finished_at - job.created_at < 15.0
 
     # One of the two ends, its shard goes back as it is, and costs no attempt; the other goes on.
     done, going_on = await asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED)
@@ -73,3 +76,33 @@ async def test_a_job_that_gave_way_says_so_until_its_turn(database_url: str, tmp
     await store.claim((await store.shard_ids(large))[0])
     assert job_object(await get_job(store.runtime, "p", large))["waiting_on"] is None
     await store.close()
+
+
+@pytest.mark.parametrize(
+    ("project", "has_started", "min_slice_s"),
+    [("q", True, 1.0), ("q", False, 1.0), ("p", False, 1.0), ("p", True, 10.0)],
+    ids=["project", "project, new", "job, new", "job"],
+)
+async def test_how_long_a_shard_runs_before_another_preempts_it(
+    store: Store, project: str, has_started: bool, min_slice_s: float
+) -> None:
+    """Another project waits a second; another job of the project waits ten, but for its first shard only one."""
+    await store.submit(10)
+    [running] = await store.claim_all(await store.submit(10, tag="long " * 50))
+    other = await store.submit(20, project=project)
+    shard_ids = await store.shard_ids(other)
+    if has_started:
+        await store.claim(shard_ids.pop(0))
+    for shard_id in shard_ids:
+        await store.set_shard(shard_id, next_run_at=db_now() - 0.6)
+    assert await find_preemptor(store.runtime, running, min_slice_s - 0.1, 0) is None
+    assert await find_preemptor(store.runtime, running, min_slice_s + 0.1, 0) in shard_ids
+
+
+async def test_a_shard_is_starved_when_it_is_due_for_half_a_second(store: Store) -> None:
+    [running] = await store.claim_all(await store.submit(10, tag="long " * 50))
+    [waiting] = await store.shard_ids(await store.submit(10, project="q"))
+    await store.set_shard(waiting, next_run_at=db_now() - 0.2)
+    assert await find_preemptor(store.runtime, running, 60.0, 0) is None
+    await store.set_shard(waiting, next_run_at=db_now() - 0.6)
+    assert await find_preemptor(store.runtime, running, 60.0, 0) == waiting

@@ -83,6 +83,19 @@ async def test_a_late_result_counts_where_there_is_none_and_never_overwrites(sto
     assert await store.status(job_id) == JobStatus.COMPLETED
 
 
+async def test_failures_of_a_worker_that_lost_its_shard_are_not_recorded(store: Store) -> None:
+    """Its vectors are paid for and good; its failures may be its own, and the present worker tries these inputs too."""
+    [shard_id] = await store.shard_ids(job_id := await store.submit())
+    stale = await store.claim(shard_id, "stale")
+    await store.expire_lease(shard_id)
+    fresh = await store.claim(shard_id, "fresh")
+    await record(store.runtime, stale, [*refused(stale, [0, 1]), *landed(stale, [2, 3], route=store.routes[0])])
+    snapshot = await checked(store, job_id)
+    assert sorted(snapshot.with_vector) == [2, 3] and (await store.job(job_id)).failed == 0
+    await record(store.runtime, fresh, landed(fresh, [0, 1, 4, 5, 6, 7, 8, 9], route=store.routes[0]))
+    assert await store.status(job_id) == JobStatus.COMPLETED
+
+
 async def test_the_first_of_two_writers_at_once_wins(store: Store) -> None:
     other = store.another()
     for _ in range(5):
@@ -222,6 +235,16 @@ async def test_the_ledger_names_what_was_consumed_and_at_what_price(store: Store
     assert (row.inputs, row.calls, row.estimated) == (10, 2, False)
     exact = Decimal(row.prompt_tokens) * Decimal("0.0123457") / 1_000_000
     assert abs(row.cost_usd - exact) <= Decimal("1e-12")
+
+
+@pytest.mark.parametrize("estimated", [set(), {0}, {2}, {0, 1, 2}], ids=["none", "first", "last", "all"])
+async def test_one_estimate_makes_the_usage_of_the_job_an_estimate(store: Store, estimated: set[int]) -> None:
+    [held] = await store.claim_all(job_id := await store.submit())
+    parts = landed(held, route=store.routes[0])
+    assert len(parts) == 3
+    parts = [part._replace(tokens_estimated=number in estimated) for number, part in enumerate(parts)]
+    await record(store.runtime, held, parts)
+    assert bool((await store.job(job_id)).usage_estimated) is bool(estimated)
 
 
 async def test_vectors_are_float32_bytes_to_the_bit(store: Store) -> None:

@@ -13,7 +13,6 @@ from sqlalchemy import insert, select
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
-from engine.jobs.maintenance.purge import WORKER_RETENTION_S
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
 from engine.queue import worker_heartbeats
@@ -216,14 +215,18 @@ async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other:
         await connection.execute(
             insert(IdempotencyKey).values(project="p", key="old", job_id="j", expires_at=db_now() - 1)
         )
-        await connection.execute(
-            insert(WorkerProcess).values(id="w", slots=1, started_at=0.0, seen_at=db_now() - WORKER_RETENTION_S - 1)
-        )
+        for worker, silent_s in (("silent for an hour", 3601.0), ("silent for less", 3500.0)):
+            await connection.execute(
+                insert(WorkerProcess).values(id=worker, slots=1, started_at=0.0, seen_at=db_now() - silent_s)
+            )
     await worker_heartbeats.heartbeat(store.runtime.database, "alive", slots=1)
     await sweep_twice(store, other)
     async with store.runtime.database.read() as connection:
         assert list((await connection.execute(select(IdempotencyKey.key))).scalars()) == ["kept"]
-        assert list((await connection.execute(select(WorkerProcess.id))).scalars()) == ["alive"]
+        assert list((await connection.execute(select(WorkerProcess.id).order_by(WorkerProcess.id))).scalars()) == [
+            "alive",
+            "silent for less",
+        ]
 
 
 async def test_a_sweep_of_a_healthy_store_changes_nothing(store: Store, other: Store) -> None:

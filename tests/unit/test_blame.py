@@ -198,6 +198,15 @@ def test_how_much_evidence_is_asked_for() -> None:
     assert coincidence_probability(17, 17, 0) == pytest.approx(1 / math.comb(34, 17))
 
 
+@pytest.mark.parametrize(("successes", "conclusive"), [(100, False), (1000, True), (100_000, True)])
+def test_four_failures_are_conclusive_after_a_thousand_successes(successes: int, conclusive: bool) -> None:
+    health = RouteHealth()
+    for _ in range(successes):
+        health.record_success(0)
+    assert health.is_conclusive(4, refusals=False, max_coincidence=1e-9) is conclusive
+    assert not health.is_conclusive(3, refusals=False, max_coincidence=1e-9)  # the memory holds no more than 500
+
+
 @pytest.mark.parametrize("rate", [0.05, 0.3, 0.5])
 def test_the_chance_of_wrong_blame_is_what_it_says(rate: float) -> None:
     """Trials of innocent inputs on a route that fails at this rate, judged at 1 in 1,000 so that it can be seen: of

@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.dialects import sqlite
 
+from engine.ledger.billing import with_cost
 from models.base import Usd, new_id, usd_text
+from models.embedding import Batch, Call, Options
+from models.usage import UsageKind
+from tests.fakes import route
 
 amounts = st.decimals(0, 10**6, allow_nan=False, allow_infinity=False, places=12)
 DIALECT = sqlite.dialect()
@@ -63,3 +67,21 @@ def test_ids_are_alike_unlike_and_in_order() -> None:
     ids = [new_id("job") for _ in range(200)]
     assert all(re.fullmatch("job_[0-9a-f]{32}", each) for each in ids) and len(set(ids)) == 200
     assert [each[:16] for each in ids] == sorted(each[:16] for each in ids)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reported", "tokens", "cost_usd"),
+    [
+        # At most a token for each of 12 bytes and 16 around them, at $ 0.02 per million.
+        (UsageKind.AMBIGUOUS, None, 3, "0.00000056"),
+        (UsageKind.WASTED, None, 3, "0.00000006"),
+        (UsageKind.WASTED, 5, 5, "0.0000001"),
+    ],
+)
+def test_a_call_without_use_is_charged_as_reported_or_estimated_or_at_its_highest_cost(
+    kind: UsageKind, reported: int | None, tokens: int, cost_usd: str
+) -> None:
+    batch = Batch(["twelve bytes"], [0], 3, 16, Options())
+    call = with_cost(Call("up", "m", False, None, 0.0, 0.0), kind, batch, route(), reported)
+    assert (call.tokens, call.tokens_estimated, call.cost_usd) == (tokens, reported is None, Decimal(cost_usd))
+    assert (call.wasted, call.ambiguous) == (kind is UsageKind.WASTED, kind is UsageKind.AMBIGUOUS)

@@ -7,7 +7,7 @@ import pytest
 from providers import PROVIDERS
 from providers.base import UpstreamReply
 from providers.rate_limit_headers import RateLimitHeaders, parse_rate_limit_headers
-from providers.retry_hints import MAX_WAIT_S, retry_after_s
+from providers.retry_hints import retry_after_s
 
 DATE = "Wed, 21 Oct 2026 07:28:00 GMT"  # 1792567680
 
@@ -67,7 +67,7 @@ def test_a_quota_that_somebody_else_uses_up_is_noticed() -> None:
         ({"x-ratelimit-reset": "tomorrow"}, None),
         ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "1m1.5s"}, 61.5),
         ({"x-ratelimit-remaining-tokens": "3", "x-ratelimit-reset-tokens": "9s"}, None),
-        ({"x-ratelimit-reset": "86400"}, MAX_WAIT_S),
+        ({"x-ratelimit-reset": "86400"}, 120.0),
         ({"retry-after": "2", "x-ratelimit-reset": "50"}, 2.0),
     ],
 )

@@ -135,6 +135,15 @@ def test_a_row_for_each_route_and_none_for_refusals() -> None:
     assert (one["end_user"], one["job_id"], one["upstream_model"], one["estimated"]) == ("u", "job_1", "m", False)
 
 
+@pytest.mark.parametrize(
+    ("parts", "row"), [((False, True), True), ((True, False), True), ((False, False), False), ((True, True), True)]
+)
+def test_a_row_with_any_estimate_in_it_is_estimated(parts: tuple[bool, bool], row: bool) -> None:
+    served = [landed()._replace(tokens_estimated=is_estimated) for is_estimated in parts]
+    [made] = delivered(served, project="p", key_id="k", lane="interactive", alias="m")
+    assert made["estimated"] is row
+
+
 async def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(database: Moody) -> None:
     buffer = UsageBuffer(database)
     given = some(3)

@@ -61,6 +61,11 @@ def _unless_paused(reason: str | None) -> Any:
     return case((Job.status == JobStatus.PAUSED, Job.waiting_on), else_=reason)
 
 
+def is_current(shown: str | None, reason: str | None, age_s: float, *, is_late: bool) -> bool:
+    """True when the job shows this reason, from a report that is `age_s` old and still recent enough."""
+    return shown == reason and age_s < (PROBE_EVERY_S if is_late else REPORT_AGAIN_S)
+
+
 async def report_waits(runtime: Runtime, shard: ClaimedShard) -> None:
     """Update the job while no results arrive for lack of quota or answers. Runs until cancelled."""
     reported_at = -REPORT_AGAIN_S
@@ -69,8 +74,8 @@ async def report_waits(runtime: Runtime, shard: ClaimedShard) -> None:
         now = time.monotonic()
         is_late = shard.waits.late_call() is not None
         reason = PROVIDER if is_late or shard.waits.cause is not None else shard.waits.reason
-        is_shown = shard.waits.shown == reason and now - reported_at < (PROBE_EVERY_S if is_late else REPORT_AGAIN_S)
-        if is_shown or not (is_late or shard.waits.blocked_for_s() is not None):
+        is_waiting = is_late or shard.waits.blocked_for_s() is not None
+        if not is_waiting or is_current(shard.waits.shown, reason, now - reported_at, is_late=is_late):
             continue
         reported_at = now
         with contextlib.suppress(*DATABASE_ERRORS):
