@@ -99,6 +99,13 @@ def _median(trips: list[Trip]) -> Trip:
 
 
 async def _job(gateway: Gateway) -> dict[str, Any]:
+    """The median of several jobs by statements: not every claim moves the fair-share clock of all projects."""
+    await asyncio.sleep(SETTLE_S)  # until the ledger has the buffered rows of the calls before
+    jobs = [await _one_job(gateway) for _ in range(REPEATS)]
+    return sorted(jobs, key=lambda job: int(job["statements"]))[REPEATS // 2]
+
+
+async def _one_job(gateway: Gateway) -> dict[str, Any]:
     """Submit a job as a JSON body and handle its message, until the job has finished; it is not polled."""
     inputs = [f"input {number}" for number in range(JOB_INPUTS)]
     with count_statements(gateway.runtime.database) as submitting:
