@@ -26,10 +26,11 @@ MAX_ITEMS = 64
 
 @dataclasses.dataclass(slots=True)
 class Trip:
-    """The way of one piece of work: the file of each call in order of the calls' starts."""
+    """The way of one piece of work: the file of each call, in order of the calls' starts."""
 
     calls: list[str] = dataclasses.field(default_factory=list)
     carrying_calls: list[str] = dataclasses.field(default_factory=list)
+    functions: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # that were called, by file
 
     @property
     def files(self) -> list[str]:
@@ -45,7 +46,7 @@ class Trip:
             "file_changes": _changes(self.calls),
             "carrying_files": len(carrying),
             "carrying_file_changes": _changes(self.carrying_calls),
-            "files_in_order": self.files,
+            "functions_by_file_in_order": self.functions,
             "carrying_files_in_order": carrying,
         }
 
@@ -90,6 +91,9 @@ class CallTrace:
         if name is None or not _is_start(code, frame.f_lasti):
             return
         trip.calls.append(name)
+        functions = trip.functions.setdefault(name, [])
+        if code.co_qualname not in functions:
+            functions.append(code.co_qualname)
         if any(_holds(value, self._mark, MAX_DEPTH) for value in _arguments(frame)):
             trip.carrying_calls.append(name)
 
