@@ -150,10 +150,12 @@ async def _record_into(
             "reserved_usd": None,
         }
     await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(values))
-    await late_results.insert_late_results(connection, shard, late, record_id, first_try=bool(new_parts))
-    await late_results.insert_late_results(
-        connection, shard, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused"
-    )
+    if late:
+        await late_results.insert_late_results(connection, shard, late, record_id, first_try=bool(new_parts))
+    if unusable:
+        await late_results.insert_late_results(
+            connection, shard, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused"
+        )
     truncated_count = await truncated_inputs.insert_truncated(connection, shard, new_parts)
     status, has_finished = await _update_job(
         runtime, connection, shard, new_parts, failures, ledger_rows, done, truncated_count
