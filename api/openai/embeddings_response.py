@@ -12,9 +12,9 @@ from urllib.parse import quote
 import orjson
 from starlette.responses import Response
 
-from api.openai.warnings import warnings_of
 from engine.embedding.collector import OutcomeCollector
 from engine.process.work_threads import WorkThreads
+from engine.routing.ignored_options import ignored_options
 from engine.storage import vectors
 from models.base import random_id, usd_text
 from models.embedding import Alias, Call, Matrix, Options, Route
@@ -63,7 +63,7 @@ def render(
     tokens = sum(part.tokens for part in parts)
     route = next(part.route for part in parts if part.route is not None)
     metadata = _metadata(alias, calls, route, sum((part.cost_usd for part in parts), Decimal(0)))
-    metadata["warnings"] = warnings_of(options, calls, route)
+    metadata["warnings"] = _warnings_of(options, calls, route)
     metadata["usageEstimated"] = any(part.tokens_estimated for part in parts)
     tail = orjson.dumps(
         {
@@ -143,3 +143,19 @@ def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) 
         "cachedInputs": 0,
         "warnings": [],
     }
+
+
+def _warnings_of(options: Options, calls: Sequence[Call], final: Route) -> list[dict[str, str]]:
+    """Nearly always none, which costs a look at each call."""
+    warnings: list[dict[str, str]] = []
+    if options.provider_options or options.input_type:
+        warnings += (_warning("unsupported", *pair) for pair in ignored_options(options, [final]))
+    doubted = next((call for call in calls if call.usage_doubt is not None), None)
+    if doubted is not None:
+        reason = f"{doubted.provider} reports a number of tokens that is not believed ({doubted.usage_doubt})"
+        warnings.append(_warning("other", "usage", f"{reason}: usage and cost are estimated"))
+    return warnings
+
+
+def _warning(kind: str, feature: str, details: str) -> dict[str, str]:
+    return {"type": kind, "feature": feature, "details": details}

@@ -37,12 +37,7 @@ def open_corpus(
 
     Raises UsageError for what is not readable, or not for certain, and for a column that is not there.
     """
-    if format is not None and format not in FORMATS:
-        raise UsageError(f"there is no format {format!r}", f"--format is one of {', '.join(FORMATS)}")
-    if format is None and path != STDIN and path.is_file() and path.suffix and _ending(path) not in ENDINGS:
-        raise UsageError(f"{path.name}: its ending does not tell what it holds", f"give --format; {READABLE_FORMATS}")
-    if path.suffix.lower() in COMPRESSED_ENDINGS and _ending(path) == ".parquet":
-        raise UsageError(f"{path.name} is a packed Parquet file", DECOMPRESS_PARQUET)
+    _check_name(path, format)
     source = Source(path, encoding=encoding)
     kind = _kind(source, format)
     if delimiter is not None and kind not in ("csv", "tsv"):
@@ -50,15 +45,7 @@ def open_corpus(
     if kind == "parquet":
         if encoding is not None:
             raise UsageError("a Parquet file needs no --encoding", "leave it out")
-        try:
-            from cli.files.parquet_corpus import Parquet
-        except ImportError as error:
-            raise UsageError(
-                f"{source.name} is a Parquet file, and the package pyarrow is not installed",
-                "`pip install pyarrow`, or export its texts as .jsonl or .csv",
-            ) from error
-
-        return Parquet(source, text_column, id_column)
+        return _open_parquet(source, text_column, id_column)
     if format is None:
         refuse_other_formats(source)
     if kind in ("csv", "tsv"):
@@ -66,15 +53,41 @@ def open_corpus(
             delimiter = "\t"
         return Csv(source, text_column, id_column, delimiter)
     if kind == "jsonl":
-        values = json_array(source)
-        if values is not None:
-            return JsonArray(source, values, text_column, id_column)
-        return JsonLines(source, text_column, id_column)
+        return _open_json(source, text_column, id_column)
     if text_column or id_column:
         raise UsageError("a text file has no columns", "leave out --text-column and --id-column")
     if format is None and holds_objects(source):
         raise UsageError(f"{source.name} holds JSON objects, not plain texts", "give --format jsonl, or --format txt")
     return PlainText(source)
+
+
+def _check_name(path: Path, format: str | None) -> None:
+    """Raises UsageError for an unknown format, and for a name that says that the file cannot be read."""
+    if format is not None and format not in FORMATS:
+        raise UsageError(f"there is no format {format!r}", f"--format is one of {', '.join(FORMATS)}")
+    if format is None and path != STDIN and path.is_file() and path.suffix and _ending(path) not in ENDINGS:
+        raise UsageError(f"{path.name}: its ending does not tell what it holds", f"give --format; {READABLE_FORMATS}")
+    if path.suffix.lower() in COMPRESSED_ENDINGS and _ending(path) == ".parquet":
+        raise UsageError(f"{path.name} is a packed Parquet file", DECOMPRESS_PARQUET)
+
+
+def _open_json(source: Source, text_column: str | None, id_column: str | None) -> Corpus:
+    values = json_array(source)
+    if values is not None:
+        return JsonArray(source, values, text_column, id_column)
+    return JsonLines(source, text_column, id_column)
+
+
+def _open_parquet(source: Source, text_column: str | None, id_column: str | None) -> Corpus:
+    """Open a Parquet file. Raises UsageError where pyarrow is not installed."""
+    try:
+        from cli.files.parquet_corpus import Parquet
+    except ImportError as error:
+        raise UsageError(
+            f"{source.name} is a Parquet file, and the package pyarrow is not installed",
+            "`pip install pyarrow`, or export its texts as .jsonl or .csv",
+        ) from error
+    return Parquet(source, text_column, id_column)
 
 
 def _ending(path: Path) -> str:

@@ -21,27 +21,11 @@ SAME_SCHEMES = {"valkey": "redis", "valkeys": "rediss", "pyamqp": "amqp", "py-am
 POSTGRES_SCHEMES = frozenset({"postgresql", "postgres"})
 POSTGRES_DRIVERS = frozenset({"asyncpg", "psycopg", "psycopg_async", "psycopg2", "psycopg2cffi", "pg8000"})
 # What asyncpg reads of a URL itself, as libpq does.
-OF_DRIVER = frozenset(
-    {
-        "host",
-        "port",
-        "user",
-        "password",
-        "dbname",
-        "database",
-        "passfile",
-        "sslcert",
-        "sslkey",
-        "sslrootcert",
-        "sslcrl",
-        "sslpassword",
-        "sslmode",
-        "sslnegotiation",
-        "ssl_min_protocol_version",
-        "ssl_max_protocol_version",
-        "target_session_attrs",
-    }
-)
+OF_DRIVER = frozenset((
+    "host", "port", "user", "password", "dbname", "database", "passfile", "sslcert", "sslkey", "sslrootcert",
+    "sslcrl", "sslpassword", "sslmode", "sslnegotiation", "ssl_min_protocol_version",
+    "ssl_max_protocol_version", "target_session_attrs",
+))  # fmt: skip
 SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 SESSION_ATTRS = ("any", "read-write", "read-only", "primary", "standby", "prefer-standby")
 # They tune the socket or the session in ways that change nothing of what is promised here.
@@ -195,15 +179,9 @@ def postgres(url: str, name: str = "EMBEDMILL_DATABASE_URL") -> PostgresTarget:
     timeout_s, application_name, startup_options = None, "embedmill", ""
     for key, value in _query(parts, name).items():
         lower = key.lower()
-        if lower in ("ssl", "sslmode"):
-            kept["sslmode"] = _ssl_mode({"true": "require", "1": "require"}.get(value.lower(), value), key, name)
-        elif lower == "requiressl":
-            kept.setdefault("sslmode", "require" if value == "1" else "prefer")
-        elif lower == "target_session_attrs":
-            kept[lower] = _one_of(value, SESSION_ATTRS, key, name)
-        elif lower in OF_DRIVER:
-            kept[lower] = _existing(value, key, name) if lower in ("sslcert", "sslkey", "sslcrl") else value
-        elif lower in ("connect_timeout", "timeout", "command_timeout"):
+        if _keep_for_driver(kept, key, value, name):
+            continue
+        if lower in ("connect_timeout", "timeout", "command_timeout"):
             timeout_s = _seconds(value, key, name) if lower != "command_timeout" else timeout_s
         elif lower == "application_name":
             application_name = value
@@ -219,6 +197,22 @@ def postgres(url: str, name: str = "EMBEDMILL_DATABASE_URL") -> PostgresTarget:
         kept["sslrootcert"] = _root_certificate(kept.get("sslrootcert", ""), name)
     dsn = f"postgresql://{parts.netloc}{parts.path}" + (f"?{urlencode(kept, quote_via=quote)}" if kept else "")
     return PostgresTarget(dsn, timeout_s, application_name, session, startup_options)
+
+
+def _keep_for_driver(kept: dict[str, str], key: str, value: str, name: str) -> bool:
+    """Add a parameter that asyncpg reads itself to `kept`. False: it is none. Raises ConfigError."""
+    lower = key.lower()
+    if lower in ("ssl", "sslmode"):
+        kept["sslmode"] = _ssl_mode({"true": "require", "1": "require"}.get(value.lower(), value), key, name)
+    elif lower == "requiressl":
+        kept.setdefault("sslmode", "require" if value == "1" else "prefer")
+    elif lower == "target_session_attrs":
+        kept[lower] = _one_of(value, SESSION_ATTRS, key, name)
+    elif lower in OF_DRIVER:
+        kept[lower] = _existing(value, key, name) if lower in ("sslcert", "sslkey", "sslcrl") else value
+    else:
+        return False
+    return True
 
 
 def redis_or_broker(url: str, name: str) -> Target:

@@ -193,14 +193,17 @@ async def _call_with_retries(run: EmbedRun, batch: Batch, route: Route, attempts
     Raises the last error.
     """
     tries = refusals = 0
+    tenant_rate_limits, tenant_key = run.router.tenant_rate_limits, (*route_key(route), run.tenant)
     while True:
         run.stop.raise_if_cancelled()
         try:
-            needs_confirmation = rate_limits.needs_confirmation(run, route, refusals)
+            # After a 429 to this batch, or to its tenant alone, the next one starts no cooldown before a control
+            # call has met it too.
+            needs_confirmation = refusals > 0 or tenant_rate_limits.is_known(tenant_key)
             reply = await call_route(run, batch, route, max_wait=max_wait, needs_confirmation=needs_confirmation)
             run.router.record_success(route, tries)
             if refusals:
-                run.router.tenant_rate_limits.clear((*route_key(route), run.tenant))
+                tenant_rate_limits.clear(tenant_key)
             return reply
         except UpstreamError as error:
             if error.disposition is not Disposition.RETRY or error.route_fault:

@@ -150,26 +150,6 @@ def _needs_no_control(run: Run, batch: Batch, route: Route) -> bool:
     return len(batch.inputs) > 1 and batch.width == route.width and not run.router.health(route).successes
 
 
-async def settle_if_up(
-    run: R, batch: Batch, settle: Callable[[R, Batch], Awaitable[object]], embed: EmbedOnRoute[R]
-) -> None:
-    """Settle a batch on routes that are not down, or whose health probe succeeds. Reports the outages that it meets.
-
-    Raises RouteDown, and what `settle` raises.
-    """
-    rest: Batch | None = batch
-    if run.router.outages:
-        rest = await probe_if_down(run, batch, embed)
-    if rest is None:
-        return
-    try:
-        await settle(run, rest)
-    except UpstreamError as error:
-        if run.lane == "bulk" and run.stop.reason is None:
-            await confirm_outage(run, error)
-        raise
-
-
 async def confirm_outage(run: Run, error: UpstreamError) -> None:
     """After faults that may pass (5xx, timeouts, protocol errors): the route is down if a control call fails too."""
     key = (error.account, error.upstream_model)

@@ -117,7 +117,21 @@ def _respect_learned_limits(run: EmbedRun, batches: Iterable[Batch]) -> Iterator
 
 
 async def _settle_if_up(run: EmbedRun, batch: Batch) -> None:
-    await diagnosis.settle_if_up(run, batch, _settle, _embed_on_route)
+    """Settle a batch on routes that are not down, or whose health probe succeeds. Reports the outages that it meets.
+
+    Raises RouteDown, and what `_settle` raises.
+    """
+    rest: Batch | None = batch
+    if run.router.outages:
+        rest = await diagnosis.probe_if_down(run, batch, _embed_on_route)
+    if rest is None:
+        return
+    try:
+        await _settle(run, rest)
+    except UpstreamError as error:
+        if run.lane == BULK and run.stop.reason is None:
+            await diagnosis.confirm_outage(run, error)
+        raise
 
 
 async def _embed_on_route(run: EmbedRun, batch: Batch, route: Route) -> Route:

@@ -26,11 +26,6 @@ TENANT_429 = "it answers 429 (rate limit) to this call, and answers others"
 REFUSALS_TO_BISECT = 3
 
 
-def needs_confirmation(run: Run, route: Route, refusals: int) -> bool:
-    """True when a 429 to the next call starts no cooldown before a control call has met it too."""
-    return refusals > 0 or run.router.tenant_rate_limits.is_known((*route_key(route), run.tenant))
-
-
 async def should_retry(
     run: Run,
     batch: Batch,

@@ -44,10 +44,11 @@ RATE_SAMPLE_S = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The result of a record: whether the shard is done, and whether its job is in progress."""
+    """The result of a record: whether the shard is done, its job is active, and this record has finished it."""
 
     shard_done: bool
     job_active: bool
+    has_finished_job: bool = False
 
 
 SHARD_CLOSED = Recorded(shard_done=True, job_active=False)
@@ -73,7 +74,8 @@ async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOut
         ]
         # The claim of the whole shard has ended: there is nothing to release and nothing to continue.
         return Recorded(shard_done=all(each.shard_done for each in recorded_halves), job_active=False)
-    if recorded.shard_done and recorded is not SHARD_CLOSED:
+    # A job that has just finished has no open shard, so none that is blocked.
+    if recorded.shard_done and recorded is not SHARD_CLOSED and not recorded.has_finished_job:
         with suppress(StorageUnavailable):  # the sweep unblocks them too
             await unblock_shards(runtime, shard.shard_id)
     return recorded
@@ -148,13 +150,17 @@ async def _record_into(
             "reserved_usd": None,
         }
     await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(values))
-    await late_results.insert_late_results(connection, shard, late, record_id, first_try=bool(new_parts))
-    await late_results.insert_late_results(
-        connection, shard, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused"
-    )
+    if late:
+        await late_results.insert_late_results(connection, shard, late, record_id, first_try=bool(new_parts))
+    if unusable:
+        await late_results.insert_late_results(
+            connection, shard, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused"
+        )
     truncated_count = await truncated_inputs.insert_truncated(connection, shard, new_parts)
-    status = await _update_job(runtime, connection, shard, new_parts, failures, ledger_rows, done, truncated_count)
-    return Recorded(shard_done=done, job_active=status == JobStatus.IN_PROGRESS)
+    status, has_finished = await _update_job(
+        runtime, connection, shard, new_parts, failures, ledger_rows, done, truncated_count
+    )
+    return Recorded(done, job_active=status == JobStatus.IN_PROGRESS, has_finished_job=has_finished)
 
 
 async def fail_remaining(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError) -> Recorded:
@@ -279,8 +285,11 @@ async def _update_job(
     ledger_rows: Sequence[dict[str, Any]],
     done: bool,
     truncated_count: int,
-) -> str | None:
-    """Add to the job's counters, and finish the job with its last open shard. The job's row is locked last."""
+) -> tuple[str | None, bool]:
+    """Add to the job's counters, and finish the job with its last open shard. The job's row is locked last.
+
+    Returns the job's status, None for a deleted job, and whether this has finished it.
+    """
     vectors = sum(len(part.indexes) for part in new_parts if part.error is None)
     prompt_tokens = sum(part.tokens for part in new_parts if part.error is None)
     values: dict[Any, Any] = {
@@ -309,13 +318,14 @@ async def _update_job(
         )
     ).one_or_none()
     if row is None:
-        return None
+        return None, False
     if row.open_shards == 0 and row.total is not None:
         if row.status in ACTIVE_STATUSES:
-            return str(await _finish_job(runtime, connection, shard.job_id, FINAL_STATUS) or row.status)
+            final_status = await _finish_job(runtime, connection, shard.job_id, FINAL_STATUS)
+            return final_status or str(row.status), final_status is not None
         if row.status == JobStatus.CANCELLING:
             await _finish_job(runtime, connection, shard.job_id, JobStatus.CANCELLED.value)
-    return str(row.status)
+    return str(row.status), False
 
 
 async def _finish_job(runtime: Runtime, connection: AsyncConnection, job_id: str, status: Any) -> str | None:

@@ -46,10 +46,9 @@ async def dispatch(runtime: Runtime) -> int:
     due = _due(runtime.settings.shard_attempts)
     async with runtime.database.read() as connection:
         # Most rounds find nothing to do, so the reads come before the write lock.
-        window = await _free_window(connection, runtime.settings.worker_seen_s)
-        if not window:
-            return 0
-        has_due_jobs = (await connection.execute(_DEFERRAL_OVER)).first() is not None
+        window, has_due_jobs = await _free_window(connection, runtime.settings.worker_seen_s)
+    if not window:
+        return 0
     if has_due_jobs:
         await _unblock_due(runtime)
     async with runtime.database.read() as connection:
@@ -60,7 +59,7 @@ async def dispatch(runtime: Runtime) -> int:
         if not await runtime.database.try_advisory_lock(connection, DISPATCH_LOCK_ID):
             return 0
         # Another process may have dispatched meanwhile.
-        window = min(window, await _free_window(connection, runtime.settings.worker_seen_s))
+        window = min(window, (await _free_window(connection, runtime.settings.worker_seen_s))[0])
         announced = (
             await _mark_announced(connection, selection.shard_ids[:window]) if window and selection.shard_ids else []
         )
@@ -109,16 +108,21 @@ def _due(attempts: int) -> ColumnElement[bool]:
     return and_(Shard.state == ShardState.QUEUED, Shard.next_run_at <= db_now(), may_run(attempts))
 
 
-async def _free_window(connection: AsyncConnection, alive_within_s: float) -> int:
-    """How many more shards may be announced: twice the slots of the live workers, less those already announced."""
+async def _free_window(connection: AsyncConnection, alive_within_s: float) -> tuple[int, bool]:
+    """How many more shards may be announced, and whether the deferral of a job is over.
+
+    The window: twice the slots of the live workers, less the shards already announced.
+    """
     slots = (
         select(func.coalesce(func.sum(WorkerProcess.slots), 0))
         .where(WorkerProcess.seen_at > db_now() - alive_within_s)
         .scalar_subquery()
     )
     announced = select(func.count()).select_from(Shard).where(Shard.state == ShardState.ANNOUNCED).scalar_subquery()
-    row = (await connection.execute(select(slots.label("slots"), announced.label("announced")))).one()
-    return max(0, max(MIN_WINDOW, ANNOUNCED_PER_SLOT * int(row.slots)) - int(row.announced))
+    columns = (slots.label("slots"), announced.label("announced"), _DEFERRAL_OVER.label("due_job_id"))
+    row = (await connection.execute(select(*columns))).one()
+    window = max(0, max(MIN_WINDOW, ANNOUNCED_PER_SLOT * int(row.slots)) - int(row.announced))
+    return window, row.due_job_id is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +201,7 @@ async def _more_of(connection: AsyncConnection, shard: Any, window: int, due: Co
 
 
 _SHARD = select(Shard.id, Shard.job_id, Shard.seq, Shard.tokens, Shard.count)
-_DEFERRAL_OVER = select(Job.id).where(Job.not_before <= db_now()).order_by(Job.not_before).limit(1)
+_DEFERRAL_OVER = select(Job.id).where(Job.not_before <= db_now()).order_by(Job.not_before).limit(1).scalar_subquery()
 
 
 def _shards_of(job_id: Any, due: ColumnElement[bool]) -> Any:
