@@ -163,7 +163,7 @@ MUTANTS = (
     # Providers: their limits and faults.
     Mutant(
         "slow-never-noticed",
-        "engine/limiter/recent_latency.py",
+        "engine/limiter/congestion.py",
         "SLOW_FACTOR = 4.0",
         "SLOW_FACTOR = 400.0",
         (f"{UNIT}recent_latency.py",),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.limiter.recent_latency import RecentLatency
+from engine.limiter.congestion import RecentLatency
 
 
 # The 21st call weighs a fifth in the recent mean and a fiftieth in the baseline: 7.6 s are below 4 x 1.66 s + 1 s, and
