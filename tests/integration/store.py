@@ -1,4 +1,4 @@
-"""A store to test against: a real database, the engine on it, a doorbell that only listens, and time that can pass."""
+"""A store to test against: a real database, the engine on it, a notifier that only records, and time that can pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doorbell and a real Celery worker over each broker: jobs complete, outages only delay, and garbage is dropped."""
+"""The notifier and a real Celery worker over each broker: jobs complete, outages only delay, and garbage is dropped."""
 
 from __future__ import annotations
 

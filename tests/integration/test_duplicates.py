@@ -1,4 +1,4 @@
-"""Twins: a text that occurs again in its job is embedded once, billed once, and has its vector under every index."""
+"""Duplicates: a text that occurs again in its job is embedded once, billed once, and has its vector under every index."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ async def test_a_twin_of_what_was_refused_at_the_door_is_refused_there(store: St
 
 @pytest.mark.parametrize("by", ["worker", "sweep"])
 async def test_a_shard_that_is_given_up_leaves_no_twin_behind(store: Store, by: str) -> None:
-    """Twins of what has its outcome get it; those of what failed, or may still come, fail with the rest."""
+    """Duplicates of an input with an outcome get it; those of inputs that failed or are open fail with the rest."""
     first = [f"text {index}" for index in range(10)]
     inputs: list[Input] = [*first, "text 0", "own", "own", "text 9", *[f"more {index}" for index in range(6)]]
     job_id = await submitted(store, inputs)

@@ -133,7 +133,7 @@ async def fail(store: Store, job_id: str) -> None:
 
 @pytest.mark.parametrize("end", [cancel, expire, fail])
 async def test_nothing_of_a_job_that_ends_early_is_queued(database_url: str, tmp_path: Path, end: Ending) -> None:
-    """While shards run, while others wait for them, and while others are rung."""
+    """While shards run, while others wait for them, and while others are announced."""
     store = scripted(database_url, tmp_path, "{do = {latency_ms = 2000}}", shard_inputs=SHARD)
     async with working(store):
         job_id = await submitted(store, corpus(3))

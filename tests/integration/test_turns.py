@@ -22,7 +22,7 @@ from tests.integration.store import SHARD_INPUTS, Store, landed
 
 @pytest.fixture
 async def quiet(store: Store) -> Store:
-    """A store whose notifier does not work, so that every due shard is there to be claimed, and none is rung."""
+    """A store whose notifier does not work, so that every due shard can be claimed, and none is announced."""
     store.notifier.works = False
     return store
 
@@ -175,7 +175,7 @@ async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) 
     assert await store.status(small) == JobStatus.COMPLETED
     states = {shard.id: shard.state for shard in await store.shards(large)}
     assert [states[each] for each in (first, second, third, fourth)] == ["done", "announced", "announced", "announced"]
-    # The shard whose ring was used for another was rung again, so every one is rung as often as it needs.
+    # A shard whose notification started another one is announced again.
     for number, shard_id in enumerate(store.notifier.published):  # it grows meanwhile
         if number >= 2:
             await handle_message(store.runtime, shard_id, "w")

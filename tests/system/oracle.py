@@ -108,7 +108,7 @@ def judge(
 
 @dataclass(frozen=True)
 class Bill:
-    """What the upstream charges for the texts of one job. Twins are one text, which is embedded once."""
+    """What the upstream charges for the texts of one job. Duplicates are one text, which is embedded once."""
 
     times: Counter[str]  # how often it embedded each text
     tokens: int

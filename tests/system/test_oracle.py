@@ -9,7 +9,7 @@ import pytest
 from tests.system.oracle import Bill, corpus, judge, read_snapshot, unbalanced_figures
 from tests.system.stack import BATCH, UPSTREAM_KEY, UPSTREAM_MODEL, Stack
 
-TWINS = 40
+DUPLICATES = 40
 POISON = 7
 
 
@@ -24,17 +24,17 @@ def texts(request: pytest.FixtureRequest) -> list[str]:
     """Texts of this test alone: the stack's bill is of all of them."""
     texts = corpus(request.node.name, 200)
     texts[POISON] = "poison: refused"
-    return [*texts, *texts[:TWINS]]
+    return [*texts, *texts[:DUPLICATES]]
 
 
 @pytest.fixture
 def job_id(stack: Stack, texts: list[str]) -> str:
-    """A job with twins and with a refused input, which has a twin too."""
+    """A job with duplicates and with a refused input, which has a duplicate too."""
     stack.script({"when": {"contains": "poison: refused"}, "do": {"status": 400}})
     job_id = stack.submit(texts)
     stack.await_end(job_id, 30)
     assert stack.job(job_id)["status"] == "completed_with_errors"
-    assert stack.job(job_id)["deduplicated_inputs"] == TWINS - 1
+    assert stack.job(job_id)["deduplicated_inputs"] == DUPLICATES - 1
     return job_id
 
 
@@ -69,7 +69,7 @@ TAMPER: dict[str, Tamper] = {
 
 
 def test_whatever_is_wrong_in_the_books_is_seen(stack: Stack, job_id: str, texts: list[str]) -> None:
-    failed = {POISON, len(texts) - TWINS + POISON}
+    failed = {POISON, len(texts) - DUPLICATES + POISON}
     for name, tamper in TAMPER.items():
         assert judge(stack, job_id, texts, failed=failed).is_clean, name
         spoil, mend = tamper(job_id)
@@ -95,7 +95,7 @@ def test_a_bill_that_does_not_cover_the_vectors_is_seen(stack: Stack, job_id: st
 
 def test_what_the_upstream_bills_and_no_ledger_has_is_seen(stack: Stack, job_id: str, texts: list[str]) -> None:
     """A call that was made again, and recorded once: the books agree with each other, and not with the bill."""
-    failed = {POISON, len(texts) - TWINS + POISON}
+    failed = {POISON, len(texts) - DUPLICATES + POISON}
     assert judge(stack, job_id, texts, failed=failed).is_clean
     headers = {"authorization": f"Bearer {UPSTREAM_KEY}"}
     again = {"model": UPSTREAM_MODEL, "input": [texts[0]]}

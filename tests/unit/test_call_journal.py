@@ -1,4 +1,4 @@
-"""The flight log: what was under way in a killed process is read once by another, and nothing of a living one is."""
+"""The call journal: calls of a killed process are read once by another process, and none of a living one."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def firsts_of(inputs: Sequence[Input | None]) -> dict[int, int]:
 def found_by(seen: DuplicateIndex, inputs: Sequence[Input | None], run: int) -> dict[int, int]:
     found: dict[int, int] = {}
     for start in range(0, len(inputs), run):
-        twins = seen.find_duplicates(inputs[start : start + run], start)
-        found |= {start + position: first for position, first in twins.items()}
+        duplicates = seen.find_duplicates(inputs[start : start + run], start)
+        found |= {start + position: first for position, first in duplicates.items()}
     return found
 
 
