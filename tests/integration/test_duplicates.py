@@ -1,4 +1,4 @@
-"""Duplicates: a text that occurs again in its job is embedded once, billed once, and has its vector under every index."""
+"""Duplicates: a text that occurs again in its job is embedded and billed once, and has its vector under every index."""
 
 from __future__ import annotations
 
