@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,3 +18,10 @@ def wait_until(condition: Callable[[], T], timeout_s: float, *, every_s: float =
             raise AssertionError(f"{what or 'the condition'} did not hold within {timeout_s:g} s; last: {value!r}")
         time.sleep(every_s)
     return value
+
+
+async def until(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """The same for what happens on this event loop. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  # state of ours that has no event
+            await asyncio.sleep(0.005)

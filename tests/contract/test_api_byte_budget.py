@@ -16,6 +16,7 @@ import pytest
 
 from engine.observability.telemetry import BODY_BYTES, BODY_REFUSALS
 from tests.gateway import JOBS, Gateway, close_gateway, error_of, open_gateway
+from tests.waiting import until
 
 SYNC = "/v1/embeddings"
 SIZE = 200_000  # of a body: two of them are more than a project may hold
@@ -60,9 +61,7 @@ class Held:
 
 
 async def until_held(gateway: Gateway, size: int) -> None:
-    async with asyncio.timeout(10):
-        while gateway.runtime.bodies.held_bytes < size:  # noqa: ASYNC110  # it has no event of its own
-            await asyncio.sleep(0.005)
+    await until(lambda: gateway.runtime.bodies.held_bytes >= size)
 
 
 def refusals(code: str) -> float:
@@ -124,9 +123,7 @@ async def test_over_the_budget_of_all_a_body_waits_for_room_or_is_refused(narrow
 
     narrow.runtime.bodies.wait = noted_wait  # type: ignore[method-assign]
     waiting = asyncio.create_task(narrow.client.post(SYNC, content=OBJECT, headers=third))
-    async with asyncio.timeout(10):
-        while not waiters:  # noqa: ASYNC110  # of the budget's own state
-            await asyncio.sleep(0)
+    await until(lambda: waiters)
     assert not waiting.done()
     assert [(await each.end()).status_code for each in (first, second)] == [200, 202]
     assert (await waiting).status_code == 200

@@ -6,7 +6,6 @@ import asyncio
 import gzip
 import socket
 import struct
-import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ from api.jobs.submit import STEP_BYTES
 from models.job import Job
 from tests.contract.conftest import Server
 from tests.gateway import JOBS, Gateway
+from tests.waiting import wait_until
 
 LINE = b'"' + b"a text that packs well " * 3 + b'"\n'
 LINES = 200_000
@@ -115,13 +115,12 @@ async def test_a_real_connection_that_is_reset_ends_the_ingestion_of_what_was_se
     def hang_up_in_the_middle() -> dict[str, Any] | None:
         with socket.create_connection((address.hostname, address.port)) as client:
             client.sendall(head.encode() + PACKED)
-            until = time.monotonic() + 60.0
-            while arrived() is None and time.monotonic() < until:
-                time.sleep(0.005)
+            wait_until(arrived, 60.0, every_s=0.005, what="the job of the upload")
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        while (job := arrived()) is not None and job["status"] != "failed" and time.monotonic() < until:
-            time.sleep(0.05)
-        return job
+        wait_until(
+            lambda: (job := arrived()) is not None and job["status"] == "failed", 60.0, what="the end of the job"
+        )
+        return arrived()
 
     job = await asyncio.to_thread(hang_up_in_the_middle)
     assert job is not None and job["status"] == "failed"

@@ -17,6 +17,7 @@ from engine.access.keys import create_key, revoke_key
 from engine.queue import worker_heartbeats
 from models.errors import RequestError
 from tests.gateway import JOBS, PEPPER, Gateway, close_gateway, error_of, open_gateway
+from tests.waiting import until
 
 LIMITS = re.compile(r"x-ratelimit-(limit|remaining|reset)-(requests|tokens)")
 
@@ -189,12 +190,6 @@ async def small(data_dir: Path) -> AsyncIterator[Gateway]:
     )
     yield gateway
     await close_gateway(gateway)
-
-
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110  # of the gateway's own state
-            await asyncio.sleep(0.01)
 
 
 async def test_held_polls_are_bounded_for_a_key_and_for_all(small: Gateway) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import re
 import threading
@@ -13,6 +12,7 @@ import httpx
 import pytest
 
 from tests.gateway import JOBS, Gateway, error_of
+from tests.waiting import until
 
 PATH = "/v1/embeddings"
 JSON = {"content-type": "application/json"}
@@ -206,6 +206,5 @@ async def test_a_database_that_is_away_is_a_503_that_says_when(gateway: Gateway)
     assert reply.status_code == 503 and error_of(reply)["code"] == "storage_unavailable"
     assert 1 <= int(reply.headers["retry-after"]) <= 60
     await gateway.runtime.database.close()
-    async with asyncio.timeout(10):  # a driver's thread that could not open the file says so to a loop that must live
-        while set(threading.enumerate()) - before:  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+    # A driver's thread that could not open the file says so to a loop that must live.
+    await until(lambda: not set(threading.enumerate()) - before)

@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine.queue import worker_heartbeats
 from tests.gateway import CONFIG, JOBS, Gateway, close_gateway, open_gateway
+from tests.waiting import until
 
 SLOW = CONFIG.replace('kind = "fake"', 'kind = "fake"\nlatency_ms = 30_000')
 
@@ -99,10 +100,9 @@ async def test_a_caller_who_hangs_up_takes_the_upstream_calls_along(data_dir: Pa
     body = orjson.dumps({"model": "short", "input": [str(i) for i in range(50)]})
     calling = asyncio.create_task(call(gateway, body, gone))
     upstream = gateway.runtime.upstream
+    await until(lambda: upstream.in_flight)
+    gone.set()
     async with asyncio.timeout(10):
-        while not upstream.in_flight:  # noqa: ASYNC110  # until calls are under way
-            await asyncio.sleep(0.01)
-        gone.set()
         sent = await calling
     assert sent[0]["status"] == 499 and upstream.in_flight == 0
     await close_gateway(gateway)

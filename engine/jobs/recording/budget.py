@@ -226,14 +226,14 @@ async def release_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: De
 
 async def _report_wait(connection: AsyncConnection, shard: ClaimedShard) -> None:
     """Let the job say that it waits on its budget, where nothing of it has landed lately and it names no other wait."""
-    landed_at = func.coalesce(Job.rate_sample_at, Job.started_at)
+    recorded_at = func.coalesce(Job.rate_sample_at, Job.started_at)
     await connection.execute(
         update(Job)
         .where(
             Job.id == shard.job_id,
             Job.status == JobStatus.IN_PROGRESS,
             Job.waiting_on.is_(None),
-            landed_at < db_now() - QUIET_S,
+            recorded_at < db_now() - QUIET_S,
         )
         .values(waiting_on="budget", next_attempt_at=None, version=Job.version + 1)
     )
