@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +11,19 @@ from typing import Annotated
 import typer
 
 from cli.commands.options import ApiKeyOption, JsonOption, UrlOption
+from cli.errors import UsageError
 
 app = typer.Typer(help="Follow bulk jobs and fetch their results.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, job_…")]
+
+def _checked_id(job_id: str) -> str:
+    """The id as it was typed. Raises UsageError for one that cannot be a job's: it is a part of the request's path."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
+        raise UsageError(f"{job_id!r} is no job's id", "`embedmill jobs list` shows the ids; each begins with job_")
+    return job_id
+
+
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, job_…", callback=_checked_id)]
 
 
 @app.command("list")
@@ -155,11 +165,12 @@ def cancel(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -
 def pause(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
     """Make no new calls for a job until it is resumed. What is finished is kept and can be fetched."""
     from cli.client.api_client import connect
+    from cli.client.types import resume_hint
     from cli.output.terminal import out
 
     with connect(url, api_key) as client:
         job = client.job_action(job_id, "pause")
-    out.print(f"{job.id} is {job.status}: `embedmill jobs resume {job.id}` lets it go on", markup=False)
+    out.print(f"{job.id} is {job.status}: {resume_hint(job)}", markup=False)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,8 +30,10 @@ from engine.limiter.redis_store import RedisStore
 from engine.routing.outage_causes import cause_of
 from engine.storage.database import migrate
 from models.base import db_now
+from models.embedding import Alias
 from models.errors import UpstreamAuthFailed, UpstreamUnavailable
 from models.outage import RouteOutage
+from tests import fakes
 from tests.integration.store import Store
 
 CONFIG = """
@@ -124,9 +127,14 @@ def test_the_machine_and_the_pepper(tmp_path: Path) -> None:
     assert pepper(Settings(data_dir=tmp_path, key_pepper="x" * 16)).status == "ok"
 
 
+def serving(*accounts: str) -> dict[str, Alias]:
+    """Aliases with a route to the model `m` of each account."""
+    return {name: fakes.alias(fakes.route(name)) for name in accounts}
+
+
 async def test_an_account_that_is_down_is_named_at_no_cost(store: Store) -> None:
     settings = store.runtime.settings
-    assert await asyncio.to_thread(outages, settings) == []
+    assert await asyncio.to_thread(outages, settings, serving("bad")) == []
     async with store.runtime.database.write() as connection:
         values = {
             "account": "bad",
@@ -137,10 +145,14 @@ async def test_an_account_that_is_down_is_named_at_no_cost(store: Store) -> None
         }
         row = values | {"advice": "Check that base_url of providers.bad is an embeddings API.", "since": db_now()}
         await connection.execute(insert(RouteOutage).values(**row, next_attempt_at=db_now()))
-    [finding] = await asyncio.to_thread(outages, settings)
+    [finding] = await asyncio.to_thread(outages, settings, serving("bad", "good"))
     assert finding.status == "fail" and finding.detail.startswith("account bad, model m: down since 2")
     assert "the reply is an HTML page" in finding.detail
     assert "base_url of providers.bad" in finding.fix and "providers test bad" in finding.fix
+    # A route that was corrected or removed is probed by nobody, so its outage never ends: it is nobody's trouble.
+    assert await asyncio.to_thread(outages, settings, serving("good")) == []
+    another_model = dataclasses.replace(fakes.route("bad"), upstream_model="corrected")
+    assert await asyncio.to_thread(outages, settings, {"bad": fakes.alias(another_model)}) == []
 
 
 async def test_an_outage_names_its_command_once(store: Store) -> None:
@@ -155,7 +167,7 @@ async def test_an_outage_names_its_command_once(store: Store) -> None:
             }
             row |= {"status": cause.status, "advice": cause.advice, "since": db_now(), "next_attempt_at": db_now()}
             await connection.execute(insert(RouteOutage).values(**row))
-    found = await asyncio.to_thread(outages, store.runtime.settings)
+    found = await asyncio.to_thread(outages, store.runtime.settings, serving("by_class", "plain"))
     assert len(found) == 2
     for finding in found:
         assert finding.fix.count("embedmill providers test") == 1 and "at once" not in finding.fix

@@ -181,3 +181,16 @@ def test_a_question_that_nobody_can_be_asked_names_the_option_that_answers_it(tm
 def test_every_question_of_a_command_is_asked_by_the_one_function_that_names_yes() -> None:
     for file in (ROOT / "cli").glob("*.py"):
         assert "typer.confirm" not in file.read_text(), file
+
+
+@pytest.mark.parametrize(
+    "action", ["show", "wait", "pause", "resume", "retry", "cancel", "delete", "results", "errors"]
+)
+@pytest.mark.parametrize("job_id", ["", " ", "../../models", "job_1/../2", "job_1?x=1", "job_1#x", "%2e%2e"])
+def test_what_is_no_job_id_reaches_no_other_path(
+    action: str, job_id: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unset $JOB above all."""
+    monkeypatch.setattr(sys, "argv", ["embedmill", "jobs", action, job_id, "--url", "http://127.0.0.1:9"])
+    assert exit_code_of(run) == 2
+    assert "is no job's id" in capsys.readouterr().err

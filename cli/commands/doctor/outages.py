@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,26 +12,30 @@ from sqlalchemy import Row, select
 from cli.commands.doctor.finding import Finding
 from cli.error_messages import explain
 from engine.config.settings import Settings
+from engine.routing.outages import route_key
 from engine.storage.database import Database
+from models.embedding import Alias
 from models.outage import RouteOutage
 
 
-def outages(settings: Settings) -> list[Finding]:
-    """One finding for each route that is down now; nothing where none is."""
+def outages(settings: Settings, aliases: Mapping[str, Alias]) -> list[Finding]:
+    """One finding for each route of the configuration that is down now; nothing where none is."""
+    routes = {route_key(route) for alias in aliases.values() for route in alias.routes}
     try:
-        return list(asyncio.run(_read(settings)))
+        return list(asyncio.run(_read(settings, routes)))
     except Exception as error:  # whatever a driver raises, the report must come to its end
         return [Finding("outages", "fail", str(explain(error)), "see what the database's line says")]
 
 
-async def _read(settings: Settings) -> list[Finding]:
+async def _read(settings: Settings, routes: Collection[tuple[str, str]]) -> list[Finding]:
     database = Database(settings.sqlalchemy_url)
     try:
         async with database.read() as connection:
             rows = (await connection.execute(select(RouteOutage.__table__).order_by(RouteOutage.since))).all()
     finally:
         await database.close()
-    return list(_findings(rows))
+    # No process makes probes of a route that is no longer configured, so its outage never ends.
+    return list(_findings([row for row in rows if (row.account, row.upstream_model) in routes]))
 
 
 def _findings(rows: Sequence[Row[Any]]) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ def diagnose(
         findings += [run_check("database", lambda: database(settings)), run_check("pepper", lambda: pepper(settings))]
         if next(finding for finding in findings if finding.check == "database").status == "ok":
             findings += run_checks("processes", lambda: running(settings))
-            findings += run_checks("outages", lambda: outages(settings))
+            findings += run_checks("outages", lambda: outages(settings, aliases))
         findings.append(run_check("broker", lambda: broker(settings)))
         findings.append(run_check("drift", lambda: check_drift(settings, aliases)))
         findings.append(run_check("quotas", lambda: quotas(settings, aliases)))
