@@ -187,10 +187,7 @@ def test_every_question_of_a_command_is_asked_by_the_one_function_that_names_yes
     "action", ["show", "wait", "pause", "resume", "retry", "cancel", "delete", "results", "errors"]
 )
 @pytest.mark.parametrize("job_id", ["", " ", "../../models", "job_1/../2", "job_1?x=1", "job_1#x", "%2e%2e"])
-def test_what_is_no_job_id_reaches_no_other_path(
-    action: str, job_id: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_no_job_id_reaches_no_other_path(action: str, job_id: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An unset $JOB above all."""
-    monkeypatch.setattr(sys, "argv", ["embedmill", "jobs", action, job_id, "--url", "http://127.0.0.1:9"])
-    assert exit_code_of(run) == 2
+    assert run(["jobs", action, job_id, "--url", "http://127.0.0.1:9"]) == 2
     assert "is no job's id" in capsys.readouterr().err
