@@ -12,7 +12,6 @@ import sqlite3
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from bench.texts import text_of
 from engine.access.keys import Caller
 from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
-from engine.jobs.execution.message_handler import handle_message
+from engine.jobs.execution.worker import Worker
 from engine.jobs.ingest import job_intake
 from engine.queue.broker import Notifier
 from engine.runtime import Runtime
@@ -46,15 +45,22 @@ TABLES = ("jobs", "shards", "shard_inputs", "vectors", "input_errors", "usage", 
 
 
 class CountingNotifier(Notifier):
-    """Counts what is published."""
+    """A queue that counts what is published."""
 
     def __init__(self) -> None:
         super().__init__("")
-        self.published: list[str] = []
+        self.published = 0
+        self._waiting = 0
 
-    async def notify(self, shard_ids: Sequence[str]) -> bool:
-        self.published += shard_ids
+    async def notify(self, messages: int) -> bool:
+        self.published += max(0, messages - self._waiting)
+        self._waiting = max(self._waiting, messages)
         return True
+
+    def receive(self) -> bool:
+        """Take a message from the queue. False: there is none."""
+        self._waiting -= 1
+        return self._waiting >= 0
 
 
 def ask(database_url: str, query: str) -> Any:
@@ -98,8 +104,8 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
                     lines.add(text_of(number), None)
                 await intake.add(lines)
             await intake.finish(b"bench")
-    for shard_id in notifier.published:  # it grows meanwhile
-        await handle_message(runtime, shard_id, "bench")
+    while notifier.receive():
+        await Worker(runtime, "bench").run_next()
     await runtime.close()
     url = f"sqlite:///{folder / 'embedmill.db'}"
     done = ask(url, "select sum(completed) from jobs")
@@ -108,7 +114,7 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
     return {
         "jobs": jobs,
         "inputs_each": inputs,
-        "messages": len(notifier.published),
+        "messages": notifier.published,
         "statements": sum(statements.values()),
         "statements_by_kind": dict(statements.most_common(25)),
         "rows": {table: ask(url, f"select count(*) from {table}") for table in TABLES},

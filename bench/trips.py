@@ -12,7 +12,7 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,11 +23,10 @@ from bench.machine import describe_machine
 from bench.report import RESULTS
 from bench.statement_count import count_statements
 from bench.static_marks import static_marks
-from engine.jobs.execution.message_handler import handle_message
-from engine.jobs.execution.worker import run_shard
 from engine.queue.broker import Notifier
 from engine.storage.database import migrate
 from tests.gateway import CONFIG, Gateway, close_gateway, open_gateway
+from tests.running import run_next_shard, run_shard
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "m4rk3dt3xt"
@@ -46,7 +45,7 @@ Result = TypeVar("Result")
 class AcceptingNotifier(Notifier):
     """A broker that accepts each message, and delivers none."""
 
-    async def notify(self, shard_ids: Sequence[str]) -> bool:
+    async def notify(self, messages: int) -> bool:
         return True
 
 
@@ -110,9 +109,8 @@ async def _one_job(gateway: Gateway) -> dict[str, Any]:
     inputs = [f"input {number}" for number in range(JOB_INPUTS)]
     with count_statements(gateway.runtime.database) as submitting:
         job = await gateway.submit(inputs)
-    (shard_id,) = await gateway.shards(job["id"])
     with count_statements(gateway.runtime.database) as running:
-        await handle_message(gateway.runtime, shard_id, "bench")
+        await run_next_shard(gateway.runtime, "bench")
     assert (await gateway.job(job["id"]))["status"] == "completed"
     submit, run = submitting.figures(), running.figures()
     total = {name: submit[name] + run[name] for name in ("statements", "write_transactions")}

@@ -99,12 +99,9 @@ LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
 class ShardState(StrEnum):
     """The states of a shard. Each comment says what moves a shard in and out, and what a crash leaves behind."""
 
-    # In: the intake, a release, a retry, or the sweep after a lost worker. Out: dispatch announces it, a worker claims
-    # it, or the job ends. A crash leaves it as it is, and the next dispatch finds it.
+    # In: the intake, a release, a retry, or the sweep after a lost worker. Out: a worker claims it, or the job ends.
+    # A crash leaves it as it is, and the next claim finds it.
     QUEUED = "queued"
-    # In: dispatch, which then publishes a message for it. Out: a worker claims it. Where the message is lost the sweep
-    # queues the shard again after EMBEDMILL_REANNOUNCE_AFTER_S.
-    ANNOUNCED = "announced"
     # In: a claim, which leases it to one worker and raises the fence. Out: the last outcome is recorded, or the worker
     # releases it. A crash leaves the lease, and the sweep queues the shard again once the lease has run out.
     RUNNING = "running"
@@ -114,10 +111,10 @@ class ShardState(StrEnum):
     CANCELLED = "cancelled"
 
 
-OPEN_STATES = frozenset({ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING})
+OPEN_STATES = frozenset({ShardState.QUEUED, ShardState.RUNNING})
 # Workers that a shard may crash before the sweep splits it.
 MAX_WORKER_CRASHES = 3
-# Jobs that dispatch may take shards from: the predicate of their index.
+# Jobs whose shards may be claimed: the predicate of their index.
 RUNNABLE = "status = 'in_progress' and not_before is null"
 
 
@@ -193,7 +190,7 @@ class Job(Base):
     # Hash of all stored lines: a request that continues the upload must send the same lines first.
     upload_hash: Mapped[bytes | None] = mapped_column(Blob)
     upload_refused_inputs: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")
-    # Dispatch skips the job until this instant. At most 15 s ahead, because nothing lowers it when a shard becomes due
+    # Claims skip the job until this instant. At most 15 s ahead, because nothing lowers it when a shard becomes due
     # earlier.
     not_before: Mapped[float | None] = mapped_column(Instant)
     waiting_on: Mapped[str | None] = mapped_column(String(16))
@@ -213,7 +210,7 @@ class Job(Base):
     __table_args__ = (
         Index("ix_jobs_project_id", "project", "id"),
         Index("ix_jobs_project_status_id", "project", "status", "id"),
-        # Jobs that dispatch may take shards from, in their order of service.
+        # Jobs whose shards may be claimed, in their order of service.
         _partial("ix_jobs_virtual_time", "project", "virtual_time", "id", where=RUNNABLE),
         _partial("ix_jobs_not_before", "not_before", where="not_before is not null"),
         # Lets the sweep find unfinished jobs without reading all others.
@@ -269,7 +266,6 @@ class Shard(Base):
     lease_until: Mapped[float | None] = mapped_column(Instant)
     worker: Mapped[str | None] = mapped_column(String(128))
     next_run_at: Mapped[float] = mapped_column(Instant)
-    announced_at: Mapped[float | None] = mapped_column(Instant)
     # The shard with the first occurrences of this one's duplicates: this one is not claimed until that one has closed.
     blocked_by: Mapped[str | None] = mapped_column(String(64))
     # Part of the job's max_cost_usd that the present claim may spend; null without a limit.

@@ -15,11 +15,11 @@ from starlette.types import ASGIApp
 from api.app import create_app
 from engine.access.keys import create_key, load_pepper
 from engine.config.settings import Settings
-from engine.jobs.execution.worker import run_shard
 from engine.runtime import Runtime
 from engine.upstream.call import Transport
 from models.job import Shard
 from models.key import Scope
+from tests.running import run_shard
 
 JOBS = "/v1/embeddings/jobs"
 PEPPER = "a pepper that only tests use"

@@ -1,4 +1,4 @@
-"""The Celery app, and the reason for each setting. Messages only announce work; all state is in the database."""
+"""The Celery app, and the reason for each setting. A message says that there is work; all state is in the database."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from billiard import active_children
 from billiard.util import get_logger as pool_logger
 from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
-from kombu.entity import Queue
 
 from engine.config.settings import Settings
 from engine.connections import urls
 from engine.observability.telemetry import configure_logging
 from engine.process.memory import tune_memory
-from engine.queue.broker import broker_options, bulk_queue
+from engine.queue.broker import broker_options, bulk_queue, declared_queue
 from models.errors import ConfigError, EmbedmillError
 from workers import loop, transport
 from workers.messages import refuse_compression
@@ -32,12 +31,6 @@ refuse_compression()
 
 # Signal from the parent to its children: finish calls in flight, start no new ones.
 DRAIN = signal.SIGUSR2
-
-
-def queue_of(namespace: str, is_amqp: bool) -> Queue:
-    """The queue of bulk work; a quorum queue on RabbitMQ."""
-    arguments = {"x-queue-type": "quorum"} if is_amqp else None
-    return Queue(bulk_queue(namespace), queue_arguments=arguments)  # type: ignore[no-untyped-call]
 
 
 def make() -> Celery:
@@ -64,7 +57,7 @@ def make() -> Celery:
         # JSON only: a broker is not trusted with code.
         accept_content=["json"],
         task_serializer="json",
-        task_queues=[queue_of(settings.namespace, is_amqp)],
+        task_queues=[declared_queue(broker, settings.namespace)],
         task_default_queue=bulk_queue(settings.namespace),
         task_default_queue_type="quorum" if is_amqp else None,
         worker_detect_quorum_queues=is_amqp,

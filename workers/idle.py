@@ -1,9 +1,8 @@
 """Idle polling: claims due shards when no message arrives, and restarts the worker if messages stay away although the
-broker answers.
+broker has some.
 
-So a broker that is down or lost its data costs latency only: an idle process claims one shard at a time, in the order
-of dispatch. A main process that is alive but receives nothing, as happens with Redis clients after a reconnect, is told
-to stop, so that its supervisor restarts it.
+So a broker that is down or lost its data costs latency only. A main process that is alive but receives nothing, as
+happens with Redis clients after a reconnect, is told to stop, so that its supervisor restarts it.
 """
 
 from __future__ import annotations
@@ -16,10 +15,9 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
-from engine.jobs.execution.worker import run_shard
-from engine.jobs.scheduling.overdue_shards import find_overdue_shard
+from engine.jobs.execution.worker import Worker
+from engine.jobs.scheduling import fair_share
 from engine.process.background import ErrorLog
-from engine.runtime import Runtime
 
 log = logging.getLogger("embedmill.worker")
 
@@ -31,9 +29,9 @@ KILL_AFTER_S = 20.0
 class IdleWatch:
     """Idle polling of one worker process. `end_worker` is called once it is certain that no messages arrive."""
 
-    def __init__(self, runtime: Runtime, worker: str, end_worker: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-        self._runtime = runtime
+    def __init__(self, worker: Worker, end_worker: Callable[[asyncio.Event], Awaitable[None]]) -> None:
         self._worker = worker
+        self._runtime = worker.runtime
         self._end_worker = end_worker
         self._messages = 0
         self._silent_since: float | None = None
@@ -49,36 +47,39 @@ class IdleWatch:
         self._messages -= 1
 
     async def watch(self) -> None:
-        """Poll for overdue shards until this process drains."""
-        poll_every_s = min(POLL_EVERY_S, self._runtime.settings.claim_unannounced_after_s)
+        """Poll for shards that wait for a worker until this process drains."""
+        poll_every_s = min(POLL_EVERY_S, self._runtime.settings.idle_claim_s)
         errors = ErrorLog("looking for shards that wait")
         while not self._runtime.draining.is_set():
             await asyncio.sleep(poll_every_s * random.uniform(0.5, 1.5))
-            if self._messages:
-                continue
             try:
-                await self.claim_overdue_shard()
+                # Without messages an idle process works through the queue at once, not one shard a poll.
+                while not self._messages and await self.claim_without_message():
+                    pass
             except Exception as error:
                 errors.failed(error)
             else:
                 errors.succeeded()
 
-    async def claim_overdue_shard(self) -> None:
-        """Run one shard whose message did not arrive. Raises StorageUnavailable."""
-        overdue = await find_overdue_shard(self._runtime)
-        if overdue is None:
-            return
-        if overdue.announced and await self._gets_no_messages():
-            log.error("messages do not arrive although the broker answers: this worker restarts")
+    async def claim_without_message(self) -> bool:
+        """Run a shard that has waited too long for a worker. False: there is none. Raises StorageUnavailable."""
+        settings = self._runtime.settings
+        async with self._runtime.database.read() as connection:
+            if not await fair_share.starved_shards(connection, settings.shard_attempts, settings.idle_claim_s):
+                return False
+        if await self._gets_no_messages():
+            log.error("messages do not arrive although the broker has some: this worker restarts")
             await self._end_worker(self._runtime.draining)
-            return
-        if await run_shard(self._runtime, overdue.shard_id, self._worker):
-            log.info("a shard was taken without a message", extra={"shard_id": overdue.shard_id})
+            return False
+        if not await self._worker.run_next():
+            return False
+        log.info("a shard was claimed without a message")
+        return True
 
     async def _gets_no_messages(self) -> bool:
-        """True when announced shards were overdue and no message arrived for `watchdog_s`."""
+        """True when for `watchdog_s` shards and messages have waited, and no message has arrived here."""
         watchdog_s = self._runtime.settings.watchdog_s
-        if not await self._runtime.notifier.reachable():
+        if not await self._runtime.notifier.waiting():
             self._silent_since = None
             return False
         now = time.monotonic()

@@ -18,6 +18,7 @@ from typing import Any
 from engine.config.secrets import REFRESH_EVERY_S
 from engine.config.settings import Settings
 from engine.jobs.execution.outage_waits import try_changed_secrets
+from engine.jobs.execution.worker import Worker
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
 from engine.jobs.recording.spool_replay import replay
 from engine.process.background import ErrorLog, repeat
@@ -39,14 +40,14 @@ class LoopThread:
     """A running event loop with a Runtime on it."""
 
     def __init__(self, settings: Settings) -> None:
-        self.worker = worker_heartbeats.process_name()
         self.runtime = Runtime.open(settings)
+        self.worker = Worker(self.runtime, worker_heartbeats.process_name())
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="embedmill-loop", daemon=True)
         self._thread.start()
-        self._idle = IdleWatch(self.runtime, self.worker, MainProcess().end)
+        self._idle = IdleWatch(self.worker, MainProcess().end)
         self._duties = [
-            self._submit(worker_heartbeats.heartbeat_loop(self.runtime.database, self.worker, slots=1)),
+            self._submit(worker_heartbeats.heartbeat_loop(self.runtime.database, self.worker.name, slots=1)),
             self._submit(self._recover_repeatedly()),
             self._submit(service_heartbeats.heartbeat_loop(self.runtime.database, "worker")),
             self._submit(self._reload_secrets_repeatedly()),
@@ -99,7 +100,7 @@ class LoopThread:
 
     async def _deregister(self) -> None:
         try:
-            await worker_heartbeats.deregister(self.runtime.database, self.worker)
+            await worker_heartbeats.deregister(self.runtime.database, self.worker.name)
         except EmbedmillError as error:
             log.warning("this worker could not sign off: %s", error.message)
         finally:

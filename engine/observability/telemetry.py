@@ -122,7 +122,7 @@ INPUTS = Counter("embedmill_inputs_total", "Inputs settled", ["lane", "outcome"]
 JOBS = Gauge("embedmill_jobs", "Jobs by status", ["status"], multiprocess_mode="mostrecent", registry=REGISTRY)
 SHARDS = Gauge(
     "embedmill_shards",
-    "Unfinished shards by state (queued and announced: the queue's depth)",
+    "Unfinished shards by state (queued: the depth of the queue)",
     ["state"],
     multiprocess_mode="mostrecent",
     registry=REGISTRY,

@@ -1,7 +1,7 @@
-"""Publishes notifications to the broker: messages that name a shard to claim. Tasks are known by name only.
+"""Publishes notifications to the broker: messages that say that there is work. Tasks are known by name only.
 
 The database is the truth: a message that is lost, doubled or late costs time, nothing else. So an outage of the broker
-is logged and counted, and the sweep notifies again.
+is logged and counted, and the next dispatch notifies again.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 from celery import Celery
+from kombu.entity import Queue
 from kombu.pools import producers
 
 from engine.config.settings import VISIBILITY_TIMEOUT_S
@@ -34,10 +35,18 @@ SOCKET_TIMEOUT_S = 5.0
 BROKER_BACKOFF_S = 3.0
 PUBLISH_TIMEOUT_S = 4.0
 
+Result = TypeVar("Result")
+
 
 def bulk_queue(namespace: str) -> str:
     """The queue of an installation; two on one broker have different names."""
     return f"{namespace}.bulk"
+
+
+def declared_queue(url: str, namespace: str) -> Queue:
+    """The queue as every process declares it: a quorum queue on RabbitMQ."""
+    arguments = {"x-queue-type": "quorum"} if url.startswith("amqp") else None
+    return Queue(bulk_queue(namespace), queue_arguments=arguments)  # type: ignore[no-untyped-call]
 
 
 def key_prefix(namespace: str) -> str:
@@ -75,15 +84,15 @@ class Notifier:
         self._away_until = 0.0
         self._logged, self._log_at = "", 0.0
 
-    async def notify(self, shard_ids: Sequence[str]) -> bool:
-        """Publish a notification for each shard. Returns False when the broker did not accept them."""
-        if not shard_ids or not self._url:
-            return not shard_ids
+    async def notify(self, messages: int) -> bool:
+        """Publish what is missing until `messages` wait in the queue. Returns False when the broker does not do it."""
+        if not messages or not self._url:
+            return not messages
         if time.monotonic() < self._away_until:
             return False
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="notifier")
-        publishing = asyncio.get_running_loop().run_in_executor(self._thread, self._publish, list(shard_ids))
+        publishing = asyncio.get_running_loop().run_in_executor(self._thread, self._top_up, messages)
         # The transport needs twenty seconds to notice a frozen broker: no caller waits for that. Notifications that are
         # published after all are only early.
         if not (await asyncio.wait({publishing}, timeout=PUBLISH_TIMEOUT_S))[0]:
@@ -92,35 +101,51 @@ class Notifier:
         return publishing.result()
 
     async def reachable(self) -> bool:
-        """True when the broker answers now. Uses a thread of its own, which a silent broker blocks for ten seconds."""
+        """True when the broker answers now."""
+        return bool(await self._probe(self._connects))
+
+    async def waiting(self) -> int | None:
+        """The number of messages that wait in the queue; None when the broker does not answer."""
+        return await self._probe(self._count_waiting)
+
+    async def _probe(self, question: Callable[[], Result | None]) -> Result | None:
+        """The answer, from a thread of its own, which a silent broker blocks for ten seconds; None without a broker."""
         if not self._url:
-            return False
+            return None
         if self._probing is None:
             self._probing = ThreadPoolExecutor(1, thread_name_prefix="broker-probe")
-        return await asyncio.get_running_loop().run_in_executor(self._probing, self._connects)
+        return await asyncio.get_running_loop().run_in_executor(self._probing, question)
 
     def _connects(self) -> bool:
+        return self._count_waiting() is not None
+
+    def _count_waiting(self) -> int | None:
         try:
+            # A connection of its own: a pooled one may be half-open, as that of a worker that receives nothing may be.
             with self._app().connection_for_write(connect_timeout=2.0) as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3.0)
-            return True
+                return self._declare(connection.default_channel)
         except Exception:  # any error of the transport means that it is not reachable
-            return False
+            return None
 
-    def _publish(self, shard_ids: list[str]) -> bool:
-        app = self._app()
+    def _declare(self, channel: Any) -> int:
+        """Declare the queue. Returns the number of messages that wait in it."""
+        queue = declared_queue(self._url, self._namespace)(channel)
+        return int(queue.queue_declare().message_count)  # type: ignore[no-untyped-call]
+
+    def _top_up(self, messages: int) -> bool:
+        app, missing = self._app(), messages
         try:
             with producers[app.connection_for_write()].acquire(block=True, timeout=SOCKET_TIMEOUT_S) as producer:
-                for shard_id in shard_ids:
-                    app.send_task(
-                        RUN_SHARD, args=(shard_id,), queue=bulk_queue(self._namespace), producer=producer, retry=False
-                    )
+                missing -= self._declare(producer.channel)
+                for _ in range(missing):
+                    app.send_task(RUN_SHARD, queue=bulk_queue(self._namespace), producer=producer, retry=False)
             failpoints.hit("after_publish")
             return True
         except Exception as error:  # redis, amqp and kombu raise classes without a common root
             self._away_until = time.monotonic() + BROKER_BACKOFF_S
-            NOTIFY_FAILURES.inc(len(shard_ids))
-            self._log(len(shard_ids), unavailable(error, names_of(self._url)))
+            NOTIFY_FAILURES.inc(missing)
+            self._log(missing, unavailable(error, names_of(self._url)))
             return False
 
     def _log(self, count: int, error: BrokerUnavailable) -> None:
@@ -130,7 +155,7 @@ class Notifier:
             return
         self._logged, self._log_at = error.message, now + LOG_EVERY_S
         advice = f"; {error.advice}" if error.advice else ""
-        log.warning("the broker did not take %d rings: %s%s", count, error.message, advice)
+        log.warning("the broker did not take %d messages: %s%s", count, error.message, advice)
 
     def _app(self) -> Celery:
         with self._lock:
@@ -142,7 +167,7 @@ class Notifier:
                     task_create_missing_queues=True,
                     # As the worker declares it: RabbitMQ refuses a second declaration with another type.
                     task_create_missing_queue_type="quorum" if self._url.startswith("amqp") else None,
-                    # One attempt: the caller waits for it, and the sweep notifies again.
+                    # One attempt: the caller waits for it, and the next dispatch notifies again.
                     broker_transport_options=broker_options(self._url, self._namespace)
                     | {"max_retries": 1, "interval_start": 0},
                     broker_connection_timeout=SOCKET_TIMEOUT_S,

@@ -31,7 +31,7 @@ FIRST_PAUSE_S = 1.0
 PAUSE_CAP_S = 5.0
 # A probe that has not ended after so long no longer keeps other processes from the next one.
 PROBE_CLAIM_S = 6.0
-REFRESH_EVERY_S = 1.0
+REFRESH_EVERY_S = 1.5  # longer than the watch of running shards, which reads for a refresh where there is no outage
 LOG_EVERY_S = 60.0
 
 RouteKey = tuple[str, str]  # account, upstream model
@@ -156,7 +156,7 @@ class Outages:
         await self._changed.wait()
 
     async def refresh(self, *, is_forced: bool = False) -> None:
-        """Read the outages of all processes from the database, at most once a second."""
+        """Read the outages of all processes from the database, at most once in REFRESH_EVERY_S."""
         if self._database is None or (not is_forced and _now() < self._read_at + REFRESH_EVERY_S):
             return
         self._read_at = _now()
@@ -183,6 +183,11 @@ class Outages:
         self._known = found
         if has_news:
             self._signal()
+
+    def none_stored(self) -> None:
+        """The table was just read, and is empty: unless this process knows more, a refresh would find nothing new."""
+        if not self._known and not self._ended:
+            self._read_at = _now()
 
     async def close(self) -> None:
         """Wait for the writes under way."""

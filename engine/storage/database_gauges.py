@@ -9,14 +9,12 @@ from sqlalchemy import func, select
 from engine.observability import telemetry
 from engine.storage.database import Database
 from models.base import db_now
-from models.job import FINISHED, Job, JobStatus, Shard, ShardState
+from models.job import FINISHED, OPEN_STATES, Job, JobStatus, Shard, ShardState
 from models.worker import WorkerProcess
 
 FRESH_S = 2.0
 # Jobs that have ended are counted one by one, and there may be millions of them: less often.
 ENDED_REFRESH_EVERY_S = 60.0
-WAITING = (ShardState.QUEUED, ShardState.ANNOUNCED)
-OPEN = (ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING)
 
 
 class Gauges:
@@ -42,14 +40,14 @@ class Gauges:
             ).all()
             shards = (
                 await connection.execute(
-                    select(Shard.state, func.count()).where(Shard.state.in_(OPEN)).group_by(Shard.state)
+                    select(Shard.state, func.count()).where(Shard.state.in_(OPEN_STATES)).group_by(Shard.state)
                 )
             ).all()
             queued_s = (
                 await connection.execute(
                     select(db_now() - func.min(Shard.next_run_at))
                     .join(Job, Job.id == Shard.job_id)
-                    .where(Shard.state.in_(WAITING), Job.status == JobStatus.IN_PROGRESS)
+                    .where(Shard.state == ShardState.QUEUED, Job.status == JobStatus.IN_PROGRESS)
                 )
             ).scalar_one()
             # A lease that ran out and stays so is the one thing that no other part would notice: the sweep is dead.
@@ -76,7 +74,7 @@ class Gauges:
         for status in statuses:
             telemetry.JOBS.labels(status).set(by_status.get(status, 0))
         by_state = {row[0]: row[1] for row in shards}
-        for state in OPEN:
+        for state in OPEN_STATES:
             telemetry.SHARDS.labels(state).set(by_state.get(state, 0))
         telemetry.OLDEST_QUEUED_SECONDS.set(max(0.0, queued_s or 0.0))
         telemetry.OLDEST_LEASE_SECONDS.set(max(0.0, overdue_s or 0.0))

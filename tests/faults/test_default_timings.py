@@ -13,13 +13,11 @@ from tests.system.stack import WORKER, Stack, seconds_until
 from tests.waiting import wait_until
 
 DEFAULT = Settings()
-TIMINGS = ("LEASE_S", "HEARTBEAT_S", "SWEEP_S", "REANNOUNCE_AFTER_S")
 
 
 @pytest.fixture(scope="module")
 def module_stack(make_stack: StackFactory) -> Stack:
-    settings = {name: f"{getattr(DEFAULT, name.lower()):g}" for name in TIMINGS}
-    return make_stack(settings=settings)
+    return make_stack(settings={"LEASE_S": f"{DEFAULT.lease_s:g}"})
 
 
 @pytest.mark.fault(10)
@@ -29,7 +27,7 @@ def test_flushall_is_made_good_within_35_seconds(stack: Stack, fault_run: FaultR
     job_id, texts = started(stack, "default flushall", 10_000)
     with redis.Redis.from_url(stack.broker_url) as client:
         client.flushall()
-    lost = [row[0] for row in stack.query(f"SELECT id FROM shards WHERE job_id = '{job_id}' AND state = 'announced'")]
+    lost = [row[0] for row in stack.query(f"SELECT id FROM shards WHERE job_id = '{job_id}' AND state = 'queued'")][:4]
     if lost:
         names = ", ".join(f"'{shard}'" for shard in lost)
         open_ = f"SELECT count(*) FROM shards WHERE id IN ({names}) AND attempt = 0"

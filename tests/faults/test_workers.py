@@ -82,7 +82,7 @@ def test_a_worker_is_killed_at(
     stack: Stack, fault_run: FaultRun, place: str, repeats: int | range, tmp_path: Path
 ) -> None:
     restart_worker(stack, FAILPOINTS=f"{place}=kill,times={KILLS},shared={tmp_path}", SHARD_CONCURRENCY="1")
-    # More shards than are announced at once: workers announce the rest.
+    # More shards than messages at once: workers publish the rest.
     texts = corpus(f"killed at {place}", 6_000 if place == "after_publish" else 2_000)
     job_id = stack.submit(texts)
     began = time.monotonic()

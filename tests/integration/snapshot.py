@@ -18,7 +18,7 @@ from models.embedding import Matrix
 from models.job import FINISHED, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
 from models.usage import UsageKind, UsageRecord
 
-OPEN = (ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING)
+OPEN = (ShardState.QUEUED, ShardState.RUNNING)
 Expected = Callable[[Sequence[int]], Matrix]
 
 

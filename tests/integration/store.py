@@ -13,12 +13,15 @@ from typing import Any
 from sqlalchemy import func, select, update
 
 from engine.access.keys import Caller
+from engine.cancellation import CancellationToken
 from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
+from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import JobIntake, Reservation
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
+from engine.jobs.recording.in_flight_calls import RunCalls
 from engine.queue.broker import Notifier
 from engine.runtime import Runtime
 from models.base import db_now
@@ -51,18 +54,22 @@ model = "{UPSTREAM_MODEL}"
 
 
 class RecordingNotifier(Notifier):
-    """Records what is published. `works` False: an unavailable broker."""
+    """A queue of messages that no worker reads. `works` False: an unavailable broker."""
 
     def __init__(self) -> None:
         super().__init__("")
-        self.published: list[str] = []
+        self.queued = 0
         self.works = True
 
-    async def notify(self, shard_ids: Sequence[str]) -> bool:
+    async def notify(self, messages: int) -> bool:
         await asyncio.sleep(0)
         if self.works:
-            self.published += shard_ids
+            self.queued = max(self.queued, messages)
         return self.works
+
+    async def waiting(self) -> int | None:
+        await asyncio.sleep(0)
+        return self.queued if self.works else None
 
 
 @dataclass
@@ -131,10 +138,14 @@ class Store:
         return str((await self.job(job_id)).status)
 
     async def shards(self, job_id: str) -> Sequence[Any]:
-        return await self._rows(select(*Shard.__table__.columns).where(Shard.job_id == job_id).order_by(Shard.seq))
+        columns = (*Shard.__table__.columns, Shard.count.label("size"))
+        return await self._rows(select(*columns).where(Shard.job_id == job_id).order_by(Shard.seq))
 
     async def shard_ids(self, job_id: str) -> list[str]:
         return [shard.id for shard in await self.shards(job_id)]
+
+    async def state_of(self, shard_id: str) -> str:
+        return str((await self._rows(select(Shard.state).where(Shard.id == shard_id)))[0][0])
 
     async def claim(self, shard_id: str, worker: str = "w") -> ClaimedShard:
         held = await claims.claim(self.runtime, shard_id, worker)
@@ -208,3 +219,8 @@ def _input(held: ClaimedShard, position: int) -> Input:
     item = held.inputs[position]
     assert item is not None, "a refused input is not sent upstream"
     return item
+
+
+def writer_of(store: Store, shard: ClaimedShard) -> ResultsWriter:
+    """A writer of results as a run of the shard has it."""
+    return ResultsWriter(store.runtime, shard, RunCalls(store.runtime.journal, shard), CancellationToken())

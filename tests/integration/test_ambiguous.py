@@ -7,7 +7,6 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.reading.job_rows import get_job, job_object
 from engine.jobs.recording import ambiguous
 from models.embedding import Call
@@ -16,6 +15,7 @@ from models.usage import UsageKind, UsageRecord
 from tests.integration.snapshot import DatabaseSnapshot, total_usd
 from tests.integration.store import MODEL, UPSTREAM_MODEL, Store
 from tests.integration.test_run import scripted
+from tests.running import run_shard
 
 
 async def told(store: Store, job_id: str, kind: str = "ambiguous") -> dict[str, object]:

@@ -13,7 +13,6 @@ import orjson
 import pytest
 from sqlalchemy import select, update
 
-from engine.jobs.execution.worker import run_shard
 from engine.ledger import usage_rows
 from models.base import PICODOLLAR
 from models.embedding import Account, BatchOutcome, Limits, Route
@@ -23,6 +22,7 @@ from providers.base import UpstreamReply
 from tests.fakes import FakeWire, fake
 from tests.gateway import JOBS, Gateway, close_gateway, open_gateway
 from tests.integration.snapshot import DatabaseSnapshot, total_usd
+from tests.running import run_shard
 
 PRICE = Decimal("0.02") / 1_000_000
 CONFIG = """

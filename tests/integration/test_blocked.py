@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from engine.corpus.lines import ParsedRecords
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import find_blocker, unblock_shards
 from engine.jobs.maintenance.sweep import sweep
@@ -12,6 +11,7 @@ from engine.jobs.recording.split_shard import split_shard
 from engine.jobs.scheduling.dispatch import dispatch
 from models.job import JobStatus, Shard, ShardState
 from tests.integration.store import Store, landed, text_of
+from tests.running import run_shard
 
 
 async def submit(store: Store, count: int, different: int) -> str:

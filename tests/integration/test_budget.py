@@ -13,7 +13,6 @@ import pytest
 from sqlalchemy import update
 
 from engine.jobs.control import pause_resume
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing.claim import remaining_tokens
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job, job_object
@@ -26,6 +25,7 @@ from providers.fake import fake_tokens, fake_vectors
 from tests.integration.snapshot import OPEN, DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of
 from tests.integration.test_run import scripted
+from tests.running import run_shard
 
 PRICE_USD = Decimal("0.0123457") / 1_000_000  # of a token, as the store's configuration has it
 
@@ -106,7 +106,7 @@ async def test_the_dead_hold_no_money(store: Store) -> None:
     """A worker takes all that is left and dies: until it is swept the others wait, then they go on."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), budget.SpendReservation())
     second = (await store.shard_ids(job_id))[1]
     await run_shard(store.runtime, second, "w")
     assert (await checked(store, job_id)).with_vector == []
@@ -122,10 +122,10 @@ async def test_a_late_result_is_taken_as_far_as_the_ceiling_goes(store: Store) -
     """A worker that was frozen brings what it paid for, after others have spent the money: that would be too much."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     frozen, other = await store.claim_all(job_id)
-    await budget.reserve(store.runtime, frozen, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, frozen, store.runtime.alias("test/8"), budget.SpendReservation())
     await store.expire_lease(frozen.shard_id)
     await sweep(store.runtime)
-    await budget.reserve(store.runtime, other, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, other, store.runtime.alias("test/8"), budget.SpendReservation())
     await record(store.runtime, other, landed(other, [0, 1, 2, 3, 4], route=store.routes[0]))
     for part in landed(frozen, route=store.routes[0], cut=1):
         await record(store.runtime, frozen, [part])
@@ -218,7 +218,7 @@ async def test_a_caller_who_paused_a_job_may_resume_it_under_its_ceiling_or_a_lo
 async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), budget.SpendReservation())
     second = (await store.shard_ids(job_id))[1]
 
     async def waiting_on() -> tuple[str | None, int]:
@@ -240,7 +240,7 @@ async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold
 async def test_a_job_that_waits_for_something_else_keeps_saying_so(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     first, second = await store.claim_all(job_id)
-    await budget.reserve(store.runtime, first, store.runtime.alias("test/8"), lambda part: None)
+    await budget.reserve(store.runtime, first, store.runtime.alias("test/8"), budget.SpendReservation())
     await store.set_job(job_id, started_at=db_now() - 100.0, waiting_on="provider")
     await budget.release_or_pause(store.runtime, second, Decimal(1))
     assert (await store.job(job_id)).waiting_on == "provider"

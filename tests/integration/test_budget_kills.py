@@ -25,7 +25,7 @@ WORKER = """
 import asyncio, sys
 from pathlib import Path
 from engine.config.settings import Settings
-from engine.jobs.execution.worker import run_shard
+from tests.running import run_shard
 from engine.queue import worker_heartbeats
 from engine.runtime import Runtime
 

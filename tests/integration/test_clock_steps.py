@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import select
 
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
@@ -129,28 +129,23 @@ async def test_set_forward_the_dead_are_found_a_heartbeat_later(clocks: Time) ->
 async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: float) -> None:
     store = clocks.store
     job_id = await store.submit(30)
-    first, second, third = await store.shard_ids(job_id)
+    first, second, _ = await store.shard_ids(job_id)
     running, waiting = await store.claim(first), await store.claim(second)
-    await store.set_shard(third, state=ShardState.ANNOUNCED, announced_at=db_now())
     await claims.release(store.runtime, waiting, delay_s=1.0, counts_as_attempt=True, reason="", waiting_on="provider")
     await store.set_job(job_id, not_before=db_now() + 10)
     await worker_heartbeats.heartbeat(store.runtime.database, "w", slots=1)
     key = await job_intake.reserve(store.runtime, "p", "key")
-    store.notifier.published.clear()
     await clocks.set_by(seconds)
     await sweep(store.runtime)
-    assert store.notifier.published == [second]
+    assert await due_shards(store, job_id) == 2
     assert job_object(await get_job(store.runtime, "p", job_id))["next_attempt_at"] is None
     async with store.runtime.database.read() as connection:
         now = (await connection.execute(select(db_now()))).scalar_one()
         seen_at = (await connection.execute(select(WorkerProcess.seen_at))).scalar_one()
         key_until = (await connection.execute(select(IdempotencyKey.expires_at))).scalar_one()
     settings = store.runtime.settings
-    running_until, announced_at = (
-        (await store.shards(job_id))[0].lease_until,
-        (await store.shards(job_id))[2].announced_at,
-    )
-    assert seen_at <= now and announced_at <= now
+    running_until = (await store.shards(job_id))[0].lease_until
+    assert seen_at <= now
     assert max(running_until, key_until) <= now + settings.lease_s and isinstance(key, job_intake.Reservation)
     # The worker of the first is dead: that is found when its lease is over, not when the old time comes again.
     await clocks.pass_by(settings.lease_s + 1)
@@ -162,14 +157,12 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
 
 
 @pytest.mark.parametrize("seconds", [-3.0, -90.0, -86_400.0])
-@pytest.mark.parametrize("state", [ShardState.QUEUED, ShardState.ANNOUNCED, ShardState.RUNNING])
+@pytest.mark.parametrize("state", [ShardState.QUEUED, ShardState.RUNNING])
 async def test_set_back_a_shard_of_any_state_can_be_claimed(clocks: Time, state: ShardState, seconds: float) -> None:
-    """One that was announced, or whose worker died, used to wait for the time of before: nobody could claim it."""
+    """One that waited, or whose worker died, used to wait for the time of before: nobody could claim it."""
     store = clocks.store
     [shard_id] = await store.shard_ids(await store.submit(10))
-    if state is ShardState.ANNOUNCED:
-        await store.set_shard(shard_id, state=ShardState.ANNOUNCED, announced_at=db_now())
-    elif state is ShardState.RUNNING:
+    if state is ShardState.RUNNING:
         assert await claims.claim(store.runtime, shard_id, "killed") is not None
     await clocks.set_by(seconds)
     await sweep(store.runtime)
@@ -228,7 +221,10 @@ async def test_a_step_in_an_empty_store_changes_nothing(clocks: Time) -> None:
         await clocks.set_by(seconds)
         await sweep(clocks.store.runtime)
     job_id = await clocks.store.submit()
-    await dispatch(clocks.store.runtime)
-    assert [shard.state for shard in await clocks.store.shards(job_id)] == [ShardState.ANNOUNCED]
-    async with clocks.store.runtime.database.write() as connection:
-        await connection.execute(update(Shard).values(announced_at=db_now()))
+    assert await dispatch(clocks.store.runtime) == 1
+    assert await due_shards(clocks.store, job_id) == 1
+
+
+async def due_shards(store: Store, job_id: str) -> int:
+    """Shards of the job that a worker may claim now, by the clock of the database."""
+    return await store.count(Shard, Shard.job_id == job_id, Shard.state == "queued", Shard.next_run_at <= db_now())

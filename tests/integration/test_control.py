@@ -13,7 +13,6 @@ import pytest
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import WorkerCrashed, sweep
@@ -27,6 +26,7 @@ from providers.fake import fake_vectors
 from tests.integration.store import ATTEMPTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_ending import checked, some_lines
 from tests.integration.test_run import scripted
+from tests.running import run_shard
 
 ENDED = (
     JobStatus.COMPLETED,
@@ -72,24 +72,23 @@ def lines_of(texts: Iterable[str]) -> ParsedRecords:
     return lines
 
 
-async def test_a_paused_job_is_neither_rung_nor_claimed_until_it_is_resumed(store: Store) -> None:
+async def test_a_paused_job_is_neither_dispatched_nor_claimed_until_it_is_resumed(store: Store) -> None:
     job_id = await store.submit(30)
-    states = {shard.state for shard in await store.shards(job_id)}
-    assert states == {ShardState.ANNOUNCED}
     before = (await store.job(job_id)).version
     for _ in range(2):
         await pause_resume.pause(store.runtime, "p", job_id)
     assert (await store.job(job_id)).version == before + 1
     assert {shard.state for shard in await store.shards(job_id)} == {ShardState.QUEUED}
-    store.notifier.published.clear()
+    store.notifier.queued = 0
     await sweep(store.runtime)
-    assert await dispatch(store.runtime) == 0 and not store.notifier.published
+    assert await dispatch(store.runtime) + store.notifier.queued == 0
+    assert await claims.claim_next(store.runtime, "w") is None
     assert [await claims.claim(store.runtime, shard_id, "w") for shard_id in await store.shard_ids(job_id)] == [
         None
     ] * 3
     for _ in range(2):
         await pause_resume.resume(store.runtime, "p", job_id)
-    assert len(store.notifier.published) == 3
+    assert store.notifier.queued == 3
     await work(store, await store.claim_all(job_id))
     await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
@@ -234,9 +233,7 @@ async def test_a_retry_runs_what_failed_and_nothing_else(store: Store) -> None:
     assert job.expires_at > before.job.expires_at and sorted(after.with_error) == [3, 17]
     assert [(entry["count"], entry["example_index"]) for entry in job.error_summary] == [(2, 3)]
     assert sorted(after.with_vector) == sorted(before.with_vector) and after.ledger == before.ledger
-    assert {(shard.state, shard.attempt, shard.worker_crashes) for shard in after.shards} == {
-        (ShardState.ANNOUNCED, 0, 0)
-    }
+    assert {(shard.state, shard.attempt, shard.worker_crashes) for shard in after.shards} == {(ShardState.QUEUED, 0, 0)}
     with pytest.raises(Conflict, match="in_progress"):
         await retry(store.runtime, "p", job_id)
     holders = await store.claim_all(job_id)

@@ -19,13 +19,11 @@ from models.job import JobStatus, Shard, ShardState
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed
 
-QUEUED = (ShardState.QUEUED, ShardState.ANNOUNCED)
-
 
 async def no_pauses(store: Store, job_id: str) -> None:
     """Let the time pass that queued shards wait."""
     async with store.runtime.database.write() as connection:
-        waiting = update(Shard).where(Shard.job_id == job_id, Shard.state.in_(QUEUED))
+        waiting = update(Shard).where(Shard.job_id == job_id, Shard.state == ShardState.QUEUED)
         await connection.execute(waiting.values(next_run_at=db_now() - 1))
 
 
@@ -49,7 +47,7 @@ async def open_shards(store: Store, job_id: str) -> list[Shard]:
     return [
         shard
         for shard in await store.shards(job_id)
-        if shard.state in QUEUED and shard.worker_crashes < shard.crash_limit
+        if shard.state == ShardState.QUEUED and shard.worker_crashes < shard.crash_limit
     ]
 
 

@@ -19,8 +19,6 @@ from sqlalchemy import func, select, text
 
 from api.app import create_app
 from engine.access.keys import create_key, load_pepper
-from engine.jobs.execution.results_writer import ResultsWriter
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.recording.spool_replay import replay
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.ledger.usage_rows import delivered as usage_rows
@@ -29,8 +27,9 @@ from models.embedding import Account, BatchOutcome, Limits, Route
 from models.errors import StorageBlocked, StorageRefused, StorageUnavailable
 from models.job import JobStatus
 from models.usage import UsageRecord
-from tests.integration.store import MODEL, Store, landed, text_of
+from tests.integration.store import MODEL, Store, landed, text_of, writer_of
 from tests.integration.test_outages import Bench, checked, only
+from tests.running import run_shard
 from tests.services import POSTGRES_URL, PostgresServer, SqliteFiles, run_async
 
 ROLE = "embedmill_test_faults"
@@ -114,7 +113,7 @@ def fault(request: pytest.FixtureRequest, owned_url: str, postgres: PostgresServ
 
 @pytest.fixture
 async def bench(owned_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(Store.open(owned_url, tmp_path, shard_concurrency=1, lease_s=20.0, heartbeat_s=5.0))
+    bench = Bench(Store.open(owned_url, tmp_path, shard_concurrency=1, lease_s=20.0))
     yield bench
     await bench.close()
 
@@ -286,11 +285,11 @@ async def test_a_result_that_can_never_be_stored_is_paid_once_and_named(
     held = await store.claim(await only(store, job_id := await store.submit(10)))
     good, bad, also_good = landed(held, route=store.routes[0])
     bad = bad._replace(tokens=1 << 63)
-    keeper = ResultsWriter(store.runtime, held)
+    writer = writer_of(store, held)
     for part in (good, bad, also_good):
-        keeper.add(part)
-    await keeper.close()
-    assert keeper.shard_done
+        writer.add(part)
+    await writer.close()
+    assert writer.shard_done
     snapshot = await checked(store, job_id)
     assert len(snapshot.with_vector) == 6 and len(snapshot.with_error) == 4
     assert await store.status(job_id) == "completed_with_errors"
@@ -305,11 +304,11 @@ async def test_a_result_that_can_never_be_stored_is_paid_once_and_named(
 async def test_a_name_that_is_too_long_for_its_column_is_refused_for_good(store: Store) -> None:
     long = Route(Account("a" * 68, "", ""), "m", 16, Limits(), Decimal(0))
     held = await store.claim(await only(store, job_id := await store.submit(4)))
-    keeper = ResultsWriter(store.runtime, held)
+    writer = writer_of(store, held)
     for part in landed(held, route=long):
-        keeper.add(part)
-    await keeper.close()
-    assert keeper.shard_done and await store.status(job_id) == JobStatus.FAILED
+        writer.add(part)
+    await writer.close()
+    assert writer.shard_done and await store.status(job_id) == JobStatus.FAILED
     buffer = UsageBuffer(store.runtime.database, None)
     part = BatchOutcome([0], None, None, 5, False, Decimal(0), long)
     good = BatchOutcome([0], None, None, 5, False, Decimal(0), store.routes[0])

@@ -14,7 +14,6 @@ from sqlalchemy import update
 
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import BULK, EmbedRun, embed
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.reading.job_rows import get_job, job_object
 from engine.planning.packing import limits_of, pack
 from engine.routing import drift
@@ -27,6 +26,7 @@ from models.job import ShardState
 from providers.base import UpstreamReply, UpstreamRequest
 from tests.fakes import FakeWire, fake
 from tests.integration.store import MODEL, WIDTH, RecordingNotifier, Store
+from tests.running import run_shard
 
 CONFIG = f"""
 [providers.one]

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from engine.corpus.lines import ParsedRecords
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import sweep
@@ -27,6 +26,7 @@ from providers.fake import fake_tokens, fake_vectors
 from tests.integration.snapshot import OPEN, DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused
 from tests.integration.test_run import scripted
+from tests.running import run_shard
 
 
 async def submitted(store: Store, inputs: Sequence[Input]) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from engine.jobs.execution.preemption import POLL_EVERY_S, find_preemptor
+from engine.jobs.execution.preemption import choose_preemptor
+from engine.jobs.execution.watch import POLL_EVERY_S, STARVED_AFTER_S
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import record
@@ -84,18 +85,19 @@ async def look(store: Store, slot: Slot | None, now_s: float) -> Slot | None:
     """A free slot takes the next shard; one that runs gives way where it would."""
     if slot is not None and slot.waiting:
         unsent = TOKENS * len(slot.waiting)
-        preemptor = await find_preemptor(store.runtime, slot.held, now_s - slot.since_s, unsent)
+        async with store.runtime.database.read() as connection:
+            positions, _ = await fair_share.watch(connection, [slot.held.shard_id], 8, STARVED_AFTER_S)
+        held, ran_s = slot.held, now_s - slot.since_s
+        preemptor = choose_preemptor(positions, held.shard_id, held.tokens, ran_s=ran_s, unsent_tokens=unsent)
         if preemptor is None:
             return slot
-        held = await claims.claim(store.runtime, preemptor, "w")
+        new = await claims.claim(store.runtime, preemptor, "w")
         await claims.release(
             store.runtime, slot.held, delay_s=0, counts_as_attempt=False, reason="", waiting_on="fairness"
         )
-        return None if held is None else Slot(held, now_s, held.open_positions())
-    async with store.runtime.database.read() as connection:
-        due = await fair_share.next_shard(connection, 8)
-    held = None if due is None else await claims.claim(store.runtime, due, "w")
-    return None if held is None else Slot(held, now_s, held.open_positions())
+        return None if new is None else Slot(new, now_s, new.open_positions())
+    new = await claims.claim_next(store.runtime, "w")
+    return None if new is None else Slot(new, now_s, new.open_positions())
 
 
 async def bring(store: Store, callers: list[Slot], had: dict[str, list[int]]) -> None:

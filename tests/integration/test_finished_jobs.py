@@ -13,9 +13,7 @@ import pytest
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.control import termination
 from engine.jobs.execution.lease_keeper import ShardStopped
-from engine.jobs.execution.message_handler import handle_message
 from engine.jobs.execution.release import release_unfinished
-from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record import record
@@ -23,9 +21,10 @@ from models.embedding import Input
 from models.job import FINISHED, JobStatus, ShardState
 from providers.fake import fake_tokens
 from tests.integration.snapshot import OPEN
-from tests.integration.store import Store, landed
+from tests.integration.store import Store, landed, writer_of
 from tests.integration.test_duplicates import checked
 from tests.integration.test_run import scripted
+from tests.running import run_next_shard
 
 # The proportions of 60,000 lines of 1,000 texts.
 LINES, TEXTS, WORKERS, SHARD = 3_000, 50, 3, 50
@@ -51,13 +50,13 @@ async def submitted(store: Store, inputs: Sequence[Input]) -> str:
 
 @asynccontextmanager
 async def working(store: Store) -> AsyncIterator[None]:
-    """Workers that answer rings, two at a time each, and a scheduler; ended with the block."""
+    """Workers that handle messages, two at a time each, and a scheduler; ended with the block."""
     stores = [store.another() for _ in range(WORKERS)]
-    queue: asyncio.Queue[str] = asyncio.Queue()
+    queue: asyncio.Queue[None] = asyncio.Queue()
 
-    async def notify(shard_ids: Sequence[str]) -> bool:
-        for shard_id in shard_ids:
-            queue.put_nowait(shard_id)
+    async def notify(messages: int) -> bool:
+        for _ in range(messages - queue.qsize()):
+            queue.put_nowait(None)
         return True
 
     for each in (store, *stores):
@@ -65,7 +64,8 @@ async def working(store: Store) -> AsyncIterator[None]:
 
     async def work(each: Store, name: str) -> None:
         while True:
-            await handle_message(each.runtime, await queue.get(), name)
+            await queue.get()
+            await run_next_shard(each.runtime, name)
 
     async def schedule() -> None:
         while True:
@@ -133,7 +133,7 @@ async def fail(store: Store, job_id: str) -> None:
 
 @pytest.mark.parametrize("end", [cancel, expire, fail])
 async def test_nothing_of_a_job_that_ends_early_is_queued(database_url: str, tmp_path: Path, end: Ending) -> None:
-    """While shards run, while others wait for them, and while others are announced."""
+    """While shards run, while others wait for them, and while others are queued."""
     store = scripted(database_url, tmp_path, "{do = {latency_ms = 2000}}", shard_inputs=SHARD)
     async with working(store):
         job_id = await submitted(store, corpus(3))
@@ -180,10 +180,10 @@ async def test_the_sweep_counts_anew_rather_than_end_a_job_with_a_queued_shard(s
 async def test_a_shard_that_is_given_back_to_a_job_that_expired_meanwhile_is_closed(store: Store) -> None:
     """Its worker had not heard of it: the sweep is not needed."""
     [held] = await store.claim_all(job_id := await store.submit())
-    keeper = ResultsWriter(store.runtime, held)
+    writer = writer_of(store, held)
     await expire(store, job_id)
     assert await states(store, job_id) == {ShardState.RUNNING}
-    await release_unfinished(store.runtime, held, keeper, ShardStopped("the worker is stopping"))
-    await keeper.close()
+    await release_unfinished(store.runtime, held, writer, ShardStopped("the worker is stopping"))
+    await writer.close()
     assert await states(store, job_id) == {ShardState.CANCELLED}
     assert (await store.job(job_id)).open_shards == 0

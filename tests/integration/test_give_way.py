@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from engine.jobs.execution.message_handler import handle_message
-from engine.jobs.execution.preemption import find_preemptor
+from engine.jobs.execution.preemption import choose_preemptor
+from engine.jobs.execution.watch import STARVED_AFTER_S
+from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.scheduling import fair_share
 from models.base import db_now
 from models.job import JobStatus, ShardState
 from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
 from tests.integration.test_run import scripted
+from tests.running import run_next_shard
 
 SLOW = '{when = {contains = "slow"}, do = {latency_ms = 300.0}}'
 
@@ -35,12 +38,16 @@ async def is_completed(store: Store, job_id: str) -> bool:
     return await store.status(job_id) == JobStatus.COMPLETED
 
 
+async def preemptor_of(store: Store, running: ClaimedShard, ran_s: float) -> str | None:
+    async with store.runtime.database.read() as connection:
+        positions, _ = await fair_share.watch(connection, [running.shard_id], 8, STARVED_AFTER_S)
+    return choose_preemptor(positions, running.shard_id, running.tokens, ran_s=ran_s, unsent_tokens=0)
+
+
 async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tmp_path: Path) -> None:
     store = scripted(database_url, tmp_path, SLOW, shard_inputs=200, shard_concurrency=2)
     large = await store.submit(600, tag="slow")
-    workers = [
-        asyncio.create_task(handle_message(store.runtime, store.notifier.published[number], "w")) for number in range(2)
-    ]
+    workers = [asyncio.create_task(run_next_shard(store.runtime)) for number in range(2)]
     await until(lambda: is_running(store, large, 2))
     small = await store.submit(10, tag="text")
     await until(lambda: is_completed(store, small))
@@ -67,7 +74,7 @@ async def test_one_of_two_busy_workers_lets_a_small_job_in(database_url: str, tm
 async def test_a_job_that_gave_way_says_so_until_its_turn(database_url: str, tmp_path: Path) -> None:
     store = scripted(database_url, tmp_path, SLOW, shard_inputs=200, shard_concurrency=1)
     large = await store.submit(200, tag="slow")
-    worker = asyncio.create_task(handle_message(store.runtime, store.notifier.published[0], "w"))
+    worker = asyncio.create_task(run_next_shard(store.runtime))
     await until(lambda: is_running(store, large, 1))
     await store.submit(10)
     await worker
@@ -87,7 +94,8 @@ async def test_how_long_a_shard_runs_before_another_preempts_it(
     store: Store, project: str, has_started: bool, min_slice_s: float
 ) -> None:
     """Another project waits a second; another job of the project waits ten, but for its first shard only one."""
-    await store.submit(10)
+    [later] = await store.shard_ids(await store.submit(10))
+    await store.set_shard(later, next_run_at=db_now() + 60)
     [running] = await store.claim_all(await store.submit(10, tag="long " * 50))
     other = await store.submit(20, project=project)
     shard_ids = await store.shard_ids(other)
@@ -95,14 +103,14 @@ async def test_how_long_a_shard_runs_before_another_preempts_it(
         await store.claim(shard_ids.pop(0))
     for shard_id in shard_ids:
         await store.set_shard(shard_id, next_run_at=db_now() - 0.6)
-    assert await find_preemptor(store.runtime, running, min_slice_s - 0.1, 0) is None
-    assert await find_preemptor(store.runtime, running, min_slice_s + 0.1, 0) in shard_ids
+    assert await preemptor_of(store, running, min_slice_s - 0.1) is None
+    assert await preemptor_of(store, running, min_slice_s + 0.1) in shard_ids
 
 
 async def test_a_shard_is_starved_when_it_is_due_for_half_a_second(store: Store) -> None:
     [running] = await store.claim_all(await store.submit(10, tag="long " * 50))
     [waiting] = await store.shard_ids(await store.submit(10, project="q"))
     await store.set_shard(waiting, next_run_at=db_now() - 0.2)
-    assert await find_preemptor(store.runtime, running, 60.0, 0) is None
+    assert await preemptor_of(store, running, 60.0) is None
     await store.set_shard(waiting, next_run_at=db_now() - 0.6)
-    assert await find_preemptor(store.runtime, running, 60.0, 0) == waiting
+    assert await preemptor_of(store, running, 60.0) == waiting

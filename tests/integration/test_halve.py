@@ -52,7 +52,7 @@ async def test_the_input_that_kills_its_worker_is_found_and_fails_alone(store: S
         await others_run(store, 10)
         await no_pauses(store, job_id)
         for shard in await store.shards(job_id):
-            if shard.state not in (ShardState.QUEUED, ShardState.ANNOUNCED):
+            if shard.state != ShardState.QUEUED:
                 continue
             held = await store.claim(shard.id)
             if offending_position in (held.first_index + position for position in held.open_positions()):
@@ -76,8 +76,7 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
     kept = []  # claims of every age: their holders may come back with results at any time
     for _ in range(12):
         shard = chance.choice(
-            [each for each in await store.shards(job_id) if each.state in (ShardState.QUEUED, ShardState.ANNOUNCED)]
-            or [None]
+            [each for each in await store.shards(job_id) if each.state == ShardState.QUEUED] or [None]
         )
         if shard is not None and chance.random() < 0.6:
             kept.append(await store.claim(shard.id))

@@ -13,7 +13,6 @@ import pytest
 
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import INTERACTIVE, EmbedRun, embed
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job, job_object
 from engine.planning.packing import pack
@@ -24,6 +23,7 @@ from providers.fake import FakeUpstream
 from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
+from tests.running import run_shard
 
 INPUTS = 1_600
 HANG_S = 14.0

@@ -14,7 +14,6 @@ from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance import sweep
 from engine.jobs.recording.record import record
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import StorageUnavailable
@@ -26,8 +25,6 @@ Verb = Callable[[Runtime, str], Coroutine[Any, Any, object]]
 LATE_S = 3600.0
 # Each verb, and the state of the shards that it is about.
 VERBS: dict[str, tuple[Verb, ShardState]] = {
-    "dispatch": (lambda runtime, job_id: dispatch(runtime), ShardState.QUEUED),
-    "requeue_unanswered": (lambda runtime, job_id: sweep.requeue_unanswered(runtime), ShardState.ANNOUNCED),
     "requeue_expired": (lambda runtime, job_id: sweep.requeue_expired(runtime), ShardState.RUNNING),
     "close_shards": (termination.cancel_idle_shards, ShardState.QUEUED),
 }
@@ -109,4 +106,4 @@ async def _shuffle_rows(store: Store, order: list[str], state: ShardState) -> No
     """Lay the rows of shards down in this order, all in one state that is long overdue."""
     for shard_id in order:
         late = db_now() - LATE_S
-        await store.set_shard(shard_id, state=state, announced_at=late, lease_until=late, next_run_at=late)
+        await store.set_shard(shard_id, state=state, lease_until=late, next_run_at=late)

@@ -16,11 +16,11 @@ from alembic.util.exc import CommandError
 from sqlalchemy import Connection, inspect, text
 
 from engine.corpus.lines import ParsedRecords
-from engine.jobs.execution.worker import run_shard
 from engine.storage.database import Database, migrate, schema_revision
 from models.base import Base, new_id
 from models.errors import EmbedmillError
 from tests.integration.store import Store
+from tests.running import run_shard
 from tests.services import PostgresServer, async_url
 from tests.system.processes import Processes
 
@@ -106,7 +106,7 @@ async def test_a_revision_by_name_is_gone_to_whichever_way_it_lies(empty_url: st
     await database.close()
 
 
-@pytest.mark.parametrize("target", ["base", "0001", "-10"])
+@pytest.mark.parametrize("target", ["base", "0001", "-11"])
 @pytest.mark.parametrize("kind", ["duplicates", "ceiling"])
 async def test_going_down_is_refused_while_a_job_needs_what_would_be_lost(store: Store, kind: str, target: str) -> None:
     """Down and up again, its duplicates would be open for ever, and its ceiling forgotten."""
@@ -156,6 +156,26 @@ async def test_revision_0011_keeps_what_it_renames_on_the_way_up_and_down(empty_
     database = Database(empty_url)
     assert await _rows_of(database) == before
     await database.close()
+
+
+async def test_revision_0012_queues_what_was_announced(empty_url: str) -> None:
+    run_migration(empty_url, "0010")
+    database = Database(empty_url)
+    await _fill_0010(database)
+    await database.close()
+    for target, state, columns in (
+        ("0011", "announced", {"announced_at"}),
+        ("0012", "queued", set[str]()),
+        ("0011", "queued", {"announced_at"}),
+        ("head", "queued", set[str]()),
+    ):
+        run_migration(empty_url, target)
+        database = Database(empty_url)
+        async with database.read() as connection:
+            shard = (await connection.execute(text("select * from shards"))).one()
+        assert (shard.state, bytes(shard.outcome_bitmap)) == (state, b"\xf0")
+        assert {"announced_at"} & shard._mapping.keys() == columns
+        await database.close()
 
 
 async def _rows_of(database: Database) -> list[dict[str, Any]]:

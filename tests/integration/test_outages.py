@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.jobs.execution.results_writer import ResultsWriter
-from engine.jobs.execution.worker import run_shard
+from engine.jobs.execution.worker import Worker
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.clock_steps import extend_leases_after_outage
 from engine.jobs.maintenance.sweep import sweep
@@ -28,7 +27,8 @@ from models.job import JobStatus, ShardState
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
-from tests.integration.store import UPSTREAM_MODEL, WIDTH, RecordingNotifier, Store, landed, text_of
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of, writer_of
+from tests.running import run_shard
 from workers.idle import IdleWatch
 
 FROZEN_S = 4.2  # past the lease of these tests
@@ -102,7 +102,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(database_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
-    bench = Bench(Store.open(database_url, tmp_path, shard_concurrency=1, lease_s=4.0, heartbeat_s=1.0))
+    bench = Bench(Store.open(database_url, tmp_path, shard_concurrency=1, lease_s=4.0))
     yield bench
     await bench.close()
 
@@ -148,11 +148,11 @@ async def test_results_outlast_an_outage_in_the_spool_and_are_paid_once(bench: B
 async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claimed_again(bench: Bench) -> None:
     store = bench.store
     held = await store.claim(await only(store, job_id := await store.submit(10)))
-    keeper = ResultsWriter(store.runtime, held)
+    writer = writer_of(store, held)
     bench.database.away = True
     for part in landed(held, range(8), route=store.routes[0]):
-        keeper.add(part)
-    closing = asyncio.create_task(keeper.close())
+        writer.add(part)
+    closing = asyncio.create_task(writer.close())
     await asyncio.sleep(0.05)
     closing.cancel()  # the process ends
     await asyncio.gather(closing, return_exceptions=True)
@@ -199,11 +199,11 @@ async def test_a_spool_file_says_all_that_a_record_needs(store: Store) -> None:
 async def test_a_commit_whose_answer_was_lost_is_not_counted_twice(bench: Bench) -> None:
     store = bench.store
     held = await store.claim(await only(store, job_id := await store.submit(10)))
-    keeper = ResultsWriter(store.runtime, held)
+    writer = writer_of(store, held)
     bench.database.answers_lost = 2
     for part in landed(held, range(6), route=store.routes[0]):
-        keeper.add(part)
-    await keeper.close()
+        writer.add(part)
+    await writer.close()
     assert bench.database.answers_lost == 0
     snapshot = await checked(store, job_id)
     assert sorted(snapshot.with_vector) == list(range(6))
@@ -239,9 +239,7 @@ async def test_leases_are_spared_after_a_time_without_the_database(store: Store)
 
 async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -> None:
     other = store.another()
-    store.notifier.works = False
     jobs = [await store.submit(20) for _ in range(4)]
-    store.notifier.works = True
     for job_id in jobs[:2]:
         for held in await store.claim_all(job_id):
             await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
@@ -249,58 +247,51 @@ async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -
     both = (store.runtime, other.runtime)
     await asyncio.gather(*(duty(runtime) for duty in (sweep, dispatch, sweep) for runtime in both))
     await asyncio.gather(*(dispatch(runtime) for runtime in both))
-    published = store.notifier.published + other.notifier.published
-    assert len(published) == len(set(published)) == 4
+    assert store.notifier.queued == 4
     for job_id in jobs:
         assert {shard.worker_crashes for shard in await store.shards(job_id)} == ({1} if job_id in jobs[:2] else {0})
         await checked(store, job_id)
     await other.close()
 
 
-class AnsweringNotifier(RecordingNotifier):
-    """A broker that takes messages and answers, and whose messages arrive nowhere."""
-
-    async def reachable(self) -> bool:
-        await asyncio.sleep(0)
-        return self.works
-
-
-async def test_an_idle_worker_takes_what_waits_unrung_one_by_one_and_restarts_when_it_is_deaf(
+async def test_an_idle_worker_claims_what_waits_one_by_one_and_restarts_when_no_message_arrives(
     database_url: str, tmp_path: Path
 ) -> None:
-    store = Store.open(database_url, tmp_path, claim_unannounced_after_s=0.05, watchdog_s=0.3)
-    store.runtime.notifier = notifier = AnsweringNotifier()
+    store = Store.open(database_url, tmp_path, lease_s=0.6)  # so it is idle for 0.05 s, and silent for 0.3 s
     ended: list[bool] = []
 
     async def end(draining: asyncio.Event) -> None:
         ended.append(True)
 
-    idle = IdleWatch(store.runtime, "w", end)
+    idle = IdleWatch(Worker(store.runtime, "w"), end)
 
-    async def look_at_one() -> None:
+    async def claim_one() -> None:
         before = await done(store, job_id)
         async with asyncio.timeout(5):
-            while await done(store, job_id) == before:
-                await idle.claim_overdue_shard()
+            while not await idle.claim_without_message():  # noqa: ASYNC110  # time must pass
                 await asyncio.sleep(0.02)
         assert await done(store, job_id) == before + 1
 
-    notifier.works = False  # the broker is away: shards stay queued
-    job_id = await store.submit(40)
-    await look_at_one()
-    notifier.works = True  # it answers, and messages do not arrive
+    store.notifier.works = False  # the broker is away
+    job_id = await store.submit(60)
+    await claim_one()
+    await asyncio.sleep(SILENCE_S)
+    await claim_one()
+    store.notifier.works = True  # it answers, and its messages go to others
+    await claim_one()
+    await asyncio.sleep(SILENCE_S)
+    await claim_one()
     assert await dispatch(store.runtime)
-    await look_at_one()
+    await claim_one()
     idle.message_started()
     idle.message_done()
-    await look_at_one()
-    assert not ended
     await asyncio.sleep(SILENCE_S)
+    assert not ended
     async with asyncio.timeout(5):
         while not ended:
-            await idle.claim_overdue_shard()
+            if await idle.claim_without_message():
+                job_id = await store.submit(60)
             await asyncio.sleep(0.02)
-    assert await done(store, job_id) == 3
     await checked(store, job_id)
     await store.close()
 
@@ -309,12 +300,12 @@ async def done(store: Store, job_id: str) -> int:
     return [shard.state for shard in await store.shards(job_id)].count(ShardState.DONE)
 
 
-async def test_a_shard_is_not_taken_unasked_before_its_time(store: Store) -> None:
-    await store.submit(10)
-    idle = IdleWatch(store.runtime, "w", None)  # type: ignore[arg-type]
-    await idle.claim_overdue_shard()
-    [shard] = (await store.shards(job_id := await store.submit(10)))[:1]
-    assert shard.state == ShardState.ANNOUNCED and shard.attempt == 0
-    await store.set_shard(shard.id, announced_at=db_now() - 6.0)
-    await idle.claim_overdue_shard()
+async def test_an_idle_worker_leaves_a_shard_to_its_message_for_five_seconds(store: Store) -> None:
+    [shard_id] = await store.shard_ids(job_id := await store.submit(10))
+    idle = IdleWatch(Worker(store.runtime, "w"), None)  # type: ignore[arg-type]
+    assert not await idle.claim_without_message()
+    await store.set_shard(shard_id, next_run_at=db_now() - 4.0)
+    assert not await idle.claim_without_message() and await store.state_of(shard_id) == ShardState.QUEUED
+    await store.set_shard(shard_id, next_run_at=db_now() - 5.5)
+    assert await idle.claim_without_message()
     assert await store.status(job_id) == JobStatus.COMPLETED

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.reading.job_rows import get_job, job_object
 from models.job import JobStatus
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
 from tests.integration.test_provider_wait import opened, play, run_due
+from tests.running import run_shard
 
 REFUSED = {"when": {"contains": "number 3 "}, "do": {"status": 429, "retry_after": 1}}
 

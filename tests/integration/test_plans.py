@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event, insert, select, text, update
 
+from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import job_rows
 from engine.jobs.recording.record import record
@@ -104,12 +105,11 @@ def reads_it_all(plan: str) -> str | None:
 async def one_round(store: Store) -> None:
     """A dispatch, a look about, a claim, a record, a sweep: what happens all the time."""
     await dispatch(store.runtime)
+    held = await claims.claim_next(store.runtime, "w")
+    assert held is not None
     async with store.runtime.database.read() as connection:
-        shard_id = await fair_share.next_shard(connection, 8)
-        assert shard_id is not None
         await fair_share.starved_shards(connection, 8, 0.0)
-        await fair_share.positions(connection, [shard_id])
-    held = await store.claim(shard_id)
+        await fair_share.watch(connection, [held.shard_id], 8, 0.0)
     await record(store.runtime, held, landed(held, route=store.routes[0]))
     await sweep(store.runtime)
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job, job_object
 from models.base import db_now
@@ -21,6 +20,7 @@ from providers.fake import FakeScript
 from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
+from tests.running import run_shard
 
 ONE_ROUTE = stores.CONFIG.split(f'[[models."{stores.MODEL}".routes]]\nprovider = "two"')[0]
 REASONS: list[dict[str, Any]] = [{"status": 401}, {"status": 500}, {"status": 404}, {"reply": "html"}]
@@ -148,9 +148,9 @@ async def test_a_waiting_job_blocks_its_other_shards_and_a_job_of_another_model_
     play(store, {"do": {"status": 401}})
     job_id = await store.submit(50)
     await run_shard(store.runtime, (await store.shard_ids(job_id))[0], "w")
-    store.notifier.published.clear()
+    store.notifier.queued = 0
     await sweep(store.runtime)
-    assert store.notifier.published == []  # nothing of it is announced before the next probe
+    assert store.notifier.queued == 0  # no worker is told of it before the next probe
 
 
 async def test_inputs_fail_only_after_the_hours_of_the_setting(database_url: str, tmp_path: Path) -> None:

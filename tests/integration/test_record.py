@@ -19,7 +19,7 @@ from models.job import FINISHED, JobStatus
 from models.usage import UsageKind
 from providers.fake import fake_tokens, fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
-from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, spoiled, text_of
+from tests.integration.store import SHARD_INPUTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, spoiled, text_of
 
 
 def expected(indexes: Iterable[int]) -> Matrix:
@@ -112,6 +112,26 @@ async def test_the_first_of_two_writers_at_once_wins(store: Store) -> None:
         assert sorted(snapshot.with_vector) == list(range(10))
         assert await store.status(job_id) == JobStatus.COMPLETED
     await other.close()
+
+
+async def test_the_last_shards_of_a_job_that_close_at_once_end_it(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each sees the other as open until it commits, and yet no sweep is needed."""
+    others = [store.another() for _ in range(3)]
+    for _ in range(8):
+        held = await store.claim_all(job_id := await store.submit(4 * SHARD_INPUTS))
+        await asyncio.gather(
+            *(
+                record(each.runtime, shard, landed(shard, route=store.routes[0]))
+                for each, shard in zip((store, *others), held, strict=True)
+            )
+        )
+        job = await store.job(job_id)
+        assert (job.status, job.open_shards) == (JobStatus.COMPLETED, 0) and job.finished_at is not None
+    assert "counted anew" not in caplog.text
+    for other in others:
+        await other.close()
 
 
 async def test_shards_that_record_failures_at_once_do_not_lock_each_other_out(store: Store) -> None:

@@ -11,8 +11,6 @@ from sqlalchemy import select
 
 from engine.jobs.control import pause_resume, termination
 from engine.jobs.execution.release import release_unfinished
-from engine.jobs.execution.results_writer import ResultsWriter
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.reading.job_rows import get_job, job_object
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.queue import worker_heartbeats
@@ -23,7 +21,8 @@ from models.usage import UsageRecord
 from providers.fake import fake_tokens, fake_vectors
 from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
-from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of, writer_of
+from tests.running import run_shard
 
 
 def scripted(database_url: str, folder: Path, *rules: str, **settings: Any) -> Store:
@@ -117,7 +116,7 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     assert held is not None
     held.waits.waiting("slot", 1.0)
     held.waits.end("slot", may_start=not waited)
-    await release_unfinished(store.runtime, held, ResultsWriter(store.runtime, held), DeadlineExceeded("too late"))
+    await release_unfinished(store.runtime, held, writer_of(store, held), DeadlineExceeded("too late"))
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
     assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == waiting_on
 
@@ -139,7 +138,7 @@ async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database
 
 @pytest.mark.fault(44)
 async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: Path) -> None:
-    store = scripted(database_url, tmp_path, "{do = {latency_ms = 800.0}}", heartbeat_s=0.2, shard_concurrency=1)
+    store = scripted(database_url, tmp_path, "{do = {latency_ms = 2500.0}}", shard_concurrency=1)
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
     async with asyncio.timeout(10):

@@ -10,12 +10,12 @@ import pytest
 
 from engine.account_check import check_account
 from engine.jobs.execution.outage_waits import try_changed_secrets
-from engine.jobs.execution.worker import run_shard
 from engine.jobs.reading.job_rows import get_job, job_object
 from models.errors import UpstreamAuthFailed
 from models.job import JobStatus
 from tests.integration.store import Store
 from tests.integration.test_provider_wait import ONE_ROUTE, outages, run_due
+from tests.running import run_shard
 
 OLD, NEW = "sk-old-0123456789", "sk-new-0123456789"
 

@@ -30,7 +30,7 @@ def processes(sqlite_files: SqliteFiles, tmp_path: Path) -> Iterator[Processes]:
     places = {
         "DATA_DIR": str(tmp_path),
         "DATABASE_URL": sqlite_files.create(tmp_path),
-        "CLAIM_UNANNOUNCED_AFTER_S": "30",
+        "LEASE_S": "360",  # idle workers wait so long that only a message starts them
     }
     processes = Processes(tmp_path, places)
     yield processes

@@ -55,8 +55,7 @@ TOTAL = SHARDS * SHARD_INPUTS - 4
 RUNS = os.environ.get("EMBEDMILL_TEST_MACHINE_RUNS")
 # Whence a shard may go: a late result may end one that waits, and only a retry opens one again.
 SHARD_MOVES = {
-    ShardState.QUEUED: {ShardState.ANNOUNCED, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
-    ShardState.ANNOUNCED: {ShardState.QUEUED, ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
+    ShardState.QUEUED: {ShardState.RUNNING, ShardState.DONE, ShardState.CANCELLED},
     ShardState.RUNNING: {ShardState.QUEUED, ShardState.DONE, ShardState.CANCELLED},
     ShardState.DONE: {ShardState.QUEUED},
     ShardState.CANCELLED: set[ShardState](),
@@ -108,13 +107,23 @@ class StoreMachine(RuleBasedStateMachine):
             self.held.append(held)
 
     @rule(shard=shards)
-    def a_ring_comes_thrice(self, shard: int) -> None:
-        async def answer() -> list[ClaimedShard | None]:
-            ring = self.shard_ids[shard % len(self.shard_ids)]
-            return await asyncio.gather(*(claims.claim(self.store.runtime, ring, f"w{n}") for n in range(3)))
+    def three_workers_claim_one_shard(self, shard: int) -> None:
+        async def claim() -> list[ClaimedShard | None]:
+            shard_id = self.shard_ids[shard % len(self.shard_ids)]
+            return await asyncio.gather(*(claims.claim(self.store.runtime, shard_id, f"w{n}") for n in range(3)))
 
-        taken = [held for held in self.run(answer()) if held is not None]
+        taken = [held for held in self.run(claim()) if held is not None]
         assert len(taken) <= 1
+        self.held += taken
+
+    @rule()
+    def three_workers_claim_the_next_shard(self) -> None:
+        async def claim() -> list[ClaimedShard | None]:
+            return await asyncio.gather(*(claims.claim_next(self.store.runtime, f"w{n}") for n in range(3)))
+
+        taken = [held for held in self.run(claim()) if held is not None]
+        assert len({held.shard_id for held in taken}) == len(taken)
+        assert not taken or self.seen_status == JobStatus.IN_PROGRESS
         self.held += taken
 
     @precondition(lambda self: self.held)

@@ -307,7 +307,7 @@ async def test_the_last_beat_of_an_upload_does_not_bring_its_lease_back(store: S
 async def test_the_lease_of_an_upload_is_renewed_while_the_event_loop_is_busy(
     database_url: str, tmp_path: Path
 ) -> None:
-    store = Store.open(database_url, tmp_path, heartbeat_s=0.05, lease_s=2.0)
+    store = Store.open(database_url, tmp_path, lease_s=0.2)
     async with store.receiving_as(await reserved(store)) as intake:
         await intake.add(lines_of(25))
         await store.set_job(intake.job_id, upload_lease_until=db_now() - 1)

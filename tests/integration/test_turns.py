@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -9,15 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from engine.jobs.execution.message_handler import handle_message
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import record
-from engine.jobs.scheduling import fair_share
 from engine.jobs.scheduling.dispatch import MAX_DEFER_S, dispatch
 from models.base import db_now, new_id
 from models.job import FairShare, JobStatus, Shard
 from tests.integration.store import SHARD_INPUTS, Store, landed
+from tests.running import run_next_shard
 
 
 @pytest.fixture
@@ -36,10 +36,8 @@ async def submit(store: Store, shards: int, tokens: int, project: str = "p") -> 
 
 
 async def claim_probe(store: Store) -> ClaimedShard | None:
-    """What a worker takes that hears a ring."""
-    async with store.runtime.database.read() as connection:
-        shard_id = await fair_share.next_shard(connection, store.runtime.settings.shard_attempts)
-    return None if shard_id is None else await store.claim(shard_id)
+    """What a worker claims for a message."""
+    return await claims.claim_next(store.runtime, "w")
 
 
 async def take_turns(store: Store, jobs: Mapping[str, str], count: int) -> str:
@@ -165,21 +163,16 @@ async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
     assert (job.virtual_time, job.waiting_on) == (100, None)
 
 
-async def test_a_ring_is_answered_with_the_shard_whose_turn_it_is(store: Store) -> None:
+async def test_a_message_of_one_job_runs_the_shard_that_is_next(store: Store) -> None:
     large = await submit(store, 9, 100)
-    [first, second, third, fourth] = store.notifier.published
-    await handle_message(store.runtime, first, "w")
-    # The window is full of the large job's shards, and yet the small one goes before them.
+    assert await run_next_shard(store.runtime)
+    # All messages so far were sent for the large job, and yet the small one goes before it.
     small = await submit(store, 1, 10)
-    await handle_message(store.runtime, second, "w")
+    assert await run_next_shard(store.runtime)
     assert await store.status(small) == JobStatus.COMPLETED
-    states = {shard.id: shard.state for shard in await store.shards(large)}
-    assert [states[each] for each in (first, second, third, fourth)] == ["done", "announced", "announced", "announced"]
-    # A shard whose notification started another one is announced again.
-    for number, shard_id in enumerate(store.notifier.published):  # it grows meanwhile
-        if number >= 2:
-            await handle_message(store.runtime, shard_id, "w")
-    assert store.notifier.published.count(second) == 2
+    assert [shard.state for shard in await store.shards(large)] == ["done", *["queued"] * 8]
+    while await run_next_shard(store.runtime):
+        pass
     assert await store.status(large) == JobStatus.COMPLETED
 
 
@@ -193,13 +186,25 @@ async def test_no_turn_is_of_a_shard_that_is_the_sweeps_to_halve_or_fail(quiet: 
     assert await claim_probe(quiet) is None
 
 
-async def test_old_and_doubled_rings_change_nothing(store: Store) -> None:
+async def test_messages_too_many_change_nothing(store: Store) -> None:
     job_id = await submit(store, 1, 100)
-    [shard_id] = await store.shard_ids(job_id)
-    for ring in (shard_id, shard_id, "shard_unknown"):
-        await handle_message(store.runtime, ring, "w")
+    assert [await run_next_shard(store.runtime) for _ in range(3)] == [True, False, False]
     assert await store.status(job_id) == JobStatus.COMPLETED
     assert [shard.attempt for shard in await store.shards(job_id)] == [1]
+
+
+@pytest.mark.parametrize("shards", [1, 6])
+async def test_claims_at_once_take_different_shards(quiet: Store, shards: int) -> None:
+    """Of one job, or of six jobs with one shard each: every worker that asks at the same moment gets one."""
+    others = [quiet.another() for _ in range(3)]
+    jobs = [await submit(quiet, 6 // shards, 100) for _ in range(shards)]
+    stores = [quiet, *others, *others[:2]]
+    claimed = await asyncio.gather(*(claims.claim_next(each.runtime, f"w{n}") for n, each in enumerate(stores)))
+    assert {shard.job_id for shard in claimed if shard is not None} == set(jobs)
+    assert len({shard.shard_id for shard in claimed if shard is not None}) == 6
+    assert await claim_probe(quiet) is None
+    for other in others:
+        await other.close()
 
 
 async def test_a_job_with_nothing_due_is_passed_over_until_it_has(quiet: Store) -> None:
@@ -211,8 +216,11 @@ async def test_a_job_with_nothing_due_is_passed_over_until_it_has(quiet: Store) 
     job = await quiet.job(blocked)
     assert 0 < job.not_before - job.created_at < MAX_DEFER_S + 5.0
     assert (await quiet.job(ready)).not_before is None
+    held = await claim_probe(quiet)
+    assert held is not None and held.job_id == ready
     await quiet.set_shard(later, next_run_at=db_now())
     assert await dispatch(quiet.runtime) == 0
     await quiet.set_job(blocked, not_before=db_now())
     assert await dispatch(quiet.runtime) == 1
-    assert quiet.notifier.published[-1] == later
+    held = await claim_probe(quiet)
+    assert held is not None and held.shard_id == later

@@ -75,7 +75,7 @@ async def both_use(url: str) -> tuple[bool, bool]:
     for _ in range(20):  # a busy machine may be late once
         if (answer := await shared.eval("return {1}", [], [])) is not None:
             break
-    sent = await notifier.notify(["shard_none"])
+    sent = await notifier.notify(1)
     await shared.close()
     notifier.close()
     return answer == [1], sent and await notifier.reachable()
@@ -167,7 +167,7 @@ async def test_jobs_complete_through_pgbouncer_in_either_mode(
     jobs = [await store.submit(30, tag=f"job {number}") for number in range(3)]
 
     async def run(each: Store, shard_id: str) -> None:
-        from engine.jobs.execution.worker import run_shard
+        from tests.running import run_shard
 
         await run_shard(each.runtime, shard_id, "w")
 

@@ -36,9 +36,6 @@ UPSTREAM_KEY = "sk-stack-canary-0123456789abcdef"
 # Leases and sweeps of seconds, so that a recovery fits into a test; calls small enough that a job makes many.
 SETTINGS = {
     "LEASE_S": f"{LEASE_S:g}",
-    "HEARTBEAT_S": "1",
-    "SWEEP_S": f"{SWEEP_S:g}",
-    "REANNOUNCE_AFTER_S": "2",
     "SHARD_INPUTS": "512",
     "BATCH_INPUTS": f"{BATCH}",
     "SHARD_CONCURRENCY": f"{CALLS_IN_FLIGHT}",

@@ -26,9 +26,9 @@ def test_an_empty_environment_is_the_defaults() -> None:
 
 def test_values_have_the_type_of_their_default() -> None:
     settings = Settings.from_environment(
-        {"EMBEDMILL_SHARD_INPUTS": "7", "EMBEDMILL_SWEEP_S": "0.5", "EMBEDMILL_DATA_DIR": "/d", "EMBEDMILL_CONFIG": "c"}
+        {"EMBEDMILL_SHARD_INPUTS": "7", "EMBEDMILL_LEASE_S": "0.5", "EMBEDMILL_DATA_DIR": "/d", "EMBEDMILL_CONFIG": "c"}
     )
-    assert (settings.shard_inputs, settings.sweep_s, settings.data_dir, settings.config) == (7, 0.5, Path("/d"), "c")
+    assert (settings.shard_inputs, settings.lease_s, settings.data_dir, settings.config) == (7, 0.5, Path("/d"), "c")
 
 
 def test_overrides_win_and_none_is_no_override() -> None:
@@ -61,12 +61,10 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, nearest: str | 
         ("MAX_BODY_BYTES", "0"),
         ("MAX_BODY_BYTES", "-1"),
         ("BATCH_INPUTS", "0"),
-        ("SWEEP_S", "0"),
-        ("SWEEP_S", "nan"),
+        ("LEASE_S", "0"),
         ("LEASE_S", "nan"),
-        ("HEARTBEAT_S", "16"),
-        ("HEARTBEAT_S", "0"),
-        ("HEARTBEAT_S", "-1"),
+        ("LEASE_S", "nan"),
+        ("LEASE_S", "-1"),
         ("SYNC_TIMEOUT_S", "0"),
         ("MAX_INPUTS_PER_REQUEST", "0"),
         ("SHARD_BUDGET_S", "-5"),
@@ -180,11 +178,8 @@ def test_what_kubernetes_puts_beside_a_service_of_our_name_is_ignored_with_a_wor
 @pytest.mark.parametrize(
     "environ",
     [
-        {"WORKER_SEEN_S": "9"},
         {"SHARD_BUDGET_S": "225"},
         {"SHARD_BUDGET_S": "1e9"},
-        {"SWEEP_S": "61"},
-        {"CLAIM_UNANNOUNCED_AFTER_S": "31"},
         {"DRIFT_MIN_SIMILARITY": "1.5"},
         {"NAMESPACE": "Up per"},
         {"NAMESPACE": "{x}"},
@@ -219,3 +214,15 @@ def test_false_is_false(text: str, value: bool) -> None:
     assert parsed(True, text, "X") is value
     with pytest.raises(ConfigError):
         parsed(False, "maybe", "X")
+
+
+@pytest.mark.parametrize(
+    ("lease_s", "heartbeat_s", "sweep_s", "idle_claim_s", "watchdog_s"),
+    [(60.0, 15.0, 2.0, 5.0, 30.0), (6.0, 1.5, 0.75, 0.5, 3.0)],
+)
+def test_the_times_of_recovery_follow_from_the_lease(
+    lease_s: float, heartbeat_s: float, sweep_s: float, idle_claim_s: float, watchdog_s: float
+) -> None:
+    settings = Settings(lease_s=lease_s)
+    assert (settings.heartbeat_s, settings.sweep_s) == (heartbeat_s, sweep_s)
+    assert (settings.idle_claim_s, settings.watchdog_s, settings.worker_seen_s) == (idle_claim_s, watchdog_s, 45.0)

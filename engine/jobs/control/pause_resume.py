@@ -1,31 +1,25 @@
 """Pause and resume of a job. Results are kept.
 
-Only the status in the job's row decides: no shard of a paused job is announced or claimed, and a worker that runs one
+Only the status in the job's row decides: no shard of a paused job is claimed, and a worker that runs one
 releases it, without counting the attempt, once its calls in flight are recorded. So both may race with anything.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, update
 
 from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.budget import set_max_cost
-from engine.jobs.row_locks import lock_shards
 from engine.jobs.scheduling.dispatch import dispatch_soon
 from engine.runtime import Runtime
-from engine.storage.database import DATABASE_ERRORS
 from models.base import db_now, usd_text
 from models.errors import Conflict, InvalidInput
-from models.job import Job, JobStatus, Shard, ShardState
+from models.job import Job, JobStatus
 
-# Seconds between a worker's reads of the status of its job.
-STATUS_POLL_S = 1.0
 RUNNING_STATUSES = (JobStatus.VALIDATING, JobStatus.IN_PROGRESS)
 
 
@@ -45,13 +39,6 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
         row = await get_job(runtime, project, job_id)
         if row.status != JobStatus.PAUSED:
             raise action_conflict("pause", row.status)
-        return
-    # Announced shards of a paused job would take up the window of announcements.
-    async with runtime.database.write() as connection:
-        announced = await lock_shards(connection, Shard.job_id == job_id, Shard.state == ShardState.ANNOUNCED)
-        await connection.execute(
-            update(Shard).where(Shard.id.in_(announced)).values(state=ShardState.QUEUED, announced_at=None)
-        )
 
 
 async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Decimal | None = None) -> None:
@@ -121,14 +108,3 @@ def resumed_columns(runtime: Runtime) -> dict[str, Any]:
         "prev_rate_sample_tokens": Job.prompt_tokens,
         "version": Job.version + 1,
     }
-
-
-async def wait_until_job_stops(runtime: Runtime, job_id: str) -> None:
-    """Return once the job is not in progress: paused, ended or deleted. Reads its status every STATUS_POLL_S."""
-    status = select(Job.status).where(Job.id == job_id, Job.deleted_at.is_(None))
-    while True:
-        await asyncio.sleep(STATUS_POLL_S)
-        with contextlib.suppress(*DATABASE_ERRORS):
-            async with runtime.database.read() as connection:
-                if (await connection.execute(status)).scalar_one_or_none() != JobStatus.IN_PROGRESS:
-                    return

@@ -201,7 +201,6 @@ _REQUEUE = (
         lease_until=None,
         worker=None,
         next_run_at=db_now(),
-        announced_at=None,
         last_error=None,
         reserved_usd=None,
     )

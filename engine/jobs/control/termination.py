@@ -82,15 +82,13 @@ async def cancel_idle_shards(runtime: Runtime, job_id: str) -> None:
     """
     async with runtime.database.write() as connection:
         cancelled, last = 0, ""
-        idle = and_(Shard.job_id == job_id, Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)))
+        idle = and_(Shard.job_id == job_id, Shard.state == ShardState.QUEUED)
         while ids := await lock_shards(connection, idle, Shard.id > last):
             # Checked under the locks: the job may have been resumed or retried meanwhile.
             if not last and not await _has_ended(connection, job_id):
                 return
             await connection.execute(
-                update(Shard)
-                .where(Shard.id.in_(ids))
-                .values(state=ShardState.CANCELLED, announced_at=None, reserved_usd=None)
+                update(Shard).where(Shard.id.in_(ids)).values(state=ShardState.CANCELLED, reserved_usd=None)
             )
             cancelled, last = cancelled + len(ids), ids[-1]
         open_count = (

@@ -30,15 +30,26 @@ class ShardStopped(EmbedmillError):
 
 
 class LeaseKeeper:
-    """`requested_at`: clock() before the claim was requested. `on_lost` is called with the reason once it is lost."""
+    """`requested_at`: clock() before the claim was requested. `on_lost` is called with the reason once it is lost.
 
-    def __init__(self, runtime: Runtime, shard: ClaimedShard, requested_at: float) -> None:
-        self.in_flight = RunCalls(runtime.journal, shard)
+    `calls`: the calls of the run, each of which needs the lease when it starts.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        shard: ClaimedShard,
+        calls: RunCalls,
+        requested_at: float,
+        *,
+        on_lost: Callable[[str], None],
+    ) -> None:
         self._runtime = runtime
         self._shard = shard
+        self._calls = calls
+        self._on_lost = on_lost
         self._until = requested_at + runtime.settings.lease_s
         self._blocked_reason: str | None = None
-        self.on_lost: Callable[[str], None] = lambda reason: None
 
     def sending(self, batch: Batch, route: Route) -> str:
         """Called before each upstream call; returns its id. Raises ShardStopped when the lease may have run out."""
@@ -46,11 +57,11 @@ class LeaseKeeper:
             raise ShardStopped(self._blocked_reason)
         if clock() >= self._until:
             raise ShardStopped("the lease ran out")
-        return self.in_flight.sending(batch, route)
+        return self._calls.sending(batch, route)
 
     def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
         """Called after each call without results."""
-        self.in_flight.failed(call_id, ambiguous=ambiguous, wasted=wasted)
+        self._calls.failed(call_id, ambiguous=ambiguous, wasted=wasted)
 
     def block_new_calls(self, reason: str) -> None:
         """Let no further call start, retries included."""
@@ -65,7 +76,7 @@ class LeaseKeeper:
             requested_at = clock()
             remaining_s = self._until - requested_at
             if remaining_s <= 0:
-                self.on_lost("the lease could not be renewed")
+                self._on_lost("the lease could not be renewed")
                 return
             try:
                 # After the time of one heartbeat a slow or locked database is asked again on another connection.
@@ -75,7 +86,7 @@ class LeaseKeeper:
                 pause_s = min(RENEW_RETRY_S, settings.heartbeat_s)
                 continue
             if not renewed:
-                self.on_lost("the shard is no longer this worker's")
+                self._on_lost("the shard is no longer this worker's")
                 return
             self._until = requested_at + settings.lease_s
             pause_s = settings.heartbeat_s

@@ -9,7 +9,7 @@ import random
 from engine.jobs.control.termination import cancel_idle_shards_if_ended, drop_claim
 from engine.jobs.execution import outage_waits
 from engine.jobs.execution.lease_keeper import ShardStopped
-from engine.jobs.execution.pending_inputs import FirstOccurrencesPending
+from engine.jobs.execution.open_inputs import FirstOccurrencesPending
 from engine.jobs.execution.preemption import ShardPreempted
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing import claim as claims

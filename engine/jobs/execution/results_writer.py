@@ -11,15 +11,16 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
 from sqlalchemy import update
 
+from engine.cancellation import CancellationToken
 from engine.durability.spool import SpooledFile
-from engine.embedding.embed import EmbedRun
 from engine.jobs.leasing.claim import ClaimedShard
+from engine.jobs.recording.budget import SpendReservation
+from engine.jobs.recording.in_flight_calls import RunCalls
 from engine.jobs.recording.record import Recorded, record
 from engine.jobs.recording.spool_replay import encode_spool
 from engine.observability import failpoints
@@ -51,11 +52,25 @@ class _PendingWrite:
 
 
 class ResultsWriter:
-    """Collects outcomes and records them from a task of its own, concurrently with further calls."""
+    """Collects outcomes and records them from a task of its own, concurrently with further calls.
 
-    def __init__(self, runtime: Runtime, shard: ClaimedShard) -> None:
+    `calls` of the run leave the journal once their outcomes are durable: in the database or in the spool. `stop` is
+    cancelled when nothing more is to be paid for. `reservation`: of a job with a cost limit.
+    """
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        shard: ClaimedShard,
+        calls: RunCalls,
+        stop: CancellationToken,
+        reservation: SpendReservation | None = None,
+    ) -> None:
         self._runtime = runtime
         self._shard = shard
+        self._calls = calls
+        self._stop_token = stop
+        self._reservation = reservation
         self._unqueued: list[BatchOutcome] = []
         self._inputs = 0
         self._pending: deque[_PendingWrite] = deque()
@@ -63,11 +78,6 @@ class ResultsWriter:
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
         self._task = asyncio.create_task(self._run())
-        self.run: EmbedRun | None = None
-        # Called with outcomes and their record id before they go to the database or the spool.
-        self.on_recording: Callable[[list[BatchOutcome], str], None] = lambda parts, record_id: None
-        # Called in this order with outcomes that are durable: in the database or in the spool.
-        self.on_durable: list[Callable[[list[BatchOutcome]], None]] = []
         self.recorded = 0
         self.shard_done = False
         self.job_active = True
@@ -75,6 +85,8 @@ class ResultsWriter:
     def add(self, outcome: BatchOutcome) -> None:
         """Collect an outcome, to be recorded within RECORD_EVERY_S."""
         failpoints.hit("after_upstream_before_commit")
+        if self._reservation is not None:
+            self._reservation.on_outcome(outcome)
         self._unqueued.append(outcome)
         self._inputs += len(outcome.indexes)
         if self._inputs >= RECORD_INPUTS:
@@ -204,12 +216,13 @@ class ResultsWriter:
 
     def _to_record(self, parts: list[BatchOutcome]) -> _PendingWrite:
         pending = _PendingWrite(parts)
-        self.on_recording(parts, pending.record_id)
+        self._calls.recording(parts, pending.record_id)
         return pending
 
     def _notify_durable(self, parts: list[BatchOutcome]) -> None:
-        for callback in self.on_durable:
-            callback(parts)
+        self._calls.mark_durable(parts)
+        if self._reservation is not None:
+            self._reservation.on_durable(parts)
 
     async def _record_bounded(self, pending: _PendingWrite) -> Recorded:
         """Record, and spool if that takes too long. Raises StorageUnavailable; the caller repeats it then."""
@@ -259,5 +272,4 @@ class ResultsWriter:
                 log.error("paid results were lost", extra={"job_id": self._shard.job_id, "inputs": inputs})
 
     def _stop(self, reason: str) -> None:
-        if self.run is not None:
-            self.run.stop.cancel(EmbedmillError(reason))
+        self._stop_token.cancel(EmbedmillError(reason))

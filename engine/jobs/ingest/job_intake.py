@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
-import numpy as np
 from sqlalchemy import ColumnElement, and_, case, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -23,10 +22,10 @@ from engine.corpus.lines import ParsedRecords
 from engine.jobs.control.termination import soft_delete, terminate
 from engine.jobs.ingest.differences import describe_differences, stored_options
 from engine.jobs.ingest.idempotency import ARRIVING, IdempotentReplay, Reservation, new_reservation, owned_by, reserve
+from engine.jobs.ingest.shard_rows import insert_shard, is_open
 from engine.jobs.ingest.sharding import JobSpec, Prefix, Sharder
-from engine.jobs.leasing import duplicate_codec
-from engine.jobs.recording import refused_inputs, truncated_inputs
-from engine.jobs.recording.completion import FINAL_STATUS, HAS_NO_OPEN_SHARD, end_columns
+from engine.jobs.recording import refused_inputs
+from engine.jobs.recording.completion import NO_OPEN_SHARD, end_columns, final_status_of
 from engine.jobs.recording.split_shard import SPLIT_SEQ_START
 from engine.jobs.scheduling.dispatch import dispatch_soon
 from engine.jobs.scheduling.fair_share import initial_virtual_time
@@ -35,7 +34,7 @@ from engine.observability import failpoints
 from engine.process.byte_budget import ByteLease
 from engine.routing.ignored_options import ignored_options
 from engine.runtime import Runtime
-from models.base import db_now, new_id
+from models.base import db_now
 from models.errors import (
     Conflict,
     EmbedmillError,
@@ -50,11 +49,7 @@ from models.job import (
     IdempotencyKey,
     Job,
     JobStatus,
-    RefusedInputs,
     Shard,
-    ShardInputs,
-    ShardState,
-    TruncatedInputs,
 )
 
 log = logging.getLogger("embedmill.jobs")
@@ -151,26 +146,7 @@ class JobIntake:
                 code="no_usable_input",
             )
         async with self._runtime.database.write() as connection:
-            await self._insert(connection, draft)
-            is_complete = HAS_NO_OPEN_SHARD & Job.status.in_(ACTIVE_STATUSES)
-            done = await connection.execute(
-                update(Job)
-                .where(self._owned_job())
-                .values(
-                    total=Job.ingested,
-                    upload_lease_until=None,
-                    upload_owner=None,
-                    version=Job.version + 1,
-                    # The last shard may be done before the last byte arrives.
-                    status=case((is_complete, FINAL_STATUS), else_=Job.status),
-                    **{
-                        name: case((is_complete, value), else_=Job.__table__.c[name])
-                        for name, value in end_columns(self._runtime.settings).items()
-                    },
-                )
-            )
-            if not done.rowcount:
-                raise await self._ownership_error(connection)
+            await self._insert(connection, draft, is_last=True)
             if self._reservation.key is not None:
                 owned = await connection.execute(
                     update(IdempotencyKey)
@@ -251,68 +227,66 @@ class JobIntake:
             return
         self._dispatching = await dispatch_soon(self._runtime)
 
-    async def _insert(self, connection: AsyncConnection, draft: ShardDraft) -> None:
-        """Insert a shard, and the job before its first shard."""
-        if not self._created:
-            await connection.execute(insert(Job).values(self._initial_columns()))
-        else:
-            owned = select(Job.id).where(self._owned_job()).with_for_update(read=True, key_share=True)
+    async def _insert(self, connection: AsyncConnection, draft: ShardDraft, *, is_last: bool = False) -> None:
+        """Insert a shard, and the job before its first shard. `is_last`: the corpus is complete."""
+        if self._created:
+            # At the end the row itself is locked, so that the last statement sees the shards that are done by then.
+            owned = select(Job.id).where(self._owned_job()).with_for_update(read=not is_last, key_share=True)
             if (await connection.execute(owned)).first() is None:
                 raise await self._ownership_error(connection)
+        refused = refused_inputs.refused_rows(self.job_id, draft) if len(draft) else []
+        changes = await self._changes(connection, draft, refused)
+        if not self._created:
+            # One statement with all that is known: most jobs have one shard.
+            ended: dict[str, Any] = {"total": len(draft), "upload_lease_until": None, "upload_owner": None}
+            initial = self._initial_columns() | changes | (ended if is_last else {})
+            await connection.execute(insert(Job).values(initial | {"status": JobStatus.IN_PROGRESS}))
         if len(draft):
-            await self._insert_shard(connection, draft)
+            await insert_shard(connection, self.job_id, draft, refused)
+        if self._created:
+            if is_last:
+                changes |= self._completion(changes)
+            changed = await connection.execute(update(Job).where(self._owned_job()).values(changes))
+            if not changed.rowcount:
+                raise await self._ownership_error(connection)
         failpoints.hit("after_job_insert")
         self._created = True
         self._inputs += len(draft)
 
-    async def _insert_shard(self, connection: AsyncConnection, draft: ShardDraft) -> None:
-        shard_id, count = new_id("shard"), len(draft)
-        outcome_bits = np.full(count, draft.repeated is not None)
-        outcome_bits[list(draft.lines.errors)] = True
-        is_open = not outcome_bits.all()
-        await connection.execute(
-            insert(Shard).values(
-                id=shard_id,
-                job_id=self.job_id,
-                seq=draft.seq,
-                first_index=draft.first_index,
-                count=count,
-                tokens=draft.tokens,
-                state=ShardState.QUEUED if is_open else ShardState.DONE,
-                attempt=0,
-                fence=0,
-                next_run_at=db_now(),
-                outcome_bitmap=np.packbits(outcome_bits).tobytes(),
-            )
-        )
-        await connection.execute(
-            insert(ShardInputs).values(
-                shard_id=shard_id,
-                inputs=draft.packed_inputs,
-                ids=draft.packed_ids,
-                duplicates=duplicate_codec.encode(draft.duplicates),
-            )
-        )
-        if draft.truncated:
-            indexes = [draft.first_index + position for position in draft.truncated]
-            await connection.execute(insert(TruncatedInputs).values(truncated_inputs.row_of(self.job_id, indexes)))
-        values: dict[str, Any] = {
-            "ingested": Job.ingested + count,
-            "open_shards": Job.open_shards + int(is_open),
-            "failed": Job.failed + draft.refused,
-            "upload_lease_until": db_now() + self._runtime.settings.lease_s,
-            "upload_hash": draft.prefix_hash,
-            "upload_refused_inputs": Job.upload_refused_inputs + draft.refused,
-            "version": Job.version + 1,
-            "status": case((Job.status == JobStatus.VALIDATING, JobStatus.IN_PROGRESS), else_=Job.status),
+    async def _changes(
+        self, connection: AsyncConnection, draft: ShardDraft, refused: Sequence[dict[str, Any]]
+    ) -> dict[str, Any]:
+        """The columns of the job that a shard changes; plain values for a job that is inserted with it."""
+        counts = {
+            "ingested": len(draft),
+            "open_shards": int(is_open(draft)),
+            "failed": draft.refused,
+            "upload_refused_inputs": draft.refused,
         }
-        if refused := refused_inputs.refused_rows(self.job_id, draft):
-            await connection.execute(insert(RefusedInputs), refused)
-            known = select(Job.error_summary).where(Job.id == self.job_id).with_for_update(key_share=True)
-            values["error_summary"] = refused_inputs.add_to_summary(
-                (await connection.execute(known)).scalar_one_or_none() or [], refused
-            )
-        await connection.execute(update(Job).where(Job.id == self.job_id).values(values))
+        columns = Job.__table__.c
+        values: dict[str, Any] = {name: columns[name] + n if self._created else n for name, n in counts.items()}
+        values["version"] = Job.version + 1 if self._created else 1
+        if len(draft):
+            values["upload_lease_until"] = db_now() + self._runtime.settings.lease_s
+            values["upload_hash"] = draft.prefix_hash
+        if refused:
+            known: Sequence[dict[str, Any]] = []
+            if self._created:
+                summary = select(Job.error_summary).where(Job.id == self.job_id).with_for_update(key_share=True)
+                known = (await connection.execute(summary)).scalar_one_or_none() or []
+            values["error_summary"] = refused_inputs.add_to_summary(known, refused)
+        return values
+
+    def _completion(self, changes: dict[str, Any]) -> dict[str, Any]:
+        """The columns of a job whose corpus is complete. Its last shard may be done before the last byte arrives."""
+        has_ended = and_(changes["open_shards"] < 1, NO_OPEN_SHARD, Job.status.in_(ACTIVE_STATUSES))
+        ending = end_columns(self._runtime.settings) | {"status": final_status_of(Job.completed, changes["failed"])}
+        return {
+            "total": changes["ingested"],
+            "upload_lease_until": None,
+            "upload_owner": None,
+            **{name: case((has_ended, value), else_=Job.__table__.c[name]) for name, value in ending.items()},
+        }
 
     def _initial_columns(self) -> dict[str, Any]:
         spec, settings = self._spec, self._runtime.settings

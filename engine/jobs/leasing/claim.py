@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -10,7 +12,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.orm import aliased
 
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.scheduling import fair_share
@@ -19,9 +23,13 @@ from engine.runtime import Runtime
 from models.base import db_now
 from models.embedding import Call, Input, Options
 from models.job import OPEN_STATES, Job, JobStatus, Shard, ShardInputs, ShardState
+from models.outage import RouteOutage
 
 Bitmap = npt.NDArray[np.bool_]
 _INPUTS = msgspec.msgpack.Decoder(list[str | list[int] | None])
+# Another worker may claim the only due shard of the next job at the same moment: the choice is made again.
+MAX_LOST_RACES = 10
+RACE_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,47 +68,100 @@ class ClaimedShard:
         return {position: first for position, first in self.duplicates.items() if not self.outcome_bits[position]}
 
 
+async def claim_next(runtime: Runtime, worker: str) -> ClaimedShard | None:
+    """Lease the due shard that is next by fair share; None when none is due. Raises StorageUnavailable."""
+    attempts = runtime.settings.shard_attempts
+    for lost_races in range(MAX_LOST_RACES):
+        async with runtime.database.write() as connection:
+            leased = await _lease(runtime, connection, Shard.id == _next_free_shard(attempts), worker)
+        if leased is not None:
+            return await _load(runtime, *leased)
+        async with runtime.database.read() as connection:
+            if await fair_share.next_shard(connection, attempts) is None:
+                return None
+        await asyncio.sleep(random.uniform(0.0, RACE_PAUSE_S * (lost_races + 1)))
+    return None
+
+
 async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | None:
-    """Lease the shard; None when it cannot be claimed: closed, deleted, not due, blocked or leased.
+    """Lease this shard; None when it cannot be claimed: closed, deleted, not due, blocked or leased.
 
     Raises StorageUnavailable.
     """
+    async with runtime.database.write() as connection:
+        leased = await _lease(runtime, connection, Shard.id == shard_id, worker)
+    return None if leased is None else await _load(runtime, *leased)
+
+
+def _next_free_shard(attempts: int) -> Any:
+    """Of the job that is next by fair share, the first due shard that no other worker is about to claim.
+
+    Claims of one job may run at the same time: each takes another of its shards, and they wait for each other only to
+    advance its virtual time.
+    """
+    due, following = aliased(Shard), Shard.__table__.alias("following")
+    job_id = select(following.c.job_id).where(following.c.id == fair_share.next_shard_id(attempts)).scalar_subquery()
+    return (
+        select(due.id)
+        .where(
+            due.job_id == job_id,
+            due.state == ShardState.QUEUED,
+            due.next_run_at <= db_now(),
+            fair_share.may_run(attempts, due),
+        )
+        .order_by(due.seq)
+        .limit(1)
+        .with_for_update(skip_locked=True, key_share=True)
+        .scalar_subquery()
+    )
+
+
+async def _lease(
+    runtime: Runtime, connection: AsyncConnection, which: ColumnElement[bool], worker: str
+) -> tuple[Any, int] | None:
+    """Lease a shard that is due and free. Returns its row and its tokens, which are charged to its job."""
     running_job = select(Job.id).where(
         Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
     )
-    async with runtime.database.write() as connection:
-        claimed = (
-            await connection.execute(
-                update(Shard)
-                .where(
-                    Shard.id == shard_id,
-                    or_(
-                        Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)),
-                        and_(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
-                    ),
-                    Shard.next_run_at <= db_now(),
-                    Shard.blocked_by.is_(None),
-                    running_job.exists(),
-                )
-                .values(
-                    state=ShardState.RUNNING,
-                    attempt=Shard.attempt + 1,
-                    fence=Shard.fence + 1,
-                    lease_until=db_now() + runtime.settings.lease_s,
-                    worker=worker,
-                    announced_at=None,
-                )
-                .returning(Shard.job_id, Shard.attempt, Shard.fence, Shard.outcome_bitmap, Shard.count, Shard.tokens)
+    row = (
+        await connection.execute(
+            update(Shard)
+            .where(
+                which,
+                or_(
+                    Shard.state == ShardState.QUEUED,
+                    and_(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
+                ),
+                Shard.next_run_at <= db_now(),
+                Shard.blocked_by.is_(None),
+                running_job.exists(),
             )
-        ).one_or_none()
-        if claimed is None:
-            return None
-        tokens = remaining_tokens(claimed)
-        await fair_share.advance(runtime.database, connection, claimed.job_id, tokens)
-    return await _load(runtime, shard_id, claimed, tokens)
+            .values(
+                state=ShardState.RUNNING,
+                attempt=Shard.attempt + 1,
+                fence=Shard.fence + 1,
+                lease_until=db_now() + runtime.settings.lease_s,
+                worker=worker,
+            )
+            .returning(
+                Shard.id,
+                Shard.job_id,
+                Shard.attempt,
+                Shard.fence,
+                Shard.outcome_bitmap,
+                Shard.count.label("size"),
+                Shard.tokens,
+            )
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    tokens = remaining_tokens(row)
+    await fair_share.advance(runtime.database, connection, row.job_id, tokens)
+    return row, tokens
 
 
-async def _load(runtime: Runtime, shard_id: str, claimed: Any, tokens: int) -> ClaimedShard | None:
+async def _load(runtime: Runtime, claimed: Any, tokens: int) -> ClaimedShard | None:
     """The inputs and options of a shard that was just claimed; None when it was deleted meanwhile."""
     columns = (
         Job.id,
@@ -110,10 +171,10 @@ async def _load(runtime: Runtime, shard_id: str, claimed: Any, tokens: int) -> C
         Job.dimensions,
         Job.options,
         Shard.first_index,
-        Shard.count.label("size"),
         ShardInputs.inputs,
         ShardInputs.duplicates,
         Job.max_cost_usd,
+        select(func.count()).select_from(RouteOutage).scalar_subquery().label("outages"),
     )
     async with runtime.database.read() as connection:
         row = (
@@ -121,13 +182,15 @@ async def _load(runtime: Runtime, shard_id: str, claimed: Any, tokens: int) -> C
                 select(*columns)
                 .join(Shard, Shard.job_id == Job.id)
                 .join(ShardInputs, ShardInputs.shard_id == Shard.id)
-                .where(Shard.id == shard_id)
+                .where(Shard.id == claimed.id)
             )
         ).one_or_none()
     if row is None:
         return None
+    if not row.outages:
+        runtime.router.outages.none_stored()
     return ClaimedShard(
-        shard_id=shard_id,
+        shard_id=claimed.id,
         job_id=row.id,
         project=row.project,
         key_id=row.key_id,
@@ -135,25 +198,15 @@ async def _load(runtime: Runtime, shard_id: str, claimed: Any, tokens: int) -> C
         width=row.dimensions,
         options=_options(row.options),
         first_index=row.first_index,
-        count=row.size,
+        count=claimed.size,
         attempt=claimed.attempt,
         fence=claimed.fence,
-        outcome_bits=decode_bitmap(claimed.outcome_bitmap, row.size),
+        outcome_bits=decode_bitmap(claimed.outcome_bitmap, claimed.size),
         inputs=_INPUTS.decode(row.inputs),
         duplicates=duplicate_codec.decode(row.duplicates),
         max_cost_usd=row.max_cost_usd,
         tokens=tokens,
     )
-
-
-async def requeue_unclaimed(runtime: Runtime, shard_id: str) -> None:
-    """Queue an announced shard again that this worker does not claim, so that it is announced to another one."""
-    async with runtime.database.write() as connection:
-        await connection.execute(
-            update(Shard)
-            .where(Shard.id == shard_id, Shard.state == ShardState.ANNOUNCED)
-            .values(state=ShardState.QUEUED, announced_at=None)
-        )
 
 
 async def heartbeat(runtime: Runtime, shard: ClaimedShard) -> bool:
@@ -203,7 +256,7 @@ async def release(
                 last_error=reason[:500],
                 blocked_by=_if_open(blocked_by),
             )
-            .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
+            .returning(Shard.outcome_bitmap, Shard.count.label("size"), Shard.tokens)
         )
         row = requeued.one_or_none()
         # No refund for a failed attempt: a job that only fails would otherwise always be served first.
@@ -234,8 +287,8 @@ def _if_open(shard_id: str | None) -> Any:
 
 def remaining_tokens(row: Any) -> int:
     """Estimated tokens of the inputs without an outcome; the number of inputs where there is no estimate."""
-    still_open = row.count - int(decode_bitmap(row.outcome_bitmap, row.count).sum())
-    return int((row.tokens or row.count) * still_open // row.count)
+    still_open = row.size - int(decode_bitmap(row.outcome_bitmap, row.size).sum())
+    return int((row.tokens or row.size) * still_open // row.size)
 
 
 def decode_bitmap(packed: bytes, count: int) -> Bitmap:
@@ -256,9 +309,9 @@ __all__ = [
     "Bitmap",
     "ClaimedShard",
     "claim",
+    "claim_next",
     "decode_bitmap",
     "heartbeat",
     "release",
     "remaining_tokens",
-    "requeue_unclaimed",
 ]

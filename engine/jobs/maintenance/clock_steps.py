@@ -85,8 +85,7 @@ async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) 
     lease_end = db_now() + settings.lease_s
     for where, values in (
         (and_(Shard.state == ShardState.RUNNING, Shard.lease_until > lease_end), {"lease_until": lease_end}),
-        (and_(Shard.state == ShardState.ANNOUNCED, Shard.announced_at > db_now()), {"announced_at": db_now()}),
-        # Announced and running shards too: they are queued again after a lost message or lease.
+        # Running shards too: they are queued again after a lost lease.
         (
             and_(Shard.state.in_(OPEN_STATES), Shard.next_run_at > db_now() + due_within_s),
             {"next_run_at": db_now() + due_within_s},

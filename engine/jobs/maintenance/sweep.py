@@ -1,6 +1,6 @@
 """Sweep: the periodic recovery. Any number of processes run it every few seconds.
 
-With the sweep alone every job ends: it finds lost messages, dead workers, interrupted uploads and unfinished jobs by
+With the sweep and a worker alone every job ends: it finds dead workers, interrupted uploads and unfinished jobs by
 the rows and the clock of the database.
 """
 
@@ -66,7 +66,6 @@ async def sweep(runtime: Runtime) -> None:
     due["split_crashing_shards"] |= due["requeue_expired"]  # which may count the crash that exceeds a limit
     for duty in (
         requeue_expired,
-        requeue_unanswered,
         split_crashing_shards,
         unblock_shards,
         finish_jobs,
@@ -100,9 +99,6 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
     # ORDER BY with LIMIT 1: a planner that expects many matches would otherwise read the table from its beginning.
     questions = {
         "requeue_expired": select(Shard.id).where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
-        "requeue_unanswered": select(Shard.id).where(
-            Shard.state == ShardState.ANNOUNCED, Shard.announced_at < db_now() - settings.reannounce_after_s
-        ),
         "split_crashing_shards": select(Shard.id).where(CRASHING, of_running_job()),
         "fail_exhausted": select(Shard.id).where(_has_no_attempts_left(runtime), of_running_job()),
         "unblock_shards": select(Shard.id).where(NO_LONGER_BLOCKED),
@@ -155,7 +151,7 @@ _ORPHANED_SHARDS = select(Job.id).where(
     Job.status.in_(FINISHED),
     Job.open_shards > 0,
     select(Shard.id)
-    .where(Shard.job_id == Job.id, Shard.state.in_((ShardState.QUEUED, ShardState.ANNOUNCED)))
+    .where(Shard.job_id == Job.id, Shard.state == ShardState.QUEUED)
     .limit(1)
     .correlate(Job)
     .scalar_subquery()
@@ -190,19 +186,6 @@ async def reclaim_dead_workers(runtime: Runtime) -> None:
         shard = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead_workers))
         requeued = await requeue_crashed(connection, shard, "the worker died")
     log.warning("worker processes died", extra={"count": len(dead_workers), "freed": len(requeued)})
-
-
-async def requeue_unanswered(runtime: Runtime) -> None:
-    """Queue announced shards that no worker claimed: the message was lost, or all workers are busy."""
-    async with runtime.database.write() as connection:
-        unanswered = await lock_shards(
-            connection,
-            Shard.state == ShardState.ANNOUNCED,
-            Shard.announced_at < db_now() - runtime.settings.reannounce_after_s,
-        )
-        await connection.execute(
-            update(Shard).where(Shard.id.in_(unanswered)).values(state=ShardState.QUEUED, announced_at=None)
-        )
 
 
 async def split_crashing_shards(runtime: Runtime) -> None:

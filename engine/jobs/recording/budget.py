@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import ROUND_DOWN, ROUND_UP, Decimal
 from random import uniform
 from typing import Any
@@ -86,14 +86,22 @@ class SpendReservation:
     outcome are recorded at their upper bound, which the reservation covers.
     """
 
-    def __init__(self, reserved_usd: Decimal, alias: Alias, on_outcome: Callable[[BatchOutcome], None]) -> None:
-        self._rest = reserved_usd
-        self._usd_per_token = highest_price(alias) / MILLION
-        self._on_outcome = on_outcome
+    def __init__(self) -> None:
+        self._rest = Decimal(0)
+        self._usd_per_token = Decimal(0)
         self._bound: dict[int, int] = {}  # upper bound of tokens, by index of each unrecorded input
-        self._spare = self.price(MAX_CONTROL_TOKENS)  # kept for a probe that tells whether an input is at fault
+        self._spare = Decimal(0)  # kept for a probe that tells whether an input is at fault
         self._all_durable = asyncio.Event()
         self.delivered: set[int] = set()
+
+    def set_price(self, alias: Alias) -> None:
+        """Prices are those of the most expensive route of the alias."""
+        self._usd_per_token = highest_price(alias) / MILLION
+        self._spare = self.price(MAX_CONTROL_TOKENS)
+
+    def add(self, reserved_usd: Decimal) -> None:
+        """Add an amount that the database has reserved."""
+        self._rest += reserved_usd
 
     def within_reservation(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches in order, as far as the reservation covers them; the last one may be shortened."""
@@ -114,10 +122,9 @@ class SpendReservation:
             fit = fit // 2 if fit > 8 else fit - 1
         return fit or int(not self._bound and self.price(bounds[0]) <= self._rest)
 
-    def __call__(self, part: BatchOutcome) -> None:
-        """Pass an outcome on."""
+    def on_outcome(self, part: BatchOutcome) -> None:
+        """These inputs have an outcome."""
         self.delivered.update(part.indexes)
-        self._on_outcome(part)
 
     def on_durable(self, parts: Iterable[BatchOutcome]) -> None:
         """The outcomes are recorded: what they cost less than their upper bound is available again."""
@@ -157,23 +164,21 @@ def highest_price(alias: Alias) -> Decimal:
     return max(route.usd_per_million_tokens for route in alias.routes)
 
 
-async def reserve(
-    runtime: Runtime, shard: ClaimedShard, alias: Alias, on_outcome: Callable[[BatchOutcome], None]
-) -> SpendReservation:
+async def reserve(runtime: Runtime, shard: ClaimedShard, alias: Alias, reservation: SpendReservation) -> None:
     """Reserve the upper bound of the shard's cost, or the rest of the limit. Raises StorageUnavailable."""
-    reservation = SpendReservation(Decimal(0), alias, on_outcome)
+    reservation.set_price(alias)
     open_inputs = [item for position in shard.open_positions() if (item := shard.inputs[position]) is not None]
     needed = sum((reservation.price(tokens.upper_bound(item)) for item in open_inputs), reservation.price(SPARE_TOKENS))
     async with runtime.database.write() as connection:
         claim = select(Shard.id).where(Shard.id == shard.shard_id, *_is_current_claim(shard)).with_for_update()
         if (await connection.execute(claim)).first() is None:
-            return reservation
+            return
         unreserved = await _unreserved(connection, shard)
         reserved = min(needed, max(unreserved, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
         await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=reserved))
         if open_inputs and reservation.price(tokens.upper_bound(open_inputs[0])) <= reserved:
             await _end_wait(connection, shard)
-    return SpendReservation(reserved, alias, on_outcome)
+    reservation.add(reserved)
 
 
 async def debit(
@@ -207,7 +212,7 @@ async def release_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: De
                 attempt=Shard.attempt - 1,
                 last_error="the budget is spent",
             )
-            .returning(Shard.outcome_bitmap, Shard.count, Shard.tokens)
+            .returning(Shard.outcome_bitmap, Shard.count.label("size"), Shard.tokens)
         )
         row = requeued.one_or_none()
         if row is not None:

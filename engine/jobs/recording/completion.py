@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, case, func, select, update
+from sqlalchemy import Case, case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.config.settings import Settings
@@ -16,12 +16,17 @@ from models.job import OPEN_STATES, Job, JobStatus, Shard
 
 log = logging.getLogger("embedmill.jobs")
 
-# An SQL expression for the statement that closes the last shard, so that no crash can separate the two.
-FINAL_STATUS = case(
-    (Job.failed == 0, JobStatus.COMPLETED.value),
-    (Job.completed == 0, JobStatus.FAILED.value),
-    else_=JobStatus.COMPLETED_WITH_ERRORS.value,
-)
+
+def final_status_of(completed: Any, failed: Any) -> Case[str]:
+    """The final status of a job, for the statement that closes its last shard: no crash can separate the two."""
+    return case(
+        (failed == 0, JobStatus.COMPLETED.value),
+        (completed == 0, JobStatus.FAILED.value),
+        else_=JobStatus.COMPLETED_WITH_ERRORS.value,
+    )
+
+
+FINAL_STATUS = final_status_of(Job.completed, Job.failed)
 
 # Checked beside the counter: a counter that is too low would end the job with a shard left open.
 NO_OPEN_SHARD = (
@@ -32,7 +37,6 @@ NO_OPEN_SHARD = (
     .scalar_subquery()
     .is_(None)
 )
-HAS_NO_OPEN_SHARD = and_(Job.open_shards < 1, NO_OPEN_SHARD)
 
 DAY_S = 86400.0
 

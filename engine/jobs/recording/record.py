@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-from sqlalchemy import case, insert, select, update
+from sqlalchemy import and_, case, cast, insert, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.blocked import unblock_shards
@@ -24,6 +24,7 @@ from engine.jobs.recording.completion import (
     FINAL_STATUS,
     NO_OPEN_SHARD,
     end_columns,
+    final_status_of,
     load_and_merge_errors,
     recount_open_shards,
 )
@@ -35,7 +36,7 @@ from engine.runtime import Runtime
 from models.base import db_now, random_id
 from models.embedding import BatchOutcome, InputError, Matrix
 from models.errors import EmbedmillError, StorageUnavailable, UpstreamProtocolError
-from models.job import ACTIVE_STATUSES, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
+from models.job import ACTIVE_STATUSES, FINISHED, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
 from models.usage import UsageRecord
 
 log = logging.getLogger("embedmill.jobs")
@@ -145,7 +146,6 @@ async def _record_into(
         values |= {
             "state": ShardState.DONE,
             "lease_until": None,
-            "announced_at": None,
             "worker": None,
             "reserved_usd": None,
         }
@@ -311,39 +311,67 @@ async def _update_job(
         values |= wait_report.waiting_columns(shard)
         values |= _shift_rate_samples()
     if done:
-        values[Job.open_shards] = Job.open_shards - 1
+        values |= {Job.open_shards: Job.open_shards - 1} | _end_with_last_shard(runtime, values)
     row = (
         await connection.execute(
-            update(Job).where(Job.id == shard.job_id).values(values).returning(Job.status, Job.open_shards, Job.total)
+            update(Job)
+            .where(Job.id == shard.job_id)
+            .values(values)
+            .returning(Job.status, Job.open_shards, Job.total, (db_now() - Job.created_at).label("age_s"))
         )
     ).one_or_none()
     if row is None:
         return None, False
-    if row.open_shards == 0 and row.total is not None:
-        if row.status in ACTIVE_STATUSES:
-            final_status = await _finish_job(runtime, connection, shard.job_id, FINAL_STATUS)
-            return final_status or str(row.status), final_status is not None
-        if row.status == JobStatus.CANCELLING:
-            await _finish_job(runtime, connection, shard.job_id, JobStatus.CANCELLED.value)
-    return str(row.status), False
-
-
-async def _finish_job(runtime: Runtime, connection: AsyncConnection, job_id: str, status: Any) -> str | None:
-    """End the job unless a shard is open although its counter says none. Returns the status or None."""
+    if row.open_shards or row.total is None or row.status == JobStatus.EXPIRED:
+        return str(row.status), False
+    status = row.status
+    if status not in FINISHED:
+        # Another shard closed at the same time: the statement waited for the job's row, and still saw that shard open.
+        status = await _finish_job(runtime, connection, shard.job_id, status)
+    if status is None:
+        return str(row.status), False
     failpoints.hit("during_finalize")
+    JOB_SECONDS.labels(status).observe(max(0.0, float(row.age_s)))
+    return str(status), True
+
+
+async def _finish_job(runtime: Runtime, connection: AsyncConnection, job_id: str, status: str) -> str | None:
+    """End the job unless a shard is open although its counter says none. Returns the final status or None."""
+    final_status: Any = JobStatus.CANCELLED.value if status == JobStatus.CANCELLING else FINAL_STATUS
     ended = (
         update(Job)
         .where(Job.id == job_id, NO_OPEN_SHARD)
-        .values(status=status, **end_columns(runtime.settings))
-        .returning(Job.status, db_now() - Job.created_at)
+        .values(status=final_status, **end_columns(runtime.settings))
+        .returning(Job.status)
     )
-    row = (await connection.execute(ended)).one_or_none()
-    if row is None:
+    found = (await connection.execute(ended)).scalar_one_or_none()
+    if found is None:
         await recount_open_shards(connection, job_id)
-        return None
-    final_status, seconds = row
-    JOB_SECONDS.labels(final_status).observe(max(0.0, float(seconds)))
-    return str(final_status)
+    return found
+
+
+def _end_with_last_shard(runtime: Runtime, values: dict[Any, Any]) -> dict[Any, Any]:
+    """Columns that end the job if this shard is its last open one, for the statement with these values.
+
+    A job is not ended while a shard is open although its counter says none.
+    """
+    is_last = and_(
+        Job.open_shards <= 1,
+        Job.total.is_not(None),
+        Job.status.in_((*ACTIVE_STATUSES, JobStatus.CANCELLING)),
+        NO_OPEN_SHARD,
+    )
+    final_status = final_status_of(values[Job.completed], values[Job.failed])
+    ending = {getattr(Job, name): value for name, value in end_columns(runtime.settings).items()}
+    ending[Job.status] = case((Job.status == JobStatus.CANCELLING, JobStatus.CANCELLED.value), else_=final_status)
+
+    def typed(column: Any, value: Any) -> Any:
+        return cast(null(), column.type) if value is None else value
+
+    return {
+        column: case((is_last, typed(column, value)), else_=typed(column, values.get(column, column)))
+        for column, value in ending.items()
+    }
 
 
 def _shift_rate_samples() -> dict[Any, Any]:

@@ -1,1 +1,1 @@
-"""The order of service: fair share over projects and jobs, and the announcement of shards to workers."""
+"""The order of service: fair share over projects and jobs, and the messages that tell workers of it."""

@@ -11,7 +11,8 @@ and the few jobs of each with the lowest virtual time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from sqlalchemy import (
@@ -24,7 +25,9 @@ from sqlalchemy import (
     case,
     func,
     literal_column,
+    or_,
     select,
+    union,
     update,
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -32,6 +35,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.storage.database import Database
 from models.base import db_now
 from models.job import FairShare, Job, Shard
+from models.outage import RouteOutage
 
 # A literal, not a bound parameter: a partial index serves only a statement that contains its predicate.
 READY = and_(Job.status == literal_column("'in_progress'"), Job.not_before.is_(None))
@@ -39,6 +43,8 @@ ALL_PROJECTS = ""
 # Projects that are read, by virtual time. A project among them without a due shard has a running one.
 MAX_PROJECTS = 32
 MAX_COUNTED_JOBS = 100
+# Projects whose starved shards a running shard is compared with: few, so that a planner looks each of them up.
+MAX_STARVED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class QueuePosition:
     of_job: int
     of_project: int
     has_started: bool
+    job_status: str
 
     def precedes(self, other: QueuePosition, *, within: int = 0) -> bool:
         """True when this position is served before the other, or at most `within` tokens later."""
@@ -60,15 +67,19 @@ class QueuePosition:
         return self.of_project < other.of_project + within
 
 
-def may_run(attempts: Any) -> ColumnElement[bool]:
+def may_run(attempts: Any, shard: Any = Shard) -> ColumnElement[bool]:
     """Condition on a shard: not blocked, and below its limits of attempts and crashes (else the sweep handles it)."""
-    return and_(Shard.attempt < attempts, Shard.worker_crashes < Shard.crash_limit, Shard.blocked_by.is_(None))
+    return and_(shard.attempt < attempts, shard.worker_crashes < shard.crash_limit, shard.blocked_by.is_(None))
 
 
 async def next_shard(connection: AsyncConnection, attempts: int) -> str | None:
-    """Id of the due shard that is served next, announced or not. `attempts`: the limit of a shard."""
-    found = (await connection.execute(_NEXT, {"waited_s": 0.0, "attempts": attempts})).all()
-    return next((row[0] for row in found if row[0] is not None), None)
+    """Id of the due shard that is served next. `attempts`: the limit of a shard."""
+    return (await connection.execute(select(next_shard_id(attempts)))).scalar_one_or_none()
+
+
+def next_shard_id(attempts: int) -> ColumnElement[str]:
+    """The same as an SQL expression."""
+    return _NEXT.params(waited_s=0.0, attempts=attempts).scalar_subquery()
 
 
 async def starved_shards(connection: AsyncConnection, attempts: int, waited_s: float) -> list[str]:
@@ -77,10 +88,15 @@ async def starved_shards(connection: AsyncConnection, attempts: int, waited_s: f
     return [shard_id for row in found for shard_id in dict.fromkeys(row) if shard_id is not None]
 
 
-async def positions(connection: AsyncConnection, shard_ids: list[str]) -> dict[str, QueuePosition]:
-    """Positions of these shards by id, without deleted ones."""
-    rows = await connection.execute(_POSITIONS.where(Shard.id.in_(shard_ids)))
-    return {row.shard_id: QueuePosition(**row._mapping) for row in rows}
+async def watch(
+    connection: AsyncConnection, shard_ids: Sequence[str], attempts: int, waited_s: float
+) -> tuple[dict[str, QueuePosition], int]:
+    """Positions by id of these shards and of those due for `waited_s`, in the order of service; and, as it is read by
+    the same statement, the number of outages of routes."""
+    values = {"watched": list(shard_ids), "waited_s": waited_s, "attempts": attempts}
+    rows = (await connection.execute(_WATCH, values)).all()
+    found = (QueuePosition(**{name: row._mapping[name] for name in _POSITION_FIELDS}) for row in rows)
+    return {position.shard_id: position for position in found}, rows[0].outages if rows else 1
 
 
 async def advance(database: Database, connection: AsyncConnection, job_id: str, tokens: int) -> None:
@@ -106,12 +122,8 @@ async def advance(database: Database, connection: AsyncConnection, job_id: str, 
     # The start of future jobs advances by tokens / runnable jobs, so that a stream of new jobs cannot starve an old
     # one. It stays below the end of the current shard, whose unused tokens may be refunded.
     counted = select(func.count()).select_from(runnable.limit(MAX_COUNTED_JOBS).subquery()).scalar_subquery()
-    minimum, count = (
-        await connection.execute(
-            select(_least(func.coalesce(least_of_others.scalar_subquery(), start), start), counted)
-        )
-    ).one()
-    step = tokens // count if count > 1 else 0
+    minimum = _least(func.coalesce(least_of_others.scalar_subquery(), start), start)
+    step = case((counted > 1, tokens // counted), else_=0)
     share, global_minimum = FairShare.__table__.c, _min_virtual_time(literal_column("''"))
     advanced = (
         await connection.execute(
@@ -241,7 +253,7 @@ def _first_due_shard(*which: ColumnElement[bool]) -> Any:
         select(Shard.id)
         .where(
             Shard.job_id == Job.id,
-            Shard.state.in_((literal_column("'queued'"), literal_column("'announced'"))),
+            Shard.state == literal_column("'queued'"),
             Shard.next_run_at <= db_now() - bindparam("waited_s", type_=Double),
             may_run(bindparam("attempts", type_=Integer)),
         )
@@ -277,7 +289,8 @@ def _least(a: Any, b: Any) -> ColumnElement[int]:
 
 # Built once: building a statement costs more than running it.
 _LEAST_SERVED = _least_served()
-_NEXT = _next_shards(_first_due_shard())
+_BY_PROJECT = _next_shards(_first_due_shard()).subquery("by_project")
+_NEXT = select(_BY_PROJECT.c.shard_0).where(_BY_PROJECT.c.shard_0.is_not(None)).limit(1)
 _STARVED = _next_shards(_first_due_shard(), _first_due_shard(Job.started_at.is_(None)))
 _POSITIONS = (
     select(
@@ -290,7 +303,26 @@ _POSITIONS = (
             "of_project"
         ),
         Job.started_at.is_not(None).label("has_started"),
+        case((Job.deleted_at.is_(None), Job.status), else_="deleted").label("job_status"),
     )
     .join(Job, Job.id == Shard.job_id)
     .outerjoin(FairShare, FairShare.project == Job.project)
 )
+_POSITION_FIELDS = tuple(each.name for each in fields(QueuePosition))
+
+
+def _watch() -> Select[Any]:
+    found = _STARVED.cte("found")
+    is_starved = or_(*(column.is_not(None) for column in found.columns))
+    starved = select(found).where(is_starved).limit(MAX_STARVED).cte("starved")
+    watched = select(Shard.id).where(Shard.id.in_(bindparam("watched", expanding=True)))
+    ids = union(watched, *(select(column) for column in starved.columns))
+    outages = select(func.count()).select_from(RouteOutage).scalar_subquery().label("outages")
+    return (
+        _POSITIONS.add_columns(outages)
+        .where(Shard.id.in_(ids))
+        .order_by(literal_column("of_project"), Job.project, literal_column("of_job"), Job.id)
+    )
+
+
+_WATCH = _watch()
