@@ -35,7 +35,7 @@ from engine.jobs.recording import budget
 from engine.planning import packing
 from engine.runtime import Runtime
 from models.embedding import Options
-from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFound, UnsupportedMediaType
+from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFound
 from providers.caller_options import checked_options
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
@@ -51,9 +51,6 @@ async def create_job(request: Request) -> Response:
     if media_type != media_types.JSON and media_type not in LINE_PARSERS:
         raise media_types.unsupported(media_type, [media_types.JSON, *LINE_PARSERS])
     media_types.require_content_type(request)
-    charset = media_types.charset(request)
-    if charset.startswith(("utf-16", "utf-32", "ucs-")):
-        raise UnsupportedMediaType(f"The charset '{charset[:40]}' is not supported: send UTF-8.", param="content-type")
     key = request.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= 255:
         raise InvalidInput("The Idempotency-Key must have 1 to 255 characters.", param="idempotency-key")
