@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from api.http import json_body, media_types, params, request_body
 from api.http.auth import caller_of, runtime_of
-from api.http.schemas import JobQuery, JobRequest, decode, explain
+from api.http.schemas import JobQuery, JobRequest, decode, double_key_error, explain
 from api.jobs.render import job_path, job_response, json_response
 from engine.corpus import json_spans
+from engine.corpus.double_keys import double_key
 from engine.corpus.json_items import read_items, read_numbers
 from engine.corpus.lines import (
     LINE_PARSERS,
@@ -268,6 +269,9 @@ def _records_within(runtime: Runtime, spec: JobSpec, body: bytes, span: json_bod
 
 
 def _query(request: Request) -> JobQuery:
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(set(names)) < len(names):
+        raise double_key_error(next(name for name in names if names.count(name) > 1))
     try:
         return msgspec.convert(dict(request.query_params), JobQuery, strict=False)
     except msgspec.ValidationError as error:
@@ -280,6 +284,8 @@ def _query(request: Request) -> JobQuery:
 def _metadata_of(text: str | None) -> dict[str, str]:
     if text is None:
         return {}
+    if (key := double_key(text)) is not None:
+        raise double_key_error(f"metadata.{key}")
     try:
         return msgspec.json.decode(text, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from engine.corpus import json_spans
+from engine.corpus.double_keys import line_double_key
 from models.embedding import Input, InputError
 from models.errors import InvalidInput, PayloadTooLarge
 
@@ -84,7 +85,11 @@ def parse_json_line(line: bytes, lines: ParsedRecords) -> None:
         error, caller_id = explain_line(line)
         lines.append_error(error, caller_id)
     else:
-        append_record(value, lines)
+        if isinstance(value, TextLine) and (key := line_double_key(line, value)) is not None:
+            error = InputError("invalid_input", f"the line has the key '{key}' twice: send it once")
+            lines.append_error(error, None if key == "id" else _id_in(line))
+        else:
+            append_record(value, lines)
 
 
 def _has_endless_number(line: bytes) -> bool:
