@@ -69,6 +69,7 @@ class Job(msgspec.Struct):
     counts: Counts = msgspec.field(default_factory=Counts)
     usage: Usage = msgspec.field(default_factory=Usage)
     cost_usd: Decimal = Decimal(0)
+    max_cost_usd: Decimal | None = None  # the ceiling; None: there is none
     rate: Rate | None = None
     eta_seconds: float | None = None
     waiting_on: str | None = None
@@ -179,6 +180,18 @@ def status_text(job: Job) -> str:
     if job.status == "paused":
         return "paused, its budget is spent" if job.waiting_on == "budget" else "paused by its caller"
     return job.status.replace("_", " ")
+
+
+def resume_effect(before: Job, after: Job) -> str:
+    """What a resume has changed beside the status, to be put behind it; "" for a paused job that only goes on."""
+    effects = [] if before.status == "paused" else ["it was not paused"]
+    if before.max_cost_usd != after.max_cost_usd:
+        effects.append(f"ceiling {_usd_text(before.max_cost_usd)} → {_usd_text(after.max_cost_usd)}")
+    return f": {'; '.join(effects)}" if effects else ""
+
+
+def _usd_text(amount: Decimal | None) -> str:
+    return "none" if amount is None else f"${amount.normalize():f}"
 
 
 def resume_hint(job: Job) -> str:

@@ -183,13 +183,15 @@ def resume(
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
 ) -> None:
-    """Let a paused job go on."""
+    """Let a paused job go on. With --max-cost, also change the ceiling of one that runs."""
     from cli.client.api_client import connect
+    from cli.client.types import resume_effect
     from cli.output.terminal import out
 
     with connect(url, api_key) as client:
+        before = client.job(job_id)
         job = client.job_action(job_id, "resume", {"max_cost_usd": max_cost})
-    out.print(f"{job.id} is {job.status}", markup=False)
+    out.print(f"{job.id} is {job.status}{resume_effect(before, job)}", markup=False)
 
 
 @app.command()

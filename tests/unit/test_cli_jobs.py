@@ -1,0 +1,36 @@
+"""`embedmill jobs pause` and `resume` say what they have changed, and what lets the job go on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.unit.cli_fake_api import JOB_ID, FakeApi, serving
+
+
+def printed(api: FakeApi, *arguments: str) -> str:
+    """What the command prints, in one line."""
+    with serving(api) as url:
+        command = [sys.executable, "-m", "cli", "jobs", *arguments, "--url", url, "--api-key", "em_key"]
+        ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    return " ".join(ran.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("status", "ceiling", "options", "effect"),
+    [
+        ("in_progress", "1.0000", ["--max-cost", "2.50"], ": it was not paused; ceiling $1 → $2.5"),
+        ("in_progress", None, ["--max-cost", "2.50"], ": it was not paused; ceiling none → $2.5"),
+        ("in_progress", "30", ["--max-cost", "0.000001"], ": it was not paused; ceiling $30 → $0.000001"),
+        ("in_progress", "30", ["--max-cost", "30"], ": it was not paused"),
+        ("in_progress", "30", [], ": it was not paused"),
+        ("paused", "1", ["--max-cost", "2"], ": ceiling $1 → $2"),
+        ("paused", "1", [], ""),
+    ],
+)
+def test_a_resume_says_what_it_has_changed(status: str, ceiling: str | None, options: list[str], effect: str) -> None:
+    api = FakeApi()
+    api.status, api.max_cost_usd = status, ceiling
+    assert printed(api, "resume", JOB_ID, *options) == f"{JOB_ID} is in_progress{effect}"
