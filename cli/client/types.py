@@ -195,6 +195,7 @@ def _usd_text(amount: Decimal | None) -> str:
 
 
 def resume_hint(job: Job) -> str:
-    """The command that resumes a paused job."""
-    ceiling = " --max-cost USD" if job.waiting_on == "budget" else ""
+    """The command that resumes a paused job; the server refuses one whose budget is spent without a new ceiling."""
+    is_spent = job.waiting_on == "budget" or (job.max_cost_usd is not None and job.cost_usd >= job.max_cost_usd)
+    ceiling = " --max-cost USD" if is_spent else ""
     return f"`embedmill jobs resume {job.id}{ceiling}` lets it go on"

@@ -34,3 +34,21 @@ def test_a_resume_says_what_it_has_changed(status: str, ceiling: str | None, opt
     api = FakeApi()
     api.status, api.max_cost_usd = status, ceiling
     assert printed(api, "resume", JOB_ID, *options) == f"{JOB_ID} is in_progress{effect}"
+
+
+@pytest.mark.parametrize(
+    ("waiting_on", "ceiling", "option"),
+    [
+        ("budget", "1", " --max-cost USD"),
+        ("budget", None, " --max-cost USD"),
+        (None, "0.0246", " --max-cost USD"),  # paused by its caller when all had been spent: a plain resume gets a 409
+        (None, "0.0247", ""),
+        (None, None, ""),
+        ("provider", "1", ""),
+    ],
+)
+def test_a_pause_advises_the_resume_that_works(waiting_on: str | None, ceiling: str | None, option: str) -> None:
+    api = FakeApi()
+    api.status, api.waiting_on, api.max_cost_usd = "in_progress", waiting_on, ceiling
+    hint = f"`embedmill jobs resume {JOB_ID}{option}` lets it go on"
+    assert printed(api, "pause", JOB_ID) == f"{JOB_ID} is paused: {hint}"
