@@ -340,10 +340,10 @@ class GzipDecoder:
                     self._check_ratio()
                     yield piece
         except zlib.error as error:
-            raise InvalidInput(
-                "the body is no valid gzip stream: compress it anew, or send it as it is, without Content-Encoding",
-                code="invalid_encoding",
-            ) from error
+            fault = "the body is no gzip stream: compress it, or send it as it is, without Content-Encoding"
+            if self._bytes:
+                fault = f"the gzip stream is damaged behind the first {self._bytes:,} unpacked bytes: compress it anew"
+            raise InvalidInput(fault, code="invalid_encoding") from error
 
     def _check_ratio(self) -> None:
         if self._max_ratio and self._bytes > max(RATIO_FREE_BYTES, self._packed_bytes * self._max_ratio):
@@ -355,7 +355,10 @@ class GzipDecoder:
     def finish(self) -> None:
         """Raises InvalidInput when the stream ended in the middle of a member."""
         if self._started and not self._inflate.eof:
-            raise InvalidInput("the gzip stream is cut off before its end: send all of it", code="invalid_encoding")
+            raise InvalidInput(
+                f"the gzip stream is cut off after {self._packed_bytes:,} bytes, before its end: send all of it",
+                code="invalid_encoding",
+            )
 
 
 class IdentityDecoder:

@@ -51,6 +51,7 @@ class FakeApi:
         self.waiting_on: str | None = None
         self.status = ""  # of the job, once it is set: then it does not move by itself
         self.max_cost_usd: str | None = None
+        self.end_reasons: list[dict[str, object]] = []  # errors of the job that are of no input
         self.on_request: Callable[[httpx.Request], None] = lambda request: None
         self._polls = 0
         self.pending: set[int] = set()  # indexes that have no outcome yet
@@ -78,7 +79,7 @@ class FakeApi:
 
     @property
     def ids(self) -> list[str | None]:
-        lines = self.bodies[-1].split(b"\n")[:-1]
+        lines = b"".join(self.bodies[-1:]).split(b"\n")[:-1]
         return [json.loads(line).get("id") if line.startswith(b"{") else None for line in lines]
 
     def vector(self, index: int) -> np.ndarray:
@@ -129,13 +130,18 @@ class FakeApi:
             "status": status,
             "model": "tiny",
             "dimensions": WIDTH,
-            "counts": {"total": total, "completed": max(0, done - failed), "failed": failed, "pending": total - done},
+            "counts": {
+                "total": None if self.end_reasons else total,
+                "completed": max(0, done - failed),
+                "failed": failed,
+                "pending": total - done,
+            },
             "cost_usd": "0.0246",
             "max_cost_usd": self.max_cost_usd,
             "rate": {"inputs_per_second": 8123.4, "tokens_per_minute": 1},
             "eta_seconds": 5,
             "waiting_on": self.waiting_on,
-            "errors": errors,
+            "errors": errors + self.end_reasons,
         }
 
     def _poll(self) -> httpx.Response:

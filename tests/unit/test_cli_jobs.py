@@ -10,12 +10,17 @@ import pytest
 from tests.unit.cli_fake_api import JOB_ID, FakeApi, serving
 
 
-def printed(api: FakeApi, *arguments: str) -> str:
-    """What the command prints, in one line."""
+def ran(api: FakeApi, *arguments: str) -> subprocess.CompletedProcess[str]:
     with serving(api) as url:
         command = [sys.executable, "-m", "cli", "jobs", *arguments, "--url", url, "--api-key", "em_key"]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    return " ".join(ran.stdout.split())
+        return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def printed(api: FakeApi, *arguments: str) -> str:
+    """What the command prints, in one line."""
+    result = ran(api, *arguments)
+    assert result.returncode == 0, result.stderr
+    return " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -52,3 +57,13 @@ def test_a_pause_advises_the_resume_that_works(waiting_on: str | None, ceiling: 
     api.status, api.waiting_on, api.max_cost_usd = "in_progress", waiting_on, ceiling
     hint = f"`embedmill jobs resume {JOB_ID}{option}` lets it go on"
     assert printed(api, "pause", JOB_ID) == f"{JOB_ID} is paused: {hint}"
+
+
+@pytest.mark.parametrize("command", ["wait", "errors", "results"])
+def test_what_has_ended_a_job_is_named_and_counts_no_inputs(command: str) -> None:
+    api = FakeApi()
+    api.status = "failed"
+    reason = {"code": "invalid_encoding", "count": 0, "example_index": None, "message": "the gzip stream is cut off"}
+    api.end_reasons = [reason]
+    said = ran(api, command, JOB_ID).stderr
+    assert "the gzip stream is cut off" in said and "0 ×" not in said
