@@ -42,7 +42,7 @@ class RouteTest:
 
 
 async def check_account(runtime: Runtime, account: str) -> list[RouteTest]:
-    """Call each distinct route of the account once; those that answer are free for all processes at once."""
+    """Call each distinct route of the account once; its other outages end at once, for all processes."""
     routes: dict[tuple[tuple[str, str], int], tuple[Alias, Route]] = {}
     for alias in runtime.aliases.values():
         for route in alias.routes:
@@ -50,7 +50,7 @@ async def check_account(runtime: Runtime, account: str) -> list[RouteTest]:
                 routes.setdefault((route_key(route), route.width), (alias, route))
     tests = [await _test(runtime, alias, route) for alias, route in routes.values()]
     with contextlib.suppress(EmbedmillError, DBAPIError, OSError):  # without tables, nobody waits for it
-        await _end_outages(runtime, account, [test.upstream_model for test in tests if test.cause is None])
+        await _end_outages(runtime, account, [test.upstream_model for test in tests if test.cause is not None])
         await runtime.usage.flush()
         await outage_waits.resume_recovered_jobs(runtime)  # jobs go on now, not only when the sweep looks
         await dispatch(runtime)
@@ -82,8 +82,9 @@ async def _test(runtime: Runtime, alias: Alias, route: Route) -> RouteTest:
     )
 
 
-async def _end_outages(runtime: Runtime, account: str, upstream_models: list[str]) -> None:
+async def _end_outages(runtime: Runtime, account: str, failed_models: list[str]) -> None:
+    """End the outages of the models that answer, and of those to which the configuration has no route any more."""
     async with runtime.database.write() as connection:
         await connection.execute(
-            delete(RouteOutage).where(RouteOutage.account == account, RouteOutage.upstream_model.in_(upstream_models))
+            delete(RouteOutage).where(RouteOutage.account == account, RouteOutage.upstream_model.not_in(failed_models))
         )

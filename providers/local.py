@@ -21,6 +21,7 @@ from models.errors import (
 from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, max_reply_bytes_of, plausible_tokens
 
 CONTENT_TYPE = "application/x-embedmill-f32"
+WIDTHS = {"wordllama-256": 256}  # by model: all that there are
 
 
 class LocalRequest(msgspec.Struct):
@@ -62,7 +63,11 @@ class LocalProvider:
         """The error by its status; the body is its message."""
         message = reply.body.decode("utf-8", "replace")[:500]
         if reply.status == 404:
-            return UpstreamMisconfigured(f"local model: {message}", status=404)
+            return UpstreamMisconfigured(
+                f"local model: {message}",
+                status=404,
+                advice="correct model in the route to providers.{account}, in the file that API and workers read",
+            )
         if reply.status == 400:
             return UpstreamRejected(f"local model: {message}", status=400)
         if reply.status == 503:

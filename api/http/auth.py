@@ -37,7 +37,11 @@ REQUIRED_SCOPE: dict[str, Scope] = {
     "retry_job": Scope.JOBS,
     "delete_job": Scope.JOBS,
 }
-NO_KEY = "You didn't provide an API key. Send it as `Authorization: Bearer <key>`."
+NO_KEY = "You didn't provide an API key, in Authorization or x-api-key. Send it as `Authorization: Bearer <key>`."
+OTHER_SCHEME = (
+    "The header Authorization was judged, and holds no API key: its form is `Bearer <key>`. "
+    "Leave it out where the key is in x-api-key."
+)
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -95,15 +99,18 @@ def _missing_scope(required: Scope | None, caller: Caller) -> NotPermitted:
 
 async def authenticate(request: Request) -> Caller:
     """The caller behind the request's key. Raises NotAuthenticated or StorageUnavailable."""
-    credentials = header(request, b"authorization")
-    if credentials:
-        scheme, _, text = credentials.partition(" ")
-        text = text.strip() if scheme.lower() == "bearer" else ""
-    else:
-        text = header(request, b"x-api-key")
+    scheme, _, text = header(request, b"authorization").strip().partition(" ")
+    origin, text = "Authorization was judged; its form is `Bearer <key>`", text.strip()
+    if scheme and scheme.lower() != "bearer":
+        raise NotAuthenticated(OTHER_SCHEME)
+    if not text:  # an empty key beside another does not count
+        origin, text = "x-api-key was judged; its form is `<key>`", header(request, b"x-api-key").strip()
     if not text:
         raise NotAuthenticated(NO_KEY)
-    return await runtime_of(request).keys.caller(text)
+    try:
+        return await runtime_of(request).keys.caller(text)
+    except NotAuthenticated as error:
+        raise NotAuthenticated(f"{error.message} The header {origin}.") from None
 
 
 def runtime_of(request: Request) -> Runtime:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from api.http.schemas import decode
+from api.http.schemas import decode, double_key_error
 from engine.corpus import json_spans
 from engine.corpus.json_items import read_numbers
 from engine.corpus.lines import explain_line
@@ -61,6 +61,8 @@ def split_input(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body,
     """
     try:
         spans = json_spans.members(body)
+    except json_spans.DoubleKey as error:
+        raise double_key_error(_field_name(error.key)) from None
     except json_spans.Malformed:
         spans = {}
     if not spans:
@@ -69,8 +71,12 @@ def split_input(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body,
         raise InvalidInput(NOT_JSON, code="invalid_json")
     found: Span | None = None
     fields: list[bytes] = []
+    names: set[str] = set()
     for key, (start, stop) in spans.items():
         name = _field_name(key)
+        if name in names:  # once with an escaped letter
+            raise double_key_error(name)
+        names.add(name)
         if name == "input" and (kind := json_spans.first_byte(body, start, stop)) in (b'"', b"["):
             found = Span(start, stop, kind)
             fields.append(b'"input":""')

@@ -11,6 +11,7 @@ from models.errors import UnsupportedMediaType
 
 JSON = "application/json"
 FORM_URLENCODED = "application/x-www-form-urlencoded"
+UTF8_CHARSETS = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})  # ASCII is a part of UTF-8
 STREAM_TYPES = "application/x-ndjson (a JSON value per line) or text/plain (a text per line)"
 
 
@@ -19,13 +20,17 @@ def media_type(request: Request) -> str:
     return header(request, b"content-type", JSON).partition(";")[0].strip().lower()
 
 
-def charset(request: Request) -> str:
-    """The encoding that the content type names; "" where it names none."""
-    for parameter in request.headers.get("content-type", "").split(";")[1:]:
+def require_utf8(content_type: str) -> None:
+    """Raises UnsupportedMediaType where the header names another encoding: the text would be read as another one."""
+    for parameter in content_type.split(";")[1:]:
         name, _, value = parameter.partition("=")
-        if name.strip().lower() == "charset":
-            return value.strip().strip('"').lower()
-    return ""
+        charset = value.strip().strip("\"'")
+        if name.strip().lower() == "charset" and charset.lower() not in UTF8_CHARSETS:
+            raise UnsupportedMediaType(
+                f"The charset '{charset[:40]}' of Content-Type is not supported. "
+                "Encode the body as UTF-8, and send charset=utf-8 or no charset.",
+                param="content-type",
+            )
 
 
 def unsupported(kind: str, supported: Sequence[str]) -> UnsupportedMediaType:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from fastapi import Request
 from starlette.requests import ClientDisconnect
 
+from api.http import media_types
 from api.http.auth import caller_of, runtime_of
 from api.http.request_headers import header
 from engine.corpus.lines import GzipDecoder, IdentityDecoder
@@ -35,7 +36,10 @@ def check_client(request: Request) -> None:
 
 
 def body_decoder(request: Request) -> GzipDecoder | IdentityDecoder:
-    """The decoder for the body's Content-Encoding. Raises UnsupportedMediaType."""
+    """The decoder for the body's Content-Encoding. Raises UnsupportedMediaType, also for another charset than UTF-8."""
+    content_type = header(request, b"content-type")
+    if ";" in content_type:
+        media_types.require_utf8(content_type)
     encoding = header(request, b"content-encoding", "identity").strip().lower()
     if encoding in ("gzip", "x-gzip"):
         return GzipDecoder(max_ratio=runtime_of(request).settings.max_compression_ratio)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 
 from engine.config.suggestions import did_you_mean
+from engine.corpus.double_keys import double_key, has_quotes, quotes_in, quotes_in_items
 from engine.corpus.lines import TextLine
 from models.errors import InvalidInput, RequestError, UnsupportedParameter
 
@@ -275,14 +276,32 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def decode(decoder: msgspec.json.Decoder[Body], body: bytes) -> Body:
-    """Parse a JSON body. Raises InvalidInput or UnsupportedParameter that names the field."""
+    """Parse a JSON body. Raises InvalidInput or UnsupportedParameter that names the field, or the key it has twice."""
     try:
-        return decoder.decode(body)
+        value = decoder.decode(body)
     except msgspec.ValidationError as error:
         raise explain(error, decoder.type) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = "it is empty; send a JSON object" if not body.strip() else "check quotes, commas and encoding (UTF-8)"
         raise InvalidInput(f"The body is not valid JSON: {reason}.", code="invalid_json") from error
+    if not has_quotes(body, _quotes_of(value)) and (key := double_key(body)) is not None:
+        raise double_key_error(key)
+    return value
+
+
+def _quotes_of(body: msgspec.Struct) -> int:
+    """The quotes of the body, where it has no key twice and no null."""
+    count = 0
+    for name in body.__struct_fields__:
+        value = getattr(body, name)
+        if value is not None:
+            count += 2 + (quotes_in_items(value) if name == "input" and type(value) is list else quotes_in(value))
+    return count
+
+
+def double_key_error(key: str) -> InvalidInput:
+    """The error for a key that an object of the body has twice. `key`: its path."""
+    return InvalidInput(f"The key '{key[:100]}' occurs twice: send it once.", param=key[:100], code="duplicate_key")
 
 
 def explain(error: msgspec.ValidationError, schema: Any) -> RequestError:

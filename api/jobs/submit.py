@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from api.http import json_body, media_types, params, request_body
 from api.http.auth import caller_of, runtime_of
-from api.http.schemas import JobQuery, JobRequest, decode, explain
+from api.http.schemas import JobQuery, JobRequest, decode, double_key_error, explain
 from api.jobs.render import job_path, job_response, json_response
 from engine.corpus import json_spans
+from engine.corpus.double_keys import double_key
 from engine.corpus.json_items import read_items, read_numbers
 from engine.corpus.lines import (
     LINE_PARSERS,
@@ -35,7 +36,7 @@ from engine.jobs.recording import budget
 from engine.planning import packing
 from engine.runtime import Runtime
 from models.embedding import Options
-from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFound, UnsupportedMediaType
+from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFound
 from providers.caller_options import checked_options
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
@@ -51,9 +52,6 @@ async def create_job(request: Request) -> Response:
     if media_type != media_types.JSON and media_type not in LINE_PARSERS:
         raise media_types.unsupported(media_type, [media_types.JSON, *LINE_PARSERS])
     media_types.require_content_type(request)
-    charset = media_types.charset(request)
-    if charset.startswith(("utf-16", "utf-32", "ucs-")):
-        raise UnsupportedMediaType(f"The charset '{charset[:40]}' is not supported: send UTF-8.", param="content-type")
     key = request.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= 255:
         raise InvalidInput("The Idempotency-Key must have 1 to 255 characters.", param="idempotency-key")
@@ -271,6 +269,9 @@ def _records_within(runtime: Runtime, spec: JobSpec, body: bytes, span: json_bod
 
 
 def _query(request: Request) -> JobQuery:
+    names = [name for name, _ in request.query_params.multi_items()]
+    if len(set(names)) < len(names):
+        raise double_key_error(next(name for name in names if names.count(name) > 1))
     try:
         return msgspec.convert(dict(request.query_params), JobQuery, strict=False)
     except msgspec.ValidationError as error:
@@ -283,6 +284,8 @@ def _query(request: Request) -> JobQuery:
 def _metadata_of(text: str | None) -> dict[str, str]:
     if text is None:
         return {}
+    if (key := double_key(text)) is not None:
+        raise double_key_error(f"metadata.{key}")
     try:
         return msgspec.json.decode(text, type=dict[str, str])
     except (msgspec.DecodeError, UnicodeError) as error:

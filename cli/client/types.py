@@ -69,6 +69,7 @@ class Job(msgspec.Struct):
     counts: Counts = msgspec.field(default_factory=Counts)
     usage: Usage = msgspec.field(default_factory=Usage)
     cost_usd: Decimal = Decimal(0)
+    max_cost_usd: Decimal | None = None  # the ceiling; None: there is none
     rate: Rate | None = None
     eta_seconds: float | None = None
     waiting_on: str | None = None
@@ -181,7 +182,20 @@ def status_text(job: Job) -> str:
     return job.status.replace("_", " ")
 
 
+def resume_effect(before: Job, after: Job) -> str:
+    """What a resume has changed beside the status, to be put behind it; "" for a paused job that only goes on."""
+    effects = [] if before.status == "paused" else ["it was not paused"]
+    if before.max_cost_usd != after.max_cost_usd:
+        effects.append(f"ceiling {_usd_text(before.max_cost_usd)} → {_usd_text(after.max_cost_usd)}")
+    return f": {'; '.join(effects)}" if effects else ""
+
+
+def _usd_text(amount: Decimal | None) -> str:
+    return "none" if amount is None else f"${amount.normalize():f}"
+
+
 def resume_hint(job: Job) -> str:
-    """The command that resumes a paused job."""
-    ceiling = " --max-cost USD" if job.waiting_on == "budget" else ""
+    """The command that resumes a paused job; the server refuses one whose budget is spent without a new ceiling."""
+    is_spent = job.waiting_on == "budget" or (job.max_cost_usd is not None and job.cost_usd >= job.max_cost_usd)
+    ceiling = " --max-cost USD" if is_spent else ""
     return f"`embedmill jobs resume {job.id}{ceiling}` lets it go on"

@@ -132,12 +132,13 @@ def results(
 
 @app.command()
 def errors(job_id: JobId, as_json: JsonOption = False, url: UrlOption = None, api_key: ApiKeyOption = None) -> None:
-    """List every input that has an error instead of a vector."""
+    """List every input that has an error instead of a vector; on stderr, what has ended the whole job."""
     import msgspec
 
     from cli.client.api_client import connect
     from cli.client.types import InputErrorLine
     from cli.output.streams import data_stream
+    from cli.output.terminal import err
 
     read = msgspec.json.Decoder(InputErrorLine).decode
     with connect(url, api_key) as client:
@@ -148,6 +149,9 @@ def errors(job_id: JobId, as_json: JsonOption = False, url: UrlOption = None, ap
             line = read(raw)
             name = f" {line.id}" if line.id else ""
             sys.stdout.write(f"{line.index}{name} {line.error.code}: {line.error.message}\n")
+        for group in client.job(job_id).errors:
+            if not group.count:
+                err.print(f"the job has failed: {group.code}: {group.message}", markup=False)
 
 
 @app.command()
@@ -183,13 +187,15 @@ def resume(
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
 ) -> None:
-    """Let a paused job go on."""
+    """Let a paused job go on. With --max-cost, also change the ceiling of one that runs."""
     from cli.client.api_client import connect
+    from cli.client.types import resume_effect
     from cli.output.terminal import out
 
     with connect(url, api_key) as client:
+        before = client.job(job_id)
         job = client.job_action(job_id, "resume", {"max_cost_usd": max_cost})
-    out.print(f"{job.id} is {job.status}", markup=False)
+    out.print(f"{job.id} is {job.status}{resume_effect(before, job)}", markup=False)
 
 
 @app.command()

@@ -45,6 +45,9 @@ def check_complete(job: Job, *, partial: bool) -> None:
 
     Raises CliError.
     """
+    if job.counts.total is None and job.finished:
+        reasons = "; ".join(group.message for group in job.errors if not group.count)
+        raise CliError(f"{job.id} is {status_text(job)}, before its corpus had been read", reasons or "send it again")
     if job.counts.total is None:
         raise CliError(f"{job.id}: its corpus is still being read", "ask again in a moment")
     if partial or job.status in WITH_VECTORS:

@@ -45,7 +45,8 @@ def print_outcome(job: Job) -> None:
     err.print(f"{job.id} {job.status.replace('_', ' ')}{duration_text}: {summary(job)}", markup=False)
     for group in job.errors[:SHOWN_ERRORS]:
         example = f", first at index {group.example_index:,}" if group.example_index is not None else ""
-        err.print(f"  {group.count:,} × {group.code}{example}: {group.message}", markup=False)
+        count = f"{group.count:,} × " if group.count else ""  # 0: what ended the job, not an input
+        err.print(f"  {count}{group.code}{example}: {group.message}", markup=False)
     if job.truncated:
         err.print(f"  {job.truncated:,} inputs were cut: their vectors are of their beginnings", markup=False)
     if job.counts.failed:

@@ -173,6 +173,7 @@ def summary(job: Job) -> str:
     facts.append(f"${job.cost_usd.normalize():f}")
     if counts.failed:
         facts.append(f"{counts.failed:,} failed")
+    facts += [group.code for group in job.errors if not group.count]  # what ended the job, not an input
     if job.waiting_on and job.status != "paused":
         provider = f" {job.waiting.provider}" if job.waiting and job.waiting.provider else ""
         facts.append(f"waiting on {job.waiting_on}{provider}")

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.panel import Panel
 from rich.text import Text
 
@@ -17,12 +18,14 @@ from cli.data_dir import DEFAULT_DATA_DIR, DataDir
 from cli.output.terminal import out
 
 SHOWN_MODELS = 6
+FRAME_CELLS = 4
 
 
 def print_banner(url: str, data_dir: DataDir, new_key: str | None, models: Sequence[str]) -> None:
     """Print the address, the key (this once) and what to do next (outside the frame, to be copied)."""
-    title, facts = "embedmill is ready", Text("\n".join(fact_lines(url, data_dir, new_key, models)))
-    if out.is_terminal:
+    title, lines = "embedmill is ready", fact_lines(url, data_dir, new_key, models)
+    facts = Text("\n".join(lines))
+    if out.is_terminal and fits_frame(lines, out.width):
         out.print(Panel(facts, title=title, border_style="green", expand=False), soft_wrap=False)
     else:
         out.print(Text(title))
@@ -31,13 +34,18 @@ def print_banner(url: str, data_dir: DataDir, new_key: str | None, models: Seque
     out.file.flush()
 
 
+def fits_frame(lines: Sequence[str], width: int) -> bool:
+    """False where a frame would break a line, and with it a path or a key that is to be copied."""
+    return max(map(cell_len, lines)) + FRAME_CELLS <= width
+
+
 def fact_lines(url: str, data_dir: DataDir, new_key: str | None, models: Sequence[str]) -> list[str]:
     """The URL, the key, and the models."""
     lines = [f"url     {url}   (docs: {url}/docs)"]
     if new_key:
-        lines += [f"key     {new_key}", f"        (shown this once; kept in {_near(data_dir.key_file)})"]
+        lines += [f"key     {new_key}", f"        (shown this once; kept in {_quoted_key_file(data_dir)})"]
     elif data_dir.key_file.is_file():
-        lines.append(f"key     in {_near(data_dir.key_file)}")
+        lines.append(f"key     in {_quoted_key_file(data_dir)}")
     else:
         lines.append(f"key     none is kept here; `{embedmill(data_dir, 'keys create')}` makes one")
     if models:
@@ -89,7 +97,8 @@ def _is_found_here(data_dir: DataDir) -> bool:
 
 
 def _quoted_key_file(data_dir: DataDir) -> str:
-    return shlex.quote(_near(data_dir.key_file) if _is_found_here(data_dir) else str(data_dir.key_file.absolute()))
+    """The path as a shell takes it from any folder."""
+    return shlex.quote(str(data_dir.key_file.absolute()))
 
 
 def _near(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import subprocess
 import time
@@ -42,7 +43,7 @@ class Supervisor:
 
     @property
     def _log_hint(self) -> str:
-        return f"the files in {self._log_dir} say why" if self._log_dir else "the lines above say why"
+        return f"the files in {shlex.quote(str(self._log_dir))} say why" if self._log_dir else "the lines above say why"
 
     @property
     def stop_requested(self) -> bool:

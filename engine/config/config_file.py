@@ -21,6 +21,7 @@ from engine.planning.tokens import CL100K
 from engine.validation import check_names, check_secret
 from models.embedding import Account, Alias, Limits, Route
 from models.errors import ConfigError
+from providers.local import WIDTHS
 
 MAX_CONCURRENCY = 64
 
@@ -140,6 +141,12 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
     vendor = providers.PROVIDERS[section.kind].default_base_url
     if section.kind == "fake":
         vendor = f"inproc://fake/{name}/v1"  # an upstream for each account: each plays its own script
+    for key in ("base_url", "proxy"):
+        if section.kind == "local" and getattr(section, key) is not None:
+            raise ConfigError(
+                f'{where}.{key} has no meaning for kind = "local", whose model runs in this process: leave it out',
+                param=f"{where}.{key}",
+            )
     base_url = (section.base_url or vendor).rstrip("/")
     if section.base_url and not section.base_url.startswith(("http://", "https://")):
         raise ConfigError(f"{where}.base_url must start with http:// or https://", param=f"{where}.base_url")
@@ -262,6 +269,8 @@ def _route(
     if min(limits.inputs_per_call, limits.tokens_per_input, limits.tokens_per_call, limits.bytes_per_call) < 1:
         raise ConfigError(f"{where}: limits must be more than 0", param=where)
     upstream_model = section.model or (known.upstream_model if known else alias)
+    if account.kind == "local":
+        _check_local(section, where, alias, width, upstream_model)
     expected = account.expect_model if section.expect_model is None else section.expect_model
     return Route(
         account=account,
@@ -269,7 +278,7 @@ def _route(
         width=width,
         limits=limits,
         usd_per_million_tokens=alias_price if price is None else price,
-        narrowing=section.narrowing or (known.narrowing if known else "native"),
+        narrowing=section.narrowing or ("cut" if account.kind == "local" else known.narrowing if known else "native"),
         accepts_tokens=provider.accepts_tokens,
         priority=section.priority,
         weight=section.weight,
@@ -279,6 +288,24 @@ def _route(
         alias=alias,
         encoding=account.encoding,
     )
+
+
+def _check_local(section: RouteSection, where: str, alias: str, width: int, upstream_model: str) -> None:
+    """Raise ConfigError for what no model in this process can do, which would otherwise look like an outage."""
+    if upstream_model not in WIDTHS:
+        fault = f"{where}.model = {upstream_model!r}" if section.model else f"{where}.model is left out, and {alias!r}"
+        raise ConfigError(
+            f'{fault} is no model that kind = "local" has: {", ".join(WIDTHS)}. Set one of them as the route\'s model',
+            param=f"{where}.model",
+        )
+    if width != WIDTHS[upstream_model]:
+        raise ConfigError(
+            f"models.{alias}.dimensions must be {WIDTHS[upstream_model]}, the width of {upstream_model}; "
+            "narrower vectors belong into allowed_dimensions",
+            param=f"models.{alias}.dimensions",
+        )
+    if section.narrowing == "native":
+        raise ConfigError(f'{where}.narrowing must be "cut" for kind = "local"', param=f"{where}.narrowing")
 
 
 def _tokens_per_call(account: Account, limit: int) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import msgspec
 
 from engine.corpus import json_spans
+from engine.corpus.double_keys import double_key, has_quotes, quotes_in_items
 from engine.corpus.lines import ParsedRecords, TextLine, append_record, explain_line
 from models.embedding import InputError
 from models.errors import InvalidInput
@@ -29,12 +30,24 @@ def read_items(document: bytes, start: int, stop: int, *, max_item_bytes: int) -
             lines.append_error(InputError("input_too_long", f"the item is longer than {max_item_bytes} bytes"))
         else:
             try:
-                for value in _ITEMS.decode(b"[" + piece + b"]"):
-                    append_record(value, lines)
+                values = _ITEMS.decode(b"[" + piece + b"]")
             except _NOT_JSON:
                 lines = _one_by_one(piece, index)
+            else:
+                if not has_quotes(piece, quotes_in_items(values)):
+                    _check_keys(piece, index)
+                for value in values:
+                    append_record(value, lines)
         yield lines
         index += count
+
+
+def _check_keys(piece: bytes, first_index: int) -> None:
+    """Raises InvalidInput for an item that has a key twice."""
+    if (path := double_key(b"[" + piece + b"]")) is not None:
+        position, _, key = path.removeprefix("[").partition("].")
+        where = f"input[{first_index + int(position)}].{key}"
+        raise InvalidInput(f"The key '{where}' occurs twice: send it once.", param=where, code="duplicate_key")
 
 
 def _one_by_one(piece: bytes, first_index: int) -> ParsedRecords:
@@ -51,6 +64,7 @@ def _one_by_one(piece: bytes, first_index: int) -> ParsedRecords:
                 raise InvalidInput(f"Invalid '{where}': {error.message}.", param=where, code="invalid_type") from None
             lines.append_error(error, caller_id)
         else:
+            _check_keys(item, first_index + position)
             append_record(value, lines)
     return lines
 

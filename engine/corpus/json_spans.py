@@ -36,6 +36,14 @@ class Malformed(ValueError):
     """The document has no such shape: brackets that do not match, text around it, too many members."""
 
 
+class DoubleKey(Malformed):
+    """The object has a key twice. `key`: as it is written, with its quotes."""
+
+    def __init__(self, key: bytes) -> None:
+        super().__init__("a key occurs twice")
+        self.key = key
+
+
 class _Scanner:
     """Finds brackets, commas and colons outside strings, a block at a time, with the depth after each."""
 
@@ -93,7 +101,7 @@ def _structure(document: bytes, start: int, stop: int) -> Iterator[tuple[Positio
 def members(document: bytes) -> dict[bytes, tuple[int, int]]:
     """The members of an object: each key as it is written, with its quotes, and the span of its value.
 
-    Of a key that occurs twice the last one counts. Raises Malformed.
+    Raises Malformed, and DoubleKey for a key that is written twice in the same way.
     """
     opening = _skip_space(document, 0)
     if document[opening : opening + 1] != b"{":
@@ -109,6 +117,8 @@ def members(document: bytes) -> dict[bytes, tuple[int, int]]:
                 key = document[begin:position].strip(_SPACE)
             elif (depth == 1 and character == _COMMA) or depth == 0:
                 if key is not None:
+                    if key in spans:
+                        raise DoubleKey(key)
                     spans[key] = (begin, position)
                 elif document[begin:position].strip(_SPACE) or spans:
                     raise Malformed("a member has no value")

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from engine.corpus import json_spans
+from engine.corpus.double_keys import line_double_key
 from models.embedding import Input, InputError
 from models.errors import InvalidInput, PayloadTooLarge
 
@@ -84,7 +85,11 @@ def parse_json_line(line: bytes, lines: ParsedRecords) -> None:
         error, caller_id = explain_line(line)
         lines.append_error(error, caller_id)
     else:
-        append_record(value, lines)
+        if isinstance(value, TextLine) and (key := line_double_key(line, value)) is not None:
+            error = InputError("invalid_input", f"the line has the key '{key}' twice: send it once")
+            lines.append_error(error, None if key == "id" else _id_in(line))
+        else:
+            append_record(value, lines)
 
 
 def _has_endless_number(line: bytes) -> bool:
@@ -335,10 +340,10 @@ class GzipDecoder:
                     self._check_ratio()
                     yield piece
         except zlib.error as error:
-            raise InvalidInput(
-                "the body is no valid gzip stream: compress it anew, or send it as it is, without Content-Encoding",
-                code="invalid_encoding",
-            ) from error
+            fault = "the body is no gzip stream: compress it, or send it as it is, without Content-Encoding"
+            if self._bytes:
+                fault = f"the gzip stream is damaged behind the first {self._bytes:,} unpacked bytes: compress it anew"
+            raise InvalidInput(fault, code="invalid_encoding") from error
 
     def _check_ratio(self) -> None:
         if self._max_ratio and self._bytes > max(RATIO_FREE_BYTES, self._packed_bytes * self._max_ratio):
@@ -350,7 +355,10 @@ class GzipDecoder:
     def finish(self) -> None:
         """Raises InvalidInput when the stream ended in the middle of a member."""
         if self._started and not self._inflate.eof:
-            raise InvalidInput("the gzip stream is cut off before its end: send all of it", code="invalid_encoding")
+            raise InvalidInput(
+                f"the gzip stream is cut off after {self._packed_bytes:,} bytes, before its end: send all of it",
+                code="invalid_encoding",
+            )
 
 
 class IdentityDecoder:

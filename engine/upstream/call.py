@@ -20,7 +20,7 @@ from engine.process.work_threads import WorkThreads
 from engine.storage import vectors
 from engine.upstream.call_context import CallAttempt, CallContext, CallObserver
 from engine.upstream.encodings import Encodings
-from engine.upstream.in_process import SCHEME, InProcessTransport
+from engine.upstream.in_process import SCHEME, InProcessTransport, fit_advice
 from models.embedding import Account, Batch, Matrix, Route
 from models.errors import (
     DeadlineExceeded,
@@ -193,6 +193,8 @@ class Upstream:
                 embedded = provider.parse_reply(reply, native, route)
             rows = self._checked_rows(embedded, attempt)
         except BaseException as error:
+            if isinstance(error, UpstreamError):
+                fit_advice(error, route.account)
             attempt.record_failure(error)
             raise
         finally:

@@ -16,19 +16,40 @@ import msgspec
 import numpy as np
 
 from models.embedding import Account
-from models.errors import UpstreamMisconfigured, UpstreamTimeout, UpstreamUnavailable
+from models.errors import (
+    UpstreamAuthFailed,
+    UpstreamError,
+    UpstreamMisconfigured,
+    UpstreamOverloaded,
+    UpstreamRateLimited,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import FakeScript, FakeUpstream
-from providers.local import LocalRequest
+from providers.local import WIDTHS, LocalRequest
 
 if TYPE_CHECKING:
     from wordllama.inference import WordLlamaInference
 
 SCHEME = "inproc://"
-NOT_INSTALLED = (
-    "the built-in local model needs the package wordllama, which is not installed here: "
-    "`pip install wordllama`, or give the model a route to another provider"
-)
+NOT_INSTALLED = "the built-in local model needs the package wordllama, which is not installed here"
+INSTALL_IT = "`pip install wordllama`, or give the model a route to another provider"
+# Errors whose advice fits any account.
+ADDRESSLESS = (UpstreamAuthFailed, UpstreamOverloaded, UpstreamRateLimited)
+
+
+def fit_advice(error: UpstreamError, account: Account) -> None:
+    """Replace advice about an address or a status page in an error of an account whose model runs in this process."""
+    has_fitting = error.advice and "base_url" not in error.advice
+    if has_fitting or not account.base_url.startswith(SCHEME) or isinstance(error, ADDRESSLESS):
+        return
+    if account.kind == "fake":
+        error.advice = "see script of providers.{account}, which plays this fault"
+    elif isinstance(error, UpstreamTimeout):
+        error.advice = "raise timeout_s of providers.{account}, or run fewer workers on this machine"
+    else:
+        error.advice = "see the log of API and workers, in which this model runs, and restart them"
 
 
 class InProcessTransport:
@@ -83,10 +104,8 @@ class LocalModel:
     def answer(self, request: UpstreamRequest) -> UpstreamReply:
         """The reply to a msgpack request: raw float32 rows, or an error status."""
         call = msgspec.msgpack.decode(request.body, type=LocalRequest)
-        if call.model != "wordllama-256":
-            return UpstreamReply(
-                404, {}, f"there is no local model named {call.model}; there is wordllama-256".encode()
-            )
+        if call.model not in WIDTHS:
+            return UpstreamReply(404, {}, f"there is no model {call.model}; there is {', '.join(WIDTHS)}".encode())
         rows, tokens, empty = self.embed(call.texts)
         if empty is not None:
             return UpstreamReply(400, {}, f"input[{empty}] has nothing in it that the model knows".encode())
@@ -127,7 +146,7 @@ class LocalModel:
             try:
                 import wordllama
             except ImportError:
-                raise UpstreamMisconfigured(NOT_INSTALLED) from None
+                raise UpstreamMisconfigured(NOT_INSTALLED, advice=INSTALL_IT) from None
 
             # Both arguments are needed to keep it off the network.
             folder = Path(wordllama.__file__).parent

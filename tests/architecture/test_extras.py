@@ -87,7 +87,7 @@ from models.errors import UpstreamMisconfigured
 try:
     LocalModel().count(["one"])
 except UpstreamMisconfigured as error:
-    print(error.message)
+    print(error.advice)
 """
     ran = run(ONE_MACHINE, program, folder=tmp_path)
     assert "pip install wordllama" in ran.stdout, ran.stderr

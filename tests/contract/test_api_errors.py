@@ -189,6 +189,44 @@ async def test_a_key_in_x_api_key(gateway: Gateway) -> None:
         assert (await other.get("/v1/models", headers={"x-api-key": gateway.key})).status_code == 200
 
 
+@leaving_nothing
+@pytest.mark.parametrize("empty", ["Bearer", "Bearer ", "bearer", ""])
+async def test_an_empty_key_beside_a_good_one_does_not_count(shared_gateway: Gateway, empty: str) -> None:
+    async with httpx.AsyncClient(transport=shared_gateway.transport(), base_url="http://gateway") as other:
+        for headers in (
+            {"authorization": empty, "x-api-key": shared_gateway.key},
+            {"authorization": f"Bearer {shared_gateway.key}", "x-api-key": ""},
+        ):
+            assert (await other.get("/v1/models", headers=headers)).status_code == 200
+        reply = await other.get("/v1/models", headers={"authorization": empty, "x-api-key": " "})
+    message = error_of(reply)["message"]
+    assert reply.status_code == 401 and "Authorization or x-api-key" in message and "`Authorization: Bearer" in message
+
+
+@leaving_nothing
+@pytest.mark.parametrize(
+    ("authorization", "x_api_key", "judged", "form"),
+    [
+        ("Basic eA==", "good", "Authorization", "`Bearer <key>`"),
+        ("Digest a=b", "", "Authorization", "`Bearer <key>`"),
+        ("good", "", "Authorization", "`Bearer <key>`"),  # the scheme was forgotten
+        ("Bearer em_wrong", "good", "Authorization", "`Bearer <key>`"),
+        ("Bearer", "wrong", "x-api-key", "`<key>`"),
+        ("", "Bearer good", "x-api-key", "`<key>`"),
+    ],
+)
+async def test_a_401_names_the_header_that_was_judged_and_its_form(
+    shared_gateway: Gateway, authorization: str, x_api_key: str, judged: str, form: str
+) -> None:
+    sent = {"authorization": authorization, "x-api-key": x_api_key}
+    headers = {name: value.replace("good", shared_gateway.key) for name, value in sent.items()}
+    async with httpx.AsyncClient(transport=shared_gateway.transport(), base_url="http://gateway") as other:
+        reply = await other.get("/v1/models", headers=headers)
+    message = error_of(reply)["message"]
+    assert reply.status_code == 401 and f"The header {judged} was judged" in message and f"form is {form}" in message
+    assert shared_gateway.key not in message
+
+
 async def test_every_reply_has_a_request_id_of_its_own(gateway: Gateway) -> None:
     paths = ["/healthz", "/v1/models", "/nowhere", f"{JOBS}/job_x", "/docs"]
     ids = [(await gateway.client.get(path)).headers["x-request-id"] for path in paths * 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -106,6 +107,36 @@ async def test_a_gzip_stream_that_is_cut_off_is_no_job(gateway: Gateway) -> None
     assert (reply.status_code, error_of(reply)["code"]) == (400, "invalid_encoding")
     jobs = (await gateway.client.get(JOBS)).json()["data"]
     assert [job["status"] for job in jobs] in ([], ["failed"])
+
+
+PACKED = gzip.compress(b"".join(b'"text %d"\n' % (i * 7919) for i in range(20_000)))
+
+
+@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "k"}])
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (PACKED[: len(PACKED) * 3 // 4], f"cut off after {len(PACKED) * 3 // 4:,} bytes"),
+        (PACKED[:-3], f"cut off after {len(PACKED) - 3:,} bytes"),  # in the checksum
+        (PACKED[:60_000] + bytes(100) + PACKED[60_100:], "is damaged behind the first"),
+        (PACKED[:-8] + bytes(8), "is damaged behind the first"),  # the checksum itself
+    ],
+    ids=["cut", "cut in the checksum", "damaged", "another checksum"],
+)
+async def test_a_broken_gzip_stream_is_the_reason_of_its_job(
+    gateway: Gateway, body: bytes, reason: str, headers: dict[str, str]
+) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        for low in range(0, len(body), 16_384):
+            yield body[low : low + 16_384]
+
+    sent = {"content-type": "application/x-ndjson", "content-encoding": "gzip", **headers}
+    reply = await gateway.client.post(f"{JOBS}?model=tiny", content=chunks(), headers=sent)
+    [job] = (await gateway.client.get(JOBS)).json()["data"]
+    [error] = [each for each in job["errors"] if not each["count"]]  # the others are of lines that were damaged too
+    assert (job["status"], error["code"]) == ("failed", "invalid_encoding")
+    assert reason in error["message"] and reason in error_of(reply)["message"]
+    assert job["id"] in error_of(reply)["message"] and job["id"] not in error["message"]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,38 @@ async def test_json_without_the_header_is_taken(shared_gateway: Gateway, path: s
     assert (await shared_gateway.client.post(path, content=ASKED)).status_code == status
 
 
+@leaving_nothing
+@pytest.mark.parametrize("path", [SYNC, JOBS, f"{JOBS}/job_x/resume"])
+@pytest.mark.parametrize("charset", ["latin-1", '"ISO-8859-1"', "windows-1252", "UTF-16LE", "utf-7", "no-such"])
+async def test_a_charset_other_than_utf8_is_refused_in_every_json_body(
+    shared_gateway: Gateway, path: str, charset: str
+) -> None:
+    headers = {"content-type": f"application/json; Charset={charset}"}
+    reply = await shared_gateway.client.post(path, content=ASKED, headers=headers)
+    error = error_of(reply)
+    assert (reply.status_code, error["param"]) == (415, "content-type")
+    assert charset.strip('"') in error["message"] and "as UTF-8" in error["message"]
+
+
+@leaving_nothing
+@pytest.mark.parametrize("kind", ["application/x-ndjson", "application/jsonl", "text/plain"])
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_a_charset_other_than_utf8_is_refused_in_every_stream(
+    shared_gateway: Gateway, kind: str, encoding: str
+) -> None:
+    headers = {"content-type": f"{kind}; boundary=x; charset=latin-1", "content-encoding": encoding}
+    reply = await shared_gateway.client.post(f"{JOBS}?model=tiny", content=b'"a"\n', headers=headers)
+    assert (reply.status_code, error_of(reply)["param"]) == (415, "content-type")
+
+
+@leaving_nothing
+@pytest.mark.parametrize("charset", ["utf-8", "UTF-8", '"utf8"', "us-ascii", ""])
+async def test_utf8_by_any_name_is_taken(shared_gateway: Gateway, charset: str) -> None:
+    for path, kind in ((SYNC, "application/json"), (JOBS, "application/json"), (f"{JOBS}?model=tiny", "text/plain")):
+        headers = {"content-type": f"{kind};charset={charset}"}
+        assert (await shared_gateway.client.post(path, content=ASKED, headers=headers)).status_code in (200, 202)
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("options", [["-d", ASKED.decode()], ["--data-binary", ASKED.decode()], ["-F", "input=a"]])
 @pytest.mark.parametrize("path", [SYNC, JOBS])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
@@ -20,6 +20,7 @@ from engine.process.clock import DatabaseClock, machine_clock
 from engine.queue import worker_heartbeats
 from models.base import db_now
 from models.job import IdempotencyKey, JobStatus, Shard, ShardState
+from models.outage import RouteOutage
 from models.worker import WorkerProcess
 from tests.integration.clocks import SetClock, settable_clock
 from tests.integration.store import Store, landed, text_of
@@ -173,6 +174,18 @@ async def test_set_back_a_shard_of_any_state_can_be_claimed(clocks: Time, state:
         await sweep(store.runtime)
     held = await claims.claim(store.runtime, shard_id, "next")
     assert held is not None and held.count == 10
+
+
+@pytest.mark.parametrize("seconds", [-90.0, -86_400.0])
+async def test_set_back_a_route_that_is_down_is_probed_at_once(clocks: Time, seconds: float) -> None:
+    store = clocks.store
+    row = {"account": "one", "upstream_model": "m", "code": "c", "message": "m", "advice": "a", "since": db_now()}
+    async with store.runtime.database.write() as connection:
+        await connection.execute(insert(RouteOutage).values(**row, next_attempt_at=db_now() + 5.0))
+    await clocks.set_by(seconds)
+    await sweep(store.runtime)
+    await store.runtime.router.outages.refresh(is_forced=True)
+    assert await store.runtime.router.outages.claim_probe(store.routes[0])
 
 
 @pytest.mark.parametrize("seconds", [-120.0, 600.0])

@@ -15,6 +15,7 @@ from sqlalchemy import insert
 from cli.commands.doctor.accounts import accounts, probe_cost
 from cli.commands.doctor.brokers import broker, find_broker_fault
 from cli.commands.doctor.machine import machine
+from cli.commands.doctor.models import check_drift
 from cli.commands.doctor.outages import outages
 from cli.commands.doctor.quotas import quotas
 from cli.commands.doctor.storage import pepper
@@ -30,6 +31,7 @@ from engine.limiter.redis_store import RedisStore
 from engine.routing.outage_causes import cause_of
 from engine.storage.database import migrate
 from models.base import db_now
+from models.drift import DriftCheck
 from models.embedding import Alias
 from models.errors import UpstreamAuthFailed, UpstreamUnavailable
 from models.outage import RouteOutage
@@ -153,6 +155,20 @@ async def test_an_account_that_is_down_is_named_at_no_cost(store: Store) -> None
     assert await asyncio.to_thread(outages, settings, serving("good")) == []
     another_model = dataclasses.replace(fakes.route("bad"), upstream_model="corrected")
     assert await asyncio.to_thread(outages, settings, {"bad": fakes.alias(another_model)}) == []
+
+
+async def test_a_quarantine_of_a_route_that_is_no_longer_configured_fails_no_doctor(store: Store) -> None:
+    watched = dataclasses.replace(
+        fakes.route("good"), account=dataclasses.replace(fakes.route("good").account, drift_probe="text")
+    )
+    row = {"text_digest": "d", "checked_at": db_now(), "quarantined_at": db_now(), "similarity": 0.5}
+    space = fakes.alias(watched).space
+    aliases = {"good": fakes.alias(watched)}
+    for account, status in (("removed", "ok"), ("good", "fail")):
+        values = row | {"account": account, "upstream_model": watched.upstream_model, "space": space}
+        async with store.runtime.database.write() as connection:
+            await connection.execute(insert(DriftCheck).values(values))
+        assert (await asyncio.to_thread(check_drift, store.runtime.settings, aliases)).status == status
 
 
 async def test_an_outage_names_its_command_once(store: Store) -> None:

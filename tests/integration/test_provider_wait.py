@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 
+from engine.account_check import check_account
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job, job_object
 from models.base import db_now
@@ -165,6 +166,55 @@ async def test_inputs_fail_only_after_the_hours_of_the_setting(database_url: str
     assert (job["status"], job["counts"]["failed"]) == (JobStatus.FAILED, 10)
     assert job["errors"][0]["code"] == "upstream_auth_failed" and "account one" in job["errors"][0]["message"]
     await store.close()
+
+
+def outage_row(account: str, upstream_model: str, **instants: Any) -> dict[str, Any]:
+    words = {"code": "c", "message": "m", "advice": "a"}
+    return {"account": account, "upstream_model": upstream_model, "since": db_now(), **words, **instants}
+
+
+@pytest.mark.parametrize(("account", "model"), [("removed", "m"), ("one", "corrected"), ("one", "m")])
+async def test_an_outage_that_nobody_probes_any_more_is_forgotten(store: Store, account: str, model: str) -> None:
+    async with store.runtime.database.write() as connection:
+        rows = [
+            outage_row(account, model, next_attempt_at=db_now() - 3700.0),
+            outage_row("of another file", "m", next_attempt_at=db_now() - 60.0),  # of a process that is still alive
+        ]
+        for row in rows:
+            await connection.execute(insert(RouteOutage).values(row))
+    await store.runtime.router.outages.refresh(is_forced=True)
+    await sweep(store.runtime)
+    assert [row.account for row in await outages(store)] == ["of another file"]
+    await store.runtime.router.outages.refresh(is_forced=True)
+    assert list(store.runtime.router.outages._known) == [("of another file", "m")]
+
+
+async def test_an_outage_of_a_route_in_use_outlives_every_sweep_of_another_configuration(store: Store) -> None:
+    other = store.another()
+    play(store, {"do": {"status": 401}})
+    job_id = await store.submit(10)
+    await run_due(store, job_id)
+    await outages(store)
+    async with store.runtime.database.write() as connection:  # it has lasted for a day, and is still probed
+        await connection.execute(update(RouteOutage).values(since=db_now() - 86_400.0))
+    await probe_now(store, job_id)
+    await run_due(store, job_id)
+    await outages(store)
+    await sweep(other.runtime)
+    assert [row.account for row in await outages(store)] == ["one"]
+    await other.close()
+
+
+async def test_a_test_of_an_account_ends_the_outages_of_models_that_it_no_longer_has(store: Store) -> None:
+    play(store, {"do": {"status": 401}})
+    async with store.runtime.database.write() as connection:
+        for account, model in (("one", "m"), ("one", "corrected"), ("two", "m")):
+            await connection.execute(insert(RouteOutage).values(outage_row(account, model, next_attempt_at=db_now())))
+    await check_account(store.runtime, "one")
+    assert {(row.account, row.upstream_model) for row in await outages(store)} == {("one", "m"), ("two", "m")}
+    play(store)
+    await check_account(store.runtime, "one")
+    assert [row.account for row in await outages(store)] == ["two"]
 
 
 async def test_without_a_database_each_process_waits_and_probes_by_itself(store: Store) -> None:

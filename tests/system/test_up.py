@@ -151,7 +151,7 @@ def test_first_start_shows_the_key_once_and_a_stop_leaves_nothing(tmp_path: Path
         assert "`embedmill up`, which brings one, is not running" in first.run("doctor").stdout
     with started(tmp_path) as second:
         assert key not in second.stdout.read_text()
-        assert "key     in data/key" in second.stdout.read_text()
+        assert f"key     in {second.data_dir / 'key'}" in second.stdout.read_text()
         assert second.key == key
         assert second.get("/v1/models")
         assert second.stop(signal.SIGINT) == 0

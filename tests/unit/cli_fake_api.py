@@ -49,6 +49,9 @@ class FakeApi:
         self.final_status: str | None = None
         self.estimate: dict[str, object] = dict(ESTIMATE)
         self.waiting_on: str | None = None
+        self.status = ""  # of the job, once it is set: then it does not move by itself
+        self.max_cost_usd: str | None = None
+        self.end_reasons: list[dict[str, object]] = []  # errors of the job that are of no input
         self.on_request: Callable[[httpx.Request], None] = lambda request: None
         self._polls = 0
         self.pending: set[int] = set()  # indexes that have no outcome yet
@@ -66,7 +69,7 @@ class FakeApi:
     def inputs(self) -> list[object]:
         """What each line of the last corpus means; None for a line that is not a text."""
         read: list[object] = []
-        for line in self.bodies[-1].split(b"\n")[:-1]:
+        for line in b"".join(self.bodies[-1:]).split(b"\n")[:-1]:
             try:
                 value = json.loads(line)
             except ValueError:
@@ -76,7 +79,7 @@ class FakeApi:
 
     @property
     def ids(self) -> list[str | None]:
-        lines = self.bodies[-1].split(b"\n")[:-1]
+        lines = b"".join(self.bodies[-1:]).split(b"\n")[:-1]
         return [json.loads(line).get("id") if line.startswith(b"{") else None for line in lines]
 
     def vector(self, index: int) -> np.ndarray:
@@ -109,8 +112,13 @@ class FakeApi:
             return self._results(request)
         if path == f"/v1/embeddings/jobs/{JOB_ID}/errors":
             return httpx.Response(200, content=b"".join(self._lines(0, len(self.inputs), errors_only=True)))
-        if path == f"/v1/embeddings/jobs/{JOB_ID}":
+        if path in (f"/v1/embeddings/jobs/{JOB_ID}/pause", f"/v1/embeddings/jobs/{JOB_ID}/resume"):
+            self.status = "paused" if path.endswith("pause") else "in_progress"
+            self.max_cost_usd = json.loads(body or b"{}").get("max_cost_usd") or self.max_cost_usd
+        elif path == f"/v1/embeddings/jobs/{JOB_ID}" and not self.status:
             return self._poll()
+        if self.status:
+            return httpx.Response(200, json=self.job(self.status, done=0))
         return httpx.Response(404, json={"error": {"message": "No job found.", "code": "job_not_found"}})
 
     def job(self, status: str, *, done: int) -> dict[str, object]:
@@ -122,12 +130,18 @@ class FakeApi:
             "status": status,
             "model": "tiny",
             "dimensions": WIDTH,
-            "counts": {"total": total, "completed": max(0, done - failed), "failed": failed, "pending": total - done},
+            "counts": {
+                "total": None if self.end_reasons else total,
+                "completed": max(0, done - failed),
+                "failed": failed,
+                "pending": total - done,
+            },
             "cost_usd": "0.0246",
+            "max_cost_usd": self.max_cost_usd,
             "rate": {"inputs_per_second": 8123.4, "tokens_per_minute": 1},
             "eta_seconds": 5,
             "waiting_on": self.waiting_on,
-            "errors": errors,
+            "errors": errors + self.end_reasons,
         }
 
     def _poll(self) -> httpx.Response:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from cli.errors import CliError, UsageError
+from cli.errors import CliError, Failure, UsageError
 from cli.files.open_corpus import open_corpus
 
 WORDS = ["alpha", "beta", "gamma"]
@@ -110,8 +110,62 @@ def test_damage_is_one_readable_error(tmp_path: Path) -> None:
     whole = path.read_bytes()
     for broken in (whole[:-7], whole[: len(whole) // 2], whole[:200] + bytes(2000) + whole[2200:]):
         path.write_bytes(broken)
-        with pytest.raises(CliError, match="not readable as Parquet"):
+        with pytest.raises(CliError, match="not readable as Parquet") as raised:
             list(open_corpus(path).lines())
+        assert raised.value.failure is Failure.FILE
+
+
+def damaged(path: Path, whole: bytes) -> str:
+    path.write_bytes(whole)
+    with pytest.raises(CliError) as raised:
+        list(open_corpus(path, format="parquet").lines())
+    return str(raised.value)
+
+
+def test_the_part_that_is_damaged_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table({"id": list(range(5000)), "text": [f"text number {i} {i * 7919}" for i in range(5000)]})
+    pa.parquet.write_table(table, path, row_group_size=1500, use_dictionary=False)
+    whole, metadata = path.read_bytes(), pa.parquet.ParquetFile(path).metadata
+    size = len(whole)
+    footer = size - 8 - int.from_bytes(whole[-8:-4], "little")
+    for group, rows in ((0, "1 to 1,500"), (2, "3,001 to 4,500"), (3, "4,501 to 5,000")):
+        for column, name in ((1, "text"), (0, "id")):
+            start = metadata.row_group(group).column(column).data_page_offset
+            said = damaged(path, whole[:start] + b"\xff" * 500 + whole[start + 500 :])
+            assert f"column '{name}' is damaged in row group {group + 1} of 4 (rows {rows})" in said
+            assert "footer is whole" in said and "cut off" not in said
+    said = damaged(path, whole[:footer] + bytes(50) + whole[footer + 50 :])
+    assert f"its footer, bytes {footer:,} to {size:,}, is damaged" in said and "cut off" not in said
+    assert f"no footer at its end, byte {size - 7:,}: it is cut off there" in damaged(path, whole[:-7])
+    assert "written behind the footer" in damaged(path, whole + b"\n")
+    assert "has 4,294,967,295 bytes, and the file" in damaged(path, whole[:-8] + b"\xff" * 4 + b"PAR1").replace(
+        "would have", "has"
+    )
+    assert "its footer is encrypted" in damaged(path, whole[:-4] + b"PARE")
+    assert "neither its first nor its last bytes are PAR1" in damaged(path, b"a text\n" * 9)
+    assert "it is empty" in damaged(path, b"")
+
+
+def test_a_page_whose_checksum_is_wrong_is_not_read_as_another_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    table = pa.table({"text": ["alpha", "beta"]})
+    pa.parquet.write_table(
+        table, path, compression="none", use_dictionary=False, write_page_checksum=True, write_statistics=False
+    )
+    whole = path.read_bytes()
+    at = whole.index(b"alpha")
+    assert "column 'text' is damaged in row group 1 of 1" in damaged(path, whole[:at] + b"A" + whole[at + 1 :])
+
+
+def test_a_codec_that_is_not_known_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pa.parquet.write_table(pa.table({"text": WORDS}), path, compression="snappy", use_dictionary=False)
+    whole = path.read_bytes()
+    codec = bytes([0x19, 0x18, 4]) + b"text" + bytes([0x15])  # the path of the column, then its codec as a varint
+    at = whole.rindex(codec) + len(codec)
+    said = damaged(path, whole[:at] + bytes([6]) + whole[at + 1 :])  # LZO
+    assert "damaged" not in said and "LZO" in said
 
 
 def test_options_of_texts_are_not_for_parquet(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
-from cli.client.types import Counts, Job
+from cli.client.types import Counts, ErrorGroup, Job
 from cli.errors import CliError, UsageError
 from cli.files.save import ENDINGS, atomic_write, check_complete, check_target, save_results, write_ndjson
+from cli.output.progress import summary
 from tests.unit.cli_fake_api import JOB_ID, WIDTH, FakeApi
 
 ROWS = 10
@@ -150,6 +151,31 @@ def test_a_part_of_the_results_is_given_only_when_asked_for(status: str) -> None
     with pytest.raises(CliError, match=r"4 of its 10 inputs have a vector.*--partial"):
         check_complete(job, partial=False)
     check_complete(job, partial=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "errors", "reason"),
+    [
+        (
+            "failed",
+            [ErrorGroup("invalid_encoding", 0, None, "the gzip stream is cut off: send all of it")],
+            "send all of",
+        ),
+        (
+            "failed",
+            [ErrorGroup("invalid_input", 2, 0, "no"), ErrorGroup("upload_interrupted", 0, None, "lost")],
+            "lost",
+        ),
+        ("cancelled", [], "send it again"),
+    ],
+)
+def test_a_job_that_ended_while_its_corpus_arrived_says_why(status: str, errors: list[ErrorGroup], reason: str) -> None:
+    """It said that its corpus was still being read."""
+    job = Job(id=JOB_ID, status=status, errors=errors)
+    with pytest.raises(CliError, match=f"is {status}, before its corpus.*{reason}") as caught:
+        check_complete(job, partial=True)
+    assert "still" not in str(caught.value) and "(no" not in str(caught.value)
+    assert all(group.code in summary(job) for group in errors if not group.count)
 
 
 @pytest.mark.parametrize(

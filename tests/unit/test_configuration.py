@@ -40,6 +40,16 @@ def with_model(line: str, route: str = 'provider = "main"') -> str:
     return f'[providers.main]\nkind = "openai"\n[models.m]\n{line}\n[[models.m.routes]]\n{route}\n'
 
 
+def local(model: str = "dimensions = 256", *, route: str = "model = 'wordllama-256'", account: str = "") -> str:
+    start = f"[providers.main]\nkind = 'local'\n{account}\n[models.m]\n{model}\n"
+    return f"{start}[[models.m.routes]]\nprovider = 'main'\n{route}\n"
+
+
+def test_the_model_in_this_process_has_any_name_and_is_narrowed_by_a_cut() -> None:
+    (route,) = read(local("dimensions = 256\nallowed_dimensions = [64]"))["m"].routes
+    assert (route.upstream_model, route.width, route.narrowing) == ("wordllama-256", 256, "cut")
+
+
 def test_what_a_short_file_means() -> None:
     alias = read(GOOD)["m"]
     (route,) = alias.routes
@@ -97,6 +107,17 @@ def test_what_a_short_file_means() -> None:
         ("[providers.main]\nkind = 'openai'\n[models.m]\ndimensions = 16\nroutes = []", "models.m.routes", "no [["),
         ("[providers.main]\nkind = 'openai'\n[models.m]\ndimensions = 16", "models.m", "routes"),
         ("[providers.main]\nkind = 'openai'\nbase_url = 'http://own'", "models", "no [models.<name>]"),
+        (
+            local(route="model = 'minilm'"),
+            "models.m.routes[0].model",
+            "'minilm' is no model that kind = \"local\" has: word",
+        ),
+        (local(route=""), "models.m.routes[0].model", "left out, and 'm' is no model"),
+        (local(route="model = 'local/wordllama-256'"), "models.m.routes[0].model", "wordllama-256. Set"),
+        (local("dimensions = 64"), "models.m.dimensions", "must be 256"),
+        (local(route="model = 'wordllama-256'\nnarrowing = 'native'"), "models.m.routes[0].narrowing", "cut"),
+        (local(account="base_url = 'http://127.0.0.1:9'"), "providers.main.base_url", 'no meaning for kind = "local"'),
+        (local(account="proxy = 'http://127.0.0.1:9'"), "providers.main.proxy", 'no meaning for kind = "local"'),
     ],
 )
 def test_every_mistake_names_its_key(text: str, param: str, said: str) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cli.commands.doctor.finding import Finding
 from cli.error_messages import explain
-from models.errors import EmbedmillError
+from models.errors import EmbedmillError, UpstreamError
 
 # Longer than any timeout inside a check, so that the check itself names the cause.
 LIMIT_S = 10.0
@@ -26,7 +26,9 @@ def run_checks(check: str, check_function: Callable[[], list[Finding]], limit_s:
         try:
             results.append(check_function())
         except EmbedmillError as error:
-            results.append([Finding(check, "fail", error.message, "correct it; .env.example lists every setting")])
+            advice = error.advice if isinstance(error, UpstreamError) else ""
+            fix = advice or "correct it; .env.example lists every setting"
+            results.append([Finding(check, "fail", error.message, fix)])
         except Exception as error:  # whatever a driver raises, the report must come to its end
             results.append([Finding(check, "fail", str(explain(error)), "see docs/operations.md")])
 

@@ -192,6 +192,8 @@ class JobIntake:
                 await terminate(self._runtime, self.job_id, JobStatus.FAILED, code, message)
                 if not self._sharder.accepted:
                     await soft_delete(self._runtime, self.job_id)
+                elif isinstance(error, EmbedmillError):
+                    error.message += f" (what had arrived is the job {self.job_id}, which has failed for this)"
         except StorageUnavailable:
             log.warning("an abandoned intake is left to the sweep", extra={"job_id": self.job_id})
 

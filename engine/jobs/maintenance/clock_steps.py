@@ -18,6 +18,7 @@ from engine.runtime import Runtime
 from models.base import db_now
 from models.drift import DriftCheck
 from models.job import ACTIVE_STATUSES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
+from models.outage import RouteOutage
 from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
@@ -105,6 +106,8 @@ async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) 
         await connection.execute(update(IdempotencyKey).where(in_flight).values(expires_at=lease_end))
         await connection.execute(update(WorkerProcess).where(WorkerProcess.seen_at > db_now()).values(seen_at=db_now()))
         await connection.execute(update(DriftCheck).where(DriftCheck.checked_at > db_now()).values(checked_at=db_now()))
+        probe_due = RouteOutage.next_attempt_at > db_now()
+        await connection.execute(update(RouteOutage).where(probe_due).values(next_attempt_at=db_now()))
 
 
 async def reset_rates(runtime: Runtime) -> None:

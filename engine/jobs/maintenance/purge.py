@@ -25,6 +25,7 @@ from models.job import (
     TruncatedInputs,
     VectorBlock,
 )
+from models.outage import RouteOutage
 from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
@@ -37,15 +38,19 @@ STEP_SHARDS = 100
 STEP_ROWS = 2000
 STEP_JOBS = 100
 WORKER_RETENTION_S = 3600.0
+OUTAGE_RETENTION_S = 3600.0
 
 DELETED = and_(Job.deleted_at.is_not(None), Job.status.in_(FINISHED), UNREAD)
 EXPIRED = and_(Job.expires_at < db_now(), Job.status.in_(FINISHED), Job.deleted_at.is_(None), UNREAD)
 EXPIRED_KEY = IdempotencyKey.expires_at < db_now()
 STALE_WORKER = WorkerProcess.seen_at < db_now() - WORKER_RETENTION_S
+# Every process that calls the route moves this instant ahead, whatever its configuration file. Without the row, the
+# next call finds out by itself.
+STALE_OUTAGE = RouteOutage.next_attempt_at < db_now() - OUTAGE_RETENTION_S
 
 
 async def purge(runtime: Runtime) -> None:
-    """Remove deleted and expired jobs that are not being read, and expired keys, workers and calls, for ROUND_S.
+    """Remove deleted and expired jobs that are not being read, and old keys, workers, outages and calls, for ROUND_S.
 
     Raises StorageUnavailable.
     """
@@ -61,6 +66,7 @@ async def purge(runtime: Runtime) -> None:
         expired_keys = select(IdempotencyKey.project, IdempotencyKey.key).where(EXPIRED_KEY).limit(STEP_ROWS)
         await connection.execute(delete(IdempotencyKey).where(key.in_(expired_keys)))
         await connection.execute(delete(WorkerProcess).where(STALE_WORKER))
+        await connection.execute(delete(RouteOutage).where(STALE_OUTAGE))
         old_calls = select(AmbiguousCall.id).where(AmbiguousCall.at < db_now() - oldest_s).limit(STEP_ROWS)
         await connection.execute(delete(AmbiguousCall).where(AmbiguousCall.id.in_(old_calls)))
     more = True

@@ -19,7 +19,7 @@ from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import NO_LONGER_BLOCKED, unblock_shards
 from engine.jobs.maintenance.clock_steps import watch_clock
 from engine.jobs.maintenance.crashes import CRASHING, crashing, is_crashing_input, of_running_job, requeue_crashed
-from engine.jobs.maintenance.purge import DELETED, EXPIRED, EXPIRED_KEY, STALE_WORKER, purge
+from engine.jobs.maintenance.purge import DELETED, EXPIRED, EXPIRED_KEY, STALE_OUTAGE, STALE_WORKER, purge
 from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, recount_open_shards
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
 from engine.jobs.recording.record import fail_remaining
@@ -42,6 +42,7 @@ from models.job import (
     Shard,
     ShardState,
 )
+from models.outage import RouteOutage
 from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
@@ -112,6 +113,7 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
         "expire": select(Job.id).where(EXPIRED).order_by(Job.expires_at),
         "forget_keys": select(IdempotencyKey.key).where(EXPIRED_KEY).order_by(IdempotencyKey.expires_at),
         "forget_workers": select(WorkerProcess.id).where(STALE_WORKER),
+        "forget_outages": select(RouteOutage.account).where(STALE_OUTAGE),
         "forget_calls": select(AmbiguousCall.id)
         .where(AmbiguousCall.at < db_now() - settings.ambiguous_retention_days * 86400.0)
         .order_by(AmbiguousCall.at),
@@ -122,7 +124,7 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
     due = dict(row._mapping)
     due["split_crashing_shards"] |= due.pop("fail_exhausted")
     due["finish_jobs"] |= due.pop("end_cancelling") | due.pop("cancel_orphaned_shards")
-    for name in ("expire", "forget_keys", "forget_workers", "forget_calls"):
+    for name in ("expire", "forget_keys", "forget_workers", "forget_outages", "forget_calls"):
         due["purge"] |= due.pop(name)
     return due
 
