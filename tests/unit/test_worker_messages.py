@@ -23,7 +23,7 @@ EMBEDDED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
 @dataclass
 class Message:
     headers: Any
-    body: Any = json.dumps([["shard_1"], {}, EMBEDDED])
+    body: Any = json.dumps([[], {}, EMBEDDED])
     content_type: str = "application/json"
     content_encoding: str = "utf-8"
     properties: dict[str, Any] = field(default_factory=dict)
@@ -31,12 +31,12 @@ class Message:
 
 def headers(**changes: Any) -> dict[str, Any]:
     """What Celery itself writes for our task."""
-    made = Celery(set_as_current=False).amqp.as_task_v2("id-1", RUN_SHARD, ("shard_1",))
+    made = Celery(set_as_current=False).amqp.as_task_v2("id-1", RUN_SHARD, ())
     return {**made.headers, **changes}
 
 
 def test_our_own_message_is_taken() -> None:
-    made = Celery(set_as_current=False).amqp.as_task_v2("id-1", RUN_SHARD, ("shard_1",))
+    made = Celery(set_as_current=False).amqp.as_task_v2("id-1", RUN_SHARD, ())
     assert fault_of(Message(made.headers, json.dumps(made.body))) is None
     assert fault_of(Message(made.headers, json.dumps(made.body).encode())) is None
     assert fault_of(Message({**made.headers, "x-delivery-count": 2}, json.dumps(made.body))) is None
@@ -87,17 +87,14 @@ def test_a_message_without_headers_is_refused(given: Any) -> None:
         "x" * 10_000_000,
         b"\x80\x04.",
         "{}",
-        "[[], {}, {}]",
-        '[["a", "b"], {}, {}]',
+        '["", {}, {}]',
+        "[{}, {}, {}]",
         "[[1], {}, {}]",
-        '[["s"], {"x": 1}, {}]',
-        '[["s"], {}, {"callbacks": [{"task": "x"}]}]',
-        '[["s"], {}, {"chord": {}, "chain": ["x"]}]',
-        json.dumps([["x" * 65], {}, EMBEDDED]),
+        '[[], {"x": 1}, {}]',
+        '[[], {}, {"callbacks": [{"task": "x"}]}]',
+        '[[], {}, {"chord": {}, "chain": ["x"]}]',
+        json.dumps([["shard_1"], {}, EMBEDDED]),
         json.dumps([["\ud800"], {}, EMBEDDED]),
-        json.dumps([["shard_1\nINFO all is well"], {}, EMBEDDED]),
-        json.dumps([["shard_\x00"], {}, EMBEDDED]),
-        json.dumps([["' or 1=1"], {}, EMBEDDED]),
         None,
         5,
     ],
