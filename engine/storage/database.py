@@ -13,8 +13,8 @@ import math
 import sqlite3
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,16 +76,9 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for statements that change nothing. Raises StorageUnavailable when the database is away."""
-        try:
+        with _translated_errors():
             async with (await self._engine_of_reads()).connect() as connection:
                 yield connection
-        except asyncio.CancelledError as error:
-            _forget_cursors(error)
-            raise
-        except Exception as error:
-            if (ours := translated(error)) is error:
-                raise
-            raise ours from error
 
     async def _engine_of_reads(self) -> AsyncEngine:
         """Behind a pooler a read needs a transaction too: without one, its two round trips may reach two servers."""
@@ -101,16 +94,9 @@ class Database:
         Raises StorageUnavailable when the database is away, StorageBlocked when an operator must act first,
         StorageRefused when it can never take these values.
         """
-        try:
+        with _translated_errors():
             async with self._writes.begin() as connection:
                 yield connection
-        except asyncio.CancelledError as error:
-            _forget_cursors(error)
-            raise
-        except Exception as error:
-            if (ours := translated(error)) is error:
-                raise
-            raise ours from error
 
     def insert(self, table: Any) -> Any:
         """An INSERT with the dialect's ON CONFLICT."""
@@ -241,9 +227,19 @@ def migrate(url: str, revision: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["url"] = url
-    try:
+    with _translated_errors():
         goes_down = revision == "base" or revision.startswith("-") or _is_older(url, revision)
         (command.downgrade if goes_down else command.upgrade)(config, revision)
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Raise the errors of drivers and of SQLAlchemy as our own."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        _forget_cursors(error)
+        raise
     except Exception as error:
         if (ours := translated(error)) is error:
             raise
