@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError, 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from engine.storage import postgres
+from engine.storage import postgres, sqlite_cursor
 from engine.storage.sqlstates import meaning_of, translated
 from models.errors import StorageRefused, StorageUnavailable
 from models.worker import WorkerProcess
@@ -61,6 +61,7 @@ class Database:
             )
             self._writes = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=BUSY_TIMEOUT_S, **options)
             for engine in (self._reads, self._writes):
+                event.listen(engine.sync_engine, "do_connect", sqlite_cursor.connect)
                 event.listen(engine.sync_engine, "connect", _prepare_sqlite)
                 event.listen(engine.sync_engine, "handle_error", _replace_unfit_sessions)
             event.listen(self._writes.sync_engine, "begin", _begin_immediate)
