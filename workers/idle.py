@@ -27,9 +27,19 @@ KILL_AFTER_S = 20.0
 
 
 class IdleWatch:
-    """Idle polling of one worker process. `end_worker` is called once it is certain that no messages arrive."""
+    """Idle polling of one worker process. `end_worker` is called once it is certain that no messages arrive.
 
-    def __init__(self, worker: Worker, end_worker: Callable[[asyncio.Event], Awaitable[None]]) -> None:
+    `watchdog_s`: seconds of silence until then; by default those of the settings.
+    """
+
+    def __init__(
+        self,
+        worker: Worker,
+        end_worker: Callable[[asyncio.Event], Awaitable[None]],
+        *,
+        watchdog_s: float | None = None,
+    ) -> None:
+        self._watchdog_s = worker.runtime.settings.watchdog_s if watchdog_s is None else watchdog_s
         self._worker = worker
         self._runtime = worker.runtime
         self._end_worker = end_worker
@@ -73,16 +83,15 @@ class IdleWatch:
         return True
 
     async def _gets_no_messages(self) -> bool:
-        """True when for `watchdog_s` shards and messages have waited, and no message has arrived here."""
-        watchdog_s = self._runtime.settings.watchdog_s
+        """True when for so long shards and messages have waited, and no message has arrived here."""
         if not await self._runtime.notifier.waiting():
             self._silent_since = None
             return False
         now = time.monotonic()
-        if self._silent_since is None or now - self._last_silent_at > 3 * watchdog_s:
+        if self._silent_since is None or now - self._last_silent_at > 3 * self._watchdog_s:
             self._silent_since = now
         self._last_silent_at = now
-        return now - self._silent_since >= watchdog_s
+        return now - self._silent_since >= self._watchdog_s
 
 
 class MainProcess:

@@ -242,8 +242,11 @@ class Settings:
 
     @property
     def watchdog_s(self) -> float:
-        """Seconds without a message, while messages and shards wait, before a worker restarts: 30 by default."""
-        return self.lease_s / 2
+        """Seconds without a message, while messages and shards wait, before a worker restarts: 30 by default.
+
+        Never less than a worker needs to reconnect once the broker is back.
+        """
+        return max(10.0, self.lease_s / 2)
 
     @property
     def worker_seen_s(self) -> float:

@@ -148,8 +148,9 @@ def test_a_worker_that_has_gone_deaf_restarts_itself(stack: Stack, fault_run: Fa
     stack.await_end(stack.submit(first), 60)
     main = stack.processes.pid("worker")
     assert stack.proxies["broker"].stall()
-    stack.latency(300)
-    texts = corpus("deaf", 6_000)
+    # It claims shards without messages meanwhile: work for longer than its watchdog waits.
+    stack.latency(1_000)
+    texts = corpus("deaf", 20_000)
     job_id = stack.submit(texts)
     began = time.monotonic()
     wait_until(lambda: stack.processes.has_ended("worker"), 60, what="the deaf worker's end")

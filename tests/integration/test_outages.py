@@ -257,13 +257,13 @@ async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -
 async def test_an_idle_worker_claims_what_waits_one_by_one_and_restarts_when_no_message_arrives(
     database_url: str, tmp_path: Path
 ) -> None:
-    store = Store.open(database_url, tmp_path, lease_s=0.6)  # so it is idle for 0.05 s, and silent for 0.3 s
+    store = Store.open(database_url, tmp_path, lease_s=0.6)  # so it is idle for 0.05 s
     ended: list[bool] = []
 
     async def end(draining: asyncio.Event) -> None:
         ended.append(True)
 
-    idle = IdleWatch(Worker(store.runtime, "w"), end)
+    idle = IdleWatch(Worker(store.runtime, "w"), end, watchdog_s=0.3)
 
     async def claim_one() -> None:
         before = await done(store, job_id)

@@ -218,7 +218,7 @@ def test_false_is_false(text: str, value: bool) -> None:
 
 @pytest.mark.parametrize(
     ("lease_s", "heartbeat_s", "sweep_s", "idle_claim_s", "watchdog_s"),
-    [(60.0, 15.0, 2.0, 5.0, 30.0), (6.0, 1.5, 0.75, 0.5, 3.0)],
+    [(60.0, 15.0, 2.0, 5.0, 30.0), (6.0, 1.5, 0.75, 0.5, 10.0)],
 )
 def test_the_times_of_recovery_follow_from_the_lease(
     lease_s: float, heartbeat_s: float, sweep_s: float, idle_claim_s: float, watchdog_s: float
