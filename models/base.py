@@ -74,6 +74,40 @@ def _now_sqlite(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
+class least(FunctionElement[int]):  # noqa: N801  # reads as the SQL function it is
+    """The lesser of two numbers, neither of which is NULL."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+class greatest(FunctionElement[int]):  # noqa: N801  # reads as the SQL function it is
+    """The greater of two numbers, neither of which is NULL."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(least, "postgresql")
+def _least_postgresql(element: least, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"least({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(greatest, "postgresql")
+def _greatest_postgresql(element: greatest, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"greatest({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(least, "sqlite")
+def _least_sqlite(element: least, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"min({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(greatest, "sqlite")
+def _greatest_sqlite(element: greatest, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"max({compiler.process(element.clauses, **kw)})"
+
+
 def new_id(prefix: str) -> str:
     """A new id: prefix and 32 hex digits; 48 bits of milliseconds, then 80 random bits, so ids sort by age."""
     return f"{prefix}_{int(time.time() * 1000):012x}{secrets.token_hex(10)}"

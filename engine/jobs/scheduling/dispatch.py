@@ -29,8 +29,10 @@ log = logging.getLogger("embedmill.jobs")
 PUBLISH_WAIT_S = 0.2
 MESSAGES_PER_SLOT = 2
 MIN_MESSAGES = 4  # without a live worker, so that the first one to start finds work
-# Jobs with queued shards that one round reads. Those without a due shard are deferred, so the next round reads others.
-PAGE_JOBS = 128
+# Jobs with queued shards that are read beyond the messages: those without a due shard are deferred, and others
+# are read in their place.
+EXTRA_JOBS = 8
+PAGES = 4
 JOBS_PER_UNBLOCK = 500
 # Nothing lowers the end of a deferral when a shard becomes due earlier, so deferrals are short.
 MAX_DEFER_S = 15.0
@@ -54,8 +56,13 @@ async def dispatch(runtime: Runtime) -> int:
     if work.has_deferral_over:
         await _end_deferrals(runtime)
         work = await _find_work(runtime)
-    if work.idle_jobs:
+    for _ in range(PAGES):
+        if not work.idle_jobs:
+            break
         await _defer_jobs(runtime, work.idle_jobs)
+        if work.messages or len(work.idle_jobs) < EXTRA_JOBS:
+            break
+        work = await _find_work(runtime)
     return work.messages if work.messages and await runtime.notifier.notify(work.messages) else 0
 
 
@@ -112,7 +119,7 @@ def _work_statement() -> Any:
     jobs = (
         select(Job.id, Job.open_shards, _first_shard(_due()).label("due_id"))
         .where(READY, Job.deleted_at.is_(None), _first_shard(Shard.state == ShardState.QUEUED).is_not(None))
-        .limit(PAGE_JOBS)
+        .limit(select(slots * MESSAGES_PER_SLOT + MIN_MESSAGES + EXTRA_JOBS).scalar_subquery())
         .subquery("page")
     )
     always = select(literal(1).label("one")).subquery("always")

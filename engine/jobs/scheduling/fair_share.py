@@ -33,7 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.storage.database import Database
-from models.base import db_now
+from models.base import db_now, greatest, least
 from models.job import FairShare, Job, Shard
 from models.outage import RouteOutage
 
@@ -107,7 +107,7 @@ async def advance(database: Database, connection: AsyncConnection, job_id: str, 
             update(Job)
             .where(Job.id == job_id)
             .values(
-                virtual_time=_greatest(Job.virtual_time, _min_virtual_time(Job.project)) + tokens,
+                virtual_time=greatest(Job.virtual_time, _min_virtual_time(Job.project)) + tokens,
                 shard_claims=Job.shard_claims + 1,
                 started_at=func.coalesce(Job.started_at, db_now()),
                 waiting_on=case((Job.waiting_on == "fairness", None), else_=Job.waiting_on),
@@ -121,9 +121,9 @@ async def advance(database: Database, connection: AsyncConnection, job_id: str, 
     least_of_others = select(func.min(Job.virtual_time)).where(READY, Job.project == job.project, Job.id != job_id)
     # The start of future jobs advances by tokens / runnable jobs, so that a stream of new jobs cannot starve an old
     # one. It stays below the end of the current shard, whose unused tokens may be refunded.
-    counted = select(func.count()).select_from(runnable.limit(MAX_COUNTED_JOBS).subquery()).scalar_subquery()
-    minimum = _least(func.coalesce(least_of_others.scalar_subquery(), start), start)
-    step = case((counted > 1, tokens // counted), else_=0)
+    counted = select(func.count().label("jobs")).select_from(runnable.limit(MAX_COUNTED_JOBS).subquery()).subquery()
+    minimum = least(func.coalesce(least_of_others.scalar_subquery(), start), start)
+    step = select(case((counted.c.jobs > 1, tokens // counted.c.jobs), else_=0)).scalar_subquery()
     share, global_minimum = FairShare.__table__.c, _min_virtual_time(literal_column("''"))
     advanced = (
         await connection.execute(
@@ -137,9 +137,9 @@ async def advance(database: Database, connection: AsyncConnection, job_id: str, 
             .on_conflict_do_update(
                 index_elements=["project"],
                 set_={
-                    "virtual_time": _greatest(share.virtual_time, global_minimum) + tokens,
-                    "min_virtual_time": _greatest(share.min_virtual_time, minimum),
-                    "start_virtual_time": _greatest(_least(share.start_virtual_time + step, start + tokens), start),
+                    "virtual_time": greatest(share.virtual_time, global_minimum) + tokens,
+                    "min_virtual_time": greatest(share.min_virtual_time, minimum),
+                    "start_virtual_time": greatest(least(share.start_virtual_time + step, start + tokens), start),
                 },
             )
             .returning(FairShare.virtual_time, global_minimum.label("global_minimum"))
@@ -156,15 +156,15 @@ async def _advance_global_clock(
     # never passes an active project, which would lose the refund of a released shard.
     if start - global_minimum < max(tokens, 1):
         return
-    least = (await connection.execute(_LEAST_SERVED)).scalar_one_or_none()
-    if least is None or least - global_minimum < max(tokens, 1):
+    minimum = (await connection.execute(_LEAST_SERVED)).scalar_one_or_none()
+    if minimum is None or minimum - global_minimum < max(tokens, 1):
         return
     share = FairShare.__table__.c
     await connection.execute(
         database.insert(FairShare)
-        .values(project=ALL_PROJECTS, virtual_time=0, min_virtual_time=least, start_virtual_time=least)
+        .values(project=ALL_PROJECTS, virtual_time=0, min_virtual_time=minimum, start_virtual_time=minimum)
         .on_conflict_do_update(
-            index_elements=["project"], set_={"min_virtual_time": least}, where=share.min_virtual_time < least
+            index_elements=["project"], set_={"min_virtual_time": minimum}, where=share.min_virtual_time < minimum
         )
     )
 
@@ -190,7 +190,7 @@ async def refund(connection: AsyncConnection, job_id: str, tokens: int) -> None:
             .where(FairShare.project == job.project)
             .values(
                 virtual_time=FairShare.virtual_time - tokens,
-                min_virtual_time=_least(FairShare.min_virtual_time, job.virtual_time),
+                min_virtual_time=least(FairShare.min_virtual_time, job.virtual_time),
             )
             .returning(FairShare.virtual_time)
         )
@@ -212,7 +212,7 @@ def initial_virtual_time(project: str) -> ColumnElement[int]:
 def projects_by_virtual_time(limit: int = MAX_PROJECTS) -> Select[Any]:
     """Projects with a runnable job in order of their virtual time: columns `project`, `position`."""
     active = _active_projects()
-    position = _greatest(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''")))
+    position = greatest(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''")))
     return (
         select(active.c.project, position.label("position"))
         .outerjoin(FairShare, FairShare.project == active.c.project)
@@ -223,8 +223,8 @@ def projects_by_virtual_time(limit: int = MAX_PROJECTS) -> Select[Any]:
 
 
 def _active_projects() -> Any:
-    least = select(func.min(Job.project)).where(READY).scalar_subquery()
-    active = select(least.label("project")).cte("active", recursive=True)
+    first = select(func.min(Job.project)).where(READY).scalar_subquery()
+    active = select(first.label("project")).cte("active", recursive=True)
     # One index lookup per project, whatever the number of its jobs.
     following = select(func.min(Job.project)).where(READY, Job.project > active.c.project).scalar_subquery()
     return active.union_all(select(following).where(active.c.project.is_not(None)))
@@ -279,14 +279,6 @@ def _min_virtual_time(project: Any) -> ColumnElement[int]:
     return func.coalesce(select(projects.c.min_virtual_time).where(projects.c.project == project).scalar_subquery(), 0)
 
 
-def _greatest(a: Any, b: Any) -> ColumnElement[int]:
-    return case((a < b, b), else_=a)
-
-
-def _least(a: Any, b: Any) -> ColumnElement[int]:
-    return case((a < b, a), else_=b)
-
-
 # Built once: building a statement costs more than running it.
 _LEAST_SERVED = _least_served()
 _BY_PROJECT = _next_shards(_first_due_shard()).subquery("by_project")
@@ -298,10 +290,8 @@ _POSITIONS = (
         Shard.state,
         Job.id.label("job_id"),
         Job.project,
-        _greatest(Job.virtual_time, _min_virtual_time(Job.project)).label("of_job"),
-        _greatest(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''"))).label(
-            "of_project"
-        ),
+        greatest(Job.virtual_time, _min_virtual_time(Job.project)).label("of_job"),
+        greatest(func.coalesce(FairShare.virtual_time, 0), _min_virtual_time(literal_column("''"))).label("of_project"),
         Job.started_at.is_not(None).label("has_started"),
         case((Job.deleted_at.is_(None), Job.status), else_="deleted").label("job_status"),
     )
