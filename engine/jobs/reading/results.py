@@ -21,7 +21,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.claim import decode_bitmap
 from engine.jobs.recording import refused_inputs, truncated_inputs
-from engine.jobs.recording.split_shard import SPLIT_SEQ_START
 from engine.runtime import Runtime
 from engine.storage import vectors
 from models.embedding import Matrix
@@ -189,37 +188,32 @@ async def _shards(runtime: Runtime, job_id: str, indexes: IndexRange) -> AsyncIt
 
     A range ends within the stored corpus, so shards cover all of it until they are removed.
     """
-    if not len(indexes):
-        return
-    touched = (
-        select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
-        .where(
-            Shard.job_id == job_id, Shard.first_index < indexes.stop, Shard.first_index + Shard.count > indexes.start
+    columns = Shard.id, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap
+    next_index = indexes.start
+    while next_index < indexes.stop:
+        touched = (
+            select(*columns)
+            .where(Shard.job_id == job_id, Shard.first_index >= _shard_with(job_id, next_index))
+            .where(Shard.first_index < indexes.stop)
+            .order_by(Shard.first_index)
+            .limit(SHARDS_PER_PAGE)
         )
-        .order_by(Shard.seq)
-    )
-    last_index, next_index = -1, indexes.start
-    while True:
         async with runtime.database.read() as connection:
-            whole = touched.where(Shard.seq > last_index, Shard.seq < SPLIT_SEQ_START).limit(SHARDS_PER_PAGE)
-            page = list(await connection.execute(whole))
-            is_last = len(page) < SHARDS_PER_PAGE
-            # Second halves of split shards are few and have numbers of their own.
-            halves = touched.where(Shard.seq >= SPLIT_SEQ_START, Shard.first_index + Shard.count > next_index)
-            if not is_last:
-                halves = halves.where(Shard.first_index < page[-1].first_index)
-            page += await connection.execute(halves)
-        last_index = max((row.seq for row in page if row.seq < SPLIT_SEQ_START), default=last_index)
-        for row in sorted(page, key=lambda row: row.first_index):
+            page = (await connection.execute(touched)).all()
+        for row in page:
             if row.first_index > next_index:
                 raise ResultsChanged
-            if row.first_index + row.size > next_index:  # else it was split off a shard that was read as a whole before
-                yield row
-                next_index = row.first_index + row.size
-        if is_last:
-            break
-    if next_index < indexes.stop:
-        raise ResultsChanged
+            yield row
+            next_index = row.first_index + row.size
+        if not page:
+            raise ResultsChanged
+
+
+def _shard_with(job_id: str, index: int) -> Any:
+    """The first index of the shard that holds this one."""
+    shards = Shard.__table__.alias("earlier")
+    found = select(func.max(shards.c.first_index)).where(shards.c.job_id == job_id, shards.c.first_index <= index)
+    return found.scalar_subquery()
 
 
 async def _shard_slices(
@@ -240,7 +234,7 @@ async def _shard_slices(
 
 async def _read_shard(runtime: Runtime, shard: Any) -> Any:
     """The current row of the shard. Raises ResultsChanged when it was removed or split."""
-    columns = Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap
+    columns = Shard.id, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap
     async with runtime.database.read() as connection:
         found = (await connection.execute(select(*columns).where(Shard.id == shard.id))).one_or_none()
     if found is None or found.size != shard.size:
