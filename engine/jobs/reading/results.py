@@ -113,8 +113,9 @@ def _lines(page: Page, low: int, high: int, line: Line) -> bytes:
     shard, errors = page.shard, page.shard.errors or {}
     lines = {i: _error_line(i, shard.caller_id(i), errors[i]) for i in range(low, high) if i in errors}
     for first, rows in page.blocks:
-        for index in range(max(first, low), min(first + len(rows), high)):
-            text = line(index, shard.caller_id(index), rows[index - first])
+        start = max(first, low)
+        for index, row in enumerate(rows[start - first : max(high - first, 0)], start):
+            text = line(index, shard.caller_id(index), row)
             lines[index] = text[:-2] + b',"truncated":true}\n' if index in shard.truncated else text
     return b"".join([lines[index] for index in sorted(lines)])
 
