@@ -159,8 +159,8 @@ async def _read_page(
 ) -> Page | None:
     """The page that begins at `start`; None when an outcome is missing."""
     end = min(stop, shard.stop)
-    wanted = shard.without_error[start - shard.first_index : end - shard.first_index]
-    before_vectors = int(wanted.argmax()) if wanted.any() else len(wanted)
+    expected = shard.without_error[start - shard.first_index : end - shard.first_index]
+    before_vectors = int(expected.argmax()) if expected.any() else len(expected)
     if before_vectors:
         return Page(start, start + before_vectors, (), shard)
     row_bytes = 4 * job.dimensions
@@ -169,13 +169,13 @@ async def _read_page(
         _VECTORS, {"job": job.id, "start": start, "stop": page_stop, "row_bytes": row_bytes}
     )
     blocks = [(row.first, vectors.decode_blob(row.part, job.dimensions)) for row in found]
-    missing = wanted[: page_stop - start].copy()
+    missing = expected[: page_stop - start].copy()
     for first, rows in blocks:
         missing[first - start : first - start + len(rows)] = False
     if missing.any() and shard.errors is None:
         shard.errors = await _read_errors(connection, job.id, start, end)
         at = np.fromiter(shard.errors, dtype=np.int64) - start
-        wanted[at] = False
+        expected[at] = False
         missing[at[at < len(missing)]] = False
     return None if missing.any() else Page(start, page_stop, blocks, shard)
 
