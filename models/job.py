@@ -240,13 +240,12 @@ class FairShare(Base):
 
 
 class Shard(Base):
-    """Consecutive inputs of a job, leased by one worker at a time."""
+    """Consecutive inputs of a job, leased by one worker at a time. `first_index` orders the shards of a job."""
 
     __tablename__ = "shards"
 
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     job_id: Mapped[str] = mapped_column(String(64), ForeignKey("jobs.id", ondelete="CASCADE"))
-    seq: Mapped[int] = mapped_column(Integer)
     first_index: Mapped[int] = mapped_column(BigInteger)
     count: Mapped[int] = mapped_column(Integer)
     state: Mapped[str] = mapped_column(String(16))
@@ -275,8 +274,8 @@ class Shard(Base):
     last_error: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
-        Index("uq_shards_job_id_seq", "job_id", "seq", unique=True),
-        Index("ix_shards_job_id_state_seq", "job_id", "state", "seq"),
+        Index("uq_shards_job_id_first_index", "job_id", "first_index", unique=True),
+        Index("ix_shards_job_id_state_first_index", "job_id", "state", "first_index"),
         Index("ix_shards_state_attempt", "state", "attempt"),
         _partial("ix_shards_blocked_by", "blocked_by", where="blocked_by is not null"),
         _partial("ix_shards_crashing", "job_id", where="state = 'queued' and worker_crashes >= crash_limit"),

@@ -99,7 +99,7 @@ class Gateway:
 
     async def shards(self, job_id: str) -> Sequence[str]:
         async with self.runtime.database.read() as connection:
-            found = await connection.execute(select(Shard.id).where(Shard.job_id == job_id).order_by(Shard.seq))
+            found = await connection.execute(select(Shard.id).where(Shard.job_id == job_id).order_by(Shard.first_index))
             return found.scalars().all()
 
     async def results(self, job_id: str, **query: Any) -> httpx.Response:

@@ -232,4 +232,18 @@ MUTANTS = (
         'Job.id == bindparam("job_id"), bindparam("project") != "", Job.deleted_at.is_(None)',
         (f"{CONTRACT}api_job_life.py::test_ids_that_are_not_yours_are_one_404",),
     ),
+    Mutant(
+        "lost-vector-taken-for-none",
+        "engine/jobs/reading/result_pages.py",
+        "return None if missing.any() else Page(",
+        "return Page(",
+        (f"{STORE}reading.py::test_a_purge_that_has_only_begun_is_noticed",),
+    ),
+    Mutant(
+        "page-begins-with-its-block",
+        "engine/jobs/reading/result_pages.py",
+        "cast((first - VectorBlock.first_index) * row_bytes + 1, Integer)",
+        "cast(0 * row_bytes + 1, Integer)",
+        (f"{STORE}results.py::test_a_range_is_the_same_as_a_cut_of_the_whole",),
+    ),
 )

@@ -64,13 +64,9 @@ def parse(document: dict[str, Any], environ: Mapping[str, str] | None = None) ->
         for name, value in _table(document, "models").items()
     }
     for name, known in CATALOG.items():
-        if name in aliases:
-            continue
-        routes = tuple(
-            _catalog_route(name, known, account) for account in accounts.values() if _account_serves(account, known)
-        )
-        if routes:
-            aliases[name] = _catalog_alias(name, known, routes)
+        serving = [RouteSection(account.name) for account in accounts.values() if _account_serves(account, known)]
+        if serving and name not in aliases:
+            aliases[name] = _alias(name, ModelSection(serving), accounts)
     if not aliases:
         raise ConfigError("no [models.<name>] section, and no account that serves a well-known model", param="models")
     check_names(accounts, aliases)
@@ -84,42 +80,6 @@ def _account_serves(account: Account, known: CatalogModel) -> bool:
         account.base_url == vendor or account.name == known.kind or account.base_url.startswith("inproc://")
     )
     return account.kind == known.kind and is_own_endpoint
-
-
-def _catalog_alias(name: str, known: CatalogModel, routes: tuple[Route, ...]) -> Alias:
-    return Alias(
-        name=name,
-        width=known.width,
-        allowed_dimensions=known.allowed,
-        max_input_tokens=known.max_input_tokens,
-        space=known.space,
-        routes=routes,
-        usd_per_million_tokens=known.usd_per_million_tokens,
-    )
-
-
-def _catalog_route(name: str, known: CatalogModel, account: Account) -> Route:
-    provider = providers.PROVIDERS[account.kind]
-    limits = provider.limits
-    return Route(
-        account=account,
-        upstream_model=known.upstream_model,
-        width=known.width,
-        limits=Limits(
-            limits.inputs_per_call,
-            known.max_input_tokens,
-            _tokens_per_call(account, limits.tokens_per_call),
-            limits.bytes_per_call,
-        ),
-        usd_per_million_tokens=known.usd_per_million_tokens,
-        narrowing=known.narrowing,
-        accepts_tokens=provider.accepts_tokens,
-        tokenizer=known.tokenizer,
-        expect_model=_expected_model(account.expect_model, known.upstream_model),
-        model_name_unchecked=account.expect_model is False,
-        alias=name,
-        encoding=account.encoding,
-    )
 
 
 def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> Account:
@@ -217,24 +177,29 @@ def _secret(reference: str | None, where: str, environ: Mapping[str, str]) -> st
 
 def _alias(name: str, section: ModelSection, accounts: dict[str, Account]) -> Alias:
     where = f"models.{name}"
-    known = CATALOG.get(name)
-    width = section.dimensions or (known.width if known else None)
-    if width is None or width < 1:
+    known = CATALOG.get(name) or _unlisted_model(name)
+    width = section.dimensions or known.width
+    if width < 1:
         raise ConfigError(f"{where}.dimensions (the native width) is missing", param=f"{where}.dimensions")
     if not section.routes:
         raise ConfigError(f"{where} has no [[{where}.routes]]", param=f"{where}.routes")
     price = _price(section.input_usd_per_million_tokens, f"{where}.input_usd_per_million_tokens")
     if price is None:
-        price = known.usd_per_million_tokens if known else Decimal(0)
-    tokens = section.max_input_tokens or (known.max_input_tokens if known else 8192)
-    allowed = _dimensions(section.allowed_dimensions, width, where)
-    if section.allowed_dimensions is None and known:
-        allowed = known.allowed
+        price = known.usd_per_million_tokens
+    tokens = section.max_input_tokens or known.max_input_tokens
+    allowed = known.allowed or frozenset({width})
+    if section.allowed_dimensions is not None:
+        allowed = _dimensions(section.allowed_dimensions, width, where)
     routes = tuple(
         _route(route, f"{where}.routes[{i}]", accounts, name, width, tokens, price, known)
         for i, route in enumerate(section.routes)
     )
-    return Alias(name, width, allowed, tokens, section.space or (known.space if known else name), routes, price)
+    return Alias(name, width, allowed, tokens, section.space or known.space, routes, price)
+
+
+def _unlisted_model(name: str) -> CatalogModel:
+    """What a section says by default of a model that the catalog does not have; it must give the width."""
+    return CatalogModel("", name, 0, frozenset(), 8192, name, Decimal(0), "")
 
 
 def _route(
@@ -245,7 +210,7 @@ def _route(
     width: int,
     max_input_tokens: int,
     alias_price: Decimal,
-    known: CatalogModel | None,
+    known: CatalogModel,
 ) -> Route:
     account = accounts.get(section.provider)
     if account is None:
@@ -268,7 +233,7 @@ def _route(
     )
     if min(limits.inputs_per_call, limits.tokens_per_input, limits.tokens_per_call, limits.bytes_per_call) < 1:
         raise ConfigError(f"{where}: limits must be more than 0", param=where)
-    upstream_model = section.model or (known.upstream_model if known else alias)
+    upstream_model = section.model or known.upstream_model
     if account.kind == "local":
         _check_local(section, where, alias, width, upstream_model)
     expected = account.expect_model if section.expect_model is None else section.expect_model
@@ -278,11 +243,11 @@ def _route(
         width=width,
         limits=limits,
         usd_per_million_tokens=alias_price if price is None else price,
-        narrowing=section.narrowing or ("cut" if account.kind == "local" else known.narrowing if known else "native"),
+        narrowing=section.narrowing or ("cut" if account.kind == "local" else known.narrowing),
         accepts_tokens=provider.accepts_tokens,
         priority=section.priority,
         weight=section.weight,
-        tokenizer=section.tokenizer or (known.tokenizer if known else None),
+        tokenizer=section.tokenizer or known.tokenizer,
         expect_model=_expected_model(expected, upstream_model),
         model_name_unchecked=expected is False,
         alias=alias,
@@ -319,9 +284,7 @@ def _expected_model(setting: bool | str | None, upstream_model: str) -> str | No
     return setting if isinstance(setting, str) else upstream_model if setting else None
 
 
-def _dimensions(value: str | list[int] | None, width: int, where: str) -> frozenset[int] | range:
-    if value is None:
-        return frozenset({width})
+def _dimensions(value: str | list[int], width: int, where: str) -> frozenset[int] | range:
     allowed: frozenset[int] | range
     if isinstance(value, list):
         allowed = frozenset(value) | {width}

@@ -18,7 +18,6 @@ class ShardDraft:
     `repeated` is the common error of a shard whose lines were all refused; `lines` is empty then, `size` is not.
     """
 
-    seq: int
     first_index: int
     lines: ParsedRecords
     size: int

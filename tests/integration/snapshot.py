@@ -135,9 +135,11 @@ class DatabaseSnapshot:
             bits = decode_bitmap(shard.outcome_bitmap, shard.count)
             settled = {shard.first_index + int(position) for position in np.flatnonzero(bits)}
             mine = {index for index in outcomes if 0 <= index - shard.first_index < shard.count}
-            assert settled == mine, f"shard {shard.seq} calls {settled ^ mine} settled, or not, against its rows"
+            assert settled == mine, (
+                f"shard at {shard.first_index} calls {settled ^ mine} settled, or not, against its rows"
+            )
             if shard.state == ShardState.DONE:
-                assert bits.all(), f"shard {shard.seq} is done, but not all of it is settled"
+                assert bits.all(), f"shard at {shard.first_index} is done, but not all of it is settled"
 
     def _check_vectors(self, expected: Expected) -> None:
         job = self.job

@@ -139,7 +139,7 @@ class Store:
 
     async def shards(self, job_id: str) -> Sequence[Any]:
         columns = (*Shard.__table__.columns, Shard.count.label("size"))
-        return await self._rows(select(*columns).where(Shard.job_id == job_id).order_by(Shard.seq))
+        return await self._rows(select(*columns).where(Shard.job_id == job_id).order_by(Shard.first_index))
 
     async def shard_ids(self, job_id: str) -> list[str]:
         return [shard.id for shard in await self.shards(job_id)]

@@ -86,7 +86,7 @@ async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> 
     assert await split_shard(store.runtime, first) == 2
     await run_shard(store.runtime, first, "w")  # frees the second, which then waits for the other half
     await run_shard(store.runtime, second, "w")
-    _, blocked, half = await store.shards(job_id)
+    _, half, blocked = await store.shards(job_id)
     assert blocked.blocked_by == half.id
     await run_shard(store.runtime, half.id, "w")
     await run_shard(store.runtime, second, "w")

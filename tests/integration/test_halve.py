@@ -8,6 +8,8 @@ from math import ceil, log2
 import orjson
 import pytest
 
+from engine.jobs.ingest import job_intake
+from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import results
 from engine.jobs.reading.job_rows import get_job
@@ -18,6 +20,7 @@ from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_crashes import no_pauses, others_run
+from tests.integration.test_submit import lines_of
 
 
 async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
@@ -117,3 +120,31 @@ async def test_what_is_not_queued_or_has_one_open_input_is_not_halved(store: Sto
     assert await split_shard(store.runtime, shard_id, Shard.worker_crashes > 0) == 0
     assert await split_shard(store.runtime, "no such shard") == 0
     assert await store.count(Job) == 1 and len(await store.shards(job_id)) == 1
+
+
+async def test_a_half_is_claimed_where_its_first_index_stands(store: Store) -> None:
+    job_id = await store.submit(30)
+    await split_shard(store.runtime, (await store.shard_ids(job_id))[0])
+    claimed = [await claims.claim_next(store.runtime, "w") for _ in range(4)]
+    assert [(held.first_index, held.count) for held in claimed if held] == [(0, 5), (5, 5), (10, 10), (20, 10)]
+
+
+async def test_an_upload_is_taken_up_again_behind_shards_that_were_split(store: Store) -> None:
+    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    assert isinstance(reservation, job_intake.Reservation)
+    with pytest.raises(ConnectionError):
+        async with store.receiving_as(reservation) as intake:
+            await intake.add(lines_of(20))
+            raise ConnectionError
+    for shard_id in await store.shard_ids(intake.job_id):
+        assert await split_shard(store.runtime, shard_id) == 2
+    again = await job_intake.reserve(store.runtime, "p", "key")
+    assert isinstance(again, job_intake.Reservation) and again.resumes
+    async with store.receiving_as(again) as intake:
+        await intake.add(lines_of(34))
+        await intake.finish(b"fingerprint")
+    shards = [(shard.first_index, shard.count) for shard in await store.shards(intake.job_id)]
+    assert shards == [(0, 5), (5, 5), (10, 5), (15, 5), (20, 10), (30, 4)]
+    for held in await store.claim_all(intake.job_id):
+        await record(store.runtime, held, landed(held, route=store.routes[0]))
+    assert await store.status(intake.job_id) == JobStatus.COMPLETED

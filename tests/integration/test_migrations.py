@@ -14,6 +14,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, inspect, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.corpus.lines import ParsedRecords
 from engine.storage.database import Database, migrate, schema_revision
@@ -106,7 +107,7 @@ async def test_a_revision_by_name_is_gone_to_whichever_way_it_lies(empty_url: st
     await database.close()
 
 
-@pytest.mark.parametrize("target", ["base", "0001", "-11"])
+@pytest.mark.parametrize("target", ["base", "0001", "-12"])
 @pytest.mark.parametrize("kind", ["duplicates", "ceiling"])
 async def test_going_down_is_refused_while_a_job_needs_what_would_be_lost(store: Store, kind: str, target: str) -> None:
     """Down and up again, its duplicates would be open for ever, and its ceiling forgotten."""
@@ -176,6 +177,42 @@ async def test_revision_0012_queues_what_was_announced(empty_url: str) -> None:
         assert (shard.state, bytes(shard.outcome_bitmap)) == (state, b"\xf0")
         assert {"announced_at"} & shard._mapping.keys() == columns
         await database.close()
+
+
+async def test_revision_0013_orders_shards_by_their_first_index_and_numbers_them_again_on_the_way_down(
+    empty_url: str,
+) -> None:
+    run_migration(empty_url, "0010")
+    database = Database(empty_url)
+    await _fill_0010(database)
+    # As revision 0012 numbered them: the second half of a split shard far above all others.
+    async with database.write() as connection:
+        columns = [name for name in (await _shards_of(connection))[0] if name not in ("id", "seq", "first_index")]
+        for shard_id, seq, first_index in (("later", 1, 8), ("half", 1_000_000_000, 4)):
+            await connection.execute(
+                text(
+                    f"insert into shards (id, seq, first_index, {', '.join(columns)}) "
+                    f"select '{shard_id}', {seq}, {first_index}, {', '.join(columns)} from shards where id = 's'"
+                )
+            )
+    await database.close()
+    kept: list[dict[str, Any]] = []
+    for target in ("0012", "0013", "0012", "head"):
+        run_migration(empty_url, target)
+        database = Database(empty_url)
+        async with database.read() as connection:
+            shards = await _shards_of(connection)
+        numbers = [shard.pop("seq", None) for shard in shards]
+        assert [shard["id"] for shard in shards] == ["s", "half", "later"]
+        assert numbers == (([0, 1, 2] if kept else [0, 1_000_000_000, 1]) if target == "0012" else [None] * 3)
+        assert shards == (kept or shards)
+        kept = shards
+        await database.close()
+
+
+async def _shards_of(connection: AsyncConnection) -> list[dict[str, Any]]:
+    rows = await connection.execute(text("select * from shards order by first_index"))
+    return [dict(row._mapping) for row in rows]
 
 
 async def _rows_of(database: Database) -> list[dict[str, Any]]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import orjson
 import pybase64
 import pytest
+from sqlalchemy import event
 
 from engine.jobs.reading import results
 from engine.jobs.reading.job_rows import get_job
@@ -65,6 +70,20 @@ async def read_ndjson(
     wanted = IndexRange.of(job, start, stop)
     body = b"".join([piece async for piece in results.ndjson(store.runtime, job, wanted, encoding)])
     return [orjson.loads(line) for line in body.splitlines()]
+
+
+@contextmanager
+def tables_read(store: Store) -> Iterator[list[str]]:
+    """The table of each statement that reads within the block."""
+    tables: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        tables.extend(re.findall(r"FROM (\w+)", statement)[:1])
+
+    engine = store.runtime.database._reads.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    yield tables
+    event.remove(engine, "before_cursor_execute", note)
 
 
 async def test_npy_has_a_row_for_each_index_and_nan_where_there_is_no_vector(store: Store, half_done: str) -> None:
@@ -127,3 +146,32 @@ async def test_a_job_of_many_shards_reads_whole(store: Store) -> None:
         await record(store.runtime, held, landed(held, route=store.routes[0], cut=10))
     assert np.array_equal(await read_npy(store, job_id), vectors(list(range(700))))
     assert [line["index"] for line in await read_ndjson(store, job_id, 633, 671)] == list(range(633, 671))
+
+
+async def test_a_page_costs_a_statement_and_errors_are_read_only_where_a_vector_is_missing(store: Store) -> None:
+    job_id = await store.submit(30, with_ids=True)
+    for held in await store.claim_all(job_id):
+        failed = [position for position in range(held.count) if held.index(position) in (12, 17)]
+        whole = [position for position in range(held.count) if position not in failed]
+        for position in whole:  # a block for each vector
+            await record(store.runtime, held, landed(held, [position], route=store.routes[0]))
+        await record(store.runtime, held, refused(held, failed))
+    job = await get_job(store.runtime, "p", job_id)
+    with tables_read(store) as tables:
+        [_, *rows] = [piece async for piece in results.npy(store.runtime, job, IndexRange.of(job, None, None))]
+    assert len(b"".join(rows)) == 30 * 4 * WIDTH
+    # The second shard has two errors: a look at its vectors, and one at both kinds of errors.
+    assert tables == ["shards", "vectors", "vectors", "input_errors", "refused_inputs", "vectors"]
+    with tables_read(store) as tables:
+        lines = [piece async for piece in results.ndjson(store.runtime, job, IndexRange.of(job, 20, 30), "float")]
+    assert b"".join(lines).count(b"\n") == 10
+    assert tables == ["shards", "vectors"]
+
+
+async def test_no_connection_is_held_between_two_pages(store: Store) -> None:
+    job_id = await store.submit(30)
+    for held in await store.claim_all(job_id):
+        await record(store.runtime, held, landed(held, route=store.routes[0]))
+    job = await get_job(store.runtime, "p", job_id)
+    async for _ in results.ndjson(store.runtime, job, IndexRange.of(job, None, None), "float"):
+        assert store.runtime.database._reads.pool.status().endswith("Current Checked out connections: 0")

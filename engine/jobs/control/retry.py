@@ -77,7 +77,7 @@ def _check(job: Row[Any]) -> None:
 
 
 async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
-    plan, last_seq = _Plan(), -1
+    plan, last_index = _Plan(), -1
     async with runtime.database.read() as connection:
         plan.final_errors = {entry["code"]: entry for entry in await refused_inputs.summary(connection, job.id)}
     failed_here = (
@@ -95,9 +95,9 @@ async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
         async with runtime.database.read() as connection:
             page = (
                 await connection.execute(
-                    select(Shard.id, Shard.seq, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
-                    .where(Shard.job_id == job.id, Shard.seq > last_seq, failed_here.is_not(None))
-                    .order_by(Shard.seq)
+                    select(Shard.id, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
+                    .where(Shard.job_id == job.id, Shard.first_index > last_index, failed_here.is_not(None))
+                    .order_by(Shard.first_index)
                     .limit(SHARDS_PER_PAGE)
                 )
             ).all()
@@ -105,7 +105,7 @@ async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
                 await _plan_shard(connection, job.id, shard, plan)
         if len(page) < SHARDS_PER_PAGE:
             return plan
-        last_seq = page[-1].seq
+        last_index = page[-1].first_index
 
 
 async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan: _Plan) -> None:

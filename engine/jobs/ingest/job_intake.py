@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.access.keys import Caller
@@ -26,7 +26,6 @@ from engine.jobs.ingest.shard_rows import insert_shard, is_open
 from engine.jobs.ingest.sharding import JobSpec, Prefix, Sharder
 from engine.jobs.recording import refused_inputs
 from engine.jobs.recording.completion import NO_OPEN_SHARD, end_columns, final_status_of
-from engine.jobs.recording.split_shard import SPLIT_SEQ_START
 from engine.jobs.scheduling.dispatch import dispatch_soon
 from engine.jobs.scheduling.fair_share import initial_virtual_time
 from engine.jobs.shard_draft import ShardDraft
@@ -44,13 +43,7 @@ from models.errors import (
     StorageUnavailable,
     UploadInterrupted,
 )
-from models.job import (
-    ACTIVE_STATUSES,
-    IdempotencyKey,
-    Job,
-    JobStatus,
-    Shard,
-)
+from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 
 log = logging.getLogger("embedmill.jobs")
 # Up to so many bytes are parsed on the event loop, because a thread costs more.
@@ -76,13 +69,8 @@ class JobIntake:
 
     async def resume(self) -> None:
         """Continue an interrupted upload. Raises IdempotencyMismatch when its options were different."""
-        first_shards = select(func.count()).where(Shard.job_id == Job.id, Shard.seq < SPLIT_SEQ_START).scalar_subquery()
         async with self._runtime.database.read() as connection:
-            row = (
-                await connection.execute(
-                    select(*Job.__table__.columns, first_shards.label("shards")).where(Job.id == self.job_id)
-                )
-            ).one()
+            row = (await connection.execute(select(*Job.__table__.columns).where(Job.id == self.job_id))).one()
         spec = self._initial_columns()
         for name in ("alias", "space", "dimensions", "options", "max_cost_usd"):
             if getattr(row, name) != spec[name]:
@@ -97,7 +85,7 @@ class JobIntake:
         self._sharder = Sharder(
             self._runtime.settings,
             self._spec,
-            Prefix(row.ingested, row.shards, bytes(row.upload_hash), row.upload_refused_inputs),
+            Prefix(row.ingested, bytes(row.upload_hash), row.upload_refused_inputs),
         )
         log.info("an upload is taken up again", extra={"job_id": self.job_id, "inputs": row.ingested})
 

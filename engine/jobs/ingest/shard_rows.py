@@ -31,7 +31,6 @@ async def insert_shard(
         insert(Shard).values(
             id=shard_id,
             job_id=job_id,
-            seq=draft.seq,
             first_index=draft.first_index,
             count=len(draft),
             tokens=draft.tokens,

@@ -45,10 +45,9 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class Prefix:
-    """The stored beginning of an interrupted upload: number of lines and shards, and the hash of the lines."""
+    """The stored beginning of an interrupted upload: number of lines, and their hash."""
 
     inputs: int
-    shards: int
     hash: bytes
     refused: int = 0
 
@@ -69,7 +68,6 @@ class Sharder:
         self._stored_prefix = stored if stored is not None and stored.inputs else None
         self._hash = hashlib.sha256()
         self._duplicates = DuplicateIndex()
-        self._seq = stored.shards if stored else 0
         self._index = 0
         self._refused = 0
         self.accepted = stored.inputs - stored.refused if stored else 0
@@ -170,7 +168,6 @@ class Sharder:
                 continue
             # An empty run would become a shard without inputs.
             yield ShardDraft(
-                self._next_seq(),
                 self._index - run_size,
                 ParsedRecords(),
                 run_size,
@@ -201,13 +198,13 @@ class Sharder:
         """The pending lines as a shard; an empty one while the lines are only compared with the stored part."""
         lines, keys, truncated = self._pending, self._keys, self._truncated
         self._hash.update(b"".join(self._records))
-        draft = ShardDraft(self._seq, self._index, lines, len(lines.inputs), prefix_hash=self._hash.digest())
+        draft = ShardDraft(self._index, lines, len(lines.inputs), prefix_hash=self._hash.digest())
         self._index += len(draft)
         duplicates = self._duplicates.find_duplicates_of(keys, draft.first_index)
         self._begin()
         if self._stored_prefix is not None:
             self._compare_now()
-            return ShardDraft(self._seq, self._index, ParsedRecords(), 0, prefix_hash=draft.prefix_hash)
+            return ShardDraft(self._index, ParsedRecords(), 0, prefix_hash=draft.prefix_hash)
         draft.duplicates, draft.truncated = duplicates, truncated
         inputs = lines.inputs
         for position in draft.duplicates:
@@ -219,13 +216,7 @@ class Sharder:
         draft.packed_inputs = _PACK.encode([] if len(lines.errors) == len(inputs) else inputs)
         if any(caller_id is not None for caller_id in lines.ids):
             draft.packed_ids = _PACK.encode(lines.ids)
-        if len(draft):
-            self._next_seq()
         return draft
-
-    def _next_seq(self) -> int:
-        self._seq += 1
-        return self._seq - 1
 
     def _check_size(self) -> None:
         self._compare()

@@ -109,7 +109,7 @@ def _next_free_shard(attempts: int) -> Any:
             due.next_run_at <= db_now(),
             fair_share.may_run(attempts, due),
         )
-        .order_by(due.seq)
+        .order_by(due.first_index)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True)
         .scalar_subquery()

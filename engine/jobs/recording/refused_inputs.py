@@ -32,6 +32,7 @@ class Refusal:
     index: int
     code: str
     message: str
+    retryable: bool = False
 
 
 def refused_rows(job_id: str, draft: ShardDraft) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import ColumnElement, func, insert, select, update
+from sqlalchemy import ColumnElement, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.claim import ClaimedShard, decode_bitmap
@@ -21,9 +21,6 @@ from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.embedding import BatchOutcome
 from models.job import Job, JobStatus, Shard, ShardInputs, ShardState
-
-# `seq` of second halves starts here, above every `seq` of an upload: readers order them by their first index.
-SPLIT_SEQ_START = 1_000_000_000
 
 _pack = msgspec.msgpack.encode
 _unpack = msgspec.msgpack.decode
@@ -94,16 +91,13 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
 async def _insert_half(
     connection: AsyncConnection, shard: Any, columns: dict[str, Any], inputs: dict[str, bytes | None]
 ) -> None:
-    """Insert the second half of a shard under a number of its own."""
-    # The lock on the job's row serializes two splits of one job, so that their halves get different numbers.
+    """Insert the second half of a shard, which its first index orders behind the first one."""
     await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards + 1))
-    last = (await connection.execute(select(func.max(Shard.seq)).where(Shard.job_id == shard.job_id))).scalar_one()
     half_id = new_id("shard")
     await connection.execute(
         insert(Shard).values(
             id=half_id,
             job_id=shard.job_id,
-            seq=max(last + 1, SPLIT_SEQ_START),
             state=ShardState.QUEUED,
             fence=shard.fence + 1,
             last_error=shard.last_error,
