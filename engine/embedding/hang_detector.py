@@ -104,7 +104,7 @@ class _HangCheck:
 
     def _hangs_like_outage(self) -> bool:
         """True when the call may hang for the same reason as the calls that revealed the outage."""
-        return self._call.latency.is_known or self._call.is_late
+        return self._call.learned_timeout.is_known or self._call.is_late
 
     async def _probe_route(self) -> None:
         """Make a control call unless one was made lately, and record its result."""
@@ -144,5 +144,5 @@ class _HangCheck:
         # as those that were given up and are made again, are no evidence.
         if late_successes != self._late_successes:
             self._late_successes = late_successes
-            self._grace_until = now + max(GRACE_S, call.latency.late_s(call.tokens) or 0.0)
+            self._grace_until = now + max(GRACE_S, call.learned_timeout.late_s(call.tokens) or 0.0)
         return now >= self._grace_until

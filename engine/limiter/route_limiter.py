@@ -19,7 +19,7 @@ from engine.limiter.concurrency import AdaptiveSemaphore
 from engine.limiter.congestion import CongestionDetector
 from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.fair_queue import FairLock
-from engine.limiter.latency import Latency
+from engine.limiter.learned_timeout import LearnedTimeout
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.limiter.quota_share import QUOTA_KINDS
 from engine.observability.telemetry import (
@@ -93,7 +93,7 @@ class RouteLimiter:
         self.max_learned_call_tokens: int | None = None
         self._paced_until = 0.0  # on time.monotonic()
         self._congestion = CongestionDetector()
-        self.latency = Latency()
+        self.learned_timeout = LearnedTimeout()
         self._used_per_estimated = 1.0  # tokens
         self._semaphore = AdaptiveSemaphore(account.max_concurrency)
         self._slot_freed = asyncio.Event()
@@ -213,9 +213,9 @@ class RouteLimiter:
         """
         signal = self._signal_of(error, seconds, tenant)
         if error is None:
-            self.latency.record_success(seconds, estimated)
+            self.learned_timeout.record_success(seconds, estimated)
         elif isinstance(error, UpstreamTimeout) and error.sent:
-            self.latency.record_timeout(estimated)
+            self.learned_timeout.record_timeout(estimated)
         if isinstance(error, UpstreamRateLimited) and signal is CallSignal.RATE_LIMITED:
             error.starts_cooldown = not needs_confirmation and (is_control or not has_long_retry_after(error))
             signal = signal if error.starts_cooldown else CallSignal.NONE
@@ -240,11 +240,11 @@ class RouteLimiter:
     @property
     def is_timeout_learned(self) -> bool:
         """True when enough calls have succeeded to know how long a call may take."""
-        return self.latency.is_known
+        return self.learned_timeout.is_known
 
     def timeout_s(self, tokens: int) -> float:
         """Timeout of a call of so many tokens: the learned one where it is known, at most the account's."""
-        return min(self._account.timeout_s, self.latency.timeout_s(tokens))
+        return min(self._account.timeout_s, self.learned_timeout.timeout_s(tokens))
 
     def initial_timeout_s(self, tokens: int) -> float:
         """Timeout of a call that begins now; the account's while none is learned (see `with_learned_timeout`)."""

@@ -184,7 +184,7 @@ class Upstream:
             if waits is None or waits.on_sent is None:  # no hang detector: an interactive call
                 reply = await exchange
             else:
-                async with waits.for_answer(route, batch.tokens, limiter.latency):
+                async with waits.for_answer(route, batch.tokens, limiter.learned_timeout):
                     reply = await exchange
             _check_status(provider, reply, attempt)
             if work is not None and (is_large or len(reply.body) > INLINE_REPLY_BYTES):

@@ -14,7 +14,7 @@ from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import EmbedRun, embed
 from engine.embedding.hang_detector import PROBE_TIMEOUT_S
 from engine.limiter.call_waits import CallWaits
-from engine.limiter.latency import CALLS_TO_KNOW, FLOOR_S, LATE_FLOOR_S, Latency
+from engine.limiter.learned_timeout import CALLS_TO_KNOW, FLOOR_S, LATE_FLOOR_S, LearnedTimeout
 from engine.planning.packing import pack
 from models.embedding import Limits, Options
 from models.errors import EmbedmillError, UpstreamError
@@ -142,9 +142,9 @@ def test_large_calls_and_cold_servers_are_left_alone() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"latency_ms": 100}}))
         embed_run = anew(await warm(wire), 2_000)
-        latency = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0]).latency
+        timeout = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0]).learned_timeout
         for _ in range(200):  # time that is skipped is not learned
-            latency.record_success(0.1, 3)
+            timeout.record_success(0.1, 3)
         wire.hosts["up"] = fake({"do": {"latency_ms": 7_000}})  # a hundred times the tokens, seventy times as long
         await embed_texts(embed_run, texts(2_000), limits=Limits(inputs_per_call=200), concurrency=2)
         assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages
@@ -210,13 +210,13 @@ def test_a_run_whose_calls_all_hang_says_since_when() -> None:
 
 
 def test_a_small_answer_says_nothing_of_a_large_call_that_timed_out() -> None:
-    latency = Latency()
+    timeout = LearnedTimeout()
     for _ in range(CALLS_TO_KNOW):
-        latency.record_success(0.1, 1_000)
-    assert latency.late_s(1_000) == LATE_FLOOR_S
+        timeout.record_success(0.1, 1_000)
+    assert timeout.late_s(1_000) == LATE_FLOOR_S
     for _ in range(4):
-        latency.record_timeout(1_000)
-    latency.record_success(0.1, 3)
-    assert latency.slack == 4.0
-    latency.record_success(0.1, 800)
-    assert latency.slack == 1.0
+        timeout.record_timeout(1_000)
+    timeout.record_success(0.1, 3)
+    assert timeout.slack == 4.0
+    timeout.record_success(0.1, 800)
+    assert timeout.slack == 1.0
