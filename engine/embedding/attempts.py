@@ -17,7 +17,6 @@ from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
 from engine.observability.route_metrics import delivery_metrics
 from engine.planning import provider_truncation, tokens
-from engine.routing.outages import route_key
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Upstream
 from models.embedding import Alias, Batch, BatchOutcome, Call, Matrix, Route
@@ -193,7 +192,7 @@ async def _call_with_retries(run: EmbedRun, batch: Batch, route: Route, attempts
     Raises the last error.
     """
     tries = refusals = 0
-    tenant_rate_limits, tenant_key = run.router.tenant_rate_limits, (*route_key(route), run.tenant)
+    tenant_rate_limits, tenant_key = run.router.tenant_rate_limits, (*route.key, run.tenant)
     while True:
         run.stop.raise_if_cancelled()
         try:
@@ -284,7 +283,7 @@ async def call_route(
             async with run.router.credential_probe.guard(route, run.deadline, run.stop):
                 return await run.upstream.embed(batch, route, context)
     except UpstreamError as error:
-        error.account, error.upstream_model = route_key(route)
+        error.account, error.upstream_model = route.key
         raise
     finally:
         run.calls += context.calls

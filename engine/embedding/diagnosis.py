@@ -20,7 +20,6 @@ from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.planning import packing
 from engine.routing.control_calls import control_batch
-from engine.routing.outages import route_key
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Upstream
 from models.embedding import Alias, Batch, Call, Route
@@ -69,9 +68,7 @@ async def control_call(
     run: Run, route: Route, *, timeout_s: float = CONTROL_TIMEOUT_S, max_wait: MaxWait = UNBOUNDED
 ) -> EmbedmillError | None:
     """Make a control call, or share the result of a recent one. Returns its error; None when the route answers."""
-    return await run.router.control_calls.share(
-        route_key(route), lambda: _make_control_call(run, route, timeout_s, max_wait)
-    )
+    return await run.router.control_calls.share(route.key, lambda: _make_control_call(run, route, timeout_s, max_wait))
 
 
 async def _make_control_call(run: Run, route: Route, timeout_s: float, max_wait: MaxWait) -> EmbedmillError | None:
@@ -83,7 +80,7 @@ async def _make_control_call(run: Run, route: Route, timeout_s: float, max_wait:
             await run.upstream.embed(batch, route, context)
     except EmbedmillError as error:
         if isinstance(error, UpstreamError):
-            error.account, error.upstream_model = route_key(route)
+            error.account, error.upstream_model = route.key
         return error
     finally:
         run.calls += context.calls
@@ -153,7 +150,7 @@ def _needs_no_control(run: Run, batch: Batch, route: Route) -> bool:
 async def confirm_outage(run: Run, error: UpstreamError) -> None:
     """After faults that may pass (5xx, timeouts, protocol errors): the route is down if a control call fails too."""
     key = (error.account, error.upstream_model)
-    route = next((each for each in run.alias.routes if route_key(each) == key), None)
+    route = next((each for each in run.alias.routes if each.key == key), None)
     is_undecided = error.disposition is Disposition.RETRY and not isinstance(error, UpstreamRateLimited)
     if route is None or not is_undecided or run.router.outages.of(route) is not None:
         return
@@ -173,9 +170,9 @@ async def is_down_after_fault(run: Run, route: Route, error: UpstreamError) -> b
     if run.lane != "bulk":
         return False
     faults = run.router.faults_in_a_row
-    faults[route_key(route)] += 1
-    if faults[route_key(route)] >= FAULTS_IN_A_ROW and run.stop.reason is None:
-        del faults[route_key(route)]
+    faults[route.key] += 1
+    if faults[route.key] >= FAULTS_IN_A_ROW and run.stop.reason is None:
+        del faults[route.key]
         await confirm_outage(run, error)
     return run.router.outages.of(route) is not None
 
@@ -193,18 +190,18 @@ async def probe_if_down(run: R, batch: Batch, embed: EmbedOnRoute[R]) -> Batch |
         for route, outage in down:
             if outage.next_attempt_in_s > 0 or not accepts(route, batch):
                 continue
-            run.router.probes[route_key(route)] += 1  # from now on other batches wait for its result
+            run.router.probes[route.key] += 1  # from now on other batches wait for its result
             try:
                 if await outages.claim_probe(route):
                     is_long = outage.failures % LONG_PROBE_EVERY == LONG_PROBE_EVERY - 1
                     return await _probe(run, batch, route, embed, is_long=is_long)
             finally:
-                run.router.probes[route_key(route)] -= 1
+                run.router.probes[route.key] -= 1
         # Another process has made the probe, and its result is known by now.
         down = [(route, outage) for route in run.alias.routes if (outage := outages.of(route)) is not None]
         if len(down) < len(run.alias.routes) or run.stop.reason is not None:
             return batch
-        probed = [outages.of(route) for route, _ in down if run.router.probes[route_key(route)]]
+        probed = [outages.of(route) for route, _ in down if run.router.probes[route.key]]
         wait_s = min((outage.next_attempt_in_s for outage in probed if outage is not None), default=0.0)
         if wait_s <= 0 or time.monotonic() + wait_s > until:
             raise run.router.down_error(run.alias)

@@ -122,7 +122,7 @@ async def _settle_if_up(run: EmbedRun, batch: Batch) -> None:
     Raises RouteDown, and what `_settle` raises.
     """
     rest: Batch | None = batch
-    if run.router.outages:
+    if run.router.outages.active:
         rest = await diagnosis.probe_if_down(run, batch, _embed_on_route)
     if rest is None:
         return

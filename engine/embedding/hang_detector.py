@@ -18,7 +18,6 @@ from typing import Protocol
 from engine.embedding.diagnosis import Run, control_call
 from engine.limiter.call_waits import CallWaits, UnansweredCall
 from engine.limiter.max_wait import IGNORING_CONCURRENCY
-from engine.routing.outages import route_key
 from models.errors import UpstreamError, UpstreamRateLimited
 
 FIRST_CHECK_S = 3.0
@@ -109,7 +108,7 @@ class _HangCheck:
     async def _probe_route(self) -> None:
         """Make a control call unless one was made lately, and record its result."""
         run, route, now = self._run, self._call.route, asyncio.get_running_loop().time
-        probes = run.router.hang_probes[route_key(route)]
+        probes = run.router.hang_probes[route.key]
         if now() - probes.sent_at < PROBE_EVERY_S or run.stop.reason is not None:
             return
         probes.sent_at = now()
@@ -131,7 +130,7 @@ class _HangCheck:
     def _is_lost(self) -> bool:
         """True when the route answers, and can no longer be expected to answer this call."""
         call, now = self._call, asyncio.get_running_loop().time()
-        probes = self._run.router.hang_probes[route_key(call.route)]
+        probes = self._run.router.hang_probes[call.route.key]
         if probes.answered_at < call.began:
             return False
         late_successes = self._run.router.health(call.route).late_successes

@@ -15,7 +15,6 @@ from engine.embedding.diagnosis import Run, control_call
 from engine.limiter.acquire import ANSWERED_429, refusal_message
 from engine.limiter.max_wait import MaxWait
 from engine.limiter.route_limiter import has_long_retry_after
-from engine.routing.outages import route_key
 from models.base import random_id
 from models.embedding import Batch, Route
 from models.errors import UpstreamRateLimited
@@ -43,7 +42,7 @@ async def should_retry(
         return False
     if error.starts_cooldown:
         return True
-    key = (*route_key(route), run.tenant)
+    key = (*route.key, run.tenant)
     result = await control_call(run, route)
     if isinstance(result, UpstreamRateLimited):
         run.router.tenant_rate_limits.clear(key)
@@ -57,9 +56,9 @@ async def should_retry(
         wait_s = max(error.retry_after_s, wait_s / 2)
     wait_s += random.uniform(0, 0.1 + wait_s / 10)
     if result is not None:
-        error.message = refusal_message(*route_key(route), ANSWERED_429, wait_s)
+        error.message = refusal_message(*route.key, ANSWERED_429, wait_s)
     else:
-        error.message = refusal_message(*route_key(route), TENANT_429, wait_s) if run.lane != "bulk" else TENANT_429
+        error.message = refusal_message(*route.key, TENANT_429, wait_s) if run.lane != "bulk" else TENANT_429
         error.advice = "The inputs that draw it wait, all others go on; see the provider's limits for single calls"
     # A worker does not spend a long wait: the shard is released for so long, and its slot is free for others.
     is_too_long = wait_s > max_wait.cooldown_s or (run.lane == "bulk" and has_long_retry_after(error))

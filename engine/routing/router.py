@@ -17,9 +17,9 @@ from engine.routing.control_calls import ControlCalls
 from engine.routing.credential_probe import CredentialProbe
 from engine.routing.gateway_options import FIELD
 from engine.routing.health import RouteHealth
-from engine.routing.outages import Outage, Outages, RouteKey, route_key
+from engine.routing.outages import Outage, Outages
 from engine.routing.tenant_rate_limits import TenantRateLimits
-from models.embedding import Alias, Batch, Limits, Route
+from models.embedding import Alias, Batch, Limits, Route, RouteKey
 from models.errors import InvalidInput, RouteDown, RouteQuarantined, UnknownAlias, UpstreamAuthFailed, UpstreamError
 
 QUARANTINE_RETRY_S = 30.0
@@ -55,7 +55,7 @@ def apply_gateway_options(aliases: Mapping[str, Alias], alias: Alias, provider_o
 def _with_other_models(aliases: Mapping[str, Alias], alias: Alias, models: Sequence[str]) -> list[Route]:
     """The routes of the alias and, at lower priority, of the other models. Raises InvalidInput or UnknownAlias."""
     routes = list(alias.routes)
-    keys = {route_key(route) for route in routes}
+    keys = {route.key for route in routes}
     for name in models:
         other = aliases.get(name)
         if other is None:
@@ -72,8 +72,8 @@ def _with_other_models(aliases: Mapping[str, Alias], alias: Alias, models: Seque
                 code="space_mismatch",
             )
         lowest = max((route.priority for route in routes), default=0) + 1
-        added = [route for route in other.routes if route_key(route) not in keys]
-        keys.update(map(route_key, added))
+        added = [route for route in other.routes if route.key not in keys]
+        keys.update(route.key for route in added)
         routes += [replace(route, priority=lowest + route.priority) for route in added]
     return routes
 
@@ -113,9 +113,9 @@ class Router:
 
         All routes of an alias share one vector space, so any may stand in for any other.
         """
-        if len(alias.routes) == 1 and not self.outages and not self.quarantined:
+        if len(alias.routes) == 1 and not self.outages.active and not self.quarantined:
             return list(alias.routes)
-        trusted = [route for route in alias.routes if (*route_key(route), alias.space) not in self.quarantined]
+        trusted = [route for route in alias.routes if (*route.key, alias.space) not in self.quarantined]
         if not trusted:
             raise RouteQuarantined(
                 f"every provider of the model {alias.name} is quarantined: its vectors have changed. "
@@ -130,12 +130,12 @@ class Router:
 
     def outage_of(self, alias: Alias) -> Outage | None:
         """The outage of the alias's first route, when all of its routes are down; else None."""
-        if not self.outages:
+        if not self.outages.active:
             return None
         found = [
             self.outages.of(route)
             for route in sorted(alias.routes, key=lambda route: route.priority)
-            if (*route_key(route), alias.space) not in self.quarantined
+            if (*route.key, alias.space) not in self.quarantined
         ]
         return found[0] if found and all(outage is not None for outage in found) else None
 
@@ -154,7 +154,7 @@ class Router:
     def record_success(self, route: Route, faults: int) -> None:
         """A call to the route succeeded, after so many faults of the same call."""
         self.health(route).record_success(faults)
-        self.faults_in_a_row.pop(route_key(route), None)
+        self.faults_in_a_row.pop(route.key, None)
         self.outages.resolve(route)
 
     async def close(self) -> None:
@@ -164,7 +164,7 @@ class Router:
 
     def health(self, route: Route) -> RouteHealth:
         """The statistics of the route."""
-        key = route_key(route)
+        key = route.key
         health = self._health.get(key)
         if health is None:
             health = self._health[key] = RouteHealth()
@@ -172,7 +172,7 @@ class Router:
 
     def learned_limits_of(self, route: Route) -> LearnedLimits:
         """The learned size limits of the route."""
-        key = route_key(route)
+        key = route.key
         limits = self._learned_limits.get(key)
         if limits is None:
             limits = self._learned_limits[key] = LearnedLimits()

@@ -146,7 +146,7 @@ def test_a_width_that_one_input_draws_is_no_fault_of_the_route(width: int, lane:
     wire = FakeWire(up=poison_has_width(width))
     embed_run = new_run(wire, alias(route()), 40, lane=lane)
     run(embed_texts(embed_run, [f"text {i}" if i != 17 else "poison" for i in range(40)]))
-    assert failed(embed_run, 40) == {17} and not embed_run.router.outages
+    assert failed(embed_run, 40) == {17} and not embed_run.router.outages.active
     assert len(settled(embed_run, 40)) == 40 or lane == INTERACTIVE
     assert wire.inputs_sent <= 4 * 40 + 64
 
@@ -167,7 +167,10 @@ def test_a_width_that_the_provider_cannot_give_is_its_callers_concern_alone(says
                 embed_run, pack(TEXTS, range(10), Limits(), WIDTH // 2, Options(dimensions=WIDTH // 2)), concurrency=4
             )
         )
-    assert "dimensions" in raised.value.message + getattr(raised.value, "advice", "") and not embed_run.router.outages
+    assert (
+        "dimensions" in raised.value.message + getattr(raised.value, "advice", "")
+        and not embed_run.router.outages.active
+    )
     embed_run = dataclasses.replace(embed_run, stop=CancellationToken())
     run(embed_texts(embed_run, TEXTS))
     assert failed(embed_run, 10) == set() and len(settled(embed_run, 10)) == 10

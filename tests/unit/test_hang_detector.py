@@ -58,7 +58,7 @@ def test_a_route_whose_calls_all_hang_is_down_before_one_has_timed_out() -> None
         before, began = len(wire.sent), now()
         with pytest.raises(UpstreamError):
             await embed_texts(embed_run, texts(40), limits=ONE_EACH, concurrency=16)
-        assert embed_run.router.outages and now() - began <= LATE_FLOOR_S + PROBE_TIMEOUT_S + 0.6 < FLOOR_S + 0.2
+        assert embed_run.router.outages.active and now() - began <= LATE_FLOOR_S + PROBE_TIMEOUT_S + 0.6 < FLOOR_S + 0.2
         # Sixteen calls hung, none was made again, and each may have been billed.
         assert len(wire.sent) - before == 16 + 1 and sum(call.ambiguous for call in embed_run.calls) == 16 + 1
 
@@ -118,7 +118,7 @@ def test_a_call_that_hangs_alone_ends_when_another_is_answered() -> None:
             LATE_FLOOR_S <= now() - began <= LATE_FLOOR_S + 2.0
         )  # the clock that skips also runs while the test works
         assert len(wire.sent) - before == 32 + 2 and sum(call.ambiguous for call in embed_run.calls) == 1
-        assert not embed_run.router.outages
+        assert not embed_run.router.outages.active
 
     run(tried())
 
@@ -132,7 +132,7 @@ def test_a_provider_that_has_become_slow_is_not_taken_for_one_that_hangs() -> No
         wire.hosts["up"] = fake({"when": {"contains": "slow"}, "do": {"latency_ms": 6_000}})
         before = len(wire.sent)
         await embed_texts(embed_run, texts(64, "slow"), limits=ONE_EACH, concurrency=16)
-        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages
+        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages.active
         assert len(wire.sent) - before <= 64 + 8
 
     run(tried())
@@ -147,12 +147,12 @@ def test_large_calls_and_cold_servers_are_left_alone() -> None:
             timeout.record_success(0.1, 3)
         wire.hosts["up"] = fake({"do": {"latency_ms": 7_000}})  # a hundred times the tokens, seventy times as long
         await embed_texts(embed_run, texts(2_000), limits=Limits(inputs_per_call=200), concurrency=2)
-        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages
+        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages.active
         cold = FakeWire(up=fake({"do": {"latency_ms": 45_000}}))
         first = new_run(cold, alias(route()), 8, seconds=10_000.0)
         await embed_texts(first, texts(8), limits=ONE_EACH, concurrency=8)
         assert all(call.success for call in first.calls if call.inputs == 1 and not call.ambiguous)
-        assert len(first.on_outcome.outcomes) == 8 and not first.router.outages  # type: ignore[attr-defined]
+        assert len(first.on_outcome.outcomes) == 8 and not first.router.outages.active  # type: ignore[attr-defined]
 
     run(tried())
 
