@@ -16,7 +16,7 @@ from engine.ledger.billing import Spending, cost_of, paid
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
 from engine.observability.route_metrics import delivery_metrics
-from engine.planning import provider_truncation, tokens
+from engine.planning import provider_truncation, token_estimator
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Upstream
 from models.embedding import Alias, Batch, BatchOutcome, Call, Matrix, Route
@@ -97,7 +97,9 @@ async def embed_once(run: EmbedRun, batch: Batch, attempts: Attempts, only: Rout
     truncated: Sequence[int] = batch.indexes if batch.is_truncated else ()
     if used is not None and provider_truncation.may_be_cut(batch, used):
         is_quick = run.lane == INTERACTIVE
-        cut = provider_truncation.cut_upstream(batch, used, exact=tokens.is_exact_for(route), is_quick=is_quick)
+        cut = provider_truncation.cut_upstream(
+            batch, used, exact=token_estimator.is_exact_for(route), is_quick=is_quick
+        )
         truncated = truncated or cut
     run.on_outcome(BatchOutcome(batch.indexes, rows, None, billed_tokens, used is None, cost, route, truncated))
     return route

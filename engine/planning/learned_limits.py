@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from engine.planning.tokens import DEFAULT_TOKENS_PER_BYTE
+from engine.planning.token_estimator import DEFAULT_TOKENS_PER_BYTE
 from models.embedding import Batch, Limits
 
 # With each call, the sums are multiplied by this: about the last 50 calls matter.

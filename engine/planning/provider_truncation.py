@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from engine.planning import tokens
+from engine.planning import token_estimator, tokens
 from models.embedding import Batch, Input
 
 # Below so many bytes a token nothing is checked: a correct count of prose has 4 to 5.
@@ -48,7 +48,7 @@ def cut_upstream(batch: Batch, used: int, *, exact: bool, is_quick: bool = False
 def _at_least(item: Input) -> int:
     if isinstance(item, list):
         return len(item)
-    return tokens.utf8_bytes(_RUNS.sub(" ", item)) // MAX_BYTES_PER_TOKEN
+    return token_estimator.utf8_bytes(_RUNS.sub(" ", item)) // MAX_BYTES_PER_TOKEN
 
 
 def _window(counts: Sequence[int], used: int) -> int | None:

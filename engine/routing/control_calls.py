@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from engine.ledger.billing import CONTROL_TEXT
-from engine.planning import tokens
+from engine.planning import token_estimator
 from models.embedding import Batch, Options
 from models.errors import EmbedmillError
 
@@ -24,7 +24,7 @@ Result = EmbedmillError | None
 
 def control_batch(width: int, options: Options | None = None) -> Batch:
     """The batch of one control call."""
-    return Batch([CONTROL_TEXT], [NO_INDEX], tokens.estimate(CONTROL_TEXT), width, options or Options())
+    return Batch([CONTROL_TEXT], [NO_INDEX], token_estimator.estimate(CONTROL_TEXT), width, options or Options())
 
 
 class ControlCalls:

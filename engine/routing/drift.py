@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.ledger import usage_rows
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.observability.telemetry import QUARANTINED
-from engine.planning import tokens
+from engine.planning import token_estimator
 from engine.routing.router import Router
 from engine.storage.database import DATABASE_ERRORS, Database
 from engine.upstream.call import CallContext, Upstream
@@ -168,7 +168,7 @@ class DriftMonitor:
     async def _embed_probe(self, route: Route) -> bytes:
         """The vector of the probe text now. Raises EmbedmillError."""
         text = route.account.drift_probe or ""
-        batch = Batch([text], [0], tokens.estimate(text), route.width, Options())
+        batch = Batch([text], [0], token_estimator.estimate(text), route.width, Options())
         deadline = time.monotonic() + route.account.timeout_s
         calls: list[Call] = []
         try:

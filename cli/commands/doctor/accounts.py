@@ -12,7 +12,7 @@ from cli.error_messages import explain
 from cli.output.terminal import err
 from engine.config.settings import Settings
 from engine.ledger import usage_rows
-from engine.planning import tokens
+from engine.planning import token_estimator
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 from engine.upstream.call import CallContext
@@ -51,7 +51,7 @@ def cheapest_routes(aliases: Mapping[str, Alias]) -> dict[str, tuple[Alias, Rout
 def probe_cost(aliases: Mapping[str, Alias]) -> str:
     """The number and cost of the calls that would try each account."""
     routes = cheapest_routes(aliases)
-    count = tokens.estimate(PROBE)
+    count = token_estimator.estimate(PROBE)
     usd = sum(float(route.usd_per_million_tokens) * count / 1_000_000 for _, route in routes.values())
     calls = "1 call" if len(routes) == 1 else f"{len(routes)} calls"
     return f"{calls} of {count} tokens, about ${usd:.8f}".rstrip("0").rstrip(".")
@@ -76,7 +76,7 @@ def accounts(settings: Settings, aliases: Mapping[str, Alias]) -> list[Finding]:
 
 async def _probe(runtime: Runtime, name: str, alias: Alias, route: Route) -> Finding:
     check, calls, started_at = f"account {name}", list[Call](), time.monotonic()
-    batch = Batch([PROBE], [0], tokens.estimate(PROBE), route.width, Options())
+    batch = Batch([PROBE], [0], token_estimator.estimate(PROBE), route.width, Options())
     deadline = started_at + min(PROBE_S, route.account.timeout_s)
     try:
         rows, _ = await runtime.upstream.embed(batch, route, CallContext(deadline, calls, purpose="doctor"))
