@@ -14,7 +14,7 @@ from engine.jobs.execution import outage_waits
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.ledger import usage_rows
 from engine.ledger.billing import cost_of
-from engine.routing.control_calls import control_batch
+from engine.route_state.control_call import control_batch
 from engine.routing.outage_causes import Cause, cause_of
 from engine.runtime import Runtime
 from engine.upstream.call import CallContext
@@ -61,7 +61,7 @@ async def _test(runtime: Runtime, alias: Alias, route: Route) -> RouteTest:
     calls: list[Call] = []
     began = time.monotonic()
     deadline = began + min(TIMEOUT_S, route.account.timeout_s)
-    context = CallContext(deadline, calls, purpose="providers_test")
+    context = CallContext(runtime.router.state_of(route), deadline, calls, purpose="providers_test")
     cause: Cause | None = None
     counted: int | None = None
     try:

@@ -15,8 +15,9 @@ from engine.embedding.diagnosis import Run, control_call
 from engine.limiter.acquire import ANSWERED_429, refusal_message
 from engine.limiter.max_wait import MaxWait
 from engine.limiter.route_limiter import has_long_retry_after
+from engine.route_state.state import RouteState
 from models.base import random_id
-from models.embedding import Batch, Route
+from models.embedding import Route
 from models.errors import UpstreamRateLimited
 
 TENANT_WAIT_CAP_S = 60.0
@@ -26,13 +27,7 @@ REFUSALS_TO_BISECT = 3
 
 
 async def should_retry(
-    run: Run,
-    batch: Batch,
-    route: Route,
-    error: UpstreamRateLimited,
-    max_wait: MaxWait,
-    *,
-    is_bisecting: bool = False,
+    run: Run, route: Route, state: RouteState, error: UpstreamRateLimited, max_wait: MaxWait, *, is_bisecting: bool
 ) -> bool:
     """After a 429: wait as long as this caller must wait beyond the route's cooldown. True: call again.
 
@@ -42,14 +37,13 @@ async def should_retry(
         return False
     if error.starts_cooldown:
         return True
-    key = (*route.key, run.tenant)
     result = await control_call(run, route)
     if isinstance(result, UpstreamRateLimited):
-        run.router.tenant_rate_limits.clear(key)
+        state.tenant_refusals.clear(run.tenant)
         return True  # that control call has started the cooldown
     count = 1
     if result is None:
-        count = run.router.tenant_rate_limits.record(key)
+        count = state.tenant_refusals.record(run.tenant)
         error.is_own = run.lane == "bulk" and (is_bisecting or count >= REFUSALS_TO_BISECT)
     wait_s = min(TENANT_WAIT_CAP_S, 2.0**count)
     if error.retry_after_s is not None:

@@ -142,7 +142,7 @@ def test_large_calls_and_cold_servers_are_left_alone() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"latency_ms": 100}}))
         embed_run = anew(await warm(wire), 2_000)
-        timeout = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0]).learned_timeout
+        timeout = embed_run.router.state_of(embed_run.alias.routes[0]).limiter.learned_timeout
         for _ in range(200):  # time that is skipped is not learned
             timeout.record_success(0.1, 3)
         wire.hosts["up"] = fake({"do": {"latency_ms": 7_000}})  # a hundred times the tokens, seventy times as long

@@ -129,8 +129,8 @@ def test_what_a_callers_own_options_bring_about_is_only_its_own(status: int, lan
         error = await failing(embed_run, ["a"], options=OWN)
         assert isinstance(error, UnsupportedParameter) or status == 429, error
         assert not embed_run.router.outages.active
-        limiter = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])
-        assert not limiter.is_paced and limiter._coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
+        limiter = embed_run.router.state_of(embed_run.alias.routes[0]).limiter
+        assert not limiter.is_paced and limiter.coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
         before = asyncio.get_running_loop().time()
         await embed_texts(anew(embed_run, 1), ["b"], options=OTHER_OPTIONS)
         assert asyncio.get_running_loop().time() - before < 0.5
@@ -280,8 +280,8 @@ def test_a_text_that_alone_draws_a_long_429_makes_only_its_caller_wait(told: int
         error = await failing(embed_run, ["slow me"])
         assert isinstance(error, UpstreamRateLimited) and error.retry_after_s is not None
         assert min(told, 120) <= error.retry_after_s <= told * 1.1 + 0.2  # nobody is told more than two minutes
-        limiter = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])
-        assert not limiter.is_paced and limiter._coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
+        limiter = embed_run.router.state_of(embed_run.alias.routes[0]).limiter
+        assert not limiter.is_paced and limiter.coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
         assert len(wire.sent) == 2  # its own, and one of ours
         await embed_texts(anew(embed_run, 1), ["b"])
         assert asyncio.get_running_loop().time() - before < 0.5  # nor has it kept a worker waiting
@@ -297,8 +297,8 @@ def test_a_true_rate_limit_shuts_the_gate_after_one_call_of_ours_and_none_follow
         embed_run.cooldown_wait_s = 5.0
         errors = [await failing(anew(embed_run, 1), ["a"]) for _ in range(3)]
         assert all(isinstance(error, UpstreamRateLimited) and not error.sent for error in errors)
-        limiter = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])
-        assert limiter.is_paced and limiter._coordinator.cooldown_s() > 60.0 and len(wire.sent) == 2
+        limiter = embed_run.router.state_of(embed_run.alias.routes[0]).limiter
+        assert limiter.is_paced and limiter.coordinator.cooldown_s() > 60.0 and len(wire.sent) == 2
 
     run(tried())
 
@@ -311,7 +311,7 @@ def test_many_calls_that_meet_a_true_rate_limit_at_once_share_one_call_of_ours()
         assert all(isinstance(error, UpstreamRateLimited) for error in errors)
         assert (
             len(wire.sent) == 9
-            and embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])._coordinator.cooldown_s() > 60.0
+            and embed_run.router.state_of(embed_run.alias.routes[0]).limiter.coordinator.cooldown_s() > 60.0
         )
 
     run(tried())

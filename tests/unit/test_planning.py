@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.planning import packing, token_estimator, tokens
-from engine.planning.learned_limits import EVIDENCE_CALLS, LearnedLimits
+from engine.planning.token_estimator import EVIDENCE_CALLS, TokenEstimator
 from models.embedding import Account, Alias, Batch, Input, Limits, Options, Route
 from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
 
@@ -125,21 +125,21 @@ def test_counted_batches_keep_every_limit_and_are_as_few_as_can_be(inputs: list[
     ("words", "truth"), [("plain English words ", 1 / 4.5), ("東京タワー", 1 / 2.2), ("0x7f3a", 0.6)]
 )
 def test_a_route_teaches_how_many_tokens_its_texts_are(words: str, truth: float) -> None:
-    route_sizes = LearnedLimits()
+    estimator = TokenEstimator()
     text_bytes = token_estimator.utf8_bytes(words) * 500
     for call in range(EVIDENCE_CALLS - 1):
-        route_sizes.observe(text_bytes, int(text_bytes * truth))
-        assert route_sizes.tokens_per_byte >= token_estimator.DEFAULT_TOKENS_PER_BYTE, call
-    route_sizes.observe(text_bytes, int(text_bytes * truth))
-    assert truth < route_sizes.tokens_per_byte <= truth * 1.2
+        estimator.observe(text_bytes, int(text_bytes * truth))
+        assert estimator.tokens_per_byte >= token_estimator.DEFAULT_TOKENS_PER_BYTE, call
+    estimator.observe(text_bytes, int(text_bytes * truth))
+    assert truth < estimator.tokens_per_byte <= truth * 1.2
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), min_size=EVIDENCE_CALLS, max_size=60))
 def test_whatever_is_reported_the_ratio_stays_one(calls: list[tuple[int, int]]) -> None:
-    route_sizes = LearnedLimits()
+    estimator = TokenEstimator()
     for text_bytes, counted in calls:
-        route_sizes.observe(text_bytes, counted)
-    assert 1 / 8 <= route_sizes.tokens_per_byte <= 1.0
+        estimator.observe(text_bytes, counted)
+    assert 1 / 8 <= estimator.tokens_per_byte <= 1.0
 
 
 @given(some_inputs.filter(bool))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from engine.planning import token_estimator, tokens
+from engine.planning import packing, token_estimator, tokens
 from engine.runtime import Runtime
 from models.embedding import Alias, Input
 from models.job import Job, JobStatus, Shard
@@ -37,11 +37,11 @@ class Method:
 async def method_for(runtime: Runtime, alias: Alias, project: str) -> Method:
     """The most exact method for the alias's routes. Raises StorageUnavailable."""
     routes = alias.routes
-    if all(map(token_estimator.is_exact_for, routes)):
+    if packing.has_exact_tokenizer(routes):
         return Method(_cl100k, is_exact=True)
     if all(route.account.kind == "local" for route in routes):
         return Method(runtime.upstream.count_local, is_exact=True, is_quick=False)
-    per_byte = runtime.router.learned_tokens_per_byte(alias) or await _tokens_per_byte_of_jobs(runtime, alias, project)
+    per_byte = runtime.router.mean_tokens_per_byte(alias) or await _tokens_per_byte_of_jobs(runtime, alias, project)
     if per_byte is not None:
         learned = per_byte
 
