@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from importlib.metadata import version
+from types import SimpleNamespace
+from typing import cast
 
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.datastructures import State
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from api import health
 from api.http import docs_page, errors, openapi
+from api.http.application import Application
 from api.http.auth import PUBLIC, GuardedRoute
 from api.http.budgets import Budgets
 from api.http.lifecycle import Lifecycle
@@ -45,7 +49,7 @@ def create_app(runtime: Runtime | None = None) -> ASGIApp:
     return RequestContext(build_app(runtime))
 
 
-def build_app(runtime: Runtime) -> FastAPI:
+def build_app(runtime: Runtime) -> Application:
     """The FastAPI app of a runtime, without the middleware around it. Its lifespan closes the runtime."""
 
     @contextlib.asynccontextmanager
@@ -74,7 +78,7 @@ def build_app(runtime: Runtime) -> FastAPI:
             await app.state.watches.close()
             await runtime.close()
 
-    app = FastAPI(
+    app = Application(
         title="embedmill",
         version=version("embedmill"),
         summary="OpenAI-compatible embeddings: one call for a search, one durable job for a corpus.",
@@ -82,9 +86,10 @@ def build_app(runtime: Runtime) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the scheme and host that we were asked by, not the caller's
-        # Requests are counted and timed in envelope.py; FastAPI would look for a tracer at each of them.
+        # Requests are counted and timed in middleware.py.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
+    app.state = cast("State", SimpleNamespace())  # read several times a request: Starlette's own calls a function
     app.state.runtime = runtime
     app.state.lifecycle = Lifecycle()
     app.state.budgets = Budgets(runtime.settings)
@@ -104,6 +109,7 @@ def build_app(runtime: Runtime) -> FastAPI:
             )
     openapi.install(app)
     docs_page.install(app)
+    app.index_routes()
     return app
 
 

@@ -18,6 +18,7 @@ from engine.durability.spool import Spool
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.limiter.registry import LimiterRegistry
 from engine.observability import failpoints
+from engine.process.background import surviving
 from engine.process.byte_budget import ByteBudget
 from engine.process.clock import DatabaseClock
 from engine.process.data_folder import make_data_folder
@@ -155,9 +156,7 @@ class Runtime:
 
 async def _closed(name: str, close: Callable[[], Awaitable[None] | None]) -> None:
     """Close one part. Its error ends nothing: all that is left must still be closed."""
-    try:
+    with surviving(lambda error: log.error("%s could not be closed", name, exc_info=error)):
         closing = close()
         if closing is not None:
             await closing
-    except Exception:
-        log.exception("%s could not be closed", name)

@@ -52,14 +52,10 @@ class IdleWatch:
         errors = ErrorLog("looking for shards that wait")
         while not self._runtime.draining.is_set():
             await asyncio.sleep(poll_every_s * random.uniform(0.5, 1.5))
-            try:
+            with errors.round():
                 # Without messages an idle process works through the queue at once, not one shard a poll.
                 while not self._messages and await self.claim_without_message():
                     pass
-            except Exception as error:
-                errors.failed(error)
-            else:
-                errors.succeeded()
 
     async def claim_without_message(self) -> bool:
         """Run a shard that has waited too long for a worker. False: there is none. Raises StorageUnavailable."""

@@ -48,8 +48,9 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
     try:
         while not stopping.is_set():
             now = asyncio.get_running_loop().time()
-            duty, outcome = "sweep" if now >= next_sweep else "dispatch", "ok"
-            try:
+            duty = "sweep" if now >= next_sweep else "dispatch"
+            # Recovery depends on the sweep, so a failed round must not end it.
+            with errors[duty].round() as this:
                 if database_was_away:
                     await extend_leases_after_outage(runtime)
                     database_was_away = False
@@ -62,13 +63,9 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
                         await sweep(runtime)
                 else:
                     await dispatch(runtime)
-            except Exception as error:
-                # Recovery depends on the sweep, so a failed round must not end it.
-                outcome = "database_away" if isinstance(error, StorageUnavailable) else "failed"
-                database_was_away = database_was_away or isinstance(error, StorageUnavailable)
-                errors[duty].failed(error)
-            else:
-                errors[duty].succeeded()
+            is_away = isinstance(this.error, StorageUnavailable)
+            database_was_away = database_was_away or is_away
+            outcome = "ok" if this.error is None else "database_away" if is_away else "failed"
             SCHEDULER_ROUNDS.labels(duty, outcome).inc()
             try:
                 async with asyncio.timeout(DISPATCH_EVERY_S):

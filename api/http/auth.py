@@ -74,7 +74,7 @@ class GuardedRoute(APIRoute):
             caller = await authenticate(request)
             if required is None or (required not in caller.scopes and Scope.ADMIN not in caller.scopes):
                 raise _missing_scope(required, caller)
-            request.state.caller = caller
+            request.scope.setdefault("state", {})["caller"] = caller
             calls = budgets_of(request).calls
             calls.acquire(caller.key_id)
             try:
@@ -121,7 +121,7 @@ def runtime_of(request: Request) -> Runtime:
 
 def budgets_of(request: Request) -> Budgets:
     """The budgets of this process."""
-    budgets: Budgets = request.app.state.budgets
+    budgets: Budgets = request.scope["app"].state.budgets
     return budgets
 
 

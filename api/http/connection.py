@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any, cast
+from urllib.parse import unquote
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from api.http import errors
 from api.http.connection_table import ConnectionTable, Phase, address_group
+from api.http.exchange import Exchange
 from api.http.request_body import IS_CUT_OFF
 from models.errors import (
     EmbedmillError,
@@ -158,24 +161,58 @@ class Connection(HttpToolsProtocol):
             raise _Refused
         self._is_in_head = False
         self._unfinished_bytes = self._discarded_bytes = 0
-        super().on_headers_complete()
-        cycle = self.cycle
-        # A body in hand may unpack to much, and the application asks for no more of it until that is stored.
-        cast("Any", cycle.scope)[IS_CUT_OFF] = lambda: cycle.disconnected and cycle.more_body
+        self._begin_exchange()
         self.table.mark_busy(self)
-        if self.table.is_draining:
-            self.cycle.keep_alive = False
+
+    def _begin_exchange(self) -> None:
+        """Start the application on the request whose head is whole, or queue it behind the one before it."""
+        # As uvicorn's, with our class of exchange, and without what is not configured here.
+        parser, scope = self.parser, cast("dict[str, Any]", self.scope)
+        http_version = parser.get_http_version()
+        if http_version != "1.1":
+            scope["http_version"] = http_version
+        url = httptools.parse_url(self.url)
+        path = url.path.decode("ascii")
+        scope["method"] = parser.get_method().decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = url.path
+        scope["query_string"] = url.query or b""
+        previous = self.cycle
+        exchange = self.cycle = Exchange(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=[],
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=http_version != "1.0" and parser.should_keep_alive() and not self.table.is_draining,
+            on_response=self.on_response_complete,
+        )
+        # A body in hand may unpack to much, and the application asks for no more of it until that is stored.
+        scope[IS_CUT_OFF] = exchange.is_cut_off
+        if previous is None or previous.response_complete:
+            self._start_asgi_task(exchange, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((exchange, self.app))
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body; discarded once the answer has been sent."""
         self._unfinished_bytes = 0
-        if self.cycle.response_complete:
+        cycle = self.cycle
+        if cycle.response_complete:
             self._discarded_bytes += len(body)
             if self._discarded_bytes > MAX_DISCARDED_BYTES:
                 self._is_refused = True
                 self.transport.close()
             return
-        super().on_body(body)
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
@@ -183,7 +220,10 @@ class Connection(HttpToolsProtocol):
         if self._is_upgrade:
             return
         self._is_in_head = True
-        super().on_message_complete()
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         """The answer has been sent: serve the next request of the pipeline, or wait for one."""

@@ -15,6 +15,7 @@ from typing import Any
 from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.http.application import HAS_BEGUN
 from engine.observability.telemetry import REQUEST_SECONDS, REQUESTS
 from models.base import random_id
 
@@ -58,15 +59,17 @@ class RequestContext:
             path = scope["path"] = SLASHES.sub("/", path).rstrip("/") or "/"
         scope["request_id"] = request_id
         status = 500
-        extra_headers = [(b"x-request-id", request_id.encode())]
-        if path == EMBEDDINGS_PATH and method == "POST":
-            extra_headers += RATE_LIMITS
+        has_rate_limits = path == EMBEDDINGS_PATH and method == "POST"
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"].extend(extra_headers)
+                scope[HAS_BEGUN] = True
+                headers = message["headers"]
+                headers.append((b"x-request-id", request_id.encode()))
+                if has_rate_limits:
+                    headers += RATE_LIMITS
             await send(message)
 
         try:
@@ -78,7 +81,11 @@ class RequestContext:
             count, duration = _metrics_of(template, status)
             count.inc()
             duration.observe(seconds)
-            client_id = next((v for k, v in scope["headers"] if k == b"x-client-request-id"), None)
+            client_id = None
+            for name, value in scope["headers"]:
+                if name == b"x-client-request-id":
+                    client_id = value
+                    break
             # Probes ask every second, and their answer is in the metrics.
             if (status >= 400 or client_id is not None) and path not in PROBES:
                 log.info(

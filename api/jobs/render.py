@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import orjson
 from sqlalchemy import Row
 from starlette.responses import Response
 
-from engine.jobs.reading import job_rows
+from engine.jobs.reading import job_rows, progress
+from models.base import usd_text
 from models.job import FINISHED
 
 POLL_AGAIN_S = 1
@@ -16,7 +18,7 @@ POLL_AGAIN_S = 1
 
 def job_response(row: Row[Any], status: int, headers: dict[str, str]) -> Response:
     """The job object of a row, with the headers of a poll."""
-    return json_response(job_rows.job_object(row), status, poll_headers(row, job_rows.etag(row)) | headers)
+    return json_response(job_object(row), status, poll_headers(row, job_rows.etag(row)) | headers)
 
 
 def poll_headers(row: Row[Any], tag: str) -> dict[str, str]:
@@ -35,3 +37,56 @@ def json_response(body: Any, status: int = 200, headers: dict[str, str] | None =
 def job_path(job_id: str) -> str:
     """The URL path of a job."""
     return f"/v1/embeddings/jobs/{job_id}"
+
+
+def job_object(row: Row[Any]) -> dict[str, Any]:
+    """The job as the JSON object of the API, from its row with the database's time."""
+    done = row.completed + row.failed
+    total = row.total
+    inputs_per_s, tokens_per_s = progress.rate(row)
+    shown_rate = round(inputs_per_s, 1)
+    waiting_on, next_attempt_at = progress.waiting_on(row)
+    pending = progress.pending(row)
+    body: dict[str, Any] = {
+        "id": row.id,
+        "object": "embedding.job",
+        "status": row.status,
+        "model": row.alias,
+        "space": row.space,
+        "dimensions": row.dimensions,
+        "counts": {"total": total, "completed": row.completed, "failed": row.failed, "pending": pending},
+        # Rounded down, so that only a finished job has 1.0.
+        "progress": 0.0 if not total else int(done * 10_000 / total) / 10_000,
+        "usage": {"prompt_tokens": row.prompt_tokens, "total_tokens": row.prompt_tokens},
+        "cost_usd": usd_text(Decimal(row.cost_usd)),
+        "max_cost_usd": None if row.max_cost_usd is None else usd_text(row.max_cost_usd),
+        "usage_estimated": row.usage_estimated,
+        "deduplicated_inputs": row.deduplicated,
+        "truncated": row.truncated,
+        "ambiguous": {
+            "calls": row.ambiguous_calls,
+            "inputs": row.ambiguous_inputs,
+            "tokens": row.ambiguous_tokens,
+            "cost_usd": usd_text(Decimal(row.ambiguous_cost_usd)),
+        },
+        "wasted": {
+            "calls": row.wasted_calls,
+            "inputs": row.wasted_inputs,
+            "tokens": row.wasted_tokens,
+            "cost_usd": usd_text(Decimal(row.wasted_cost_usd)),
+        },
+        "rate": {"inputs_per_second": shown_rate, "tokens_per_minute": round(tokens_per_s * 60)},
+        "eta_seconds": progress.eta_s(row, inputs_per_s, waiting_on),
+        "waiting_on": waiting_on,
+        "next_attempt_at": next_attempt_at,
+        "waiting": progress.outage(row),
+        "errors": row.error_summary,
+        "warnings": row.warnings,
+        "created_at": int(row.created_at),
+        "started_at": None if row.started_at is None else int(row.started_at),
+        "finished_at": None if row.finished_at is None else int(row.finished_at),
+        "expires_at": int(row.expires_at),
+        "metadata": row.metadata,
+        "request_id": row.request_id,
+    }
+    return body

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
-from api.jobs.render import job_response, json_response, poll_headers
+from api.jobs.render import job_object, job_response, json_response, poll_headers
 from engine.jobs.reading import job_rows
 from engine.jobs.reading.long_poll import JobWatches
 from models.errors import InvalidInput
@@ -31,7 +31,7 @@ async def list_jobs(request: Request) -> Response:
         after_id=request.query_params.get("after"),
         status=status,
     )
-    data = [job_rows.job_object(row) for row in rows]
+    data = [job_object(row) for row in rows]
     return json_response(
         {
             "object": "list",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from fastapi import Request
 
@@ -12,26 +10,30 @@ from fastapi import Request
 WATCH_AFTER_S = 0.05
 
 
-@contextmanager
-def cancelled_on_disconnect(request: Request) -> Iterator[None]:
-    """Cancel the current task when the client hangs up. Upstream work is then cancelled with it."""
-    task = asyncio.current_task()
-    watcher: list[asyncio.Task[None]] = []
+class CancelledOnDisconnect:
+    """A block whose task is cancelled when the client hangs up. Upstream work is then cancelled with it."""
 
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
+    __slots__ = ("_request", "_task", "_timer", "_watcher")
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._watcher: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> None:
+        self._task = asyncio.current_task()
+        self._timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, self._start)
+
+    def __exit__(self, *raised: object) -> None:
+        self._timer.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
+
+    def _start(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._request.receive())["type"] != "http.disconnect":
             pass
-        request.scope["client_gone"] = True
-        if task is not None:
-            task.cancel()
-
-    def start_watcher() -> None:
-        watcher.append(asyncio.create_task(watch()))
-
-    timer = asyncio.get_running_loop().call_later(WATCH_AFTER_S, start_watcher)
-    try:
-        yield
-    finally:
-        timer.cancel()
-        for running in watcher:
-            running.cancel()
+        self._request.scope["client_gone"] = True
+        if self._task is not None:
+            self._task.cancel()

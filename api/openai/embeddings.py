@@ -12,7 +12,7 @@ from starlette.responses import Response
 from api.http import media_types, request_body
 from api.http.auth import caller_of, runtime_of
 from api.http.errors import CLIENT_GONE
-from api.openai.disconnects import cancelled_on_disconnect
+from api.openai.disconnects import CancelledOnDisconnect
 from api.openai.embeddings_request import PreparedRequest, prepare
 from api.openai.embeddings_response import encode_rows, render
 from engine.embedding.collector import OutcomeCollector
@@ -72,7 +72,7 @@ async def _embed(
     """Make the calls and record their usage. Returns the error of the first input without a vector."""
     error_code: str | None = CUT_OFF
     try:
-        with cancelled_on_disconnect(request):
+        with CancelledOnDisconnect(request):
             await embed(run, iter(prepared.batches), concurrency=MAX_CONCURRENT_CALLS)
         error = _first_error(prepared, outcomes)
         error_code = None if error is None else error.code

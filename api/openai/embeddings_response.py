@@ -72,19 +72,19 @@ def render(
             "providerMetadata": {"gateway": metadata},
         }
     )
-    return Response(
-        b"".join(_pieces(encoded_rows, tail, truncated | outcomes.truncated(), base64=base64)),
-        media_type="application/json",
-        headers={
-            "x-embedmill-provider": _header_value(route.provider),
-            "x-embedmill-space": _header_value(alias.space),
-        },
-    )
+    response = Response(b"".join(_pieces(encoded_rows, tail, truncated | outcomes.truncated(), base64=base64)))
+    response.raw_headers += _headers(route.provider, alias.space)
+    return response
 
 
 @lru_cache(maxsize=1024)
-def _header_value(name: str) -> str:
-    return quote(name, safe=VISIBLE)
+def _headers(provider: str, space: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers beside the content's length, encoded once for each pair."""
+    return (
+        (b"content-type", b"application/json"),
+        (b"x-embedmill-provider", quote(provider, safe=VISIBLE).encode()),
+        (b"x-embedmill-space", quote(space, safe=VISIBLE).encode()),
+    )
 
 
 def _pieces(encoded_rows: Sequence[bytes], tail: bytes, truncated: Set[int], *, base64: bool) -> list[bytes]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 
-from models.errors import EmbedmillError
+from models.errors import EmbedmillError, StorageUnavailable
 
 log = logging.getLogger("embedmill.background")
 
@@ -49,14 +51,56 @@ class ErrorLog:
             log.warning("%s works again", self._activity, extra={"count": self._failures})
         self._failures = 0
 
+    @contextlib.contextmanager
+    def round(self) -> Iterator[Round]:
+        """One round of the activity: an error of any class is logged, and ends the block and nothing else."""
+        this = Round()
+        with surviving(self.failed, this):
+            yield this
+            self.succeeded()
+
+
+@dataclass(slots=True)
+class Round:
+    """What became of a round: its error, or None."""
+
+    error: Exception | None = None
+
+
+@contextlib.contextmanager
+def surviving(report: Callable[[Exception], object], result: Round | None = None) -> Iterator[None]:
+    """End the block at an error of any class, report the error, and go on behind the block.
+
+    Where work goes on whatever one part of it meets, this is the place that catches everything.
+    """
+    try:
+        yield
+    except Exception as error:
+        if result is not None:
+            result.error = error
+        report(error)
+
+
+@contextlib.contextmanager
+def logging_errors(message: str, **fields: object) -> Iterator[None]:
+    """As `surviving`: the error is logged with its traceback, for a fault of ours. StorageUnavailable is raised."""
+    unavailable: list[StorageUnavailable] = []
+
+    def report(error: Exception) -> None:
+        if isinstance(error, StorageUnavailable):
+            unavailable.append(error)
+        else:
+            log.error(message, exc_info=error, extra=fields)
+
+    with surviving(report):
+        yield
+    if unavailable:
+        raise unavailable[0]
+
 
 async def repeat(work: Callable[[], Awaitable[object]], errors: ErrorLog, *, every_s: float) -> None:
     """Do the work, and again after a pause, until cancelled. Errors of any class are logged and survived."""
     while True:
-        try:
+        with errors.round():
             await work()
-        except Exception as error:
-            errors.failed(error)
-        else:
-            errors.succeeded()
         await asyncio.sleep(every_s)

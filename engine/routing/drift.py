@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.ledger import usage_rows
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.observability.telemetry import QUARANTINED
+from engine.process.background import logging_errors
 from engine.route_state.control_call import control_batch
 from engine.routing.router import Router
 from engine.storage.database import DATABASE_ERRORS, Database
@@ -91,15 +92,14 @@ class DriftMonitor:
 
     async def _check_due(self) -> None:
         try:
-            for key, route in self._watched.items():
-                reference = await self._claim_check(key, route)
-                if reference is not None:
-                    await self._check(key, route, reference.vector)
-            await self._read_quarantined()
+            with logging_errors("a drift check failed"):
+                for key, route in self._watched.items():
+                    reference = await self._claim_check(key, route)
+                    if reference is not None:
+                        await self._check(key, route, reference.vector)
+                await self._read_quarantined()
         except StorageUnavailable:
             log.warning("drift checks wait for the database")
-        except Exception:
-            log.exception("a drift check failed")
 
     async def _read_quarantined(self) -> None:
         async with self._database.read() as connection:

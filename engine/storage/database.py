@@ -13,8 +13,8 @@ import math
 import sqlite3
 import time
 import traceback
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError, 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from engine.storage import postgres
+from engine.storage import postgres, sqlite_cursor
 from engine.storage.sqlstates import meaning_of, translated
 from models.errors import StorageRefused, StorageUnavailable
 from models.worker import WorkerProcess
@@ -61,6 +61,7 @@ class Database:
             )
             self._writes = create_async_engine(url, pool_size=1, max_overflow=0, pool_timeout=BUSY_TIMEOUT_S, **options)
             for engine in (self._reads, self._writes):
+                event.listen(engine.sync_engine, "do_connect", sqlite_cursor.connect)
                 event.listen(engine.sync_engine, "connect", _prepare_sqlite)
                 event.listen(engine.sync_engine, "handle_error", _replace_unfit_sessions)
             event.listen(self._writes.sync_engine, "begin", _begin_immediate)
@@ -76,16 +77,9 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for statements that change nothing. Raises StorageUnavailable when the database is away."""
-        try:
+        with _translated_errors():
             async with (await self._engine_of_reads()).connect() as connection:
                 yield connection
-        except asyncio.CancelledError as error:
-            _forget_cursors(error)
-            raise
-        except Exception as error:
-            if (ours := translated(error)) is error:
-                raise
-            raise ours from error
 
     async def _engine_of_reads(self) -> AsyncEngine:
         """Behind a pooler a read needs a transaction too: without one, its two round trips may reach two servers."""
@@ -101,16 +95,9 @@ class Database:
         Raises StorageUnavailable when the database is away, StorageBlocked when an operator must act first,
         StorageRefused when it can never take these values.
         """
-        try:
+        with _translated_errors():
             async with self._writes.begin() as connection:
                 yield connection
-        except asyncio.CancelledError as error:
-            _forget_cursors(error)
-            raise
-        except Exception as error:
-            if (ours := translated(error)) is error:
-                raise
-            raise ours from error
 
     def insert(self, table: Any) -> Any:
         """An INSERT with the dialect's ON CONFLICT."""
@@ -241,9 +228,19 @@ def migrate(url: str, revision: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["url"] = url
-    try:
+    with _translated_errors():
         goes_down = revision == "base" or revision.startswith("-") or _is_older(url, revision)
         (command.downgrade if goes_down else command.upgrade)(config, revision)
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Raise the errors of drivers and of SQLAlchemy as our own."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        _forget_cursors(error)
+        raise
     except Exception as error:
         if (ours := translated(error)) is error:
             raise

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 
 from sqlalchemy import update
 
+from engine.process.background import ErrorLog
 from engine.storage.database import Database
 from models.base import db_now
-from models.errors import StorageUnavailable
 from models.job import IdempotencyKey, Job
-
-log = logging.getLogger("embedmill.jobs")
 
 
 class UploadLeases:
@@ -28,6 +25,7 @@ class UploadLeases:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+        self._errors = ErrorLog("the renewal of the leases of uploads")
 
     def keep(self, owner: str) -> None:
         """Renew the lease of this owner until it is dropped."""
@@ -60,12 +58,8 @@ class UploadLeases:
                 if not owners:
                     self._thread = None
                     return
-            try:
+            with self._errors.round():
                 asyncio.run(self._renew(owners))
-            except StorageUnavailable:
-                log.warning("the leases of uploads could not be renewed", extra={"count": len(owners)})
-            except Exception:
-                log.exception("the leases of uploads could not be renewed")
 
     async def _renew(self, owners: list[str]) -> None:
         database = Database(self._url, pool_size=1)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from engine.jobs.reading.job_rows import get_job, job_object
+from api.jobs.render import job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording import ambiguous
 from models.embedding import Call
 from models.job import AmbiguousCall

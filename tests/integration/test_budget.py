@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from api.jobs.render import job_object
 from engine.jobs.control import pause_resume
 from engine.jobs.leasing.claim import remaining_tokens
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording import budget
 from engine.jobs.recording.record import RATE_SAMPLE_S, record
 from models.base import db_now, usd_text

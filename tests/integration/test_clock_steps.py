@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, select
 
+from api.jobs.render import job_object
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record import record
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.process.clock import DatabaseClock, machine_clock

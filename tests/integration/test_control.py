@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
+from api.jobs.render import job_object
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import WorkerCrashed, sweep
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record import fail_remaining, record
 from engine.jobs.scheduling.dispatch import dispatch
 from models.base import db_now

@@ -12,9 +12,10 @@ import orjson
 import pytest
 from sqlalchemy import update
 
+from api.jobs.render import job_object
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import BULK, EmbedRun, embed
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.planning.packing import limits_of, pack
 from engine.routing import drift
 from engine.runtime import Runtime

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from api.jobs.render import job_object
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.duplicates import DuplicateFanout
 from engine.jobs.recording.record import fail_remaining, record
 from models.embedding import BatchOutcome, Input, InputError, Options

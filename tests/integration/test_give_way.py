@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from api.jobs.render import job_object
 from engine.jobs.execution.preemption import choose_preemptor
 from engine.jobs.execution.watch import STARVED_AFTER_S
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.scheduling import fair_share
 from models.base import db_now
 from models.job import JobStatus, ShardState

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from api.jobs.render import job_object
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import INTERACTIVE, EmbedRun, embed
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.planning.packing import pack
 from models.embedding import Limits, Options
 from models.errors import EmbedmillError

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.jobs.reading.job_rows import get_job, job_object
+from api.jobs.render import job_object
+from engine.jobs.reading.job_rows import get_job
 from models.job import JobStatus
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
+from api.jobs.render import job_object
 from engine.account_check import check_account
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from models.base import db_now
 from models.errors import StorageUnavailable
 from models.job import Job, JobStatus, ShardState

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from api.jobs.render import job_object
 from engine.jobs.control import pause_resume, termination
 from engine.jobs.execution.release import release_unfinished
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.queue import worker_heartbeats
 from models.base import new_id

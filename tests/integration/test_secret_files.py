@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from api.jobs.render import job_object
 from engine.account_check import check_account
 from engine.jobs.execution.outage_waits import try_changed_secrets
-from engine.jobs.reading.job_rows import get_job, job_object
+from engine.jobs.reading.job_rows import get_job
 from models.errors import UpstreamAuthFailed
 from models.job import JobStatus
 from tests.integration.store import Store

@@ -32,12 +32,12 @@ from hypothesis.stateful import (
 )
 from sqlalchemy import select
 
+from api.jobs.render import job_object
 from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.reading.job_rows import job_object
 from engine.jobs.recording.record import record
 from models.base import db_now
 from models.embedding import BatchOutcome, Matrix

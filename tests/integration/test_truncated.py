@@ -7,7 +7,8 @@ import random
 import pytest
 from sqlalchemy import insert
 
-from engine.jobs.reading.job_rows import get_job, job_object
+from api.jobs.render import job_object
+from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording import truncated_inputs
 from engine.jobs.recording.record import record
 from models.job import TruncatedInputs

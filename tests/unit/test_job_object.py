@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from sqlalchemy import Row
 
 from api.http.schemas import JobObject
-from engine.jobs.reading.job_rows import etag, job_object
+from api.jobs.render import job_object
+from engine.jobs.reading.job_rows import etag
 from models.job import FINISHED, JobStatus
 
 NOW = 1_800_000_000.0

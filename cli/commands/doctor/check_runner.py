@@ -18,8 +18,14 @@ def run_check(check: str, check_function: Callable[[], Finding], limit_s: float 
     return run_checks(check, lambda: [check_function()], limit_s)[0]
 
 
-def run_checks(check: str, check_function: Callable[[], list[Finding]], limit_s: float = LIMIT_S) -> list[Finding]:
-    """As `run_check`, for a check with several findings."""
+def run_checks(
+    check: str,
+    check_function: Callable[[], list[Finding]],
+    limit_s: float = LIMIT_S,
+    *,
+    fix: str = "",
+) -> list[Finding]:
+    """As `run_check`, for a check with several findings. `fix`: the advice where it raises."""
     results: list[list[Finding]] = []
 
     def run() -> None:
@@ -27,10 +33,10 @@ def run_checks(check: str, check_function: Callable[[], list[Finding]], limit_s:
             results.append(check_function())
         except EmbedmillError as error:
             advice = error.advice if isinstance(error, UpstreamError) else ""
-            fix = advice or "correct it; .env.example lists every setting"
-            results.append([Finding(check, "fail", error.message, fix)])
+            usual = "correct it; .env.example lists every setting"
+            results.append([Finding(check, "fail", error.message, fix or advice or usual)])
         except Exception as error:  # whatever a driver raises, the report must come to its end
-            results.append([Finding(check, "fail", str(explain(error)), "see docs/operations.md")])
+            results.append([Finding(check, "fail", str(explain(error)), fix or "see docs/operations.md")])
 
     # A daemon thread: a check that never returns must not block the report or the exit.
     thread = threading.Thread(target=run, daemon=True)

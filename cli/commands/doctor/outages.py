@@ -10,7 +10,6 @@ from typing import Any
 from sqlalchemy import Row, select
 
 from cli.commands.doctor.finding import Finding
-from cli.error_messages import explain
 from engine.config.settings import Settings
 from engine.storage.database import Database
 from models.embedding import Alias
@@ -20,10 +19,7 @@ from models.outage import RouteOutage
 def outages(settings: Settings, aliases: Mapping[str, Alias]) -> list[Finding]:
     """One finding for each route of the configuration that is down now; nothing where none is."""
     routes = {route.key for alias in aliases.values() for route in alias.routes}
-    try:
-        return list(asyncio.run(_read(settings, routes)))
-    except Exception as error:  # whatever a driver raises, the report must come to its end
-        return [Finding("outages", "fail", str(explain(error)), "see what the database's line says")]
+    return list(asyncio.run(_read(settings, routes)))
 
 
 async def _read(settings: Settings, routes: Collection[tuple[str, str]]) -> list[Finding]:

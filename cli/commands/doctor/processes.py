@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 from cli.commands.doctor.finding import Finding
 from cli.commands.doctor.storage import with_database
-from cli.error_messages import explain
 from engine.config.settings import Settings
 from engine.queue import service_heartbeats
 from engine.queue.service_heartbeats import OUR_VERSION, ProcessHeartbeat
@@ -22,10 +21,7 @@ STARTS = {
 
 def running(settings: Settings) -> list[Finding]:
     """API, workers and scheduler by their heartbeats."""
-    try:
-        heartbeats, ahead_s = asyncio.run(with_database(settings, service_heartbeats.list_processes))
-    except Exception as error:  # whatever a driver raises, the report must come to its end
-        return [Finding("processes", "fail", str(explain(error)), "see what the database's line says")]
+    heartbeats, ahead_s = asyncio.run(with_database(settings, service_heartbeats.list_processes))
     return list(processes(heartbeats, ahead_s, settings))
 
 

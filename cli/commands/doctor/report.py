@@ -26,6 +26,7 @@ from engine.config.settings import Settings
 from engine.observability.telemetry import configure_logging
 from models.errors import EmbedmillError
 
+SEE_DATABASE = "see what the database's line says"
 STATUS_STYLE = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -49,8 +50,8 @@ def diagnose(
             findings.append(run_check("release", lambda: release_quarantine(settings, release)))
         findings += [run_check("database", lambda: database(settings)), run_check("pepper", lambda: pepper(settings))]
         if next(finding for finding in findings if finding.check == "database").status == "ok":
-            findings += run_checks("processes", lambda: running(settings))
-            findings += run_checks("outages", lambda: outages(settings, aliases))
+            findings += run_checks("processes", lambda: running(settings), fix=SEE_DATABASE)
+            findings += run_checks("outages", lambda: outages(settings, aliases), fix=SEE_DATABASE)
         findings.append(run_check("broker", lambda: broker(settings)))
         findings.append(run_check("drift", lambda: check_drift(settings, aliases)))
         findings.append(run_check("quotas", lambda: quotas(settings, aliases)))

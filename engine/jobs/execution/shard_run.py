@@ -33,6 +33,7 @@ from engine.jobs.recording.orphaned_calls import record_unanswered
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.jobs.scheduling.fair_share import QueuePosition
 from engine.observability import failpoints
+from engine.process.background import logging_errors
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 from models.errors import EmbedmillError, StorageUnavailable
@@ -202,12 +203,12 @@ class ShardRun:
         try:
             # Whatever fails here, the shard is released, so that it need not wait for its lease to run out.
             for end in (writer.close, lambda: record_unanswered(runtime, shard, self._calls)):
-                try:
+                # Without the database the next process reads the journals of calls and results.
+                with (
+                    contextlib.suppress(StorageUnavailable),
+                    logging_errors("a shard's run could not be closed in full", **self._log_fields),
+                ):
                     await end()
-                except StorageUnavailable:
-                    pass  # the next process reads the journals of calls and results
-                except Exception:
-                    log.exception("a shard's run could not be closed in full", extra=self._log_fields)
             log.info(
                 "shard ran",
                 extra={

@@ -27,10 +27,11 @@ from engine.jobs.recording.split_shard import split_shard
 from engine.jobs.recording.spool_replay import replay
 from engine.jobs.row_locks import lock_jobs, lock_shards
 from engine.jobs.scheduling.dispatch import dispatch
+from engine.process.background import logging_errors
 from engine.queue import worker_heartbeats
 from engine.runtime import Runtime
 from models.base import db_now
-from models.errors import EmbedmillError, StorageUnavailable
+from models.errors import EmbedmillError
 from models.job import (
     ACTIVE_STATUSES,
     FINISHED,
@@ -83,12 +84,8 @@ async def sweep(runtime: Runtime) -> None:
 
 async def _run_duty(runtime: Runtime, duty: Callable[[Runtime], Awaitable[Any]]) -> None:
     """Run one duty; a failure is logged and does not prevent the others. Raises StorageUnavailable."""
-    try:
+    with logging_errors("a duty of the sweep failed", code=duty.__name__):
         await duty(runtime)
-    except StorageUnavailable:
-        raise
-    except Exception:
-        log.exception("a duty of the sweep failed", extra={"code": duty.__name__})
 
 
 async def _due(runtime: Runtime) -> dict[str, bool]:

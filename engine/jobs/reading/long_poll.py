@@ -10,12 +10,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Row
 
 from engine.jobs.allowed_actions import job_not_found
 from engine.jobs.reading import job_rows
+from engine.process.background import logging_errors
 from engine.runtime import Runtime
 from models.errors import StorageUnavailable
 from models.job import FINISHED
@@ -106,12 +108,9 @@ class JobWatches:
             now = time.monotonic()
             due = [job_id for job_id, watch in self._watches.items() if watch.due_at <= now]
             for low in range(0, len(due), JOBS_PER_QUERY):
-                try:
+                # Repeated after the next interval; each request has a deadline of its own.
+                with suppress(StorageUnavailable), logging_errors("the jobs of long polls could not be read"):
                     await self._read(due[low : low + JOBS_PER_QUERY])
-                except StorageUnavailable:
-                    pass  # repeated after the next interval; each request has a deadline of its own
-                except Exception:
-                    log.exception("the jobs of long polls could not be read")
             next_due_at = min((watch.due_at for watch in self._watches.values()), default=now)
             await asyncio.sleep(min(max(next_due_at - time.monotonic(), PAUSES_S[0]), PAUSES_S[-1]))
 

@@ -17,6 +17,7 @@ from sqlalchemy import ColumnElement, Double, Integer, and_, bindparam, case, fu
 
 from engine.jobs.row_locks import lock_jobs
 from engine.jobs.scheduling.fair_share import READY, may_run
+from engine.process.background import logging_errors
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import StorageUnavailable
@@ -69,11 +70,10 @@ async def dispatch_soon(runtime: Runtime) -> asyncio.Task[None]:
 
 async def _dispatch_or_log(runtime: Runtime) -> None:
     try:
-        await dispatch(runtime)
+        with logging_errors("dispatch broke off"):  # the caller's work is committed; only the notification failed
+            await dispatch(runtime)
     except StorageUnavailable:
         log.warning("dispatch is left to the scheduler")
-    except Exception:  # the caller's work is committed; only the notification failed
-        log.exception("dispatch broke off")
 
 
 async def _find_work(runtime: Runtime) -> _Work:
