@@ -62,7 +62,7 @@ def build_app(runtime: Runtime) -> Application:
                 repeat(lambda: try_changed_secrets(runtime), ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)
             ),
             asyncio.create_task(
-                worker_heartbeats.quota_share_loop(runtime.database, runtime.upstream, runtime.settings.worker_seen_s)
+                worker_heartbeats.quota_share_loop(runtime.database, runtime.limiters, runtime.settings.worker_seen_s)
             ),
         ]
         tune_memory()

@@ -14,9 +14,8 @@ from engine.jobs.execution import outage_waits
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.ledger import usage_rows
 from engine.ledger.billing import cost_of
-from engine.routing.control_calls import control_batch
+from engine.route_state.control_call import control_batch
 from engine.routing.outage_causes import Cause, cause_of
-from engine.routing.outages import route_key
 from engine.runtime import Runtime
 from engine.upstream.call import CallContext
 from models.embedding import Alias, Call, Route
@@ -47,7 +46,7 @@ async def check_account(runtime: Runtime, account: str) -> list[RouteTest]:
     for alias in runtime.aliases.values():
         for route in alias.routes:
             if route.provider == account:
-                routes.setdefault((route_key(route), route.width), (alias, route))
+                routes.setdefault((route.key, route.width), (alias, route))
     tests = [await _test(runtime, alias, route) for alias, route in routes.values()]
     with contextlib.suppress(EmbedmillError, DBAPIError, OSError):  # without tables, nobody waits for it
         await _end_outages(runtime, account, [test.upstream_model for test in tests if test.cause is not None])
@@ -62,7 +61,7 @@ async def _test(runtime: Runtime, alias: Alias, route: Route) -> RouteTest:
     calls: list[Call] = []
     began = time.monotonic()
     deadline = began + min(TIMEOUT_S, route.account.timeout_s)
-    context = CallContext(deadline, calls, purpose="providers_test")
+    context = CallContext(runtime.router.state_of(route), deadline, calls, purpose="providers_test")
     cause: Cause | None = None
     counted: int | None = None
     try:

@@ -16,6 +16,7 @@ from engine.config.suggestions import did_you_mean
 from engine.durability.call_journal import CallJournal
 from engine.durability.spool import Spool
 from engine.ledger.usage_buffer import UsageBuffer
+from engine.limiter.registry import LimiterRegistry
 from engine.observability import failpoints
 from engine.process.background import surviving
 from engine.process.byte_budget import ByteBudget
@@ -43,6 +44,7 @@ class Runtime:
     settings: Settings
     aliases: dict[str, Alias]
     database: Database
+    limiters: LimiterRegistry
     upstream: Upstream
     router: Router
     drift_monitor: DriftMonitor
@@ -76,20 +78,21 @@ class Runtime:
         if proxy:
             proxy_url(proxy, "EMBEDMILL_UPSTREAM_PROXY")
         work = WorkThreads()
+        limiters = LimiterRegistry(settings.redis, key_prefix(settings.namespace))
         upstream = Upstream(
             wire or HttpTransport(proxy=proxy),
             accounts,
+            limiters,
             max_reply_bytes=settings.max_reply_bytes,
-            redis_url=settings.redis,
-            redis_prefix=key_prefix(settings.namespace),
             work=work,
         )
-        router = Router(Outages(database))
+        router = Router(limiters, Outages(database))
         usage = UsageBuffer(database, Spool(settings.data_dir / "usage", max_bytes=settings.spool_max_bytes))
         return cls(
             settings=settings,
             aliases=aliases,
             database=database,
+            limiters=limiters,
             upstream=upstream,
             router=router,
             drift_monitor=DriftMonitor(

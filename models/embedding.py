@@ -19,6 +19,10 @@ Input = str | list[int]
 """One thing to embed: a text, or the token ids of one."""
 
 
+RouteKey = tuple[str, str]
+"""Account and upstream model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of one upstream call; all four apply."""
@@ -106,6 +110,11 @@ class Route:
     def provider(self) -> str:
         """The name of the account."""
         return self.account.name
+
+    @property
+    def key(self) -> RouteKey:
+        """What identifies the upstream: routes of several models may have the same."""
+        return self.account.name, self.upstream_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import orjson
 
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import BULK, EmbedRun, embed
+from engine.limiter.registry import LimiterRegistry
 from engine.observability.telemetry import REGISTRY
 from engine.planning import packing
 from engine.routing.router import Router
@@ -155,8 +156,9 @@ def alias(*routes: Route, max_input_tokens: int = 8192) -> Alias:
 
 def new_run(wire: FakeWire, of: Alias, count: int, *, lane: str = BULK, seconds: float = 60.0) -> EmbedRun:
     """One run of embed() over the wire, gathering everything."""
-    upstream = Upstream(wire, [each.account for each in of.routes], max_reply_bytes=1 << 20)
-    return EmbedRun(upstream, Router(), of, lane, time.monotonic() + seconds, OutcomeCollector(count, WIDTH))
+    limiters = LimiterRegistry()
+    upstream = Upstream(wire, [each.account for each in of.routes], limiters, max_reply_bytes=1 << 20)
+    return EmbedRun(upstream, Router(limiters), of, lane, time.monotonic() + seconds, OutcomeCollector(count, WIDTH))
 
 
 async def embed_texts(

@@ -170,7 +170,7 @@ MUTANTS = (
     ),
     Mutant(
         "health-forgets-at-once",
-        "engine/routing/health.py",
+        "engine/route_state/call_statistics.py",
         "DECAY = 0.998",
         "DECAY = 0.2",
         (f"{UNIT}blame.py::test_four_failures_are_conclusive_after_a_thousand_successes",),
@@ -191,7 +191,7 @@ MUTANTS = (
     ),
     Mutant(
         "refused-credential-sent-again",
-        "engine/routing/credential_probe.py",
+        "engine/route_state/credential_probe.py",
         "if refused is not None:",
         "if refused is not None and refused.status is None:",
         (f"{UNIT}credential_probe.py",),

@@ -52,7 +52,7 @@ class LoopThread:
             self._submit(service_heartbeats.heartbeat_loop(self.runtime.database, "worker")),
             self._submit(self._reload_secrets_repeatedly()),
             self._submit(
-                worker_heartbeats.quota_share_loop(self.runtime.database, self.runtime.upstream, settings.worker_seen_s)
+                worker_heartbeats.quota_share_loop(self.runtime.database, self.runtime.limiters, settings.worker_seen_s)
             ),
         ]
         self._watching = self._submit(self._idle.watch())

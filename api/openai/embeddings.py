@@ -34,7 +34,8 @@ async def create_embeddings(request: Request) -> Response:
     with request_body.body_lease(request) as lease:
         raw = await request_body.read_body_under_lease(request, runtime.settings.max_body_bytes, lease)
         prepared = await prepare(request, raw)
-        await runtime.drift_monitor.refresh()
+        if runtime.drift_monitor.has_probes:
+            await runtime.drift_monitor.refresh()
         outcomes = OutcomeCollector(len(prepared.inputs), prepared.width)
         run = _embed_run(request, prepared, outcomes)
         try:

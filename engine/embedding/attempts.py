@@ -15,9 +15,9 @@ from engine.embedding.bisect import P_FLAKE_TO_BISECT, Attempts, is_server_fault
 from engine.ledger.billing import Spending, cost_of, paid
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
-from engine.observability.route_metrics import delivery_metrics
-from engine.planning import provider_truncation, tokens
-from engine.routing.outages import route_key
+from engine.planning.provider_truncation import PLAUSIBLE_BYTES_PER_TOKEN, cut_upstream
+from engine.planning.token_estimator import is_exact_for
+from engine.route_state.state import RouteState
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Upstream
 from models.embedding import Alias, Batch, BatchOutcome, Call, Matrix, Route
@@ -86,19 +86,15 @@ async def embed_once(run: EmbedRun, batch: Batch, attempts: Attempts, only: Rout
 
     `only`: the one route to try. Raises the last errors of the routes, as `_try_routes` does.
     """
-    rows, used, route = await _try_routes(run, batch, attempts, only)
-    count = len(batch.inputs)
+    (rows, used), route, state = await _try_routes(run, batch, attempts, only)
     billed_tokens = batch.tokens if used is None else used
     if used is not None and batch.bytes:
-        run.router.learned_limits_of(route).observe(batch.bytes, used)
+        state.estimator.observe(batch.bytes, used)
     cost = cost_of(billed_tokens, route)
-    tokens_metric, inputs_metric = delivery_metrics(route.provider, route.upstream_model, run.lane)
-    tokens_metric.inc(billed_tokens)
-    inputs_metric.inc(count)
+    state.metrics.delivered(run.lane, billed_tokens, len(batch.inputs))
     truncated: Sequence[int] = batch.indexes if batch.is_truncated else ()
-    if used is not None and provider_truncation.may_be_cut(batch, used):
-        is_quick = run.lane == INTERACTIVE
-        cut = provider_truncation.cut_upstream(batch, used, exact=tokens.is_exact_for(route), is_quick=is_quick)
+    if used is not None and batch.bytes > used * PLAUSIBLE_BYTES_PER_TOKEN:
+        cut = cut_upstream(batch, used, exact=is_exact_for(route), is_quick=run.lane == INTERACTIVE)
         truncated = truncated or cut
     run.on_outcome(BatchOutcome(batch.indexes, rows, None, billed_tokens, used is None, cost, route, truncated))
     return route
@@ -106,32 +102,33 @@ async def embed_once(run: EmbedRun, batch: Batch, attempts: Attempts, only: Rout
 
 async def _try_routes(
     run: EmbedRun, batch: Batch, attempts: Attempts, only: Route | None
-) -> tuple[Matrix, int | None, Route]:
+) -> tuple[Reply, Route, RouteState]:
     """Try the fit routes in turn, or one alone. Raises the most recoverable of their errors.
 
     An interactive call does not wait long for a quota while another route is left; if all routes need a wait, it takes
     the shortest one.
     """
     failures: list[EmbedmillError] = []
-    refused_waits: list[tuple[float, Route]] = []  # routes that would have let it start after so many seconds
+    refused_waits: list[tuple[float, Route, RouteState]] = []  # routes that would let it start after so many seconds
     candidates = run.router.candidates(run.alias) if only is None else [only]
     routes = [route for route in candidates if accepts(route, batch)]
     for position, route in enumerate(routes):
         if failures and run.cancel_reason is not None:
             break
+        state = run.router.state_of(route)
         max_wait = _max_wait(run, has_alternative=position + 1 < len(routes))
-        reply, error = await _try_route(run, batch, route, attempts, max_wait)
+        reply, error = await _try_route(run, batch, route, state, attempts, max_wait)
         if reply is not None:
-            return *reply, route
+            return reply, route, state
         if error is not None:
             failures.append(error)
         if max_wait is WITH_ALTERNATIVE and isinstance(error, UpstreamRateLimited) and not error.sent:
-            refused_waits.append((error.retry_after_s or 0.0, route))
+            refused_waits.append((error.retry_after_s or 0.0, route, state))
     if refused_waits and run.cancel_reason is None:
-        _, route = min(refused_waits, key=lambda each: each[0])
-        reply, error = await _try_route(run, batch, route, attempts, _max_wait(run, has_alternative=False))
+        _, route, state = min(refused_waits, key=lambda each: each[0])
+        reply, error = await _try_route(run, batch, route, state, attempts, _max_wait(run, has_alternative=False))
         if reply is not None:
-            return *reply, route
+            return reply, route, state
     if not failures:
         raise UpstreamRejected("no route of this model takes token arrays", code="tokens_not_supported")
     raise max(failures, key=_recoverability)
@@ -154,13 +151,13 @@ def _max_cooldown_wait(cooldown_s: float) -> MaxWait:
 
 
 async def _try_route(
-    run: EmbedRun, batch: Batch, route: Route, attempts: Attempts, max_wait: MaxWait
+    run: EmbedRun, batch: Batch, route: Route, state: RouteState, attempts: Attempts, max_wait: MaxWait
 ) -> tuple[Reply | None, EmbedmillError | None]:
     """The route's reply, or its diagnosed error. Raises errors with disposition SPLIT: they are about the inputs."""
     is_repeated = False
     while True:
         try:
-            return await _call_with_retries(run, batch, route, attempts, max_wait), None
+            return await _call_with_retries(run, batch, route, state, attempts, max_wait), None
         except UpstreamError as raised:
             if raised.disposition is Disposition.SPLIT:
                 raise
@@ -187,23 +184,25 @@ def _recoverability(error: EmbedmillError) -> tuple[int, float]:
     return int(error.disposition is Disposition.RETRY), -wait_s
 
 
-async def _call_with_retries(run: EmbedRun, batch: Batch, route: Route, attempts: Attempts, max_wait: MaxWait) -> Reply:
+async def _call_with_retries(
+    run: EmbedRun, batch: Batch, route: Route, state: RouteState, attempts: Attempts, max_wait: MaxWait
+) -> Reply:
     """Call one route, again where the error allows it. A rate limit costs no try: the next call waits for it.
 
     Raises the last error.
     """
     tries = refusals = 0
-    tenant_rate_limits, tenant_key = run.router.tenant_rate_limits, (*route_key(route), run.tenant)
+    tenants = state.tenant_refusals
     while True:
         run.stop.raise_if_cancelled()
         try:
             # After a 429 to this batch, or to its tenant alone, the next one starts no cooldown before a control
             # call has met it too.
-            needs_confirmation = refusals > 0 or tenant_rate_limits.is_known(tenant_key)
-            reply = await call_route(run, batch, route, max_wait=max_wait, needs_confirmation=needs_confirmation)
-            run.router.record_success(route, tries)
+            needs_confirmation = refusals > 0 or (bool(tenants.by_tenant) and tenants.is_known(run.tenant))
+            reply = await call_route(run, batch, route, state, max_wait=max_wait, needs_confirmation=needs_confirmation)
+            run.router.record_success(route, state, tries)
             if refusals:
-                tenant_rate_limits.clear(tenant_key)
+                tenants.clear(run.tenant)
             return reply
         except UpstreamError as error:
             if error.disposition is not Disposition.RETRY or error.route_fault:
@@ -212,12 +211,13 @@ async def _call_with_retries(run: EmbedRun, batch: Batch, route: Route, attempts
                 # If it was sent, the route is cooling down: the next call waits for that, or is refused at once.
                 refusals += 1
                 is_bisecting = attempts.shared
-                if await rate_limits.should_retry(run, batch, route, error, max_wait, is_bisecting=is_bisecting):
+                if await rate_limits.should_retry(run, route, state, error, max_wait, is_bisecting=is_bisecting):
                     continue
                 raise
             tries += 1
             attempts.record_fault(run.router.success_count(run.alias))
-            if await diagnosis.is_down_after_fault(run, route, error) or _is_exhausted(run, error, attempts, tries):
+            is_down = await diagnosis.is_down_after_fault(run, route, state, error)
+            if is_down or _is_exhausted(run, error, attempts, tries):
                 raise
             wait_s = _backoff_s(error, tries)
             if time.monotonic() + wait_s >= run.deadline or wait_s > max_wait.quota_s:
@@ -248,6 +248,7 @@ async def call_route(
     run: EmbedRun,
     batch: Batch,
     route: Route,
+    state: RouteState,
     *,
     max_wait: MaxWait = UNBOUNDED,
     purpose: str | None = None,
@@ -266,6 +267,7 @@ async def call_route(
     if run.lane == BULK:
         hang_detector.watch(run)
     context = CallContext(
+        state,
         run.deadline,
         [],
         run.call_observer,
@@ -279,12 +281,12 @@ async def call_route(
     )
     try:
         with paid(run.spending, batch, route, context.calls, is_control=purpose is not None):
-            if run.router.credential_probe.is_verified(route):
+            if state.credential_probe.is_verified:
                 return await run.upstream.embed(batch, route, context)
-            async with run.router.credential_probe.guard(route, run.deadline, run.stop):
+            async with state.credential_probe.guard(run.deadline, run.stop):
                 return await run.upstream.embed(batch, route, context)
     except UpstreamError as error:
-        error.account, error.upstream_model = route_key(route)
+        error.account, error.upstream_model = route.key
         raise
     finally:
         run.calls += context.calls

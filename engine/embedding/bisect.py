@@ -1,9 +1,9 @@
 """The bisection that isolates poison inputs: the few that make a provider refuse, or fail on, their whole batch.
 
 Sends groups of inputs until each input has its vector or has failed alone. An input that failed alone is a suspect: it
-is tried again and failed for good only on evidence (engine/routing/health.py). An input that an error message names is
-sent alone first. Inputs sent are bounded for any upstream: MAX_SENDS times the batch, plus SPARE_SENDS. This module is
-the algorithm only, it makes calls through a Prober; `failed_batch` applies it to a batch of a run. Reasons and costs:
+is tried again and failed for good only on evidence (`CallStatistics`). An input that an error message names is sent
+alone first. Inputs sent are bounded for any upstream: MAX_SENDS times the batch, plus SPARE_SENDS. This module is the
+algorithm only, it makes calls through a Prober; `failed_batch` applies it to a batch of a run. Reasons and costs:
 docs/decisions/0008-finding-poison.md.
 """
 

@@ -19,8 +19,8 @@ from engine.ledger.billing import Spending, paid
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.planning import packing
-from engine.routing.control_calls import control_batch
-from engine.routing.outages import route_key
+from engine.route_state.control_call import control_batch
+from engine.route_state.state import RouteState
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Upstream
 from models.embedding import Alias, Batch, Call, Route
@@ -69,21 +69,22 @@ async def control_call(
     run: Run, route: Route, *, timeout_s: float = CONTROL_TIMEOUT_S, max_wait: MaxWait = UNBOUNDED
 ) -> EmbedmillError | None:
     """Make a control call, or share the result of a recent one. Returns its error; None when the route answers."""
-    return await run.router.control_calls.share(
-        route_key(route), lambda: _make_control_call(run, route, timeout_s, max_wait)
-    )
+    state = run.router.state_of(route)
+    return await state.control_call.share(lambda: _make_control_call(run, route, state, timeout_s, max_wait))
 
 
-async def _make_control_call(run: Run, route: Route, timeout_s: float, max_wait: MaxWait) -> EmbedmillError | None:
+async def _make_control_call(
+    run: Run, route: Route, state: RouteState, timeout_s: float, max_wait: MaxWait
+) -> EmbedmillError | None:
     batch = control_batch(route.width)
     deadline = time.monotonic() + min(timeout_s, route.account.timeout_s)
-    context = CallContext(deadline, [], run.call_observer, max_wait=max_wait, purpose="control_call")
+    context = CallContext(state, deadline, [], run.call_observer, max_wait=max_wait, purpose="control_call")
     try:
         with paid(run.spending, batch, route, context.calls, is_control=True):
             await run.upstream.embed(batch, route, context)
     except EmbedmillError as error:
         if isinstance(error, UpstreamError):
-            error.account, error.upstream_model = route_key(route)
+            error.account, error.upstream_model = route.key
         return error
     finally:
         run.calls += context.calls
@@ -147,13 +148,13 @@ def _needs_no_control(run: Run, batch: Batch, route: Route) -> bool:
     Not of a single input, which may be the cause; not of a route that has succeeded before; and not of a width that
     only this caller requested.
     """
-    return len(batch.inputs) > 1 and batch.width == route.width and not run.router.health(route).successes
+    return len(batch.inputs) > 1 and batch.width == route.width and not run.router.state_of(route).statistics.successes
 
 
 async def confirm_outage(run: Run, error: UpstreamError) -> None:
     """After faults that may pass (5xx, timeouts, protocol errors): the route is down if a control call fails too."""
     key = (error.account, error.upstream_model)
-    route = next((each for each in run.alias.routes if route_key(each) == key), None)
+    route = next((each for each in run.alias.routes if each.key == key), None)
     is_undecided = error.disposition is Disposition.RETRY and not isinstance(error, UpstreamRateLimited)
     if route is None or not is_undecided or run.router.outages.of(route) is not None:
         return
@@ -165,17 +166,16 @@ async def confirm_outage(run: Run, error: UpstreamError) -> None:
         run.router.report(route, result)
 
 
-async def is_down_after_fault(run: Run, route: Route, error: UpstreamError) -> bool:
+async def is_down_after_fault(run: Run, route: Route, state: RouteState, error: UpstreamError) -> bool:
     """Count a fault that may pass. True when the route is down, so that retries are useless.
 
     Bulk calls only: there are many of them, and each interactive one has a caller who waits.
     """
     if run.lane != "bulk":
         return False
-    faults = run.router.faults_in_a_row
-    faults[route_key(route)] += 1
-    if faults[route_key(route)] >= FAULTS_IN_A_ROW and run.stop.reason is None:
-        del faults[route_key(route)]
+    state.faults_in_a_row += 1
+    if state.faults_in_a_row >= FAULTS_IN_A_ROW and run.stop.reason is None:
+        state.faults_in_a_row = 0
         await confirm_outage(run, error)
     return run.router.outages.of(route) is not None
 
@@ -193,18 +193,19 @@ async def probe_if_down(run: R, batch: Batch, embed: EmbedOnRoute[R]) -> Batch |
         for route, outage in down:
             if outage.next_attempt_in_s > 0 or not accepts(route, batch):
                 continue
-            run.router.probes[route_key(route)] += 1  # from now on other batches wait for its result
+            state = run.router.state_of(route)
+            state.health_probes += 1  # from now on other batches wait for its result
             try:
                 if await outages.claim_probe(route):
                     is_long = outage.failures % LONG_PROBE_EVERY == LONG_PROBE_EVERY - 1
                     return await _probe(run, batch, route, embed, is_long=is_long)
             finally:
-                run.router.probes[route_key(route)] -= 1
+                state.health_probes -= 1
         # Another process has made the probe, and its result is known by now.
         down = [(route, outage) for route in run.alias.routes if (outage := outages.of(route)) is not None]
         if len(down) < len(run.alias.routes) or run.stop.reason is not None:
             return batch
-        probed = [outages.of(route) for route, _ in down if run.router.probes[route_key(route)]]
+        probed = [outages.of(route) for route, _ in down if run.router.state_of(route).health_probes]
         wait_s = min((outage.next_attempt_in_s for outage in probed if outage is not None), default=0.0)
         if wait_s <= 0 or time.monotonic() + wait_s > until:
             raise run.router.down_error(run.alias)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from engine.embedding import diagnosis, failed_batch
 from engine.embedding.attempts import (
@@ -23,7 +23,6 @@ from engine.embedding.attempts import (
 )
 from engine.embedding.bisect import Attempts
 from engine.planning import packing
-from engine.planning.learned_limits import UNLIMITED
 from models.embedding import Batch, Route
 from models.errors import EmbedmillError, UpstreamError, UpstreamRateLimited, UpstreamTimeout
 
@@ -104,12 +103,7 @@ class _Workers:
 def _respect_learned_limits(run: EmbedRun, batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches, split where larger ones were refused, or a quota was learned, since they were packed."""
     for batch in batches:
-        limits = run.router.learned_limits(run.alias)
-        # An interactive batch is not split for a quota: one large call waits less than many small ones.
-        max_tokens = run.upstream.max_learned_call_tokens(run.alias.routes) if run.lane == BULK else None
-        if max_tokens is not None:
-            limits = limits or UNLIMITED
-            limits = replace(limits, tokens_per_call=min(max_tokens, limits.tokens_per_call))
+        limits = run.router.learned_limits(run.alias, is_bulk=run.lane == BULK)
         parts = [batch] if limits is None or packing.is_within(batch, limits) else packing.split_to_fit(batch, limits)
         for part in parts:
             run.batches += 1
@@ -122,7 +116,7 @@ async def _settle_if_up(run: EmbedRun, batch: Batch) -> None:
     Raises RouteDown, and what `_settle` raises.
     """
     rest: Batch | None = batch
-    if run.router.outages:
+    if run.router.outages.active:
         rest = await diagnosis.probe_if_down(run, batch, _embed_on_route)
     if rest is None:
         return

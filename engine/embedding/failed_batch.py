@@ -13,8 +13,8 @@ from engine.embedding.bisect import Attempts, PoisonBisection, RouteFails, is_se
 from engine.embedding.diagnosis import caller_options_error
 from engine.observability.telemetry import INPUTS
 from engine.planning import packing, truncation
-from engine.routing.control_calls import control_batch
-from engine.routing.health import MAX_COINCIDENCE_BULK, MAX_COINCIDENCE_INTERACTIVE
+from engine.route_state.call_statistics import MAX_COINCIDENCE_BULK, MAX_COINCIDENCE_INTERACTIVE
+from engine.route_state.control_call import control_batch
 from engine.routing.router import accepts
 from models.embedding import Batch, BatchOutcome, InputError, Options, Route
 from models.errors import (
@@ -113,7 +113,7 @@ class _BatchProber:
         self._run = run
         self._batch = batch
         self._route = route
-        self._health = run.router.health(route)
+        self._state = run.router.state_of(route)
         self._truncations_left = TRUNCATIONS_PER_INPUT * len(batch.inputs) + SPARE_TRUNCATIONS
 
     async def check_route(self, error: UpstreamError) -> None:
@@ -153,12 +153,12 @@ class _BatchProber:
         options = replace(self._batch.options, truncate="none")
         batch = control_batch(self._batch.width, options)
         try:
-            await call_route(self._run, batch, self._route, purpose="control_call")
+            await call_route(self._run, batch, self._route, self._state, purpose="control_call")
         except UpstreamError as error:
             if may_be_poisoned(error):
                 return error
             raise
-        self._run.router.record_success(self._route, 0)
+        self._run.router.record_success(self._route, self._state, 0)
         return None
 
     async def fail_input(self, position: int, error: UpstreamError) -> bool:
@@ -182,23 +182,24 @@ class _BatchProber:
         return False
 
     def success_count(self) -> int:
-        return self._health.successes
+        return self._state.statistics.successes
 
     def is_conclusive(self, error: UpstreamError, failures: int) -> bool:
         maximum = MAX_COINCIDENCE_BULK if self._run.lane == BULK else MAX_COINCIDENCE_INTERACTIVE
-        return self._health.is_conclusive(failures, refusals=not is_server_fault(error), max_coincidence=maximum)
+        return self._state.statistics.is_conclusive(
+            failures, refusals=not is_server_fault(error), max_coincidence=maximum
+        )
 
     def record_flakes(self, error: UpstreamError, failures: int) -> None:
-        self._health.record_flakes(failures, refusals=not is_server_fault(error))
+        self._state.statistics.record_flakes(failures, refusals=not is_server_fault(error))
 
     def record_fitting_size(self, positions: Sequence[int], error: UpstreamTooLarge) -> None:
         group = packing.select(self._batch, positions)
         for route in self._run.alias.routes:
-            self._run.router.learned_limits_of(route).observe_rejection(group, error.limit)
+            self._run.router.state_of(route).call_size_limits.observe_rejection(group, error.limit)
 
     def record_max_inputs(self, count: int) -> None:
-        limits = self._run.router.learned_limits_of(self._route)
-        limits.observe_rejection(packing.select(self._batch, range(count)), "inputs")
+        self._state.call_size_limits.observe_rejection(packing.select(self._batch, range(count)), "inputs")
 
     async def pause(self) -> None:
         await asyncio.sleep(random.uniform(0, BACKOFF_S))

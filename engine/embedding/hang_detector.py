@@ -11,14 +11,10 @@ answered nothing while the call hung, then answered others, and still not this c
 from __future__ import annotations
 
 import asyncio
-import functools
-from collections.abc import Callable
-from typing import Protocol
 
 from engine.embedding.diagnosis import Run, control_call
 from engine.limiter.call_waits import CallWaits, UnansweredCall
 from engine.limiter.max_wait import IGNORING_CONCURRENCY
-from engine.routing.outages import route_key
 from models.errors import UpstreamError, UpstreamRateLimited
 
 FIRST_CHECK_S = 3.0
@@ -32,15 +28,9 @@ GRACE_S = 8.0
 ANSWERS_TO_OTHERS = 2
 
 
-class WatchedRun(Run, Protocol):
-    """What the detector needs of a run."""
-
-    waits: CallWaits
-
-
-def watch(run: WatchedRun) -> None:
+def watch(run: Run) -> None:
     """Check the calls of the run from now on."""
-    run.waits.on_sent = functools.partial(_on_sent, run)
+    run.waits.on_sent = lambda call: _HangCheck(run, call).call_ended
 
 
 async def wait_for_checks(waits: CallWaits) -> None:
@@ -49,22 +39,19 @@ async def wait_for_checks(waits: CallWaits) -> None:
         await asyncio.wait(waits.checks, timeout=PROBE_TIMEOUT_S + 1.0)
 
 
-def _on_sent(run: WatchedRun, call: UnansweredCall) -> Callable[[bool], None]:
-    return _HangCheck(run, call).call_ended
-
-
 class _HangCheck:
     """Checks one call until it ends."""
 
-    def __init__(self, run: WatchedRun, call: UnansweredCall) -> None:
+    def __init__(self, run: Run, call: UnansweredCall) -> None:
         self._run = run
         self._call = call
+        self._state = run.router.state_of(call.route)
         self._is_probe = run.router.outages.of(call.route) is not None  # sent because the route is down
         self._timer = asyncio.get_running_loop().call_later(FIRST_CHECK_S, self._begin)
         self._task: asyncio.Task[None] | None = None
         self._is_probing = False
         self._has_ended = False
-        self._successes_before = run.router.health(call.route).successes
+        self._successes_before = self._state.statistics.successes
         self._hangs_alone: bool | None = None  # decided when it is late
         self._late_successes = -1  # of the route, when the grace of this call began
         self._grace_until = 0.0
@@ -73,7 +60,7 @@ class _HangCheck:
         """Stop checking."""
         self._has_ended = True
         if is_answered and self._call.age_s >= FIRST_CHECK_S:
-            self._run.router.health(self._call.route).late_successes += 1
+            self._state.statistics.late_successes += 1
         self._timer.cancel()
         if self._task is not None and not self._is_probing:
             self._task.cancel()
@@ -93,7 +80,7 @@ class _HangCheck:
             if call.is_late:
                 if self._hangs_alone is None:
                     # A provider that has become slow answers small calls too: then other calls of the run are late.
-                    others = run.router.health(call.route).successes - self._successes_before
+                    others = self._state.statistics.successes - self._successes_before
                     self._hangs_alone = others >= ANSWERS_TO_OTHERS * run.waits.unanswered
                 await self._probe_route()
                 if not self._has_ended and self._is_lost():
@@ -104,16 +91,16 @@ class _HangCheck:
 
     def _hangs_like_outage(self) -> bool:
         """True when the call may hang for the same reason as the calls that revealed the outage."""
-        return self._call.latency.is_known or self._call.is_late
+        return self._call.learned_timeout.is_known or self._call.is_late
 
     async def _probe_route(self) -> None:
         """Make a control call unless one was made lately, and record its result."""
         run, route, now = self._run, self._call.route, asyncio.get_running_loop().time
-        probes = run.router.hang_probes[route_key(route)]
+        probes = self._state.hang_probes
         if now() - probes.sent_at < PROBE_EVERY_S or run.stop.reason is not None:
             return
         probes.sent_at = now()
-        successes = run.router.health(route).successes
+        successes = self._state.statistics.successes
         self._is_probing = True
         try:
             error = await control_call(run, route, timeout_s=PROBE_TIMEOUT_S, max_wait=IGNORING_CONCURRENCY)
@@ -123,7 +110,7 @@ class _HangCheck:
             probes.answered_at = now()
         elif isinstance(error, UpstreamError) and not isinstance(error, UpstreamRateLimited):
             probes.failed_at = now()
-            has_answered = run.router.health(route).successes != successes
+            has_answered = self._state.statistics.successes != successes
             if self._call.is_overdue and not self._has_ended and not self._is_probe and not has_answered:
                 run.router.report(route, error)
                 self._call.give_up()
@@ -131,10 +118,10 @@ class _HangCheck:
     def _is_lost(self) -> bool:
         """True when the route answers, and can no longer be expected to answer this call."""
         call, now = self._call, asyncio.get_running_loop().time()
-        probes = self._run.router.hang_probes[route_key(call.route)]
+        probes = self._state.hang_probes
         if probes.answered_at < call.began:
             return False
-        late_successes = self._run.router.health(call.route).late_successes
+        late_successes = self._state.statistics.late_successes
         has_failed = call.began < probes.failed_at < probes.answered_at
         if call.is_overdue and not self._is_probe and now - probes.answered_at < PROBE_EVERY_S:
             return has_failed or bool(self._hangs_alone)
@@ -144,5 +131,5 @@ class _HangCheck:
         # as those that were given up and are made again, are no evidence.
         if late_successes != self._late_successes:
             self._late_successes = late_successes
-            self._grace_until = now + max(GRACE_S, call.latency.late_s(call.tokens) or 0.0)
+            self._grace_until = now + max(GRACE_S, call.learned_timeout.late_s(call.tokens) or 0.0)
         return now >= self._grace_until

@@ -15,9 +15,9 @@ from engine.embedding.diagnosis import Run, control_call
 from engine.limiter.acquire import ANSWERED_429, refusal_message
 from engine.limiter.max_wait import MaxWait
 from engine.limiter.route_limiter import has_long_retry_after
-from engine.routing.outages import route_key
+from engine.route_state.state import RouteState
 from models.base import random_id
-from models.embedding import Batch, Route
+from models.embedding import Route
 from models.errors import UpstreamRateLimited
 
 TENANT_WAIT_CAP_S = 60.0
@@ -27,13 +27,7 @@ REFUSALS_TO_BISECT = 3
 
 
 async def should_retry(
-    run: Run,
-    batch: Batch,
-    route: Route,
-    error: UpstreamRateLimited,
-    max_wait: MaxWait,
-    *,
-    is_bisecting: bool = False,
+    run: Run, route: Route, state: RouteState, error: UpstreamRateLimited, max_wait: MaxWait, *, is_bisecting: bool
 ) -> bool:
     """After a 429: wait as long as this caller must wait beyond the route's cooldown. True: call again.
 
@@ -43,23 +37,22 @@ async def should_retry(
         return False
     if error.starts_cooldown:
         return True
-    key = (*route_key(route), run.tenant)
     result = await control_call(run, route)
     if isinstance(result, UpstreamRateLimited):
-        run.router.tenant_rate_limits.clear(key)
+        state.tenant_refusals.clear(run.tenant)
         return True  # that control call has started the cooldown
     count = 1
     if result is None:
-        count = run.router.tenant_rate_limits.record(key)
+        count = state.tenant_refusals.record(run.tenant)
         error.is_own = run.lane == "bulk" and (is_bisecting or count >= REFUSALS_TO_BISECT)
     wait_s = min(TENANT_WAIT_CAP_S, 2.0**count)
     if error.retry_after_s is not None:
         wait_s = max(error.retry_after_s, wait_s / 2)
     wait_s += random.uniform(0, 0.1 + wait_s / 10)
     if result is not None:
-        error.message = refusal_message(*route_key(route), ANSWERED_429, wait_s)
+        error.message = refusal_message(*route.key, ANSWERED_429, wait_s)
     else:
-        error.message = refusal_message(*route_key(route), TENANT_429, wait_s) if run.lane != "bulk" else TENANT_429
+        error.message = refusal_message(*route.key, TENANT_429, wait_s) if run.lane != "bulk" else TENANT_429
         error.advice = "The inputs that draw it wait, all others go on; see the provider's limits for single calls"
     # A worker does not spend a long wait: the shard is released for so long, and its slot is free for others.
     is_too_long = wait_s > max_wait.cooldown_s or (run.lane == "bulk" and has_long_retry_after(error))

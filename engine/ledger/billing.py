@@ -8,14 +8,14 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Protocol
 
-from engine.planning import tokens
+from engine.planning import token_estimator
 from models.embedding import Batch, Call, Route
 from models.errors import EmbedmillError, UpstreamError
 from models.usage import UsageKind
 
 MILLION = Decimal(1_000_000)
 CONTROL_TEXT = "embedmill"  # of control calls, which show whether a route answers at all
-MAX_CONTROL_TOKENS = tokens.upper_bound(CONTROL_TEXT)
+MAX_CONTROL_TOKENS = token_estimator.upper_bound(CONTROL_TEXT)
 
 
 class Spending(Protocol):
@@ -86,4 +86,4 @@ def cost_of(count: int, route: Route) -> Decimal:
 
 def max_cost_of(batch: Batch, route: Route) -> Decimal:
     """The highest possible cost of one call, in USD."""
-    return cost_of(tokens.upper_bound_of(batch), route)
+    return cost_of(token_estimator.upper_bound_of(batch), route)

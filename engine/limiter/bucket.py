@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from engine.limiter.learned_quota import (
+from engine.limiter.quota import UNLIMITED, BucketParams
+from engine.limiter.quota_share import (
     MAX_QUOTA_COOLDOWN_S,
     NOTHING_LEARNED,
     AcceptedUsage,
@@ -18,7 +19,6 @@ from engine.limiter.learned_quota import (
     after_refusal,
     params_for_share,
 )
-from engine.limiter.quota import UNLIMITED, BucketParams
 
 AT_CAPACITY_RETRY_S = 0.1  # a refused call asks again for a slot after this
 HALF_OPEN_RETRY_S = 0.25  # and after this while the half-open circuit waits for its probe

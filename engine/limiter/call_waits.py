@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from engine.limiter.latency import Latency
+from engine.limiter.learned_timeout import LearnedTimeout
 from models.embedding import Route
 from models.errors import UpstreamError, UpstreamTimeout
 
@@ -24,7 +24,7 @@ class UnansweredCall:
 
     route: Route
     tokens: int
-    latency: Latency
+    learned_timeout: LearnedTimeout
     began: float
     since: float  # unix seconds
     limit: asyncio.Timeout
@@ -37,7 +37,7 @@ class UnansweredCall:
     @property
     def late_s(self) -> float:
         """The age at which it is late."""
-        return self.latency.late_s(self.tokens) or LATE_S
+        return self.learned_timeout.late_s(self.tokens) or LATE_S
 
     @property
     def is_late(self) -> bool:
@@ -47,7 +47,7 @@ class UnansweredCall:
     @property
     def is_overdue(self) -> bool:
         """True when it is late by the known latency of the route, even if that has become slow."""
-        return self.latency.is_known and self.age_s >= self.late_s * self.latency.slack
+        return self.learned_timeout.is_known and self.age_s >= self.late_s * self.learned_timeout.slack
 
     def give_up(self) -> None:
         """End the call as timed out. Does nothing if it is being ended already."""
@@ -74,7 +74,7 @@ class CallWaits:
         self.on_sent: Callable[[UnansweredCall], Callable[[bool], None]] | None = None
 
     @asynccontextmanager
-    async def for_answer(self, route: Route, tokens: int, latency: Latency) -> AsyncIterator[None]:
+    async def for_answer(self, route: Route, tokens: int, learned_timeout: LearnedTimeout) -> AsyncIterator[None]:
         """Around the sending of one call. Raises UpstreamTimeout when a hang check has given the call up."""
         if self.on_sent is None:
             yield
@@ -82,7 +82,9 @@ class CallWaits:
         limit = asyncio.timeout(None)
         try:
             async with limit:
-                call = UnansweredCall(route, tokens, latency, asyncio.get_running_loop().time(), time.time(), limit)
+                call = UnansweredCall(
+                    route, tokens, learned_timeout, asyncio.get_running_loop().time(), time.time(), limit
+                )
                 self._unanswered.add(call)
                 on_end = self.on_sent(call)
                 is_answered = False

@@ -25,7 +25,7 @@ class AdaptiveSemaphore:
 
     def try_acquire(self) -> bool:
         """Take a slot if one is free and nobody waits for it."""
-        if self.in_use + 1 > self.limit or self._queue:
+        if self.in_use + 1 > self.limit or (self._queue.by_tenant and self._queue):
             return False
         self.in_use += 1
         return True
@@ -60,7 +60,7 @@ class AdaptiveSemaphore:
             if now - self._decreased_at >= AIMD_MIN_INTERVAL_S:
                 self.limit, self._decreased_at = max(1.0, self.limit * AIMD_DECREASE), now
         self.in_use -= 1
-        while self.in_use + 1 <= self.limit and self._queue:
+        while self._queue.by_tenant and self.in_use + 1 <= self.limit and self._queue:
             self.in_use += 1
             self._queue.pop().set_result(True)
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from engine.limiter import lua, quota
 from engine.limiter.bucket import AcquireDecision, AcquireRequest, BucketState, CallResult, CallSignal, Verdict
-from engine.limiter.learned_quota import params_for_share, recovered_share
 from engine.limiter.quota import BucketParams
+from engine.limiter.quota_share import params_for_share, recovered_share
 from engine.limiter.redis_store import RedisStore
 from engine.observability.telemetry import LOCAL_FALLBACKS
 from engine.process.process_names import is_dead_local_process
@@ -45,6 +45,9 @@ class BucketCoordinator:
         self._max_concurrency = max_concurrency
         self._slot_ttl_s = slot_ttl_s
         self._params = (quota.UNLIMITED, quota.UNLIMITED)
+        self.has_quota = False  # of tokens or requests, stated or learned
+        # Each call must be acquired here: there is a quota, or a concurrency limit of all processes.
+        self.is_needed = self._concurrency_is_global
         self._local = BucketState(max_concurrency, slot_ttl_s)
         self._is_local = not store.is_configured
         self._processes = 1 if self._is_local else UNKNOWN_PROCESSES
@@ -65,16 +68,6 @@ class BucketCoordinator:
         self.concurrency_limit = float(max_concurrency)
         self._cooldown_until = 0.0  # on the event loop's clock
 
-    @property
-    def has_quota(self) -> bool:
-        """True where the account has a quota of tokens or requests, stated or learned."""
-        return bool(self._params[0].rate or self._params[1].rate)
-
-    @property
-    def is_needed(self) -> bool:
-        """True where each call must be acquired here: there is a quota, or a concurrency limit of all processes."""
-        return self.has_quota or self._concurrency_is_global
-
     def cooldown_s(self) -> float:
         """Seconds until the circuit's cooldown ends, as far as this process knows; 0: there is none."""
         return max(0.0, self._cooldown_until - asyncio.get_running_loop().time()) if self._cooldown_until else 0.0
@@ -92,6 +85,8 @@ class BucketCoordinator:
     def set_limits(self, tokens: BucketParams, requests: BucketParams) -> None:
         """Set the quotas, which hold for all processes together."""
         self._params = (tokens, requests)
+        self.has_quota = bool(tokens.rate or requests.rate)
+        self.is_needed = self.has_quota or self._concurrency_is_global
         self._split()
 
     async def acquire(self, request: AcquireRequest) -> AcquireDecision:

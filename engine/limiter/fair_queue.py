@@ -7,47 +7,47 @@ from collections import OrderedDict, deque
 
 
 class FairQueue:
-    """Waiters, round robin by tenant; those of one tenant first in, first out."""
+    """Waiters, round robin by tenant; one tenant's first in, first out. While `by_tenant` is empty, nobody waits."""
 
-    __slots__ = ("_waiting",)
+    __slots__ = ("by_tenant",)
 
     def __init__(self) -> None:
-        self._waiting: OrderedDict[str, deque[asyncio.Future[bool]]] = OrderedDict()
+        self.by_tenant: OrderedDict[str, deque[asyncio.Future[bool]]] = OrderedDict()
 
     def __bool__(self) -> bool:
         """True when somebody waits. Drops waiters that were cancelled and have not removed themselves yet."""
-        while self._waiting:
-            tenant, waiters = next(iter(self._waiting.items()))
+        while self.by_tenant:
+            tenant, waiters = next(iter(self.by_tenant.items()))
             while waiters and waiters[0].done():
                 waiters.popleft()
             if waiters:
                 return True
-            del self._waiting[tenant]
+            del self.by_tenant[tenant]
         return False
 
     def add(self, tenant: str) -> asyncio.Future[bool]:
         """Add a waiter. Whoever pops it must set its result."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(tenant, deque()).append(waiter)
+        self.by_tenant.setdefault(tenant, deque()).append(waiter)
         return waiter
 
     def remove(self, tenant: str, waiter: asyncio.Future[bool]) -> None:
         """Cancel a waiter that has not been popped, and take it out."""
         waiter.cancel()
-        waiters = self._waiting.get(tenant)
+        waiters = self.by_tenant.get(tenant)
         if waiters and waiter in waiters:
             waiters.remove(waiter)
             if not waiters:
-                del self._waiting[tenant]
+                del self.by_tenant[tenant]
 
     def pop(self) -> asyncio.Future[bool]:
         """The next waiter of a queue that is not empty. Its tenant moves to the end of the round."""
-        tenant, waiters = next(iter(self._waiting.items()))
+        tenant, waiters = next(iter(self.by_tenant.items()))
         waiter = waiters.popleft()
         if waiters:
-            self._waiting.move_to_end(tenant)
+            self.by_tenant.move_to_end(tenant)
         else:
-            del self._waiting[tenant]
+            del self.by_tenant[tenant]
         return waiter
 
 

@@ -68,7 +68,8 @@ from engine.limiter.bucket import (
     AcquireRequest,
     CallResult,
 )
-from engine.limiter.learned_quota import (
+from engine.limiter.quota import NEARLY_EMPTY, BucketParams
+from engine.limiter.quota_share import (
     BUCKET_S,
     BUCKETS,
     FIRST_DECREASE,
@@ -81,7 +82,6 @@ from engine.limiter.learned_quota import (
     REPEATED_WITHIN_S,
     STEADY_S,
 )
-from engine.limiter.quota import NEARLY_EMPTY, BucketParams
 
 PREFIX = "em:pace:"
 RECENT_429S_KEY = "em:pace:watched"

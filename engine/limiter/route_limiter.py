@@ -19,9 +19,9 @@ from engine.limiter.concurrency import AdaptiveSemaphore
 from engine.limiter.congestion import CongestionDetector
 from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.fair_queue import FairLock
-from engine.limiter.latency import Latency
-from engine.limiter.learned_quota import QUOTA_KINDS
+from engine.limiter.learned_timeout import LearnedTimeout
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
+from engine.limiter.quota_share import QUOTA_KINDS
 from engine.observability.telemetry import (
     CONCURRENCY_LIMIT,
     LIMITER_REFUSALS,
@@ -29,6 +29,7 @@ from engine.observability.telemetry import (
     QUOTA_SHARE,
     RATE_LIMIT_COOLDOWNS,
 )
+from engine.planning.token_estimator import TokenEstimator
 from models.embedding import Account
 from models.errors import (
     EmbedmillError,
@@ -42,8 +43,6 @@ from providers.rate_limit_headers import RateLimitHeaders
 
 PACE_AFTER_429_S = 120.0  # after a 429 all processes share the state of an account without a quota for so long
 QUOTA_NEARLY_SPENT = 0.003  # if headers report less of a quota left than this share, another client shares the quota
-RATIO_WEIGHT = 0.2  # of a new call in the learned ratio of used to estimated tokens
-MIN_RATIO, MAX_RATIO = 0.2, 5.0
 ACCEPTED_SIGNALS = frozenset({CallSignal.SUCCESS, CallSignal.SLOW, CallSignal.CLIENT_ERROR, CallSignal.OVERLOADED})
 TIMEOUT_CHECK_EVERY_S = 1.0
 LONG_RETRY_AFTER_S = 5.0
@@ -77,6 +76,7 @@ class RouteLimiter:
         account: Account,
         model: str,
         coordinator: BucketCoordinator,
+        estimator: TokenEstimator,
         *,
         slot_prefix: str,
         announce: Callable[[str], None],
@@ -85,7 +85,8 @@ class RouteLimiter:
         self.name = f"{account.name}|{model}"
         self._model = model
         self._account = account
-        self._coordinator = coordinator
+        self.coordinator = coordinator
+        self._estimator = estimator
         self._slot_prefix = slot_prefix
         self._announce = announce
         self._last_slot = 0
@@ -93,8 +94,7 @@ class RouteLimiter:
         self.max_learned_call_tokens: int | None = None
         self._paced_until = 0.0  # on time.monotonic()
         self._congestion = CongestionDetector()
-        self.latency = Latency()
-        self._used_per_estimated = 1.0  # tokens
+        self.learned_timeout = LearnedTimeout()
         self._semaphore = AdaptiveSemaphore(account.max_concurrency)
         self._slot_freed = asyncio.Event()
         self._queues = {
@@ -120,7 +120,7 @@ class RouteLimiter:
     @property
     def is_paced(self) -> bool:
         """True while each call must be acquired from the coordinator."""
-        return self._coordinator.is_needed or (self._paced_until > 0.0 and time.monotonic() < self._paced_until)
+        return self.coordinator.is_needed or (self._paced_until > 0.0 and time.monotonic() < self._paced_until)
 
     def pace_for(self, seconds: float) -> None:
         """Acquire calls from the coordinator for so long, because some process had a 429."""
@@ -149,14 +149,14 @@ class RouteLimiter:
         passed without a free slot, or when `stop` is cancelled.
         """
         stop = stop or CancellationToken()
-        if max_wait.ignores_concurrency and not self._coordinator.has_quota and self._coordinator.cooldown_s() == 0.0:
+        if max_wait.ignores_concurrency and not self.coordinator.has_quota and self.coordinator.cooldown_s() == 0.0:
             self._semaphore.in_use += 1
             return NO_PERMIT_NEEDED
         while not self.is_paced:
             if self._semaphore.try_acquire() or await self._wait_for_semaphore(deadline, stop, waits, tenant):
                 return NO_PERMIT_NEEDED
         self._last_slot += 1
-        permit = Permit(f"{self._slot_prefix}-{self._last_slot}", max(1.0, tokens * self._used_per_estimated))
+        permit = Permit(f"{self._slot_prefix}-{self._last_slot}", self._estimator.charge(tokens))
         # The call takes time too: one that started at the deadline could not end in time.
         left_s = deadline - time.monotonic()
         start_by = deadline - min(self._congestion.baseline_s, left_s / 2)
@@ -213,9 +213,9 @@ class RouteLimiter:
         """
         signal = self._signal_of(error, seconds, tenant)
         if error is None:
-            self.latency.record_success(seconds, estimated)
+            self.learned_timeout.record_success(seconds, estimated)
         elif isinstance(error, UpstreamTimeout) and error.sent:
-            self.latency.record_timeout(estimated)
+            self.learned_timeout.record_timeout(estimated)
         if isinstance(error, UpstreamRateLimited) and signal is CallSignal.RATE_LIMITED:
             error.starts_cooldown = not needs_confirmation and (is_control or not has_long_retry_after(error))
             signal = signal if error.starts_cooldown else CallSignal.NONE
@@ -230,25 +230,20 @@ class RouteLimiter:
         if signal is CallSignal.RATE_LIMITED:
             self._cooldowns.inc()
             self.pace_for(PACE_AFTER_429_S)
-            self._coordinator.start_cooldown(result.cooldown_s if result.cooldown_s is not None else DEFAULT_COOLDOWN_S)
-            if not self._coordinator.has_quota:
+            self.coordinator.start_cooldown(result.cooldown_s if result.cooldown_s is not None else DEFAULT_COOLDOWN_S)
+            if not self.coordinator.has_quota:
                 self._announce(self.name)
         task = asyncio.create_task(self._settle(result))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
-    @property
-    def is_timeout_learned(self) -> bool:
-        """True when enough calls have succeeded to know how long a call may take."""
-        return self.latency.is_known
-
     def timeout_s(self, tokens: int) -> float:
         """Timeout of a call of so many tokens: the learned one where it is known, at most the account's."""
-        return min(self._account.timeout_s, self.latency.timeout_s(tokens))
+        return min(self._account.timeout_s, self.learned_timeout.timeout_s(tokens))
 
     def initial_timeout_s(self, tokens: int) -> float:
         """Timeout of a call that begins now; the account's while none is learned (see `with_learned_timeout`)."""
-        return self.timeout_s(tokens) if self.is_timeout_learned else self._account.timeout_s
+        return self.timeout_s(tokens) if self.learned_timeout.is_known else self._account.timeout_s
 
     async def with_learned_timeout(self, call: Coroutine[Any, Any, Reply], tokens: int) -> Reply:
         """Await a call that began before a timeout was learned, and apply the timeout as soon as it is.
@@ -281,9 +276,7 @@ class RouteLimiter:
         change = 0.0
         if error is None and used is not None:
             change = used - permit.tokens
-            if estimated:
-                ratio = min(max(used / estimated, MIN_RATIO), MAX_RATIO)
-                self._used_per_estimated += (ratio - self._used_per_estimated) * RATIO_WEIGHT
+            self._estimator.observe_estimate(estimated, used)
         elif isinstance(error, UpstreamRateLimited) or signal is CallSignal.CLIENT_ERROR or _was_never_sent(error):
             change = -permit.tokens  # a reply without vectors is not billed
         cooldown_s = error.retry_after_s if isinstance(error, UpstreamRateLimited) else None
@@ -301,14 +294,14 @@ class RouteLimiter:
             accepted_tokens=permit.tokens + change if is_accepted else None,
             quota_kind=error.quota if isinstance(error, UpstreamRateLimited) else "",
             is_quota_nearly_spent=(
-                hint is not None and self._coordinator.has_quota and hint.nearly_spent(QUOTA_NEARLY_SPENT)
+                hint is not None and self.coordinator.has_quota and hint.nearly_spent(QUOTA_NEARLY_SPENT)
             ),
         )
 
     async def _settle(self, result: CallResult) -> None:
-        await self._coordinator.settle(result)
+        await self.coordinator.settle(result)
         self._slot_freed.set()
-        self._limit_gauge.set(self._coordinator.concurrency_limit)
+        self._limit_gauge.set(self.coordinator.concurrency_limit)
         self._read_shares()
 
     def _signal_of(self, error: BaseException | None, seconds: float, tenant: str) -> CallSignal:
@@ -329,15 +322,15 @@ class RouteLimiter:
         stated = self._rate_limits.limits if self._rate_limits else (None, None)
         requests = quota.min_limit(self._account.requests_per_minute, stated[0])
         tokens = quota.min_limit(self._account.tokens_per_minute, stated[1])
-        self._coordinator.set_limits(quota.token_bucket(tokens), quota.request_bucket(requests))
+        self.coordinator.set_limits(quota.token_bucket(tokens), quota.request_bucket(requests))
         self._quotas = (tokens, requests)
         self._size_calls()
-        if self._coordinator.is_needed:
+        if self.coordinator.is_needed:
             self._semaphore.redirect_waiters()
 
     def _read_shares(self) -> None:
         """Apply what 429s have taught this process or another since the last call of this method."""
-        shares, known = self._coordinator.shares, self._shares
+        shares, known = self.coordinator.shares, self._shares
         if shares == known or (max(shares) < 1.0 and _distance(shares, known) < SHARE_STEP):
             return
         self._shares = shares

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from prometheus_client import Counter
 
 from engine.observability.telemetry import (
@@ -26,11 +24,20 @@ class RouteMetrics:
         self._labels = (provider, model)
         self._ok = UPSTREAM_CALLS.labels(provider, model, "ok")
         self._seconds = UPSTREAM_SECONDS.labels(provider, model)
+        self._delivered: dict[str, tuple[Counter, Counter]] = {}  # tokens and vectors, by lane
 
     def succeeded(self, seconds: float) -> None:
         """Count a successful call."""
         self._ok.inc()
         self._seconds.observe(seconds)
+
+    def delivered(self, lane: str, tokens: int, vectors: int) -> None:
+        """Count what a call brought to the callers of a lane."""
+        if lane not in self._delivered:
+            self._delivered[lane] = TOKENS.labels(*self._labels, lane), INPUTS.labels(lane, "vector")
+        tokens_metric, vectors_metric = self._delivered[lane]
+        tokens_metric.inc(tokens)
+        vectors_metric.inc(vectors)
 
     def failed(self, call: Call) -> None:
         """Count a failed call, by its error, and the tokens that it wasted."""
@@ -39,9 +46,3 @@ class RouteMetrics:
             AMBIGUOUS_CALLS.labels(*self._labels).inc()
         if call.wasted:
             WASTED_TOKENS.labels(*self._labels, call.error or CUT_OFF).inc(call.tokens)
-
-
-@lru_cache(maxsize=1024)
-def delivery_metrics(provider: str, model: str, lane: str) -> tuple[Counter, Counter]:
-    """The counters of tokens and of vectors that a route delivers to a lane."""
-    return TOKENS.labels(provider, model, lane), INPUTS.labels(lane, "vector")

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from engine.planning import tokens
+from engine.planning import token_estimator, tokens
 from models.embedding import Alias, Batch, Input, Limits, Options, Route
 from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
 
@@ -109,7 +109,7 @@ def min_limits(each: Sequence[Limits]) -> Limits:
 
 def has_exact_tokenizer(routes: Sequence[Route]) -> bool:
     """True when embedmill has the tokenizer of all these routes."""
-    return all(map(tokens.is_exact_for, routes))
+    return all(map(token_estimator.is_exact_for, routes))
 
 
 def pack(
@@ -120,7 +120,7 @@ def pack(
     options: Options,
     *,
     single: bool = False,
-    tokens_per_byte: float = tokens.DEFAULT_TOKENS_PER_BYTE,
+    tokens_per_byte: float = token_estimator.DEFAULT_TOKENS_PER_BYTE,
     exact: bool = False,
 ) -> Iterator[Batch]:
     """Pack inputs into batches, in order, each as large as all four limits allow.
@@ -137,7 +137,7 @@ def pack(
     start = 0
     for position, item in enumerate(inputs):
         if isinstance(item, str):
-            size = tokens.utf8_bytes(item)
+            size = token_estimator.utf8_bytes(item)
             weight = int(size * tokens_per_byte) + 1
         else:
             size = 0
@@ -170,7 +170,7 @@ def _batch_of_all(
     exact: bool,
 ) -> Batch | None:
     """One batch of all these texts, where cheap bounds show that it keeps every limit; else None."""
-    sizes = [len(text) if text.isascii() else tokens.utf8_bytes(text) for text in texts]
+    sizes = [len(text) if text.isascii() else token_estimator.utf8_bytes(text) for text in texts]
     all_bytes = sum(sizes)
     if all_bytes * 6 + BYTES_AROUND_AN_INPUT * len(sizes) + BYTES_AROUND_A_CALL > limits.bytes_per_call:
         return None
@@ -295,9 +295,9 @@ def select(batch: Batch, positions: Sequence[int]) -> Batch:
     indexes = [batch.indexes[i] for i in positions]
     whole = len(inputs) == len(batch.inputs)
     text_bytes = 0
-    count = sum(map(tokens.estimate, inputs))
+    count = sum(map(token_estimator.estimate, inputs))
     if batch.bytes:
-        text_bytes = sum(tokens.utf8_bytes(item) for item in inputs if isinstance(item, str))
+        text_bytes = sum(token_estimator.utf8_bytes(item) for item in inputs if isinstance(item, str))
         count = max(len(inputs), round(batch.tokens * text_bytes / batch.bytes))
     return replace(
         batch,

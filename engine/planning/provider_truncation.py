@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from engine.planning import tokens
+from engine.planning import token_estimator, tokens
 from models.embedding import Batch, Input
 
 # Below so many bytes a token nothing is checked: a correct count of prose has 4 to 5.
@@ -23,18 +23,13 @@ MIN_WINDOW = 64
 _RUNS = re.compile(r"(.)\1{3,}|\s+", re.DOTALL)
 
 
-def may_be_cut(batch: Batch, used: int) -> bool:
-    """False for nearly all calls: they report as many tokens as their texts may well have."""
-    return batch.bytes > used * PLAUSIBLE_BYTES_PER_TOKEN
-
-
 def cut_upstream(batch: Batch, used: int, *, exact: bool, is_quick: bool = False) -> Sequence[int]:
     """The indexes of the inputs that were surely not embedded whole.
 
     `used`: the tokens that the upstream reports; `exact`: it counts as we do. What is known of the beginning of a text
     is the least that is known of the whole.
     """
-    if not may_be_cut(batch, used):
+    if batch.bytes <= used * PLAUSIBLE_BYTES_PER_TOKEN:  # nearly all calls
         return ()
     kept = (QUICK_BYTES if is_quick else PATIENT_BYTES) // len(batch.inputs)
     beginnings = [item[:kept] for item in batch.inputs]
@@ -48,7 +43,7 @@ def cut_upstream(batch: Batch, used: int, *, exact: bool, is_quick: bool = False
 def _at_least(item: Input) -> int:
     if isinstance(item, list):
         return len(item)
-    return tokens.utf8_bytes(_RUNS.sub(" ", item)) // MAX_BYTES_PER_TOKEN
+    return token_estimator.utf8_bytes(_RUNS.sub(" ", item)) // MAX_BYTES_PER_TOKEN
 
 
 def _window(counts: Sequence[int], used: int) -> int | None:

@@ -1,4 +1,4 @@
-"""Counts the tokens of a text: a cheap upper bound for nearly all, the exact count only near a limit.
+"""Counts the tokens of a text by cl100k: cheap bounds decide for nearly all, it is tokenized only near a limit.
 
 cl100k is OpenAI's tokenizer; for other models it is the best guess at hand, and the upstream has the last word.
 """
@@ -10,17 +10,13 @@ from functools import lru_cache
 
 import tiktoken
 
-from models.embedding import Batch, Input, Route
+from engine.planning.token_estimator import CL100K as CL100K
+from engine.planning.token_estimator import utf8_bytes
+from models.embedding import Input
 
 # Whole texts are never tokenized past the point where they are surely too long: cl100k's longest tokens are runs of
 # white space, so a slice this long per token leaves no honest text out.
 SLICE_CHARS = 65_536
-# Begin, end, and the few words that some models put before a query.
-SPECIAL_TOKENS_MARGIN = 16
-CL100K_MODELS = frozenset({"text-embedding-3-small", "text-embedding-3-large", "text-embedding-ada-002"})
-# Tokens a byte, before a route's own counts are known.
-DEFAULT_TOKENS_PER_BYTE = 1 / 3
-CL100K = "cl100k"
 # cl100k's longest token is 128 spaces.
 MAX_CHARS_PER_TOKEN = 128
 
@@ -35,40 +31,11 @@ def load() -> None:
     _cl100k()
 
 
-def estimate(item: Input) -> int:
-    """Tokens for packing: bytes / 3 overstates plain English by a half, so a packed call exceeds its limit rarely."""
-    if isinstance(item, list):
-        return len(item)
-    return utf8_bytes(item) // 3 + 1
-
-
 def count(item: Input) -> int:
     """Tokens by cl100k: OpenAI's own count, and for other models the best guess at hand. 24 µs for 600 characters."""
     if isinstance(item, list):
         return len(item)
     return len(_first_tokens(item, sys.maxsize))
-
-
-def is_exact_for(route: Route) -> bool:
-    """True where the upstream uses the tokenizer of count()."""
-    return route.tokenizer == CL100K or (route.account.kind == "openai" and route.upstream_model in CL100K_MODELS)
-
-
-def upper_bound(item: Input) -> int:
-    """Upper bound for any tokenizer: a token has at least one byte, and a few tokens are added around a text."""
-    return SPECIAL_TOKENS_MARGIN + (len(item) if isinstance(item, list) else utf8_bytes(item))
-
-
-def upper_bound_of(batch: Batch) -> int:
-    """Upper bound of the batch's tokens for any tokenizer."""
-    if batch.bytes:
-        return batch.bytes + SPECIAL_TOKENS_MARGIN * len(batch.inputs)
-    return sum(map(upper_bound, batch.inputs))
-
-
-def utf8_bytes(text: str) -> int:
-    """Length in UTF-8; a lone surrogate counts three bytes."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 
 
 def is_within(item: Input, limit: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from engine.planning import tokens
+from engine.planning import token_estimator
 from engine.planning.packing import WHAT_TO_DO_IF_TOO_LONG
 from models.embedding import Batch, Input, InputError, Options
 from models.errors import UpstreamError, UpstreamRejected, UpstreamTooLarge
@@ -31,7 +31,7 @@ def shorter(batch: Batch, error: UpstreamError, cuts: int) -> Batch | None:
             return None
         kept = len(item) // 2 if cuts else len(item) * 3 // 4
     elif isinstance(error, UpstreamTooLarge) or (is_rejection and error.code == UpstreamRejected.code):
-        if cuts >= MAX_CUTS_UNEXPLAINED or tokens.estimate(item) <= LONG_TOKENS:
+        if cuts >= MAX_CUTS_UNEXPLAINED or token_estimator.estimate(item) <= LONG_TOKENS:
             return None
         kept = len(item) // 2
     else:
@@ -53,5 +53,5 @@ def too_long_error(error: UpstreamError, options: Options) -> InputError:
 
 def _cut(batch: Batch, kept: int) -> Batch:
     item: Input = batch.inputs[0][:kept]
-    size = tokens.utf8_bytes(item) if isinstance(item, str) and batch.bytes else 0
-    return replace(batch, inputs=[item], tokens=tokens.estimate(item), bytes=size, is_truncated=True)
+    size = token_estimator.utf8_bytes(item) if isinstance(item, str) and batch.bytes else 0
+    return replace(batch, inputs=[item], tokens=token_estimator.estimate(item), bytes=size, is_truncated=True)

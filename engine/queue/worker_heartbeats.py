@@ -9,10 +9,10 @@ from __future__ import annotations
 from sqlalchemy import delete, func, select
 
 from engine.config.settings import BEAT_S
+from engine.limiter.registry import LimiterRegistry
 from engine.process.background import ErrorLog, repeat
 from engine.process.process_names import is_alive_here, is_dead_local_process, process_name
 from engine.storage.database import Database
-from engine.upstream.call import Upstream
 from models.base import db_now
 from models.worker import WorkerProcess
 
@@ -61,7 +61,7 @@ async def count_alive(database: Database, alive_within_s: float) -> int:
         return int(counted.scalar_one())
 
 
-async def quota_share_loop(database: Database, upstream: Upstream, alive_within_s: float) -> None:
+async def quota_share_loop(database: Database, limiters: LimiterRegistry, alive_within_s: float) -> None:
     """Without Redis: split the quotas among the live worker processes and one API, until cancelled."""
     processes = 1
 
@@ -71,9 +71,9 @@ async def quota_share_loop(database: Database, upstream: Upstream, alive_within_
         if counted < processes and errors.failing_within_s(SETTLE_S):
             return  # heartbeats could not be written either: missing processes may be alive
         processes = counted
-        upstream.split_quotas_among(processes)
+        limiters.split_among(processes)
 
     errors = ErrorLog("counting the processes that share the quotas")
 
-    if not upstream.shares_quotas:
+    if not limiters.uses_redis:
         await repeat(share, errors, every_s=BEAT_S)

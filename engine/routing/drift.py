@@ -21,14 +21,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.ledger import usage_rows
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.observability.telemetry import QUARANTINED
-from engine.planning import tokens
 from engine.process.background import logging_errors
+from engine.route_state.control_call import control_batch
 from engine.routing.router import Router
 from engine.storage.database import DATABASE_ERRORS, Database
 from engine.upstream.call import CallContext, Upstream
 from models.base import db_now
 from models.drift import DriftCheck
-from models.embedding import Alias, Batch, Call, Options, Route
+from models.embedding import Alias, Call, Route
 from models.errors import EmbedmillError, StorageUnavailable
 from models.job import FINISHED, Job
 from models.usage import OPERATOR_PROJECT
@@ -66,6 +66,7 @@ class DriftMonitor:
             for route in alias.routes
             if route.account.drift_probe
         }
+        self.has_probes = bool(self._watched)  # False: nothing is checked, and `refresh` does nothing
         self._alias_of = {
             (route.provider, route.upstream_model): alias.name for alias in aliases for route in alias.routes
         }
@@ -77,7 +78,7 @@ class DriftMonitor:
 
         Waits for the first reading only, so that no call of this process goes to a quarantined route.
         """
-        if not self._watched or self._clock() < self._next_check:
+        if not self.has_probes or self._clock() < self._next_check:
             return
         is_first = not self._next_check
         self._next_check = self._clock() + min(CHECK_EVERY_S, self._every_s)
@@ -167,12 +168,11 @@ class DriftMonitor:
 
     async def _embed_probe(self, route: Route) -> bytes:
         """The vector of the probe text now. Raises EmbedmillError."""
-        text = route.account.drift_probe or ""
-        batch = Batch([text], [0], tokens.estimate(text), route.width, Options())
+        batch = control_batch(route.width, text=route.account.drift_probe or "")
         deadline = time.monotonic() + route.account.timeout_s
         calls: list[Call] = []
         try:
-            context = CallContext(deadline, calls, purpose="drift_check")
+            context = CallContext(self._router.state_of(route), deadline, calls, purpose="drift_check")
             rows, _ = await self._upstream.embed(batch, route, context)
         finally:
             alias = self._alias_of[route.provider, route.upstream_model]

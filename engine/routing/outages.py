@@ -20,7 +20,7 @@ from engine.observability.telemetry import ROUTES_DOWN
 from engine.routing.outage_causes import Cause, cause_of
 from engine.storage.database import Database
 from models.base import db_now
-from models.embedding import Route
+from models.embedding import Route, RouteKey
 from models.errors import EmbedmillError, StorageUnavailable, UpstreamError, UpstreamRateLimited
 from models.outage import RouteOutage
 
@@ -33,8 +33,6 @@ PAUSE_CAP_S = 5.0
 PROBE_CLAIM_S = 6.0
 REFRESH_EVERY_S = 1.5  # longer than the watch of running shards, which reads for a refresh where there is no outage
 LOG_EVERY_S = 60.0
-
-RouteKey = tuple[str, str]  # account, upstream model
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,36 +61,33 @@ class Outages:
 
     def __init__(self, database: Database | None = None) -> None:
         self._database = database
-        self._known: dict[RouteKey, Outage] = {}
+        self.active: dict[RouteKey, Outage] = {}  # as far as this process knows
         self._ended: set[RouteKey] = set()  # ended here, but not removed from the database yet
         self._changed = asyncio.Event()
         self._read_at = -REFRESH_EVERY_S
         self._logged: dict[RouteKey, tuple[str, float]] = {}
         self._writing: set[asyncio.Task[None]] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self._known)
-
     def of(self, route: Route) -> Outage | None:
         """The route's outage, where it is down."""
-        return self._known.get(route_key(route)) if self._known else None
+        return self.active.get(route.key) if self.active else None
 
     def report(self, route: Route, error: UpstreamError) -> Outage:
         """Mark the route as down: any call would meet `error`."""
         cause = cause_of(route.account, error)
-        outage = self._known.get(route_key(route))
+        outage = self.active.get(route.key)
         if outage is None:
             outage = Outage(cause, time.time(), _now() + FIRST_PAUSE_S)
-            ROUTES_DOWN.labels(*route_key(route)).set(1)
-        self._set(route_key(route), replace(outage, cause=cause))
-        self._log(route_key(route), cause)
-        self._write(self._store(route_key(route)))
+            ROUTES_DOWN.labels(*route.key).set(1)
+        self._set(route.key, replace(outage, cause=cause))
+        self._log(route.key, cause)
+        self._write(self._store(route.key))
         return outage
 
     def probe_failed(self, route: Route, error: EmbedmillError) -> None:
         """The health probe that this process claimed met `error`: schedule the next one."""
-        key = route_key(route)
-        outage = self._known.get(key)
+        key = route.key
+        outage = self.active.get(key)
         if outage is None:
             return
         if isinstance(error, UpstreamError) and not isinstance(error, UpstreamRateLimited):
@@ -104,9 +99,9 @@ class Outages:
 
     def resolve(self, route: Route) -> None:
         """The route answered: its outage is over, for every process."""
-        if not self._known or self._known.pop(route_key(route), None) is None:
+        if not self.active or self.active.pop(route.key, None) is None:
             return
-        key = route_key(route)
+        key = route.key
         ROUTES_DOWN.labels(*key).set(0)
         self._logged.pop(key, None)
         log.info("a provider answers again", extra={"provider": key[0], "model": key[1]})
@@ -117,8 +112,8 @@ class Outages:
 
     async def claim_probe(self, route: Route) -> bool:
         """True when this process may make the health probe: one is due, and no other process makes it."""
-        key = route_key(route)
-        outage = self._known.get(key)
+        key = route.key
+        outage = self.active.get(key)
         if outage is None or outage.next_attempt > _now():
             return False
         self._set(key, replace(outage, next_attempt=_now() + PROBE_CLAIM_S))
@@ -142,7 +137,7 @@ class Outages:
 
         Raises StorageUnavailable.
         """
-        for key, outage in list(self._known.items()):
+        for key, outage in list(self.active.items()):
             if key[0] == account:
                 self._set(key, replace(outage, next_attempt=_now()))
         if self._database is not None:
@@ -172,21 +167,21 @@ class Outages:
             next_attempt = _now() + min(PROBE_CLAIM_S, row.next_attempt_at - row.now)
             key = (row.account, row.upstream_model)
             found[key] = Outage(cause, row.since, next_attempt, row.failures, is_stored=True)
-            if key not in self._known:
+            if key not in self.active:
                 ROUTES_DOWN.labels(*key).set(1)
-        for key, outage in self._known.items():
+        for key, outage in self.active.items():
             if not outage.is_stored:
                 found.setdefault(key, outage)
             elif key not in found:
                 ROUTES_DOWN.labels(*key).set(0)
-        has_news = found.keys() != self._known.keys()
-        self._known = found
+        has_news = found.keys() != self.active.keys()
+        self.active = found
         if has_news:
             self._signal()
 
     def none_stored(self) -> None:
         """The table was just read, and is empty: unless this process knows more, a refresh would find nothing new."""
-        if not self._known and not self._ended:
+        if not self.active and not self._ended:
             self._read_at = _now()
 
     async def close(self) -> None:
@@ -194,7 +189,7 @@ class Outages:
         await asyncio.gather(*self._writing, return_exceptions=True)
 
     def _set(self, key: RouteKey, outage: Outage) -> None:
-        self._known[key] = outage
+        self.active[key] = outage
         self._ended.discard(key)
         self._signal()
 
@@ -230,7 +225,7 @@ class Outages:
 
     async def _store(self, key: RouteKey, *, reschedules: bool = False) -> None:
         """Write the outage. Only the process that made a health probe reschedules the next one."""
-        outage = self._known.get(key)
+        outage = self.active.get(key)
         if outage is None or self._database is None:
             return
         columns = {
@@ -252,8 +247,8 @@ class Outages:
                 await connection.execute(statement)
         except StorageUnavailable:
             return
-        if (current := self._known.get(key)) is not None:
-            self._known[key] = replace(current, is_stored=True)
+        if (current := self.active.get(key)) is not None:
+            self.active[key] = replace(current, is_stored=True)
 
     async def _remove(self) -> None:
         if self._database is None or not (ended := list(self._ended)):
@@ -265,11 +260,6 @@ class Outages:
         except StorageUnavailable:
             return  # the next refresh tries again
         self._ended.difference_update(ended)
-
-
-def route_key(route: Route) -> RouteKey:
-    """The key of the route's account and upstream model."""
-    return route.account.name, route.upstream_model
 
 
 def _where(key: RouteKey) -> tuple[Any, ...]:

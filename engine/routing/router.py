@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import math
+import asyncio
 import random
-from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from engine.config.suggestions import did_you_mean
+from engine.limiter.registry import LimiterRegistry
 from engine.planning import packing
-from engine.planning.learned_limits import LearnedLimits
+from engine.route_state.call_size_limits import UNLIMITED
+from engine.route_state.state import RouteState
 from engine.routing import gateway_options
-from engine.routing.control_calls import ControlCalls
-from engine.routing.credential_probe import CredentialProbe
 from engine.routing.gateway_options import FIELD
-from engine.routing.health import RouteHealth
-from engine.routing.outages import Outage, Outages, RouteKey, route_key
-from engine.routing.tenant_rate_limits import TenantRateLimits
-from models.embedding import Alias, Batch, Limits, Route
+from engine.routing.outages import Outage, Outages
+from models.embedding import Alias, Batch, Limits, Route, RouteKey
 from models.errors import InvalidInput, RouteDown, RouteQuarantined, UnknownAlias, UpstreamAuthFailed, UpstreamError
 
 QUARANTINE_RETRY_S = 30.0
@@ -55,7 +52,7 @@ def apply_gateway_options(aliases: Mapping[str, Alias], alias: Alias, provider_o
 def _with_other_models(aliases: Mapping[str, Alias], alias: Alias, models: Sequence[str]) -> list[Route]:
     """The routes of the alias and, at lower priority, of the other models. Raises InvalidInput or UnknownAlias."""
     routes = list(alias.routes)
-    keys = {route_key(route) for route in routes}
+    keys = {route.key for route in routes}
     for name in models:
         other = aliases.get(name)
         if other is None:
@@ -72,8 +69,8 @@ def _with_other_models(aliases: Mapping[str, Alias], alias: Alias, models: Seque
                 code="space_mismatch",
             )
         lowest = max((route.priority for route in routes), default=0) + 1
-        added = [route for route in other.routes if route_key(route) not in keys]
-        keys.update(map(route_key, added))
+        added = [route for route in other.routes if route.key not in keys]
+        keys.update(route.key for route in added)
         routes += [replace(route, priority=lowest + route.priority) for route in added]
     return routes
 
@@ -83,39 +80,32 @@ def _rank_in(names: list[str], route: Route) -> int | None:
     return next((i for i, name in enumerate(names) if name in (route.account.name, route.account.kind)), None)
 
 
-@dataclass(slots=True)
-class HangProbes:
-    """Control calls beside late calls on one route. Instants on the event loop's clock."""
-
-    sent_at: float = -math.inf
-    failed_at: float = -math.inf
-    answered_at: float = -math.inf
-
-
 class Router:
-    """Which routes are fit, and what this process has learned of each. Outages are known to all processes."""
+    """Which routes are fit, and the state of each in this process. Outages are known to all processes."""
 
-    def __init__(self, outages: Outages | None = None) -> None:
+    def __init__(self, limiters: LimiterRegistry | None = None, outages: Outages | None = None) -> None:
         self.outages = outages if outages is not None else Outages()
-        self.control_calls = ControlCalls()
-        self.probes: Counter[RouteKey] = Counter()  # health probes of this process that are under way
-        self.faults_in_a_row: Counter[RouteKey] = Counter()
-        self.hang_probes: defaultdict[RouteKey, HangProbes] = defaultdict(HangProbes)
-        self.credential_probe = CredentialProbe()
-        self.tenant_rate_limits = TenantRateLimits()
         # Account, upstream model and space of routes that failed their drift check; kept by `engine/routing/drift.py`.
         self.quarantined: frozenset[tuple[str, str, str]] = frozenset()
-        self._health: dict[tuple[str, str], RouteHealth] = {}
-        self._learned_limits: dict[tuple[str, str], LearnedLimits] = {}
+        self._limiters = limiters if limiters is not None else LimiterRegistry()
+        self._states: dict[RouteKey, RouteState] = {}
+
+    def state_of(self, route: Route) -> RouteState:
+        """The state of the route's account and upstream model."""
+        key = route.key
+        state = self._states.get(key)
+        if state is None:
+            state = self._states[key] = RouteState(route.account, route.upstream_model, self._limiters)
+        return state
 
     def candidates(self, alias: Alias) -> list[Route]:
         """Fit routes in the order to try them. Raises RouteDown or RouteQuarantined when there is none.
 
         All routes of an alias share one vector space, so any may stand in for any other.
         """
-        if len(alias.routes) == 1 and not self.outages and not self.quarantined:
+        if len(alias.routes) == 1 and not self.outages.active and not self.quarantined:
             return list(alias.routes)
-        trusted = [route for route in alias.routes if (*route_key(route), alias.space) not in self.quarantined]
+        trusted = [route for route in alias.routes if (*route.key, alias.space) not in self.quarantined]
         if not trusted:
             raise RouteQuarantined(
                 f"every provider of the model {alias.name} is quarantined: its vectors have changed. "
@@ -130,12 +120,12 @@ class Router:
 
     def outage_of(self, alias: Alias) -> Outage | None:
         """The outage of the alias's first route, when all of its routes are down; else None."""
-        if not self.outages:
+        if not self.outages.active:
             return None
         found = [
             self.outages.of(route)
             for route in sorted(alias.routes, key=lambda route: route.priority)
-            if (*route_key(route), alias.space) not in self.quarantined
+            if (*route.key, alias.space) not in self.quarantined
         ]
         return found[0] if found and all(outage is not None for outage in found) else None
 
@@ -148,61 +138,52 @@ class Router:
     def report(self, route: Route, error: UpstreamError) -> None:
         """Mark the route as down: any call would meet `error`."""
         if isinstance(error, UpstreamAuthFailed):
-            self.credential_probe.invalidate(route)
+            self.state_of(route).credential_probe.is_verified = False
         self.outages.report(route, error)
 
-    def record_success(self, route: Route, faults: int) -> None:
+    def record_success(self, route: Route, state: RouteState, faults: int) -> None:
         """A call to the route succeeded, after so many faults of the same call."""
-        self.health(route).record_success(faults)
-        self.faults_in_a_row.pop(route_key(route), None)
-        self.outages.resolve(route)
+        state.statistics.record_success(faults)
+        state.faults_in_a_row = 0
+        if self.outages.active:
+            self.outages.resolve(route)
 
     async def close(self) -> None:
         """Cancel control calls, and write the outages that are not written yet."""
-        await self.control_calls.close()
+        await asyncio.gather(*(state.control_call.close() for state in self._states.values()))
         await self.outages.close()
-
-    def health(self, route: Route) -> RouteHealth:
-        """The statistics of the route."""
-        key = route_key(route)
-        health = self._health.get(key)
-        if health is None:
-            health = self._health[key] = RouteHealth()
-        return health
-
-    def learned_limits_of(self, route: Route) -> LearnedLimits:
-        """The learned size limits of the route."""
-        key = route_key(route)
-        limits = self._learned_limits.get(key)
-        if limits is None:
-            limits = self._learned_limits[key] = LearnedLimits()
-        return limits
 
     def tokens_per_byte(self, alias: Alias) -> float:
         """Estimated tokens per byte of text, on the safe side for each of the alias's routes."""
-        return max(self.learned_limits_of(route).tokens_per_byte for route in alias.routes)
+        return max([self.state_of(route).estimator.tokens_per_byte for route in alias.routes])
 
-    def learned_tokens_per_byte(self, alias: Alias) -> float | None:
+    def mean_tokens_per_byte(self, alias: Alias) -> float | None:
         """Mean tokens per byte of text in recent replies; None before there are enough for each route."""
-        ratios = [
-            ratio
-            for route in alias.routes
-            if (ratio := self.learned_limits_of(route).learned_tokens_per_byte) is not None
-        ]
-        return max(ratios) if len(ratios) == len(alias.routes) else None
+        ratios = [self.state_of(route).estimator.mean_tokens_per_byte for route in alias.routes]
+        known = [ratio for ratio in ratios if ratio is not None]
+        return max(known) if len(known) == len(ratios) else None
 
-    def learned_limits(self, alias: Alias) -> Limits | None:
-        """The limits of calls, learned from recent refusals of larger ones; None: there were none."""
-        learned = [limits for route in alias.routes if (limits := self.learned_limits_of(route).current()) is not None]
-        return learned[0] if len(learned) == 1 else packing.min_limits(learned) if learned else None
+    def learned_limits(self, alias: Alias, *, is_bulk: bool) -> Limits | None:
+        """The limits of calls, learned from refusals of larger ones, and for bulk from quotas; None: there are none.
+
+        An interactive call is not split for a quota: one large call waits less than many small ones.
+        """
+        learned: list[Limits] = []
+        for route in alias.routes:
+            state = self.state_of(route)
+            if state.call_size_limits.has_any and (limits := state.call_size_limits.current()) is not None:
+                learned.append(limits)
+            if is_bulk and state.limiter.max_learned_call_tokens is not None:
+                learned.append(replace(UNLIMITED, tokens_per_call=state.limiter.max_learned_call_tokens))
+        return packing.min_limits(learned) if learned else None
 
     def success_count(self, alias: Alias) -> int:
         """Successes of the alias's routes so far, of all callers of this process."""
-        return sum(self.health(route).successes for route in alias.routes)
+        return sum(self.state_of(route).statistics.successes for route in alias.routes)
 
     def flake_probability(self, alias: Alias, faults: int) -> float:
         """The probability that so many faults of one call are flakes, on the flakiest of the routes."""
-        return max(self.health(route).flake_probability(faults) for route in alias.routes)
+        return max(self.state_of(route).statistics.flake_probability(faults) for route in alias.routes)
 
 
 def accepts(route: Route, batch: Batch) -> bool:

@@ -13,13 +13,14 @@ from typing import Any, Protocol
 
 import providers
 from engine.config.secrets import SecretFiles
-from engine.limiter.registry import LimiterRegistry, Permit, RouteLimiter
+from engine.limiter.registry import LimiterRegistry
+from engine.limiter.route_limiter import Permit
 from engine.observability import failpoints
-from engine.observability.route_metrics import RouteMetrics
 from engine.process.work_threads import WorkThreads
+from engine.route_state.encoding import with_floats
+from engine.route_state.state import RouteState
 from engine.storage import vectors
 from engine.upstream.call_context import CallAttempt, CallContext, CallObserver
-from engine.upstream.encodings import Encodings
 from engine.upstream.in_process import SCHEME, InProcessTransport, fit_advice
 from models.embedding import Account, Batch, Matrix, Route
 from models.errors import (
@@ -64,10 +65,9 @@ class Upstream:
         self,
         transport: Transport,
         accounts: Iterable[Account],
+        limiters: LimiterRegistry,
         *,
         max_reply_bytes: int,
-        redis_url: str = "",
-        redis_prefix: str = "",
         work: WorkThreads | None = None,
     ) -> None:
         self._transport = transport
@@ -76,30 +76,12 @@ class Upstream:
         self._in_process = InProcessTransport(list(by_name.values()))
         self.secrets = SecretFiles(by_name.values())
         self._max_reply_bytes = max_reply_bytes
-        self._limiters = LimiterRegistry(redis_url, redis_prefix)
+        self._limiters = limiters
         self.in_flight = 0  # calls of this process
-        self._metrics: dict[tuple[str, str], RouteMetrics] = {}
-        self._confirmed_names: set[tuple[str, str]] = set()  # routes whose replies have named the requested model
-        self._encodings = Encodings()
-        self._next_doubt_log: dict[tuple[str, str], float] = {}  # on time.monotonic()
 
     def count_local(self, texts: Sequence[str]) -> list[int]:
         """The tokens of each text by the tokenizer of the model in this process. Blocks: not for the event loop."""
         return self._in_process.count(texts)
-
-    @property
-    def shares_quotas(self) -> bool:
-        """True when all processes share their quotas through Redis."""
-        return self._limiters.uses_redis
-
-    def split_quotas_among(self, processes: int) -> None:
-        """Without Redis: use 1/n of each quota, where n is the number of processes."""
-        self._limiters.split_among(processes)
-
-    def max_learned_call_tokens(self, routes: Iterable[Route]) -> int | None:
-        """Largest bulk call under the lowest quota that these routes' replies stated; None: they stated none."""
-        limits = [limit for route in routes if (limit := self._limiters.max_learned_call_tokens(route)) is not None]
-        return min(limits, default=None)
 
     async def send(self, request: UpstreamRequest, *, deadline: float, timeout_s: float) -> UpstreamReply:
         """Send a finished request and read the whole reply; any status, 4xx and 5xx too, is a reply.
@@ -126,11 +108,12 @@ class Upstream:
         base64, and calls again when a refused key has changed in its file. Raises UpstreamError or DeadlineExceeded;
         UpstreamRateLimited with `sent` False when the quota lets the call start only after its deadline or `max_wait`.
         """
-        encoded = self._encodings.of(route)
+        encoding = context.state.encoding
+        encoded = with_floats(route) if encoding.uses_floats else route
         has_new_key = False
         refused: UpstreamError | None = None  # the error of the call that asked for base64
         while True:
-            version = self.secrets.version(route.provider)
+            version = self.secrets.version(route.provider) if route.account.secret_files else 0
             try:
                 result = await self._embed_once(batch, encoded, context)
             except UpstreamError as error:
@@ -138,22 +121,24 @@ class Upstream:
                 if is_key and await self.secrets.has_changed(route.provider, version):
                     has_new_key = True
                     continue
-                with_floats = self._encodings.floats_after(error, encoded, batch) if refused is None else None
-                if with_floats is not None:
-                    encoded, refused = with_floats, error
+                other = encoding.floats_after(error, encoded, batch) if refused is None else None
+                if other is not None:
+                    encoded, refused = other, error
                     continue
                 if isinstance(refused, UpstreamUnavailable):  # it was not the encoding
                     raise refused from None
                 raise
-            if refused is None:
-                self._encodings.answered(encoded)
-            else:
-                self._encodings.floats_answered(route, refused)
+            if refused is not None:
+                encoding.floats_answered(route, refused)
+            elif not encoding.is_base64_proven:
+                encoding.answered(encoded)
             return result
 
     async def _embed_once(self, batch: Batch, route: Route, context: CallContext) -> tuple[Matrix, int | None]:
         """Make one call. Raises as `embed` does."""
-        limiter = self._limiters.for_route(route)
+        limiter = context.state.limiter
+        if self._limiters.uses_redis:
+            self._limiters.refresh_if_due()
         permit = limiter.try_acquire() or await limiter.acquire(
             batch.tokens,
             interactive=context.interactive,
@@ -165,7 +150,7 @@ class Upstream:
         )
         provider = providers.PROVIDERS[route.account.kind]
         clock = time.perf_counter()
-        attempt = CallAttempt(batch, route, context, self._metrics_of(route))
+        attempt = CallAttempt(batch, route, context)
         self.in_flight += 1
         try:
             if context.stop is not None:  # it may have been cancelled while the call waited for its permit
@@ -179,19 +164,19 @@ class Upstream:
                 request = await work.run(context.tenant, functools.partial(_request, provider, native, keyed))
             else:
                 request = _request(provider, native, keyed)
-            exchange = self._start(request, attempt, limiter)
+            exchange = self._start(request, attempt)
             waits = context.waits
             if waits is None or waits.on_sent is None:  # no hang detector: an interactive call
                 reply = await exchange
             else:
-                async with waits.for_answer(route, batch.tokens, limiter.latency):
+                async with waits.for_answer(route, batch.tokens, limiter.learned_timeout):
                     reply = await exchange
             _check_status(provider, reply, attempt)
             if work is not None and (is_large or len(reply.body) > INLINE_REPLY_BYTES):
                 embedded = await work.run(context.tenant, lambda: provider.parse_reply(reply, native, route))
             else:
                 embedded = provider.parse_reply(reply, native, route)
-            rows = self._checked_rows(embedded, attempt)
+            rows = _checked_rows(embedded, attempt)
         except BaseException as error:
             if isinstance(error, UpstreamError):
                 fit_advice(error, route.account)
@@ -200,59 +185,19 @@ class Upstream:
         finally:
             self.in_flight -= 1
             seconds = time.perf_counter() - clock
-            _release(limiter, permit, attempt, seconds)
+            _release(permit, attempt, seconds)
         attempt.record_success(seconds)
         return rows, attempt.used
 
-    def _start(
-        self, request: UpstreamRequest, attempt: CallAttempt, limiter: RouteLimiter
-    ) -> Coroutine[Any, Any, UpstreamReply]:
+    def _start(self, request: UpstreamRequest, attempt: CallAttempt) -> Coroutine[Any, Any, UpstreamReply]:
         """The exchange that sends the request. Tells the observer of the call first, which may raise."""
         failpoints.hit("before_upstream")
-        context, estimated = attempt.context, attempt.batch.tokens
+        context, limiter, estimated = attempt.context, attempt.context.state.limiter, attempt.batch.tokens
         if context.call_observer is not None:
             attempt.id = context.call_observer.sending(attempt.batch, attempt.route)
         attempt.is_sent = True
         sending = self.send(request, deadline=context.deadline, timeout_s=limiter.initial_timeout_s(estimated))
-        return sending if limiter.is_timeout_learned else limiter.with_learned_timeout(sending, estimated)
-
-    def _checked_rows(self, embedded: EmbeddingReply, attempt: CallAttempt) -> Matrix:
-        """The vectors of a reply, cut to the batch's width. Raises UpstreamProtocolError for what no caller may get."""
-        batch, route = attempt.batch, attempt.route
-        attempt.used, attempt.tokens_doubt = embedded.tokens, embedded.tokens_doubt
-        if embedded.tokens_doubt is not None:
-            self._log_doubt(route, embedded.tokens_doubt)
-        rows = vectors.truncate(embedded.vectors, batch.width)
-        check_embedded(embedded, rows, batch, route)
-        self._check_model_name(route, embedded.upstream_model)
-        return rows
-
-    def _check_model_name(self, route: Route, reported: str | None) -> None:
-        """Raise UpstreamProtocolError when a route that used to name the requested model names another one.
-
-        Differences in date and owner are no other model. A route that never named the requested model is not judged.
-        """
-        requested, key = route.upstream_model, (route.provider, route.upstream_model)
-        if reported is None or route.model_name_unchecked or route.expect_model is not None:
-            return
-        if reported == requested:
-            self._confirmed_names.add(key)
-        elif key in self._confirmed_names and _normalized_name(reported) != _normalized_name(requested):
-            raise UpstreamProtocolError("the reply is by another model than those before", code="upstream_wrong_model")
-
-    def _log_doubt(self, route: Route, doubt: str) -> None:
-        key, now = (route.provider, route.upstream_model), time.monotonic()
-        if self._next_doubt_log.get(key, 0.0) <= now:
-            self._next_doubt_log[key] = now + DOUBT_EVERY_S
-            log.warning(
-                "the usage that provider %s reports for the model %s is not believed, and is estimated: %s", *key, doubt
-            )
-
-    def _metrics_of(self, route: Route) -> RouteMetrics:
-        key = (route.provider, route.upstream_model)
-        if key not in self._metrics:
-            self._metrics[key] = RouteMetrics(*key)
-        return self._metrics[key]
+        return sending if limiter.learned_timeout.is_known else limiter.with_learned_timeout(sending, estimated)
 
     async def close(self) -> None:
         """Settle all ended calls, and close the transports."""
@@ -274,10 +219,48 @@ def _check_status(provider: Provider, reply: UpstreamReply, attempt: CallAttempt
         raise provider.error_from(reply)
 
 
-def _release(limiter: RouteLimiter, permit: Permit, attempt: CallAttempt, seconds: float) -> None:
+def _checked_rows(embedded: EmbeddingReply, attempt: CallAttempt) -> Matrix:
+    """The vectors of a reply, cut to the batch's width. Raises UpstreamProtocolError for what no caller may get."""
+    batch, route = attempt.batch, attempt.route
+    attempt.used, attempt.tokens_doubt = embedded.tokens, embedded.tokens_doubt
+    if embedded.tokens_doubt is not None:
+        _log_doubt(route, attempt.context.state, embedded.tokens_doubt)
+    rows = embedded.vectors
+    if rows.shape[1] != batch.width:
+        rows = vectors.truncate(rows, batch.width)
+    check_embedded(embedded, rows, batch, route)
+    _check_model_name(route, attempt.context.state, embedded.upstream_model)
+    return rows
+
+
+def _check_model_name(route: Route, state: RouteState, reported: str | None) -> None:
+    """Raise UpstreamProtocolError when a route that used to name the requested model names another one.
+
+    Differences in date and owner are no other model. A route that never named the requested model is not judged.
+    """
+    requested = route.upstream_model
+    if reported is None or route.model_name_unchecked or route.expect_model is not None:
+        return
+    if reported == requested:
+        state.is_model_name_confirmed = True
+    elif state.is_model_name_confirmed and _normalized_name(reported) != _normalized_name(requested):
+        raise UpstreamProtocolError("the reply is by another model than those before", code="upstream_wrong_model")
+
+
+def _log_doubt(route: Route, state: RouteState, doubt: str) -> None:
+    now = time.monotonic()
+    if state.next_doubt_log_at > now:
+        return
+    state.next_doubt_log_at = now + DOUBT_EVERY_S
+    log.warning(
+        "the usage that provider %s reports for the model %s is not believed, and is estimated: %s", *route.key, doubt
+    )
+
+
+def _release(permit: Permit, attempt: CallAttempt, seconds: float) -> None:
     context = attempt.context
     has_own_options = attempt.batch.options.sent_to(attempt.route.account) is not None
-    limiter.release(
+    context.state.limiter.release(
         permit,
         seconds=seconds,
         estimated=attempt.batch.tokens,

@@ -10,8 +10,9 @@ from engine.cancellation import CancellationToken
 from engine.ledger.billing import usage_kind_of, with_cost
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
-from engine.observability.route_metrics import CUT_OFF, RouteMetrics
+from engine.observability.route_metrics import CUT_OFF
 from engine.observability.telemetry import WASTED_TOKENS
+from engine.route_state.state import RouteState
 from models.base import random_id
 from models.embedding import Batch, Call, Route
 from models.errors import EmbedmillError, UpstreamError
@@ -33,6 +34,7 @@ class CallObserver(Protocol):
 class CallContext:
     """What a call needs beside its batch and route. Used for one batch, by all calls that are made for it."""
 
+    state: RouteState  # of the route
     deadline: float  # on time.monotonic()
     calls: list[Call]  # calls that were made are appended, whatever became of them
     call_observer: CallObserver | None = None
@@ -52,7 +54,6 @@ class CallAttempt:
     batch: Batch
     route: Route
     context: CallContext
-    metrics: RouteMetrics
     started_at: float = field(default_factory=time.time)
     id: str = ""
     is_sent: bool = False
@@ -88,7 +89,7 @@ class CallAttempt:
             if kind is not None:
                 call = with_cost(call, kind, self.batch, self.route, self.used)
             self.context.calls.append(call)
-            self.metrics.failed(call)
+            self.context.state.metrics.failed(call)
 
     def record_success(self, seconds: float) -> None:
         """Record a call that was answered. One with a purpose of ours is in the ledger as wasted."""
@@ -110,4 +111,4 @@ class CallAttempt:
             call = with_cost(call, UsageKind.WASTED, self.batch, route, self.used)
             WASTED_TOKENS.labels(route.provider, route.upstream_model, context.purpose).inc(call.tokens)
         context.calls.append(call)
-        self.metrics.succeeded(seconds)
+        context.state.metrics.succeeded(seconds)

@@ -14,7 +14,6 @@ from engine.limiter.bucket import AcquireRequest, CallResult, CallSignal, Verdic
 from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.redis_store import RedisStore
 from engine.observability.telemetry import REGISTRY
-from engine.upstream.call import Upstream
 from models.errors import UpstreamRateLimited
 from providers.base import UpstreamReply
 from tests import fakes
@@ -112,11 +111,11 @@ async def test_calls_of_bulk_and_the_metric_follow(client: redis.asyncio.Redis, 
     route = paced_route()
     wire = fakes.FakeWire(up=refusing({"retry-after-ms": "100"}, refused=1))
     upstream = opened(redis_url, wire, route)
-    assert upstream.max_learned_call_tokens([route]) is None
+    assert upstream.limiter(route).max_learned_call_tokens is None
     with pytest.raises(UpstreamRateLimited):
         await call(upstream, route)
     await call(upstream, route)
-    assert upstream.max_learned_call_tokens([route]) == QUOTA * quota.BULK_CALL / 4
+    assert upstream.limiter(route).max_learned_call_tokens == QUOTA * quota.BULK_CALL / 4
     labels = {"provider": route.provider, "model": route.upstream_model, "quota": "tokens"}
     assert REGISTRY.get_sample_value("embedmill_quota_share", labels) == 0.25
     await upstream.close()
@@ -129,8 +128,8 @@ async def test_a_lower_limit_in_headers_counts_at_once(client: redis.asyncio.Red
     wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
     upstream = opened(redis_url, wire, route)
     await call(upstream, route)
-    assert upstream._limiters.for_route(route)._coordinator._params[0].per_minute == QUOTA // 2
-    assert upstream.max_learned_call_tokens([route]) == QUOTA // 2 * quota.BULK_CALL
+    assert upstream.limiter(route).coordinator._params[0].per_minute == QUOTA // 2
+    assert upstream.limiter(route).max_learned_call_tokens == QUOTA // 2 * quota.BULK_CALL
     await upstream.close()
 
 
@@ -140,7 +139,8 @@ async def test_a_refusal_that_names_no_time_is_waited_out_within_the_patience(
     route = paced_route()
     wire = fakes.FakeWire(up=refusing({}, refused=1))
     embed_run = fakes.new_run(wire, fakes.alias(route), 1, lane="interactive")
-    embed_run.upstream = Upstream(wire, [route.account], max_reply_bytes=1 << 20, redis_url=redis_url)
+    process = opened(redis_url, wire, route)
+    embed_run.upstream, embed_run.router = process.upstream, process.router
     began = time.monotonic()
     await fakes.embed_texts(embed_run, ["a"])
     assert 1.0 <= time.monotonic() - began < 3.0

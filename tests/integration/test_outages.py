@@ -88,7 +88,9 @@ class Bench:
         self.database = FailingDatabase(runtime.database.url)
         self._real, runtime.database = runtime.database, self.database
         accounts = [route.account for route in store.routes]
-        self.upstream = WatchedUpstream(runtime.upstream._transport, accounts, max_reply_bytes=1 << 20)
+        self.upstream = WatchedUpstream(
+            runtime.upstream._transport, accounts, runtime.limiters, max_reply_bytes=1 << 20
+        )
         runtime.upstream = self.upstream
 
     async def close(self) -> None:

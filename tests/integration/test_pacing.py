@@ -21,8 +21,11 @@ from engine.limiter import lua, quota
 from engine.limiter.bucket import AcquireRequest, BucketState, CallResult, CallSignal, Verdict
 from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.redis_store import RedisStore
+from engine.limiter.registry import LimiterRegistry
+from engine.limiter.route_limiter import RouteLimiter
 from engine.observability.telemetry import LOCAL_FALLBACKS
 from engine.planning import packing
+from engine.routing.router import Router
 from engine.upstream.call import CallContext, Upstream
 from models.embedding import Batch, Call, Options, Route
 from models.errors import DeadlineExceeded, UpstreamRateLimited
@@ -165,29 +168,45 @@ def paced_route(host: str = "up", *, tokens_per_minute: int | None = QUOTA, **ac
     return replace(plain, account=replace(plain.account, **fields))
 
 
-def opened(redis_url: str, wire: fakes.FakeWire, *routes: Route) -> Upstream:
-    """What one process has: a wire and its lines."""
-    return Upstream(wire, [route.account for route in routes], max_reply_bytes=1 << 20, redis_url=redis_url)
+@dataclass
+class Process:
+    """What one process has: a wire, its limiters, and the state of its routes."""
+
+    limiters: LimiterRegistry
+    upstream: Upstream
+    router: Router
+
+    def limiter(self, route: Route) -> RouteLimiter:
+        return self.router.state_of(route).limiter
+
+    async def close(self) -> None:
+        await self.upstream.close()
+
+
+def opened(redis_url: str, wire: fakes.FakeWire, *routes: Route) -> Process:
+    limiters = LimiterRegistry(redis_url)
+    upstream = Upstream(wire, [route.account for route in routes], limiters, max_reply_bytes=1 << 20)
+    return Process(limiters, upstream, Router(limiters))
 
 
 async def call(
-    upstream: Upstream, route: Route, *, tokens: int = 100, interactive: bool = True, seconds: float = 10.0
+    process: Process, route: Route, *, tokens: int = 100, interactive: bool = True, seconds: float = 10.0
 ) -> list[Call]:
     text = "x" * (tokens * 4)  # as many tokens as the fake counts
     batch = Batch([text], [0], tokens, fakes.WIDTH, Options())
     calls: list[Call] = []
-    context = CallContext(time.monotonic() + seconds, calls, interactive=interactive)
-    await upstream.embed(batch, route, context)
+    context = CallContext(process.router.state_of(route), time.monotonic() + seconds, calls, interactive=interactive)
+    await process.upstream.embed(batch, route, context)
     return calls
 
 
-async def await_recent_429s(upstream: Upstream, route: Route) -> None:
+async def await_recent_429s(process: Process, route: Route) -> None:
     """The news of the other processes has come."""
     async with asyncio.timeout(10):
-        while not upstream._limiters.for_route(route).is_paced:
-            upstream._limiters.refresh_recent_429s()
-            assert upstream._limiters._refreshing is not None
-            await upstream._limiters._refreshing
+        while not process.limiter(route).is_paced:
+            process.limiters.refresh_recent_429s()
+            assert process.limiters._refreshing is not None
+            await process.limiters._refreshing
 
 
 def refusing(headers: dict[str, str], refused: int) -> Callable[[UpstreamRequest], UpstreamReply]:
@@ -211,7 +230,7 @@ async def test_a_429_closes_the_gate_for_all_processes_and_one_probe_opens_it(
     route = paced_route(tokens_per_minute=tokens_per_minute)
     first, *others = (opened(redis_url, wire, route) for _ in range(4))
     for other in others:
-        other._limiters.for_route(route)  # every process has made calls before, and so hears the news
+        other.limiter(route)  # every process has made calls before, and so hears the news
     loop = asyncio.get_running_loop()
     with pytest.raises(UpstreamRateLimited):
         await call(first, route)
@@ -270,7 +289,7 @@ async def test_limits_are_learned_from_headers(client: redis.asyncio.Redis, redi
     wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
     upstream = opened(redis_url, wire, route)
     await call(upstream, route, tokens=8000)  # nothing is known yet
-    assert upstream.max_learned_call_tokens([route]) == QUOTA * quota.BULK_CALL
+    assert upstream.limiter(route).max_learned_call_tokens == QUOTA * quota.BULK_CALL
     with pytest.raises(UpstreamRateLimited):
         await call(upstream, route, tokens=8000, seconds=1.0)
     await upstream.close()
@@ -282,7 +301,9 @@ async def test_calls_of_bulk_shrink_with_a_quota_that_was_learned(redis_url: str
     wire = fakes.FakeWire(up=fakes.fake())
     wire.edit = lambda reply: UpstreamReply(reply.status, {**reply.headers, **headers}, reply.body)
     texts = [f"text {n} " + "word " * 100 for n in range(32)]
-    embed_run = replace(fakes.new_run(wire, fakes.alias(route), len(texts)), upstream=opened(redis_url, wire, route))
+    process = opened(redis_url, wire, route)
+    embed_run = fakes.new_run(wire, fakes.alias(route), len(texts))
+    embed_run.upstream, embed_run.router = process.upstream, process.router
     limits = replace(route.limits, inputs_per_call=28)
     [max_concurrency, rest] = packing.pack(texts, range(len(texts)), limits, fakes.WIDTH, Options())
     assert max_concurrency.tokens > QUOTA * quota.BULK_CALL  # it was packed before anything was known
@@ -354,19 +375,19 @@ async def test_a_redis_that_is_away_leaves_each_process_its_share(
 
 @pytest.mark.parametrize("processes", [1, 4])
 async def test_without_any_redis_each_process_keeps_to_its_part(processes: int) -> None:
-    upstream = Upstream(fakes.FakeWire(), [], max_reply_bytes=1 << 20)
-    assert not upstream.shares_quotas
-    upstream.split_quotas_among(processes)
-    line = upstream._limiters.for_route(paced_route("first"))
-    later = upstream._limiters.for_route(paced_route("later"))
+    process = opened("", fakes.FakeWire())
+    assert not process.limiters.uses_redis
+    line = process.limiter(paced_route("first"))
+    process.limiters.split_among(processes)
+    later = process.limiter(paced_route("later"))
     for each in (line, later):
         granted = 0
         while (
-            await each._coordinator.acquire(AcquireRequest(f"s{granted}", True, QUOTA * 0.001, 0.0))
+            await each.coordinator.acquire(AcquireRequest(f"s{granted}", True, QUOTA * 0.001, 0.0))
         ).verdict is Verdict.ALLOW:
             granted += 1
         assert granted == 22 // processes  # of a burst of 2.2 % of the quota
-    await upstream.close()
+    await process.close()
 
 
 async def test_a_redis_that_is_frozen_costs_a_quarter_of_a_second_and_not_each_time(redis_url: str) -> None:

@@ -187,7 +187,7 @@ async def test_an_outage_that_nobody_probes_any_more_is_forgotten(store: Store, 
     await sweep(store.runtime)
     assert [row.account for row in await outages(store)] == ["of another file"]
     await store.runtime.router.outages.refresh(is_forced=True)
-    assert list(store.runtime.router.outages._known) == [("of another file", "m")]
+    assert list(store.runtime.router.outages.active) == [("of another file", "m")]
 
 
 async def test_an_outage_of_a_route_in_use_outlives_every_sweep_of_another_configuration(store: Store) -> None:
@@ -242,7 +242,7 @@ async def test_without_a_database_each_process_waits_and_probes_by_itself(store:
     outage_table._database = database
     assert len(await outages(store)) == 1
     await outage_table.refresh(is_forced=True)  # what the database could not be told is told now
-    assert await outages(store) == [] and not outage_table
+    assert await outages(store) == [] and not outage_table.active
 
 
 class Away:

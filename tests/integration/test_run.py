@@ -94,10 +94,10 @@ async def test_one_batch_that_waits_for_quota_costs_no_attempt_when_its_worker_s
     budget_s = 1.0 if ended_by == "budget" else 30.0
     store = scripted(database_url, tmp_path, rule, shard_budget_s=budget_s, batch_inputs=10)
     job_id = await store.submit()
-    limiters = store.runtime.upstream._limiters
+    router = store.runtime.router
     running = asyncio.create_task(run_all(store, job_id))
     async with asyncio.timeout(20):
-        while not any(limiters.for_route(route).is_paced for route in store.routes):  # noqa: ASYNC110
+        while not any(router.state_of(route).limiter.is_paced for route in store.routes):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
     if ended_by == "drain":
         store.runtime.draining.set()

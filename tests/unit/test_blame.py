@@ -18,7 +18,7 @@ from engine.embedding.attempts import BULK, INTERACTIVE, EmbedRun
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import embed
 from engine.planning.packing import pack
-from engine.routing.health import MAX_COINCIDENCE_BULK, RouteHealth, coincidence_probability
+from engine.route_state.call_statistics import MAX_COINCIDENCE_BULK, CallStatistics, coincidence_probability
 from models.embedding import InputError, Limits, Options
 from models.errors import (
     EmbedmillError,
@@ -146,7 +146,7 @@ def test_a_width_that_one_input_draws_is_no_fault_of_the_route(width: int, lane:
     wire = FakeWire(up=poison_has_width(width))
     embed_run = new_run(wire, alias(route()), 40, lane=lane)
     run(embed_texts(embed_run, [f"text {i}" if i != 17 else "poison" for i in range(40)]))
-    assert failed(embed_run, 40) == {17} and not embed_run.router.outages
+    assert failed(embed_run, 40) == {17} and not embed_run.router.outages.active
     assert len(settled(embed_run, 40)) == 40 or lane == INTERACTIVE
     assert wire.inputs_sent <= 4 * 40 + 64
 
@@ -167,7 +167,10 @@ def test_a_width_that_the_provider_cannot_give_is_its_callers_concern_alone(says
                 embed_run, pack(TEXTS, range(10), Limits(), WIDTH // 2, Options(dimensions=WIDTH // 2)), concurrency=4
             )
         )
-    assert "dimensions" in raised.value.message + getattr(raised.value, "advice", "") and not embed_run.router.outages
+    assert (
+        "dimensions" in raised.value.message + getattr(raised.value, "advice", "")
+        and not embed_run.router.outages.active
+    )
     embed_run = dataclasses.replace(embed_run, stop=CancellationToken())
     run(embed_texts(embed_run, TEXTS))
     assert failed(embed_run, 10) == set() and len(settled(embed_run, 10)) == 10
@@ -200,7 +203,7 @@ def test_how_much_evidence_is_asked_for() -> None:
 
 @pytest.mark.parametrize(("successes", "conclusive"), [(100, False), (1000, True), (100_000, True)])
 def test_four_failures_are_conclusive_after_a_thousand_successes(successes: int, conclusive: bool) -> None:
-    health = RouteHealth()
+    health = CallStatistics()
     for _ in range(successes):
         health.record_success(0)
     assert health.is_conclusive(4, refusals=False, max_coincidence=1e-9) is conclusive
@@ -214,7 +217,7 @@ def test_the_chance_of_wrong_blame_is_what_it_says(rate: float) -> None:
     chance = random.Random(20261129)
     condemned = 0
     for _ in range(200_000):
-        health = RouteHealth()
+        health = CallStatistics()
         failures = 0
         while chance.random() < rate:
             failures += 1
@@ -244,7 +247,8 @@ def test_random_faults_condemn_nobody(rate: float, trouble: dict[str, object]) -
 
 def again(embed_run: EmbedRun, texts: list[str], left: list[int], *, per_call: int) -> None:
     """What another claim of the shard would do, after the pauses that routes are given."""
-    embed_run.router.record_success(embed_run.alias.routes[0], 0)
+    [route] = embed_run.alias.routes
+    embed_run.router.record_success(route, embed_run.router.state_of(route), 0)
     fresh = dataclasses.replace(embed_run, stop=CancellationToken(), checking=asyncio.Lock())
     batches = pack([texts[i] for i in left], left, Limits(inputs_per_call=per_call), WIDTH, Options())
     try:

@@ -8,19 +8,19 @@ import time
 import pytest
 
 from engine.cancellation import CancellationToken
-from engine.routing.credential_probe import CredentialProbe
+from engine.route_state.credential_probe import CredentialProbe
 from models.errors import UpstreamAuthFailed, UpstreamError, UpstreamMisconfigured, UpstreamUnavailable
-from tests.fakes import route, run
+from tests.fakes import run
 
 
 async def calls_at_once(first_error: UpstreamError | None) -> tuple[int, list[BaseException | None]]:
     """Five calls at once to one route, of which the first ends so: how many were made, and what each has raised."""
-    probe, up = CredentialProbe(), route()
+    probe = CredentialProbe()
     made = 0
 
     async def call() -> None:
         nonlocal made
-        async with probe.guard(up, time.monotonic() + 60.0, CancellationToken()):
+        async with probe.guard(time.monotonic() + 60.0, CancellationToken()):
             made += 1
             is_first = made == 1
             await asyncio.sleep(0.1)

@@ -155,7 +155,7 @@ def test_an_outage_is_not_searched(trouble: dict[str, object], lane: str) -> Non
     assert len(bodies) - len(sizes) == ("status" in trouble)  # one that asks for floats, since nothing has worked yet
     # Twice the whole, and twice a text of ours; a page of HTML is no answer of a model, and needs no second look.
     assert sizes == ([300] if trouble == {"reply": "html"} else [300, 300, 1, 1])
-    assert embed_run.router.outages  # found out, whichever lane it was
+    assert embed_run.router.outages.active  # found out, whichever lane it was
     assert isinstance(embed_run.on_outcome, OutcomeCollector) and embed_run.on_outcome.outcomes == []
 
 

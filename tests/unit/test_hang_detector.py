@@ -14,7 +14,7 @@ from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import EmbedRun, embed
 from engine.embedding.hang_detector import PROBE_TIMEOUT_S
 from engine.limiter.call_waits import CallWaits
-from engine.limiter.latency import CALLS_TO_KNOW, FLOOR_S, LATE_FLOOR_S, Latency
+from engine.limiter.learned_timeout import CALLS_TO_KNOW, FLOOR_S, LATE_FLOOR_S, LearnedTimeout
 from engine.planning.packing import pack
 from models.embedding import Limits, Options
 from models.errors import EmbedmillError, UpstreamError
@@ -58,7 +58,7 @@ def test_a_route_whose_calls_all_hang_is_down_before_one_has_timed_out() -> None
         before, began = len(wire.sent), now()
         with pytest.raises(UpstreamError):
             await embed_texts(embed_run, texts(40), limits=ONE_EACH, concurrency=16)
-        assert embed_run.router.outages and now() - began <= LATE_FLOOR_S + PROBE_TIMEOUT_S + 0.6 < FLOOR_S + 0.2
+        assert embed_run.router.outages.active and now() - began <= LATE_FLOOR_S + PROBE_TIMEOUT_S + 0.6 < FLOOR_S + 0.2
         # Sixteen calls hung, none was made again, and each may have been billed.
         assert len(wire.sent) - before == 16 + 1 and sum(call.ambiguous for call in embed_run.calls) == 16 + 1
 
@@ -118,7 +118,7 @@ def test_a_call_that_hangs_alone_ends_when_another_is_answered() -> None:
             LATE_FLOOR_S <= now() - began <= LATE_FLOOR_S + 2.0
         )  # the clock that skips also runs while the test works
         assert len(wire.sent) - before == 32 + 2 and sum(call.ambiguous for call in embed_run.calls) == 1
-        assert not embed_run.router.outages
+        assert not embed_run.router.outages.active
 
     run(tried())
 
@@ -132,7 +132,7 @@ def test_a_provider_that_has_become_slow_is_not_taken_for_one_that_hangs() -> No
         wire.hosts["up"] = fake({"when": {"contains": "slow"}, "do": {"latency_ms": 6_000}})
         before = len(wire.sent)
         await embed_texts(embed_run, texts(64, "slow"), limits=ONE_EACH, concurrency=16)
-        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages
+        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages.active
         assert len(wire.sent) - before <= 64 + 8
 
     run(tried())
@@ -142,17 +142,17 @@ def test_large_calls_and_cold_servers_are_left_alone() -> None:
     async def tried() -> None:
         wire = FakeWire(up=fake({"do": {"latency_ms": 100}}))
         embed_run = anew(await warm(wire), 2_000)
-        latency = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0]).latency
+        timeout = embed_run.router.state_of(embed_run.alias.routes[0]).limiter.learned_timeout
         for _ in range(200):  # time that is skipped is not learned
-            latency.record_success(0.1, 3)
+            timeout.record_success(0.1, 3)
         wire.hosts["up"] = fake({"do": {"latency_ms": 7_000}})  # a hundred times the tokens, seventy times as long
         await embed_texts(embed_run, texts(2_000), limits=Limits(inputs_per_call=200), concurrency=2)
-        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages
+        assert not any(call.ambiguous for call in embed_run.calls) and not embed_run.router.outages.active
         cold = FakeWire(up=fake({"do": {"latency_ms": 45_000}}))
         first = new_run(cold, alias(route()), 8, seconds=10_000.0)
         await embed_texts(first, texts(8), limits=ONE_EACH, concurrency=8)
         assert all(call.success for call in first.calls if call.inputs == 1 and not call.ambiguous)
-        assert len(first.on_outcome.outcomes) == 8 and not first.router.outages  # type: ignore[attr-defined]
+        assert len(first.on_outcome.outcomes) == 8 and not first.router.outages.active  # type: ignore[attr-defined]
 
     run(tried())
 
@@ -210,13 +210,13 @@ def test_a_run_whose_calls_all_hang_says_since_when() -> None:
 
 
 def test_a_small_answer_says_nothing_of_a_large_call_that_timed_out() -> None:
-    latency = Latency()
+    timeout = LearnedTimeout()
     for _ in range(CALLS_TO_KNOW):
-        latency.record_success(0.1, 1_000)
-    assert latency.late_s(1_000) == LATE_FLOOR_S
+        timeout.record_success(0.1, 1_000)
+    assert timeout.late_s(1_000) == LATE_FLOOR_S
     for _ in range(4):
-        latency.record_timeout(1_000)
-    latency.record_success(0.1, 3)
-    assert latency.slack == 4.0
-    latency.record_success(0.1, 800)
-    assert latency.slack == 1.0
+        timeout.record_timeout(1_000)
+    timeout.record_success(0.1, 3)
+    assert timeout.slack == 4.0
+    timeout.record_success(0.1, 800)
+    assert timeout.slack == 1.0

@@ -8,7 +8,7 @@ import pytest
 
 from engine.embedding.hang_detector import PROBE_EVERY_S
 from engine.limiter.call_waits import CONCURRENCY, QUOTA, CallWaits
-from engine.limiter.latency import CALLS_TO_GUESS, CALLS_TO_KNOW, FLOOR_S, GUESS_FLOOR_S, Latency
+from engine.limiter.learned_timeout import CALLS_TO_GUESS, CALLS_TO_KNOW, FLOOR_S, GUESS_FLOOR_S, LearnedTimeout
 from models.embedding import Limits
 from tests.fakes import FakeWire, alias, embed_texts, fake, new_run, route, run
 
@@ -54,33 +54,33 @@ def test_a_first_shard_of_few_calls_does_not_wait_a_minute_for_one_that_hangs() 
 
 
 def test_a_limit_is_a_multiple_of_what_is_usual_within_bounds() -> None:
-    latency = Latency()
+    timeout = LearnedTimeout()
     for _ in range(CALLS_TO_GUESS - 1):
-        latency.record_success(10.0, 100)
-    assert latency.timeout_s(100) > 3600  # too little is known
+        timeout.record_success(10.0, 100)
+    assert timeout.timeout_s(100) > 3600  # too little is known
     for _ in range(CALLS_TO_GUESS, CALLS_TO_KNOW):
-        latency.record_success(10.0, 100)
-        assert latency.timeout_s(100) == 100.0 and not latency.is_known
-    latency.record_success(10.0, 100)
-    assert latency.timeout_s(100) == 40.0
-    assert latency.timeout_s(1_000) == 400.0  # a call of ten times the size may take ten times as long
-    fast = Latency()
+        timeout.record_success(10.0, 100)
+        assert timeout.timeout_s(100) == 100.0 and not timeout.is_known
+    timeout.record_success(10.0, 100)
+    assert timeout.timeout_s(100) == 40.0
+    assert timeout.timeout_s(1_000) == 400.0  # a call of ten times the size may take ten times as long
+    fast = LearnedTimeout()
     for _ in range(CALLS_TO_KNOW):
         fast.record_success(0.1, 100)
     assert fast.timeout_s(100) == FLOOR_S == 8.0
 
 
 def test_a_provider_that_has_become_slow_is_given_more_time_until_it_answers() -> None:
-    latency = Latency()
+    timeout = LearnedTimeout()
     for _ in range(CALLS_TO_KNOW):
-        latency.record_success(0.1, 1)
+        timeout.record_success(0.1, 1)
     for _ in range(6):
-        latency.record_timeout()
-    assert latency.timeout_s(1) == 64.0
-    latency.record_success(30.0, 1)
+        timeout.record_timeout()
+    assert timeout.timeout_s(1) == 64.0
+    timeout.record_success(30.0, 1)
     for _ in range(10):
-        latency.record_success(30.0, 1)
-    assert latency.timeout_s(1) == 120.0
+        timeout.record_success(30.0, 1)
+    assert timeout.timeout_s(1) == 120.0
 
 
 def test_what_a_call_waits_for_is_told_also_of_those_behind_it() -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from engine.config.config_file import parse
+from engine.limiter.registry import LimiterRegistry
 from engine.routing.outage_causes import cause_of
+from engine.routing.router import Router
 from engine.upstream.call import CallContext, Upstream
 from models.embedding import Batch, Options, Route
 from models.errors import UpstreamError
@@ -24,11 +26,14 @@ def advice_of(route: Route) -> str:
     """What an operator reads of the outage that a call to the route meets."""
 
     async def call() -> str:
-        upstream = Upstream(FakeWire(), [route.account], max_reply_bytes=1 << 20)
+        limiters = LimiterRegistry()
+        upstream = Upstream(FakeWire(), [route.account], limiters, max_reply_bytes=1 << 20)
         try:
             with pytest.raises(UpstreamError) as raised:
                 batch = Batch(["a text"], [0], 2, route.width, Options())
-                await upstream.embed(batch, route, CallContext(time.monotonic() + 5.0, []))
+                await upstream.embed(
+                    batch, route, CallContext(Router(limiters).state_of(route), time.monotonic() + 5.0, [])
+                )
             assert cause_of(route.account, raised.value).advice == cause_of("own", raised.value).advice
             return cause_of("own", raised.value).advice
         finally:

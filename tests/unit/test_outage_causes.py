@@ -98,7 +98,7 @@ def test_each_kind_of_outage_is_found_out_waited_for_and_ended_by_one_probe(
         calls = len(wire.sent)
         gathered = await embed_texts(anew(embed_run, 4), list("abcd"), limits=ONE_EACH)
         assert len(wire.sent) - calls == 4 and len(gathered.outcomes) == 4
-        assert not embed_run.router.outages
+        assert not embed_run.router.outages.active
 
     run(tried())
 
@@ -108,7 +108,7 @@ def test_a_refused_connection_is_an_outage_without_a_call_of_ours() -> None:
         wire = FakeWire(up=refusing_connections)
         embed_run = new_run(wire, alias(route()), 1)
         assert isinstance(await failing(embed_run, ["a"]), UpstreamUnavailable)
-        assert embed_run.router.outages and len(wire.sent) == 3
+        assert embed_run.router.outages.active and len(wire.sent) == 3
 
     run(tried())
 
@@ -128,9 +128,9 @@ def test_what_a_callers_own_options_bring_about_is_only_its_own(status: int, lan
         embed_run = new_run(wire, alias(route()), 1, lane=lane, seconds=5.0)
         error = await failing(embed_run, ["a"], options=OWN)
         assert isinstance(error, UnsupportedParameter) or status == 429, error
-        assert not embed_run.router.outages
-        limiter = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])
-        assert not limiter.is_paced and limiter._coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
+        assert not embed_run.router.outages.active
+        limiter = embed_run.router.state_of(embed_run.alias.routes[0]).limiter
+        assert not limiter.is_paced and limiter.coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
         before = asyncio.get_running_loop().time()
         await embed_texts(anew(embed_run, 1), ["b"], options=OTHER_OPTIONS)
         assert asyncio.get_running_loop().time() - before < 0.5
@@ -145,7 +145,7 @@ def test_a_text_that_draws_a_refusal_of_its_own_fails_alone_and_shuts_nothing(st
     embed_run = new_run(wire, alias(route()), 4)
     gathered = run(embed_texts(embed_run, ["a", "<script>", "b", "c"]))
     refused = [part for part in gathered.outcomes if part.error is not None]
-    assert [list(part.indexes) for part in refused] == [[1]] and not embed_run.router.outages
+    assert [list(part.indexes) for part in refused] == [[1]] and not embed_run.router.outages.active
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 404, 429])
@@ -164,7 +164,7 @@ def test_a_user_whom_the_provider_refuses_hurts_no_other(status: int) -> None:
         assert (isinstance(error, UnsupportedParameter) and error.param == "user") or status == 429, error
         before = asyncio.get_running_loop().time()
         await embed_texts(anew(embed_run, 1), ["b"], options=Options(user="y"))
-        assert not embed_run.router.outages and asyncio.get_running_loop().time() - before < 0.5
+        assert not embed_run.router.outages.active and asyncio.get_running_loop().time() - before < 0.5
 
     run(tried())
 
@@ -182,14 +182,14 @@ def test_options_do_not_hide_a_refused_key() -> None:
     wire = FakeWire(up=fake({"do": {"status": 401}}))
     embed_run = new_run(wire, alias(route()), 1)
     error = run(failing(embed_run, ["a"], options=OWN))
-    assert isinstance(error, UpstreamAuthFailed) and embed_run.router.outages and len(wire.sent) == 2
+    assert isinstance(error, UpstreamAuthFailed) and embed_run.router.outages.active and len(wire.sent) == 2
 
 
 def test_a_text_that_the_provider_always_fails_on_is_no_outage() -> None:
     wire = FakeWire(up=fake({"when": {"contains": "bad"}, "do": {"status": 500}}))
     embed_run = new_run(wire, alias(route()), 2)
     gathered = run(embed_texts(embed_run, ["bad 1", "bad 2"]))
-    assert all(part.error is not None for part in gathered.outcomes) and not embed_run.router.outages
+    assert all(part.error is not None for part in gathered.outcomes) and not embed_run.router.outages.active
 
 
 def test_many_calls_of_a_shard_that_hang_find_out_together_and_few_are_made_again() -> None:
@@ -197,7 +197,7 @@ def test_many_calls_of_a_shard_that_hang_find_out_together_and_few_are_made_agai
     embed_run = new_run(wire, alias(route()), 40, seconds=10_000.0)
     run(failing(embed_run, [f"t{i}" for i in range(40)], limits=ONE_EACH, concurrency=8))
     beside = 60 // PROBE_EVERY_S  # it is not known how long its calls take: they are given their whole time
-    assert embed_run.router.outages and len(wire.sent) <= 2 * 8 + 1 + beside
+    assert embed_run.router.outages.active and len(wire.sent) <= 2 * 8 + 1 + beside
 
 
 def test_another_route_serves_while_one_is_down_and_the_first_is_asked_again() -> None:
@@ -211,7 +211,7 @@ def test_another_route_serves_while_one_is_down_and_the_first_is_asked_again() -
         wire.hosts["first"] = fake()
         await time_passes(5.1)
         await embed_texts(anew(embed_run, 2), ["c", "d"])
-        assert wire.hosts_called[-1] == "first" and not embed_run.router.outages
+        assert wire.hosts_called[-1] == "first" and not embed_run.router.outages.active
 
     run(tried())
 
@@ -258,7 +258,7 @@ def test_a_refusal_for_a_caller_without_options_of_its_own_is_about_the_input() 
     embed_run = new_run(wire, alias(route()), 1, lane=INTERACTIVE)
     error = run(failing_or_refused(embed_run))
     assert error is None or isinstance(error, UpstreamRejected | UpstreamMisconfigured)
-    assert not embed_run.router.outages
+    assert not embed_run.router.outages.active
 
 
 async def failing_or_refused(embed_run: EmbedRun) -> EmbedmillError | None:
@@ -280,12 +280,12 @@ def test_a_text_that_alone_draws_a_long_429_makes_only_its_caller_wait(told: int
         error = await failing(embed_run, ["slow me"])
         assert isinstance(error, UpstreamRateLimited) and error.retry_after_s is not None
         assert min(told, 120) <= error.retry_after_s <= told * 1.1 + 0.2  # nobody is told more than two minutes
-        limiter = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])
-        assert not limiter.is_paced and limiter._coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
+        limiter = embed_run.router.state_of(embed_run.alias.routes[0]).limiter
+        assert not limiter.is_paced and limiter.coordinator.cooldown_s() == 0.0  # no gate was shut for anybody
         assert len(wire.sent) == 2  # its own, and one of ours
         await embed_texts(anew(embed_run, 1), ["b"])
         assert asyncio.get_running_loop().time() - before < 0.5  # nor has it kept a worker waiting
-        assert not embed_run.router.outages
+        assert not embed_run.router.outages.active
 
     run(tried())
 
@@ -297,8 +297,8 @@ def test_a_true_rate_limit_shuts_the_gate_after_one_call_of_ours_and_none_follow
         embed_run.cooldown_wait_s = 5.0
         errors = [await failing(anew(embed_run, 1), ["a"]) for _ in range(3)]
         assert all(isinstance(error, UpstreamRateLimited) and not error.sent for error in errors)
-        limiter = embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])
-        assert limiter.is_paced and limiter._coordinator.cooldown_s() > 60.0 and len(wire.sent) == 2
+        limiter = embed_run.router.state_of(embed_run.alias.routes[0]).limiter
+        assert limiter.is_paced and limiter.coordinator.cooldown_s() > 60.0 and len(wire.sent) == 2
 
     run(tried())
 
@@ -311,7 +311,7 @@ def test_many_calls_that_meet_a_true_rate_limit_at_once_share_one_call_of_ours()
         assert all(isinstance(error, UpstreamRateLimited) for error in errors)
         assert (
             len(wire.sent) == 9
-            and embed_run.upstream._limiters.for_route(embed_run.alias.routes[0])._coordinator.cooldown_s() > 60.0
+            and embed_run.router.state_of(embed_run.alias.routes[0]).limiter.coordinator.cooldown_s() > 60.0
         )
 
     run(tried())

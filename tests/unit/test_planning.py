@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.planning import packing, tokens
-from engine.planning.learned_limits import EVIDENCE_CALLS, LearnedLimits
+from engine.planning import packing, token_estimator, tokens
+from engine.planning.token_estimator import EVIDENCE_CALLS, TokenEstimator
 from models.embedding import Account, Alias, Batch, Input, Limits, Options, Route
 from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
 
@@ -54,11 +54,11 @@ def test_packing_keeps_every_input_in_order(inputs: list[Input], limits: Limits)
 @given(some_inputs, some_limits)
 def test_a_batch_breaks_a_limit_only_when_it_is_one_input(inputs: list[Input], limits: Limits) -> None:
     for each in packing.pack(inputs, range(len(inputs)), limits, 16, NO_OPTIONS):
-        assert each.tokens == sum(map(tokens.estimate, each.inputs))
+        assert each.tokens == sum(map(token_estimator.estimate, each.inputs))
         if len(each.inputs) == 1:
             continue
         assert len(each.inputs) <= limits.inputs_per_call
-        assert max(map(tokens.estimate, each.inputs)) <= limits.tokens_per_input
+        assert max(map(token_estimator.estimate, each.inputs)) <= limits.tokens_per_input
         assert each.tokens <= limits.tokens_per_call
         assert sum(map(json_bytes, each.inputs)) <= limits.bytes_per_call
 
@@ -125,21 +125,21 @@ def test_counted_batches_keep_every_limit_and_are_as_few_as_can_be(inputs: list[
     ("words", "truth"), [("plain English words ", 1 / 4.5), ("東京タワー", 1 / 2.2), ("0x7f3a", 0.6)]
 )
 def test_a_route_teaches_how_many_tokens_its_texts_are(words: str, truth: float) -> None:
-    route_sizes = LearnedLimits()
-    text_bytes = tokens.utf8_bytes(words) * 500
+    estimator = TokenEstimator()
+    text_bytes = token_estimator.utf8_bytes(words) * 500
     for call in range(EVIDENCE_CALLS - 1):
-        route_sizes.observe(text_bytes, int(text_bytes * truth))
-        assert route_sizes.tokens_per_byte >= tokens.DEFAULT_TOKENS_PER_BYTE, call
-    route_sizes.observe(text_bytes, int(text_bytes * truth))
-    assert truth < route_sizes.tokens_per_byte <= truth * 1.2
+        estimator.observe(text_bytes, int(text_bytes * truth))
+        assert estimator.tokens_per_byte >= token_estimator.DEFAULT_TOKENS_PER_BYTE, call
+    estimator.observe(text_bytes, int(text_bytes * truth))
+    assert truth < estimator.tokens_per_byte <= truth * 1.2
 
 
 @given(st.lists(st.tuples(st.integers(1, 10**6), st.integers(1, 10**6)), min_size=EVIDENCE_CALLS, max_size=60))
 def test_whatever_is_reported_the_ratio_stays_one(calls: list[tuple[int, int]]) -> None:
-    route_sizes = LearnedLimits()
+    estimator = TokenEstimator()
     for text_bytes, counted in calls:
-        route_sizes.observe(text_bytes, counted)
-    assert 1 / 8 <= route_sizes.tokens_per_byte <= 1.0
+        estimator.observe(text_bytes, counted)
+    assert 1 / 8 <= estimator.tokens_per_byte <= 1.0
 
 
 @given(some_inputs.filter(bool))
@@ -148,7 +148,9 @@ def test_halves_are_the_batch_in_two(inputs: list[Input]) -> None:
     low, high = packing.halves(whole)
     assert [*low.inputs, *high.inputs] == inputs and [*low.indexes, *high.indexes] == whole.indexes
     assert abs(len(low.inputs) - len(high.inputs)) <= 1
-    assert not (low.is_bare_string or high.is_bare_string) and low.tokens == sum(map(tokens.estimate, low.inputs))
+    assert not (low.is_bare_string or high.is_bare_string) and low.tokens == sum(
+        map(token_estimator.estimate, low.inputs)
+    )
 
 
 @given(st.data())
@@ -157,7 +159,7 @@ def test_the_chosen_inputs_keep_their_indexes(data: st.DataObject) -> None:
     positions = data.draw(st.lists(st.integers(0, len(inputs) - 1), min_size=1, unique=True))
     few = packing.select(batch(inputs), positions)
     assert few.inputs == [inputs[i] for i in positions] and few.indexes == [i * 10 for i in positions]
-    assert few.tokens == sum(map(tokens.estimate, few.inputs))
+    assert few.tokens == sum(map(token_estimator.estimate, few.inputs))
 
 
 def test_a_single_string_stays_one_only_while_it_is_the_whole_batch() -> None:

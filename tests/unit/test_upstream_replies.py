@@ -146,7 +146,7 @@ def test_a_server_that_fails_on_base64_and_says_so_is_asked_for_floats_at_once(s
     embed_run = new_run(wire, alias(route()), 1, lane=lane)
     run(embed_texts(embed_run, ["a"]))
     run(embed_texts(embed_run, ["a"]))
-    assert encodings_asked(wire) == ["base64", None, None] and not embed_run.router.outages
+    assert encodings_asked(wire) == ["base64", None, None] and not embed_run.router.outages.active
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 529])
@@ -167,7 +167,7 @@ def test_a_server_that_fails_on_base64_without_a_word_is_found_out(status: int, 
             await time_passes(6.0)
         return failed
 
-    assert run(called()) == 0 and not embed_run.router.outages
+    assert run(called()) == 0 and not embed_run.router.outages.active
     asked = len(wire.sent)
     run(embed_texts(anew(embed_run, count), texts))
     assert set(encodings_asked(wire)[asked:]) == {None} and asked <= 20
@@ -186,7 +186,7 @@ def test_an_outage_is_not_taken_for_a_missing_encoding(lane: str) -> None:
 
     run(called())
     assert encodings_asked(wire)[-1] == "base64" and encodings_asked(wire).count(None) <= 3
-    assert not embed_run.router.outages
+    assert not embed_run.router.outages.active
 
 
 def test_a_route_that_has_answered_in_base64_is_not_asked_for_floats() -> None:

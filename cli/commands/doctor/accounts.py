@@ -12,11 +12,12 @@ from cli.error_messages import explain
 from cli.output.terminal import err
 from engine.config.settings import Settings
 from engine.ledger import usage_rows
-from engine.planning import tokens
+from engine.planning.token_estimator import estimate
+from engine.route_state.control_call import control_batch
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 from engine.upstream.call import CallContext
-from models.embedding import Alias, Batch, Call, Options, Route
+from models.embedding import Alias, Call, Route
 from models.errors import EmbedmillError, UpstreamError
 from models.usage import OPERATOR_PROJECT
 
@@ -51,7 +52,7 @@ def cheapest_routes(aliases: Mapping[str, Alias]) -> dict[str, tuple[Alias, Rout
 def probe_cost(aliases: Mapping[str, Alias]) -> str:
     """The number and cost of the calls that would try each account."""
     routes = cheapest_routes(aliases)
-    count = tokens.estimate(PROBE)
+    count = estimate(PROBE)
     usd = sum(float(route.usd_per_million_tokens) * count / 1_000_000 for _, route in routes.values())
     calls = "1 call" if len(routes) == 1 else f"{len(routes)} calls"
     return f"{calls} of {count} tokens, about ${usd:.8f}".rstrip("0").rstrip(".")
@@ -76,10 +77,10 @@ def accounts(settings: Settings, aliases: Mapping[str, Alias]) -> list[Finding]:
 
 async def _probe(runtime: Runtime, name: str, alias: Alias, route: Route) -> Finding:
     check, calls, started_at = f"account {name}", list[Call](), time.monotonic()
-    batch = Batch([PROBE], [0], tokens.estimate(PROBE), route.width, Options())
     deadline = started_at + min(PROBE_S, route.account.timeout_s)
     try:
-        rows, _ = await runtime.upstream.embed(batch, route, CallContext(deadline, calls, purpose="doctor"))
+        context = CallContext(runtime.router.state_of(route), deadline, calls, purpose="doctor")
+        rows, _ = await runtime.upstream.embed(control_batch(route.width, text=PROBE), route, context)
     except UpstreamError as error:
         advice = (error.advice or "see docs/providers.md").replace("{account}", name)
         return Finding(check, "fail", error.message, advice)

@@ -10,7 +10,6 @@ from cli.commands.doctor.finding import Finding
 from cli.commands.doctor.storage import with_database
 from engine.config.settings import Settings
 from engine.routing import drift
-from engine.routing.outages import route_key
 from engine.upstream.in_process import LocalModel
 from models.embedding import Alias
 
@@ -20,7 +19,7 @@ def check_drift(settings: Settings, aliases: Mapping[str, Alias]) -> Finding:
     watched = {route.provider for alias in aliases.values() for route in alias.routes if route.account.drift_probe}
     if not watched:
         return Finding("drift", "ok", "no account has a drift_probe")
-    routes = {(*route_key(route), alias.space) for alias in aliases.values() for route in alias.routes}
+    routes = {(*route.key, alias.space) for alias in aliases.values() for route in alias.routes}
     found = asyncio.run(with_database(settings, drift.quarantined))
     rows = [row for row in found if (row.account, row.upstream_model, row.space) in routes]  # others serve nobody
     if not rows:

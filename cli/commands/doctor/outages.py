@@ -11,7 +11,6 @@ from sqlalchemy import Row, select
 
 from cli.commands.doctor.finding import Finding
 from engine.config.settings import Settings
-from engine.routing.outages import route_key
 from engine.storage.database import Database
 from models.embedding import Alias
 from models.outage import RouteOutage
@@ -19,7 +18,7 @@ from models.outage import RouteOutage
 
 def outages(settings: Settings, aliases: Mapping[str, Alias]) -> list[Finding]:
     """One finding for each route of the configuration that is down now; nothing where none is."""
-    routes = {route_key(route) for alias in aliases.values() for route in alias.routes}
+    routes = {route.key for alias in aliases.values() for route in alias.routes}
     return list(asyncio.run(_read(settings, routes)))
 
 

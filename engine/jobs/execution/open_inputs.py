@@ -10,7 +10,7 @@ from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import budget
 from engine.jobs.recording.budget import SpendReservation
 from engine.jobs.recording.duplicates import DuplicateFanout, load_outcomes
-from engine.planning import packing, tokens
+from engine.planning import packing, token_estimator
 from engine.runtime import Runtime
 from models.embedding import Batch, Input
 from models.errors import EmbedmillError, StorageUnavailable
@@ -90,7 +90,9 @@ class OpenInputs:
                 if run.cancel_reason is not None:
                     raise run.cancel_reason
             if remaining == positions:
-                raise budget.BudgetExhausted(reservation.price(tokens.upper_bound(shard.inputs[remaining[0]] or "")))
+                raise budget.BudgetExhausted(
+                    reservation.price(token_estimator.upper_bound(shard.inputs[remaining[0]] or ""))
+                )
             positions = remaining
 
     def _batches(self, positions: Sequence[int]) -> list[Batch]:

@@ -150,7 +150,8 @@ class ShardRun:
     async def _make_calls(self) -> None:
         runtime, shard = self._runtime, self._shard
         alias = runtime.apply_gateway_options(runtime.alias(shard.alias), shard.options)
-        await runtime.drift_monitor.refresh()
+        if runtime.drift_monitor.has_probes:
+            await runtime.drift_monitor.refresh()
         await runtime.router.outages.refresh()
         stop_at = max(self._until, time.monotonic() + min(MIN_PREEMPTOR_S, runtime.settings.shard_budget_s))
         fanout = DuplicateFanout(shard, self._writer.add) if shard.open_duplicates() else None

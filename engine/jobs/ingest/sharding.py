@@ -17,7 +17,7 @@ from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest.dedup import DuplicateIndex, fingerprint
 from engine.jobs.shard_draft import MAX_RUN_INPUTS, ShardDraft
-from engine.planning import packing, tokens
+from engine.planning import packing, token_estimator
 from models.embedding import Alias, Input, InputError, Options
 from models.errors import IdempotencyMismatch, InputTooLong, InvalidInput, PayloadTooLarge
 
@@ -211,7 +211,7 @@ class Sharder:
             duplicate, inputs[position] = inputs[position], None
             if duplicate is not None:
                 draft.duplicate_inputs.append(duplicate)
-        draft.tokens = sum(tokens.estimate(item) for item in inputs if item is not None)
+        draft.tokens = sum(token_estimator.estimate(item) for item in inputs if item is not None)
         # The inputs of a shard in which all are refused are never read.
         draft.packed_inputs = _PACK.encode([] if len(lines.errors) == len(inputs) else inputs)
         if any(caller_id is not None for caller_id in lines.ids):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from engine.planning import tokens
+from engine.planning import packing, token_estimator, tokens
 from engine.runtime import Runtime
 from models.embedding import Alias, Input
 from models.job import Job, JobStatus, Shard
@@ -37,16 +37,16 @@ class Method:
 async def method_for(runtime: Runtime, alias: Alias, project: str) -> Method:
     """The most exact method for the alias's routes. Raises StorageUnavailable."""
     routes = alias.routes
-    if all(map(tokens.is_exact_for, routes)):
+    if packing.has_exact_tokenizer(routes):
         return Method(_cl100k, is_exact=True)
     if all(route.account.kind == "local" for route in routes):
         return Method(runtime.upstream.count_local, is_exact=True, is_quick=False)
-    per_byte = runtime.router.learned_tokens_per_byte(alias) or await _tokens_per_byte_of_jobs(runtime, alias, project)
+    per_byte = runtime.router.mean_tokens_per_byte(alias) or await _tokens_per_byte_of_jobs(runtime, alias, project)
     if per_byte is not None:
         learned = per_byte
 
         def by_bytes(texts: Sequence[str]) -> list[int]:
-            return [max(1, round(tokens.utf8_bytes(text) * learned)) for text in texts]
+            return [max(1, round(token_estimator.utf8_bytes(text) * learned)) for text in texts]
 
         return Method(by_bytes, is_exact=False, needs_sampling=False)
     return Method(_cl100k, is_exact=False)
@@ -111,13 +111,13 @@ class TokenTotal:
             return
         if not self._method.needs_sampling or self._counted_bytes < COUNTED_BYTES:
             self._total += sum(self._method.count(texts))
-            self._counted_bytes += sum(map(tokens.utf8_bytes, texts))
+            self._counted_bytes += sum(map(token_estimator.utf8_bytes, texts))
             return
         sample = [text for text in texts if self._chance.randrange(SAMPLE_ONE_IN) == 0] or texts[:1]
         self._all += len(texts)
-        self._all_bytes += sum(map(tokens.utf8_bytes, texts))
+        self._all_bytes += sum(map(token_estimator.utf8_bytes, texts))
         for text, count in zip(sample, self._method.count(sample), strict=True):
-            size = tokens.utf8_bytes(text)
+            size = token_estimator.utf8_bytes(text)
             self._n += 1
             self._t += count
             self._b += size

@@ -22,7 +22,7 @@ from engine.cancellation import CancellationToken
 from engine.jobs.leasing.claim import ClaimedShard, remaining_tokens
 from engine.jobs.scheduling import fair_share
 from engine.ledger.billing import MAX_CONTROL_TOKENS, MILLION
-from engine.planning import packing, tokens
+from engine.planning import packing, token_estimator
 from engine.runtime import Runtime
 from models.base import PICODOLLAR, db_now, usd_text
 from models.embedding import Alias, Batch, BatchOutcome
@@ -106,7 +106,7 @@ class SpendReservation:
     def within_reservation(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches in order, as far as the reservation covers them; the last one may be shortened."""
         for batch in batches:
-            bounds = [tokens.upper_bound(item) for item in batch.inputs]
+            bounds = [token_estimator.upper_bound(item) for item in batch.inputs]
             fit = self._fitting(bounds)
             if fit:
                 self._rest -= self.price(sum(bounds[:fit]))
@@ -168,7 +168,9 @@ async def reserve(runtime: Runtime, shard: ClaimedShard, alias: Alias, reservati
     """Reserve the upper bound of the shard's cost, or the rest of the limit. Raises StorageUnavailable."""
     reservation.set_price(alias)
     open_inputs = [item for position in shard.open_positions() if (item := shard.inputs[position]) is not None]
-    needed = sum((reservation.price(tokens.upper_bound(item)) for item in open_inputs), reservation.price(SPARE_TOKENS))
+    needed = sum(
+        (reservation.price(token_estimator.upper_bound(item)) for item in open_inputs), reservation.price(SPARE_TOKENS)
+    )
     async with runtime.database.write() as connection:
         claim = select(Shard.id).where(Shard.id == shard.shard_id, *_is_current_claim(shard)).with_for_update()
         if (await connection.execute(claim)).first() is None:
@@ -176,7 +178,7 @@ async def reserve(runtime: Runtime, shard: ClaimedShard, alias: Alias, reservati
         unreserved = await _unreserved(connection, shard)
         reserved = min(needed, max(unreserved, Decimal(0))).quantize(PICODOLLAR, ROUND_DOWN)
         await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(reserved_usd=reserved))
-        if open_inputs and reservation.price(tokens.upper_bound(open_inputs[0])) <= reserved:
+        if open_inputs and reservation.price(token_estimator.upper_bound(open_inputs[0])) <= reserved:
             await _end_wait(connection, shard)
     reservation.add(reserved)
 

@@ -25,12 +25,11 @@ COMPARABLE = 4
 NO_TIMEOUT_S = 86_400.0
 
 
-class Latency:
+class LearnedTimeout:
     """Seconds, and seconds per token, of the last successful calls of one route."""
 
-    __slots__ = ("_calls", "_min_timed_out_tokens", "_p99_s", "_p99_token_s", "_since_recomputed", "_timeouts")
-
     def __init__(self) -> None:
+        self.is_known = False  # True once enough calls have succeeded to know what is usual
         self._calls: deque[tuple[float, float]] = deque(maxlen=CALLS_KEPT)
         self._p99_s = self._p99_token_s = 0.0
         self._since_recomputed = 0
@@ -42,6 +41,7 @@ class Latency:
         if tokens * COMPARABLE >= self._min_timed_out_tokens:
             self._timeouts = 0
         self._calls.append((seconds, seconds / max(1, tokens)))
+        self.is_known = self.is_known or len(self._calls) >= CALLS_TO_KNOW
         self._since_recomputed += 1
         every = RECOMPUTE_EVERY if len(self._calls) < CALLS_KEPT else RECOMPUTE_EVERY_WHEN_FULL
         if len(self._calls) == CALLS_TO_KNOW or self._since_recomputed >= every:
@@ -54,11 +54,6 @@ class Latency:
         """Learn from a call of so many tokens that timed out."""
         self._min_timed_out_tokens = min(tokens, self._min_timed_out_tokens) if self._timeouts else tokens
         self._timeouts += 1
-
-    @property
-    def is_known(self) -> bool:
-        """True when enough calls have succeeded to know what is usual."""
-        return len(self._calls) >= CALLS_TO_KNOW
 
     def timeout_s(self, tokens: int) -> float:
         """Timeout of a call of so many tokens. Larger calls than were seen get time in proportion to their tokens."""

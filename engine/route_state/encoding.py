@@ -1,4 +1,4 @@
-"""Learns which routes give no base64 vectors. Known to this process only.
+"""Learns whether a route gives base64 vectors. Known to this process only.
 
 A server without base64 refuses every call, often with an unknown message, or fails with a 5xx. So while a route has
 never answered in base64, an input that it refuses alone is sent once more with floats requested: if that works, the
@@ -47,26 +47,22 @@ class _Faults:
         return True
 
 
-class Encodings:
-    """The encoding to request from each route. Belongs to one event loop."""
+class RouteEncoding:
+    """The encoding to request from one route. Belongs to one event loop."""
+
+    __slots__ = ("_attempts", "_faults", "is_base64_proven", "uses_floats")
 
     def __init__(self) -> None:
-        self._answered: set[tuple[str, str]] = set()  # in base64
-        self._floats: set[tuple[str, str]] = set()
-        self._attempts: dict[tuple[str, str], int] = {}
-        self._faults: dict[tuple[str, str], _Faults] = {}
-
-    def of(self, route: Route) -> Route:
-        """The route with the encoding to request."""
-        if not self._floats or route.encoding == "float" or _key(route) not in self._floats:
-            return route
-        return replace(route, encoding="float")
+        self.is_base64_proven = False  # by an answer
+        self.uses_floats = False
+        self._attempts = 0
+        self._faults: _Faults | None = None
 
     def answered(self, route: Route) -> None:
-        """Remember that the route answered in base64."""
-        if route.encoding == "base64" and _key(route) not in self._answered:
-            self._answered.add(_key(route))
-            self._faults.pop(_key(route), None)
+        """Remember that the route answered in the encoding of `route`."""
+        if route.encoding == "base64":
+            self.is_base64_proven = True
+            self._faults = None
 
     def floats_after(self, error: UpstreamError, route: Route, batch: Batch) -> Route | None:
         """The route with floats, if the error may mean that it has no base64; else None."""
@@ -74,34 +70,33 @@ class Encodings:
             return None
         if isinstance(error, EncodingRefused):
             self.use_floats(route)
-            return self.of(route)
-        key = _key(route)
+            return with_floats(route)
         if isinstance(error, UpstreamUnavailable):
-            is_open = error.status is not None and key not in self._answered
-            is_tried = is_open and self._faults.setdefault(key, _Faults()).may_be_encoding()
-            return replace(route, encoding="float") if is_tried else None
+            if error.status is None or self.is_base64_proven:
+                return None
+            self._faults = self._faults or _Faults()
+            return with_floats(route) if self._faults.may_be_encoding() else None
         unexplained = isinstance(error, UpstreamRejected) and error.code == UpstreamRejected.code
-        if not unexplained or len(batch.inputs) > 1 or key in self._answered or batch.options.provider_options:
+        if not unexplained or len(batch.inputs) > 1 or self.is_base64_proven or batch.options.provider_options:
             return None
-        if self._attempts.get(key, 0) >= MAX_ATTEMPTS:
+        if self._attempts >= MAX_ATTEMPTS:
             return None
-        self._attempts[key] = self._attempts.get(key, 0) + 1
-        return replace(route, encoding="float")
+        self._attempts += 1
+        return with_floats(route)
 
     def floats_answered(self, route: Route, error: UpstreamError) -> None:
         """A batch that met `error` with base64 was answered with floats."""
-        faults = self._faults.get(_key(route))
-        if isinstance(error, UpstreamUnavailable) and faults is not None:
-            faults.wins += 1
-            if faults.wins < WINS:
+        if isinstance(error, UpstreamUnavailable) and self._faults is not None:
+            self._faults.wins += 1
+            if self._faults.wins < WINS:
                 return
         self.use_floats(route)
 
     def use_floats(self, route: Route) -> None:
-        """Request floats from the route from now on."""
-        if _key(route) in self._floats:
+        """Request floats from now on. `route` is for the log."""
+        if self.uses_floats:
             return
-        self._floats.add(_key(route))
+        self.uses_floats = True
         log.warning(
             "provider %s gives no base64 vectors for the model %s: it is asked for floats from now on; "
             'set encoding = "float" in providers.%s to ask for them at once',
@@ -111,5 +106,6 @@ class Encodings:
         )
 
 
-def _key(route: Route) -> tuple[str, str]:
-    return route.account.name, route.upstream_model
+def with_floats(route: Route) -> Route:
+    """The route with floats as the encoding to request."""
+    return route if route.encoding == "float" else replace(route, encoding="float")

@@ -36,7 +36,7 @@ def coincidence_probability(failures: int, successes: float, flakes: float) -> f
     return probability
 
 
-class RouteHealth:
+class CallStatistics:
     """Counts calls, not time: what matters is whether a route succeeded *after* something else had failed."""
 
     __slots__ = ("_faults", "_refusals", "_successes", "late_successes", "successes")

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from engine.cancellation import CancellationToken
-from models.embedding import Route
 from models.errors import UpstreamAuthFailed, UpstreamError
 
 # A refused credential is reported at once: other calls wait no longer for the end of the first one.
@@ -16,33 +15,25 @@ PROBE_WAIT_S = 2.0
 
 
 class CredentialProbe:
-    """The routes whose credential is verified. A refused credential ends that, any other answer verifies it."""
+    """Whether the credential of one route is verified. A refusal ends that, any other answer verifies it.
+
+    While `is_verified`, calls need no probe. Set it to False once the credential was refused.
+    """
+
+    __slots__ = ("_probe", "is_verified")
 
     def __init__(self) -> None:
-        self._verified: set[tuple[str, str]] = set()
-        self._probes: dict[tuple[str, str], asyncio.Future[UpstreamError | None]] = {}
-
-    def is_verified(self, route: Route) -> bool:
-        """True when calls to the route need no probe."""
-        return (route.account.name, route.upstream_model) in self._verified
-
-    def mark_verified(self, route: Route) -> None:
-        """The route has answered a control call."""
-        self._verified.add((route.account.name, route.upstream_model))
-
-    def invalidate(self, route: Route) -> None:
-        """The credential was refused: the next call to the route is a probe again."""
-        self._verified.discard((route.account.name, route.upstream_model))
+        self.is_verified = False
+        self._probe: asyncio.Future[UpstreamError | None] | None = None
 
     @asynccontextmanager
-    async def guard(self, route: Route, deadline: float, stop: CancellationToken) -> AsyncIterator[None]:
+    async def guard(self, deadline: float, stop: CancellationToken) -> AsyncIterator[None]:
         """Around a call: alone if it is the probe, else after the probe's end or a short wait.
 
         Raises the probe's error where that was a refused credential or a fault of the route. `deadline` is on
         time.monotonic().
         """
-        key = (route.account.name, route.upstream_model)
-        while key not in self._verified and (running := self._probes.get(key)) is not None:
+        while not self.is_verified and (running := self._probe) is not None:
             try:
                 async with stop.timeout(min(PROBE_WAIT_S, (deadline - time.monotonic()) / 2)):
                     refused = await asyncio.shield(running)
@@ -58,14 +49,14 @@ class CredentialProbe:
                     route_fault=refused.route_fault,
                     advice=refused.advice,
                 )
-        if key in self._verified or key in self._probes:
+        if self.is_verified or self._probe is not None:
             yield
             return
-        probe = self._probes[key] = asyncio.get_running_loop().create_future()
+        probe = self._probe = asyncio.get_running_loop().create_future()
         refusal: UpstreamError | None = None
         try:
             yield
-            self._verified.add(key)
+            self.is_verified = True
         except UpstreamAuthFailed as error:
             refusal = error
             raise
@@ -73,8 +64,8 @@ class CredentialProbe:
             if error.route_fault:  # the next call would meet it too
                 refusal = error
             elif error.status is not None:
-                self._verified.add(key)
+                self.is_verified = True
             raise
         finally:
-            del self._probes[key]
+            self._probe = None
             probe.set_result(refusal)

@@ -10,7 +10,7 @@ import pytest
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import BULK, INTERACTIVE, EmbedRun
 from engine.observability.telemetry import REGISTRY
-from engine.routing.tenant_rate_limits import MAX_TENANTS, REMEMBERED_S, TenantRateLimits
+from engine.route_state.tenant_refusals import MAX_TENANTS, REMEMBERED_S, TenantRefusals
 from models.embedding import Limits
 from models.errors import UpstreamRateLimited
 from tests.fakes import WIDTH, FakeWire, alias, embed_texts, fake, new_run, route, run, time_passes
@@ -128,22 +128,22 @@ def test_what_passes_clears_its_tenant() -> None:
 
     async def tried() -> bool:
         await embed_texts(embed_run, ["slow me"])
-        return embed_run.router.tenant_rate_limits.is_known(("up", "m", ""))
+        return embed_run.router.state_of(route()).tenant_refusals.is_known("")
 
     assert run(tried()) is False
 
 
 def test_what_is_remembered_of_tenants_is_bounded_and_ends() -> None:
     async def tried() -> None:
-        refusals = TenantRateLimits()
-        assert [refusals.record(("a", "m", "t")) for _ in range(3)] == [1, 1, 1]  # of one moment
+        refusals = TenantRefusals()
+        assert [refusals.record("t") for _ in range(3)] == [1, 1, 1]  # of one moment
         await time_passes(2.0)
-        assert refusals.record(("a", "m", "t")) == 2
+        assert refusals.record("t") == 2
         for number in range(MAX_TENANTS):
-            refusals.record(("a", "m", str(number)))
-        assert not refusals.is_known(("a", "m", "t")) and refusals.is_known(("a", "m", "0"))
+            refusals.record(str(number))
+        assert not refusals.is_known("t") and refusals.is_known("0")
         await time_passes(REMEMBERED_S + 1)
-        assert not refusals.is_known(("a", "m", "0"))
+        assert not refusals.is_known("0")
 
     run(tried())
 

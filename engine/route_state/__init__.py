@@ -1,0 +1,1 @@
+"""What this process knows of each route: one state for each account and upstream model."""
