@@ -85,10 +85,12 @@ class Server:
 
 
 async def work(store: Store, job_id: str) -> None:
-    """A process with one slot."""
-    while True:
+    """A process with one slot. A run that is cancelled releases its shard and returns."""
+    this = asyncio.current_task()
+    while this is not None and not this.cancelling():
         for shard in await store.shards(job_id):
-            await run_shard(store.runtime, shard.id, f"w{id(store)}")
+            if not this.cancelling():
+                await run_shard(store.runtime, shard.id, f"w{id(store)}")
         await asyncio.sleep(0.1)
 
 
