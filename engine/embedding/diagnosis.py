@@ -21,6 +21,7 @@ from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.planning import packing
 from engine.route_state.control_call import control_batch
 from engine.route_state.state import RouteState
+from engine.routing.outages import MAX_AGE_TO_REFUSE_S
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Upstream
 from models.embedding import Alias, Batch, Call, Route
@@ -187,7 +188,7 @@ async def probe_if_down(run: R, batch: Batch, embed: EmbedOnRoute[R]) -> Batch |
     """
     outages = run.router.outages
     until = run.deadline if run.lane == "bulk" else min(run.deadline, time.monotonic() + run.cooldown_wait_s)
-    await outages.refresh()
+    await outages.refresh(max_age_s=MAX_AGE_TO_REFUSE_S)
     while True:
         down = [(route, outage) for route in run.alias.routes if (outage := outages.of(route)) is not None]
         for route, outage in down:

@@ -32,6 +32,7 @@ PAUSE_CAP_S = 5.0
 # A probe that has not ended after so long no longer keeps other processes from the next one.
 PROBE_CLAIM_S = 6.0
 REFRESH_EVERY_S = 1.5  # longer than the watch of running shards, which reads for a refresh where there is no outage
+MAX_AGE_TO_REFUSE_S = 0.5  # of what is known, where a call is refused for it: the outage may have ended elsewhere
 LOG_EVERY_S = 60.0
 
 
@@ -129,7 +130,7 @@ class Outages:
         except StorageUnavailable:
             return True  # without the database, each process probes by itself
         if not claimed.rowcount:
-            await self.refresh(is_forced=True)
+            await self.refresh(max_age_s=0.0)
         return bool(claimed.rowcount)
 
     async def probe_now(self, account: str) -> None:
@@ -150,9 +151,9 @@ class Outages:
         """Wait until an outage has begun, changed or ended, as far as this process knows."""
         await self._changed.wait()
 
-    async def refresh(self, *, is_forced: bool = False) -> None:
-        """Read the outages of all processes from the database, at most once in REFRESH_EVERY_S."""
-        if self._database is None or (not is_forced and _now() < self._read_at + REFRESH_EVERY_S):
+    async def refresh(self, *, max_age_s: float = REFRESH_EVERY_S) -> None:
+        """Read the outages of all processes from the database, unless what is known is younger."""
+        if self._database is None or _now() < self._read_at + max_age_s:
             return
         self._read_at = _now()
         try:

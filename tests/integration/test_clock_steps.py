@@ -185,7 +185,7 @@ async def test_set_back_a_route_that_is_down_is_probed_at_once(clocks: Time, sec
         await connection.execute(insert(RouteOutage).values(**row, next_attempt_at=db_now() + 5.0))
     await clocks.set_by(seconds)
     await sweep(store.runtime)
-    await store.runtime.router.outages.refresh(is_forced=True)
+    await store.runtime.router.outages.refresh(max_age_s=0.0)
     assert await store.runtime.router.outages.claim_probe(store.routes[0])
 
 

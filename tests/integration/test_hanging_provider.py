@@ -18,7 +18,7 @@ from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
 from engine.planning.packing import pack
 from models.embedding import Limits, Options
-from models.errors import EmbedmillError
+from models.errors import EmbedmillError, RouteDown
 from providers.base import UpstreamRequest
 from providers.fake import FakeUpstream
 from tests.integration import store as stores
@@ -111,6 +111,19 @@ async def sync_call(store: Store, text: str) -> float:
     return time.monotonic() - began
 
 
+async def first_answer(store: Store, text: str) -> float:
+    """How long a caller who tries again is refused, and waits, until a process has heard of the end of an outage."""
+    began = time.monotonic()
+    while True:
+        try:
+            await sync_call(store, text)
+        except RouteDown:
+            assert time.monotonic() - began <= 2.0
+            await asyncio.sleep(0.1)
+        else:
+            return time.monotonic() - began
+
+
 async def told(store: Store, job_id: str) -> dict[str, Any]:
     return job_object(await get_job(store.runtime, "p", job_id))
 
@@ -156,7 +169,7 @@ async def test_a_job_says_that_its_provider_hangs_and_goes_on_when_it_answers(
                 await asyncio.sleep(0.1)
                 assert time.monotonic() - ended <= RECOVERED_WITHIN_S, (before, now)
             recovered_after_s = time.monotonic() - ended
-            assert await sync_call(everyone[1], "after it") <= 2.0
+            assert await first_answer(everyone[1], "after it") <= 2.0
             async with asyncio.timeout(RECOVERED_WITHIN_S - recovered_after_s):  # for both processes
                 while len({each.worker for each in await store.shards(job_id) if each.state == "running"}) < 2:  # noqa: ASYNC110
                     await asyncio.sleep(0.1)

@@ -60,7 +60,7 @@ async def probe_now(store: Store, job_id: str) -> None:
         await connection.execute(update(Job).values(not_before=None))
     for shard_id in await store.shard_ids(job_id):
         await store.set_shard(shard_id, next_run_at=0.0)
-    await store.runtime.router.outages.refresh(is_forced=True)
+    await store.runtime.router.outages.refresh(max_age_s=0.0)
 
 
 async def outages(store: Store) -> list[Any]:
@@ -115,7 +115,7 @@ async def test_another_process_waits_without_a_call_and_goes_on_when_the_first_i
     play(other)
     await sweep(store.runtime)
     assert (await store.job(two)).not_before is None
-    await other.runtime.router.outages.refresh(is_forced=True)
+    await other.runtime.router.outages.refresh(max_age_s=0.0)
     await run_due(other, two)
     assert await store.status(two) == JobStatus.COMPLETED
     await other.close()
@@ -130,11 +130,11 @@ async def test_only_one_process_makes_the_probe(store: Store) -> None:
     await run_shard(store.runtime, (await store.shard_ids(job_id))[0], "w")
     await outages(store)
     for each in everyone:
-        await each.runtime.router.outages.refresh(is_forced=True)
+        await each.runtime.router.outages.refresh(max_age_s=0.0)
     await probe_now(store, job_id)
     for each in everyone:
         play(each, {"do": {"status": 401, "latency_ms": 100}})
-        await each.runtime.router.outages.refresh(is_forced=True)
+        await each.runtime.router.outages.refresh(max_age_s=0.0)
     shard_ids = await store.shard_ids(job_id)
     await asyncio.gather(
         *(run_shard(each.runtime, shard_id, "w") for each, shard_id in zip(everyone, shard_ids, strict=True))
@@ -183,10 +183,10 @@ async def test_an_outage_that_nobody_probes_any_more_is_forgotten(store: Store, 
         ]
         for row in rows:
             await connection.execute(insert(RouteOutage).values(row))
-    await store.runtime.router.outages.refresh(is_forced=True)
+    await store.runtime.router.outages.refresh(max_age_s=0.0)
     await sweep(store.runtime)
     assert [row.account for row in await outages(store)] == ["of another file"]
-    await store.runtime.router.outages.refresh(is_forced=True)
+    await store.runtime.router.outages.refresh(max_age_s=0.0)
     assert list(store.runtime.router.outages.active) == [("of another file", "m")]
 
 
@@ -241,7 +241,7 @@ async def test_without_a_database_each_process_waits_and_probes_by_itself(store:
     await outage_table.close()
     outage_table._database = database
     assert len(await outages(store)) == 1
-    await outage_table.refresh(is_forced=True)  # what the database could not be told is told now
+    await outage_table.refresh(max_age_s=0.0)  # what the database could not be told is told now
     assert await outages(store) == [] and not outage_table.active
 
 

@@ -96,7 +96,7 @@ async def test_a_refused_account_is_tried_again_as_soon_as_its_file_has_changed(
         look_now(each)
         await try_changed_secrets(each.runtime)
     assert [(await store.job(job)).not_before for job in (one, two)] == [None, None]
-    await other.runtime.router.outages.refresh(is_forced=True)
+    await other.runtime.router.outages.refresh(max_age_s=0.0)
     await run_due(other, two)
     await run_due(store, one)
     assert [await store.status(job) for job in (one, two)] == [JobStatus.COMPLETED] * 2
@@ -169,7 +169,7 @@ async def test_a_test_of_the_account_lets_jobs_of_all_processes_go_on_at_once(st
     accept(operator, OLD)
     assert all(test.cause is None for test in await check_account(operator.runtime, "one"))
     assert (await store.job(job_id)).not_before is None
-    await store.runtime.router.outages.refresh(is_forced=True)
+    await store.runtime.router.outages.refresh(max_age_s=0.0)
     await run_due(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
     await operator.close()
