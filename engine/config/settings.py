@@ -27,6 +27,10 @@ BEAT_S = 10.0  # between two heartbeats of a worker process
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 # Read by the command line, not by the engine; listed here so that a typo check knows them.
 CLIENT_NAMES = ("URL", "API_KEY")
+# Settings of earlier versions, whose values follow from LEASE_S now.
+DERIVED = frozenset(
+    {"HEARTBEAT_S", "SWEEP_S", "WATCHDOG_S", "WORKER_SEEN_S", "REANNOUNCE_AFTER_S", "CLAIM_UNANNOUNCED_AFTER_S"}
+)
 
 
 def setting(default: Any, doc: str, *, may_be_0: bool = False) -> Any:
@@ -189,6 +193,10 @@ class Settings:
             short = name.removeprefix(PREFIX)
             if short.startswith("TEST_") or short in CLIENT_NAMES:
                 continue
+            if short in DERIVED:
+                raise ConfigError(
+                    f"{name} is no setting any more: it follows from {PREFIX}LEASE_S; remove it", param=name
+                )
             if short not in known:
                 if _is_service_link(short, text):
                     links.append(name)

@@ -226,3 +226,10 @@ def test_the_times_of_recovery_follow_from_the_lease(
     settings = Settings(lease_s=lease_s)
     assert (settings.heartbeat_s, settings.sweep_s) == (heartbeat_s, sweep_s)
     assert (settings.idle_claim_s, settings.watchdog_s, settings.worker_seen_s) == (idle_claim_s, watchdog_s, 45.0)
+
+
+@pytest.mark.parametrize("name", ["HEARTBEAT_S", "SWEEP_S", "WATCHDOG_S", "WORKER_SEEN_S", "REANNOUNCE_AFTER_S"])
+def test_a_setting_of_before_is_refused_with_the_one_that_it_follows_from(name: str) -> None:
+    with pytest.raises(ConfigError, match="follows from EMBEDMILL_LEASE_S; remove it") as refused:
+        Settings.from_environment({f"EMBEDMILL_{name}": "5"})
+    assert refused.value.param == f"EMBEDMILL_{name}"
