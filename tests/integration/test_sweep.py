@@ -89,7 +89,7 @@ async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails
     await store.expire_lease(deadly.shard_id)
     await sweep_twice(store, other)
     await sweep(store.runtime)
-    assert [(shard.first_index, shard.count) for shard in await store.shards(job_id)] == [(0, 9), (10, 10), (9, 1)]
+    assert [(shard.first_index, shard.count) for shard in await store.shards(job_id)] == [(0, 9), (9, 1), (10, 10)]
     await checked(store, job_id)
     for _ in range(MAX_SOLO_CRASHES + 1):  # nothing else runs: there is no evidence but the number of deaths
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
