@@ -72,6 +72,7 @@ class Connection(HttpToolsProtocol):
         self._is_refused = False  # nothing that arrives is read any more
         self._is_answered = False  # the refusal has been written
         self._refusal: EmbedmillError | None = None
+        self._running: Exchange | None = None  # the oldest without its whole answer; `cycle` is the latest
         self._writes_resumed = 0
         # The clock: what the last sweep saw, and since when it has seen no progress.
         self._last_state: tuple[Any, ...] = ()
@@ -94,8 +95,12 @@ class Connection(HttpToolsProtocol):
         transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Leave the table."""
+        """Leave the table, and tell the request that is being served: others of the pipeline are never begun."""
         self.table.remove(self)
+        running = self._running
+        if running is not None and not running.response_complete:
+            running.disconnected = True
+            running.message_event.set()
         super().connection_lost(exc)
 
     def evict(self) -> None:
@@ -194,6 +199,7 @@ class Connection(HttpToolsProtocol):
         # A body in hand may unpack to much, and the application asks for no more of it until that is stored.
         scope[IS_CUT_OFF] = exchange.is_cut_off
         if previous is None or previous.response_complete:
+            self._running = exchange
             self._start_asgi_task(exchange, self.app)
         else:
             self.flow.pause_reading()
@@ -234,6 +240,7 @@ class Connection(HttpToolsProtocol):
         self.flow.resume_reading()
         if self.pipeline:
             cycle, app = self.pipeline.pop()
+            self._running = cast("Exchange", cycle)
             self._start_asgi_task(cycle, app)
         else:
             self.table.mark_idle(self)
@@ -257,12 +264,14 @@ class Connection(HttpToolsProtocol):
         """Say why, take nothing more, and close once the client has had time to read it."""
         self._is_refused = True
         cycle = self.cycle
-        if self.pipeline:
-            self.transport.close()  # answers to requests before this one are still owed, and cannot be overtaken
-            return
         if cycle is not None and not cycle.response_complete:
             if cycle.response_started or not cycle.more_body:
-                cycle.keep_alive = False  # that answer is the last one
+                cycle.keep_alive = False  # that answer is the last one, after those of the requests before it
+                return
+            if self.pipeline:  # its body is cut off, and it was not begun: the answer before it is the last one
+                self.pipeline.popleft()
+                last = self.pipeline[0][0] if self.pipeline else self._running
+                cast("Any", last).keep_alive = False
                 return
             cycle.disconnected = True
             cycle.message_event.set()

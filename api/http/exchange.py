@@ -27,6 +27,7 @@ class Exchange(RequestResponseCycle):
     """One request of a connection and its answer."""
 
     _head = b""  # of an answer whose body is still to come
+    _ends_by_close = False  # the end of the body is the end of the connection, as HTTP/1.0 has no chunks
 
     def is_cut_off(self) -> bool:
         """True when the client has hung up before the end of its body."""
@@ -69,14 +70,17 @@ class Exchange(RequestResponseCycle):
                 is_closing = True
         if INVALID_VALUE.search(b"".join(values)):
             raise RuntimeError("a header of the answer has a value that HTTP does not allow")
-        if not self.keep_alive and not is_closing:
-            parts.append(b"connection: close\r\n")
-        if self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in BODILESS:
+        has_unknown_length = self.chunked_encoding is None and self.scope["method"] != "HEAD" and status not in BODILESS
+        if has_unknown_length and self.scope.get("http_version") == "1.0":
+            self._ends_by_close, self.keep_alive = True, False
+        elif has_unknown_length:
             self.chunked_encoding = True
             parts.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive and not is_closing:
+            parts.append(b"connection: close\r\n")
         parts.append(b"\r\n")
         head = b"".join(parts)
-        if self.chunked_encoding:
+        if has_unknown_length or self.chunked_encoding:
             self.transport.write(head)
         else:
             self._head = head
@@ -89,7 +93,7 @@ class Exchange(RequestResponseCycle):
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             if is_last:
                 body += b"0\r\n\r\n"
-        else:
+        elif not self._ends_by_close:
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0:
                 raise RuntimeError("the body of the answer is longer than its content-length")

@@ -77,6 +77,16 @@ async def test_a_short_answer_is_one_write() -> None:
     assert exchange.response_complete and not transport.is_closed
 
 
+async def test_a_client_of_http_1_0_gets_no_chunks() -> None:
+    transport = Transport()
+    exchange = exchange_with(transport)
+    exchange.scope["http_version"] = "1.0"
+    for message in (start([(b"x", b"y")]), body(b"one", more=True), body(b"two")):
+        await exchange.send(message)
+    assert b"".join(transport.writes) == b"HTTP/1.1 200 OK\r\nx: y\r\nconnection: close\r\n\r\nonetwo"
+    assert exchange.response_complete and transport.is_closed
+
+
 async def test_a_long_body_is_whole_behind_its_head() -> None:
     transport, data = Transport(), memoryview(b"x" * (MAX_COPIED_BYTES + 1))
     await answer(
