@@ -355,6 +355,19 @@ class _Repetitions(logging.Filter):
         return False
 
 
+class _OneLine(logging.Filter):
+    """A library's line about a fault that is made good: a warning without its traceback, and what follows from it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.exc_info = record.exc_text = record.stack_info = None
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, record.args = (
+            f"{record.getMessage().splitlines()[0][:200]}; the database knows what is left to do",
+            (),
+        )
+        return True
+
+
 def configure_logging(level: str, log_format: str, *, service: str = "embedmill") -> None:
     """Send every logger of this process, and Python's warnings, to stderr: one line a record.
 
@@ -374,3 +387,5 @@ def configure_logging(level: str, log_format: str, *, service: str = "embedmill"
         logger.setLevel(logging.WARNING)
     for name in ("celery.worker.consumer.consumer", "py.warnings"):
         logging.getLogger(name).filters = [_Repetitions()]
+    for name in ("celery.worker.request", "multiprocessing"):  # of a child that died, or a broker that went away
+        logging.getLogger(name).filters = [_OneLine()]
