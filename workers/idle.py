@@ -43,6 +43,7 @@ class IdleWatch:
         self._worker = worker
         self._runtime = worker.runtime
         self._end_worker = end_worker
+        self.is_running_shard = False  # one that no message started
         self._messages = 0
         self._silent_since: float | None = None
         self._last_silent_at = 0.0
@@ -77,9 +78,13 @@ class IdleWatch:
             log.error("messages do not arrive although the broker has some: this worker restarts")
             await self._end_worker(self._runtime.draining)
             return False
-        if not await self._worker.run_next():
-            return False
-        log.info("a shard was claimed without a message")
+        self.is_running_shard = True
+        try:
+            if not await self._worker.run_next():
+                return False
+        finally:
+            self.is_running_shard = False
+        log.info("a shard waited for a worker without a message, and was run")
         return True
 
     async def _gets_no_messages(self) -> bool:

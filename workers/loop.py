@@ -89,8 +89,9 @@ class LoopThread:
     def stop(self) -> None:
         """Drain, deregister the worker and end the loop."""
         self.drain()
-        with contextlib.suppress(CancelledError, FutureTimeout):
-            self._watching.result(timeout=FINISH_CALLS_S)
+        if self._idle.is_running_shard:
+            with contextlib.suppress(CancelledError, FutureTimeout):
+                self._watching.result(timeout=FINISH_CALLS_S)
         for duty in (self._watching, *self._duties):
             duty.cancel()
         with contextlib.suppress(CancelledError, FutureTimeout):

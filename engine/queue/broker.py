@@ -34,6 +34,7 @@ BULK_QUEUE = f"{DEFAULT_NAMESPACE}.bulk"
 SOCKET_TIMEOUT_S = 5.0
 BROKER_BACKOFF_S = 3.0
 PUBLISH_TIMEOUT_S = 4.0
+PROBE_TIMEOUT_S = 6.0  # longer than a connection takes to fail
 
 Result = TypeVar("Result")
 
@@ -114,7 +115,9 @@ class Notifier:
             return None
         if self._probing is None:
             self._probing = ThreadPoolExecutor(1, thread_name_prefix="broker-probe")
-        return await asyncio.get_running_loop().run_in_executor(self._probing, question)
+        answering = asyncio.get_running_loop().run_in_executor(self._probing, question)
+        await asyncio.wait({answering}, timeout=PROBE_TIMEOUT_S)
+        return answering.result() if answering.done() else None
 
     def _connects(self) -> bool:
         return self._count_waiting() is not None

@@ -182,6 +182,8 @@ class ShardRun:
                 await inputs.embed()
         finally:
             end_of_budget.cancel()
+            if self._preempting is not None:  # no other shard is started by a run that has ended
+                self._preempting.cancel()
             for task in beside:
                 task.cancel()
             if not runtime.draining.is_set():

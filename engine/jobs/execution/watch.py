@@ -12,6 +12,7 @@ from typing import Protocol
 
 from engine.jobs.scheduling import fair_share
 from engine.jobs.scheduling.fair_share import QueuePosition
+from engine.process.background import logging_errors
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 
@@ -57,7 +58,8 @@ class ShardWatch:
             except DATABASE_ERRORS:
                 continue
             for run in list(self._runs.values()):
-                run.observe(positions)
+                with logging_errors("a running shard could not be watched"):
+                    run.observe(positions)
 
     async def _read(self) -> dict[str, QueuePosition]:
         attempts = self._runtime.settings.shard_attempts

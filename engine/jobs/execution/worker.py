@@ -20,6 +20,8 @@ from models.errors import StorageUnavailable
 
 log = logging.getLogger("embedmill.jobs")
 
+DRAINING_PAUSE_S = 0.2
+
 Claim = Callable[[], Awaitable[ClaimedShard | None]]
 
 
@@ -48,6 +50,8 @@ class Worker:
         Runs of preempting shards have ended too when this returns.
         """
         if self.runtime.draining.is_set():
+            # Messages are for others now: without a pause this worker would take one after the other, and drop them.
+            await asyncio.sleep(DRAINING_PAUSE_S)
             return False
         if self.runtime.blocked_shards:
             log.debug("no shard is claimed while the database refuses results")
