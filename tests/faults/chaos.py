@@ -119,6 +119,7 @@ class Chaos:
         self._stack, self._cluster, self._report = stack, cluster, report
         self._stop = threading.Event()
         self._jobs: dict[str, list[str]] = {}
+        self._uploads = 0
         self._calls = SyncCalls(stack, report.seed)
 
     def run(self) -> None:
@@ -144,7 +145,9 @@ class Chaos:
         return self._completed() > 0
 
     def _submit(self) -> None:
-        texts = corpus(f"chaos {self._report.seed} {len(self._jobs)}", JOB_INPUTS)
+        # Texts of its own for each attempt: what had arrived of a refused upload may have been embedded.
+        self._uploads += 1
+        texts = corpus(f"chaos {self._report.seed} {self._uploads}", JOB_INPUTS)
         with suppress(httpx.TransportError, AssertionError):  # refused, or lost on the way: nothing was promised
             self._jobs[self._stack.submit(texts)] = texts
 
