@@ -186,7 +186,6 @@ def test_a_client_that_hangs_up_ends_the_call_that_is_served(slow: ApiProcess, b
     seen = len(slow.log_lines())
     with slow.connect() as connection:
         connection.sendall(slow_call(slow) + behind)
-        time.sleep(0.2)
 
     def ended() -> list[dict[str, Any]]:
         return [line for line in slow.log_lines()[seen:] if line.get("route") == "/v1/embeddings"]

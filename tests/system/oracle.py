@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal
+from typing import Any
 
 import httpx
 import numpy as np
@@ -21,6 +22,7 @@ import redis
 
 from engine.config.settings import Settings
 from engine.jobs.execution.results_writer import RECORD_INPUTS
+from engine.ledger.billing import CONTROL_TEXT
 from engine.storage.database import Database
 from models.job import FINISHED, LEGAL_MOVES, JobStatus
 from models.usage import UsageKind
@@ -176,7 +178,7 @@ def _beside_the_bill(snapshot: DatabaseSnapshot, bill: Bill) -> list[str]:
 
     Calls with a text of ours are on no job's bill; what was estimated may be off by as much as it is.
     """
-    wasted = [row for row in snapshot.of_kind(UsageKind.WASTED) if row.code != CONTROL_CALL]
+    wasted = [row for row in snapshot.of_kind(UsageKind.WASTED) if not _is_control_call(row)]
     estimated = sum(row.prompt_tokens for row in wasted if row.estimated)
     known = snapshot.tokens_in_ledger + sum(row.prompt_tokens for row in wasted)
     # The cost of an ambiguous row is of the most tokens that it can have had.
@@ -190,6 +192,11 @@ def _beside_the_bill(snapshot: DatabaseSnapshot, bill: Bill) -> list[str]:
         f"the bill is of {bill.tokens} tokens, and the ledger of {known}, {estimated} of them estimated, + {most}; "
         f"wasted: {dict(in_vain)}"
     ]
+
+
+def _is_control_call(row: Any) -> bool:
+    """True for a call with the text of ours: by its code, or by its size where its reply was refused."""
+    return bool(row.code == CONTROL_CALL or (row.inputs == 1 and row.prompt_tokens == fake_tokens(CONTROL_TEXT)))
 
 
 def check(stack: Stack, job_id: str, texts: Sequence[str], *, processes_killed: int = 0) -> Findings:
