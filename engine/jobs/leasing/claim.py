@@ -103,12 +103,7 @@ def _next_free_shard(attempts: int) -> Any:
     job_id = select(following.c.job_id).where(following.c.id == fair_share.next_shard_id(attempts)).scalar_subquery()
     return (
         select(due.id)
-        .where(
-            due.job_id == job_id,
-            due.state == ShardState.QUEUED,
-            due.next_run_at <= db_now(),
-            fair_share.may_run(attempts, due),
-        )
+        .where(due.job_id == job_id, fair_share.is_due(attempts, due))
         .order_by(due.first_index)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True)
@@ -187,8 +182,8 @@ async def _load(runtime: Runtime, claimed: Any, tokens: int) -> ClaimedShard | N
         ).one_or_none()
     if row is None:
         return None
-    if not row.outages:
-        runtime.router.outages.none_stored()
+    if not row.outages:  # read here, where it costs no statement of its own
+        runtime.router.outages.table_is_empty()
     return ClaimedShard(
         shard_id=claimed.id,
         job_id=row.id,

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, Integer, and_, bindparam, case, func, literal, select, true, update
+from sqlalchemy import ColumnElement, Double, Integer, bindparam, case, func, literal, select, true, update
 
 from engine.jobs.row_locks import lock_jobs
-from engine.jobs.scheduling.fair_share import READY, may_run
+from engine.jobs.scheduling.fair_share import READY, is_due
 from engine.process.background import logging_errors
 from engine.runtime import Runtime
 from models.base import db_now
@@ -96,12 +96,7 @@ async def _find_work(runtime: Runtime) -> _Work:
     )
 
 
-def _due() -> ColumnElement[bool]:
-    return and_(
-        Shard.state == ShardState.QUEUED,
-        Shard.next_run_at <= db_now(),
-        may_run(bindparam("attempts", type_=Integer)),
-    )
+_DUE = is_due(bindparam("attempts", type_=Integer))
 
 
 def _first_shard(condition: ColumnElement[bool]) -> Any:
@@ -117,7 +112,7 @@ def _work_statement() -> Any:
     )
     deferred = select(Job.id).where(Job.not_before <= db_now()).order_by(Job.not_before).limit(1).scalar_subquery()
     jobs = (
-        select(Job.id, Job.open_shards, _first_shard(_due()).label("due_id"))
+        select(Job.id, Job.open_shards, _first_shard(_DUE).label("due_id"))
         .where(READY, Job.deleted_at.is_(None), _first_shard(Shard.state == ShardState.QUEUED).is_not(None))
         .limit(select(slots * MESSAGES_PER_SLOT + MIN_MESSAGES + EXTRA_JOBS).scalar_subquery())
         .subquery("page")
@@ -142,7 +137,7 @@ async def _defer_jobs(runtime: Runtime, job_ids: Sequence[str]) -> None:
         locked = await lock_jobs(connection, Job.id.in_(job_ids), READY)
         await connection.execute(
             update(Job)
-            .where(Job.id.in_(locked), _first_shard(_due()).is_(None))
+            .where(Job.id.in_(locked), _first_shard(_DUE).is_(None))
             .values(not_before=case((first < upper_bound, first), else_=upper_bound)),
             {"attempts": runtime.settings.shard_attempts},
         )

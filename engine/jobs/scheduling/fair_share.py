@@ -72,6 +72,13 @@ def may_run(attempts: Any, shard: Any = Shard) -> ColumnElement[bool]:
     return and_(shard.attempt < attempts, shard.worker_crashes < shard.crash_limit, shard.blocked_by.is_(None))
 
 
+def is_due(attempts: Any, shard: Any = Shard, *, waited_s: Any = 0.0) -> ColumnElement[bool]:
+    """Condition on a shard: a worker may claim it now, and could for `waited_s`. `attempts`: the limit of a shard."""
+    # A literal, not a bound parameter: planners know how many shards are queued.
+    queued = shard.state == literal_column("'queued'")
+    return and_(queued, shard.next_run_at <= db_now() - waited_s, may_run(attempts, shard))
+
+
 async def next_shard(connection: AsyncConnection, attempts: int) -> str | None:
     """Id of the due shard that is served next. `attempts`: the limit of a shard."""
     return (await connection.execute(select(next_shard_id(attempts)))).scalar_one_or_none()
@@ -253,9 +260,7 @@ def _first_due_shard(*which: ColumnElement[bool]) -> Any:
         select(Shard.id)
         .where(
             Shard.job_id == Job.id,
-            Shard.state == literal_column("'queued'"),
-            Shard.next_run_at <= db_now() - bindparam("waited_s", type_=Double),
-            may_run(bindparam("attempts", type_=Integer)),
+            is_due(bindparam("attempts", type_=Integer), waited_s=bindparam("waited_s", type_=Double)),
         )
         .limit(1)
         .correlate(Job)
