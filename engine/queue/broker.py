@@ -10,9 +10,8 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 from celery import Celery
 from kombu.entity import Queue
@@ -35,8 +34,6 @@ SOCKET_TIMEOUT_S = 5.0
 BROKER_BACKOFF_S = 3.0
 PUBLISH_TIMEOUT_S = 4.0
 PROBE_TIMEOUT_S = 6.0  # longer than a connection takes to fail
-
-Result = TypeVar("Result")
 
 
 def bulk_queue(namespace: str) -> str:
@@ -103,24 +100,17 @@ class Notifier:
 
     async def reachable(self) -> bool:
         """True when the broker answers now."""
-        return bool(await self._probe(self._connects))
+        return await self.waiting() is not None
 
     async def waiting(self) -> int | None:
-        """The number of messages that wait in the queue; None when the broker does not answer."""
-        return await self._probe(self._count_waiting)
-
-    async def _probe(self, question: Callable[[], Result | None]) -> Result | None:
-        """The answer, from a thread of its own, which a silent broker blocks for ten seconds; None without a broker."""
+        """The number of messages that wait in the queue; None when the broker does not answer, or there is none."""
         if not self._url:
             return None
-        if self._probing is None:
+        if self._probing is None:  # of its own: a silent broker blocks it for ten seconds
             self._probing = ThreadPoolExecutor(1, thread_name_prefix="broker-probe")
-        answering = asyncio.get_running_loop().run_in_executor(self._probing, question)
-        await asyncio.wait({answering}, timeout=PROBE_TIMEOUT_S)
-        return answering.result() if answering.done() else None
-
-    def _connects(self) -> bool:
-        return self._count_waiting() is not None
+        counting = asyncio.get_running_loop().run_in_executor(self._probing, self._count_waiting)
+        await asyncio.wait({counting}, timeout=PROBE_TIMEOUT_S)
+        return counting.result() if counting.done() else None
 
     def _count_waiting(self) -> int | None:
         try:

@@ -37,13 +37,13 @@ class Worker:
         """Run the shard that is next by fair share. False: none was claimed."""
         return await self._run(lambda: claims.claim_next(self.runtime, self.name))
 
-    async def run(self, shard_id: str) -> bool:
-        """Run this shard. False: it could not be claimed."""
-        return await self._run(lambda: claims.claim(self.runtime, shard_id, self.name))
-
-    async def _run(
-        self, claim: Claim, *, until: float | None = None, on_claim: Callable[[], None] = lambda: None
+    async def run(
+        self, shard_id: str, *, until: float | None = None, on_claim: Callable[[], None] = lambda: None
     ) -> bool:
+        """Run this shard. `on_claim` is called once it is claimed. False: it could not be claimed."""
+        return await self._run(lambda: claims.claim(self.runtime, shard_id, self.name), until, on_claim)
+
+    async def _run(self, claim: Claim, until: float | None = None, on_claim: Callable[[], None] = lambda: None) -> bool:
         """Claim a shard, embed its open inputs, record the outcomes, and release the rest.
 
         `until`, on time.monotonic(): end of the worker's time budget; by default EMBEDMILL_SHARD_BUDGET_S from now.
@@ -73,5 +73,5 @@ class Worker:
 
     def _start_preemptor(self, until: float, shard_id: str) -> Preemptor:
         claimed = asyncio.Event()
-        running = self._run(lambda: claims.claim(self.runtime, shard_id, self.name), until=until, on_claim=claimed.set)
+        running = self.run(shard_id, until=until, on_claim=claimed.set)
         return Preemptor(asyncio.create_task(running), claimed)
