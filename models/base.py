@@ -18,6 +18,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
+from sqlalchemy.sql.functions import GenericFunction
 from sqlalchemy.types import TypeDecorator
 
 PICO = Decimal("1e12")
@@ -74,38 +75,24 @@ def _now_sqlite(element: db_now, compiler: SQLCompiler, **kw: Any) -> str:
     return "((julianday('now') - 2440587.5) * 86400.0)"
 
 
-class least(FunctionElement[int]):  # noqa: N801  # reads as the SQL function it is
+class least(GenericFunction[int]):  # noqa: N801  # reads as the SQL function it is
     """The lesser of two numbers, neither of which is NULL."""
 
     type = BigInteger()
     inherit_cache = True
 
 
-class greatest(FunctionElement[int]):  # noqa: N801  # reads as the SQL function it is
+class greatest(GenericFunction[int]):  # noqa: N801  # reads as the SQL function it is
     """The greater of two numbers, neither of which is NULL."""
 
     type = BigInteger()
     inherit_cache = True
 
 
-@compiles(least, "postgresql")
-def _least_postgresql(element: least, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"least({compiler.process(element.clauses, **kw)})"
-
-
-@compiles(greatest, "postgresql")
-def _greatest_postgresql(element: greatest, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"greatest({compiler.process(element.clauses, **kw)})"
-
-
 @compiles(least, "sqlite")
-def _least_sqlite(element: least, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"min({compiler.process(element.clauses, **kw)})"
-
-
 @compiles(greatest, "sqlite")
-def _greatest_sqlite(element: greatest, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"max({compiler.process(element.clauses, **kw)})"
+def _extreme_sqlite(element: Any, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"{'min' if isinstance(element, least) else 'max'}{compiler.process(element.clause_expr, **kw)}"
 
 
 def new_id(prefix: str) -> str:
