@@ -23,8 +23,7 @@ class JobStatus(StrEnum):
     writers cannot both succeed. The sweep (engine/jobs/maintenance/sweep.py) completes what a crash interrupts.
     """
 
-    # In: the intake inserts the job. Out, in the same transaction: the job's first shard is inserted. So no reader sees
-    # it, and no crash leaves it.
+    # No job is in it: a job is inserted with its first shard, in progress. The API names it, and a client may know it.
     VALIDATING = "validating"
     # In: the intake with the first shard, a resume, or a retry. Out: the record that closes the last shard once `total`
     # is known; a pause; a cancel; the sweep at the deadline. A crash leaves shards that the sweep requeues.

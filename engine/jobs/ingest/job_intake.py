@@ -230,7 +230,7 @@ class JobIntake:
             # One statement with all that is known: most jobs have one shard.
             ended: dict[str, Any] = {"total": len(draft), "upload_lease_until": None, "upload_owner": None}
             initial = self._initial_columns() | changes | (ended if is_last else {})
-            await connection.execute(insert(Job).values(initial | {"status": JobStatus.IN_PROGRESS}))
+            await connection.execute(insert(Job).values(initial))
         if len(draft):
             await insert_shard(connection, self.job_id, draft, refused)
         if self._created:
@@ -284,7 +284,7 @@ class JobIntake:
             "id": self.job_id,
             "project": self._caller.project,
             "key_id": self._caller.key_id,
-            "status": JobStatus.VALIDATING,
+            "status": JobStatus.IN_PROGRESS,
             "alias": spec.alias.name,
             "space": spec.alias.space,
             "dimensions": spec.width,
