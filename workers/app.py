@@ -6,13 +6,11 @@ import contextlib
 import logging
 import os
 import signal
-import warnings
 from pathlib import Path
 
 from billiard import active_children
 from billiard.util import get_logger as pool_logger
 from celery import Celery
-from celery.exceptions import CPendingDeprecationWarning
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_shutting_down
 
 from engine.config.settings import Settings
@@ -30,8 +28,6 @@ log = logging.getLogger("embedmill.worker")
 settings = Settings.from_environment()
 transport.use()
 refuse_compression()
-# At a lost connection Celery announces a change of a setting that is set below.
-warnings.simplefilter("ignore", CPendingDeprecationWarning)
 
 # Signal from the parent to its children: finish calls in flight, start no new ones.
 DRAIN = signal.SIGUSR2

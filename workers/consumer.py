@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CeleryConsumer
 from celery.worker.state import maybe_shutdown
 
@@ -56,7 +58,9 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         """Celery reconnects at once: a broker that answers and refuses would be asked, and the log filled, for ever."""
-        super().on_connection_error_after_connected(exc)
+        with warnings.catch_warnings():  # of a coming change of a setting that we set
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
         if not isinstance(exc, OSError):
             # Without a look at the stop signal: the connection must be opened again before the worker can end well.
             time.sleep(REFUSED_PAUSE_S)
