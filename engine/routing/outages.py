@@ -180,7 +180,7 @@ class Outages:
         if has_news:
             self._signal()
 
-    def none_stored(self) -> None:
+    def table_is_empty(self) -> None:
         """The table was just read, and is empty: unless this process knows more, a refresh would find nothing new."""
         if not self.active and not self._ended:
             self._read_at = _now()

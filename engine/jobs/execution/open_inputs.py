@@ -105,8 +105,8 @@ class OpenInputs:
             packing.pack(inputs, indexes, limits, shard.width, shard.options, tokens_per_byte=ratio, exact=exact)
         )
 
-    async def _resolve_duplicates(self, fanout: DuplicateFanout, in_flight: set[int]) -> None:
-        firsts = [first for first in fanout.unresolved().values() if first not in in_flight]
+    async def _resolve_duplicates(self, fanout: DuplicateFanout, still_to_send: set[int]) -> None:
+        firsts = [first for first in fanout.unresolved().values() if first not in still_to_send]
         if not firsts:
             return
         try:

@@ -28,7 +28,7 @@ MIN_PREEMPTOR_S = 5.0
 class ShardPreempted(ShardStopped):
     """Another job, which has been served less, gets this worker."""
 
-    code = "gave_way"
+    code = "preempted"
 
 
 @dataclass(frozen=True, slots=True)

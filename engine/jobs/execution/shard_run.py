@@ -131,7 +131,7 @@ class ShardRun:
         preemptor = self._start_preemptor(preemptor_id)
         self._preemptors.append(preemptor)
         if await preemptor.is_claimed():
-            self._stop.cancel(ShardPreempted("gave way to a job that has had less"))
+            self._stop.cancel(ShardPreempted("preempted by a job that has been served less"))
         else:
             self._preempting = None
 

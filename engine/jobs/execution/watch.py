@@ -66,5 +66,5 @@ class ShardWatch:
         async with self._runtime.database.read() as connection:
             positions, outages = await fair_share.watch(connection, list(self._runs), attempts, STARVED_AFTER_S)
         if not outages:
-            self._runtime.router.outages.none_stored()
+            self._runtime.router.outages.table_is_empty()
         return positions
