@@ -81,6 +81,11 @@ class Account:
     # Names that callers may set under `providerOptions`; None: all that are not refused everywhere.
     allowed_options: frozenset[str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    # Secrets beside `api_key`, by the name of their setting.
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # sent with each call; may hold a credential
+    body: Mapping[str, Any] = field(default_factory=dict)  # fields of each call that the caller and we do not set
+    renames: Mapping[str, str] = field(default_factory=dict)  # our name of a field of the body → the server's
     # Files of secrets that a running process reads again: `api_key` or `proxy`, and the path.
     secret_files: Mapping[str, str] = field(default_factory=dict)
 
@@ -105,6 +110,10 @@ class Route:
     model_name_unchecked: bool = False  # replies may name any model
     alias: str = ""  # the model of the configuration that it belongs to, for messages
     encoding: str = "base64"  # how vectors are asked for: "base64" or "float"
+    # By input_type: a text with `{text}` in it, which is embedded in place of the input.
+    templates: Mapping[str, str] = field(default_factory=dict)
+    token_arrays: str | None = None  # tokenizer by which token arrays become text, where the provider takes only text
+    normalize: bool = False  # vectors are brought to length 1 here
 
     @property
     def provider(self) -> str:

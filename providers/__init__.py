@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from providers.azure import AzureProvider
 from providers.base import Provider
 from providers.fake import FakeProvider
 from providers.local import LocalProvider
+from providers.no_embeddings import NoEmbeddingsProvider
 from providers.openai import OpenAIProvider
+from providers.openai_compatible import COMPATIBLE, WITHOUT_EMBEDDINGS
 
-PROVIDERS: dict[str, Provider] = {
-    "openai": OpenAIProvider(),
-    "local": LocalProvider(),
-    "fake": FakeProvider(),
-}
+_FORMATS: tuple[Provider, ...] = (
+    OpenAIProvider(),
+    *(AzureProvider(row) if row.kind == "azure" else OpenAIProvider(row) for row in COMPATIBLE),
+    *(NoEmbeddingsProvider(row) for row in WITHOUT_EMBEDDINGS),
+    LocalProvider(),
+    FakeProvider(),
+)
+PROVIDERS: dict[str, Provider] = {provider.traits.kind: provider for provider in _FORMATS}
+"""All kinds, by name."""

@@ -15,9 +15,10 @@ import numpy as np
 import numpy.typing as npt
 import pybase64
 
-from models.embedding import Account, Batch, Limits, Matrix, Route
+from models.embedding import Batch, Matrix, Route
 from models.errors import UpstreamError, UpstreamProtocolError
 from providers.rate_limit_headers import RateLimitHeaders
+from providers.traits import Traits
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,7 @@ class EmbeddingReply(NamedTuple):
     tokens: int | None  # None: the provider reported none, or no plausible number
     upstream_model: str | None = None
     tokens_doubt: str | None = None  # why the reported tokens are not plausible
+    truncated: Sequence[int] = ()  # positions of the inputs that the provider says it has cut
 
 
 class TokenCount(NamedTuple):
@@ -69,9 +71,7 @@ IMPLAUSIBLE_MAGNITUDE = 1e9
 class Provider(Protocol):
     """One wire format."""
 
-    limits: Limits
-    accepts_tokens: bool
-    default_base_url: str
+    traits: Traits
 
     def request(self, batch: Batch, route: Route) -> UpstreamRequest:
         """Build the one request that embeds the batch on this route."""
@@ -87,14 +87,6 @@ class Provider(Protocol):
 
     def rate_limits(self, reply: UpstreamReply) -> RateLimitHeaders | None:
         """The account's quotas as the reply's headers state them; None where they state none."""
-
-
-def json_headers(account: Account) -> dict[str, str]:
-    """JSON headers with the account's bearer token, where it has one."""
-    headers = {"content-type": "application/json", "accept": "application/json", "accept-encoding": "identity"}
-    if account.api_key:
-        headers["authorization"] = f"Bearer {account.api_key}"
-    return headers
 
 
 def max_reply_bytes_of(batch: Batch) -> int:

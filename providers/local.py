@@ -19,6 +19,7 @@ from models.errors import (
     UpstreamUnavailable,
 )
 from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, max_reply_bytes_of, plausible_tokens
+from providers.traits import Traits
 
 CONTENT_TYPE = "application/x-embedmill-f32"
 WIDTHS = {"wordllama-256": 256}  # by model: all that there are
@@ -35,11 +36,15 @@ class LocalRequest(msgspec.Struct):
 class LocalProvider:
     """The wire format of the local model."""
 
-    limits = Limits(
-        inputs_per_call=512, tokens_per_input=8192, tokens_per_call=1_000_000, bytes_per_call=32 * 1024 * 1024
+    traits = Traits(
+        kind="local",
+        title="a small model inside embedmill, on the CPU, without network",
+        limits=Limits(
+            inputs_per_call=512, tokens_per_input=8192, tokens_per_call=1_000_000, bytes_per_call=32 * 1024 * 1024
+        ),
+        base_url="inproc://local",
+        order="position",
     )
-    accepts_tokens = False
-    default_base_url = "inproc://local"
 
     def request(self, batch: Batch, route: Route) -> UpstreamRequest:
         """The texts as msgpack, to the model in the URL."""

@@ -1,4 +1,4 @@
-"""The OpenAI wire format: OpenAI itself and every compatible server, by base URL.
+"""The OpenAI wire format: OpenAI itself, and every compatible server as a row of `openai_compatible.py`.
 
 Sources: openai/openai-openapi (2026-08), openai-python 3.52 `resources/embeddings.py`. Replies are read in
 `openai_reply.py`; what an error means is the table of `error_map.py`.
@@ -7,55 +7,66 @@ Sources: openai/openai-openapi (2026-08), openai-python 3.52 `resources/embeddin
 from __future__ import annotations
 
 from typing import Any
-
-import msgspec
+from urllib.parse import quote
 
 from models.embedding import Batch, Limits, Route
 from models.errors import UpstreamError
-from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, json_headers, max_reply_bytes_of
-from providers.caller_options import sendable_options
+from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
 from providers.error_envelope import error_facts, facts_of
 from providers.error_map import error_from
+from providers.json_request import json_request
 from providers.openai_reply import read_reply
 from providers.rate_limit_headers import RateLimitHeaders, parse_rate_limit_headers
+from providers.traits import Traits
 
-_ENCODER = msgspec.json.Encoder()
+OPENAI = Traits(
+    kind="openai",
+    title="OpenAI, and any server that speaks its embeddings format",
+    # 2,048 inputs, 8,192 tokens an input and 300,000 a call: openai-openapi 2026-08. The byte limit is ours: an upper
+    # bound of the size of such a call.
+    limits=Limits(inputs_per_call=2048, tokens_per_input=8192, tokens_per_call=300_000, bytes_per_call=8 * 1024 * 1024),
+    base_url="https://api.openai.com/v1",
+    key_variables=("OPENAI_API_KEY",),
+    accepts_tokens=True,
+    takes_bare_string=True,
+    width_field="dimensions",
+    # Without the field every server gives floats, and some servers refuse the field.
+    base64=("encoding_format", "base64"),
+    user_field="user",
+    source="openai-openapi 2026-08, openai-python 3.52",
+)
 
 
 class OpenAIProvider:
-    """OpenAI's embeddings API."""
+    """OpenAI's embeddings API, as far as `traits` does not say otherwise."""
 
-    # 2,048 inputs, 8,192 tokens an input and 300,000 a call: openai-openapi 2026-08. The byte limit is ours: an upper
-    # bound of the size of such a call.
-    limits = Limits(
-        inputs_per_call=2048, tokens_per_input=8192, tokens_per_call=300_000, bytes_per_call=8 * 1024 * 1024
-    )
-    accepts_tokens = True
-    default_base_url = "https://api.openai.com/v1"
+    def __init__(self, traits: Traits = OPENAI) -> None:
+        self.traits = traits
 
     def request(self, batch: Batch, route: Route) -> UpstreamRequest:
-        """POST {base}/embeddings, asking for base64: a quarter of the bytes and a tenth of the parsing."""
+        """POST the inputs, asking for base64 where there is one: a quarter of the bytes and a tenth of the parsing."""
+        traits, options = self.traits, batch.options
+        is_bare = batch.is_bare_string and traits.takes_bare_string
         body: dict[str, object] = {
             "model": route.upstream_model,
-            "input": batch.inputs[0] if batch.is_bare_string else batch.inputs,
+            "input": batch.inputs[0] if is_bare else batch.inputs,
         }
-        # Without the field every server gives floats, and some servers refuse the field.
-        if route.encoding == "base64":
-            body["encoding_format"] = "base64"
-        # Some compatible servers refuse `dimensions` even when it is the native width: sent only when it narrows.
-        if batch.width != route.width:
-            body["dimensions"] = batch.width
-        if batch.options.user:
-            body["user"] = batch.options.user
-        if batch.options.provider_options and (extra := sendable_options(batch.options.provider_options, route)):
-            body = {**extra, **body}
-        return UpstreamRequest(
-            "POST",
-            f"{route.account.base_url}/embeddings",
-            json_headers(route.account),
-            _ENCODER.encode(body),
-            max_reply_bytes_of(batch),
-        )
+        if (encoding := traits.base64 if route.encoding == "base64" else traits.floats) is not None:
+            body[encoding[0]] = encoding[1]
+        # Some compatible servers refuse the width even when it is the native one: sent only when it narrows.
+        if batch.width != route.width and traits.width_field is not None:
+            body[traits.width_field] = batch.width
+        for field, value in ((traits.input_type, options.input_type), (traits.truncate, options.truncate)):
+            if field is not None and (word := field.of(value)) is not None:
+                body[field.name] = word
+        if options.user and traits.user_field is not None:
+            body[traits.user_field] = options.user
+        return json_request(traits, self.path(route), body, batch, route)
+
+    def path(self, route: Route) -> str:
+        """The path below the account's address."""
+        path = self.traits.path
+        return path.replace("{model}", quote(route.upstream_model, safe="")) if "{" in path else path
 
     def parse_reply(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
         """Read `data[]` by index. Floats are accepted where a server ignores `encoding_format`."""
@@ -67,7 +78,8 @@ class OpenAIProvider:
             status = code if isinstance(code, int) and 400 <= code < 600 else 502
             return error_from(facts_of(status, document), reply.headers)
 
-        return read_reply(reply.body, batch, route, error_in_success)
+        embedded = read_reply(reply.body, batch, route, error_in_success)
+        return embedded if self.traits.usage == "tokens" else embedded._replace(tokens=None, tokens_doubt=None)
 
     def error_from(self, reply: UpstreamReply) -> UpstreamError:
         """Structured code and status first, then words where vendors give nothing else."""

@@ -75,7 +75,7 @@ def parse(document: dict[str, Any], environ: Mapping[str, str] | None = None) ->
 
 def _account_serves(account: Account, known: CatalogModel) -> bool:
     # With another base URL it is a compatible server with models of its own, unless its name is the vendor's.
-    vendor = providers.PROVIDERS[account.kind].default_base_url
+    vendor = providers.PROVIDERS[account.kind].traits.base_url
     is_own_endpoint = (
         account.base_url == vendor or account.name == known.kind or account.base_url.startswith("inproc://")
     )
@@ -98,7 +98,7 @@ def _account(name: str, section: AccountSection, environ: Mapping[str, str]) -> 
             raise ConfigError(
                 f"{where}.{key} must be more than 0; without a quota, leave it out", param=f"{where}.{key}"
             )
-    vendor = providers.PROVIDERS[section.kind].default_base_url
+    vendor = providers.PROVIDERS[section.kind].traits.base_url
     if section.kind == "fake":
         vendor = f"inproc://fake/{name}/v1"  # an upstream for each account: each plays its own script
     for key in ("base_url", "proxy"):
@@ -218,13 +218,13 @@ def _route(
             f"{where}.provider = {section.provider!r} is not an account{_did_you_mean(section.provider, accounts)}",
             param=f"{where}.provider",
         )
-    provider = providers.PROVIDERS[account.kind]
+    traits = providers.PROVIDERS[account.kind].traits
     if section.tokenizer not in (None, CL100K):
         raise ConfigError(f'{where}.tokenizer must be "{CL100K}", or left out', param=f"{where}.tokenizer")
     if section.narrowing not in (None, "native", "cut"):
         raise ConfigError(f'{where}.narrowing must be "native" or "cut"', param=f"{where}.narrowing")
     price = _price(section.input_usd_per_million_tokens, f"{where}.input_usd_per_million_tokens")
-    base = provider.limits
+    base = traits.limits
     limits = Limits(
         inputs_per_call=section.max_inputs_per_call or base.inputs_per_call,
         tokens_per_input=section.max_tokens_per_input or max_input_tokens,
@@ -244,7 +244,7 @@ def _route(
         limits=limits,
         usd_per_million_tokens=alias_price if price is None else price,
         narrowing=section.narrowing or ("cut" if account.kind == "local" else known.narrowing),
-        accepts_tokens=provider.accepts_tokens,
+        accepts_tokens=traits.accepts_tokens,
         priority=section.priority,
         weight=section.weight,
         tokenizer=section.tokenizer or known.tokenizer,

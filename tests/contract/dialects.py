@@ -11,6 +11,7 @@ import pybase64
 
 from models.embedding import Matrix
 from providers.base import UpstreamReply
+from providers.openai_compatible import COMPATIBLE
 
 Say = Callable[[Matrix, Sequence[int]], UpstreamReply]
 
@@ -37,6 +38,8 @@ class Dialect:
     say: Say  # vectors, each with its index, as a 200 of this provider
     errors: Mapping[int, UpstreamReply]  # a reply for every status that it can answer
     has_indexes: bool = True  # the reply names an index per vector, in whatever order it lists them
+    has_bytes: bool = True  # its vectors are bytes, not decimal numbers
+    tokens: int | None = 7  # that the reply is read to report
     is_remote: bool = True  # its error bodies are another party's words, never to be shown to callers
 
 
@@ -88,7 +91,18 @@ _LOCAL_ERRORS = {
 
 DIALECTS = (
     Dialect("openai, base64", "openai", _openai(_base64), _openai_errors()),
-    Dialect("openai, floats", "openai", _openai(_floats), _openai_errors()),
+    Dialect("openai, floats", "openai", _openai(_floats), _openai_errors(), has_bytes=False),
     Dialect("fake, base64", "fake", _openai(_base64), _openai_errors()),
+    *(
+        Dialect(
+            row.kind,
+            row.kind,
+            _openai(_floats if row.base64 is None else _base64),
+            _openai_errors(),
+            has_bytes=row.base64 is not None,
+            tokens=7 if row.usage == "tokens" else None,
+        )
+        for row in COMPATIBLE
+    ),
     Dialect("local", "local", _local, _LOCAL_ERRORS, has_indexes=False, is_remote=False),
 )

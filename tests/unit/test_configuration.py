@@ -57,7 +57,7 @@ def test_what_a_short_file_means() -> None:
     assert alias.allowed_dimensions == frozenset({16})
     assert (route.upstream_model, route.width, route.provider, route.narrowing) == ("m", 16, "main", "native")
     assert (route.account.base_url, route.account.api_key) == ("https://api.acme.test/v1", "sk-very-secret")
-    assert (route.limits, route.accepts_tokens) == (PROVIDERS["openai"].limits, True)
+    assert (route.limits, route.accepts_tokens) == (PROVIDERS["openai"].traits.limits, True)
     assert alias.usd_per_million_tokens == Decimal(0)
 
 

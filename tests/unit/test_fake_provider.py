@@ -40,7 +40,7 @@ def batch_of(inputs: Sequence[Input], width: int = 16) -> Batch:
 
 
 def route_of(width: int = 16) -> Route:
-    account = Account("somewhere", "fake", FakeProvider.default_base_url)
+    account = Account("somewhere", "fake", FakeProvider().traits.base_url)
     return Route(account, "m", width, Limits(), Decimal(0))
 
 
@@ -202,4 +202,4 @@ def test_the_provider_and_its_upstream_fit() -> None:
     request = provider.request(batch_of(["a", "c"], 12), route_of(24))
     embedded = provider.parse_reply(upstream.answer(request, NOW).reply, batch_of(["a", "c"], 12))
     assert embedded.vectors.tobytes() == fake_vectors(["a", "c"], 12, "m").tobytes()
-    assert embedded.tokens == 2 and provider.accepts_tokens
+    assert embedded.tokens == 2 and provider.traits.accepts_tokens

@@ -1,0 +1,61 @@
+"""Finishes a request with a JSON body: the account's fields and the caller's options beneath those of the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from models.embedding import Account, Batch, Route
+from providers.base import UpstreamRequest, max_reply_bytes_of
+from providers.caller_options import sendable_options
+from providers.traits import Traits
+
+_ENCODER = msgspec.json.Encoder()
+
+
+def json_request(
+    traits: Traits, path: str, body: dict[str, object], batch: Batch, route: Route, *, options: bool = True
+) -> UpstreamRequest:
+    """POST `body` to the path below the account's address. `options`: the caller's options belong into the body."""
+    account = route.account
+    if traits.body:
+        body = {**traits.body, **body}
+    if (
+        options
+        and batch.options.provider_options
+        and (extra := sendable_options(batch.options.provider_options, route))
+    ):
+        body = merged(extra, body)
+    if account.body:
+        body = merged(account.body, body)
+    if account.renames:
+        body = {account.renames.get(name, name): value for name, value in body.items()}
+    return UpstreamRequest(
+        "POST",
+        f"{account.base_url}{path}",
+        json_headers(account, traits),
+        _ENCODER.encode(body),
+        max_reply_bytes_of(batch),
+    )
+
+
+def json_headers(account: Account, traits: Traits) -> dict[str, str]:
+    """JSON headers with the account's key, where it has one, and the headers of its kind and of its section."""
+    headers = {"content-type": "application/json", "accept": "application/json", "accept-encoding": "identity"}
+    if account.api_key:
+        is_bearer = traits.key_header == "authorization"
+        headers[traits.key_header] = f"Bearer {account.api_key}" if is_bearer else account.api_key
+    if traits.headers or account.headers:
+        headers |= {**traits.headers, **account.headers}
+    return headers
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, also inside objects that both have; where they differ, `above` wins."""
+    both = {**below, **above}
+    for name in below.keys() & above.keys():
+        if isinstance(below[name], Mapping) and isinstance(above[name], Mapping):
+            both[name] = merged(below[name], above[name])
+    return both
