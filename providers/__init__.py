@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from providers.azure import AzureProvider
 from providers.base import Provider
+from providers.cohere import CohereProvider
 from providers.fake import FakeProvider
 from providers.local import LocalProvider
 from providers.no_embeddings import NoEmbeddingsProvider
@@ -13,6 +14,7 @@ from providers.openai_compatible import COMPATIBLE, WITHOUT_EMBEDDINGS
 _FORMATS: tuple[Provider, ...] = (
     OpenAIProvider(),
     *(AzureProvider(row) if row.kind == "azure" else OpenAIProvider(row) for row in COMPATIBLE),
+    CohereProvider(),
     *(NoEmbeddingsProvider(row) for row in WITHOUT_EMBEDDINGS),
     LocalProvider(),
     FakeProvider(),

@@ -1,4 +1,4 @@
-"""Reads 2xx replies of wire formats that are not OpenAI's: typed JSON, and rows of vectors in the order of the inputs."""
+"""Reads 2xx replies of other wire formats than OpenAI's: typed JSON, and vectors in the order of the inputs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ def decode_reply(
     if (error := error_in_success(document)) is not None:
         raise error
     try:
-        return msgspec.convert(document, decoder.type)
+        answer: T = msgspec.convert(document, decoder.type)
+        return answer
     except (msgspec.ValidationError, RecursionError):
         raise UpstreamProtocolError(
             "the reply is not an embeddings reply of this provider",
@@ -56,14 +57,9 @@ def _tolerant(body: bytes) -> Any:
 
 
 def float_rows(vectors: Sequence[Sequence[float | None]], batch: Batch, route: Route | None) -> Matrix:
-    """One row for each input. Raises UpstreamProtocolError for another count or width, and for null."""
+    """One row for each input. Raises UpstreamProtocolError for another count or width. Null becomes NaN."""
     _check_count(len(vectors), batch)
-    try:
-        return rows_from_floats(vectors, batch.width, route)  # type: ignore[arg-type]  # null is found below
-    except TypeError:
-        broken = [position for position, vector in enumerate(vectors) if None in vector]
-        suspect = None if len(broken) == len(vectors) > 1 else broken[0]
-        raise UpstreamProtocolError("a vector of the reply has null in it", offending_position=suspect) from None
+    return rows_from_floats(vectors, batch.width, route)  # type: ignore[arg-type]  # null becomes NaN, which is refused
 
 
 def base64_rows(texts: Sequence[str], batch: Batch, route: Route | None) -> Matrix:

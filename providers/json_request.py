@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -15,18 +15,15 @@ from providers.traits import Traits
 _ENCODER = msgspec.json.Encoder()
 
 
-def json_request(
-    traits: Traits, path: str, body: dict[str, object], batch: Batch, route: Route, *, options: bool = True
-) -> UpstreamRequest:
-    """POST `body` to the path below the account's address. `options`: the caller's options belong into the body."""
+def json_request(traits: Traits, path: str, body: dict[str, object], batch: Batch, route: Route) -> UpstreamRequest:
+    """POST `body`, with the fields of the kind's table, to the path below the account's address.
+
+    Beneath what the adapter sets are the caller's options, and beneath those the fields of the account's section.
+    """
     account = route.account
-    if traits.body:
-        body = {**traits.body, **body}
-    if (
-        options
-        and batch.options.provider_options
-        and (extra := sendable_options(batch.options.provider_options, route))
-    ):
+    body = {**traits.body, **body} if traits.body else body
+    body.update(mapped_fields(traits, batch, route))
+    if batch.options.provider_options and (extra := sendable_options(batch.options.provider_options, route)):
         body = merged(extra, body)
     if account.body:
         body = merged(account.body, body)
@@ -39,6 +36,23 @@ def json_request(
         _ENCODER.encode(body),
         max_reply_bytes_of(batch),
     )
+
+
+def mapped_fields(traits: Traits, batch: Batch, route: Route) -> Iterator[tuple[str, object]]:
+    """The fields of the kind's table that this call sends, with the provider's words."""
+    encoding = traits.base64 if route.encoding == "base64" and traits.base64 else traits.floats
+    if encoding is not None:
+        yield encoding
+    # Some servers refuse the width even when it is the native one: sent only when it narrows.
+    if batch.width != route.width and traits.width_field is not None:
+        yield traits.width_field, batch.width
+    options = batch.options
+    if (field := traits.input_type) is not None and (word := field.of(options.input_type)) is not None:
+        yield field.name, word
+    if (field := traits.truncate) is not None and (word := field.of(options.truncate)) is not None:
+        yield field.name, word
+    if options.user and traits.user_field is not None:
+        yield traits.user_field, options.user
 
 
 def json_headers(account: Account, traits: Traits) -> dict[str, str]:

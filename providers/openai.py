@@ -6,17 +6,13 @@ Sources: openai/openai-openapi (2026-08), openai-python 3.52 `resources/embeddin
 
 from __future__ import annotations
 
-from typing import Any
 from urllib.parse import quote
 
 from models.embedding import Batch, Limits, Route
-from models.errors import UpstreamError
 from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
-from providers.error_envelope import error_facts, facts_of
-from providers.error_map import error_from
+from providers.json_provider import JsonProvider
 from providers.json_request import json_request
 from providers.openai_reply import read_reply
-from providers.rate_limit_headers import RateLimitHeaders, parse_rate_limit_headers
 from providers.traits import Traits
 
 OPENAI = Traits(
@@ -37,7 +33,7 @@ OPENAI = Traits(
 )
 
 
-class OpenAIProvider:
+class OpenAIProvider(JsonProvider):
     """OpenAI's embeddings API, as far as `traits` does not say otherwise."""
 
     def __init__(self, traits: Traits = OPENAI) -> None:
@@ -45,23 +41,12 @@ class OpenAIProvider:
 
     def request(self, batch: Batch, route: Route) -> UpstreamRequest:
         """POST the inputs, asking for base64 where there is one: a quarter of the bytes and a tenth of the parsing."""
-        traits, options = self.traits, batch.options
-        is_bare = batch.is_bare_string and traits.takes_bare_string
+        is_bare = batch.is_bare_string and self.traits.takes_bare_string
         body: dict[str, object] = {
             "model": route.upstream_model,
             "input": batch.inputs[0] if is_bare else batch.inputs,
         }
-        if (encoding := traits.base64 if route.encoding == "base64" else traits.floats) is not None:
-            body[encoding[0]] = encoding[1]
-        # Some compatible servers refuse the width even when it is the native one: sent only when it narrows.
-        if batch.width != route.width and traits.width_field is not None:
-            body[traits.width_field] = batch.width
-        for field, value in ((traits.input_type, options.input_type), (traits.truncate, options.truncate)):
-            if field is not None and (word := field.of(value)) is not None:
-                body[field.name] = word
-        if options.user and traits.user_field is not None:
-            body[traits.user_field] = options.user
-        return json_request(traits, self.path(route), body, batch, route)
+        return json_request(self.traits, self.path(route), body, batch, route)
 
     def path(self, route: Route) -> str:
         """The path below the account's address."""
@@ -71,20 +56,5 @@ class OpenAIProvider:
     def parse_reply(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
         """Read `data[]` by index. Floats are accepted where a server ignores `encoding_format`."""
 
-        def error_in_success(document: dict[str, Any]) -> UpstreamError:
-            # Gateways answer 200 and put the upstream's error inside (OpenRouter, 2026-08).
-            error = document["error"]
-            code = error.get("code") if isinstance(error, dict) else None
-            status = code if isinstance(code, int) and 400 <= code < 600 else 502
-            return error_from(facts_of(status, document), reply.headers)
-
-        embedded = read_reply(reply.body, batch, route, error_in_success)
+        embedded = read_reply(reply.body, batch, route, lambda document: self.error_in_success(reply, document))
         return embedded if self.traits.usage == "tokens" else embedded._replace(tokens=None, tokens_doubt=None)
-
-    def error_from(self, reply: UpstreamReply) -> UpstreamError:
-        """Structured code and status first, then words where vendors give nothing else."""
-        return error_from(error_facts(reply.status, reply.body), reply.headers)
-
-    def rate_limits(self, reply: UpstreamReply) -> RateLimitHeaders | None:
-        """OpenAI's `x-ratelimit-*` headers, which many compatible servers send too."""
-        return parse_rate_limit_headers(reply.headers)

@@ -47,7 +47,7 @@ _VECTOR = b'"embedding":"'
 
 
 def read_reply(
-    body: bytes, batch: Batch, route: Route | None, error_in_success: Callable[[dict[str, Any]], UpstreamError]
+    body: bytes, batch: Batch, route: Route | None, error_in_success: Callable[[dict[str, Any]], UpstreamError | None]
 ) -> EmbeddingReply:
     """The vectors in the batch's order, and the tokens that the reply counts. Raises UpstreamProtocolError.
 
@@ -82,7 +82,7 @@ def _typed_parts(body: bytes, width: int) -> _Parts | None:
     return _Parts(vectors, indexes, answer.model, answer.usage)
 
 
-def _tolerant_parts(body: bytes, error_in_success: Callable[[dict[str, Any]], UpstreamError]) -> _Parts:
+def _tolerant_parts(body: bytes, error_in_success: Callable[[dict[str, Any]], UpstreamError | None]) -> _Parts:
     """The slow way: any JSON, and what careless servers add to it (NaN, a byte order mark)."""
     try:
         document = json.loads(body, object_pairs_hook=_unique)
@@ -94,8 +94,8 @@ def _tolerant_parts(body: bytes, error_in_success: Callable[[dict[str, Any]], Up
         what = "the reply is an HTML page, not" if is_page else "the reply is not"
         raise _no_embeddings(is_page, "base_url leads to a page, not to an embeddings endpoint", what) from None
     data = document.get("data") if isinstance(document, dict) else None
-    if isinstance(document, dict) and data is None and document.get("error"):
-        raise error_in_success(document)
+    if isinstance(document, dict) and data is None and (error := error_in_success(document)) is not None:
+        raise error
     if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
         raise _no_embeddings(True, "base_url leads to an endpoint that answers in another form than OpenAI's")
     vectors = [_vector_of(item.get("embedding")) for item in data]

@@ -89,6 +89,34 @@ _LOCAL_ERRORS = {
     503: UpstreamReply(503, {}, b"the model is loading"),
 }
 
+
+def _cohere(name: str) -> Say:
+    encode = _base64 if name == "base64" else _floats
+
+    def say(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+        rows = b",".join(map(encode, vectors))
+        meta = b'{"api_version":{"version":"2"},"billed_units":{"input_tokens":7}}'
+        body = b'{"id":"e","embeddings":{"%b":[%b]},"texts":[],"meta":%b,"response_type":"embeddings_by_type"}'
+        return UpstreamReply(200, {"content-type": "application/json"}, body % (name.encode(), rows, meta))
+
+    return say
+
+
+def _cohere_errors() -> dict[int, UpstreamReply]:
+    messages = {
+        400: "invalid request: inputs contains an element that is the empty string at index 0",
+        401: "invalid api token",
+        403: "forbidden",
+        404: "model 'm' not found, make sure the correct model ID was used and that you have access to the model.",
+        413: "payload too large",
+        429: "You are past the per minute request limit, please wait and try again later.",
+        500: "internal server error",
+        501: "not implemented",
+        503: "service unavailable",
+    }
+    return {status: UpstreamReply(status, {}, orjson.dumps({"message": text})) for status, text in messages.items()}
+
+
 DIALECTS = (
     Dialect("openai, base64", "openai", _openai(_base64), _openai_errors()),
     Dialect("openai, floats", "openai", _openai(_floats), _openai_errors(), has_bytes=False),
@@ -104,5 +132,7 @@ DIALECTS = (
         )
         for row in COMPATIBLE
     ),
+    Dialect("cohere, base64", "cohere", _cohere("base64"), _cohere_errors(), has_indexes=False),
+    Dialect("cohere, floats", "cohere", _cohere("float"), _cohere_errors(), has_indexes=False, has_bytes=False),
     Dialect("local", "local", _local, _LOCAL_ERRORS, has_indexes=False, is_remote=False),
 )
