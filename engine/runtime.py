@@ -71,7 +71,7 @@ class Runtime:
         """Build all parts. Nothing connects yet, and nothing is bound to an event loop. Raises ConfigError."""
         failpoints.arm(settings.failpoints)
         make_data_folder(settings.data_dir)
-        aliases = config_file.load(settings.config)
+        aliases = config_file.load(settings.config, data_dir=settings.data_dir)
         database = Database(settings.sqlalchemy_url, pool_size=pool_size)
         accounts = [route.account for alias in aliases.values() for route in alias.routes]
         proxy = settings.upstream_proxy.strip()

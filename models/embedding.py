@@ -86,6 +86,8 @@ class Account:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)  # sent with each call; may hold a credential
     body: Mapping[str, Any] = field(default_factory=dict)  # fields of each call that the caller and we do not set
     renames: Mapping[str, str] = field(default_factory=dict)  # our name of a field of the body → the server's
+    strip_headers: frozenset[str] = frozenset()  # of ours, not sent
+    ca_file: str | None = None  # PEM file of certificates that are trusted for its calls
     # Files of secrets that a running process reads again: `api_key` or `proxy`, and the path.
     secret_files: Mapping[str, str] = field(default_factory=dict)
 

@@ -63,6 +63,8 @@ def json_headers(account: Account, traits: Traits) -> dict[str, str]:
         headers[traits.key_header] = f"Bearer {account.api_key}" if is_bearer else account.api_key
     if traits.headers or account.headers:
         headers |= {**traits.headers, **account.headers}
+    for name in account.strip_headers:
+        headers.pop(name, None)
     return headers
 
 

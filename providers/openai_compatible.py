@@ -35,14 +35,18 @@ COMPATIBLE = (
         OPENAI,
         kind="azure",
         title="Azure OpenAI; the route's model is the deployment",
-        base_url="https://{resource}.openai.azure.com/openai",
+        base_url="{endpoint}/openai",
         path="/v1/embeddings",
         key_variables=("AZURE_OPENAI_API_KEY",),
         key_header="api-key",
         settings={
-            "resource": Setting("the name of the resource, the first part of its address"),
+            "endpoint": Setting(
+                "the resource's address: https://NAME.openai.azure.com", variables=("AZURE_OPENAI_ENDPOINT",)
+            ),
             "api_version": Setting(
-                "for the older address with the deployment in its path: 2024-10-21", is_optional=True
+                "for the older address, with the deployment in its path",
+                is_optional=True,
+                variables=("OPENAI_API_VERSION",),
             ),
         },
         source="Microsoft Foundry REST, openai-python lib/azure.py, 2026-08",
@@ -190,7 +194,11 @@ COMPATIBLE = (
         "DATABRICKS_TOKEN",
         limits=_limits(150),  # M
         path="/serving-endpoints/{model}/invocations",
-        settings={"workspace": Setting("the workspace's host: dbc-….cloud.databricks.com")},
+        settings={
+            "workspace": Setting(
+                "the workspace's host: dbc-….cloud.databricks.com", variables=("DATABRICKS_WORKSPACE",)
+            )
+        },
         width_field=None,
         source="Databricks serving endpoints 2026-11",
     ),

@@ -36,6 +36,7 @@ class Setting:
     default: str | None = None  # None: it must be given, unless `is_optional`
     is_optional: bool = False
     is_secret: bool = False  # env:NAME or file:PATH, never the value
+    variables: tuple[str, ...] = ()  # environment variables in which it is commonly kept
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,8 +51,9 @@ def main() -> None:
 
     try:
         # Before Celery starts: a child that finds the fault later would take messages and do nothing about them.
-        config_file.load(Settings.from_environment().config)
-        make_data_folder(Settings.from_environment().data_dir)
+        checked = Settings.from_environment()
+        config_file.load(checked.config, data_dir=checked.data_dir)
+        make_data_folder(checked.data_dir)
         from workers.app import app, settings
 
         configure_logging(settings.log_level, settings.log_format, service="worker")

@@ -33,7 +33,8 @@ def migrate(
     from engine.storage.database import migrate as migrate_database
 
     settings = Settings.from_environment()
-    config_file.load(settings.config)  # a deployment learns of a fault in it here, before anything is changed
+    # A deployment learns of a fault in it here, before anything is changed.
+    config_file.load(settings.config, data_dir=settings.data_dir)
     failpoints.arm(settings.failpoints)
     DataDir(settings.data_dir).make()
     migrate_database(settings.sqlalchemy_url, revision)
@@ -53,7 +54,7 @@ def prepare() -> None:
     settings = Settings.from_environment()
     configure_logging(settings.log_level, settings.log_format, service="prepare")
     failpoints.arm(settings.failpoints)
-    config_file.load(settings.config)
+    config_file.load(settings.config, data_dir=settings.data_dir)
     data_dir = DataDir(settings.data_dir)
     data_dir.make()
     migrate_database(settings.sqlalchemy_url)
@@ -120,7 +121,8 @@ def wait_for_tables(component: str, *, waits: bool, migrated: bool) -> None:
         return
     from engine.config import config_file
 
-    config_file.load(settings.config)  # a fault in it is reported now, not after the wait for tables
+    # A fault in it is reported now, not after the wait for tables.
+    config_file.load(settings.config, data_dir=settings.data_dir)
     outcome = f"the {component} starts when it has" if waits else "until then every request that needs them is refused"
     err.print(f"the database has no tables yet: run `embedmill migrate`; {outcome}", markup=False)
     while waits and not _has_tables(settings.sqlalchemy_url):

@@ -37,7 +37,7 @@ def test_(
     from engine.config.settings import Settings
 
     settings = Settings.from_environment(with_config(os.environ))
-    aliases = config_file.load(settings.config)
+    aliases = config_file.load(settings.config, data_dir=settings.data_dir)
     accounts = sorted({route.provider for alias in aliases.values() for route in alias.routes})
     if name not in accounts:
         raise NotFound(f"no model has a route to an account {name!r}", f"accounts with routes: {', '.join(accounts)}")

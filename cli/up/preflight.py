@@ -21,7 +21,7 @@ DATA_DIR_FIX = "make it writable for this user, or choose another --data-dir"
 
 def check_configuration(settings: Settings, host: str) -> None:
     """Check everything that needs neither a folder nor a free port. Raises ConfigError, CliError."""
-    config_file.load(settings.config)
+    config_file.load(settings.config, data_dir=settings.data_dir)
     if settings.upstream_proxy.strip():
         proxy_url(settings.upstream_proxy.strip(), "EMBEDMILL_UPSTREAM_PROXY")
     usable_port(host, 0)

@@ -1,64 +1,131 @@
-"""Well-known models, so that a configuration needs only an account. Prices move: each row says its source and date."""
+"""Well-known models, so that a configuration needs only an account: `catalog.toml`, or the operator's newer table."""
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import date
 from decimal import Decimal
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from pathlib import Path
+
+import msgspec
+
+from models.errors import ConfigError
+
+BUILT_IN = Path(__file__).with_name("catalog.toml")
+# In the data folder: what `embedmill models refresh` has stored.
+REFRESHED = "models.toml"
+
+
+class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A price in USD per million input tokens, from a day on."""
+
+    since: date
+    usd: Decimal
+
+
+class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model at one kind of provider: its name there, what it costs, and limits that differ from the kind's."""
+
+    kind: str
+    model: str
+    source: str
+    usd: Decimal | None = None
+    prices: list[Price] = []
+    batch_usd: Decimal | None = None
+    max_inputs_per_call: int | None = None
+    max_tokens_per_call: int | None = None
+
+    def price_on(self, day: date) -> Decimal:
+        """USD per million input tokens on that day."""
+        past = [price for price in self.prices if price.since <= day]
+        return max(past, key=lambda price: price.since).usd if past else self.usd or Decimal(0)
+
+
+class CatalogModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that embedmill knows without configuration. `dimensions`: the width that a call without one gets."""
+
+    dimensions: int
+    max_input_tokens: int
+    served_by: list[Offer]
+    allowed_dimensions: str | list[int] | None = None
+    space: str | None = None
+    tokenizer: str | None = None
+    narrowing: str | None = None
+    interchangeable: bool = False
+    retires: date | None = None
+
+    def offer_of(self, kind: str) -> Offer | None:
+        """The offer of a kind of provider."""
+        return next((offer for offer in self.served_by if offer.kind == kind), None)
+
+
+class TextTemplates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a text becomes before it is embedded, by input_type, for models whose names match a pattern."""
+
+    models: list[str]
+    instead_of_field: bool = False
+    query: str | None = None
+    document: str | None = None
+    classification: str | None = None
+    clustering: str | None = None
+    similarity: str | None = None
+    code_query: str | None = None
+
+    def by_type(self) -> dict[str, str]:
+        """Templates by input_type, without those that it has none for."""
+        names = ("query", "document", "classification", "clustering", "similarity", "code_query")
+        return {name: template for name in names if (template := getattr(self, name)) is not None}
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    models: dict[str, CatalogModel] = {}
+    templates: list[TextTemplates] = []
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogModel:
-    """A model that embedmill knows without configuration: width, limits and price."""
+class Catalog:
+    """All well-known models by name, and templates by patterns."""
 
-    kind: str
-    upstream_model: str
-    width: int
-    allowed: frozenset[int] | range
-    max_input_tokens: int
-    space: str
-    usd_per_million_tokens: Decimal
-    source: str
-    narrowing: str = "native"
-    tokenizer: str | None = None
+    models: Mapping[str, CatalogModel]
+    templates: tuple[TextTemplates, ...]
 
-
-def _openai(model: str, width: int, price: str, *, fixed: bool = False) -> CatalogModel:
-    return CatalogModel(
-        kind="openai",
-        upstream_model=model,
-        width=width,
-        allowed=frozenset({width}) if fixed else range(1, width + 1),
-        max_input_tokens=8192,
-        space=f"openai/{model}",
-        usd_per_million_tokens=Decimal(price),
-        source="public price maps, 2026-11",
-        tokenizer="cl100k",
-    )
+    def templates_of(self, upstream_model: str) -> TextTemplates | None:
+        """The first templates whose pattern matches the model's name without its owner."""
+        name = upstream_model.lower().rpartition("/")[2]
+        for templates in self.templates:
+            if any(fnmatchcase(name, pattern) for pattern in templates.models):
+                return templates
+        return None
 
 
-CATALOG: dict[str, CatalogModel] = {
-    "openai/text-embedding-3-small": _openai("text-embedding-3-small", 1536, "0.02"),
-    "openai/text-embedding-3-large": _openai("text-embedding-3-large", 3072, "0.13"),
-    "openai/text-embedding-ada-002": _openai("text-embedding-ada-002", 1536, "0.10", fixed=True),
-    "local/wordllama-256": CatalogModel(
-        kind="local",
-        upstream_model="wordllama-256",
-        width=256,
-        allowed=frozenset({64, 128, 256}),  # the widths that the model was trained to be cut at
-        max_input_tokens=8192,
-        space="local/wordllama-256",
-        usd_per_million_tokens=Decimal(0),
-        source="runs here, on the operator's own machine",
-        narrowing="cut",
-    ),
-    "fake/embedding-1536": CatalogModel(
-        kind="fake",
-        upstream_model="fake-embedding",
-        width=1536,
-        allowed=range(1, 1537),
-        max_input_tokens=8192,
-        space="fake/embedding-1536",
-        usd_per_million_tokens=Decimal("0.02"),
-        source="none: a price to test sums with",
-    ),
-}
+def load_catalog(data_dir: Path | None = None) -> Catalog:
+    """The built-in catalog, with the operator's newer table in front. Raises ConfigError."""
+    built_in = _built_in()
+    newer = data_dir / REFRESHED if data_dir is not None else None
+    if newer is None or not newer.is_file():
+        return built_in
+    file = read_catalog(newer)
+    return Catalog({**built_in.models, **file.models}, (*file.templates, *built_in.templates))
+
+
+def read_catalog(path: Path) -> Catalog:
+    """Read one table of models. Raises ConfigError that says what is wrong and where."""
+    try:
+        file = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File)
+    except OSError as error:
+        raise ConfigError(f"the table of models {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
+        raise ConfigError(f"the table of models {path} cannot be used: {error}") from error
+    for name, model in file.models.items():
+        if model.dimensions < 1 or model.max_input_tokens < 1 or not model.served_by:
+            raise ConfigError(f"{path}: models.{name} needs dimensions, max_input_tokens and served_by")
+    return Catalog(file.models, tuple(file.templates))
+
+
+@lru_cache(maxsize=1)
+def _built_in() -> Catalog:
+    return read_catalog(BUILT_IN)

@@ -40,7 +40,7 @@ def diagnose(
     findings = [*installation(), disk(data_dir), *machine(data_dir)]
     try:
         settings = Settings.from_environment(with_config(os.environ))
-        aliases = config_file.load(settings.config)
+        aliases = config_file.load(settings.config, data_dir=settings.data_dir)
     except EmbedmillError as error:
         findings.append(Finding("configuration", "fail", error.message, "correct it; .env.example lists every setting"))
     else:
