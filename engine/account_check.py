@@ -65,7 +65,7 @@ async def _test(runtime: Runtime, alias: Alias, route: Route) -> RouteTest:
     cause: Cause | None = None
     counted: int | None = None
     try:
-        _, counted = await runtime.upstream.embed(batch, route, context)
+        counted = (await runtime.upstream.embed(batch, route, context)).tokens
     except UpstreamError as error:
         cause = cause_of(route.account, error)
     except EmbedmillError as error:

@@ -26,12 +26,12 @@ from engine.process.work_threads import WorkThreads
 from engine.queue.broker import Notifier, key_prefix
 from engine.routing.drift import DriftMonitor
 from engine.routing.outages import Outages
-from engine.routing.router import Router, apply_gateway_options
+from engine.routing.router import Router
 from engine.storage.database import Database
 from engine.storage.upload_leases import UploadLeases
 from engine.upstream.call import Transport, Upstream
 from engine.upstream.http import HttpTransport
-from models.embedding import Alias, Options
+from models.embedding import Alias
 from models.errors import UnknownAlias
 
 log = logging.getLogger("embedmill.runtime")
@@ -131,10 +131,6 @@ class Runtime:
                 f"{did_you_mean(name, self.aliases)} GET /v1/models lists those that there are.",
                 param="model",
             ) from None
-
-    def apply_gateway_options(self, alias: Alias, options: Options) -> Alias:
-        """The alias with the routes that the caller's own options leave. Raises InvalidInput, UnknownAlias."""
-        return apply_gateway_options(self.aliases, alias, options.provider_options)
 
     async def close(self) -> None:
         """Close all parts, in reverse order of need. An error of one is logged, and leaves no other open."""

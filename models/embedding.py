@@ -115,12 +115,19 @@ class Route:
     # By input_type: a text with `{text}` in it, which is embedded in place of the input.
     templates: Mapping[str, str] = field(default_factory=dict)
     token_arrays: str | None = None  # tokenizer by which token arrays become text, where the provider takes only text
-    normalize: bool = False  # vectors are brought to length 1 here
+    # Vectors are brought to length 1 here: "never", "always", or the "narrow" ones, which the provider does not.
+    normalize: str = "never"
+    is_asymmetric: bool = False  # the model embeds queries and documents differently
 
     @property
     def provider(self) -> str:
         """The name of the account."""
         return self.account.name
+
+    @property
+    def takes_token_arrays(self) -> bool:
+        """True when token arrays can be embedded on this route, as they are or decoded."""
+        return self.accepts_tokens or self.token_arrays is not None
 
     @property
     def key(self) -> RouteKey:
@@ -152,6 +159,7 @@ class Batch:
     options: Options
     bytes: int = 0  # of its texts in UTF-8; 0: unknown, or it contains token arrays
     is_bare_string: bool = False  # the caller sent one string, not a list: it is sent upstream as one string
+    added_bytes: int = 0  # that a template adds to each text; `bytes` and `tokens` include them
     is_truncated: bool = False  # its one input is only the beginning of the caller's: the provider refused more
 
 

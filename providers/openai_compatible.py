@@ -150,6 +150,7 @@ COMPATIBLE = (
                 "classification": "classification",
                 "clustering": "clustering",
             },
+            is_passed_on=True,
         ),
         user_field="user",
         source="openrouter python SDK 1.3",

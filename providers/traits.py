@@ -22,6 +22,7 @@ class MappedField:
     name: str
     values: Mapping[str, object]  # ours → the provider's; a value that is not here cannot be honoured
     default: object = None  # sent when the caller says nothing; None: the field is left out then
+    is_passed_on: bool = False  # to another provider, whose models may not need it
 
     def of(self, value: str | None) -> object:
         """The provider's word for our value; its default where the caller says nothing, or what it has no word for."""

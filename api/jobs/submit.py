@@ -34,10 +34,10 @@ from engine.jobs.ingest.job_intake import IdempotentReplay, JobIntake, JobSpec, 
 from engine.jobs.reading import job_rows
 from engine.jobs.recording import budget
 from engine.planning import packing
+from engine.routing.model_choice import choose_model
 from engine.runtime import Runtime
 from models.embedding import Options
 from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFound
-from providers.caller_options import checked_options
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
 MAX_METADATA_PAIRS = 16
@@ -209,8 +209,7 @@ def _job_spec(
         user=fields.user,
         provider_options=provider_options,
     )
-    alias = runtime.apply_gateway_options(runtime.alias(fields.model), options)
-    options = checked_options(options, alias)
+    alias, options = choose_model(runtime.aliases, runtime.alias(fields.model), options)
     return JobSpec(
         alias=alias,
         width=packing.resolve_dimensions(alias, options.dimensions),

@@ -13,10 +13,11 @@ from api.http import json_body
 from api.http.auth import caller_of, runtime_of
 from api.http.schemas import EmbeddingRequest, decode
 from engine.planning import packing
+from engine.planning.templates import added_bytes
+from engine.routing.model_choice import choose_model
 from engine.runtime import Runtime
 from models.embedding import Alias, Batch, Input, Options
 from models.errors import InputTooLong, InvalidInput
-from providers.caller_options import checked_options
 
 # A request with more inputs, or more text to tokenize, is prepared in the work threads, which tenants share fairly.
 INLINE_INPUTS = 256
@@ -52,8 +53,7 @@ async def prepare(request: Request, raw: bytes) -> PreparedRequest:
         user=body.user,
         provider_options=body.providerOptions or {},
     )
-    alias = runtime.apply_gateway_options(runtime.alias(body.model), options)
-    options = checked_options(options, alias)
+    alias, options = choose_model(runtime.aliases, runtime.alias(body.model), options)
     prepared = PreparedRequest(body, alias, options, packing.resolve_dimensions(alias, options.dimensions))
     steps = _validate_and_pack(runtime, prepared, raw, span)
     if span is None and len(raw) <= json_body.INLINE_BYTES and _is_quick(body.input, alias):
@@ -117,6 +117,7 @@ def _validate_and_pack(
         single=prepared.is_single,
         tokens_per_byte=runtime.router.tokens_per_byte(alias),
         exact=packing.has_exact_tokenizer(routes),
+        added_bytes=added_bytes(routes, options),
     ):
         prepared.batches.append(batch)
         yield
@@ -135,7 +136,6 @@ def _validate(
     if packing.are_short_texts(inputs, alias):
         return inputs
     first_type = type(inputs[0])
-    accepts_tokens = any(route.accepts_tokens for route in alias.routes)
     bytes_since_yield = 0
     for index, item in enumerate(inputs):
         if type(item) is not first_type or (first_type is list and any(type(token) is not int for token in item)):
@@ -146,7 +146,7 @@ def _validate(
                 code="invalid_type",
             )
         try:
-            packing.validate_input(item, alias, options, accepts_tokens=accepts_tokens)
+            packing.validate_input(item, alias, options)
         except (InvalidInput, InputTooLong) as error:
             param = _param(value, index)
             raise type(error)(f"Invalid '{param}': {error.message}.", param=param, code=error.code) from None

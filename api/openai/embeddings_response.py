@@ -14,7 +14,7 @@ from starlette.responses import Response
 
 from engine.embedding.collector import OutcomeCollector
 from engine.process.work_threads import WorkThreads
-from engine.routing.ignored_options import ignored_options
+from engine.routing.option_warnings import may_warn, option_warnings
 from engine.storage import vectors
 from models.base import random_id, usd_text
 from models.embedding import Alias, Call, Matrix, Options, Route
@@ -57,13 +57,23 @@ def render(
     truncated: Set[int],
     *,
     base64: bool,
+    are_tokens: bool,
 ) -> Response:
-    """The answer. `encoded_rows`: one per input, in order; `truncated`: positions of the inputs that we cut."""
+    """The answer. `encoded_rows`: one per input, in order; `truncated`: positions of the inputs that we cut.
+
+    `are_tokens`: the inputs are token arrays.
+    """
     parts = outcomes.outcomes
     tokens = sum(part.tokens for part in parts)
     route = next(part.route for part in parts if part.route is not None)
     metadata = _metadata(alias, calls, route, sum((part.cost_usd for part in parts), Decimal(0)))
     metadata["warnings"] = _warnings_of(options, calls, route)
+    if are_tokens and not route.accepts_tokens:
+        metadata["warnings"].append(
+            _warning(
+                "compatibility", "input", f"the token arrays were decoded by {route.token_arrays} and sent as texts"
+            )
+        )
     metadata["usageEstimated"] = any(part.tokens_estimated for part in parts)
     tail = orjson.dumps(
         {
@@ -148,8 +158,8 @@ def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) 
 def _warnings_of(options: Options, calls: Sequence[Call], final: Route) -> list[dict[str, str]]:
     """Nearly always none, which costs a look at each call."""
     warnings: list[dict[str, str]] = []
-    if options.provider_options or options.input_type:
-        warnings += (_warning("unsupported", *pair) for pair in ignored_options(options, [final]))
+    if may_warn(options, final):
+        warnings += (_warning(*each) for each in option_warnings(options, [final]))
     doubted = next((call for call in calls if call.usage_doubt is not None), None)
     if doubted is not None:
         reason = f"{doubted.provider} reports a number of tokens that is not believed ({doubted.usage_doubt})"

@@ -142,14 +142,17 @@ def _route(
     if price is None:
         price = offer.price_on(date.today()) if offer else Decimal(0)
     expected = account.expect_model if section.expect_model is None else section.expect_model
-    can_narrow = traits.width_field is not None or traits.kind == "openai"
+    templates = _templates(section, model.section, where, traits, catalog, upstream_model)
+    has_field = traits.input_type is not None and not traits.input_type.is_passed_on
     return Route(
         account=account,
         upstream_model=upstream_model,
         width=model.width,
         limits=_limits(section, where, account, traits, offer, model.max_input_tokens),
         usd_per_million_tokens=price,
-        narrowing=section.narrowing or (known.narrowing if known else None) or ("native" if can_narrow else "cut"),
+        narrowing=section.narrowing
+        or (known.narrowing if known else None)
+        or ("native" if traits.width_field else "cut"),
         accepts_tokens=traits.accepts_tokens,
         priority=section.priority,
         weight=section.weight,
@@ -158,9 +161,10 @@ def _route(
         model_name_unchecked=expected is False,
         alias=model.name,
         encoding=account.encoding,
-        templates=_templates(section, model.section, where, traits, catalog, upstream_model),
+        templates=templates,
         token_arrays=_token_arrays(model.section.token_arrays, traits),
-        normalize=model.section.normalize,
+        normalize="always" if model.section.normalize else "never" if traits.narrow_is_unit else "narrow",
+        is_asymmetric=bool(templates) or has_field,
     )
 
 

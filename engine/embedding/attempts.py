@@ -19,8 +19,8 @@ from engine.planning.provider_truncation import PLAUSIBLE_BYTES_PER_TOKEN, cut_u
 from engine.planning.token_estimator import is_exact_for
 from engine.route_state.state import RouteState
 from engine.routing.router import Router, accepts
-from engine.upstream.call import CallContext, CallObserver, Upstream
-from models.embedding import Alias, Batch, BatchOutcome, Call, Matrix, Route
+from engine.upstream.call import CallContext, CallObserver, Embedded, Upstream
+from models.embedding import Alias, Batch, BatchOutcome, Call, Route
 from models.errors import (
     DeadlineExceeded,
     Disposition,
@@ -43,7 +43,7 @@ INTERACTIVE = "interactive"
 BULK = "bulk"
 
 OutcomeSink = Callable[[BatchOutcome], None]
-Reply = tuple[Matrix, int | None]
+
 """Vectors, and tokens as the provider reported them."""
 
 
@@ -86,13 +86,13 @@ async def embed_once(run: EmbedRun, batch: Batch, attempts: Attempts, only: Rout
 
     `only`: the one route to try. Raises the last errors of the routes, as `_try_routes` does.
     """
-    (rows, used), route, state = await _try_routes(run, batch, attempts, only)
+    (rows, used, cut_there), route, state = await _try_routes(run, batch, attempts, only)
     billed_tokens = batch.tokens if used is None else used
     if used is not None and batch.bytes:
         state.estimator.observe(batch.bytes, used)
     cost = cost_of(billed_tokens, route)
     state.metrics.delivered(run.lane, billed_tokens, len(batch.inputs))
-    truncated: Sequence[int] = batch.indexes if batch.is_truncated else ()
+    truncated: Sequence[int] = batch.indexes if batch.is_truncated else [batch.indexes[at] for at in cut_there]
     if used is not None and batch.bytes > used * PLAUSIBLE_BYTES_PER_TOKEN:
         cut = cut_upstream(batch, used, exact=is_exact_for(route), is_quick=run.lane == INTERACTIVE)
         truncated = truncated or cut
@@ -102,7 +102,7 @@ async def embed_once(run: EmbedRun, batch: Batch, attempts: Attempts, only: Rout
 
 async def _try_routes(
     run: EmbedRun, batch: Batch, attempts: Attempts, only: Route | None
-) -> tuple[Reply, Route, RouteState]:
+) -> tuple[Embedded, Route, RouteState]:
     """Try the fit routes in turn, or one alone. Raises the most recoverable of their errors.
 
     An interactive call does not wait long for a quota while another route is left; if all routes need a wait, it takes
@@ -152,7 +152,7 @@ def _max_cooldown_wait(cooldown_s: float) -> MaxWait:
 
 async def _try_route(
     run: EmbedRun, batch: Batch, route: Route, state: RouteState, attempts: Attempts, max_wait: MaxWait
-) -> tuple[Reply | None, EmbedmillError | None]:
+) -> tuple[Embedded | None, EmbedmillError | None]:
     """The route's reply, or its diagnosed error. Raises errors with disposition SPLIT: they are about the inputs."""
     is_repeated = False
     while True:
@@ -186,7 +186,7 @@ def _recoverability(error: EmbedmillError) -> tuple[int, float]:
 
 async def _call_with_retries(
     run: EmbedRun, batch: Batch, route: Route, state: RouteState, attempts: Attempts, max_wait: MaxWait
-) -> Reply:
+) -> Embedded:
     """Call one route, again where the error allows it. A rate limit costs no try: the next call waits for it.
 
     Raises the last error.
@@ -253,7 +253,7 @@ async def call_route(
     max_wait: MaxWait = UNBOUNDED,
     purpose: str | None = None,
     needs_confirmation: bool = False,
-) -> Reply:
+) -> Embedded:
     """Make one call. `purpose`, `needs_confirmation`: see CallContext.
 
     Raises as Upstream.embed does; DeadlineExceeded when the run has made as many calls as it may.

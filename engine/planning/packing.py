@@ -40,7 +40,7 @@ def resolve_dimensions(alias: Alias, dimensions: int | None) -> int:
     return dimensions
 
 
-def validate_input(item: Input, alias: Alias, options: Options, *, accepts_tokens: bool) -> None:
+def validate_input(item: Input, alias: Alias, options: Options) -> None:
     """Raise InvalidInput or InputTooLong, without a `param`: the caller knows the position."""
     if isinstance(item, str):
         if not item:
@@ -48,18 +48,30 @@ def validate_input(item: Input, alias: Alias, options: Options, *, accepts_token
     else:
         if not item:
             raise InvalidInput("a token array cannot be empty: leave it out", code="empty_input")
-        if not accepts_tokens:
-            raise InvalidInput(
-                f"the model {alias.name} takes text only: send strings instead of token arrays",
-                code="tokens_not_supported",
-            )
-        if min(item) < 0 or max(item) >= 2**31:
-            raise InvalidInput(f"token ids must be from 0 to {MAX_TOKEN_ID}", code="invalid_input")
+        _validate_tokens(item, alias)
     if options.truncate == "none" and (
         (isinstance(item, str) and len(item) > max_text_bytes(alias))
         or not tokens.is_within(item, alias.max_input_tokens)
     ):
         raise InputTooLong(f"maximum input length is {alias.max_input_tokens} tokens: {WHAT_TO_DO_IF_TOO_LONG}")
+
+
+def _validate_tokens(item: list[int], alias: Alias) -> None:
+    if not any(route.takes_token_arrays for route in alias.routes):
+        raise InvalidInput(
+            f"the model {alias.name} takes text only: send strings instead of token arrays "
+            "(LangChain: check_embedding_ctx_length=False)",
+            code="tokens_not_supported",
+        )
+    if min(item) < 0 or max(item) > MAX_TOKEN_ID:
+        raise InvalidInput(f"token ids must be from 0 to {MAX_TOKEN_ID}", code="invalid_input")
+    if not any(route.accepts_tokens for route in alias.routes):
+        try:
+            is_empty = not tokens.decode(item)
+        except ValueError as error:
+            raise InvalidInput(f"the tokens cannot be decoded: {error}", code="invalid_input") from None
+        if is_empty:
+            raise InvalidInput("a token array cannot decode to an empty text: leave it out", code="empty_input")
 
 
 def are_short_texts(inputs: Sequence[Input], alias: Alias) -> bool:
@@ -122,22 +134,24 @@ def pack(
     single: bool = False,
     tokens_per_byte: float = token_estimator.DEFAULT_TOKENS_PER_BYTE,
     exact: bool = False,
+    added_bytes: int = 0,
 ) -> Iterator[Batch]:
     """Pack inputs into batches, in order, each as large as all four limits allow.
 
     Tokens are estimated as `tokens_per_byte` times bytes; with `exact` they are counted where bounds do not decide. An
-    input that breaks a limit by itself is sent alone: the upstream decides about it, not an estimate.
+    input that breaks a limit by itself is sent alone: the upstream decides about it, not an estimate. `added_bytes`:
+    what a template adds to each text.
     """
     if len(inputs) <= limits.inputs_per_call and set(map(type, inputs)) == {str}:
-        batch = _batch_of_all(inputs, indexes, limits, width, options, single, tokens_per_byte, exact)
+        batch = _batch_of_all(inputs, indexes, limits, width, options, single, tokens_per_byte, exact, added_bytes)
         if batch is not None:
             yield batch
             return
-    builder = _BatchBuilder(limits, exact)
+    builder = _BatchBuilder(limits, exact, added_bytes)
     start = 0
     for position, item in enumerate(inputs):
         if isinstance(item, str):
-            size = token_estimator.utf8_bytes(item)
+            size = token_estimator.utf8_bytes(item) + added_bytes
             weight = int(size * tokens_per_byte) + 1
         else:
             size = 0
@@ -147,14 +161,14 @@ def pack(
         if position > start and (alone or not builder.try_add(item, size, weight)):
             yield builder.batch(inputs[start:position], indexes[start:position], width, options)
             start = position
-            builder = _BatchBuilder(limits, exact)
+            builder = _BatchBuilder(limits, exact, added_bytes)
             builder.try_add(item, size, weight)
         elif position == start:
             builder.try_add(item, size, weight)
         if alone:
             yield builder.batch(inputs[start : position + 1], indexes[start : position + 1], width, options, single)
             start = position + 1
-            builder = _BatchBuilder(limits, exact)
+            builder = _BatchBuilder(limits, exact, added_bytes)
     if start < len(inputs):
         yield builder.batch(inputs[start:], indexes[start:], width, options, single)
 
@@ -168,9 +182,12 @@ def _batch_of_all(
     single: bool,
     tokens_per_byte: float,
     exact: bool,
+    added_bytes: int,
 ) -> Batch | None:
     """One batch of all these texts, where cheap bounds show that it keeps every limit; else None."""
     sizes = [len(text) if text.isascii() else token_estimator.utf8_bytes(text) for text in texts]
+    if added_bytes and min(sizes):
+        sizes = [size + added_bytes for size in sizes]
     all_bytes = sum(sizes)
     if all_bytes * 6 + BYTES_AROUND_AN_INPUT * len(sizes) + BYTES_AROUND_A_CALL > limits.bytes_per_call:
         return None
@@ -179,16 +196,16 @@ def _batch_of_all(
     all_tokens = all_bytes if exact else sum(estimates)
     if largest > limits.tokens_per_input or all_tokens > limits.tokens_per_call or not min(sizes):
         return None
-    return Batch(
-        texts, indexes, min(sum(estimates), all_tokens), width, options, bytes=all_bytes, is_bare_string=single
-    )
+    count = min(sum(estimates), all_tokens)
+    return Batch(texts, indexes, count, width, options, bytes=all_bytes, is_bare_string=single, added_bytes=added_bytes)
 
 
 class _BatchBuilder:
     """The size of the batch that is being filled: by cheap upper bounds, which are replaced by counts where needed."""
 
-    def __init__(self, limits: Limits, exact: bool) -> None:
+    def __init__(self, limits: Limits, exact: bool, added_bytes: int) -> None:
         self._limits = limits
+        self._added_bytes = added_bytes  # to each text, by a template
         self._exact = exact
         self._items: list[Input] = []
         self._tokens: list[int] = []  # of each input; an upper bound until counted
@@ -228,13 +245,13 @@ class _BatchBuilder:
             if not self._exact:
                 return False
             for i in range(self._tokens_counted, len(self._items)):
-                self._tokens[i] = tokens.count(self._items[i])
+                self._tokens[i] = tokens.count(self._items[i]) + self._added_bytes
             self._all_tokens, self._tokens_counted = sum(self._tokens), len(self._items)
             if self._all_tokens > limits.tokens_per_call:
                 return False
         if self._all_bytes > limits.bytes_per_call:
             for i in range(self._bytes_counted, len(self._items)):
-                self._bytes[i] = _json_bytes(self._items[i]) + BYTES_AROUND_AN_INPUT
+                self._bytes[i] = _json_bytes(self._items[i]) + self._added_bytes * 6 + BYTES_AROUND_AN_INPUT
             self._all_bytes, self._bytes_counted = BYTES_AROUND_A_CALL + sum(self._bytes), len(self._items)
         return self._all_bytes <= limits.bytes_per_call
 
@@ -244,7 +261,16 @@ class _BatchBuilder:
         """The batch of these inputs, which were added."""
         counted = min(self._estimate, self._all_tokens) if self._exact else self._estimate
         text_bytes = self._text_bytes if self._only_texts else 0
-        return Batch(inputs, indexes, counted, width, options, bytes=text_bytes, is_bare_string=single)
+        return Batch(
+            inputs,
+            indexes,
+            counted,
+            width,
+            options,
+            bytes=text_bytes,
+            is_bare_string=single,
+            added_bytes=self._added_bytes,
+        )
 
 
 def _json_bytes(item: Input) -> int:
@@ -298,6 +324,7 @@ def select(batch: Batch, positions: Sequence[int]) -> Batch:
     count = sum(map(token_estimator.estimate, inputs))
     if batch.bytes:
         text_bytes = sum(token_estimator.utf8_bytes(item) for item in inputs if isinstance(item, str))
+        text_bytes += batch.added_bytes * len(inputs)
         count = max(len(inputs), round(batch.tokens * text_bytes / batch.bytes))
     return replace(
         batch,

@@ -48,6 +48,14 @@ def is_within(item: Input, limit: int) -> bool:
     return len(_first_tokens(item, limit + 1)) <= limit
 
 
+def decode(ids: list[int]) -> str:
+    """The text of token ids. Raises ValueError for an id that cl100k does not have."""
+    try:
+        return _cl100k().decode(ids)
+    except (KeyError, OverflowError):
+        raise ValueError("an id is not one of cl100k's") from None
+
+
 def truncate_to(item: Input, limit: int) -> Input:
     """The longest prefix of the input with at most `limit` tokens."""
     if isinstance(item, list):

@@ -53,5 +53,5 @@ def too_long_error(error: UpstreamError, options: Options) -> InputError:
 
 def _cut(batch: Batch, kept: int) -> Batch:
     item: Input = batch.inputs[0][:kept]
-    size = token_estimator.utf8_bytes(item) if isinstance(item, str) and batch.bytes else 0
+    size = token_estimator.utf8_bytes(item) + batch.added_bytes if isinstance(item, str) and batch.bytes else 0
     return replace(batch, inputs=[item], tokens=token_estimator.estimate(item), bytes=size, is_truncated=True)

@@ -173,7 +173,7 @@ class DriftMonitor:
         calls: list[Call] = []
         try:
             context = CallContext(self._router.state_of(route), deadline, calls, purpose="drift_check")
-            rows, _ = await self._upstream.embed(batch, route, context)
+            rows, *_ = await self._upstream.embed(batch, route, context)
         finally:
             alias = self._alias_of[route.provider, route.upstream_model]
             self._usage.add(

@@ -188,4 +188,4 @@ class Router:
 
 def accepts(route: Route, batch: Batch) -> bool:
     """True when the route takes inputs of these types: texts, or token arrays too."""
-    return route.accepts_tokens or all(isinstance(item, str) for item in batch.inputs)
+    return route.takes_token_arrays or all(isinstance(item, str) for item in batch.inputs)

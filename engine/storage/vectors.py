@@ -20,6 +20,14 @@ def truncate(rows: Matrix, width: int) -> Matrix:
     return head
 
 
+def normalized(rows: Matrix) -> Matrix:
+    """Each row at unit length; one of zeros stays as it is."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    unit = rows.copy()  # never in place: rows read from a reply cannot be written to
+    np.divide(rows, lengths, out=unit, where=lengths > 0)
+    return unit
+
+
 def encode_base64(row: Matrix) -> bytes:
     """One vector as OpenAI's base64: little-endian float32, no header."""
     return pybase64.b64encode(row.data)

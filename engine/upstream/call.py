@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import providers
 from engine.config.secrets import SecretFiles
@@ -22,6 +22,7 @@ from engine.route_state.state import RouteState
 from engine.storage import vectors
 from engine.upstream.call_context import CallAttempt, CallContext, CallObserver
 from engine.upstream.in_process import SCHEME, InProcessTransport, fit_advice
+from engine.upstream.route_batch import batch_for
 from models.embedding import Account, Batch, Matrix, Route
 from models.errors import (
     DeadlineExceeded,
@@ -56,6 +57,14 @@ class Transport(Protocol):
     async def close(self) -> None:
         """Close all connections."""
         ...
+
+
+class Embedded(NamedTuple):
+    """Rows of the batch's width in its order, and what the provider reports."""
+
+    rows: Matrix
+    tokens: int | None  # None: it reports none, or no plausible number
+    truncated: Sequence[int] = ()  # positions of inputs that the provider says it has cut
 
 
 class Upstream:
@@ -101,8 +110,8 @@ class Upstream:
             reply = await self._transport.send(request, timeout_s=left_s, max_reply_bytes=max_bytes)
         return await _decompressed(reply, max_bytes) if is_compressed(reply.headers, reply.body) else reply
 
-    async def embed(self, batch: Batch, route: Route, context: CallContext) -> tuple[Matrix, int | None]:
-        """Embed one batch on one route: rows of the batch's width in its order, and tokens as reported.
+    async def embed(self, batch: Batch, route: Route, context: CallContext) -> Embedded:
+        """Embed one batch on one route.
 
         Starts when the account's quota allows it, the interactive lane first. Asks for floats where the route gives no
         base64, and calls again when a refused key has changed in its file. Raises UpstreamError or DeadlineExceeded;
@@ -134,7 +143,7 @@ class Upstream:
                 encoding.answered(encoded)
             return result
 
-    async def _embed_once(self, batch: Batch, route: Route, context: CallContext) -> tuple[Matrix, int | None]:
+    async def _embed_once(self, batch: Batch, route: Route, context: CallContext) -> Embedded:
         """Make one call. Raises as `embed` does."""
         limiter = context.state.limiter
         if self._limiters.uses_redis:
@@ -156,7 +165,7 @@ class Upstream:
             if context.stop is not None:  # it may have been cancelled while the call waited for its permit
                 context.stop.raise_if_cancelled()
             keyed = await self.secrets.keyed(route) if route.account.secret_files else route
-            native = batch if route.narrowing == "native" else replace(batch, width=route.width)
+            native = batch_for(batch, route)
             # A worker's event loop serves no other caller: there a thread would only cost.
             work = self._work if context.interactive else None
             is_large = len(batch.inputs) > INLINE_INPUTS or batch.bytes > INLINE_REPLY_BYTES
@@ -187,7 +196,7 @@ class Upstream:
             seconds = time.perf_counter() - clock
             _release(permit, attempt, seconds)
         attempt.record_success(seconds)
-        return rows, attempt.used
+        return Embedded(rows, attempt.used, embedded.truncated)
 
     def _start(self, request: UpstreamRequest, attempt: CallAttempt) -> Coroutine[Any, Any, UpstreamReply]:
         """The exchange that sends the request. Tells the observer of the call first, which may raise."""
@@ -208,7 +217,10 @@ class Upstream:
 
 def _request(provider: Provider, batch: Batch, route: Route) -> UpstreamRequest:
     request = provider.request(batch, route)
-    return request if route.account.proxy is None else replace(request, proxy=route.account.proxy)
+    account = route.account
+    if account.proxy is None and account.ca_file is None:
+        return request
+    return replace(request, proxy=account.proxy, ca_file=account.ca_file)
 
 
 def _check_status(provider: Provider, reply: UpstreamReply, attempt: CallAttempt) -> None:
@@ -228,6 +240,8 @@ def _checked_rows(embedded: EmbeddingReply, attempt: CallAttempt) -> Matrix:
     rows = embedded.vectors
     if rows.shape[1] != batch.width:
         rows = vectors.truncate(rows, batch.width)
+    elif route.normalize != "never" and (route.normalize == "always" or batch.width != route.width):
+        rows = vectors.normalized(rows)
     check_embedded(embedded, rows, batch, route)
     _check_model_name(route, attempt.context.state, embedded.upstream_model)
     return rows

@@ -9,6 +9,7 @@ behind it, are in docs/decisions/0001-upstream-transport.md.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from functools import lru_cache
 from io import BytesIO
 
@@ -66,6 +67,7 @@ class HttpTransport:
                     allow_redirects=False,
                     timeout=connecting,
                     proxy=proxy or None,
+                    ssl=True if request.ca_file is None else _trusting(request.ca_file),
                 ) as response,
             ):
                 return await _read(response, max_reply_bytes)
@@ -106,6 +108,12 @@ class HttpTransport:
 @lru_cache(maxsize=256)
 def _parsed_url(url: str) -> URL:
     return URL(url, encoded=True)  # quoting it again would break a signature made over the URL
+
+
+@lru_cache(maxsize=32)
+def _trusting(ca_file: str) -> ssl.SSLContext:
+    """TLS with the certificates of this file alone."""
+    return ssl.create_default_context(cafile=ca_file)
 
 
 async def _read(response: aiohttp.ClientResponse, max_reply_bytes: int) -> UpstreamReply:

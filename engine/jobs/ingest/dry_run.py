@@ -14,6 +14,7 @@ from engine.jobs.recording import refused_inputs
 from engine.jobs.shard_draft import ShardDraft
 from engine.ledger.billing import cost_of
 from engine.planning import packing
+from engine.planning.templates import added_bytes
 from engine.runtime import Runtime
 from models.base import PICODOLLAR, usd_text
 from models.embedding import Route
@@ -101,7 +102,15 @@ class DryRun:
         self._duplicates += len(draft.duplicates)
         self._errors = refused_inputs.add_to_summary(self._errors, refused_inputs.refused_rows("", draft))
         self._calls += sum(
-            1 for _ in packing.pack(inputs, range(len(inputs)), self._limits, self._spec.width, self._spec.options)
+            1
+            for _ in packing.pack(
+                inputs,
+                range(len(inputs)),
+                self._limits,
+                self._spec.width,
+                self._spec.options,
+                added_bytes=added_bytes(self._spec.alias.routes, self._spec.options),
+            )
         )
         self._tokens.add(inputs)
         self._duplicate_tokens.add(draft.duplicate_inputs)

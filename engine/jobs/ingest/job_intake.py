@@ -31,7 +31,7 @@ from engine.jobs.scheduling.fair_share import initial_virtual_time
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
 from engine.process.byte_budget import ByteLease
-from engine.routing.ignored_options import ignored_options
+from engine.routing.option_warnings import option_warnings
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import (
@@ -290,10 +290,7 @@ class JobIntake:
             "dimensions": spec.width,
             "options": stored_options(spec),
             "metadata_": spec.metadata,
-            "warnings": [
-                {"code": "unsupported_parameter", "message": f"'{where}': {why}"}
-                for where, why in ignored_options(spec.options, spec.alias.routes)
-            ],
+            "warnings": _warnings_of(spec),
             "max_cost_usd": spec.max_cost_usd,
             "request_id": spec.request_id,
             "ingested": 0,
@@ -350,3 +347,14 @@ async def open_intake(
 
 
 __all__ = ["IdempotentReplay", "JobIntake", "JobSpec", "Reservation", "new_reservation", "open_intake", "reserve"]
+
+
+def _warnings_of(spec: JobSpec) -> list[dict[str, str]]:
+    """What the job's routes leave out of its options, or lack in them."""
+    return [
+        {
+            "code": "unsupported_parameter" if each.type == "unsupported" else each.type,
+            "message": f"'{each.feature}': {each.details}",
+        }
+        for each in option_warnings(spec.options, spec.alias.routes)
+    ]

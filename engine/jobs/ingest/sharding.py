@@ -61,7 +61,6 @@ class Sharder:
     def __init__(self, settings: Settings, spec: JobSpec, stored: Prefix | None = None) -> None:
         self._settings = settings
         self._spec = spec
-        self._accepts_tokens = any(route.accepts_tokens for route in spec.alias.routes)
         # Nearly every text is so short that its length alone shows that it is valid.
         self._short_chars = spec.alias.max_input_tokens // 4
         self._truncates = spec.options.truncate == "end"
@@ -237,7 +236,7 @@ class Sharder:
 
     def _check(self, item: Input) -> InputError | None:
         try:
-            packing.validate_input(item, self._spec.alias, self._spec.options, accepts_tokens=self._accepts_tokens)
+            packing.validate_input(item, self._spec.alias, self._spec.options)
         except (InvalidInput, InputTooLong) as error:
             return InputError(error.code, error.message)
         return None
