@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ Matrix = npt.NDArray[np.float32]
 Input = str | list[int]
 """One thing to embed: a text, or the token ids of one."""
 
+
+Strategy = Literal["weighted", "least-cost", "least-latency", "least-busy", "hash"]
+"""How routes of one priority are ordered."""
 
 RouteKey = tuple[str, str]
 """Account and upstream model."""
@@ -146,6 +149,7 @@ class Alias:
     space: str
     routes: tuple[Route, ...]
     usd_per_million_tokens: Decimal
+    strategy: Strategy = "weighted"  # the order of routes of one priority
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,16 +48,7 @@ async def create_embeddings(request: Request) -> Response:
             raise error
         base64 = prepared.body.encoding_format == "base64"
         rows = await encode_rows(runtime.work, caller_of(request).project, outcomes, base64=base64)
-        return render(
-            prepared.alias,
-            prepared.options,
-            run.calls,
-            outcomes,
-            rows,
-            prepared.truncated,
-            base64=base64,
-            are_tokens=isinstance(prepared.inputs[0], list),
-        )
+        return render(prepared, run.calls, outcomes, rows, base64=base64)
 
 
 def _embed_run(request: Request, prepared: PreparedRequest, outcomes: OutcomeCollector) -> EmbedRun:

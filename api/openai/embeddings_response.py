@@ -12,12 +12,13 @@ from urllib.parse import quote
 import orjson
 from starlette.responses import Response
 
+from api.openai.embeddings_request import PreparedRequest
 from engine.embedding.collector import OutcomeCollector
 from engine.process.work_threads import WorkThreads
 from engine.routing.option_warnings import may_warn, option_warnings
 from engine.storage import vectors
 from models.base import random_id, usd_text
-from models.embedding import Alias, Call, Matrix, Options, Route
+from models.embedding import Alias, Call, Matrix, Route
 
 # A larger answer is encoded in steps, so that each tenant has its turn on the loop.
 INLINE_INPUTS = 256
@@ -49,31 +50,20 @@ def _encode(rows: Sequence[Matrix], *, base64: bool) -> list[bytes]:
 
 
 def render(
-    alias: Alias,
-    options: Options,
+    prepared: PreparedRequest,
     calls: Sequence[Call],
     outcomes: OutcomeCollector,
     encoded_rows: Sequence[bytes],
-    truncated: Set[int],
     *,
     base64: bool,
-    are_tokens: bool,
 ) -> Response:
-    """The answer. `encoded_rows`: one per input, in order; `truncated`: positions of the inputs that we cut.
-
-    `are_tokens`: the inputs are token arrays.
-    """
+    """The answer. `encoded_rows`: one per input, in order."""
+    alias = prepared.alias
     parts = outcomes.outcomes
     tokens = sum(part.tokens for part in parts)
     route = next(part.route for part in parts if part.route is not None)
     metadata = _metadata(alias, calls, route, sum((part.cost_usd for part in parts), Decimal(0)))
-    metadata["warnings"] = _warnings_of(options, calls, route)
-    if are_tokens and not route.accepts_tokens:
-        metadata["warnings"].append(
-            _warning(
-                "compatibility", "input", f"the token arrays were decoded by {route.token_arrays} and sent as texts"
-            )
-        )
+    metadata["warnings"] = _warnings_of(prepared, calls, route)
     metadata["usageEstimated"] = any(part.tokens_estimated for part in parts)
     tail = orjson.dumps(
         {
@@ -82,7 +72,7 @@ def render(
             "providerMetadata": {"gateway": metadata},
         }
     )
-    response = Response(b"".join(_pieces(encoded_rows, tail, truncated | outcomes.truncated(), base64=base64)))
+    response = Response(b"".join(_pieces(encoded_rows, tail, prepared.truncated | outcomes.truncated(), base64=base64)))
     response.raw_headers += _headers(route.provider, alias.space)
     return response
 
@@ -155,11 +145,14 @@ def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) 
     }
 
 
-def _warnings_of(options: Options, calls: Sequence[Call], final: Route) -> list[dict[str, str]]:
+def _warnings_of(prepared: PreparedRequest, calls: Sequence[Call], final: Route) -> list[dict[str, str]]:
     """Nearly always none, which costs a look at each call."""
     warnings: list[dict[str, str]] = []
-    if may_warn(options, final):
-        warnings += (_warning(*each) for each in option_warnings(options, [final]))
+    if may_warn(prepared.options, final):
+        warnings += (_warning(*each) for each in option_warnings(prepared.options, [final]))
+    if not final.accepts_tokens and isinstance(prepared.inputs[0], list):
+        decoded = f"the token arrays were decoded by {final.token_arrays}, and sent as texts"
+        warnings.append(_warning("compatibility", "input", decoded))
     doubted = next((call for call in calls if call.usage_doubt is not None), None)
     if doubted is not None:
         reason = f"{doubted.provider} reports a number of tokens that is not believed ({doubted.usage_doubt})"

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from models.embedding import Strategy
 from models.errors import ConfigError
 
 
@@ -65,6 +66,7 @@ class ModelSection(msgspec.Struct, forbid_unknown_fields=True):
     max_input_tokens: int | None = None
     space: str | None = None
     input_usd_per_million_tokens: str | float | int | None = None
+    strategy: Strategy = "weighted"
     token_arrays: str | None = None
     normalize: bool = False
     query_template: str | None = None

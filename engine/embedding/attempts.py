@@ -110,7 +110,7 @@ async def _try_routes(
     """
     failures: list[EmbedmillError] = []
     refused_waits: list[tuple[float, Route, RouteState]] = []  # routes that would let it start after so many seconds
-    candidates = run.router.candidates(run.alias) if only is None else [only]
+    candidates = run.router.candidates(run.alias, run.tenant) if only is None else [only]
     routes = [route for route in candidates if accepts(route, batch)]
     for position, route in enumerate(routes):
         if failures and run.cancel_reason is not None:

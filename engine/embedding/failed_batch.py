@@ -53,7 +53,7 @@ async def settle(run: EmbedRun, batch: Batch, error: UpstreamError, attempts: At
     failures = max(1, attempts.faults)
     # A refusal is no fault, and was sent all the same. Each further route has been sent as much.
     sent = min(max(1, attempts.faults + (not is_server_fault(error))), 2) * len(batch.inputs)
-    for route in run.router.candidates(run.alias):
+    for route in run.router.candidates(run.alias, run.tenant):
         if not accepts(route, batch):
             continue
         prober = _BatchProber(run, batch, route)
@@ -82,7 +82,7 @@ async def _settle_single(run: EmbedRun, batch: Batch, error: UpstreamError) -> N
     """Settle the one input of a sync call: its caller gets the provider's answer at once. Raises server faults."""
     if is_server_fault(error):
         raise error
-    prober = _BatchProber(run, batch, run.router.candidates(run.alias)[0])
+    prober = _BatchProber(run, batch, run.router.candidates(run.alias, run.tenant)[0])
     if not await prober.truncate_further(0, error):
         await prober.fail_input(0, error)
 

@@ -13,6 +13,7 @@ from engine.route_state.call_statistics import CallStatistics
 from engine.route_state.control_call import SharedControlCall
 from engine.route_state.credential_probe import CredentialProbe
 from engine.route_state.encoding import RouteEncoding
+from engine.route_state.latency import RouteLatency
 from engine.route_state.tenant_refusals import TenantRefusals
 from models.embedding import Account
 
@@ -44,6 +45,8 @@ class RouteState:
         self.control_call = SharedControlCall()
         self.hang_probes = HangProbes()
         self.tenant_refusals = TenantRefusals()
+        self.latency = RouteLatency()
+        self.in_flight = 0  # calls of this process
         self.health_probes = 0  # of this process, under way
         self.faults_in_a_row = 0  # of bulk calls
         self.is_model_name_confirmed = False  # a reply has named the requested model

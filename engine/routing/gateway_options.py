@@ -7,7 +7,7 @@ Other gateways have options that embedmill does not have. An option that only tu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -21,7 +21,7 @@ FIELD = "providerOptions.gateway"
 # The options of Vercel, OpenRouter, Portkey and LiteLLM (November 2026) that only tune, compared by letters and digits
 # alone. Any other unknown option may be a promise or a typing error, and is refused.
 HINTS = frozenset(
-    {"sort", "caching", "cachecontrol", "metadata", "traceid", "sessionid", "generationname", "providertimeouts",
+    {"caching", "cachecontrol", "metadata", "traceid", "sessionid", "generationname", "providertimeouts",
      "timeout", "requesttimeout", "retry", "retries", "numretries", "maxretries", "loggingmetadata", "strategy"}
 )  # fmt: skip
 
@@ -35,6 +35,8 @@ class GatewayOptions(msgspec.Struct):
     tags: list[str] = []
     user: str | None = None
     cache: bool | None = None
+    sort: Literal["cost", "latency"] | None = None  # the order of the routes
+    strict: bool | None = None  # an option that cannot be honoured is an error, not a warning
 
 
 def read(value: object) -> GatewayOptions:

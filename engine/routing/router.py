@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,7 @@ from engine.route_state.state import RouteState
 from engine.routing import gateway_options
 from engine.routing.gateway_options import FIELD
 from engine.routing.outages import Outage, Outages
+from engine.routing.strategies import SORTS, ordered
 from models.embedding import Alias, Batch, Limits, Route, RouteKey
 from models.errors import InvalidInput, RouteDown, RouteQuarantined, UnknownAlias, UpstreamAuthFailed, UpstreamError
 
@@ -46,7 +46,8 @@ def apply_gateway_options(aliases: Mapping[str, Alias], alias: Alias, provider_o
         ranks = [(route, _rank_in(options.order, route)) for route in routes]
         routes = [route if rank is None else replace(route, priority=first + rank) for route, rank in ranks]
     routes.sort(key=lambda route: route.priority)
-    return replace(alias, routes=tuple(routes))
+    strategy = alias.strategy if options.sort is None else SORTS[options.sort]
+    return replace(alias, routes=tuple(routes), strategy=strategy)
 
 
 def _with_other_models(aliases: Mapping[str, Alias], alias: Alias, models: Sequence[str]) -> list[Route]:
@@ -98,8 +99,8 @@ class Router:
             state = self._states[key] = RouteState(route.account, route.upstream_model, self._limiters)
         return state
 
-    def candidates(self, alias: Alias) -> list[Route]:
-        """Fit routes in the order to try them. Raises RouteDown or RouteQuarantined when there is none.
+    def candidates(self, alias: Alias, key: str = "") -> list[Route]:
+        """Fit routes in the order to try them; `key`: the caller. Raises RouteDown or RouteQuarantined.
 
         All routes of an alias share one vector space, so any may stand in for any other.
         """
@@ -115,8 +116,7 @@ class Router:
         fit = [route for route in trusted if self.outages.of(route) is None]
         if not fit:
             raise self.down_error(alias)
-        # Weighted shuffle within a priority: sort by random ** (1 / weight), largest first.
-        return sorted(fit, key=lambda route: (route.priority, -(random.random() ** (1.0 / max(route.weight, 1)))))
+        return ordered(alias.strategy, fit, self.state_of, key)
 
     def outage_of(self, alias: Alias) -> Outage | None:
         """The outage of the alias's first route, when all of its routes are down; else None."""

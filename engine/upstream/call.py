@@ -161,6 +161,7 @@ class Upstream:
         clock = time.perf_counter()
         attempt = CallAttempt(batch, route, context)
         self.in_flight += 1
+        context.state.in_flight += 1
         try:
             if context.stop is not None:  # it may have been cancelled while the call waited for its permit
                 context.stop.raise_if_cancelled()
@@ -193,8 +194,10 @@ class Upstream:
             raise
         finally:
             self.in_flight -= 1
+            context.state.in_flight -= 1
             seconds = time.perf_counter() - clock
             _release(permit, attempt, seconds)
+        context.state.latency.observe(seconds)
         attempt.record_success(seconds)
         return Embedded(rows, attempt.used, embedded.truncated)
 
