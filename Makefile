@@ -18,7 +18,7 @@ PAGE := docs/reliability.md
 SECONDS ?= 60
 SEED ?= 7
 
-.PHONY: help install lock audit demo up test faults chaos lint mutants check format bench clean
+.PHONY: help docs install lock audit demo up test faults chaos lint mutants check format bench clean
 
 help:  ## Show this help
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ lock: install  ## Choose the newest versions that pyproject.toml allows and writ
 
 audit:  ## Look up known vulnerabilities of the locked packages; says so where there is no network to ask
 	$(PYTHON) .ci/audit.py requirements-dev.lock
+
+docs: install  ## Make the tables of docs/ that are made from the code
+	$(BIN)/python -m cli.output.provider_table docs/providers.md
 
 demo: install  ## Embed a real corpus, search it, see the whole system work
 	$(BIN)/python examples/demo.py

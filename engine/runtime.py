@@ -43,6 +43,7 @@ class Runtime:
 
     settings: Settings
     aliases: dict[str, Alias]
+    bare_names: dict[str, str]  # names of models without their creator, where only one model has it
     database: Database
     limiters: LimiterRegistry
     upstream: Upstream
@@ -91,6 +92,7 @@ class Runtime:
         return cls(
             settings=settings,
             aliases=aliases,
+            bare_names=config_file.bare_names(aliases),
             database=database,
             limiters=limiters,
             upstream=upstream,
@@ -123,14 +125,14 @@ class Runtime:
 
     def alias(self, name: str) -> Alias:
         """The alias of this name. Raises UnknownAlias."""
-        try:
-            return self.aliases[name]
-        except KeyError:
+        alias = self.aliases.get(name) or self.aliases.get(self.bare_names.get(name, ""))
+        if alias is None:
             raise UnknownAlias(
                 f"The model `{name[:200]}` does not exist or you do not have access to it."
                 f"{did_you_mean(name, self.aliases)} GET /v1/models lists those that there are.",
                 param="model",
-            ) from None
+            )
+        return alias
 
     async def close(self) -> None:
         """Close all parts, in reverse order of need. An error of one is logged, and leaves no other open."""

@@ -67,7 +67,7 @@ def render(
     metadata["usageEstimated"] = any(part.tokens_estimated for part in parts)
     tail = orjson.dumps(
         {
-            "model": alias.name,
+            "model": prepared.body.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             "providerMetadata": {"gateway": metadata},
         }

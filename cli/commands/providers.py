@@ -1,4 +1,4 @@
-"""`embedmill providers …`: real calls to the accounts of the configuration, from this machine."""
+"""`embedmill providers …`: the kinds of providers, and real calls to the accounts of the configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,24 @@ if TYPE_CHECKING:
     from engine.account_check import RouteTest
     from engine.config.settings import Settings
 
-app = typer.Typer(help="Try the provider accounts of the configuration.", no_args_is_help=True)
+app = typer.Typer(help="The kinds of providers, and tests of the accounts of the configuration.")
+
+
+@app.callback(invoke_without_command=True)
+def kinds(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List the kinds of providers with what each can do; `test ACCOUNT` makes a real call."""
+    if context.invoked_subcommand is not None:
+        return
+    import msgspec
+
+    from cli.output.provider_table import COLUMNS, provider_rows
+    from cli.output.terminal import out, print_json, table
+
+    rows = provider_rows()
+    if as_json:
+        print_json(msgspec.json.encode([dict(zip(COLUMNS, row, strict=True)) for row in rows]))
+    else:
+        out.print(table(*COLUMNS, rows=[[cell.replace("`", "") for cell in row] for row in rows], right=("inputs",)))
 
 
 @app.command("test")

@@ -59,3 +59,12 @@ def parse(
         raise ConfigError("no [models.<name>] section, and no account that serves a well-known model", param="models")
     check_names(accounts, aliases)
     return aliases
+
+
+def bare_names(aliases: Mapping[str, Alias]) -> dict[str, str]:
+    """`text-embedding-3-small` → `openai/text-embedding-3-small`: names that only one model has, here or upstream."""
+    owners: dict[str, set[str]] = {}
+    for name, alias in aliases.items():
+        for bare in {name.rpartition("/")[2], *(route.upstream_model for route in alias.routes)} - set(aliases):
+            owners.setdefault(bare, set()).add(name)
+    return {bare: next(iter(names)) for bare, names in owners.items() if len(names) == 1}

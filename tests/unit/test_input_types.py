@@ -34,7 +34,8 @@ def configured(models: str, kind: str = "vllm") -> dict[str, Alias]:
 
 
 def model(upstream: str, extra: str = "", route_extra: str = "") -> str:
-    return f'[models.m]\ndimensions = 8\n{extra}\n[[models.m.routes]]\nprovider = "box"\nmodel = "{upstream}"\n{route_extra}'
+    route = f'[[models.m.routes]]\nprovider = "box"\nmodel = "{upstream}"\n{route_extra}'
+    return f"[models.m]\ndimensions = 8\n{extra}\n{route}"
 
 
 @pytest.mark.parametrize(
