@@ -218,7 +218,8 @@ def _route(
             f"{where}.provider = {section.provider!r} is not an account{_did_you_mean(section.provider, accounts)}",
             param=f"{where}.provider",
         )
-    traits = providers.PROVIDERS[account.kind].traits
+    upstream_model = section.model or known.upstream_model
+    traits = providers.PROVIDERS[account.kind].traits_of(upstream_model)
     if section.tokenizer not in (None, CL100K):
         raise ConfigError(f'{where}.tokenizer must be "{CL100K}", or left out', param=f"{where}.tokenizer")
     if section.narrowing not in (None, "native", "cut"):
@@ -233,7 +234,6 @@ def _route(
     )
     if min(limits.inputs_per_call, limits.tokens_per_input, limits.tokens_per_call, limits.bytes_per_call) < 1:
         raise ConfigError(f"{where}: limits must be more than 0", param=where)
-    upstream_model = section.model or known.upstream_model
     if account.kind == "local":
         _check_local(section, where, alias, width, upstream_model)
     expected = account.expect_model if section.expect_model is None else section.expect_model
