@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from providers.azure import AzureProvider
 from providers.base import Provider
+from providers.bedrock import BedrockProvider
 from providers.cohere import CohereProvider
 from providers.fake import FakeProvider
 from providers.local import LocalProvider
@@ -15,6 +16,7 @@ _FORMATS: tuple[Provider, ...] = (
     OpenAIProvider(),
     *(AzureProvider(row) if row.kind == "azure" else OpenAIProvider(row) for row in COMPATIBLE),
     CohereProvider(),
+    BedrockProvider(),
     *(NoEmbeddingsProvider(row) for row in WITHOUT_EMBEDDINGS),
     LocalProvider(),
     FakeProvider(),
