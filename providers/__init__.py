@@ -11,12 +11,14 @@ from providers.local import LocalProvider
 from providers.no_embeddings import NoEmbeddingsProvider
 from providers.openai import OpenAIProvider
 from providers.openai_compatible import COMPATIBLE, WITHOUT_EMBEDDINGS
+from providers.tei import TeiProvider
 
 _FORMATS: tuple[Provider, ...] = (
     OpenAIProvider(),
     *(AzureProvider(row) if row.kind == "azure" else OpenAIProvider(row) for row in COMPATIBLE),
     CohereProvider(),
     BedrockProvider(),
+    TeiProvider(),
     *(NoEmbeddingsProvider(row) for row in WITHOUT_EMBEDDINGS),
     LocalProvider(),
     FakeProvider(),

@@ -185,6 +185,26 @@ def _bedrock(name: str, model: str, say: Say, inputs: int = 1) -> Dialect:
     )
 
 
+def _tei(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    return _json(_rows(vectors), x_compute_type="gpu+optimized", x_compute_tokens="7")
+
+
+def _plain_errors(*replies: tuple[int, object]) -> dict[int, UpstreamReply]:
+    return {
+        status: UpstreamReply(status, {}, body if isinstance(body, bytes) else orjson.dumps(body))
+        for status, body in replies
+    }
+
+
+_TEI_ERRORS = _plain_errors(
+    (400, {"error": "`inputs` cannot be empty", "error_type": "Empty"}),
+    (401, b""),
+    (413, b"length limit exceeded"),
+    (500, b""),
+    (503, {"error": "Unhealthy", "error_type": "Unhealthy"}),
+)
+
+
 DIALECTS = (
     Dialect("openai, base64", "openai", _openai(_base64), _openai_errors()),
     Dialect("openai, floats", "openai", _openai(_floats), _openai_errors(), has_bytes=False),
@@ -208,5 +228,6 @@ DIALECTS = (
     _bedrock("Cohere v3", "cohere.embed-english-v3", _bedrock_cohere, inputs=3),
     _bedrock("Cohere v4", "global.cohere.embed-v4:0", _bedrock_cohere_by_type, inputs=3),
     _bedrock("Nova", "amazon.nova-2-multimodal-embeddings-v1:0", _nova),
+    Dialect("tei", "tei", _tei, _TEI_ERRORS, has_indexes=False, has_bytes=False),
     Dialect("local", "local", _local, _LOCAL_ERRORS, has_indexes=False, is_remote=False),
 )
