@@ -7,6 +7,7 @@ from providers.base import Provider
 from providers.bedrock import BedrockProvider
 from providers.cohere import CohereProvider
 from providers.fake import FakeProvider
+from providers.huggingface import HuggingFaceProvider
 from providers.local import LocalProvider
 from providers.no_embeddings import NoEmbeddingsProvider
 from providers.openai import OpenAIProvider
@@ -19,6 +20,7 @@ _FORMATS: tuple[Provider, ...] = (
     CohereProvider(),
     BedrockProvider(),
     TeiProvider(),
+    HuggingFaceProvider(),
     *(NoEmbeddingsProvider(row) for row in WITHOUT_EMBEDDINGS),
     LocalProvider(),
     FakeProvider(),

@@ -205,6 +205,21 @@ _TEI_ERRORS = _plain_errors(
 )
 
 
+def _huggingface(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    return _json(_rows(vectors))
+
+
+_HUGGINGFACE_ERRORS = _plain_errors(
+    (400, {"error": ["Error in `inputs`: none is not an allowed value"]}),
+    (401, {"error": "Invalid credentials in Authorization header"}),
+    (403, {"error": "This authentication method does not have sufficient permissions"}),
+    (404, {"error": "Model m does not exist"}),
+    (429, {"error": "Rate limit reached. Please log in or use a HF access token"}),
+    (500, {"error": "unknown error"}),
+    (503, {"error": "Model m is currently loading", "estimated_time": 20.5}),
+)
+
+
 DIALECTS = (
     Dialect("openai, base64", "openai", _openai(_base64), _openai_errors()),
     Dialect("openai, floats", "openai", _openai(_floats), _openai_errors(), has_bytes=False),
@@ -229,5 +244,8 @@ DIALECTS = (
     _bedrock("Cohere v4", "global.cohere.embed-v4:0", _bedrock_cohere_by_type, inputs=3),
     _bedrock("Nova", "amazon.nova-2-multimodal-embeddings-v1:0", _nova),
     Dialect("tei", "tei", _tei, _TEI_ERRORS, has_indexes=False, has_bytes=False),
+    Dialect(
+        "huggingface", "huggingface", _huggingface, _HUGGINGFACE_ERRORS, has_indexes=False, has_bytes=False, tokens=None
+    ),
     Dialect("local", "local", _local, _LOCAL_ERRORS, has_indexes=False, is_remote=False),
 )
