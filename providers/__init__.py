@@ -10,6 +10,7 @@ from providers.fake import FakeProvider
 from providers.huggingface import HuggingFaceProvider
 from providers.local import LocalProvider
 from providers.no_embeddings import NoEmbeddingsProvider
+from providers.ollama import OllamaProvider
 from providers.openai import OpenAIProvider
 from providers.openai_compatible import COMPATIBLE, WITHOUT_EMBEDDINGS
 from providers.tei import TeiProvider
@@ -21,6 +22,7 @@ _FORMATS: tuple[Provider, ...] = (
     BedrockProvider(),
     TeiProvider(),
     HuggingFaceProvider(),
+    OllamaProvider(),
     *(NoEmbeddingsProvider(row) for row in WITHOUT_EMBEDDINGS),
     LocalProvider(),
     FakeProvider(),

@@ -220,6 +220,17 @@ _HUGGINGFACE_ERRORS = _plain_errors(
 )
 
 
+def _ollama(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    return _json(b'{"model":"m","embeddings":%b,"total_duration":14143917,"prompt_eval_count":7}' % _rows(vectors))
+
+
+_OLLAMA_ERRORS = _plain_errors(
+    (400, {"error": "the input length exceeds the context length"}),
+    (404, {"error": 'model "m" not found, try pulling it first'}),
+    (500, {"error": "llama runner process has terminated: signal: killed"}),
+    (503, {"error": "server busy, please try again.  maximum pending requests exceeded"}),
+)
+
 DIALECTS = (
     Dialect("openai, base64", "openai", _openai(_base64), _openai_errors()),
     Dialect("openai, floats", "openai", _openai(_floats), _openai_errors(), has_bytes=False),
@@ -247,5 +258,6 @@ DIALECTS = (
     Dialect(
         "huggingface", "huggingface", _huggingface, _HUGGINGFACE_ERRORS, has_indexes=False, has_bytes=False, tokens=None
     ),
+    Dialect("ollama", "ollama", _ollama, _OLLAMA_ERRORS, has_indexes=False, has_bytes=False),
     Dialect("local", "local", _local, _LOCAL_ERRORS, has_indexes=False, is_remote=False),
 )
