@@ -89,6 +89,14 @@ class Provider(Protocol):
     def rate_limits(self, reply: UpstreamReply) -> RateLimitHeaders | None:
         """The account's quotas as the reply's headers state them; None where they state none."""
 
+    def traits_of(self, upstream_model: str) -> Traits:
+        """The traits of calls to this model: those of the kind, unless its models differ."""
+        return self.traits
+
+    def sign(self, request: UpstreamRequest, route: Route, now_s: float) -> UpstreamRequest:
+        """The finished request with its signature. Called where `traits.is_signed`; `now_s` is in unix seconds."""
+        return request
+
 
 def max_reply_bytes_of(batch: Batch) -> int:
     """Upper bound of a valid reply: every number written out with white space, and room for the other fields."""

@@ -43,7 +43,7 @@ _ADAPTERS_OWN = frozenset(
     {
         "model", "models", "modelid", "input", "inputs", "texts", "content", "contents", "instances", "requests",
         "messages", "images", "encodingformat", "embeddingtype", "embeddingtypes", "outputdtype", "embeddtype",
-        "endianness", "responseformat", "returnmultivector", "stream",
+        "endianness", "responseformat", "returnmultivector", "stream", "inputtext", "singleembeddingparams",
     }
 )  # fmt: skip
 _REFUSED = _ADDRESSES_AND_CREDENTIALS | _ADAPTERS_OWN

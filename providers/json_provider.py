@@ -5,17 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from models.errors import UpstreamError
-from providers.base import UpstreamReply
+from providers.base import Provider, UpstreamReply
 from providers.error_envelope import ErrorFacts, error_facts, facts_of
 from providers.error_map import error_from
 from providers.rate_limit_headers import RateLimitHeaders, parse_rate_limit_headers
-from providers.traits import Traits
 
 
-class JsonProvider:
+class JsonProvider(Provider):
     """Base of adapters. A subclass builds requests and reads replies; `facts` is its place for a vendor's oddities."""
-
-    traits: Traits
 
     def error_from(self, reply: UpstreamReply) -> UpstreamError:
         """Structured code and status first, then words where vendors give nothing else."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -66,6 +66,12 @@ def base64_rows(texts: Sequence[str], batch: Batch, route: Route | None) -> Matr
     """The same for base64 float32 little-endian."""
     _check_count(len(texts), batch)
     return rows_from_base64(texts, batch.width, route)
+
+
+def header_count(headers: Mapping[str, str], name: str) -> tuple[object, ...]:
+    """The count that a header of the reply states, for `plausible_tokens`; nothing where the header is missing."""
+    text = headers.get(name, "").strip()
+    return () if not text else (int(text),) if text.isdecimal() and len(text) < 16 else (text,)
 
 
 def _check_count(count: int, batch: Batch) -> None:

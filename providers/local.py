@@ -18,7 +18,14 @@ from models.errors import (
     UpstreamRejected,
     UpstreamUnavailable,
 )
-from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, max_reply_bytes_of, plausible_tokens
+from providers.base import (
+    EmbeddingReply,
+    Provider,
+    UpstreamReply,
+    UpstreamRequest,
+    max_reply_bytes_of,
+    plausible_tokens,
+)
 from providers.traits import Traits
 
 CONTENT_TYPE = "application/x-embedmill-f32"
@@ -33,7 +40,7 @@ class LocalRequest(msgspec.Struct):
     width: int
 
 
-class LocalProvider:
+class LocalProvider(Provider):
     """The wire format of the local model."""
 
     traits = Traits(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from models.embedding import Batch, Route
 from models.errors import EmbeddingsUnsupported, UpstreamError
-from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
+from providers.base import EmbeddingReply, Provider, UpstreamReply, UpstreamRequest
 from providers.traits import Traits
 
 
-class NoEmbeddingsProvider:
+class NoEmbeddingsProvider(Provider):
     """A kind that cannot embed."""
 
     def __init__(self, traits: Traits) -> None:

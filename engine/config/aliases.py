@@ -126,7 +126,6 @@ def _route(
             f"{where}.provider = {section.provider!r} is not an account{did_you_mean(section.provider, accounts)}",
             param=f"{where}.provider",
         )
-    traits = providers.PROVIDERS[account.kind].traits
     if section.tokenizer not in (None, CL100K):
         raise ConfigError(f'{where}.tokenizer must be "{CL100K}", or left out', param=f"{where}.tokenizer")
     if section.narrowing not in (None, "native", "cut"):
@@ -134,6 +133,7 @@ def _route(
     known = model.known
     offer = known.offer_of(account.kind) if known else None
     upstream_model = section.model or (offer.model if offer else model.name)
+    traits = providers.PROVIDERS[account.kind].traits_of(upstream_model)
     if account.kind == "local":
         _check_local(section, where, model.name, model.width, upstream_model)
     price = _price(section.input_usd_per_million_tokens, f"{where}.input_usd_per_million_tokens")
@@ -160,7 +160,7 @@ def _route(
         expect_model=_expected_model(expected, upstream_model),
         model_name_unchecked=expected is False,
         alias=model.name,
-        encoding=account.encoding,
+        encoding=account.encoding if traits.base64 else "float",
         templates=templates,
         token_arrays=_token_arrays(model.section.token_arrays, traits),
         normalize="always" if model.section.normalize else "never" if traits.narrow_is_unit else "narrow",

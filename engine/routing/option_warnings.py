@@ -74,4 +74,4 @@ def _input_type(options: Options, routes: Sequence[Route], names: str) -> Iterat
 
 
 def _traits(route: Route) -> Traits:
-    return providers.PROVIDERS[route.account.kind].traits
+    return providers.PROVIDERS[route.account.kind].traits_of(route.upstream_model)

@@ -7,7 +7,7 @@ import functools
 import logging
 import re
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -78,8 +78,11 @@ class Upstream:
         *,
         max_reply_bytes: int,
         work: WorkThreads | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        """`clock`: unix seconds, with which requests are signed."""
         self._transport = transport
+        self._clock = clock
         self._work = work
         by_name = {account.name: account for account in accounts}
         self._in_process = InProcessTransport(list(by_name.values()))
@@ -171,9 +174,11 @@ class Upstream:
             work = self._work if context.interactive else None
             is_large = len(batch.inputs) > INLINE_INPUTS or batch.bytes > INLINE_REPLY_BYTES
             if work is not None and is_large:
-                request = await work.run(context.tenant, functools.partial(_request, provider, native, keyed))
+                request = await work.run(
+                    context.tenant, functools.partial(_request, provider, native, keyed, self._clock)
+                )
             else:
-                request = _request(provider, native, keyed)
+                request = _request(provider, native, keyed, self._clock)
             exchange = self._start(request, attempt)
             waits = context.waits
             if waits is None or waits.on_sent is None:  # no hang detector: an interactive call
@@ -218,8 +223,11 @@ class Upstream:
         await self._transport.close()
 
 
-def _request(provider: Provider, batch: Batch, route: Route) -> UpstreamRequest:
+def _request(provider: Provider, batch: Batch, route: Route, clock: Callable[[], float]) -> UpstreamRequest:
+    """Build the request, and sign it where the provider wants that. Nothing waits between this and sending."""
     request = provider.request(batch, route)
+    if provider.traits.is_signed:
+        request = provider.sign(request, route, clock())
     account = route.account
     if account.proxy is None and account.ca_file is None:
         return request

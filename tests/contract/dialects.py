@@ -41,6 +41,8 @@ class Dialect:
     has_bytes: bool = True  # its vectors are bytes, not decimal numbers
     tokens: int | None = 7  # that the reply is read to report
     is_remote: bool = True  # its error bodies are another party's words, never to be shown to callers
+    model: str = "m"  # the upstream model, where its name decides the form
+    inputs: int = 3  # in one call of the suite: 1 where the provider takes no more
 
 
 def _openai(encode: Callable[[Matrix], bytes]) -> Say:
@@ -117,6 +119,118 @@ def _cohere_errors() -> dict[int, UpstreamReply]:
     return {status: UpstreamReply(status, {}, orjson.dumps({"message": text})) for status, text in messages.items()}
 
 
+def _rows(vectors: Matrix) -> bytes:
+    return b"[%b]" % b",".join(map(_floats, vectors))
+
+
+def _json(body: bytes, **headers: str) -> UpstreamReply:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return UpstreamReply(200, {"content-type": "application/json", **names}, body)
+
+
+def _titan(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    vector = b"".join(b'"embedding":%b,' % _floats(row) for row in vectors[:1])
+    return _json(b'{%b"inputTextTokenCount":7}' % vector)
+
+
+def _titan_by_type(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    vector = b"".join(b'"float":%b' % _floats(row) for row in vectors[:1])
+    return _json(b'{"inputTextTokenCount":7,"embeddingsByType":{%b}}' % vector)
+
+
+def _bedrock_cohere(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    body = b'{"embeddings":%b,"id":"e","response_type":"embeddings_floats","texts":[]}' % _rows(vectors)
+    return _json(body, x_amzn_bedrock_input_token_count="7")
+
+
+def _bedrock_cohere_by_type(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    body = b'{"embeddings":{"float":%b},"id":"e","response_type":"embeddings_by_type"}' % _rows(vectors)
+    return _json(body, x_amzn_bedrock_input_token_count="7")
+
+
+def _nova(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    items = b",".join(b'{"embeddingType":"TEXT","embedding":%b}' % _floats(row) for row in vectors)
+    return _json(b'{"embeddings":[%b],"inputTokenCount":7}' % items)
+
+
+def _bedrock_errors() -> dict[int, UpstreamReply]:
+    errors = {
+        400: ("ValidationException", "Malformed input request: #/inputText: expected minLength: 1, actual: 0"),
+        403: ("AccessDeniedException", "You don't have access to the model with the specified model ID."),
+        404: ("ResourceNotFoundException", "Could not resolve the foundation model from the model identifier."),
+        429: ("ThrottlingException", "Too many requests, please wait before trying again."),
+        500: ("InternalServerException", "The system encountered an unexpected error during processing."),
+        503: ("ServiceUnavailableException", "Bedrock is unable to process your request."),
+    }
+    return {
+        status: UpstreamReply(
+            status,
+            {"x-amzn-errortype": f"{kind}:http://internal.amazon.com/coral/com.amazon.bedrock/"},
+            orjson.dumps({"message": text}),
+        )
+        for status, (kind, text) in errors.items()
+    }
+
+
+def _bedrock(name: str, model: str, say: Say, inputs: int = 1) -> Dialect:
+    return Dialect(
+        f"bedrock, {name}",
+        "bedrock",
+        say,
+        _bedrock_errors(),
+        has_indexes=False,
+        has_bytes=False,
+        model=model,
+        inputs=inputs,
+    )
+
+
+def _tei(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    return _json(_rows(vectors), x_compute_type="gpu+optimized", x_compute_tokens="7")
+
+
+def _plain_errors(*replies: tuple[int, object]) -> dict[int, UpstreamReply]:
+    return {
+        status: UpstreamReply(status, {}, body if isinstance(body, bytes) else orjson.dumps(body))
+        for status, body in replies
+    }
+
+
+_TEI_ERRORS = _plain_errors(
+    (400, {"error": "`inputs` cannot be empty", "error_type": "Empty"}),
+    (401, b""),
+    (413, b"length limit exceeded"),
+    (500, b""),
+    (503, {"error": "Unhealthy", "error_type": "Unhealthy"}),
+)
+
+
+def _huggingface(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    return _json(_rows(vectors))
+
+
+_HUGGINGFACE_ERRORS = _plain_errors(
+    (400, {"error": ["Error in `inputs`: none is not an allowed value"]}),
+    (401, {"error": "Invalid credentials in Authorization header"}),
+    (403, {"error": "This authentication method does not have sufficient permissions"}),
+    (404, {"error": "Model m does not exist"}),
+    (429, {"error": "Rate limit reached. Please log in or use a HF access token"}),
+    (500, {"error": "unknown error"}),
+    (503, {"error": "Model m is currently loading", "estimated_time": 20.5}),
+)
+
+
+def _ollama(vectors: Matrix, indexes: Sequence[int]) -> UpstreamReply:
+    return _json(b'{"model":"m","embeddings":%b,"total_duration":14143917,"prompt_eval_count":7}' % _rows(vectors))
+
+
+_OLLAMA_ERRORS = _plain_errors(
+    (400, {"error": "the input length exceeds the context length"}),
+    (404, {"error": 'model "m" not found, try pulling it first'}),
+    (500, {"error": "llama runner process has terminated: signal: killed"}),
+    (503, {"error": "server busy, please try again.  maximum pending requests exceeded"}),
+)
+
 DIALECTS = (
     Dialect("openai, base64", "openai", _openai(_base64), _openai_errors()),
     Dialect("openai, floats", "openai", _openai(_floats), _openai_errors(), has_bytes=False),
@@ -134,5 +248,16 @@ DIALECTS = (
     ),
     Dialect("cohere, base64", "cohere", _cohere("base64"), _cohere_errors(), has_indexes=False),
     Dialect("cohere, floats", "cohere", _cohere("float"), _cohere_errors(), has_indexes=False, has_bytes=False),
+    _bedrock("Titan v1", "amazon.titan-embed-text-v1", _titan),
+    _bedrock("Titan v2", "amazon.titan-embed-text-v2:0", _titan),
+    _bedrock("Titan v2, by type", "us.amazon.titan-embed-text-v2:0", _titan_by_type),
+    _bedrock("Cohere v3", "cohere.embed-english-v3", _bedrock_cohere, inputs=3),
+    _bedrock("Cohere v4", "global.cohere.embed-v4:0", _bedrock_cohere_by_type, inputs=3),
+    _bedrock("Nova", "amazon.nova-2-multimodal-embeddings-v1:0", _nova),
+    Dialect("tei", "tei", _tei, _TEI_ERRORS, has_indexes=False, has_bytes=False),
+    Dialect(
+        "huggingface", "huggingface", _huggingface, _HUGGINGFACE_ERRORS, has_indexes=False, has_bytes=False, tokens=None
+    ),
+    Dialect("ollama", "ollama", _ollama, _OLLAMA_ERRORS, has_indexes=False, has_bytes=False),
     Dialect("local", "local", _local, _LOCAL_ERRORS, has_indexes=False, is_remote=False),
 )
