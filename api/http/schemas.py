@@ -26,7 +26,7 @@ class EmbeddingRequest(msgspec.Struct, forbid_unknown_fields=True):
     encoding_format: Literal["float", "base64"] | None = None
     user: ShortText | None = None
     input_type: ShortText | None = None
-    truncate: Literal["none", "end"] | None = None
+    truncate: Literal["none", "end", "mean"] | None = None
     providerOptions: dict[str, dict[str, Any]] | None = None  # noqa: N815  # the wire's spelling
 
 
@@ -38,7 +38,7 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
     dimensions: Positive | None = None
     user: ShortText | None = None
     input_type: ShortText | None = None
-    truncate: Literal["none", "end"] | None = None
+    truncate: Literal["none", "end", "mean"] | None = None
     providerOptions: dict[str, dict[str, Any]] | None = None  # noqa: N815
     metadata: dict[str, str] | None = None
     max_cost_usd: str | int | float | None = None
@@ -52,7 +52,7 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     dimensions: Positive | None = None
     user: ShortText | None = None
     input_type: ShortText | None = None
-    truncate: Literal["none", "end"] | None = None
+    truncate: Literal["none", "end", "mean"] | None = None
     metadata: str | None = None  # a JSON object of strings
     max_cost_usd: str | None = None
     dry_run: bool | None = None
@@ -270,7 +270,7 @@ BELONGS_TO = {
     "providerOptions": "calls with a JSON body",
     "input": "calls with a JSON body",
 }
-CHOICES = {"encoding_format": "'float' and 'base64'", "truncate": "'none' and 'end'"}
+CHOICES = {"encoding_format": "'float' and 'base64'", "truncate": "'none', 'end' and 'mean'"}
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 

@@ -16,6 +16,7 @@ class Truncate(StrEnum):
 
     NONE = "none"
     END = "end"
+    MEAN = "mean"
 
 
 FileArgument = Annotated[
@@ -47,7 +48,8 @@ IdColumnOption = Annotated[str | None, typer.Option(help="Default: `id`, where t
 DimensionsOption = Annotated[int | None, typer.Option(min=1, help="Width of the vectors. Default: the model's own.")]
 InputTypeOption = Annotated[str | None, typer.Option(help="query, document, …; for models that tell them apart.")]
 TruncateOption = Annotated[
-    Truncate | None, typer.Option(help="What to do with a text that is too long. Default: none.")
+    Truncate | None,
+    typer.Option(help="A text that is too long: none refuses it (default), end cuts it, mean averages its parts."),
 ]
 MaxCostOption = Annotated[
     str | None, typer.Option(metavar="USD", help="Pause the job before it costs more. Default: no ceiling.")

@@ -49,11 +49,11 @@ def validate_input(item: Input, alias: Alias, options: Options) -> None:
         if not item:
             raise InvalidInput("a token array cannot be empty: leave it out", code="empty_input")
         _validate_tokens(item, alias)
-    if options.truncate == "none" and (
-        (isinstance(item, str) and len(item) > max_text_bytes(alias))
-        or not tokens.is_within(item, alias.max_input_tokens)
+    limit = alias.max_input_tokens * (max_windows(alias) if options.truncate == "mean" else 1)
+    if options.truncate != "end" and (
+        (isinstance(item, str) and len(item) > limit * MAX_BYTES_PER_TOKEN) or not tokens.is_within(item, limit)
     ):
-        raise InputTooLong(f"maximum input length is {alias.max_input_tokens} tokens: {WHAT_TO_DO_IF_TOO_LONG}")
+        raise InputTooLong(f"maximum input length is {limit} tokens: {WHAT_TO_DO_IF_TOO_LONG}")
 
 
 def _validate_tokens(item: list[int], alias: Alias) -> None:
@@ -72,6 +72,12 @@ def _validate_tokens(item: list[int], alias: Alias) -> None:
             raise InvalidInput(f"the tokens cannot be decoded: {error}", code="invalid_input") from None
         if is_empty:
             raise InvalidInput("a token array cannot decode to an empty text: leave it out", code="empty_input")
+
+
+def max_windows(alias: Alias) -> int:
+    """The most windows of one input that a call of each of the alias's routes takes, with a tenth as a margin."""
+    limits = limits_of(alias.routes)
+    return max(1, min(limits.inputs_per_call, limits.tokens_per_call // max(1, alias.max_input_tokens)) * 9 // 10)
 
 
 def are_short_texts(inputs: Sequence[Input], alias: Alias) -> bool:

@@ -29,8 +29,14 @@ def with_room_for_templates(alias: Alias, options: Options) -> Alias:
     """The alias with its longest input lowered by what its templates add, so that text and template fit the model."""
     if options.input_type is None:
         return alias
-    added = max(_tokens(template) if template else 0 for template in _templates(alias.routes, options))
+    added = max(template_tokens(route, options.input_type) for route in alias.routes)
     return replace(alias, max_input_tokens=max(1, alias.max_input_tokens - added)) if added else alias
+
+
+def template_tokens(route: Route, input_type: str | None) -> int:
+    """Tokens that the route's template for this meaning adds to a text."""
+    template = template_of(route, input_type)
+    return _tokens(template) if template else 0
 
 
 def _templates(routes: Sequence[Route], options: Options) -> list[str | None]:

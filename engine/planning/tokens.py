@@ -5,6 +5,7 @@ cl100k is OpenAI's tokenizer; for other models it is the best guess at hand, and
 
 from __future__ import annotations
 
+import codecs
 import sys
 from functools import lru_cache
 
@@ -73,6 +74,26 @@ def truncate_to(item: Input, limit: int) -> Input:
             return text
         kept -= 8
     return item[:1]
+
+
+def windows(item: Input, limit: int) -> list[tuple[Input, int]]:
+    """The input in consecutive pieces of at most `limit` tokens, each with its count; whole where it fits."""
+    if isinstance(item, list):
+        return [(item[at : at + limit], min(limit, len(item) - at)) for at in range(0, len(item), limit)]
+    if len(item) * 4 <= limit:
+        return [(item, max(1, len(item) // 4))]
+    ids = _first_tokens(item, sys.maxsize)
+    if len(ids) <= limit:
+        return [(item, len(ids))]
+    # A token may end within a character: its bytes wait for those of the next window.
+    reader = codecs.getincrementaldecoder("utf-8")("replace")
+    pieces: list[tuple[Input, int]] = []
+    for at in range(0, len(ids), limit):
+        window = ids[at : at + limit]
+        text = reader.decode(_cl100k().decode_bytes(window), final=at + limit >= len(ids))
+        if text:
+            pieces.append((text, len(window)))
+    return pieces
 
 
 def _first_tokens(text: str, limit: int) -> list[int]:

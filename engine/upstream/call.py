@@ -169,7 +169,7 @@ class Upstream:
             if context.stop is not None:  # it may have been cancelled while the call waited for its permit
                 context.stop.raise_if_cancelled()
             keyed = await self.secrets.keyed(route) if route.account.secret_files else route
-            native = batch_for(batch, route)
+            native, windows = batch_for(batch, route)
             # A worker's event loop serves no other caller: there a thread would only cost.
             work = self._work if context.interactive else None
             is_large = len(batch.inputs) > INLINE_INPUTS or batch.bytes > INLINE_REPLY_BYTES
@@ -191,6 +191,8 @@ class Upstream:
                 embedded = await work.run(context.tenant, lambda: provider.parse_reply(reply, native, route))
             else:
                 embedded = provider.parse_reply(reply, native, route)
+            if windows is not None:
+                embedded = embedded._replace(vectors=windows.joined(embedded.vectors), truncated=windows.positions)
             rows = _checked_rows(embedded, attempt)
         except BaseException as error:
             if isinstance(error, UpstreamError):

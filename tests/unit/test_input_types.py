@@ -14,7 +14,7 @@ from engine.planning import packing, tokens
 from engine.planning.templates import added_bytes, with_room_for_templates
 from engine.routing.model_choice import choose_model
 from engine.routing.option_warnings import OptionWarning, option_warnings
-from engine.upstream.route_batch import batch_for
+from engine.upstream.route_batch import batch_for as batch_and_windows
 from models.embedding import Account, Alias, Batch, Limits, Options, Route
 from models.errors import ConfigError, UnsupportedParameter
 
@@ -27,6 +27,10 @@ def route(kind: str = "vllm", **fields: Any) -> Route:
 
 def batch(*inputs: str | list[int], input_type: str | None = None) -> Batch:
     return Batch(list(inputs), range(len(inputs)), 9, 8, Options(input_type=input_type), bytes=30)
+
+
+def batch_for(asked: Batch, by: Route) -> Batch:
+    return batch_and_windows(asked, by)[0]
 
 
 def configured(models: str, kind: str = "vllm") -> dict[str, Alias]:
