@@ -120,7 +120,9 @@ def _settings_of(
     secrets: dict[str, str] = {}
     for name, setting in traits.settings.items():
         given = value.get(name, setting.default)
-        if given is None and not setting.is_optional:
+        # What only the vendor's address needs is not needed at another one.
+        is_needed = not setting.is_optional and not (value.get("base_url") and f"{{{name}}}" in traits.base_url)
+        if given is None and is_needed:
             raise ConfigError(
                 f'{where}.{name} is missing; kind = "{traits.kind}" needs it: {setting.about}', param=f"{where}.{name}"
             )

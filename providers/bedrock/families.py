@@ -26,10 +26,19 @@ BEDROCK = Traits(
     path="/model/{model}/invoke",
     key_variables=("AWS_BEARER_TOKEN_BEDROCK",),
     settings={
-        "region": Setting("the AWS region: us-east-1"),
-        "access_key_id": Setting("an IAM key, for signed calls instead of api_key", is_optional=True, is_secret=True),
-        "secret_access_key": Setting("the secret of the IAM key", is_optional=True, is_secret=True),
-        "session_token": Setting("of temporary IAM keys", is_optional=True, is_secret=True),
+        "region": Setting("the AWS region: us-east-1", variables=("AWS_REGION", "AWS_DEFAULT_REGION")),
+        "access_key_id": Setting(
+            "an IAM key, for signed calls instead of api_key",
+            is_optional=True,
+            is_secret=True,
+            variables=("AWS_ACCESS_KEY_ID",),
+        ),
+        "secret_access_key": Setting(
+            "the secret of the IAM key", is_optional=True, is_secret=True, variables=("AWS_SECRET_ACCESS_KEY",)
+        ),
+        "session_token": Setting(
+            "of temporary IAM keys", is_optional=True, is_secret=True, variables=("AWS_SESSION_TOKEN",)
+        ),
     },
     # The field is required, as at Cohere.
     input_type=MappedField("input_type", INPUT_TYPES, default="search_document"),

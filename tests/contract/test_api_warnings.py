@@ -30,7 +30,7 @@ def warnings(reply: Any) -> list[dict[str, str]]:
         ({"providerOptions": {"gateway": {"order": ["fake"], "tags": ["t"], "cache": False}}}, []),
         ({"input_type": "query"}, ["input_type"]),
         ({"providerOptions": {"cohere": {"seed": 1}}}, ["providerOptions.cohere"]),
-        ({"providerOptions": {"gateway": {"sort": "cost"}}}, ["providerOptions.gateway.sort"]),
+        ({"providerOptions": {"gateway": {"sort": "cost", "strict": True}}}, []),
         ({"providerOptions": {"gateway": {"cacheControl": "x", "num_retries": 2}}},
          ["providerOptions.gateway.cacheControl", "providerOptions.gateway.num_retries"]),
         ({"providerOptions": {"gateway": {"cache": True}}}, ["providerOptions.gateway.cache"]),
@@ -46,15 +46,34 @@ async def test_what_was_not_honoured(shared_gateway: Gateway, fields: dict[str, 
 
 
 @leaving_nothing
-@pytest.mark.parametrize("name", ["zeroDataRetention", "disallowPromptTraining", "region", "dataCollection", "strict"])
+@pytest.mark.parametrize("name", ["zeroDataRetention", "disallowPromptTraining", "region", "dataCollection"])
 async def test_what_promises_something_is_refused(shared_gateway: Gateway, name: str) -> None:
     reply = await shared_gateway.embed("a", providerOptions={"gateway": {name: True}})
     assert (reply.status_code, error_of(reply)["param"]) == (400, f"providerOptions.gateway.{name}")
     assert "Leave it out" in error_of(reply)["message"]
 
 
+@leaving_nothing
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"input_type": "query"}, "input_type"),
+        ({"providerOptions": {"gateway": {"strict": True}, "cohere": {"a": 1}}}, "providerOptions.cohere"),
+        ({"providerOptions": {"gateway": {"strict": True, "retries": 1}}}, "providerOptions.gateway.retries"),
+    ],
+)
+async def test_strict_makes_an_error_of_what_is_not_honoured(
+    shared_gateway: Gateway, fields: dict[str, Any], param: str
+) -> None:
+    body = {"providerOptions": {"gateway": {"strict": True}}} | fields
+    error = error_of(await shared_gateway.embed("a", **body))
+    assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+    job = await shared_gateway.client.post(JOBS, json={"model": "tiny", "input": "a"} | body)
+    assert (job.status_code, error_of(job)["param"]) == (400, param)
+
+
 async def test_a_job_says_it_too(gateway: Gateway) -> None:
-    options = {"gateway": {"sort": "cost"}, "cohere": {"seed": 1}}
+    options = {"gateway": {"retries": 3}, "cohere": {"seed": 1}}
     job = await gateway.submit(["a"], input_type="query", providerOptions=options)
     assert [each["code"] for each in job["warnings"]] == ["unsupported_parameter"] * 3
     assert "'input_type'" in job["warnings"][0]["message"]
