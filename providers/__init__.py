@@ -4,17 +4,33 @@ from __future__ import annotations
 
 from providers.azure import AzureProvider
 from providers.base import Provider
+from providers.cloudflare import CloudflareProvider
 from providers.cohere import CohereProvider
+from providers.dashscope import DashScopeProvider
 from providers.fake import FakeProvider
+from providers.google import GoogleProvider
 from providers.local import LocalProvider
 from providers.no_embeddings import NoEmbeddingsProvider
+from providers.nomic import NomicProvider
 from providers.openai import OpenAIProvider
 from providers.openai_compatible import COMPATIBLE, WITHOUT_EMBEDDINGS
+from providers.perplexity import PerplexityProvider
+from providers.snowflake import SnowflakeProvider
+from providers.vertex import VertexProvider
+from providers.watsonx import WatsonxProvider
 
 _FORMATS: tuple[Provider, ...] = (
     OpenAIProvider(),
     *(AzureProvider(row) if row.kind == "azure" else OpenAIProvider(row) for row in COMPATIBLE),
     CohereProvider(),
+    GoogleProvider(),
+    VertexProvider(),
+    NomicProvider(),
+    DashScopeProvider(),
+    CloudflareProvider(),
+    SnowflakeProvider(),
+    WatsonxProvider(),
+    PerplexityProvider(),
     *(NoEmbeddingsProvider(row) for row in WITHOUT_EMBEDDINGS),
     LocalProvider(),
     FakeProvider(),
