@@ -17,7 +17,7 @@ from models.embedding import Batch, Limits, Route
 from models.errors import UpstreamProtocolError
 from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
 from providers.error_envelope import ErrorFacts, facts_of
-from providers.error_list import first_error, first_error_of
+from providers.error_list import error_document, first_error
 from providers.json_provider import JsonProvider
 from providers.json_reply import Vectors, decode_reply, embedding_reply, float_rows
 from providers.json_request import json_request
@@ -77,13 +77,13 @@ class CloudflareProvider(JsonProvider):
         """`result.data`, where `success` does not say otherwise."""
         answer = decode_reply(reply.body, _REPLY, lambda document: self.error_in_success(reply, document))
         if answer.success is False:
-            error = self.error_in_success(reply, {"errors": answer.errors})
+            error = self.error_in_success(reply, {"success": False, "errors": answer.errors})
             raise error or UpstreamProtocolError("the reply says that it failed")
         return embedding_reply(lambda: float_rows(answer.result.data, batch, route), (), batch)
 
     def facts(self, reply: UpstreamReply) -> ErrorFacts:
-        """The first of `errors`, where there is one."""
-        error = first_error_of(reply.body)
+        """The first of `errors`, where `success` is false."""
+        error = _first_error(error_document(reply.body))
         if not error:
             return super().facts(reply)
         _, code = _NUMBERS.get(_number(error), (0, None))
@@ -91,8 +91,13 @@ class CloudflareProvider(JsonProvider):
 
     def status_in_success(self, document: Any) -> int | None:
         """The status that goes with the number of the first of `errors`."""
-        error = first_error(document)
+        error = _first_error(document)
         return _NUMBERS.get(_number(error), (502, None))[0] if error else super().status_in_success(document)
+
+
+def _first_error(document: Any) -> Mapping[str, Any]:
+    """The first error of a document in Cloudflare's envelope: another server's `errors` are not its words."""
+    return first_error(document) if isinstance(document, dict) and document.get("success") is False else {}
 
 
 def _number(error: Mapping[str, Any]) -> int:

@@ -10,12 +10,13 @@ import msgspec
 from providers.error_envelope import MAX_BODY_BYTES
 
 
-def first_error_of(body: bytes) -> Mapping[str, Any]:
-    """The first error of an error body, which may hold anything; empty where there is none."""
+def error_document(body: bytes) -> Mapping[str, Any]:
+    """An error body, which may hold anything; empty where it is no JSON object."""
     try:
-        return first_error(msgspec.json.decode(body)) if len(body) <= MAX_BODY_BYTES else {}
+        document = msgspec.json.decode(body) if len(body) <= MAX_BODY_BYTES else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return {}
+    return document if isinstance(document, dict) else {}
 
 
 def first_error(document: object) -> Mapping[str, Any]:

@@ -12,7 +12,7 @@ import msgspec
 from models.embedding import Batch, Limits, Route
 from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
 from providers.error_envelope import ErrorFacts, facts_of
-from providers.error_list import first_error, first_error_of
+from providers.error_list import error_document, first_error
 from providers.json_provider import JsonProvider, error_status
 from providers.json_reply import Vector, decode_reply, embedding_reply, float_rows
 from providers.json_request import completed, post
@@ -81,7 +81,7 @@ class WatsonxProvider(JsonProvider):
 
     def facts(self, reply: UpstreamReply) -> ErrorFacts:
         """The first of `errors`, where there is one."""
-        error = first_error_of(reply.body)
+        error = first_error(error_document(reply.body))
         if not error:
             return super().facts(reply)
         code = error.get("code")

@@ -199,6 +199,11 @@ def test_cloudflare_errors_by_their_number(status: int, number: int, kind: type[
     assert type(error_of(CLOUDFLARE, status, document)) is kind
 
 
+def test_cloudflare_errors_of_another_server_are_not_its_words() -> None:
+    document = {"errors": [{"code": 10000, "message": "API key not valid"}]}
+    assert type(error_of(CLOUDFLARE, 400, document)) is UpstreamRejected
+
+
 # --- watsonx ----------------------------------------------------------------------------------------------------------
 
 
