@@ -44,11 +44,12 @@ _ADAPTERS_OWN = frozenset(
         "model", "models", "modelid", "input", "inputs", "texts", "content", "contents", "instances", "requests",
         "messages", "images", "encodingformat", "embeddingtype", "embeddingtypes", "outputdtype", "embeddtype",
         "endianness", "responseformat", "returnmultivector", "stream", "inputtext", "singleembeddingparams",
+        "outputtype",
     }
 )  # fmt: skip
 _REFUSED = _ADDRESSES_AND_CREDENTIALS | _ADAPTERS_OWN
 # The spellings of the width that providers use; the caller's is taken as `dimensions`.
-_WIDTHS = frozenset({"dimensions", "outputdimensionality", "outputdimension"})
+_WIDTHS = frozenset({"dimensions", "dimension", "dimensionality", "outputdimensionality", "outputdimension"})
 GATEWAY = "gateway"
 MAX_DEPTH = 16
 

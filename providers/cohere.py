@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from models.embedding import Batch, Limits, Route
-from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, plausible_tokens
+from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
 from providers.json_provider import JsonProvider
-from providers.json_reply import Vectors, base64_rows, decode_reply, float_rows
+from providers.json_reply import Vectors, base64_rows, decode_reply, embedding_reply, float_rows
 from providers.json_request import json_request
 from providers.traits import MappedField, Traits
 
@@ -70,14 +70,16 @@ class CohereProvider(JsonProvider):
     def parse_reply(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
         """`embeddings.base64` or `.float`; tokens are `meta.billed_units.input_tokens`, which may be missing."""
         answer = decode_reply(reply.body, _REPLY, lambda document: self.error_in_success(reply, document))
-        count = plausible_tokens(_billed(answer.meta), batch)
         by_type = answer.embeddings
-        rows = (
-            float_rows(by_type.float or [], batch, route)
-            if by_type.base64 is None
-            else base64_rows(by_type.base64, batch, route)
+        return embedding_reply(
+            lambda: (
+                float_rows(by_type.float or [], batch, route)
+                if by_type.base64 is None
+                else base64_rows(by_type.base64, batch, route)
+            ),
+            _billed(answer.meta),
+            batch,
         )
-        return EmbeddingReply(rows, count.tokens, tokens_doubt=count.doubt)
 
 
 def _billed(meta: Any) -> tuple[object, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from models.errors import UpstreamError
 from providers.base import Provider, UpstreamReply
-from providers.error_envelope import ErrorFacts, error_facts, facts_of
+from providers.error_envelope import ErrorFacts, error_facts
 from providers.error_map import error_from
 from providers.rate_limit_headers import RateLimitHeaders, parse_rate_limit_headers
 
@@ -24,13 +25,21 @@ class JsonProvider(Provider):
 
     def error_in_success(self, reply: UpstreamReply, document: Any) -> UpstreamError | None:
         """The error that came with a status of success, as gateways send them; None: the document holds none."""
+        status = self.status_in_success(document)
+        return None if status is None else self.error_from(replace(reply, status=status))
+
+    def status_in_success(self, document: Any) -> int | None:
+        """The status that the error of such a document stands for; None: it holds no error."""
         error = document.get("error") if isinstance(document, dict) else None
         if not error:
             return None
-        code = error.get("code") if isinstance(error, dict) else None
-        status = code if isinstance(code, int) and 400 <= code < 600 else 502
-        return error_from(facts_of(status, document), reply.headers)
+        return error_status(error.get("code") if isinstance(error, dict) else None)
 
     def rate_limits(self, reply: UpstreamReply) -> RateLimitHeaders | None:
         """The `x-ratelimit-*` headers, which many vendors and servers send."""
         return parse_rate_limit_headers(reply.headers)
+
+
+def error_status(code: object) -> int:
+    """The code where it is an error's status, else that of a gateway with a bad reply."""
+    return code if isinstance(code, int) and 400 <= code < 600 else 502

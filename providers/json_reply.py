@@ -10,11 +10,12 @@ import msgspec
 
 from models.embedding import Batch, Matrix, Route
 from models.errors import UpstreamError, UpstreamProtocolError
-from providers.base import rows_from_base64, rows_from_floats
+from providers.base import EmbeddingReply, plausible_tokens, rows_from_base64, rows_from_floats
 
 T = TypeVar("T")
-Vectors = list[list[float | None]]
-"""Vectors as a reply lists them. Some servers write NaN as null (llama.cpp, 2026-08)."""
+Vector = list[float | None] | None
+"""A vector as a reply lists it. Some servers write NaN as null (llama.cpp, 2026-08), or null for a whole vector."""
+Vectors = list[Vector]
 
 
 def decode_reply(
@@ -56,9 +57,44 @@ def _tolerant(body: bytes) -> Any:
         ) from None
 
 
-def float_rows(vectors: Sequence[Sequence[float | None]], batch: Batch, route: Route | None) -> Matrix:
-    """One row for each input. Raises UpstreamProtocolError for another count or width. Null becomes NaN."""
+def embedding_reply(
+    read_rows: Callable[[], Matrix],
+    counts: Sequence[object],
+    batch: Batch,
+    model: object = None,
+    truncated: Sequence[int] = (),
+) -> EmbeddingReply:
+    """What the reply says. `counts` are the token counts that it reports, the better one first.
+
+    Raises UpstreamProtocolError as `read_rows` does, with the tokens that the reply reports, which are billed anyway.
+    """
+    count = plausible_tokens(counts, batch)
+    try:
+        rows = read_rows()
+    except UpstreamProtocolError as error:
+        error.reported_tokens = count.tokens
+        raise
+    return EmbeddingReply(rows, count.tokens, model if isinstance(model, str) else None, count.doubt, truncated)
+
+
+def in_order(items: Sequence[T], indexes: Sequence[object], batch: Batch) -> Sequence[T]:
+    """The items in the order of the inputs, by their indexes; as they stand where none has an index.
+
+    Raises UpstreamProtocolError for another count, or where the indexes are not each input's exactly once.
+    """
+    _check_count(len(items), batch)
+    if all(index is None for index in indexes):
+        return items
+    by_index = {index: item for index, item in zip(indexes, items, strict=True) if type(index) is int}
+    if by_index.keys() != set(range(len(items))):
+        raise UpstreamProtocolError("the reply's indexes are not each input's exactly once")
+    return [by_index[position] for position in range(len(items))]
+
+
+def float_rows(vectors: Sequence[Sequence[float | None] | None], batch: Batch, route: Route | None) -> Matrix:
+    """One row for each input. Null in a vector becomes NaN. Raises UpstreamProtocolError for another count or width."""
     _check_count(len(vectors), batch)
+    check_presence(vectors)
     return rows_from_floats(vectors, batch.width, route)  # type: ignore[arg-type]  # null becomes NaN, which is refused
 
 
@@ -77,3 +113,12 @@ def header_count(headers: Mapping[str, str], name: str) -> tuple[object, ...]:
 def _check_count(count: int, batch: Batch) -> None:
     if count != len(batch.inputs):
         raise UpstreamProtocolError(f"the reply holds {count} vectors for {len(batch.inputs)} inputs")
+
+
+def check_presence(vectors: Sequence[object | None]) -> None:
+    """Raise UpstreamProtocolError for a vector that is null, with its position unless several are and all are."""
+    if None in vectors:
+        is_all = len(vectors) > 1 and not any(vector is not None for vector in vectors)
+        raise UpstreamProtocolError(
+            "a vector of the reply is null", offending_position=None if is_all else list(vectors).index(None)
+        )

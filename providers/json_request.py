@@ -16,9 +16,15 @@ _ENCODER = msgspec.json.Encoder()
 
 
 def json_request(traits: Traits, path: str, body: dict[str, object], batch: Batch, route: Route) -> UpstreamRequest:
-    """POST `body`, with the fields of the kind's table, to the path below the account's address.
+    """POST `body`, completed, to the path below the account's address."""
+    return post(traits, path, completed(traits, body, batch, route), batch, route)
 
-    Beneath what the adapter sets are the caller's options, and beneath those the fields of the account's section.
+
+def completed(traits: Traits, body: dict[str, object], batch: Batch, route: Route) -> dict[str, object]:
+    """`body` with the fields of the kind's table, in place of which the caller and the account can set none.
+
+    Beneath what the adapter sets are the caller's options, and beneath those the fields of the account's section. Where
+    a vendor keeps these fields inside an object of the body, the adapter completes that object and posts the rest.
     """
     account = route.account
     body = {**traits.body, **body} if traits.body else body
@@ -29,6 +35,12 @@ def json_request(traits: Traits, path: str, body: dict[str, object], batch: Batc
         body = merged(account.body, body)
     if account.renames:
         body = {account.renames.get(name, name): value for name, value in body.items()}
+    return body
+
+
+def post(traits: Traits, path: str, body: Mapping[str, object], batch: Batch, route: Route) -> UpstreamRequest:
+    """POST a finished body to the path below the account's address."""
+    account = route.account
     return UpstreamRequest(
         "POST",
         f"{account.base_url}{path}",

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 
 from models.embedding import Batch, Limits, Route
-from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, plausible_tokens
+from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
 from providers.json_provider import JsonProvider
-from providers.json_reply import Vectors, decode_reply, float_rows
+from providers.json_reply import Vectors, decode_reply, embedding_reply, float_rows
 from providers.json_request import json_request
 from providers.traits import MappedField, Traits
 
@@ -55,6 +55,5 @@ class OllamaProvider(JsonProvider):
     def parse_reply(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
         """`embeddings`, one for each text; tokens are `prompt_eval_count`."""
         answer = decode_reply(reply.body, _REPLY, lambda document: self.error_in_success(reply, document))
-        reported = answer.prompt_eval_count
-        count = plausible_tokens(() if reported is None else (reported,), batch)
-        return EmbeddingReply(float_rows(answer.embeddings, batch, route), count.tokens, tokens_doubt=count.doubt)
+        counts = () if answer.prompt_eval_count is None else (answer.prompt_eval_count,)
+        return embedding_reply(lambda: float_rows(answer.embeddings, batch, route), counts, batch)

@@ -54,7 +54,7 @@ def read_reply(
     `error_in_success` says what an error object means that came with a status of success.
     """
     parts = _typed_parts(body, batch.width) or _tolerant_parts(body, error_in_success)
-    count = plausible_tokens(_usage_counts(parts.usage), batch)
+    count = plausible_tokens(usage_counts(parts.usage), batch)
     try:
         rows = _rows(parts, batch, route)
     except UpstreamProtocolError as error:
@@ -186,7 +186,7 @@ def _index(value: object) -> int | None:
     return None
 
 
-def _usage_counts(usage: object) -> Sequence[object]:
+def usage_counts(usage: object) -> Sequence[object]:
     """The token counts that the reply reports, the better one first."""
     if usage is None:
         return ()

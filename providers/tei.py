@@ -9,9 +9,9 @@ from __future__ import annotations
 import msgspec
 
 from models.embedding import Batch, Limits, Route
-from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, plausible_tokens
+from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
 from providers.json_provider import JsonProvider
-from providers.json_reply import Vectors, decode_reply, float_rows, header_count
+from providers.json_reply import Vectors, decode_reply, embedding_reply, float_rows, header_count
 from providers.json_request import json_request
 from providers.traits import MappedField, Traits
 
@@ -52,5 +52,5 @@ class TeiProvider(JsonProvider):
     def parse_reply(self, reply: UpstreamReply, batch: Batch, route: Route | None = None) -> EmbeddingReply:
         """A list of vectors; tokens are in the header `x-compute-tokens`."""
         vectors = decode_reply(reply.body, _REPLY, lambda document: self.error_in_success(reply, document))
-        count = plausible_tokens(header_count(reply.headers, "x-compute-tokens"), batch)
-        return EmbeddingReply(float_rows(vectors, batch, route), count.tokens, tokens_doubt=count.doubt)
+        counts = header_count(reply.headers, "x-compute-tokens")
+        return embedding_reply(lambda: float_rows(vectors, batch, route), counts, batch)

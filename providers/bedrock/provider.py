@@ -14,12 +14,12 @@ import msgspec
 
 from models.embedding import Batch, Route
 from models.errors import UpstreamMisconfigured
-from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest, plausible_tokens
+from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
 from providers.bedrock.families import BEDROCK, family_of
 from providers.cohere import ByType
 from providers.error_envelope import ErrorFacts
 from providers.json_provider import JsonProvider
-from providers.json_reply import Vectors, decode_reply, float_rows, header_count
+from providers.json_reply import Vectors, decode_reply, embedding_reply, float_rows, header_count
 from providers.json_request import json_request
 from providers.sigv4 import signed
 from providers.traits import Traits
@@ -115,8 +115,7 @@ class BedrockProvider(JsonProvider):
             raise error
         counts = header_count(reply.headers, "x-amzn-bedrock-input-token-count")
         in_body = (each for each in (answer.titan_tokens, answer.nova_tokens) if each is not None)
-        count = plausible_tokens((*counts, *in_body), batch)
-        return EmbeddingReply(float_rows(_vectors(answer), batch, route), count.tokens, tokens_doubt=count.doubt)
+        return embedding_reply(lambda: float_rows(_vectors(answer), batch, route), (*counts, *in_body), batch)
 
     def facts(self, reply: UpstreamReply) -> ErrorFacts:
         """Beside the body: the type in the header, which may have a URL behind a colon."""

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import orjson
-import pybase64
 
 from models.embedding import Matrix
 from providers.base import UpstreamReply
 from providers.openai_compatible import COMPATIBLE
+from tests.contract.cloud_dialects import CLOUD_DIALECTS
+from tests.contract.dialect import SECRET, Dialect, Say
+from tests.contract.dialect import base64_text as _base64
+from tests.contract.dialect import decimals as _floats
 
-Say = Callable[[Matrix, Sequence[int]], UpstreamReply]
+__all__ = ["DIALECTS", "OPENAI_ERRORS", "SECRET", "Dialect"]
 
-SECRET = "sk-live-0123456789"
 OPENAI_ERRORS: Mapping[int, tuple[str, str | None, str]] = {
     400: ("invalid_request_error", None, "'$.input' is invalid. Please check the API reference."),
     401: ("invalid_request_error", "invalid_api_key", f"Incorrect API key provided: {SECRET}."),
@@ -27,22 +28,6 @@ OPENAI_ERRORS: Mapping[int, tuple[str, str | None, str]] = {
     501: ("invalid_request_error", None, "This server cannot embed."),
     503: ("server_error", None, "The engine is currently overloaded, please try again later."),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """One way in which one kind of provider answers."""
-
-    name: str
-    kind: str  # its key in providers.PROVIDERS
-    say: Say  # vectors, each with its index, as a 200 of this provider
-    errors: Mapping[int, UpstreamReply]  # a reply for every status that it can answer
-    has_indexes: bool = True  # the reply names an index per vector, in whatever order it lists them
-    has_bytes: bool = True  # its vectors are bytes, not decimal numbers
-    tokens: int | None = 7  # that the reply is read to report
-    is_remote: bool = True  # its error bodies are another party's words, never to be shown to callers
-    model: str = "m"  # the upstream model, where its name decides the form
-    inputs: int = 3  # in one call of the suite: 1 where the provider takes no more
 
 
 def _openai(encode: Callable[[Matrix], bytes]) -> Say:
@@ -57,16 +42,6 @@ def _openai(encode: Callable[[Matrix], bytes]) -> Say:
         )
 
     return say
-
-
-def _base64(row: Matrix) -> bytes:
-    return b'"%b"' % pybase64.b64encode(np.ascontiguousarray(row, dtype="<f4").tobytes())
-
-
-def _floats(row: Matrix) -> bytes:
-    # JSON has no NaN and no Infinity, yet careless servers print them.
-    words = {"nan": "NaN", "inf": "Infinity"}
-    return ("[" + ",".join(words.get(str(float(x)), repr(float(x))) for x in row) + "]").encode()
 
 
 def _openai_errors() -> dict[int, UpstreamReply]:
@@ -259,5 +234,6 @@ DIALECTS = (
         "huggingface", "huggingface", _huggingface, _HUGGINGFACE_ERRORS, has_indexes=False, has_bytes=False, tokens=None
     ),
     Dialect("ollama", "ollama", _ollama, _OLLAMA_ERRORS, has_indexes=False, has_bytes=False),
+    *CLOUD_DIALECTS,
     Dialect("local", "local", _local, _LOCAL_ERRORS, has_indexes=False, is_remote=False),
 )

@@ -98,7 +98,7 @@ def test_every_provider_has_a_dialect() -> None:
 def test_a_good_reply_is_its_vectors_to_the_bit(dialect: Dialect) -> None:
     rows = vectors(dialect.inputs)
     embedded = read(dialect, dialect.say(rows, range(dialect.inputs)))
-    assert embedded.vectors.tobytes() == rows.tobytes()
+    assert embedded.vectors.tobytes() == dialect.read_as(rows).tobytes()
     assert embedded.vectors.dtype == np.float32 and embedded.tokens == dialect.tokens
 
 
@@ -106,7 +106,8 @@ def test_a_good_reply_is_its_vectors_to_the_bit(dialect: Dialect) -> None:
 @each_with_indexes
 def test_a_shuffled_reply_is_put_right(dialect: Dialect) -> None:
     order = [2, 0, 1]
-    assert read(dialect, dialect.say(vectors()[order], order)).vectors.tobytes() == vectors().tobytes()
+    embedded = read(dialect, dialect.say(vectors()[order], order))
+    assert embedded.vectors.tobytes() == dialect.read_as(vectors()).tobytes()
 
 
 @pytest.mark.fault(32)
@@ -132,6 +133,17 @@ def test_neither_short_nor_long(dialect: Dialect, count: int) -> None:
 def test_the_width_that_was_asked_for(dialect: Dialect, width: int) -> None:
     with pytest.raises(UpstreamProtocolError):
         read(dialect, dialect.say(vectors(dialect.inputs, width), range(dialect.inputs)))
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [dialect for dialect in DIALECTS if dialect.is_remote and dialect.tokens is not None],
+    ids=lambda dialect: dialect.name,
+)
+def test_a_refused_reply_keeps_its_tokens_which_are_billed(dialect: Dialect) -> None:
+    with pytest.raises(UpstreamProtocolError) as refused:
+        read(dialect, dialect.say(vectors(dialect.inputs, WIDTH + 1), range(dialect.inputs)))
+    assert refused.value.reported_tokens == dialect.tokens
 
 
 @pytest.mark.fault(33)
@@ -160,7 +172,8 @@ def test_a_zero_vector_where_the_account_allows_it(dialect: Dialect) -> None:
     spoiled[-1] = 0.0
     usual = route(dialect.kind)
     allowing = replace(usual, account=replace(usual.account, allow_zero_vectors=True))
-    assert read(dialect, dialect.say(spoiled, indexes), by=allowing).vectors.tobytes() == spoiled.tobytes()
+    embedded = read(dialect, dialect.say(spoiled, indexes), by=allowing)
+    assert embedded.vectors.tobytes() == dialect.read_as(spoiled).tobytes()
     spoiled[dialect.inputs // 2, 1] = np.nan
     with pytest.raises(UpstreamProtocolError):
         read(dialect, dialect.say(spoiled, indexes), by=allowing)
@@ -172,7 +185,7 @@ def test_the_model_expected_where_the_reply_names_one(dialect: Dialect) -> None:
     usual = route(dialect.kind)
     for expected in (None, "m"):
         read(dialect, reply, by=replace(usual, expect_model=expected))
-    if dialect.has_indexes:  # these dialects name their model
+    if dialect.has_indexes if dialect.names_model is None else dialect.names_model:
         with pytest.raises(UpstreamProtocolError) as refused:
             read(dialect, reply, by=replace(usual, expect_model="m-2026-11"))
         assert refused.value.code == "upstream_wrong_model"
@@ -270,7 +283,7 @@ def test_no_error_reply_is_too_odd_to_classify(kind: str, status: int, body: byt
 def test_requests_are_repeatable_and_keep_their_secret(kind: str) -> None:
     first, second = (PROVIDERS[kind].request(batch_of(FIRST[kind]), route(kind)) for _ in range(2))
     assert first == second and first.url.startswith("https://api.acme.test/v9/")
-    assert SECRET not in repr(first) + first.url and "red" not in repr(first)
+    assert SECRET not in repr(first) + first.url and "green" not in repr(first)
     limits = route(kind).limits
     assert min(limits.inputs_per_call, limits.tokens_per_input, limits.tokens_per_call, limits.bytes_per_call) > 0
 

@@ -98,8 +98,8 @@ def test_a_kinds_setting_is_asked_for_with_its_meaning() -> None:
 
 def test_headers_names_and_fields_of_an_account() -> None:
     section = {
-        "kind": "vllm", "base_url": "http://up", "headers": {"X-Team": "env:TEAM"}, "strip_headers": ["Accept-Encoding"],
-        "body": {"priority": 3}, "renames": {"dimensions": "dim"},
+        "kind": "vllm", "base_url": "http://up", "headers": {"X-Team": "env:TEAM"},
+        "strip_headers": ["Accept-Encoding"], "body": {"priority": 3}, "renames": {"dimensions": "dim"},
     }  # fmt: skip
     document = {"providers": {"box": section}, "models": {"m": {"dimensions": 8, "routes": [{"provider": "box"}]}}}
     account = parse(document, {"TEAM": "red"})["m"].routes[0].account
