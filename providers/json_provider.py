@@ -23,7 +23,7 @@ class JsonProvider:
 
     def facts(self, reply: UpstreamReply) -> ErrorFacts:
         """What the error reply says."""
-        return error_facts(reply.status, reply.body)
+        return error_facts(reply.status, reply.body, detail_is_message=self.traits.detail_is_message)
 
     def error_in_success(self, reply: UpstreamReply, document: Any) -> UpstreamError | None:
         """The error that came with a status of success, as gateways send them; None: the document holds none."""
@@ -32,7 +32,8 @@ class JsonProvider:
             return None
         code = error.get("code") if isinstance(error, dict) else None
         status = code if isinstance(code, int) and 400 <= code < 600 else 502
-        return error_from(facts_of(status, document), reply.headers)
+        facts = facts_of(status, document, detail_is_message=self.traits.detail_is_message)
+        return error_from(facts, reply.headers)
 
     def rate_limits(self, reply: UpstreamReply) -> RateLimitHeaders | None:
         """The `x-ratelimit-*` headers, which many vendors and servers send."""
