@@ -93,7 +93,7 @@ BAD_KEY = words(
 NO_SUCH_MODEL = words(
     r"Invalid model\b",
     r"(?:unknown model|model not exist|no such model)\b",  # Snowflake, DashScope, Cloudflare (M)
-    rf"(?:The )?model {_NAME} (?:does not exist|not found)",
+    rf"(?:The )?model {_NAME} (?:does not exist|not found|is not supported)\b",  # OpenAI, Ollama; Voyage
     r"The provided model identifier is invalid",  # Bedrock
     r"INPUT_MODEL_NOT_FOUND\b",  # Jina
 )
