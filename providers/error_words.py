@@ -115,6 +115,7 @@ CALL_HAS_TOO_MANY_INPUTS = words(
     _COHERE + r"total number of texts must be at most",
     r"(?:Validation error: '[^']{1,200}' )?Each input list can contain at most \d+ items",  # Jina
     r"input length is larger than the largest allowed size",
+    _BEDROCK + r"expected maximum item count: ",  # M
     _DASHSCOPE + r"batch size is invalid",
 )
 ENCODING_REFUSED = words(

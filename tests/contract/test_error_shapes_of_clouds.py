@@ -255,7 +255,7 @@ OTHER_CLOUDS = (
         {"success": False, "errors": [{"code": 7000, "message": "Invalid model"}]},
         UpstreamMisconfigured,
     ),
-    Row("cloudflare", 400, {"errors": [{"code": 7000, "message": "Invalid model"}]}, UpstreamRejected),
+    Row("openai", 400, {"errors": [{"code": 7000, "message": "Invalid model"}]}, UpstreamRejected),
     Row("cloudflare", 401, {"success": False, "errors": []}, UpstreamAuthFailed),
     Row("perplexity", 429, openai("…"), UpstreamRateLimited),
 )
