@@ -67,16 +67,16 @@ class TestGoogle:
 
     def test_vectors_in_order_and_no_length_of_one_below_the_native_width(self) -> None:
         document = read(post(fake("google"), self.PATH, self.body(TEXTS, outputDimensionality=8)))
-        given = rows([each["values"] for each in document["embeddings"]])
-        np.testing.assert_array_equal(given, fake_vectors(TEXTS, WIDTH, "gemini-embedding-001")[:, :8])
+        vectors = rows([each["values"] for each in document["embeddings"]])
+        np.testing.assert_array_equal(vectors, fake_vectors(TEXTS, WIDTH, "gemini-embedding-001")[:, :8])
         assert document["usageMetadata"]["promptTokenCount"] == 5
         assert "usageMetadata" not in read(post(fake("google", oddities=("no_usage",)), self.PATH, self.body(TEXTS)))
 
     def test_the_second_generation_ignores_the_task_and_narrows_to_length_one(self) -> None:
         model = "gemini-embedding-2"
         body = self.body(TEXTS, model, outputDimensionality=8, **TASK)
-        given = rows([each["values"] for each in read(post(fake("google"), self.SECOND, body))["embeddings"]])
-        np.testing.assert_array_equal(given, fake_vectors(TEXTS, 8, model))
+        vectors = rows([each["values"] for each in read(post(fake("google"), self.SECOND, body))["embeddings"]])
+        np.testing.assert_array_equal(vectors, fake_vectors(TEXTS, 8, model))
         first = read(post(fake("google"), self.PATH, self.body(TEXTS, **TASK)))
         query = rows([each["values"] for each in first["embeddings"]])
         np.testing.assert_array_equal(query, fake_vectors(TEXTS, WIDTH, "gemini-embedding-001", "query"))
@@ -273,15 +273,15 @@ def test_cloudflare_wraps_results_and_errors() -> None:
 def test_snowflake_nests_its_vectors() -> None:
     path = "/api/v2/cortex/inference:embed"
     document = read(post(fake("snowflake"), path, {"model": "m", "text": TEXTS}))
-    given = rows([item["embedding"][0] for item in document["data"]])
-    np.testing.assert_array_equal(given, fake_vectors(TEXTS, WIDTH, "m"))
+    vectors = rows([item["embedding"][0] for item in document["data"]])
+    np.testing.assert_array_equal(vectors, fake_vectors(TEXTS, WIDTH, "m"))
 
 
 def test_perplexity_gives_bytes() -> None:
     body = {"model": "m", "input": TEXTS, "encoding_format": "base64_int8"}
     document = read(post(fake("perplexity"), "/v1/embeddings", body))
-    given = [np.frombuffer(base64.b64decode(item["embedding"]), dtype=np.int8) for item in document["data"]]
-    for numbers, row in zip(given, fake_vectors(TEXTS, WIDTH, "m"), strict=True):
+    vectors = [np.frombuffer(base64.b64decode(item["embedding"]), dtype=np.int8) for item in document["data"]]
+    for numbers, row in zip(vectors, fake_vectors(TEXTS, WIDTH, "m"), strict=True):
         assert numbers.shape == (WIDTH,) and np.abs(numbers).max() == 127
         np.testing.assert_allclose(numbers / np.linalg.norm(numbers), row, atol=0.01)
     refused = post(fake("perplexity"), "/v1/embeddings", {**body, "encoding_format": "float"})

@@ -111,8 +111,8 @@ class DashScopeFormat(JsonFormat):
 
     def parse(self, document: dict[str, Any], model: str | None) -> FakeCall | UpstreamReply:
         """The texts of `input`, with the fields of `parameters`."""
-        given, parameters, name = document.get("input"), document.get("parameters") or {}, document.get("model")
-        texts = self.inputs_of(given.get("texts")) if isinstance(given, dict) else None
+        holder, parameters, name = document.get("input"), document.get("parameters") or {}, document.get("model")
+        texts = self.inputs_of(holder.get("texts")) if isinstance(holder, dict) else None
         if texts is None or not isinstance(parameters, dict) or not isinstance(name, str):
             return self.refuse(self.profile.errors.bad_value, field="input.texts")
         return self.call(name, texts, parameters, None)

@@ -71,8 +71,8 @@ class JsonFormat:
 
     def has_key(self, request: UpstreamRequest, api_key: str) -> bool:
         """True when the request carries the key."""
-        given = request.headers.get(self.profile.key_header)
-        return given == (f"Bearer {api_key}" if self.profile.key_header == "authorization" else api_key)
+        credential = request.headers.get(self.profile.key_header)
+        return credential == (f"Bearer {api_key}" if self.profile.key_header == "authorization" else api_key)
 
     def read(self, request: UpstreamRequest, path: str) -> FakeCall | UpstreamReply:
         """Check the fields of the body, then leave it to `parse`."""
@@ -244,8 +244,8 @@ class JsonFormat:
     def refuse(self, error: VendorError, headers: Mapping[str, str] | None = None, **values: object) -> UpstreamReply:
         """The error in the vendor's envelope, with the values in its words."""
         message = error.message.format(**values) if values else error.message
-        filled = error if not values else _filled(error, values)
-        document = (error.envelope or self.profile.envelope)(error.status, message, filled)
+        complete = error if not values else _complete(error, values)
+        document = (error.envelope or self.profile.envelope)(error.status, message, complete)
         raw = document if isinstance(document, bytes) else orjson.dumps(document)
         return UpstreamReply(error.status, {**self.headers, **(error.headers or {}), **(headers or {})}, raw)
 
@@ -289,7 +289,7 @@ class JsonFormat:
         return self.refuse(error, headers, unit=refusal.kind, wait=wait, model=model, cap=refusal.limit, count=tokens)
 
 
-def _filled(error: VendorError, values: Mapping[str, object]) -> VendorError:
+def _complete(error: VendorError, values: Mapping[str, object]) -> VendorError:
     code = error.code.format(**values) if isinstance(error.code, str) else error.code
     kind = error.kind.format(**values) if error.kind else error.kind
     return dataclasses.replace(error, code=code, kind=kind, param=error.param.format(**values) if error.param else None)
