@@ -209,6 +209,12 @@ class TestTei:
             reply = post(upstream, "/embed", {"inputs": inputs})
             assert reply.status == status and type(error_of(reply)) is means
 
+    def test_errors_of_the_openai_path_have_no_wrapper(self) -> None:
+        for path, field, name in (("/v1/embeddings", "input", "message"), ("/embed", "inputs", "error")):
+            reply = post(fake("tei"), path, {field: ["x"] * 33, "model": "m"})
+            assert orjson.loads(reply.body)[name] == "batch size 33 > maximum allowed batch size 32"
+            assert isinstance(error_of(reply), UpstreamTooLarge)
+
     def test_cuts_bytes_and_an_empty_401(self) -> None:
         text = of_tokens(513)
         cut = read(post(fake("tei", oddities=("cuts",)), "/embed", {"inputs": text}))

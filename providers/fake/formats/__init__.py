@@ -13,15 +13,16 @@ from providers.fake.formats.json_format import JsonFormat
 from providers.fake.formats.nomic import NOMIC, NomicFormat
 from providers.fake.formats.ollama import OLLAMA, OllamaFormat
 from providers.fake.formats.openai import OpenAIFormat
-from providers.fake.formats.openai_profiles import OPENAI_SHAPED, VLLM_BEFORE_2026
+from providers.fake.formats.openai_profiles import HOSTED
 from providers.fake.formats.openai_shaped import OpenAIShapedFormat
 from providers.fake.formats.profile import Profile
+from providers.fake.formats.server_profiles import SERVERS, VLLM_BEFORE_2026
 from providers.fake.formats.tei import HUGGING_FACE, TEI, TeiFormat
 
 __all__ = ["FAKE_KINDS", "FakeCall", "FakeFormat", "fake_format"]
 
 _ROWS: dict[str, tuple[Callable[[Profile, frozenset[str]], JsonFormat], Profile]] = {
-    **{profile.kind: (OpenAIShapedFormat, profile) for profile in OPENAI_SHAPED},
+    **{profile.kind: (OpenAIShapedFormat, profile) for profile in (*HOSTED, *SERVERS)},
     "cohere": (CohereFormat, COHERE),
     "google": (GoogleFormat, GOOGLE),
     "vertex": (VertexFormat, VERTEX),

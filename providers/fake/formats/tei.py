@@ -82,6 +82,9 @@ class TeiFormat(JsonFormat):
 
     def __init__(self, profile: Profile, oddities: frozenset[str] = frozenset()) -> None:
         super().__init__(replace(profile, cuts="cuts" in oddities), oddities)
+        is_native = profile.envelope is envelopes.tei
+        # The same server at its OpenAI-like path, whose errors have another envelope.
+        self._openai = TeiFormat(replace(profile, envelope=envelopes.tei_openai), oddities) if is_native else None
 
     def admit(self, request: UpstreamRequest, path: str, api_key: str | None) -> UpstreamReply | None:
         """Answer what a client reads at its start; then as any vendor."""
@@ -90,6 +93,18 @@ class TeiFormat(JsonFormat):
         if path.endswith("/health"):
             return UpstreamReply(200, {}, b"")
         return super().admit(request, path, api_key)
+
+    def read(self, request: UpstreamRequest, path: str) -> FakeCall | UpstreamReply:
+        """The call, with the errors of its path."""
+        if self._openai is not None and path.endswith("/v1/embeddings"):
+            return self._openai.read(request, path)
+        return super().read(request, path)
+
+    def over_limits(self, call: FakeCall, tokens: Sequence[int], width: int) -> UpstreamReply | None:
+        """The server's limits, with the errors of the call's path."""
+        if self._openai is not None and call.document:
+            return self._openai.over_limits(call, tokens, width)
+        return super().over_limits(call, tokens, width)
 
     def info(self) -> dict[str, object]:
         """The server's limits, as it states them."""

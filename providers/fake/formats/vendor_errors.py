@@ -186,6 +186,11 @@ def tei(status: int, message: str, error: VendorError) -> object:
     return {"error": message, "error_type": error.kind}
 
 
+def tei_openai(status: int, message: str, error: VendorError) -> object:
+    """The same server at its OpenAI-like path: without a wrapper, with the status as its code."""
+    return {"message": message, "code": status, "type": error.kind}
+
+
 def empty(status: int, message: str, error: VendorError) -> object:
     """No body."""
     return b""
