@@ -157,8 +157,8 @@ class JsonFormat:
         vacant = next((position for position, item in enumerate(inputs) if not item), None)
         if not inputs or vacant is not None:
             return self.empty(vacant)
-        if (most := self.max_inputs(call.model)) is not None and len(inputs) > most:
-            return self.refuse(errors.too_many_inputs, count=len(inputs), cap=most, model=call.model)
+        if (limit := self.max_inputs(call.model)) is not None and len(inputs) > limit:
+            return self.refuse(errors.too_many_inputs, count=len(inputs), cap=limit, model=call.model)
         if call.width is not None and profile.narrowing != "ignore":
             if call.model.endswith(FIXED):
                 return self.refuse(errors.fixed_width, model=call.model, value=call.width, width=width)
