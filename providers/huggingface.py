@@ -8,7 +8,6 @@ defaults are used.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -17,7 +16,6 @@ import msgspec
 from models.embedding import Batch, Limits, Route
 from models.errors import UpstreamError, UpstreamProtocolError
 from providers.base import EmbeddingReply, UpstreamReply, UpstreamRequest
-from providers.error_envelope import MAX_BODY_BYTES, ErrorFacts
 from providers.json_provider import JsonProvider
 from providers.json_reply import Vectors, decode_reply, float_rows
 from providers.json_request import json_request
@@ -27,12 +25,7 @@ from providers.traits import Traits
 Vector = list[float | None]
 
 
-class _Loading(msgspec.Struct):
-    estimated_time: float
-
-
 _REPLY = msgspec.json.Decoder(list[Vector | float | None])
-_LOADING = msgspec.json.Decoder(_Loading)
 
 
 class HuggingFaceProvider(JsonProvider):
@@ -67,17 +60,6 @@ class HuggingFaceProvider(JsonProvider):
         if len(vectors) != len(answer):
             vectors = [_one_vector(answer, batch)]
         return EmbeddingReply(float_rows(vectors, batch, route), None)
-
-    def facts(self, reply: UpstreamReply) -> ErrorFacts:
-        """Beside the body's error: the seconds until a model is loaded."""
-        facts = super().facts(reply)
-        if len(reply.body) > MAX_BODY_BYTES:
-            return facts
-        try:
-            seconds = _LOADING.decode(reply.body).estimated_time
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return facts
-        return replace(facts, retry_delay=f"{seconds:.3f}s") if 0 < seconds < 1e6 else facts
 
 
 def _one_vector(answer: list[Vector | float | None], batch: Batch) -> Vector:

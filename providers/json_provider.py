@@ -21,7 +21,7 @@ class JsonProvider(Provider):
 
     def facts(self, reply: UpstreamReply) -> ErrorFacts:
         """What the error reply says."""
-        return error_facts(reply.status, reply.body)
+        return error_facts(reply.status, reply.body, detail_is_message=self.traits.detail_is_message)
 
     def error_in_success(self, reply: UpstreamReply, document: Any) -> UpstreamError | None:
         """The error that came with a status of success, as gateways send them; None: the document holds none."""

@@ -131,6 +131,7 @@ COMPATIBLE = (
         limits=_limits(1024),
         takes_bare_string=True,
         cuts_silently=True,
+        detail_is_message=True,  # M: in an object, {"detail": {"error": "…"}}
         source="vercel/ai packages/deepinfra 2026-08",
     ),
     _vendor(

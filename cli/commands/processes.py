@@ -176,8 +176,18 @@ def fake_upstream(
     latency_ms: Annotated[float, typer.Option(min=0, help="Time that every answer takes.")] = 0.0,
     script: Annotated[Path | None, typer.Option(help="Faults to play: JSON or TOML rules.")] = None,
     log: Annotated[Path | None, typer.Option(help="Append one line of JSON per billed call.")] = None,
+    kind: Annotated[str, typer.Option(help="Provider in whose wire format it answers: cohere, voyage, …")] = "openai",
+    oddity: Annotated[list[str] | None, typer.Option(help="What this vendor does only sometimes; repeatable.")] = None,
+    space: Annotated[
+        str | None, typer.Option(help="Vectors depend on this name in place of the model's: one space for many fakes.")
+    ] = None,
 ) -> None:
-    """Serve an OpenAI-compatible provider that invents its vectors, for tests and benches."""
+    """Serve a provider that invents its vectors, for tests and benches: OpenAI, or another with --kind."""
+    from cli.errors import CliError
     from cli.fake_upstream.command import serve
+    from providers.fake.formats import FAKE_KINDS, fake_format
 
-    serve(host, port, script_path=script, latency_ms=latency_ms, log_path=log, width=width)
+    if kind not in FAKE_KINDS:
+        raise CliError(f"there is no fake of the kind {kind!r}", f"name one of: {', '.join(sorted(FAKE_KINDS))}")
+    wire = fake_format(kind, frozenset(oddity or ()))
+    serve(host, port, script_path=script, latency_ms=latency_ms, log_path=log, width=width, wire=wire, space=space)

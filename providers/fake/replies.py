@@ -75,7 +75,7 @@ def scripted_error(action: Action) -> UpstreamReply:
     if action.body is not None:
         body = action.body.encode() if isinstance(action.body, str) else orjson.dumps(action.body)
         reply = UpstreamReply(status, reply.headers, body)
-    return _compressed(reply) if action.gzip else reply
+    return compressed(reply) if action.gzip else reply
 
 
 def embeddings_body(rows: Matrix, model: str, tokens: int, *, base64: bool) -> bytes:
@@ -118,17 +118,18 @@ def malformed_reply(
     if len(body) < action.big_body_bytes:
         body += b" " * (action.big_body_bytes - len(body))
     reply = UpstreamReply(200, headers, body)
-    return _compressed(reply) if action.gzip else reply
+    return compressed(reply) if action.gzip else reply
 
 
-def _compressed(reply: UpstreamReply) -> UpstreamReply:
+def compressed(reply: UpstreamReply) -> UpstreamReply:
+    """The reply as gzip."""
     return UpstreamReply(reply.status, {**reply.headers, "content-encoding": "gzip"}, gzip.compress(reply.body))
 
 
 def _object_body(action: Action, rows: Matrix, model: str, tokens: int, *, base64: bool) -> bytes:
     """The JSON body with the defect of the rule in its vectors, its items or its other fields."""
     shape = action.reply
-    rows = _with_defect(rows, shape)
+    rows = with_defect(rows, shape)
     document = orjson.loads(embeddings_body(np.nan_to_num(rows), model, tokens, base64=base64))
     if shape in ("nan", "inf") and base64:
         document["data"][-1]["embedding"] = pybase64.b64encode_as_string(rows[-1].data)
@@ -148,7 +149,7 @@ def _object_body(action: Action, rows: Matrix, model: str, tokens: int, *, base6
     return body
 
 
-def _with_defect(rows: Matrix, shape: str | None) -> Matrix:
+def with_defect(rows: Matrix, shape: str | None) -> Matrix:
     """A copy of the vectors: one number too wide, or the last one zero, NaN or infinite."""
     if shape == "wrong_width":
         return np.concatenate([rows, rows[:, :1]], axis=1)

@@ -1,4 +1,4 @@
-"""The fake upstream: answers embedding calls as OpenAI does, deterministically, and breaks them as its script says.
+"""The fake upstream: answers embedding calls as a vendor does, deterministically, and breaks them as its script says.
 
 It ships with the product: tests, benches and dry runs use it. `FakeUpstream` is pure as every provider is; time is an
 argument, and waiting, hanging up and writing the bill are left to whoever serves it (`engine/upstream/in_process.py` in
@@ -15,11 +15,10 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlsplit
 
 from providers.base import UpstreamReply, UpstreamRequest
-from providers.fake.rate_limit import Refusal, SlidingWindow, refusal_message, retry_headers
-from providers.fake.replies import JSON_HEADERS, embeddings_body, error_reply, malformed_reply, scripted_error
-from providers.fake.request import over_limits, read_call, unauthorized, unknown_model
+from providers.fake.formats.format import FakeFormat
+from providers.fake.formats.openai import OpenAIFormat
 from providers.fake.script import Action, Decision, FakeScript
-from providers.fake.vectors import DIGEST_BYTES, fake_digests, fake_tokens, vectors_of_digests
+from providers.fake.vectors import DIGEST_BYTES, fake_digests, fake_tokens, name_of_space, vectors_of_digests
 
 DEFAULT_WIDTH = 1536
 
@@ -63,7 +62,7 @@ class FakeAnswer:
 
 
 class FakeUpstream:
-    """Answers embedding calls as OpenAI does. Safe to call from several threads."""
+    """Answers embedding calls as a vendor does: OpenAI, or that of `wire_format`. Safe to call from several threads."""
 
     def __init__(
         self,
@@ -74,65 +73,57 @@ class FakeUpstream:
         api_key: str | None = None,
         latency_ms: float = 0.0,
         names_offending_input: bool = True,
+        wire_format: FakeFormat | None = None,
+        space: str | None = None,
     ) -> None:
         self.script = script or FakeScript()
         self.width = width
         self.models = models  # name → width; None: any model, `width` wide
         self.api_key = api_key
         self.latency_s = latency_ms / 1000
-        self.names_offending_input = names_offending_input  # False: OpenAI's older message, which makes callers bisect
+        self.wire_format = wire_format or OpenAIFormat(names_offending_input=names_offending_input)
+        # Vectors depend on this name in place of the model's: fakes of other vendors, whose models have other names,
+        # are of one space with it.
+        self.space = space
         self._lock = threading.Lock()
 
     def answer(self, request: UpstreamRequest, now: float) -> FakeAnswer:
         """Answer one request; `now` is unix seconds. `?width=` in the URL overrides the width of the model."""
         url = urlsplit(request.url)
-        if not url.path.endswith("/embeddings"):
-            return FakeAnswer(error_reply(404, f"Invalid URL ({request.method} {url.path})"))
-        if request.method != "POST":
-            message = f"Not allowed to {request.method} on /v1/embeddings."
-            return FakeAnswer(error_reply(405, message, code="method_not_supported"))
-        if self.api_key is not None and request.headers.get("authorization") != f"Bearer {self.api_key}":
-            return FakeAnswer(unauthorized(request.headers.get("authorization")))
-        call = read_call(request.body)
+        wire = self.wire_format
+        other = wire.admit(request, url.path, self.api_key)
+        if other is not None:
+            return FakeAnswer(other)
+        call = wire.read(request, url.path)
         if isinstance(call, UpstreamReply):
             return FakeAnswer(call)
-        model, inputs = call.model, call.inputs()
+        model, inputs = call.model, call.inputs
         tokens = [fake_tokens(item) for item in inputs]
         total_tokens = sum(tokens)
         script = self.script
         decision = _NO_RULE
         if script.rules:
             with self._lock:
-                decision = script.decide(inputs, model, total_tokens, now, call.encoding_format)
+                decision = script.decide(inputs, model, total_tokens, now, call.encoding)
         delay_s = self.latency_s + decision.delay_s
         action, quota = decision.action, decision.quota
         if decision.refusal:
-            return FakeAnswer(_rate_limited(decision.refusal, quota, model, total_tokens, now), delay_s)
+            return FakeAnswer(wire.rate_limited(decision.refusal, quota, model, total_tokens, now), delay_s)
         if action and action.status not in (None, 200):
-            return FakeAnswer(scripted_error(action), delay_s)
+            return FakeAnswer(wire.scripted_error(action), delay_s)
         if self.models is not None and model not in self.models:
-            return FakeAnswer(unknown_model(model), delay_s)
+            return FakeAnswer(wire.unknown_model(model), delay_s)
         width = _width_in(url.query) or (self.models or {}).get(model) or self.width
-        refused = over_limits(call, inputs, tokens, width, names_offending_input=self.names_offending_input)
+        refused = wire.over_limits(call, tokens, width)
         if refused:
             return FakeAnswer(refused, delay_s)
-        digests = fake_digests(inputs, model)
-        rows = vectors_of_digests(digests, call.dimensions or width)
+        digests = fake_digests(inputs, name_of_space(self.space or model, is_query=call.is_query))
+        rows = wire.rows_of(call, vectors_of_digests(digests, wire.width_of(call, width)))
         billed = BilledCall(model, len(inputs), total_tokens, digests)
-        base64 = call.encoding_format == "base64"
-        headers = {**JSON_HEADERS, **quota.headers(now)} if quota else JSON_HEADERS
+        headers = {**wire.headers, **quota.headers(now)} if quota else wire.headers
         if action is None:
-            body = embeddings_body(rows, model, total_tokens, base64=base64)
-            return FakeAnswer(UpstreamReply(200, headers, body), delay_s, None, billed)
-        reply = malformed_reply(action, headers, rows, model, total_tokens, base64=base64)
-        return _apply_fault(action, reply, delay_s, billed)
-
-
-def _rate_limited(refusal: Refusal, quota: SlidingWindow | None, model: str, tokens: int, now: float) -> UpstreamReply:
-    states_wait = quota is None or quota.rate.states_wait
-    headers = (retry_headers(refusal.wait_s) if states_wait else {}) | (quota.headers(now) if quota else {})
-    message = refusal_message(refusal, model, tokens, states_wait=states_wait)
-    return error_reply(429, message, kind=refusal.kind, code="rate_limit_exceeded", headers=headers)
+            return FakeAnswer(wire.write(call, rows, tokens, headers), delay_s, None, billed)
+        return _apply_fault(action, wire.malformed(action, call, rows, tokens, headers), delay_s, billed)
 
 
 def _apply_fault(action: Action, reply: UpstreamReply, delay_s: float, billed: BilledCall) -> FakeAnswer:

@@ -32,13 +32,25 @@ _TABLE_BYTES = np.frombuffer(_RANDOM, dtype=np.uint8)
 _TABLE: npt.NDArray[np.float32] = ((_TABLE_BYTES >> 4).astype(np.float32) + (_TABLE_BYTES & 15)) - np.float32(15)
 
 
-def fake_vectors(inputs: Sequence[Input], width: int, model: str) -> Matrix:
-    """Unit float32 rows, one per input, that depend on nothing but the input, the model and the width.
+QUERY_TYPES = frozenset({"query", "code_query"})
+"""Values of our input_type whose vectors differ from all others, where a vendor's field says them."""
+
+
+def name_of_space(model: str, *, is_query: bool) -> str:
+    """What vectors depend on beside the input: queries have others than documents."""
+    return f"{model}\0query" if is_query else model
+
+
+def fake_vectors(inputs: Sequence[Input], width: int, model: str, input_type: str | None = None) -> Matrix:
+    """Unit float32 rows, one per input, that depend on nothing but the input, the model, the width and `input_type`.
+
+    The vectors of queries differ from those of documents, which are those of inputs without a type.
 
     Different inputs give different rows from width 4 upwards (narrower rows cannot hold enough of the hash). A narrower
     row is the wider one, cut and renormalised (to float32 rounding), as it is with Matryoshka models.
     """
-    return vectors_of_digests(fake_digests(inputs, model), width)
+    space = name_of_space(model, is_query=input_type in QUERY_TYPES)
+    return vectors_of_digests(fake_digests(inputs, space), width)
 
 
 def fake_tokens(item: Input) -> int:

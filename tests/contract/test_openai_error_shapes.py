@@ -196,7 +196,7 @@ def test_base64_that_a_server_does_not_give(status: int, body: Any) -> None:
         (429, {"error": "Model is overloaded", "error_type": "Overloaded"}, UpstreamRateLimited),
         (503, {"error": {"code": 503, "message": "Loading model", "type": "unavailable_error"}}, UpstreamOverloaded),
         (424, {"error": "CUDA out of memory", "error_type": "Backend"}, UpstreamUnavailable),
-        (500, {"error": "failed to encode response: json: unsupported value: NaN"}, UpstreamUnavailable),
+        (500, {"error": "failed to encode response: json: unsupported value: NaN"}, UpstreamRejected),
     ],
 )
 def test_other_errors_of_other_servers(status: int, body: Any, kind: type[UpstreamError]) -> None:

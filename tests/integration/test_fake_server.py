@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -23,21 +24,29 @@ def bill(tmp_path: Path) -> Path:
     return tmp_path / "bill.ndjson"
 
 
-@pytest.fixture
-def server(bill: Path) -> Iterator[httpx.Client]:
-    command = [sys.executable, "-m", "cli.fake_upstream", "--log", str(bill), "--log-inputs", "--width", "8"]
+@contextmanager
+def served(bill: Path, *options: str) -> Iterator[tuple[httpx.Client, str]]:
+    """A client of the fake's host, and the path that the fake says its addresses begin with."""
+    command = [sys.executable, "-m", "cli.fake_upstream", "--log", str(bill), "--log-inputs", "--width", "8", *options]
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout
             said = process.stdout.readline()
-            url = re.search(r"http://\S+(?=/v1)", said)
+            url = re.search(r"(http://[^/\s]+)(\S*)", said)
             assert url, said
-            with httpx.Client(base_url=url[0], timeout=0.5) as client:
-                yield client
+            with httpx.Client(base_url=url[1], timeout=0.5) as client:
+                yield client, url[2]
         finally:
             process.terminate()
             process.wait(5)
     assert process.returncode == 0
+
+
+@pytest.fixture
+def server(bill: Path) -> Iterator[httpx.Client]:
+    with served(bill) as (client, base_path):
+        assert base_path == "/v1"
+        yield client
 
 
 def ask(server: httpx.Client, *inputs: str) -> httpx.Response:
@@ -84,3 +93,15 @@ def test_a_wrong_script_changes_nothing(server: httpx.Client) -> None:
     answer = server.put("/__script", json=[{"do": {"falt": 1}}])
     assert answer.status_code == 400 and "falt" in answer.json()["error"]["message"]
     assert server.get("/__script").json() == [] and ask(server, "a").status_code == 200
+
+
+def test_another_vendors_format_at_that_vendors_path(bill: Path) -> None:
+    body = {"model": "m", "texts": ["a", "b"], "input_type": "search_query", "embedding_types": ["float"]}
+    with served(bill, "--kind", "cohere", "--api-key", "k", "--space", "shared") as (client, base_path):
+        assert base_path == ""
+        assert client.post("/v2/embed", json=body).status_code == 401
+        answer = client.post("/v2/embed", json=body, headers={"authorization": "Bearer k"})
+        assert client.post("/v1/embeddings", json=body, headers={"authorization": "Bearer k"}).status_code == 404
+    rows = np.array(answer.json()["embeddings"]["float"], dtype=np.float32)
+    assert rows.tobytes() == fake_vectors(["a", "b"], 8, "shared", "query").tobytes()
+    assert [orjson.loads(line)["inputs"] for line in bill.read_bytes().splitlines()] == [2]

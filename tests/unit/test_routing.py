@@ -80,7 +80,7 @@ def test_each_route_is_there_once_whoever_names_it() -> None:
         ({"zeroDataRetention": True}, UnsupportedParameter, "providerOptions.gateway.zeroDataRetention"),
         ({"disallowPromptTraining": True}, UnsupportedParameter, "providerOptions.gateway.disallowPromptTraining"),
         ({"region": "eu", "sort": "cost"}, UnsupportedParameter, "providerOptions.gateway.region"),
-        ({"strict": True}, UnsupportedParameter, "providerOptions.gateway.strict"),
+        ({"strict": "yes"}, InvalidInput, "providerOptions.gateway"),
         ({"order": "a"}, InvalidInput, "providerOptions.gateway"),
         ({"models": ["twin"] * 2}, InvalidInput, "providerOptions.gateway.models"),
         ({"models": ["one"] * 1_500_000}, InvalidInput, "providerOptions.gateway.models"),
