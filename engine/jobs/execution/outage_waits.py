@@ -165,9 +165,11 @@ async def try_changed_secrets(runtime: Runtime) -> None:
 
     Raises StorageUnavailable; the next call repeats it then.
     """
-    await runtime.upstream.secrets.refresh()
-    for account in runtime.upstream.secrets.take_changed():
-        try:
+    secrets = runtime.upstream.secrets
+    await secrets.refresh()
+    untried = secrets.take_changed()
+    try:
+        for account in tuple(untried):
             await runtime.router.outages.probe_now(account)
             async with runtime.database.read() as connection:
                 rows = (
@@ -177,9 +179,10 @@ async def try_changed_secrets(runtime: Runtime) -> None:
                 ).all()
             await _unblock(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") == account])
             await dispatch(runtime)
-        except Exception:
-            runtime.upstream.secrets.note_changed(account)
-            raise
+            untried.discard(account)
+    finally:
+        for account in untried:  # one of them has failed
+            secrets.note_changed(account)
 
 
 async def _unblock(runtime: Runtime, job_ids: list[str]) -> None:

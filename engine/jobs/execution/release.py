@@ -19,6 +19,7 @@ from engine.jobs.leasing.blocked import find_blocker
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.budget import BudgetExhausted, release_or_pause
 from engine.jobs.recording.record import fail_remaining
+from engine.process.background import logging_errors
 from engine.process.clock import machine_clock as clock
 from engine.routing import drift
 from engine.runtime import Runtime
@@ -46,20 +47,19 @@ async def release_unfinished(
     until = clock() + runtime.settings.lease_s
     while True:
         try:
-            await _release_unfinished(runtime, shard, writer, error)
-            # The job may have been cancelled or have expired while the shard ran.
-            await cancel_idle_shards_if_ended(runtime, shard.job_id)
-            return
+            with logging_errors("a shard could not be given back", job_id=shard.job_id, shard_id=shard.shard_id):
+                await _release_unfinished(runtime, shard, writer, error)
+                # The job may have been cancelled or have expired while the shard ran.
+                await cancel_idle_shards_if_ended(runtime, shard.job_id)
+                return
+            # For example the reason could not be stored: the shard is released without it, and the attempt counts.
+            if error is None:
+                return
+            error = None
         except StorageUnavailable:
             if clock() > until:
                 log.warning("a shard is left to its lease", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
                 return
-        except Exception:
-            # For example the reason could not be stored: the shard is released without it, and the attempt counts.
-            log.exception("a shard could not be given back", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
-            if error is None:
-                return
-            error = None
         await asyncio.sleep(RETRY_EVERY_S)
 
 

@@ -24,6 +24,7 @@ from engine.jobs.recording.in_flight_calls import RunCalls
 from engine.jobs.recording.record import Recorded, record
 from engine.jobs.recording.spool_replay import encode_spool
 from engine.observability import failpoints
+from engine.process.background import surviving
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 from models.base import random_id
@@ -123,8 +124,9 @@ class ResultsWriter:
         while self._next_pending() is not None:
             pending = self._pending[0]
             try:
-                recorded = await self._record_bounded(pending)
-                failpoints.hit("after_commit")
+                with surviving(passing=StorageUnavailable) as recording:  # these results are paid for
+                    recorded = await self._record_bounded(pending)
+                    failpoints.hit("after_commit")
             except StorageUnavailable as error:
                 unavailable_since = unavailable_since or time.monotonic()
                 if isinstance(error, StorageBlocked):
@@ -133,14 +135,14 @@ class ResultsWriter:
                     await self._spool()
                 await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
                 continue
-            except Exception as error:
+            if (fault := recording.error) is not None:
                 # Only the database's own refusal of values is known to repeat.
-                if not isinstance(error, StorageRefused) and unknown_faults < MAX_UNKNOWN_FAULTS:
+                if not isinstance(fault, StorageRefused) and unknown_faults < MAX_UNKNOWN_FAULTS:
                     unknown_faults += 1
-                    log.warning("results could not be recorded, and are recorded again", exc_info=error)
+                    log.warning("results could not be recorded, and are recorded again", exc_info=fault)
                     await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
                     continue
-                await self._fail_unrecordable(pending, error)
+                await self._fail_unrecordable(pending, fault)
             else:
                 self._on_recorded(pending, recorded)
                 self._pending.popleft()
@@ -195,9 +197,9 @@ class ResultsWriter:
         failed = part._replace(vectors=None, error=InputError(code, message, retryable=True))
         # First with its ledger row, because the provider bills it; then without, in case the row is what is refused.
         for attempt in (failed, failed._replace(route=None, tokens=0, cost_usd=Decimal(0))):
-            try:
+            with surviving() as recording:
                 recorded = await record(self._runtime, shard, [attempt])
-            except Exception as refused:
+            if (refused := recording.error) is not None:
                 log.warning("the failure of inputs could not be recorded: %s", type(refused).__name__, extra=log_fields)
             else:
                 self._on_recorded(_PendingWrite([attempt]), recorded)

@@ -33,7 +33,7 @@ from engine.jobs.recording.orphaned_calls import record_unanswered
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.jobs.scheduling.fair_share import QueuePosition
 from engine.observability import failpoints
-from engine.process.background import logging_errors
+from engine.process.background import logging_errors, surviving
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 from models.errors import EmbedmillError, StorageUnavailable
@@ -84,22 +84,19 @@ class ShardRun:
 
     async def run(self) -> None:
         """Make the calls, record their outcomes, and release the rest. Runs of preempting shards have ended too."""
-        error: EmbedmillError | None = None
+        error: EmbedmillError | None
         wait_s = FINALIZE_S
         renewing = asyncio.create_task(self._lease.renew_until_lost())
         try:
-            await self._make_calls()
-        except EmbedmillError as raised:
-            error = raised
+            with surviving() as calls:
+                await self._make_calls()
+            error = self._stop_reason(calls.error)
         except asyncio.CancelledError:
             # A time limit, or a worker that must stop now: results so far are recorded and the shard is released, so
             # that it need not wait for its lease to run out.
             error, wait_s = ShardStopped("the worker was stopped"), FINALIZE_STOPPING_S
             for preemptor in self._preemptors:
                 preemptor.run.cancel()
-        except Exception:
-            log.exception("a shard's run broke off", extra=self._log_fields)
-            error = EmbedmillError("a fault of ours")
         finalizing = asyncio.create_task(self._finalize(error, renewing))
         self._runtime.settling.add(finalizing)
         finalizing.add_done_callback(self._runtime.settling.discard)
@@ -107,6 +104,13 @@ class ShardRun:
             finalizing, FINALIZE_STOPPING_S if self._runtime.draining.is_set() else wait_s
         )
         await asyncio.gather(*(preemptor.run for preemptor in self._preemptors))
+
+    def _stop_reason(self, raised: Exception | None) -> EmbedmillError | None:
+        """The error that the shard is released with. A fault of ours is logged with its traceback."""
+        if raised is None or isinstance(raised, EmbedmillError):
+            return raised
+        log.error("a shard's run broke off", exc_info=raised, extra=self._log_fields)
+        return EmbedmillError("a fault of ours")
 
     def observe(self, positions: Mapping[str, QueuePosition]) -> None:
         """Stop when the job has stopped; preempt this shard when another one is to be served. Called by the watch."""
@@ -226,8 +230,8 @@ class ShardRun:
         finally:
             renewing.cancel()
         failpoints.hit("after_commit_before_ack")
-        with contextlib.suppress(*DATABASE_ERRORS):  # the scheduler dispatches too
-            await dispatch(runtime)
+        with contextlib.suppress(StorageUnavailable), logging_errors("dispatch broke off", **self._log_fields):
+            await dispatch(runtime)  # the scheduler dispatches too
 
     async def _release(self, error: EmbedmillError | None) -> None:
         try:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import ColumnElement, and_, case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -66,6 +66,14 @@ class JobIntake:
         self._inputs = 0
         self._dispatching: asyncio.Task[None] | None = None
         self.job_id = reservation.job_id
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Abandon the upload when the block raises, also when it is cancelled."""
+        if error is not None:
+            await asyncio.shield(self._abandon(error))
 
     async def resume(self) -> None:
         """Continue an interrupted upload. Raises IdempotencyMismatch when its options were different."""
@@ -152,7 +160,7 @@ class JobIntake:
         log.info("job accepted", extra={"job_id": self.job_id, "inputs": self._inputs, "model": self._spec.alias.name})
         await self._dispatch()
 
-    async def abandon(self, error: BaseException) -> None:
+    async def _abandon(self, error: BaseException) -> None:
         """The upload was not completed. An invalid one ends the job; an interrupted one with a key stays open."""
         project = self._caller.project
         broke_off = not isinstance(error, RequestError) or error.retryable or isinstance(error, IdempotencyMismatch)
@@ -339,12 +347,10 @@ async def open_intake(
         intake = JobIntake(runtime, caller, spec, owned, body_lease)
         runtime.upload_leases.keep(owned.owner)
         try:
-            if owned.resumes:
-                await intake.resume()
-            yield intake
-        except BaseException as error:
-            await asyncio.shield(intake.abandon(error))
-            raise
+            async with intake:
+                if owned.resumes:
+                    await intake.resume()
+                yield intake
         finally:
             runtime.upload_leases.drop(owned.owner)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -29,31 +30,36 @@ async def record_orphaned_calls(runtime: Runtime) -> int:
     """Record the calls in the journals of dead processes. Returns how many were new. Raises StorageUnavailable."""
     found = 0
     for orphaned in call_journal.orphaned(runtime.journal.folder):
-        new: list[Call] = []
-        try:
-            by_shard: dict[tuple[str, str, str], list[InFlightCall]] = defaultdict(list)
-            for entry in orphaned.notes:
-                by_shard[entry.project, entry.job_id, entry.shard_id].append(entry)
-            for (project, job_id, shard_id), notes in by_shard.items():
-                async with runtime.database.write() as connection:
-                    known = await _recorded(connection, job_id, shard_id, notes)
-                    new += await ambiguous.insert_calls(
-                        runtime.database,
-                        connection,
-                        project=project,
-                        job_id=job_id,
-                        shard_id=shard_id,
-                        calls=[_call(entry) for entry in notes if entry.record_id not in known],
-                    )
-        except BaseException:
-            orphaned.unlock()  # calls are identified by their ids, so repeating the insert changes nothing
-            raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(orphaned.unlock)  # calls are identified by their ids, so repeating the insert changes nothing
+            new = await _record(runtime, orphaned.notes)
+            undo.pop_all()
         orphaned.delete()
         _count(new)
         found += len(new)
         if orphaned.notes:
             log.warning("a worker died with calls under way", extra={"count": len(orphaned.notes)})
     return found
+
+
+async def _record(runtime: Runtime, notes: Sequence[InFlightCall]) -> list[Call]:
+    """Record the calls of one journal, a transaction for each shard. Returns the calls that were new."""
+    new: list[Call] = []
+    by_shard: dict[tuple[str, str, str], list[InFlightCall]] = defaultdict(list)
+    for entry in notes:
+        by_shard[entry.project, entry.job_id, entry.shard_id].append(entry)
+    for (project, job_id, shard_id), entries in by_shard.items():
+        async with runtime.database.write() as connection:
+            known = await _recorded(connection, job_id, shard_id, entries)
+            new += await ambiguous.insert_calls(
+                runtime.database,
+                connection,
+                project=project,
+                job_id=job_id,
+                shard_id=shard_id,
+                calls=[_call(entry) for entry in entries if entry.record_id not in known],
+            )
+    return new
 
 
 async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, notes: Sequence[InFlightCall]) -> set[str]:

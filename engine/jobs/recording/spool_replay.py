@@ -6,6 +6,7 @@ A record stores only outcomes of inputs without one, so a file may be replayed t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from decimal import Decimal
@@ -18,9 +19,9 @@ from engine.durability.spool import DamagedFile, SpooledFile
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record import SHARD_CLOSED, record
 from engine.observability.telemetry import SPOOLED
+from engine.process.background import logging_errors
 from engine.runtime import Runtime
 from models.embedding import Account, BatchOutcome, InputError, Limits, Route
-from models.errors import StorageUnavailable
 
 log = logging.getLogger("embedmill.spool")
 
@@ -109,13 +110,12 @@ async def _replay(runtime: Runtime, file: SpooledFile) -> None:
         "shard_id": shard.shard_id,
         "inputs": sum(len(part.indexes) for part in parts),
     }
-    try:
-        recorded = await record(runtime, shard, parts, record_id)
-    except (StorageUnavailable, asyncio.CancelledError):
-        file.unlock()
-        raise
-    except Exception:
-        log.exception("the database refused a spool file, which is set aside as .bad", extra=log_fields)
+    with contextlib.ExitStack() as undo:
+        undo.callback(file.unlock)  # StorageUnavailable, or this process ends
+        with logging_errors("the database refused a spool file, which is set aside as .bad", **log_fields) as block:
+            recorded = await record(runtime, shard, parts, record_id)
+        undo.pop_all()
+    if block.error is not None:
         file.quarantine()
         return
     file.remove()
