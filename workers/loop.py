@@ -73,14 +73,14 @@ class LoopThread:
         future = self._submit(owned())
         try:
             future.result()
-        except BaseException:
-            # The task is cancelled, not the future: it records its results and releases its shard first, and the future
-            # tells when that is done.
-            for task in running:
-                self._loop.call_soon_threadsafe(task.cancel)
-            with contextlib.suppress(CancelledError, FutureTimeout):
-                future.result(timeout=RELEASE_S)
-            raise
+        finally:
+            if not future.done():  # this thread was interrupted
+                # The task is cancelled, not the future: it records its results and releases its shard first, and the
+                # future tells when that is done.
+                for task in running:
+                    self._loop.call_soon_threadsafe(task.cancel)
+                with contextlib.suppress(CancelledError, FutureTimeout):
+                    future.result(timeout=RELEASE_S)
 
     def drain(self) -> None:
         """Start no new upstream calls, and release the shards after their calls in flight. Safe in a signal handler."""

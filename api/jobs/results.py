@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 
 from fastapi import Request
 from starlette.responses import Response
@@ -69,15 +70,15 @@ async def _stream(
     """The body that `start` opens, as a stream. Raises RateLimited or Overloaded before anything is read."""
     streams, key_id = budgets_of(request).streams, caller_of(request).key_id
     streams.acquire(key_id)
-    try:
+    with ExitStack() as undo:  # until the response takes its place in the budget over
+        undo.callback(streams.release, key_id)
         body, media_type, headers = await start(request)
-    except BaseException:
-        streams.release(key_id)
-        raise
-    is_compressible = media_type == NDJSON and request.query_params.get("encoding_format") != "base64"
-    if is_compressible or must_compress(request):
-        headers |= VARY
-        if coding := chosen_coding(request):
-            headers.pop("content-length", None)
-            body, headers = compressed_stream(coding, body), headers | {"content-encoding": coding}
-    return BudgetedStream(streams, key_id, body, media_type=media_type, headers=headers)
+        is_compressible = media_type == NDJSON and request.query_params.get("encoding_format") != "base64"
+        if is_compressible or must_compress(request):
+            headers |= VARY
+            if coding := chosen_coding(request):
+                headers.pop("content-length", None)
+                body, headers = compressed_stream(coding, body), headers | {"content-encoding": coding}
+        response = BudgetedStream(streams, key_id, body, media_type=media_type, headers=headers)
+        undo.pop_all()
+    return response

@@ -153,34 +153,33 @@ class Upstream:
         attempt = CallAttempt(batch, route, context)
         self.in_flight += 1
         try:
-            if context.stop is not None:  # it may have been cancelled while the call waited for its permit
-                context.stop.raise_if_cancelled()
-            keyed = await self.secrets.keyed(route) if route.account.secret_files else route
-            native = batch if route.narrowing == "native" else replace(batch, width=route.width)
-            # A worker's event loop serves no other caller: there a thread would only cost.
-            work = self._work if context.interactive else None
-            is_large = len(batch.inputs) > INLINE_INPUTS or batch.bytes > INLINE_REPLY_BYTES
-            if work is not None and is_large:
-                request = await work.run(context.tenant, functools.partial(_request, provider, native, keyed))
-            else:
-                request = _request(provider, native, keyed)
-            exchange = self._start(request, attempt)
-            waits = context.waits
-            if waits is None or waits.on_sent is None:  # no hang detector: an interactive call
-                reply = await exchange
-            else:
-                async with waits.for_answer(route, batch.tokens, limiter.learned_timeout):
+            with attempt:
+                if context.stop is not None:  # it may have been cancelled while the call waited for its permit
+                    context.stop.raise_if_cancelled()
+                keyed = await self.secrets.keyed(route) if route.account.secret_files else route
+                native = batch if route.narrowing == "native" else replace(batch, width=route.width)
+                # A worker's event loop serves no other caller: there a thread would only cost.
+                work = self._work if context.interactive else None
+                is_large = len(batch.inputs) > INLINE_INPUTS or batch.bytes > INLINE_REPLY_BYTES
+                if work is not None and is_large:
+                    request = await work.run(context.tenant, functools.partial(_request, provider, native, keyed))
+                else:
+                    request = _request(provider, native, keyed)
+                exchange = self._start(request, attempt)
+                waits = context.waits
+                if waits is None or waits.on_sent is None:  # no hang detector: an interactive call
                     reply = await exchange
-            _check_status(provider, reply, attempt)
-            if work is not None and (is_large or len(reply.body) > INLINE_REPLY_BYTES):
-                embedded = await work.run(context.tenant, lambda: provider.parse_reply(reply, native, route))
-            else:
-                embedded = provider.parse_reply(reply, native, route)
-            rows = _checked_rows(embedded, attempt)
-        except BaseException as error:
-            if isinstance(error, UpstreamError):
-                fit_advice(error, route.account)
-            attempt.record_failure(error)
+                else:
+                    async with waits.for_answer(route, batch.tokens, limiter.learned_timeout):
+                        reply = await exchange
+                _check_status(provider, reply, attempt)
+                if work is not None and (is_large or len(reply.body) > INLINE_REPLY_BYTES):
+                    embedded = await work.run(context.tenant, lambda: provider.parse_reply(reply, native, route))
+                else:
+                    embedded = provider.parse_reply(reply, native, route)
+                rows = _checked_rows(embedded, attempt)
+        except UpstreamError as error:
+            fit_advice(error, route.account)
             raise
         finally:
             self.in_flight -= 1

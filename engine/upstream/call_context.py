@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 from engine.cancellation import CancellationToken
 from engine.ledger.billing import usage_kind_of, with_cost
@@ -63,7 +63,15 @@ class CallAttempt:
     hint: RateLimitHeaders | None = None
     error: BaseException | None = None
 
-    def record_failure(self, error: BaseException) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Record the failure of a call whose block raises, also when it is cancelled."""
+        if error is not None:
+            self._record_failure(error)
+
+    def _record_failure(self, error: BaseException) -> None:
         """Record a call that raised: in `calls`, for the observer and in the metrics."""
         self.error = error
         observer = self.context.call_observer
