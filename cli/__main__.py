@@ -105,7 +105,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         discard_output("stdout")
         return CODES[Failure.INTERRUPTED]
-    except Exception as error:  # a bug is one line too, unless the log level is DEBUG
+    except Exception as error:  # the edge: a bug is one line too, unless the log level is DEBUG
         if os.environ.get("EMBEDMILL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
         from cli.error_messages import explain

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from pathlib import Path
+from typing import NoReturn
 
 from billiard import active_children
 from billiard.util import get_logger as pool_logger
@@ -16,6 +17,7 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 from engine.config.settings import Settings
 from engine.connections import urls
 from engine.observability.telemetry import configure_logging
+from engine.process.background import surviving
 from engine.process.memory import tune_memory
 from engine.queue.broker import broker_options, bulk_queue, declared_queue
 from models.errors import ConfigError, EmbedmillError
@@ -108,15 +110,17 @@ def _start_loop(**_: object) -> None:
     if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         with contextlib.suppress(OSError):  # a child that takes the place of one that has ended tidies up after it
             compact(Path(folder))
-    try:
+    with surviving(_end_worker):
         loop.start(settings)
-    except Exception as error:
-        # Celery would go on, and this child would take messages and do nothing about them.
-        reason = error.message if isinstance(error, EmbedmillError) else f"{type(error).__name__}: {error}"
-        log.critical("this worker ends: %s", reason)
-        os.kill(os.getppid(), signal.SIGTERM)
-        os._exit(1)
     signal.signal(DRAIN, lambda *_: loop.current().drain())
+
+
+def _end_worker(error: Exception) -> NoReturn:
+    """End this child and its parent: with Celery alone it would take messages and do nothing about them."""
+    reason = error.message if isinstance(error, EmbedmillError) else f"{type(error).__name__}: {error}"
+    log.critical("this worker ends: %s", reason)
+    os.kill(os.getppid(), signal.SIGTERM)
+    os._exit(1)
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

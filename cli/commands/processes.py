@@ -131,7 +131,11 @@ def _has_tables(url: str) -> bool:
     """False where the database answers and was never migrated."""
     import asyncio
 
+    from alembic.util import CommandError
+    from sqlalchemy.exc import SQLAlchemyError
+
     from engine.storage.database import Database, schema_revision
+    from models.errors import EmbedmillError
 
     file = url.removeprefix("sqlite+aiosqlite:///")
     if file != url and not Path(file).is_file():
@@ -147,7 +151,8 @@ def _has_tables(url: str) -> bool:
 
     try:
         return asyncio.run(read_revision())
-    except Exception:  # unreachable: the component itself waits for it and logs that
+    except (EmbedmillError, SQLAlchemyError, CommandError, OSError, ImportError):
+        # Unreachable, or not to be used: the component itself says so, and waits for it where that helps.
         return True
 
 

@@ -8,7 +8,7 @@ import ssl
 
 import pytest
 import redis
-from amqp import exceptions as amqp  # type: ignore[import-untyped]
+from amqp import exceptions as amqp
 from kombu.exceptions import OperationalError
 from redis._parsers.base import BaseParser
 
