@@ -132,10 +132,8 @@ def _has_tables(url: str) -> bool:
     import asyncio
 
     from alembic.util import CommandError
-    from sqlalchemy.exc import SQLAlchemyError
 
-    from engine.storage.database import Database, schema_revision
-    from models.errors import EmbedmillError
+    from engine.storage.database import DATABASE_ERRORS, Database, schema_revision
 
     file = url.removeprefix("sqlite+aiosqlite:///")
     if file != url and not Path(file).is_file():
@@ -151,8 +149,7 @@ def _has_tables(url: str) -> bool:
 
     try:
         return asyncio.run(read_revision())
-    except (EmbedmillError, SQLAlchemyError, CommandError, OSError, ImportError):
-        # Unreachable, or not to be used: the component itself says so, and waits for it where that helps.
+    except (*DATABASE_ERRORS, CommandError, OSError):  # the component itself waits for it and logs that
         return True
 
 

@@ -6,14 +6,18 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.durability.call_journal import CallJournal, InFlightCall
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
+from engine.storage.database import Database
 from models.base import db_now
+from models.errors import StorageUnavailable
 from models.job import AmbiguousCall, JobStatus
 from tests.fakes import unanswered_calls
 from tests.integration.store import UPSTREAM_MODEL, Store
@@ -101,3 +105,24 @@ async def test_a_call_that_is_found_twice_is_counted_once(store: Store) -> None:
     log.write_bytes(copy)
     assert await record_orphaned_calls(store.runtime) == 0
     assert unanswered_calls("one") - counted == 1
+
+
+class AbsentDatabase(Database):
+    """A database that no transaction reaches."""
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        raise StorageUnavailable("the database does not answer")
+        yield
+
+
+async def test_a_journal_that_cannot_be_recorded_now_is_left_to_the_next_round(store: Store) -> None:
+    job_id = await store.submit()
+    left_by_a_dead_worker(store.runtime.journal.folder, job_id, 2)
+    database = store.runtime.database
+    store.runtime.database = absent = AbsentDatabase(database.url)
+    with pytest.raises(StorageUnavailable):
+        await record_orphaned_calls(store.runtime)
+    store.runtime.database = database
+    await absent.close()
+    assert await record_orphaned_calls(store.runtime) == 2

@@ -12,7 +12,8 @@ from api.jobs.render import job_object
 from engine.account_check import check_account
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.reading.job_rows import get_job
-from models.errors import UpstreamAuthFailed
+from engine.routing.outages import Outages
+from models.errors import StorageUnavailable, UpstreamAuthFailed
 from models.job import JobStatus
 from tests.integration.store import Store
 from tests.integration.test_provider_wait import ONE_ROUTE, outages, run_due
@@ -173,3 +174,26 @@ async def test_a_test_of_the_account_lets_jobs_of_all_processes_go_on_at_once(st
     await run_due(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
     await operator.close()
+
+
+class AbsentOutages(Outages):
+    """Outages whose table cannot be written."""
+
+    is_away = True
+
+    async def probe_now(self, account: str) -> None:
+        if self.is_away:
+            raise StorageUnavailable("the database does not answer")
+
+
+async def test_accounts_whose_keys_have_changed_are_tried_again_after_an_error(store: Store) -> None:
+    store.runtime.router.outages = outages = AbsentOutages(store.runtime.database)
+    secrets = store.runtime.upstream.secrets
+    for account in ("one", "two"):
+        secrets.note_changed(account)
+    with pytest.raises(StorageUnavailable):
+        await try_changed_secrets(store.runtime)
+    assert secrets._changed == {"one", "two"}
+    outages.is_away = False
+    await try_changed_secrets(store.runtime)
+    assert secrets._changed == set()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cli.commands.processes import wait_for_tables
 from cli.data_dir import DataDir, write_private
 from cli.errors import CliError
 from cli.up.banner import fact_lines, find_program, fits_frame, next_lines
@@ -187,3 +188,20 @@ def test_a_piece_without_tables_says_one_line_and_waits_for_them(tmp_path: Path)
         piece.terminate()
         assert piece.stderr.read() == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_private_file_that_cannot_be_replaced_leaves_no_other(tmp_path: Path) -> None:
+    (tmp_path / "key").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_private(tmp_path / "key", "secret")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_database_that_cannot_be_used_is_left_to_the_component(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDMILL_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("EMBEDMILL_DATABASE_URL", f"sqlite:///{tmp_path / 'damaged.db'}")
+    (tmp_path / "damaged.db").write_bytes(b"no database" * 1000)
+    wait_for_tables("worker", waits=True, migrated=False)
+    assert capsys.readouterr() == ("", "")
