@@ -149,7 +149,6 @@ class Upstream:
             max_wait=context.max_wait,
         )
         provider = providers.PROVIDERS[route.account.kind]
-        clock = time.perf_counter()
         attempt = CallAttempt(batch, route, context)
         self.in_flight += 1
         try:
@@ -183,9 +182,7 @@ class Upstream:
             raise
         finally:
             self.in_flight -= 1
-            seconds = time.perf_counter() - clock
-            _release(permit, attempt, seconds)
-        attempt.record_success(seconds)
+            _release(permit, attempt)
         return rows, attempt.used
 
     def _start(self, request: UpstreamRequest, attempt: CallAttempt) -> Coroutine[Any, Any, UpstreamReply]:
@@ -256,12 +253,12 @@ def _log_doubt(route: Route, state: RouteState, doubt: str) -> None:
     )
 
 
-def _release(permit: Permit, attempt: CallAttempt, seconds: float) -> None:
+def _release(permit: Permit, attempt: CallAttempt) -> None:
     context = attempt.context
     has_own_options = attempt.batch.options.sent_to(attempt.route.account) is not None
     context.state.limiter.release(
         permit,
-        seconds=seconds,
+        seconds=attempt.seconds,
         estimated=attempt.batch.tokens,
         used=attempt.used,
         error=attempt.error,

@@ -49,12 +49,14 @@ class CallContext:
 
 @dataclass(slots=True)
 class CallAttempt:
-    """One call on its way: filled in while it is sent and its reply is read."""
+    """One call on its way: filled in while it is sent and its reply is read, and recorded at the end of its block."""
 
     batch: Batch
     route: Route
     context: CallContext
     started_at: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.perf_counter)  # at its start
+    seconds: float = 0.0  # that it took, once it has ended
     id: str = ""
     is_sent: bool = False
     status: int | None = None
@@ -67,8 +69,11 @@ class CallAttempt:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """Record the failure of a call whose block raises, also when it is cancelled."""
-        if error is not None:
+        """Record how the call has ended, also when it is cancelled."""
+        self.seconds = time.perf_counter() - self.clock
+        if error is None:
+            self._record_success()
+        else:
             self._record_failure(error)
 
     def _record_failure(self, error: BaseException) -> None:
@@ -99,7 +104,7 @@ class CallAttempt:
             self.context.calls.append(call)
             self.context.state.metrics.failed(call)
 
-    def record_success(self, seconds: float) -> None:
+    def _record_success(self) -> None:
         """Record a call that was answered. One with a purpose of ours is in the ledger as wasted."""
         context, route = self.context, self.route
         call = Call(
@@ -119,4 +124,4 @@ class CallAttempt:
             call = with_cost(call, UsageKind.WASTED, self.batch, route, self.used)
             WASTED_TOKENS.labels(route.provider, route.upstream_model, context.purpose).inc(call.tokens)
         context.calls.append(call)
-        context.state.metrics.succeeded(seconds)
+        context.state.metrics.succeeded(self.seconds)
