@@ -26,7 +26,7 @@ from api.loop_lag import watch_lag
 from api.readiness import Readiness
 from api.routes import all_routes
 from engine.config.secrets import REFRESH_EVERY_S
-from engine.config.settings import Settings
+from engine.config.settings import WORKER_SEEN_S, Settings
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.reading.long_poll import JobWatches
 from engine.observability.telemetry import configure_logging
@@ -61,9 +61,7 @@ def build_app(runtime: Runtime) -> Application:
             asyncio.create_task(
                 repeat(lambda: try_changed_secrets(runtime), ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)
             ),
-            asyncio.create_task(
-                worker_heartbeats.quota_share_loop(runtime.database, runtime.limiters, runtime.settings.worker_seen_s)
-            ),
+            asyncio.create_task(worker_heartbeats.quota_share_loop(runtime.database, runtime.limiters, WORKER_SEEN_S)),
         ]
         tune_memory()
         await asyncio.to_thread(tokens.load)
@@ -96,9 +94,7 @@ def build_app(runtime: Runtime) -> Application:
     app.state.readiness = Readiness.of(runtime)
     app.state.watches = JobWatches(runtime)
     app.state.lifecycle.on_stop.append(app.state.watches.stop)
-    app.state.exposition = health.shared_metrics_text(
-        Gauges(runtime.database, worker_seen_s=runtime.settings.worker_seen_s)
-    )
+    app.state.exposition = health.shared_metrics_text(Gauges(runtime.database, worker_seen_s=WORKER_SEEN_S))
     app.router.route_class = GuardedRoute
     errors.install(app)
     for route in all_routes():

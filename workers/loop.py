@@ -16,7 +16,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from typing import Any
 
 from engine.config.secrets import REFRESH_EVERY_S
-from engine.config.settings import Settings
+from engine.config.settings import WORKER_SEEN_S, Settings
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.execution.worker import Worker
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
@@ -52,7 +52,7 @@ class LoopThread:
             self._submit(service_heartbeats.heartbeat_loop(self.runtime.database, "worker")),
             self._submit(self._reload_secrets_repeatedly()),
             self._submit(
-                worker_heartbeats.quota_share_loop(self.runtime.database, self.runtime.limiters, settings.worker_seen_s)
+                worker_heartbeats.quota_share_loop(self.runtime.database, self.runtime.limiters, WORKER_SEEN_S)
             ),
         ]
         self._watching = self._submit(self._idle.watch())

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
-from api.jobs.render import job_object, job_response, json_response, poll_headers
+from api.jobs.render import job_object, json_response, poll_headers
 from engine.jobs.reading import job_rows
 from engine.jobs.reading.long_poll import JobWatches
 from models.errors import InvalidInput
@@ -65,7 +65,7 @@ async def get_job(request: Request) -> Response:
     etag = job_rows.etag(row)
     if seen_etags is not None and _matches(seen_etags, etag):
         return Response(status_code=304, headers=poll_headers(row, etag))
-    return job_response(row, 200, {})
+    return json_response(job_object(row), headers=poll_headers(row, etag))
 
 
 def _first_tag(header: str | None) -> str | None:

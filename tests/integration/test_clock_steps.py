@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from api.jobs.render import job_object
+from engine.config.settings import WORKER_SEEN_S
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
@@ -101,7 +102,7 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
         await clocks.set_by(seconds)
         for _ in range(2):
             await sweep(store.runtime)
-        assert await worker_heartbeats.count_alive(store.runtime.database, store.runtime.settings.worker_seen_s) == 1
+        assert await worker_heartbeats.count_alive(store.runtime.database, WORKER_SEEN_S) == 1
         assert (await store.shards(held.job_id))[0].state == ShardState.RUNNING
         assert await claims.heartbeat(store.runtime, held)
         await intake.finish(b"fingerprint")

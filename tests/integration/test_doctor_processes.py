@@ -106,11 +106,10 @@ async def test_a_duty_beats_and_signs_off(store: Store) -> None:
     assert await store.count(ServiceProcess) == 0
 
 
-def test_clocks_that_differ_are_a_finding(tmp_path: Path) -> None:
+def test_clocks_that_differ_are_a_finding() -> None:
     seen = [ProcessHeartbeat("api/x", "api", OUR_VERSION, 1.0)]
-    settings = Settings(data_dir=tmp_path)
     for ahead_s, word in ((90.0, "ahead of"), (-90.0, "behind")):
-        clock = found(list(processes(seen, ahead_s, settings)))["clock"]
+        clock = found(list(processes(seen, ahead_s)))["clock"]
         assert clock.status == "warn" and word in clock.detail and "NTP" in clock.fix
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
 
+from engine.config.settings import WORKER_SEEN_S
 from engine.jobs.reading.read_leases import READ_LEASE_S
 from engine.jobs.row_locks import MAX_LOCKED_ROWS, lock_jobs, lock_shards
 from engine.runtime import Runtime
@@ -69,7 +70,7 @@ async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0)
         )
         await connection.execute(
             update(WorkerProcess)
-            .where(WorkerProcess.seen_at > db_now() - unseen_s - settings.worker_seen_s)
+            .where(WorkerProcess.seen_at > db_now() - unseen_s - WORKER_SEEN_S)
             .values(seen_at=db_now())
         )
     if extended or uploads:

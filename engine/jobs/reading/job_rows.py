@@ -8,6 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, case, false, select
 
+from engine.config.settings import WORKER_SEEN_S
 from engine.jobs.allowed_actions import job_not_found
 from engine.jobs.reading.progress import waiting_on
 from engine.runtime import Runtime
@@ -19,7 +20,7 @@ from models.worker import WorkerProcess
 JOB_ID = re.compile(r"job_[0-9a-f]{32}\Z")
 
 # Built once: a poll is the most frequent query.
-_WORKERS_LIVE = select(WorkerProcess.id).where(WorkerProcess.seen_at > db_now() - bindparam("seen_s")).exists()
+_WORKERS_LIVE = select(WorkerProcess.id).where(WorkerProcess.seen_at > db_now() - WORKER_SEEN_S).exists()
 _COLUMNS = (
     # A caller's options may be long, and polls and lists do not need them.
     *(column for column in Job.__table__.columns if column.name != "options"),
@@ -38,22 +39,16 @@ async def get_job(runtime: Runtime, project: str, job_id: str) -> Row[Any]:
     row = None
     if JOB_ID.match(job_id):
         async with runtime.database.read() as connection:
-            row = (
-                await connection.execute(_ONE, {"job_id": job_id, "project": project} | _seen(runtime))
-            ).one_or_none()
+            row = (await connection.execute(_ONE, {"job_id": job_id, "project": project})).one_or_none()
     if row is None:
         raise job_not_found()
     return row
 
 
-def _seen(runtime: Runtime) -> dict[str, float]:
-    return {"seen_s": runtime.settings.worker_seen_s}
-
-
 async def get_jobs(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Row[Any]]:
     """The rows of these jobs without deleted ones, of any project: the caller has checked the access before."""
     async with runtime.database.read() as connection:
-        return (await connection.execute(_MANY, {"job_ids": list(job_ids)} | _seen(runtime))).all()
+        return (await connection.execute(_MANY, {"job_ids": list(job_ids)})).all()
 
 
 async def list_jobs(
@@ -72,7 +67,7 @@ async def list_jobs(
     if status is not None:
         statement = statement.where(Job.status == status)
     async with runtime.database.read() as connection:
-        rows = (await connection.execute(statement.order_by(Job.id.desc()).limit(limit + 1), _seen(runtime))).all()
+        rows = (await connection.execute(statement.order_by(Job.id.desc()).limit(limit + 1))).all()
     return rows[:limit], len(rows) > limit
 
 

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, Integer, bindparam, case, func, literal, select, true, update
+from sqlalchemy import ColumnElement, Integer, bindparam, case, func, literal, select, true, update
 
+from engine.config.settings import WORKER_SEEN_S
 from engine.jobs.row_locks import lock_jobs
 from engine.jobs.scheduling.fair_share import READY, is_due
 from engine.process.background import logging_errors
@@ -84,7 +85,7 @@ async def _dispatch_or_log(runtime: Runtime) -> None:
 
 
 async def _find_work(runtime: Runtime) -> _Work:
-    values = {"attempts": runtime.settings.shard_attempts, "alive_within_s": runtime.settings.worker_seen_s}
+    values = {"attempts": runtime.settings.shard_attempts}
     async with runtime.database.read() as connection:
         rows = (await connection.execute(_WORK, values)).all()
     # A job's running shards are counted too: a message too many is handled without effect.
@@ -107,7 +108,7 @@ def _work_statement() -> Any:
     """One row at least. Each has the slots of live workers; those with an id are runnable jobs with a queued shard."""
     slots = (
         select(func.coalesce(func.sum(WorkerProcess.slots), 0))
-        .where(WorkerProcess.seen_at > db_now() - bindparam("alive_within_s", type_=Double))
+        .where(WorkerProcess.seen_at > db_now() - WORKER_SEEN_S)
         .scalar_subquery()
     )
     deferred = select(Job.id).where(Job.not_before <= db_now()).order_by(Job.not_before).limit(1).scalar_subquery()
