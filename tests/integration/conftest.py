@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.upstream.http import HttpTransport
 from tests.integration.store import Store
 from tests.services import PostgresServer, SqliteFiles, postgres_server, rabbitmq_vhost, redis_database
 
@@ -54,3 +55,11 @@ def redis_url() -> Iterator[str]:
 def rabbitmq_url() -> Iterator[str]:
     with rabbitmq_vhost() as url:
         yield url
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[HttpTransport]:
+    """What sends calls upstream, with little patience for connecting."""
+    wire = HttpTransport(connect_timeout_s=0.3)
+    yield wire
+    await wire.close()
