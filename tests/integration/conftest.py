@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis.asyncio
 
 from engine.upstream.http import HttpTransport
 from tests.integration.store import Store
@@ -49,6 +50,16 @@ async def store(database_url: str, tmp_path: Path) -> AsyncIterator[Store]:
 def redis_url() -> Iterator[str]:
     with redis_database() as url:
         yield url
+
+
+@pytest.fixture
+async def pacing_redis(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    """A client of Redis for tests of pacing: every bucket that the test made is deleted after it."""
+    client = redis.asyncio.Redis.from_url(redis_url, decode_responses=True)
+    yield client
+    for key in await client.keys("*em:pace:*"):
+        await client.delete(key)
+    await client.aclose()
 
 
 @pytest.fixture(scope="session")
