@@ -154,7 +154,7 @@ async def test_the_event_loop_goes_on_meanwhile(coding: str) -> None:
 async def _worst_delay_s(coding: str, body: bytes) -> float:
     response = Response(body, media_type="application/json")
     assert is_candidate(asking(coding), response)
-    worst_s, stop = 0.0, asyncio.Event()
+    worst_s, has_begun, stop = 0.0, asyncio.Event(), asyncio.Event()
 
     async def beat() -> None:
         nonlocal worst_s
@@ -162,9 +162,10 @@ async def _worst_delay_s(coding: str, body: bytes) -> float:
             at = time.perf_counter()
             await asyncio.sleep(0.001)
             worst_s = max(worst_s, time.perf_counter() - at)
+            has_begun.set()
 
     beating = asyncio.create_task(beat())
-    await asyncio.sleep(0.01)
+    await has_begun.wait()
     packed = await compress(asking(coding), response)
     stop.set()
     await beating

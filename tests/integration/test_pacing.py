@@ -21,6 +21,7 @@ from models.errors import DeadlineExceeded, UpstreamRateLimited
 from providers.base import UpstreamReply
 from tests import fakes
 from tests.integration.paced_processes import QUOTA, Process, call, opened, paced_route, refusing
+from tests.waiting import until
 
 
 async def await_recent_429s(process: Process, route: Route) -> None:
@@ -80,9 +81,7 @@ async def test_interactive_goes_before_bulk(pacing_redis: redis.asyncio.Redis, r
     wire = fakes.FakeWire(up=fakes.fake())
     worker, api = opened(redis_url, wire, route), opened(redis_url, wire, route)
     bulk = [asyncio.create_task(call(worker, route, tokens=1500, interactive=False)) for _ in range(4)]
-    async with asyncio.timeout(5):
-        while not wire.sent:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+    await until(lambda: wire.sent)
     began = time.monotonic()
     await call(api, route, tokens=400)
     assert time.monotonic() - began < 0.3  # three bulk calls of 0.75 s each were in the line before it
