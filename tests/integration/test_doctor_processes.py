@@ -21,8 +21,8 @@ from engine.queue import service_heartbeats
 from engine.queue.service_heartbeats import OUR_VERSION, ProcessHeartbeat
 from models.base import db_now
 from models.process import ServiceProcess
+from tests.cli_fake_api import FakeApi, serving
 from tests.integration.store import Store
-from tests.unit.cli_fake_api import FakeApi, serving
 from tests.waiting import until
 
 ALL = ("api", "worker", "scheduler")
