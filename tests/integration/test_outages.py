@@ -155,7 +155,7 @@ async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claime
     for part in landed(held, range(8), route=store.routes[0]):
         writer.add(part)
     closing = asyncio.create_task(writer.close())
-    await asyncio.sleep(0.05)
+    await until(bench.spooled)
     closing.cancel()  # the process ends
     await asyncio.gather(closing, return_exceptions=True)
     [file] = bench.spooled()
