@@ -21,8 +21,9 @@ from engine.queue import service_heartbeats
 from engine.queue.service_heartbeats import OUR_VERSION, ProcessHeartbeat
 from models.base import db_now
 from models.process import ServiceProcess
+from tests.cli_fake_api import FakeApi, serving
 from tests.integration.store import Store
-from tests.unit.cli_fake_api import FakeApi, serving
+from tests.waiting import until
 
 ALL = ("api", "worker", "scheduler")
 
@@ -98,9 +99,7 @@ def _dead_process() -> str:
 
 async def test_a_duty_beats_and_signs_off(store: Store) -> None:
     beating = asyncio.create_task(service_heartbeats.heartbeat_loop(store.runtime.database, "api"))
-    async with asyncio.timeout(10):
-        while not await store.count(ServiceProcess):  # noqa: ASYNC110  # it is in the database
-            await asyncio.sleep(0.02)
+    await until(lambda: store.count(ServiceProcess))
     beating.cancel()
     await asyncio.wait({beating})
     assert await store.count(ServiceProcess) == 0

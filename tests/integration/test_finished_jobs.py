@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -25,9 +25,11 @@ from tests.integration.store import Store, landed, writer_of
 from tests.integration.test_duplicates import checked
 from tests.integration.test_run import scripted
 from tests.running import run_next_shard
+from tests.waiting import until
 
 # The proportions of 60,000 lines of 1,000 texts.
 LINES, TEXTS, WORKERS, SHARD = 3_000, 50, 3, 50
+PATIENCE_S = 60.0
 Ending = Callable[[Store, str], Coroutine[object, object, object]]
 
 
@@ -84,19 +86,11 @@ async def working(store: Store) -> AsyncIterator[None]:
             await each.close()
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(3_000):
-        if await condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{condition.__name__} did not come about within a minute")
-
-
 async def ended(store: Store, job_id: str) -> str:
     async def is_over() -> bool:
         return await store.status(job_id) in FINISHED
 
-    await until(is_over)
+    await until(is_over, PATIENCE_S, what="the end of the job")
     return await store.status(job_id)
 
 
@@ -144,10 +138,10 @@ async def test_nothing_of_a_job_that_ends_early_is_queued(database_url: str, tmp
         async def is_empty() -> bool:
             return not await states(store, job_id) & set(OPEN)
 
-        await until(has_begun)
+        await until(has_begun, PATIENCE_S, what="a shard that runs")
         await end(store, job_id)
         await ended(store, job_id)
-        await until(is_empty)
+        await until(is_empty, PATIENCE_S, what="an empty queue")
     await checked(store, job_id, corpus(3))
     assert (await store.job(job_id)).open_shards == 0
     await store.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,9 @@ from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
 from tests.integration.test_run import scripted
 from tests.running import run_next_shard
+from tests.waiting import until
 
 SLOW = '{when = {contains = "slow"}, do = {latency_ms = 300.0}}'
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():  # noqa: ASYNC110  # it is in the database
-            await asyncio.sleep(0.02)
 
 
 async def is_running(store: Store, job_id: str, shards: int) -> bool:

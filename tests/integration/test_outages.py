@@ -29,6 +29,7 @@ from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of, writer_of
 from tests.running import run_shard
+from tests.waiting import until
 from workers.idle import IdleWatch
 
 FROZEN_S = 4.2  # past the lease of these tests
@@ -136,9 +137,8 @@ async def test_results_outlast_an_outage_in_the_spool_and_are_paid_once(bench: B
     shard_id = await only(store, job_id := await store.submit(10))
     bench.upstream.at_call = lambda number: setattr(bench.database, "away", True)
     running = asyncio.create_task(run_shard(store.runtime, shard_id, "w"))
+    await until(bench.spooled)
     async with asyncio.timeout(15):
-        while not bench.spooled():  # noqa: ASYNC110  # it is on the disk
-            await asyncio.sleep(0.02)
         assert await replay(store.runtime) == 0  # its worker lives
         bench.upstream.at_call, bench.database.away = None, False
         await running
@@ -155,7 +155,7 @@ async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claime
     for part in landed(held, range(8), route=store.routes[0]):
         writer.add(part)
     closing = asyncio.create_task(writer.close())
-    await asyncio.sleep(0.05)
+    await until(bench.spooled)
     closing.cancel()  # the process ends
     await asyncio.gather(closing, return_exceptions=True)
     [file] = bench.spooled()
@@ -269,9 +269,7 @@ async def test_an_idle_worker_claims_what_waits_one_by_one_and_restarts_when_no_
 
     async def claim_one() -> None:
         before = await done(store, job_id)
-        async with asyncio.timeout(5):
-            while not await idle.claim_without_message():  # noqa: ASYNC110  # time must pass
-                await asyncio.sleep(0.02)
+        await until(idle.claim_without_message, 5, every_s=0.02)
         assert await done(store, job_id) == before + 1
 
     store.notifier.works = False  # the broker is away

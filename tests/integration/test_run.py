@@ -24,6 +24,7 @@ from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of, writer_of
 from tests.running import run_shard
+from tests.waiting import until
 
 
 def scripted(database_url: str, folder: Path, *rules: str, **settings: Any) -> Store:
@@ -69,6 +70,10 @@ async def test_an_input_that_the_provider_refuses_fails_alone(database_url: str,
     await store.close()
 
 
+async def is_running(store: Store, job_id: str) -> bool:
+    return bool((await store.shards(job_id))[0].state == ShardState.RUNNING)
+
+
 @pytest.mark.parametrize("told_s", [120, 3600])
 async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(
     database_url: str, tmp_path: Path, told_s: int
@@ -96,9 +101,7 @@ async def test_one_batch_that_waits_for_quota_costs_no_attempt_when_its_worker_s
     job_id = await store.submit()
     router = store.runtime.router
     running = asyncio.create_task(run_all(store, job_id))
-    async with asyncio.timeout(20):
-        while not any(router.state_of(route).limiter.is_paced for route in store.routes):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: any(router.state_of(route).limiter.is_paced for route in store.routes))
     if ended_by == "drain":
         store.runtime.draining.set()
     await running
@@ -142,9 +145,8 @@ async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: P
     store = scripted(database_url, tmp_path, "{do = {latency_ms = 2500.0}}", shard_concurrency=1)
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
+    await until(lambda: is_running(store, job_id))
     async with asyncio.timeout(10):
-        while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
-            await asyncio.sleep(0.01)
         await termination.cancel(store.runtime, "p", job_id)
         await running
     snapshot = await checked(store, job_id)
@@ -164,9 +166,8 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
     store = scripted(database_url, tmp_path, rule, shard_concurrency=1)
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
+    await until(lambda: is_running(store, job_id))
     async with asyncio.timeout(20):
-        while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
-            await asyncio.sleep(0.01)
         await pause_resume.pause(store.runtime, "p", job_id)
         await running
     snapshot = await checked(store, job_id)
@@ -201,9 +202,11 @@ async def test_usage_of_sync_calls_is_written_soon_and_at_the_latest_at_the_end(
     if closed:
         await buffer.close()
     else:
-        async with asyncio.timeout(10):
-            while await store.count(UsageRecord) < 450:  # noqa: ASYNC110  # it is in the database
-                await asyncio.sleep(0.02)
+
+        async def all_rows() -> bool:
+            return await store.count(UsageRecord) >= 450
+
+        await until(all_rows)
     async with store.runtime.database.read() as connection:
         written = list((await connection.execute(select(UsageRecord.prompt_tokens))).scalars())
     assert sorted(written) == list(range(450))

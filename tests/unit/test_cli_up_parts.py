@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,6 @@ from cli.up.child_process import Backoff, how_ended
 from cli.up.instance_lock import instance_lock
 from cli.up.listen_address import url_of
 from cli.up.start import child_environment
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_pauses_double_up_to_five_seconds_and_a_healthy_life_forgives() -> None:
@@ -175,19 +172,6 @@ def test_the_printed_commands_run_the_script_of_a_virtual_environment(
     monkeypatch.setenv("PATH", str(script.parent))
     found = find_program(DataDir(tmp_path / "data"), str(tmp_path / "my venv"), str(script.with_name("python")))
     assert found == f"'{script}'"
-
-
-def test_a_piece_without_tables_says_one_line_and_waits_for_them(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDMILL_")}
-    environment |= {"EMBEDMILL_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "cli", "scheduler"]
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as piece:
-        assert piece.stderr is not None
-        first = piece.stderr.readline()
-        assert first == "the database has no tables yet: run `embedmill migrate`; the scheduler starts when it has\n"
-        piece.terminate()
-        assert piece.stderr.read() == ""
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_private_file_that_cannot_be_replaced_leaves_no_other(tmp_path: Path) -> None:
