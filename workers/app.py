@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import NoReturn
 
+import billiard.pool
 from billiard import active_children
 from billiard.util import get_logger as pool_logger
 from celery import Celery
@@ -30,6 +31,11 @@ log = logging.getLogger("embedmill.worker")
 settings = Settings.from_environment()
 transport.use()
 refuse_compression()
+
+# A child that ends waits so long for its parent to read its last results: 20 times 0.1 s. Where one was lost, as after
+# a lost connection, the library waits for 30 s, which a worker that is to stop does not have. Our results are in the
+# database, and a message that is not acknowledged is delivered again, which does no harm.
+billiard.pool.GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 20
 
 # Signal from the parent to its children: finish calls in flight, start no new ones.
 DRAIN = signal.SIGUSR2
