@@ -19,7 +19,7 @@ from api import health
 from api.http import docs_page, errors, openapi
 from api.http.application import Application
 from api.http.auth import PUBLIC, GuardedRoute
-from api.http.budgets import Budgets
+from api.http.concurrency_limits import Budgets
 from api.http.lifecycle import Lifecycle
 from api.http.middleware import RequestContext
 from api.loop_lag import watch_lag
@@ -33,7 +33,7 @@ from engine.observability.telemetry import configure_logging
 from engine.planning import tokens
 from engine.process.background import ErrorLog, repeat
 from engine.process.memory import tune_memory
-from engine.queue import service_heartbeats, worker_heartbeats
+from engine.queue import process_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from engine.storage.database_gauges import Gauges
 
@@ -57,7 +57,7 @@ def build_app(runtime: Runtime) -> Application:
         tasks = [
             asyncio.create_task(watch_lag()),
             asyncio.create_task(app.state.readiness.keep_fresh()),
-            asyncio.create_task(service_heartbeats.heartbeat_loop(runtime.database, "api")),
+            asyncio.create_task(process_heartbeats.heartbeat_loop(runtime.database, "api")),
             asyncio.create_task(
                 repeat(lambda: try_changed_secrets(runtime), ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)
             ),

@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from engine.jobs.execution import outage_waits
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.ledger import usage_rows
-from engine.ledger.billing import cost_of
+from engine.ledger.call_cost import cost_of
 from engine.route_state.control_call import control_batch
 from engine.routing.outage_causes import Cause, cause_of
 from engine.runtime import Runtime

@@ -19,9 +19,9 @@ from engine.ledger.usage_buffer import UsageBuffer
 from engine.limiter.registry import LimiterRegistry
 from engine.observability import failpoints
 from engine.process.background import surviving
-from engine.process.byte_budget import ByteBudget
 from engine.process.clock import DatabaseClock
 from engine.process.data_folder import make_data_folder
+from engine.process.memory_budget import ByteBudget
 from engine.process.work_threads import WorkThreads
 from engine.queue.broker import Notifier, key_prefix
 from engine.routing.drift import DriftMonitor

@@ -22,7 +22,7 @@ from engine.jobs.execution.worker import Worker
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
 from engine.jobs.recording.spool_replay import replay
 from engine.process.background import ErrorLog, repeat
-from engine.queue import service_heartbeats, worker_heartbeats
+from engine.queue import process_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from models.errors import EmbedmillError
 from workers.idle import IdleWatch, MainProcess
@@ -49,7 +49,7 @@ class LoopThread:
         self._duties = [
             self._submit(worker_heartbeats.heartbeat_loop(self.runtime.database, self.worker.name, slots=1)),
             self._submit(self._recover_repeatedly()),
-            self._submit(service_heartbeats.heartbeat_loop(self.runtime.database, "worker")),
+            self._submit(process_heartbeats.heartbeat_loop(self.runtime.database, "worker")),
             self._submit(self._reload_secrets_repeatedly()),
             self._submit(
                 worker_heartbeats.quota_share_loop(self.runtime.database, self.runtime.limiters, settings.worker_seen_s)

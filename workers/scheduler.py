@@ -15,10 +15,10 @@ from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.observability.telemetry import SCHEDULER_ROUNDS, SWEEP_SECONDS, configure_logging
 from engine.process.background import ErrorLog
-from engine.queue import service_heartbeats
+from engine.queue import process_heartbeats
 from engine.runtime import Runtime
 from models.errors import ConfigError, StorageUnavailable
-from workers.operations import serve_operations
+from workers.health_and_metrics import serve_operations
 
 log = logging.getLogger("embedmill.scheduler")
 DISPATCH_EVERY_S = 0.5
@@ -36,11 +36,11 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     log.info(
         "embedmill %s: the scheduler dispatches every %g s and sweeps every %g s",
-        service_heartbeats.OUR_VERSION,
+        process_heartbeats.OUR_VERSION,
         DISPATCH_EVERY_S,
         settings.sweep_s,
     )
-    heartbeat = asyncio.create_task(service_heartbeats.heartbeat_loop(runtime.database, "scheduler"))
+    heartbeat = asyncio.create_task(process_heartbeats.heartbeat_loop(runtime.database, "scheduler"))
     next_sweep = 0.0
     # A new scheduler does not know how long the database was unavailable before, nor whether its clock was set.
     database_was_away = is_new = True

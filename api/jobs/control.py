@@ -15,7 +15,7 @@ from api.http.schemas import ResumeRequest, decode
 from api.jobs.render import job_response, json_response
 from engine.jobs.control import pause_resume, retry, termination
 from engine.jobs.reading import job_rows
-from engine.jobs.recording import budget
+from engine.jobs.recording import cost_limit
 from engine.runtime import Runtime
 
 _RESUME = msgspec.json.Decoder(ResumeRequest)
@@ -37,7 +37,7 @@ async def resume_job(request: Request) -> Response:
     params.reject_unknown_params(request)
     body = await request_body.read_body(request, MAX_RESUME_BYTES)
     resume = decode(_RESUME, body) if body.strip() else ResumeRequest()
-    ceiling = None if resume.max_cost_usd is None else budget.parse_max_cost(resume.max_cost_usd)
+    ceiling = None if resume.max_cost_usd is None else cost_limit.parse_max_cost(resume.max_cost_usd)
     return await _job_action(request, partial(pause_resume.resume, max_cost_usd=ceiling))
 
 

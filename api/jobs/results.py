@@ -9,8 +9,8 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
-from api.http.budgets import BudgetedStream
 from api.http.compression import VARY, chosen_coding, compressed_stream, must_compress
+from api.http.concurrency_limits import BudgetedStream
 from engine.jobs.reading import job_rows, read_leases, results
 from engine.jobs.reading.results import IndexRange
 from models.errors import InvalidInput

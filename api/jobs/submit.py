@@ -28,11 +28,11 @@ from engine.corpus.lines import (
     append_record,
 )
 from engine.jobs.ingest import job_intake
-from engine.jobs.ingest.differences import describe_differences
 from engine.jobs.ingest.dry_run import DryRun
+from engine.jobs.ingest.idempotency_mismatch import describe_differences
 from engine.jobs.ingest.job_intake import IdempotentReplay, JobIntake, JobSpec, Reservation
 from engine.jobs.reading import job_rows
-from engine.jobs.recording import budget
+from engine.jobs.recording import cost_limit
 from engine.planning import packing
 from engine.runtime import Runtime
 from models.embedding import Options
@@ -217,7 +217,7 @@ def _job_spec(
         options=options,
         metadata=metadata,
         request_id=request.scope["request_id"],
-        max_cost_usd=None if fields.max_cost_usd is None else budget.parse_max_cost(fields.max_cost_usd),
+        max_cost_usd=None if fields.max_cost_usd is None else cost_limit.parse_max_cost(fields.max_cost_usd),
     )
 
 

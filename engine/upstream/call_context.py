@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from engine.cancellation import CancellationToken
-from engine.ledger.billing import usage_kind_of, with_cost
+from engine.ledger.call_cost import usage_kind_of, with_cost
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.observability.route_metrics import CUT_OFF

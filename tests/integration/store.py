@@ -21,7 +21,7 @@ from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import JobIntake, Reservation
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.in_flight_calls import RunCalls
+from engine.jobs.recording.run_calls import RunCalls
 from engine.queue.broker import Notifier
 from engine.runtime import Runtime
 from models.base import db_now

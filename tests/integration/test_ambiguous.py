@@ -9,7 +9,7 @@ from sqlalchemy import select
 
 from api.jobs.render import job_object
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording import ambiguous
+from engine.jobs.recording import calls_without_results
 from models.embedding import Call
 from models.job import AmbiguousCall
 from models.usage import UsageKind, UsageRecord
@@ -54,8 +54,8 @@ async def test_each_call_is_written_down_once(store: Store) -> None:
         for inputs in (3, 1)
     ]
     held.calls.extend([*calls, Call("one", "m", True, 200, 1.0, 2.0)])
-    await ambiguous.record_unrecorded_calls(store.runtime, held)
-    await ambiguous.record_unrecorded_calls(store.runtime, held)
+    await calls_without_results.record_unrecorded_calls(store.runtime, held)
+    await calls_without_results.record_unrecorded_calls(store.runtime, held)
     async with store.runtime.database.read() as connection:
         rows = (await connection.execute(select(*UsageRecord.__table__.columns))).all()
     assert {(row.id, row.kind, row.code, row.key_id, row.alias, row.end_user) for row in rows} == {
@@ -64,5 +64,5 @@ async def test_each_call_is_written_down_once(store: Store) -> None:
     assert [call.success for call in held.calls] == [True]
     async with store.runtime.database.write() as connection:  # as after a commit whose answer was lost
         about = {"project": "p", "job_id": job_id, "shard_id": held.shard_id}
-        assert await ambiguous.insert_calls(store.runtime.database, connection, **about, calls=calls) == []
+        assert await calls_without_results.insert_calls(store.runtime.database, connection, **about, calls=calls) == []
     assert await told(store, job_id) == {"calls": 2, "inputs": 4}

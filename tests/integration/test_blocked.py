@@ -6,7 +6,7 @@ from engine.corpus.lines import ParsedRecords
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import find_blocker, unblock_shards
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.split_shard import split_shard
 from engine.jobs.scheduling.dispatch import dispatch
 from models.job import JobStatus, Shard, ShardState

@@ -17,8 +17,8 @@ from engine.jobs.control import pause_resume
 from engine.jobs.leasing.claim import remaining_tokens
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording import budget
-from engine.jobs.recording.record import RATE_SAMPLE_S, record
+from engine.jobs.recording import cost_limit
+from engine.jobs.recording.record_outcomes import RATE_SAMPLE_S, record
 from models.base import db_now, usd_text
 from models.errors import Conflict, InvalidInput
 from models.job import Job, JobStatus, ShardState
@@ -86,9 +86,9 @@ async def test_a_higher_ceiling_lets_it_go_on(store: Store) -> None:
     assert await store.status(job_id) == JobStatus.PAUSED
     with pytest.raises(InvalidInput):
         async with store.runtime.database.write() as connection:
-            await budget.set_max_cost(connection, job_id, Decimal("0.000000000001"))
+            await cost_limit.set_max_cost(connection, job_id, Decimal("0.000000000001"))
     async with store.runtime.database.write() as connection:
-        await budget.set_max_cost(connection, job_id, Decimal(1))
+        await cost_limit.set_max_cost(connection, job_id, Decimal(1))
     await store.set_job(job_id, status=JobStatus.IN_PROGRESS)
     await run_until_it_rests(store, job_id)
     await checked(store, job_id)
@@ -107,7 +107,7 @@ async def test_the_dead_hold_no_money(store: Store) -> None:
     """A worker takes all that is left and dies: until it is swept the others wait, then they go on."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), budget.SpendReservation())
+    await cost_limit.reserve(store.runtime, dead, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     second = (await store.shard_ids(job_id))[1]
     await run_shard(store.runtime, second, "w")
     assert (await checked(store, job_id)).with_vector == []
@@ -123,10 +123,10 @@ async def test_a_late_result_is_taken_as_far_as_the_ceiling_goes(store: Store) -
     """A worker that was frozen brings what it paid for, after others have spent the money: that would be too much."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     frozen, other = await store.claim_all(job_id)
-    await budget.reserve(store.runtime, frozen, store.runtime.alias("test/8"), budget.SpendReservation())
+    await cost_limit.reserve(store.runtime, frozen, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     await store.expire_lease(frozen.shard_id)
     await sweep(store.runtime)
-    await budget.reserve(store.runtime, other, store.runtime.alias("test/8"), budget.SpendReservation())
+    await cost_limit.reserve(store.runtime, other, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     await record(store.runtime, other, landed(other, [0, 1, 2, 3, 4], route=store.routes[0]))
     for part in landed(frozen, route=store.routes[0], cut=1):
         await record(store.runtime, frozen, [part])
@@ -167,13 +167,13 @@ async def test_never_more_however_many_and_whoever_dies(database_url: str, tmp_p
 @pytest.mark.parametrize("given", ["0", "-1", "NaN", "inf", "1e9", "", "ten", "1_0", 0, 1e-13, "0.0000000000001"])
 def test_no_ceiling(given: str | float) -> None:
     with pytest.raises(InvalidInput) as caught:
-        budget.parse_max_cost(given)
+        cost_limit.parse_max_cost(given)
     assert caught.value.param == "max_cost_usd"
 
 
 @pytest.mark.parametrize(("given", "meant"), [("0.10", "0.1"), (5, "5"), (0.1, "0.1"), (1e-7, "0.0000001")])
 def test_a_ceiling(given: str | float, meant: str) -> None:
-    assert budget.parse_max_cost(given) == Decimal(meant)
+    assert cost_limit.parse_max_cost(given) == Decimal(meant)
 
 
 async def test_a_ceiling_that_cut_off_calls_may_have_passed_is_named_at_a_resume(store: Store) -> None:
@@ -219,7 +219,7 @@ async def test_a_caller_who_paused_a_job_may_resume_it_under_its_ceiling_or_a_lo
 async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), budget.SpendReservation())
+    await cost_limit.reserve(store.runtime, dead, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     second = (await store.shard_ids(job_id))[1]
 
     async def waiting_on() -> tuple[str | None, int]:
@@ -241,11 +241,11 @@ async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold
 async def test_a_job_that_waits_for_something_else_keeps_saying_so(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     first, second = await store.claim_all(job_id)
-    await budget.reserve(store.runtime, first, store.runtime.alias("test/8"), budget.SpendReservation())
+    await cost_limit.reserve(store.runtime, first, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     await store.set_job(job_id, started_at=db_now() - 100.0, waiting_on="provider")
-    await budget.release_or_pause(store.runtime, second, Decimal(1))
+    await cost_limit.release_or_pause(store.runtime, second, Decimal(1))
     assert (await store.job(job_id)).waiting_on == "provider"
 
 
 def test_quiet_is_longer_than_two_marks() -> None:
-    assert budget.QUIET_S >= 2 * RATE_SAMPLE_S == 30.0
+    assert cost_limit.QUIET_S >= 2 * RATE_SAMPLE_S == 30.0

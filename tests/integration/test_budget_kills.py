@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.in_flight_calls import RunCalls
+from engine.jobs.recording.run_calls import RunCalls
 from models.base import db_now
 from models.embedding import Batch, Options
 from models.job import JobStatus, Shard, ShardState

@@ -8,7 +8,7 @@ import pytest
 
 from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.base import db_now, new_id
 from models.job import ShardState
 from tests.integration.store import Store, landed

@@ -15,7 +15,7 @@ from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.process.clock import DatabaseClock, machine_clock
 from engine.queue import worker_heartbeats

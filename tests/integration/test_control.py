@@ -18,7 +18,7 @@ from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import WorkerCrashed, sweep
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.record import fail_remaining, record
+from engine.jobs.recording.record_outcomes import fail_remaining, record
 from engine.jobs.scheduling.dispatch import dispatch
 from models.base import db_now
 from models.errors import Conflict, InvalidInput, JobNotFound

@@ -11,9 +11,9 @@ from sqlalchemy import update
 from engine.jobs.control.termination import cancel
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.crashes import is_beyond_chance
+from engine.jobs.maintenance.crashing_inputs import is_beyond_chance
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.job import JobStatus, Shard, ShardState
 from tests.integration.snapshot import DatabaseSnapshot

@@ -8,7 +8,7 @@ from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.maintenance.sweep import LATE_RESULTS_S, sweep
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.errors import Conflict
 from models.job import JobStatus

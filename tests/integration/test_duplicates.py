@@ -18,8 +18,8 @@ from engine.jobs.leasing import duplicate_codec
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.duplicates import DuplicateFanout
-from engine.jobs.recording.record import fail_remaining, record
+from engine.jobs.recording.duplicate_outcomes import DuplicateFanout
+from engine.jobs.recording.record_outcomes import fail_remaining, record
 from models.embedding import BatchOutcome, Input, InputError, Options
 from models.errors import EmbedmillError
 from models.job import JobStatus, ShardState

@@ -11,7 +11,7 @@ from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.errors import Conflict, JobNotFound
 from models.job import Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState, VectorBlock
 from models.usage import UsageRecord

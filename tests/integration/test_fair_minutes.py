@@ -19,7 +19,7 @@ from engine.jobs.execution.preemption import choose_preemptor
 from engine.jobs.execution.watch import POLL_EVERY_S, STARVED_AFTER_S
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.scheduling import fair_share
 from models.job import Job, Shard
 from tests.integration.clocks import SetClock, settable_clock

@@ -16,7 +16,7 @@ from engine.jobs.execution.lease_keeper import ShardStopped
 from engine.jobs.execution.release import release_unfinished
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.embedding import Input
 from models.job import FINISHED, JobStatus, ShardState
 from providers.fake import fake_tokens

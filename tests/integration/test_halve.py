@@ -13,7 +13,7 @@ from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import results
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.split_shard import split_shard
 from models.job import Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors

@@ -13,7 +13,7 @@ from sqlalchemy import select, text, update
 from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import StorageUnavailable

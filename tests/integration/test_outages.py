@@ -16,7 +16,7 @@ from engine.jobs.execution.worker import Worker
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.clock_steps import extend_leases_after_outage
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.spool_replay import decode_spool, encode_spool, replay
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.storage.database import Database

@@ -18,7 +18,7 @@ from sqlalchemy import event, insert, select, text, update
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import job_rows
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.scheduling import fair_share
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.storage.database_gauges import Gauges

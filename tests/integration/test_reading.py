@@ -17,7 +17,7 @@ from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import read_leases, results
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.reading.results import IndexRange
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.errors import JobNotFound, ResultsChanged
 from models.job import AmbiguousCall, IdempotencyKey, Job, JobInputError, Shard, VectorBlock

@@ -12,7 +12,7 @@ import pytest
 from engine.jobs.control import termination
 from engine.jobs.maintenance.purge import purge
 from engine.jobs.maintenance.sweep import requeue_expired
-from engine.jobs.recording.record import SHARD_CLOSED, Recorded, fail_remaining, record
+from engine.jobs.recording.record_outcomes import SHARD_CLOSED, Recorded, fail_remaining, record
 from models.embedding import Matrix
 from models.errors import UpstreamUnavailable
 from models.job import FINISHED, JobStatus

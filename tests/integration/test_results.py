@@ -17,7 +17,7 @@ from sqlalchemy import event
 from engine.jobs.reading import results
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.reading.results import IndexRange
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.embedding import Matrix
 from providers.fake import fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of

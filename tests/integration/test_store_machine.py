@@ -38,7 +38,7 @@ from engine.jobs.control.retry import retry
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.embedding import BatchOutcome, Matrix
 from models.errors import Conflict, JobNotFound

@@ -12,7 +12,7 @@ from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import IdempotentReplay, Reservation
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.queue import worker_heartbeats
 from engine.storage.database import Database
 from engine.storage.upload_leases import renew

@@ -12,9 +12,9 @@ from sqlalchemy import insert, select
 
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
-from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
+from engine.jobs.maintenance.crashing_inputs import MAX_SOLO_CRASHES
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.queue import worker_heartbeats
 from models.base import db_now
 from models.errors import UploadInterrupted

@@ -10,7 +10,7 @@ from sqlalchemy import insert
 from api.jobs.render import job_object
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording import truncated_inputs
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.job import TruncatedInputs
 from tests.integration.store import Store, landed
 

@@ -12,7 +12,7 @@ from sqlalchemy import select, update
 
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.scheduling.dispatch import MAX_DEFER_S, dispatch
 from models.base import db_now, new_id
 from models.job import FairShare, JobStatus, Shard

@@ -13,7 +13,7 @@ from sqlalchemy import Row, update
 
 from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.budget import set_max_cost
+from engine.jobs.recording.cost_limit import set_max_cost
 from engine.jobs.scheduling.dispatch import dispatch_soon
 from engine.runtime import Runtime
 from models.base import db_now, usd_text

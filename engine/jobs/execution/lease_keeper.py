@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.in_flight_calls import RunCalls
+from engine.jobs.recording.run_calls import RunCalls
 from engine.process.clock import machine_clock as clock
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS

@@ -7,9 +7,9 @@ from collections.abc import Collection, Sequence
 from engine.embedding.embed import EmbedRun, embed
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording import budget
-from engine.jobs.recording.budget import SpendReservation
-from engine.jobs.recording.duplicates import DuplicateFanout, load_outcomes
+from engine.jobs.recording import cost_limit
+from engine.jobs.recording.cost_limit import SpendReservation
+from engine.jobs.recording.duplicate_outcomes import DuplicateFanout, load_outcomes
 from engine.planning import packing, token_estimator
 from engine.runtime import Runtime
 from models.embedding import Batch, Input
@@ -78,7 +78,7 @@ class OpenInputs:
         if reservation is None or not positions:
             await embed(run, self._batches(positions), concurrency=concurrency)
             return
-        await budget.reserve(self._runtime, shard, run.alias, reservation)
+        await cost_limit.reserve(self._runtime, shard, run.alias, reservation)
         while positions:
             await embed(run, reservation.within_reservation(self._batches(positions)), concurrency=concurrency)
             remaining = [position for position in positions if shard.index(position) not in reservation.delivered]
@@ -90,7 +90,7 @@ class OpenInputs:
                 if run.cancel_reason is not None:
                     raise run.cancel_reason
             if remaining == positions:
-                raise budget.BudgetExhausted(
+                raise cost_limit.BudgetExhausted(
                     reservation.price(token_estimator.upper_bound(shard.inputs[remaining[0]] or ""))
                 )
             positions = remaining

@@ -15,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import fail_remaining
+from engine.jobs.recording.record_outcomes import fail_remaining
 from engine.jobs.row_locks import lock_jobs, lock_shards
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.routing.outage_causes import Cause, cause_of

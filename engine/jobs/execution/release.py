@@ -17,8 +17,8 @@ from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import find_blocker
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.budget import BudgetExhausted, release_or_pause
-from engine.jobs.recording.record import fail_remaining
+from engine.jobs.recording.cost_limit import BudgetExhausted, release_or_pause
+from engine.jobs.recording.record_outcomes import fail_remaining
 from engine.process.clock import machine_clock as clock
 from engine.routing import drift
 from engine.runtime import Runtime

@@ -19,9 +19,9 @@ from sqlalchemy import update
 from engine.cancellation import CancellationToken
 from engine.durability.spool import SpooledFile
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.budget import SpendReservation
-from engine.jobs.recording.in_flight_calls import RunCalls
-from engine.jobs.recording.record import Recorded, record
+from engine.jobs.recording.cost_limit import SpendReservation
+from engine.jobs.recording.record_outcomes import Recorded, record
+from engine.jobs.recording.run_calls import RunCalls
 from engine.jobs.recording.spool_replay import encode_spool
 from engine.observability import failpoints
 from engine.runtime import Runtime

@@ -26,10 +26,10 @@ from engine.jobs.execution.watch import ShardWatch
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import wait_report
-from engine.jobs.recording.budget import SpendReservation
-from engine.jobs.recording.duplicates import DuplicateFanout
-from engine.jobs.recording.in_flight_calls import RunCalls
+from engine.jobs.recording.cost_limit import SpendReservation
+from engine.jobs.recording.duplicate_outcomes import DuplicateFanout
 from engine.jobs.recording.orphaned_calls import record_unanswered
+from engine.jobs.recording.run_calls import RunCalls
 from engine.jobs.scheduling.dispatch import dispatch
 from engine.jobs.scheduling.fair_share import QueuePosition
 from engine.observability import failpoints

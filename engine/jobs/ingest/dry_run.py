@@ -12,7 +12,7 @@ from engine.jobs.ingest.sharding import JobSpec, Sharder
 from engine.jobs.ingest.token_counting import Method, TokenTotal, method_for
 from engine.jobs.recording import refused_inputs
 from engine.jobs.shard_draft import ShardDraft
-from engine.ledger.billing import cost_of
+from engine.ledger.call_cost import cost_of
 from engine.planning import packing
 from engine.runtime import Runtime
 from models.base import PICODOLLAR, usd_text

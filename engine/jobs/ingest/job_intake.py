@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.access.keys import Caller
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.control.termination import soft_delete, terminate
-from engine.jobs.ingest.differences import describe_differences, stored_options
 from engine.jobs.ingest.idempotency import ARRIVING, IdempotentReplay, Reservation, new_reservation, owned_by, reserve
+from engine.jobs.ingest.idempotency_mismatch import describe_differences, stored_options
 from engine.jobs.ingest.shard_rows import insert_shard, is_open
 from engine.jobs.ingest.sharding import JobSpec, Prefix, Sharder
 from engine.jobs.recording import refused_inputs
@@ -30,7 +30,7 @@ from engine.jobs.scheduling.dispatch import dispatch_soon
 from engine.jobs.scheduling.fair_share import initial_virtual_time
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
-from engine.process.byte_budget import ByteLease
+from engine.process.memory_budget import ByteLease
 from engine.routing.ignored_options import ignored_options
 from engine.runtime import Runtime
 from models.base import db_now

@@ -18,11 +18,17 @@ from engine.jobs.ingest.broken_uploads import ABANDONED, end_abandoned_uploads
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import NO_LONGER_BLOCKED, unblock_shards
 from engine.jobs.maintenance.clock_steps import watch_clock
-from engine.jobs.maintenance.crashes import CRASHING, crashing, is_crashing_input, of_running_job, requeue_crashed
+from engine.jobs.maintenance.crashing_inputs import (
+    CRASHING,
+    crashing,
+    is_crashing_input,
+    of_running_job,
+    requeue_crashed,
+)
 from engine.jobs.maintenance.purge import DELETED, EXPIRED, EXPIRED_KEY, STALE_OUTAGE, STALE_WORKER, purge
 from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, recount_open_shards
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
-from engine.jobs.recording.record import fail_remaining
+from engine.jobs.recording.record_outcomes import fail_remaining
 from engine.jobs.recording.split_shard import split_shard
 from engine.jobs.recording.spool_replay import replay
 from engine.jobs.row_locks import lock_jobs, lock_shards

@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.durability import call_journal
 from engine.durability.call_journal import InFlightCall
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording import ambiguous
-from engine.jobs.recording.in_flight_calls import RunCalls
+from engine.jobs.recording import calls_without_results
+from engine.jobs.recording.run_calls import RunCalls
 from engine.observability.route_metrics import CUT_OFF
 from engine.observability.telemetry import AMBIGUOUS_CALLS
 from engine.runtime import Runtime
@@ -37,7 +37,7 @@ async def record_orphaned_calls(runtime: Runtime) -> int:
             for (project, job_id, shard_id), notes in by_shard.items():
                 async with runtime.database.write() as connection:
                     known = await _recorded(connection, job_id, shard_id, notes)
-                    new += await ambiguous.insert_calls(
+                    new += await calls_without_results.insert_calls(
                         runtime.database,
                         connection,
                         project=project,
@@ -79,16 +79,16 @@ async def record_unanswered(runtime: Runtime, shard: ClaimedShard, in_flight: Ru
 
     While the database is unavailable they stay in the journal, for the process that reads it next.
     """
-    calls = {call.id: call for call in (*in_flight.unanswered(), *ambiguous.unrecorded_calls(shard))}
+    calls = {call.id: call for call in (*in_flight.unanswered(), *calls_without_results.unrecorded_calls(shard))}
     if calls:
         try:
             async with runtime.database.write() as connection:
-                new = await ambiguous.insert_run_calls(runtime, connection, shard, list(calls.values()))
+                new = await calls_without_results.insert_run_calls(runtime, connection, shard, list(calls.values()))
         except DATABASE_ERRORS:
             return
         # The others ended in an error and were counted with it.
         _count([call for call in new if call.error == CUT_OFF])
-        ambiguous.discard_recorded(shard, list(calls.values()))
+        calls_without_results.discard_recorded(shard, list(calls.values()))
     in_flight.clear()
 
 

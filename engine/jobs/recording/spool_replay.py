@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.durability.spool import DamagedFile, SpooledFile
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import SHARD_CLOSED, record
+from engine.jobs.recording.record_outcomes import SHARD_CLOSED, record
 from engine.observability.telemetry import SPOOLED
 from engine.runtime import Runtime
 from models.embedding import Account, BatchOutcome, InputError, Limits, Route

@@ -19,7 +19,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.blocked import unblock_shards
 from engine.jobs.leasing.claim import Bitmap, ClaimedShard, decode_bitmap
-from engine.jobs.recording import ambiguous, budget, duplicates, late_results, truncated_inputs, wait_report
+from engine.jobs.recording import (
+    calls_without_results,
+    cost_limit,
+    duplicate_outcomes,
+    late_results,
+    truncated_inputs,
+    wait_report,
+)
 from engine.jobs.recording.completion import (
     FINAL_STATUS,
     NO_OPEN_SHARD,
@@ -95,13 +102,13 @@ async def _record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOu
             raise ShardWasSplit
         if row is None or row.state in (ShardState.DONE, ShardState.CANCELLED):
             await late_results.insert_late_results(connection, shard, parts, record_id, first_try=False)
-            inserted_calls = await ambiguous.insert_unrecorded_calls(runtime, connection, shard)
+            inserted_calls = await calls_without_results.insert_unrecorded_calls(runtime, connection, shard)
             recorded = SHARD_CLOSED
         else:
             recorded = await _record_into(runtime, connection, shard, row, parts, record_id)
-            inserted_calls = await ambiguous.insert_unrecorded_calls(runtime, connection, shard)
+            inserted_calls = await calls_without_results.insert_unrecorded_calls(runtime, connection, shard)
             failpoints.hit("mid_commit")
-    ambiguous.discard_recorded(shard, inserted_calls)
+    calls_without_results.discard_recorded(shard, inserted_calls)
     return recorded
 
 
@@ -122,7 +129,7 @@ async def _record_into(
     if shard.max_cost_usd is not None:
         cost_usd = sum((row["cost_usd"] for row in ledger_rows), Decimal(0))
         reserved_usd = row.reserved_usd if row.state == ShardState.RUNNING else None
-        if cost_usd and not await budget.debit(connection, shard, reserved_usd, cost_usd):
+        if cost_usd and not await cost_limit.debit(connection, shard, reserved_usd, cost_usd):
             log.warning("late results would break the job's ceiling", extra={"job_id": shard.job_id})
             outcome_bits, new_parts, late = _new_outcomes(
                 row.outcome_bitmap, shard, [part for part in parts if not part.cost_usd]
@@ -171,8 +178,8 @@ async def fail_remaining(runtime: Runtime, shard: ClaimedShard, error: Embedmill
     code = "invalid_upstream_response" if isinstance(error, UpstreamProtocolError) else error.code
     reason = InputError(code, error.message, retryable=error.retryable)
     parts: list[BatchOutcome] = []
-    fanout = duplicates.DuplicateFanout(shard, parts.append)
-    fanout.resolve(*await duplicates.load_outcomes(runtime, shard, list(fanout.unresolved().values())))
+    fanout = duplicate_outcomes.DuplicateFanout(shard, parts.append)
+    fanout.resolve(*await duplicate_outcomes.load_outcomes(runtime, shard, list(fanout.unresolved().values())))
     fanout.flush()
     parts += [
         BatchOutcome([index], None, reason, 0, False, Decimal(0), None)
@@ -299,7 +306,7 @@ async def _update_job(
         Job.cost_usd: Job.cost_usd + sum((row["cost_usd"] for row in ledger_rows), Decimal(0)),
         Job.version: Job.version + 1,
     }
-    if copied := sum(len(part.indexes) for part in new_parts if duplicates.is_duplicate(part)):
+    if copied := sum(len(part.indexes) for part in new_parts if duplicate_outcomes.is_duplicate(part)):
         values[Job.deduplicated] = Job.deduplicated + copied
     if truncated_count:
         values[Job.truncated] = Job.truncated + truncated_count

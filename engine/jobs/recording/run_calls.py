@@ -14,7 +14,7 @@ import msgspec
 
 from engine.durability.call_journal import CallJournal, InFlightCall
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.ledger.billing import max_cost_of
+from engine.ledger.call_cost import max_cost_of
 from engine.observability.route_metrics import CUT_OFF
 from models.base import random_id
 from models.embedding import Batch, BatchOutcome, Call, Route

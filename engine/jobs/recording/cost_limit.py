@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.cancellation import CancellationToken
 from engine.jobs.leasing.claim import ClaimedShard, remaining_tokens
 from engine.jobs.scheduling import fair_share
-from engine.ledger.billing import MAX_CONTROL_TOKENS, MILLION
+from engine.ledger.call_cost import MAX_CONTROL_TOKENS, MILLION
 from engine.planning import packing, token_estimator
 from engine.runtime import Runtime
 from models.base import PICODOLLAR, db_now, usd_text
@@ -32,7 +32,7 @@ from models.job import Job, JobStatus, Shard, ShardState
 MAX_USD = Decimal(1_000_000)
 # Reserved in addition to the upper bound of the inputs: for probes and repeated calls.
 SPARE_TOKENS = 64 * MAX_CONTROL_TOKENS
-# A rate sample is taken at most once in record.RATE_SAMPLE_S: one twice as old means that nothing was recorded lately.
+# Twice RATE_SAMPLE_S (record_outcomes.py): a rate sample of that age means that nothing was recorded lately.
 QUIET_S = 30.0
 _AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?\Z")
 
