@@ -15,6 +15,7 @@ from engine.config.settings import Settings
 from engine.config.suggestions import did_you_mean
 from engine.durability.call_journal import CallJournal
 from engine.durability.spool import Spool
+from engine.job_store import JobStore
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.limiter.registry import LimiterRegistry
 from engine.observability import failpoints
@@ -44,6 +45,7 @@ class Runtime:
     settings: Settings
     aliases: dict[str, Alias]
     database: Database
+    store: JobStore
     limiters: LimiterRegistry
     upstream: Upstream
     router: Router
@@ -92,6 +94,7 @@ class Runtime:
             settings=settings,
             aliases=aliases,
             database=database,
+            store=JobStore(database, settings),
             limiters=limiters,
             upstream=upstream,
             router=router,

@@ -9,10 +9,10 @@ import signal
 import sys
 
 from engine.config.settings import Settings
+from engine.jobs.composition import dispatcher_of
 from engine.jobs.execution.release import BACKOFF_CAP_S
 from engine.jobs.maintenance.clock_steps import clamp_future_instants, extend_leases_after_outage
 from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.observability.telemetry import SCHEDULER_ROUNDS, SWEEP_SECONDS, configure_logging
 from engine.process.background import ErrorLog
 from engine.queue import process_heartbeats
@@ -62,7 +62,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
                     with SWEEP_SECONDS.time():
                         await sweep(runtime)
                 else:
-                    await dispatch(runtime)
+                    await dispatcher_of(runtime).dispatch()
             is_away = isinstance(this.error, StorageUnavailable)
             database_was_away = database_was_away or is_away
             outcome = "ok" if this.error is None else "database_away" if is_away else "failed"

@@ -8,10 +8,9 @@ from engine.jobs.leasing.blocked import find_blocker, unblock_shards
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.split_shard import split_shard
-from engine.jobs.scheduling.dispatch import dispatch
 from models.job import JobStatus, Shard, ShardState
 from tests.integration.store import Store, landed, text_of
-from tests.running import run_shard
+from tests.running import dispatch, run_shard
 
 
 async def submit(store: Store, count: int, different: int) -> str:

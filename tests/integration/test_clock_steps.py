@@ -16,7 +16,6 @@ from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record_outcomes import record
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.process.clock import DatabaseClock, machine_clock
 from engine.queue import worker_heartbeats
 from models.base import db_now
@@ -25,6 +24,7 @@ from models.outage import RouteOutage
 from models.worker import WorkerProcess
 from tests.integration.clocks import SetClock, settable_clock
 from tests.integration.store import Store, landed, text_of
+from tests.running import dispatch
 from tests.services import async_url
 
 

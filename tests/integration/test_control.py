@@ -19,7 +19,6 @@ from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.sweep import WorkerCrashed, sweep
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record_outcomes import fail_remaining, record
-from engine.jobs.scheduling.dispatch import dispatch
 from models.base import db_now
 from models.errors import Conflict, InvalidInput, JobNotFound
 from models.job import JobInputError, JobStatus, ShardState
@@ -27,7 +26,7 @@ from providers.fake import fake_vectors
 from tests.integration.store import ATTEMPTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_ending import checked, some_lines
 from tests.integration.test_run import scripted
-from tests.running import run_shard
+from tests.running import dispatch, run_shard
 
 ENDED = (
     JobStatus.COMPLETED,

@@ -8,11 +8,12 @@ import pytest
 
 from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
-from engine.jobs.scheduling.dispatch import MESSAGES_PER_SLOT, MIN_MESSAGES, dispatch
+from engine.jobs.scheduling.dispatch import MESSAGES_PER_SLOT, MIN_MESSAGES
 from engine.queue import worker_heartbeats
 from models.base import db_now
 from models.job import Shard, ShardState
 from tests.integration.store import Store
+from tests.running import dispatch
 
 
 async def order_of_claims(store: Store, jobs: dict[str, str], count: int) -> list[str]:

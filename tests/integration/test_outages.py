@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.job_store import JobStore
 from engine.jobs.execution.worker import Worker
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.clock_steps import extend_leases_after_outage
 from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.spool_replay import decode_spool, encode_spool, replay
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.storage.database import Database
 from engine.upstream.call import Upstream
 from models.base import db_now
@@ -28,7 +28,7 @@ from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of, writer_of
-from tests.running import run_shard
+from tests.running import dispatch, run_shard
 from workers.idle import IdleWatch
 
 FROZEN_S = 4.2  # past the lease of these tests
@@ -87,6 +87,7 @@ class Bench:
         runtime = store.runtime
         self.database = FailingDatabase(runtime.database.url)
         self._real, runtime.database = runtime.database, self.database
+        runtime.store = JobStore(self.database, runtime.settings)
         accounts = [route.account for route in store.routes]
         self.upstream = WatchedUpstream(
             runtime.upstream._transport, accounts, runtime.limiters, max_reply_bytes=1 << 20

@@ -20,11 +20,11 @@ from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import job_rows
 from engine.jobs.recording.record_outcomes import record
 from engine.jobs.scheduling import fair_share
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.storage.database_gauges import Gauges
 from models.base import Base, db_now, new_id
 from models.job import Job, JobStatus, ShardInputs, ShardState
 from tests.integration.store import Store, landed
+from tests.running import dispatch
 
 JOBS = 1500  # of each kind; fewer, and PostgreSQL rightly reads the whole table
 BIG = "jobs|shards|shard_inputs|vectors|input_errors|usage|idempotency_keys"

@@ -13,11 +13,11 @@ from sqlalchemy import select, update
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record_outcomes import record
-from engine.jobs.scheduling.dispatch import MAX_DEFER_S, dispatch
+from engine.jobs.scheduling.dispatch import MAX_DEFER_S
 from models.base import db_now, new_id
 from models.job import FairShare, JobStatus, Shard
 from tests.integration.store import SHARD_INPUTS, Store, landed
-from tests.running import run_next_shard
+from tests.running import dispatch, run_next_shard
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from sqlalchemy import Row, update
 from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.cost_limit import set_max_cost
-from engine.jobs.scheduling.dispatch import dispatch_soon
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.runtime import Runtime
 from models.base import db_now, usd_text
 from models.errors import Conflict, InvalidInput
@@ -61,7 +61,7 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
             .values(resumed_columns(runtime))
         )
     if resumed.rowcount:
-        await dispatch_soon(runtime)
+        await Dispatcher(runtime.store, runtime.notifier, runtime.settling).dispatch_soon()
         return
     row = await get_job(runtime, project, job_id)
     if row.status not in RUNNING_STATUSES:

@@ -22,7 +22,7 @@ from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording import refused_inputs
 from engine.jobs.recording.completion import count_error
 from engine.jobs.row_locks import MAX_LOCKED_ROWS, lock_shards
-from engine.jobs.scheduling.dispatch import dispatch_soon
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import Conflict
@@ -62,7 +62,7 @@ async def retry(runtime: Runtime, project: str, job_id: str) -> None:
                 "See GET /v1/embeddings/jobs/{id}/errors, and send those inputs, corrected, as a new job."
             )
         if await _reopen(runtime, job, plan):
-            await dispatch_soon(runtime)
+            await Dispatcher(runtime.store, runtime.notifier, runtime.settling).dispatch_soon()
             return
     raise Conflict("The job is being changed by other requests: try again in a moment.", should_retry=True)
 

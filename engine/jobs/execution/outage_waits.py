@@ -17,7 +17,7 @@ from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record_outcomes import fail_remaining
 from engine.jobs.row_locks import lock_jobs, lock_shards
-from engine.jobs.scheduling.dispatch import dispatch
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.routing.outage_causes import Cause, cause_of
 from engine.routing.outages import Outage, new_outage
 from engine.runtime import Runtime
@@ -176,7 +176,7 @@ async def try_changed_secrets(runtime: Runtime) -> None:
                     )
                 ).all()
             await _unblock(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") == account])
-            await dispatch(runtime)
+            await Dispatcher(runtime.store, runtime.notifier, runtime.settling).dispatch()
         except Exception:
             runtime.upstream.secrets.note_changed(account)
             raise

@@ -30,7 +30,7 @@ from engine.jobs.recording.cost_limit import SpendReservation
 from engine.jobs.recording.duplicate_outcomes import DuplicateFanout
 from engine.jobs.recording.orphaned_calls import record_unanswered
 from engine.jobs.recording.run_calls import RunCalls
-from engine.jobs.scheduling.dispatch import dispatch
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.jobs.scheduling.fair_share import QueuePosition
 from engine.observability import failpoints
 from engine.process.background import logging_errors
@@ -227,7 +227,7 @@ class ShardRun:
             renewing.cancel()
         failpoints.hit("after_commit_before_ack")
         with contextlib.suppress(*DATABASE_ERRORS):  # the scheduler dispatches too
-            await dispatch(runtime)
+            await Dispatcher(runtime.store, runtime.notifier, runtime.settling).dispatch()
 
     async def _release(self, error: EmbedmillError | None) -> None:
         try:

@@ -26,7 +26,7 @@ from engine.jobs.ingest.shard_rows import insert_shard, is_open
 from engine.jobs.ingest.sharding import JobSpec, Prefix, Sharder
 from engine.jobs.recording import refused_inputs
 from engine.jobs.recording.completion import NO_OPEN_SHARD, end_columns, final_status_of
-from engine.jobs.scheduling.dispatch import dispatch_soon
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.jobs.scheduling.fair_share import initial_virtual_time
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
@@ -215,7 +215,9 @@ class JobIntake:
         """Dispatch due shards, unless the previous dispatch still waits for the broker."""
         if self._dispatching is not None and not self._dispatching.done():
             return
-        self._dispatching = await dispatch_soon(self._runtime)
+        self._dispatching = await Dispatcher(
+            self._runtime.store, self._runtime.notifier, self._runtime.settling
+        ).dispatch_soon()
 
     async def _insert(self, connection: AsyncConnection, draft: ShardDraft, *, is_last: bool = False) -> None:
         """Insert a shard, and the job before its first shard. `is_last`: the corpus is complete."""

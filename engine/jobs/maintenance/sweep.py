@@ -32,7 +32,7 @@ from engine.jobs.recording.record_outcomes import fail_remaining
 from engine.jobs.recording.split_shard import split_shard
 from engine.jobs.recording.spool_replay import replay
 from engine.jobs.row_locks import lock_jobs, lock_shards
-from engine.jobs.scheduling.dispatch import dispatch
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.process.background import logging_errors
 from engine.queue import worker_heartbeats
 from engine.runtime import Runtime
@@ -85,7 +85,7 @@ async def sweep(runtime: Runtime) -> None:
         if due[duty.__name__]:
             await _run_duty(runtime, duty)
     await runtime.database.checkpoint_wal()
-    await dispatch(runtime)
+    await Dispatcher(runtime.store, runtime.notifier, runtime.settling).dispatch()
 
 
 async def _run_duty(runtime: Runtime, duty: Callable[[Runtime], Awaitable[Any]]) -> None:
