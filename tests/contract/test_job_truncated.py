@@ -101,7 +101,7 @@ async def test_the_spool_keeps_it(cutting: Gateway) -> None:
     from models.embedding import BatchOutcome
 
     job = await cutting.submit(["a", "b"])
-    held = await claim(cutting.runtime, (await cutting.shards(job["id"]))[0], "w")
+    held = await claim(cutting.runtime.store, (await cutting.shards(job["id"]))[0], "w")
     assert held is not None
     from decimal import Decimal
 

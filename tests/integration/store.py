@@ -16,6 +16,7 @@ from engine.access.keys import Caller
 from engine.cancellation import CancellationToken
 from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
+from engine.job_store import JobStore
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import JobIntake, Reservation
@@ -98,6 +99,10 @@ class Store:
         await self.runtime.close()
 
     @property
+    def jobs(self) -> JobStore:
+        return self.runtime.store
+
+    @property
     def routes(self) -> tuple[Route, ...]:
         return self.runtime.alias(MODEL).routes
 
@@ -148,7 +153,7 @@ class Store:
         return str((await self._rows(select(Shard.state).where(Shard.id == shard_id)))[0][0])
 
     async def claim(self, shard_id: str, worker: str = "w") -> ClaimedShard:
-        held = await claims.claim(self.runtime, shard_id, worker)
+        held = await claims.claim(self.jobs, shard_id, worker)
         assert held is not None, "there was nothing to claim"
         return held
 

@@ -66,13 +66,19 @@ async def test_a_crash_before_the_others_were_told_is_mended_by_the_sweep(store:
 async def test_a_blocker_that_closes_meanwhile_blocks_nobody(store: Store) -> None:
     job_id = await submit(store, 20, 10)
     first, second = await store.claim_all(job_id)
-    assert await find_blocker(store.runtime, job_id, [0, 3]) == first.shard_id
+    assert await find_blocker(store.runtime.database, job_id, [0, 3]) == first.shard_id
     await record(store.runtime, first, landed(first, route=store.routes[0]))
     await claims.release(
-        store.runtime, second, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None, blocked_by=first.shard_id
+        store.jobs,
+        second,
+        delay_s=0,
+        counts_as_attempt=False,
+        reason="",
+        waiting_on=None,
+        blocked_by=first.shard_id,
     )
     assert (await store.shards(job_id))[1].blocked_by is None
-    assert await find_blocker(store.runtime, job_id, [0, 3]) is None
+    assert await find_blocker(store.runtime.database, job_id, [0, 3]) is None
 
 
 async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> None:
@@ -80,7 +86,7 @@ async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> 
     first, second = await store.shard_ids(job_id)
     held = await store.claim(first)
     await run_shard(store.runtime, second, "w")
-    await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
+    await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_shard(first, state=ShardState.QUEUED)
     assert await split_shard(store.runtime, first) == 2
     await run_shard(store.runtime, first, "w")  # frees the second, which then waits for the other half
@@ -90,4 +96,4 @@ async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> 
     await run_shard(store.runtime, half.id, "w")
     await run_shard(store.runtime, second, "w")
     assert await store.status(job_id) == JobStatus.COMPLETED
-    assert await unblock_shards(store.runtime) == 0
+    assert await unblock_shards(store.jobs) == 0

@@ -103,7 +103,7 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
             await sweep(store.runtime)
         assert await worker_heartbeats.count_alive(store.runtime.database, store.runtime.settings.worker_seen_s) == 1
         assert (await store.shards(held.job_id))[0].state == ShardState.RUNNING
-        assert await claims.heartbeat(store.runtime, held)
+        assert await claims.heartbeat(store.jobs, held)
         await intake.finish(b"fingerprint")
     for each in (held, *await store.claim_all(key_job)):
         await record(store.runtime, each, landed(each, route=store.routes[0]))
@@ -124,7 +124,7 @@ async def test_set_forward_the_dead_are_found_a_heartbeat_later(clocks: Time) ->
             await sweep(store.runtime)
         assert (await store.shards(job_id))[0].state != ShardState.RUNNING
         assert await store.status(intake.job_id) == JobStatus.FAILED
-        assert not await claims.heartbeat(store.runtime, held)
+        assert not await claims.heartbeat(store.jobs, held)
 
 
 @pytest.mark.parametrize("seconds", [-90.0, -120.0, -86_400.0])
@@ -133,7 +133,7 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     job_id = await store.submit(30)
     first, second, _ = await store.shard_ids(job_id)
     running, waiting = await store.claim(first), await store.claim(second)
-    await claims.release(store.runtime, waiting, delay_s=1.0, counts_as_attempt=True, reason="", waiting_on="provider")
+    await claims.release(store.jobs, waiting, delay_s=1.0, counts_as_attempt=True, reason="", waiting_on="provider")
     await store.set_job(job_id, not_before=db_now() + 10)
     await worker_heartbeats.heartbeat(store.runtime.database, "w", slots=1)
     key = await job_intake.reserve(store.runtime, "p", "key")
@@ -165,7 +165,7 @@ async def test_set_back_a_shard_of_any_state_can_be_claimed(clocks: Time, state:
     store = clocks.store
     [shard_id] = await store.shard_ids(await store.submit(10))
     if state is ShardState.RUNNING:
-        assert await claims.claim(store.runtime, shard_id, "killed") is not None
+        assert await claims.claim(store.jobs, shard_id, "killed") is not None
     await clocks.set_by(seconds)
     await sweep(store.runtime)
     if state is ShardState.RUNNING:
@@ -173,7 +173,7 @@ async def test_set_back_a_shard_of_any_state_can_be_claimed(clocks: Time, state:
         await sweep(store.runtime)
         await clocks.pass_by(1.6 * store.runtime.settings.heartbeat_s)
         await sweep(store.runtime)
-    held = await claims.claim(store.runtime, shard_id, "next")
+    held = await claims.claim(store.jobs, shard_id, "next")
     assert held is not None and held.count == 10
 
 
@@ -214,7 +214,7 @@ async def test_when_all_slept_nobody_is_dead_until_a_heartbeat_has_passed(clocks
         await clocks.pass_by(75)
         for _ in range(2):
             await sweep(store.runtime)
-        assert await claims.heartbeat(store.runtime, held)
+        assert await claims.heartbeat(store.jobs, held)
         await intake.finish(b"fingerprint")
     for each in (held, *await store.claim_all(intake.job_id)):
         await record(store.runtime, each, landed(each, route=store.routes[0]))

@@ -82,10 +82,8 @@ async def test_a_paused_job_is_neither_dispatched_nor_claimed_until_it_is_resume
     store.notifier.queued = 0
     await sweep(store.runtime)
     assert await dispatch(store.runtime) + store.notifier.queued == 0
-    assert await claims.claim_next(store.runtime, "w") is None
-    assert [await claims.claim(store.runtime, shard_id, "w") for shard_id in await store.shard_ids(job_id)] == [
-        None
-    ] * 3
+    assert await claims.claim_next(store.jobs, "w") is None
+    assert [await claims.claim(store.jobs, shard_id, "w") for shard_id in await store.shard_ids(job_id)] == [None] * 3
     for _ in range(2):
         await pause_resume.resume(store.runtime, "p", job_id)
     assert store.notifier.queued == 3
@@ -99,7 +97,7 @@ async def test_who_holds_a_shard_of_a_paused_job_keeps_what_lands_and_gives_the_
     one, two = await store.claim_all(job_id)
     await pause_resume.pause(store.runtime, "p", job_id)
     assert not (await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))).job_active
-    assert not await claims.heartbeat(store.runtime, two)
+    assert not await claims.heartbeat(store.jobs, two)
     for held in (one, two):
         await termination.drop_claim(store.runtime, held)
     snapshot = await checked(store, job_id)
@@ -304,8 +302,8 @@ async def test_who_held_a_shard_before_a_retry_can_fail_nothing_of_it(store: Sto
     await retry(store.runtime, "p", job_id)
     await record(store.runtime, zombie, refused(zombie, [7]))
     await fail_remaining(store.runtime, zombie, WorkerCrashed("gone"))
-    assert not await claims.heartbeat(store.runtime, zombie)
-    await claims.release(store.runtime, zombie, delay_s=9, counts_as_attempt=True, reason="", waiting_on="quota")
+    assert not await claims.heartbeat(store.jobs, zombie)
+    await claims.release(store.jobs, zombie, delay_s=9, counts_as_attempt=True, reason="", waiting_on="quota")
     await termination.drop_claim(store.runtime, zombie)
     assert await store.count(JobInputError, JobInputError.job_id == job_id) == 0
     await record(store.runtime, zombie, landed(zombie, [8], route=store.routes[0]))  # it was paid for

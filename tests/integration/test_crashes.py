@@ -89,9 +89,7 @@ async def test_thirty_three_kills_of_whoever_runs_condemn_nobody(store: Store, s
                 await die(store, held)
             elif kills > 5:  # it keeps a little, and is told to go
                 await record(store.runtime, held, landed(held, held.open_positions()[:1], route=store.routes[0]))
-                await claims.release(
-                    store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None
-                )
+                await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
             else:
                 await live(store, held)
     snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
@@ -158,7 +156,7 @@ async def test_a_shard_that_does_not_run_holds_no_reservation(store: Store, end:
     if end == "done":
         await live(store, held)
     elif end == "released":
-        await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
+        await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
     elif end == "lost":
         await die(store, held)
         await sweep(store.runtime)

@@ -116,7 +116,7 @@ async def test_a_job_cancelled_while_its_corpus_arrives_stays_cancelled(store: S
     snapshot = await checked(store, intake.job_id)
     assert {shard.state for shard in snapshot.shards} == {ShardState.CANCELLED}
     for shard in snapshot.shards:
-        assert await claims.claim(store.runtime, shard.id, "w") is None
+        assert await claims.claim(store.jobs, shard.id, "w") is None
 
 
 async def test_another_project_s_job_cannot_be_cancelled_or_deleted(store: Store) -> None:
@@ -150,9 +150,9 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
     one, two, three = await store.claim_all(job_id)
     await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))
     await termination.delete_job(store.runtime, "p", job_id)
-    assert not await claims.heartbeat(store.runtime, one)
+    assert not await claims.heartbeat(store.jobs, one)
     assert not (await record(store.runtime, one, landed(one, route=store.routes[0]))).job_active
-    await claims.release(store.runtime, two, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
+    await claims.release(store.jobs, two, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
     await sweep(store.runtime)
     await store.expire_lease(three.shard_id)
     for _ in range(6):
@@ -160,8 +160,8 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
     assert set((await rows_of(store, job_id)).values()) == {0}
     for held in (one, two, three):
         assert not (await record(store.runtime, held, landed(held, range(10), route=store.routes[0]))).job_active
-        assert not await claims.heartbeat(store.runtime, held)
-        await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
+        assert not await claims.heartbeat(store.jobs, held)
+        await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
         await termination.drop_claim(store.runtime, held)
     assert set((await rows_of(store, job_id)).values()) == {0}
     # What came too late was paid for all the same: it is in the ledger as wasted.

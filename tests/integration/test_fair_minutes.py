@@ -91,12 +91,12 @@ async def look(store: Store, slot: Slot | None, now_s: float) -> Slot | None:
         preemptor = choose_preemptor(positions, held.shard_id, held.tokens, ran_s=ran_s, unsent_tokens=unsent)
         if preemptor is None:
             return slot
-        new = await claims.claim(store.runtime, preemptor, "w")
+        new = await claims.claim(store.jobs, preemptor, "w")
         await claims.release(
-            store.runtime, slot.held, delay_s=0, counts_as_attempt=False, reason="", waiting_on="fairness"
+            store.jobs, slot.held, delay_s=0, counts_as_attempt=False, reason="", waiting_on="fairness"
         )
         return None if new is None else Slot(new, now_s, new.open_positions())
-    new = await claims.claim_next(store.runtime, "w")
+    new = await claims.claim_next(store.jobs, "w")
     return None if new is None else Slot(new, now_s, new.open_positions())
 
 

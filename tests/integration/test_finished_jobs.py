@@ -169,7 +169,7 @@ async def test_a_job_whose_counter_is_too_low_waits_for_its_last_shard(store: St
 async def test_the_sweep_counts_anew_rather_than_end_a_job_with_a_queued_shard(store: Store) -> None:
     first, second = await store.claim_all(job_id := await store.submit(20))
     await record(store.runtime, first, landed(first, route=store.routes[0]))
-    await claims.release(store.runtime, second, delay_s=60, counts_as_attempt=False, reason="", waiting_on=None)
+    await claims.release(store.jobs, second, delay_s=60, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_job(job_id, open_shards=0)
     await sweep(store.runtime)
     job = await store.job(job_id)

@@ -125,7 +125,7 @@ async def test_what_is_not_queued_or_has_one_open_input_is_not_halved(store: Sto
 async def test_a_half_is_claimed_where_its_first_index_stands(store: Store) -> None:
     job_id = await store.submit(30)
     await split_shard(store.runtime, (await store.shard_ids(job_id))[0])
-    claimed = [await claims.claim_next(store.runtime, "w") for _ in range(4)]
+    claimed = [await claims.claim_next(store.jobs, "w") for _ in range(4)]
     assert [(held.first_index, held.count) for held in claimed if held] == [(0, 5), (5, 5), (10, 10), (20, 10)]
 
 

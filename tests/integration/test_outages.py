@@ -237,7 +237,7 @@ async def test_leases_are_spared_after_a_time_without_the_database(store: Store)
     await sweep(store.runtime)
     assert (await store.shards(lost))[0].state == ShardState.RUNNING
     assert (await store.shards(fresh))[0].lease_until == untouched
-    assert await claims.heartbeat(store.runtime, held)
+    assert await claims.heartbeat(store.jobs, held)
 
 
 async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -> None:

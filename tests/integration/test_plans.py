@@ -105,7 +105,7 @@ def reads_it_all(plan: str) -> str | None:
 async def one_round(store: Store) -> None:
     """A dispatch, a look about, a claim, a record, a sweep: what happens all the time."""
     await dispatch(store.runtime)
-    held = await claims.claim_next(store.runtime, "w")
+    held = await claims.claim_next(store.jobs, "w")
     assert held is not None
     async with store.runtime.database.read() as connection:
         await fair_share.starved_shards(connection, 8, 0.0)

@@ -101,7 +101,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(shard=shards)
     def claim(self, shard: int) -> None:
-        held = self.run(claims.claim(self.store.runtime, self.shard_ids[shard % len(self.shard_ids)], "w"))
+        held = self.run(claims.claim(self.store.jobs, self.shard_ids[shard % len(self.shard_ids)], "w"))
         if held is not None:
             assert self.seen_status == JobStatus.IN_PROGRESS, f"a shard of a job that is {self.seen_status} was claimed"
             self.held.append(held)
@@ -110,7 +110,7 @@ class StoreMachine(RuleBasedStateMachine):
     def three_workers_claim_one_shard(self, shard: int) -> None:
         async def claim() -> list[ClaimedShard | None]:
             shard_id = self.shard_ids[shard % len(self.shard_ids)]
-            return await asyncio.gather(*(claims.claim(self.store.runtime, shard_id, f"w{n}") for n in range(3)))
+            return await asyncio.gather(*(claims.claim(self.store.jobs, shard_id, f"w{n}") for n in range(3)))
 
         taken = [held for held in self.run(claim()) if held is not None]
         assert len(taken) <= 1
@@ -119,7 +119,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def three_workers_claim_the_next_shard(self) -> None:
         async def claim() -> list[ClaimedShard | None]:
-            return await asyncio.gather(*(claims.claim_next(self.store.runtime, f"w{n}") for n in range(3)))
+            return await asyncio.gather(*(claims.claim_next(self.store.jobs, f"w{n}") for n in range(3)))
 
         taken = [held for held in self.run(claim()) if held is not None]
         assert len({held.shard_id for held in taken}) == len(taken)
@@ -161,7 +161,7 @@ class StoreMachine(RuleBasedStateMachine):
         held = self._any_claim(pick)
         self.run(
             claims.release(
-                self.store.runtime, held, delay_s=0.0, counts_as_attempt=spent, reason="r", waiting_on=waiting_on
+                self.store.jobs, held, delay_s=0.0, counts_as_attempt=spent, reason="r", waiting_on=waiting_on
             )
         )
 
@@ -169,7 +169,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def beat(self, pick: int) -> None:
         held = self._any_claim(pick)
-        ours = self.run(claims.heartbeat(self.store.runtime, held))
+        ours = self.run(claims.heartbeat(self.store.jobs, held))
         assert not ours or held.fence == self.run(self._fence_and_failed(held))[0], "a stale worker extended a lease"
         assert not ours or self.seen_status == JobStatus.IN_PROGRESS
 

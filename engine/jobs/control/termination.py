@@ -137,7 +137,7 @@ async def drop_claim(runtime: Runtime, shard: ClaimedShard) -> None:
             await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards - 1))
     if owned and not has_ended:
         await claims.release(
-            runtime, shard, delay_s=0.0, counts_as_attempt=False, reason="the job was paused", waiting_on=None
+            runtime.store, shard, delay_s=0.0, counts_as_attempt=False, reason="the job was paused", waiting_on=None
         )
     await cancel_idle_shards(runtime, shard.job_id)
 

@@ -81,7 +81,7 @@ class LeaseKeeper:
             try:
                 # After the time of one heartbeat a slow or locked database is asked again on another connection.
                 async with asyncio.timeout(min(settings.heartbeat_s, remaining_s)):
-                    renewed = await claims.heartbeat(self._runtime, self._shard)
+                    renewed = await claims.heartbeat(self._runtime.store, self._shard)
             except (*DATABASE_ERRORS, TimeoutError):
                 pause_s = min(RENEW_RETRY_S, settings.heartbeat_s)
                 continue

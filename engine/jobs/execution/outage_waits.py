@@ -80,7 +80,7 @@ async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outag
         return
     spread_s = 0.5 if count <= FEW_JOBS else MANY_JOBS_SPREAD_S
     await claims.release(
-        runtime,
+        runtime.store,
         shard,
         delay_s=outage.next_attempt_in_s + random.uniform(0.05, spread_s),
         counts_as_attempt=False,
@@ -103,7 +103,7 @@ async def wait_for_inputs(runtime: Runtime, shard: ClaimedShard, error: Upstream
         return
     delay_s = max(OWN_PAUSE_S, error.retry_after_s or 0.0)
     await claims.release(
-        runtime,
+        runtime.store,
         shard,
         delay_s=delay_s + random.uniform(0, delay_s / 10),
         counts_as_attempt=False,
@@ -135,7 +135,7 @@ async def release(
         outage = Cause(_first_account(runtime, shard), error.code, error.message, advice).waiting(time.time())
     waiting_on = "provider" if outage is not None or error.retryable else None
     await claims.release(
-        runtime,
+        runtime.store,
         shard,
         delay_s=delay_s,
         counts_as_attempt=counts_as_attempt,

@@ -78,7 +78,7 @@ async def _requeue_at_once(runtime: Runtime, shard: ClaimedShard, error: ShardSt
     is_preempted, waits_for_quota = isinstance(error, ShardPreempted), shard.waits.last_was_refused
     waiting_on = "fairness" if is_preempted else "quota" if waits_for_quota else None
     await claims.release(
-        runtime, shard, delay_s=0.0, counts_as_attempt=False, reason=error.message, waiting_on=waiting_on
+        runtime.store, shard, delay_s=0.0, counts_as_attempt=False, reason=error.message, waiting_on=waiting_on
     )
 
 
@@ -88,9 +88,9 @@ async def _pause_or_requeue(runtime: Runtime, shard: ClaimedShard, error: Budget
 
 async def _block(runtime: Runtime, shard: ClaimedShard, error: FirstOccurrencesPending) -> None:
     """Until the shard with the first occurrences has closed."""
-    blocker = await find_blocker(runtime, shard.job_id, error.firsts)
+    blocker = await find_blocker(runtime.database, shard.job_id, error.firsts)
     await claims.release(
-        runtime,
+        runtime.store,
         shard,
         delay_s=0.0 if blocker else random.uniform(0.5, 1.0),
         counts_as_attempt=False,
@@ -104,7 +104,7 @@ async def _wait_for_quota(runtime: Runtime, shard: ClaimedShard, error: Embedmil
     """The provider was not called, or asked for a later call: this is no failed attempt."""
     delay_s = error.retry_after_s or random.uniform(1.0, 3.0)
     await claims.release(
-        runtime, shard, delay_s=delay_s, counts_as_attempt=False, reason=error.message, waiting_on="quota"
+        runtime.store, shard, delay_s=delay_s, counts_as_attempt=False, reason=error.message, waiting_on="quota"
     )
 
 
@@ -137,7 +137,9 @@ async def _back_off(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError
     delay_s = random.uniform(0.5, 1.0) * min(BACKOFF_CAP_S, 2.0**shard.attempt)
     if error is None:
         reason = "results could not be kept"
-        await claims.release(runtime, shard, delay_s=delay_s, counts_as_attempt=True, reason=reason, waiting_on=None)
+        await claims.release(
+            runtime.store, shard, delay_s=delay_s, counts_as_attempt=True, reason=reason, waiting_on=None
+        )
     else:
         delay_s = max(delay_s, error.retry_after_s or 0.0)
         await outage_waits.release(runtime, shard, error, delay_s=delay_s, counts_as_attempt=True)

@@ -235,7 +235,7 @@ class ShardRun:
         except DATABASE_ERRORS:
             log.exception("a shard could not be given back as it should be: it is released", extra=self._log_fields)
             await claims.release(
-                self._runtime,
+                self._runtime.store,
                 self._shard,
                 delay_s=RELEASE_DELAY_S,
                 counts_as_attempt=True,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, or_, select, update
@@ -69,13 +70,12 @@ async def sweep(runtime: Runtime) -> None:
     await watch_clock(runtime)
     # First: paid results must be recorded before their shard can be claimed again.
     for duty in (replay, record_orphaned_calls, reclaim_dead_workers):
-        await _run_duty(runtime, duty)
+        await _run_duty(duty.__name__, partial(duty, runtime))
     due = await _due(runtime)
     due["split_crashing_shards"] |= due["requeue_expired"]  # which may count the crash that exceeds a limit
     for duty in (
         requeue_expired,
         split_crashing_shards,
-        unblock_shards,
         finish_jobs,
         end_abandoned_uploads,
         end_overdue_jobs,
@@ -83,15 +83,17 @@ async def sweep(runtime: Runtime) -> None:
         purge,
     ):
         if due[duty.__name__]:
-            await _run_duty(runtime, duty)
+            await _run_duty(duty.__name__, partial(duty, runtime))
+    if due["unblock_shards"]:
+        await _run_duty("unblock_shards", partial(unblock_shards, runtime.store))
     await runtime.database.checkpoint_wal()
     await Dispatcher(runtime.store, runtime.notifier, runtime.settling).dispatch()
 
 
-async def _run_duty(runtime: Runtime, duty: Callable[[Runtime], Awaitable[Any]]) -> None:
+async def _run_duty(name: str, duty: Callable[[], Awaitable[Any]]) -> None:
     """Run one duty; a failure is logged and does not prevent the others. Raises StorageUnavailable."""
-    with logging_errors("a duty of the sweep failed", code=duty.__name__):
-        await duty(runtime)
+    with logging_errors("a duty of the sweep failed", code=name):
+        await duty()
 
 
 async def _due(runtime: Runtime) -> dict[str, bool]:
@@ -208,7 +210,7 @@ async def split_crashing_shards(runtime: Runtime) -> None:
             log.warning("a shard that crashed its workers was split", extra={"shard_id": shard_id, "count": crashes})
         if halves != 1 or (crashes >= limit and not await is_crashing_input(runtime, shard_id)):
             continue
-        shard = await claims.claim(runtime, shard_id, "sweep")
+        shard = await claims.claim(runtime.store, shard_id, "sweep")
         if shard is not None:
             log.warning("a shard's attempts are spent", extra={"job_id": shard.job_id, "shard_id": shard_id})
             await fail_remaining(

@@ -85,7 +85,7 @@ async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOut
     # A job that has just finished has no open shard, so none that is blocked.
     if recorded.shard_done and recorded is not SHARD_CLOSED and not recorded.has_finished_job:
         with suppress(StorageUnavailable):  # the sweep unblocks them too
-            await unblock_shards(runtime, shard.shard_id)
+            await unblock_shards(runtime.store, shard.shard_id)
     return recorded
 
 
