@@ -110,12 +110,12 @@ class LoopThread:
     async def _recover_repeatedly(self) -> None:
         """Repeatedly record what dead processes of this machine left, and reserve disk space for results."""
 
-        runtime = self.runtime
+        runtime, store = self.runtime, self.runtime.store
         # Separate loops, so that one that the database refuses does not delay the others.
         await asyncio.gather(
             _repeat("keeping room on the disk", lambda: asyncio.to_thread(runtime.spool.reserve)),
-            _repeat("recording spooled results", lambda: replay(runtime)),
-            _repeat("noting the calls of dead processes", lambda: record_orphaned_calls(runtime)),
+            _repeat("recording spooled results", lambda: replay(store, runtime.spool)),
+            _repeat("noting the calls of dead processes", lambda: record_orphaned_calls(store, runtime.journal)),
             _repeat("writing spooled usage rows", runtime.usage.replay),
         )
 

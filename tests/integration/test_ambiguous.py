@@ -54,8 +54,8 @@ async def test_each_call_is_written_down_once(store: Store) -> None:
         for inputs in (3, 1)
     ]
     held.calls.extend([*calls, Call("one", "m", True, 200, 1.0, 2.0)])
-    await calls_without_results.record_unrecorded_calls(store.runtime, held)
-    await calls_without_results.record_unrecorded_calls(store.runtime, held)
+    await calls_without_results.record_unrecorded_calls(store.jobs, held)
+    await calls_without_results.record_unrecorded_calls(store.jobs, held)
     async with store.runtime.database.read() as connection:
         rows = (await connection.execute(select(*UsageRecord.__table__.columns))).all()
     assert {(row.id, row.kind, row.code, row.key_id, row.alias, row.end_user) for row in rows} == {

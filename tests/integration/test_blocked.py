@@ -41,7 +41,7 @@ async def test_duplicates_are_claimed_once_until_their_firsts_are_done(store: St
         assert await run_what_may_run(store, job_id) == 0
         await sweep(store.runtime)
         assert await dispatch(store.runtime) == 0
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert await store.count(Shard, Shard.blocked_by.is_not(None)) == 0
     assert (await store.job(job_id)).not_before is None
     assert await run_what_may_run(store, job_id) == len(others)
@@ -55,7 +55,7 @@ async def test_a_crash_before_the_others_were_told_is_mended_by_the_sweep(store:
     held = await store.claim(first)
     await run_shard(store.runtime, second, "w")
     await store.set_shard(second, blocked_by=None)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     await store.set_shard(second, blocked_by=first)
     await sweep(store.runtime)
     assert (await store.shards(job_id))[1].blocked_by is None
@@ -67,7 +67,7 @@ async def test_a_blocker_that_closes_meanwhile_blocks_nobody(store: Store) -> No
     job_id = await submit(store, 20, 10)
     first, second = await store.claim_all(job_id)
     assert await find_blocker(store.runtime.database, job_id, [0, 3]) == first.shard_id
-    await record(store.runtime, first, landed(first, route=store.routes[0]))
+    await record(store.jobs, first, landed(first, route=store.routes[0]))
     await claims.release(
         store.jobs,
         second,
@@ -88,7 +88,7 @@ async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> 
     await run_shard(store.runtime, second, "w")
     await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_shard(first, state=ShardState.QUEUED)
-    assert await split_shard(store.runtime, first) == 2
+    assert await split_shard(store.jobs, first) == 2
     await run_shard(store.runtime, first, "w")  # frees the second, which then waits for the other half
     await run_shard(store.runtime, second, "w")
     _, half, blocked = await store.shards(job_id)

@@ -107,7 +107,7 @@ async def test_the_dead_hold_no_money(store: Store) -> None:
     """A worker takes all that is left and dies: until it is swept the others wait, then they go on."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await cost_limit.reserve(store.runtime, dead, store.runtime.alias("test/8"), cost_limit.SpendReservation())
+    await cost_limit.reserve(store.jobs, dead, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     second = (await store.shard_ids(job_id))[1]
     await run_shard(store.runtime, second, "w")
     assert (await checked(store, job_id)).with_vector == []
@@ -123,13 +123,13 @@ async def test_a_late_result_is_taken_as_far_as_the_ceiling_goes(store: Store) -
     """A worker that was frozen brings what it paid for, after others have spent the money: that would be too much."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     frozen, other = await store.claim_all(job_id)
-    await cost_limit.reserve(store.runtime, frozen, store.runtime.alias("test/8"), cost_limit.SpendReservation())
+    await cost_limit.reserve(store.jobs, frozen, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     await store.expire_lease(frozen.shard_id)
     await sweep(store.runtime)
-    await cost_limit.reserve(store.runtime, other, store.runtime.alias("test/8"), cost_limit.SpendReservation())
-    await record(store.runtime, other, landed(other, [0, 1, 2, 3, 4], route=store.routes[0]))
+    await cost_limit.reserve(store.jobs, other, store.runtime.alias("test/8"), cost_limit.SpendReservation())
+    await record(store.jobs, other, landed(other, [0, 1, 2, 3, 4], route=store.routes[0]))
     for part in landed(frozen, route=store.routes[0], cut=1):
-        await record(store.runtime, frozen, [part])
+        await record(store.jobs, frozen, [part])
     assert (await checked(store, job_id)).with_vector
 
 
@@ -219,7 +219,7 @@ async def test_a_caller_who_paused_a_job_may_resume_it_under_its_ceiling_or_a_lo
 async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await cost_limit.reserve(store.runtime, dead, store.runtime.alias("test/8"), cost_limit.SpendReservation())
+    await cost_limit.reserve(store.jobs, dead, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     second = (await store.shard_ids(job_id))[1]
 
     async def waiting_on() -> tuple[str | None, int]:
@@ -241,9 +241,9 @@ async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold
 async def test_a_job_that_waits_for_something_else_keeps_saying_so(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     first, second = await store.claim_all(job_id)
-    await cost_limit.reserve(store.runtime, first, store.runtime.alias("test/8"), cost_limit.SpendReservation())
+    await cost_limit.reserve(store.jobs, first, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     await store.set_job(job_id, started_at=db_now() - 100.0, waiting_on="provider")
-    await cost_limit.release_or_pause(store.runtime, second, Decimal(1))
+    await cost_limit.release_or_pause(store.jobs, second, Decimal(1))
     assert (await store.job(job_id)).waiting_on == "provider"
 
 

@@ -87,7 +87,7 @@ async def test_a_released_shard_waits_its_delay_and_keeps_or_gives_back_the_atte
 async def test_a_release_keeps_what_was_recorded(store: Store) -> None:
     [shard_id] = await store.shard_ids(await store.submit())
     held = await store.claim(shard_id)
-    await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
+    await record(store.jobs, held, landed(held, range(4), route=store.routes[0]))
     await claims.release(store.jobs, held, delay_s=0.0, counts_as_attempt=False, reason="budget", waiting_on=None)
     assert (await store.claim(shard_id)).open_positions() == list(range(4, 10))
 
@@ -95,7 +95,7 @@ async def test_a_release_keeps_what_was_recorded(store: Store) -> None:
 async def test_there_is_nothing_to_claim_of_what_is_unknown_done_cancelled_or_deleted(store: Store) -> None:
     done, cancelled, deleted = [await store.submit() for _ in range(3)]
     [held] = await store.claim_all(done)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     await termination.cancel(store.runtime, "p", cancelled)
     await store.set_job(deleted, deleted_at=db_now())
     shard_ids = [new_id("shard"), "not an id", *[(await store.shard_ids(job))[0] for job in (done, cancelled, deleted)]]

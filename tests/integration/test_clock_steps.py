@@ -106,7 +106,7 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
         assert await claims.heartbeat(store.jobs, held)
         await intake.finish(b"fingerprint")
     for each in (held, *await store.claim_all(key_job)):
-        await record(store.runtime, each, landed(each, route=store.routes[0]))
+        await record(store.jobs, each, landed(each, route=store.routes[0]))
     assert [await store.status(job_id) for job_id in (held.job_id, key_job)] == [JobStatus.COMPLETED] * 2
     assert await job_intake.reserve(store.runtime, "p", "key") == job_intake.IdempotentReplay(key_job, b"fingerprint")
 
@@ -194,12 +194,12 @@ async def test_a_step_leaves_no_rate_behind(clocks: Time, seconds: float) -> Non
     store = clocks.store
     job_id = await store.submit(30)
     one, two, _ = await store.claim_all(job_id)
-    await record(store.runtime, one, landed(one, route=store.routes[0]))
+    await record(store.jobs, one, landed(one, route=store.routes[0]))
     await clocks.set_by(seconds)
     await sweep(store.runtime)
     job = job_object(await get_job(store.runtime, "p", job_id))
     assert (job["rate"]["inputs_per_second"], job["eta_seconds"]) == (0.0, None)
-    await record(store.runtime, two, landed(two, route=store.routes[0]))
+    await record(store.jobs, two, landed(two, route=store.routes[0]))
     await clocks.pass_by(10)
     job = job_object(await get_job(store.runtime, "p", job_id))
     assert 0.5 < job["rate"]["inputs_per_second"] <= 1.0 and 10 <= job["eta_seconds"] <= 20
@@ -217,7 +217,7 @@ async def test_when_all_slept_nobody_is_dead_until_a_heartbeat_has_passed(clocks
         assert await claims.heartbeat(store.jobs, held)
         await intake.finish(b"fingerprint")
     for each in (held, *await store.claim_all(intake.job_id)):
-        await record(store.runtime, each, landed(each, route=store.routes[0]))
+        await record(store.jobs, each, landed(each, route=store.routes[0]))
     assert [await store.status(each) for each in (job_id, intake.job_id)] == [JobStatus.COMPLETED] * 2
 
 

@@ -62,7 +62,7 @@ async def work(store: Store, holders: Sequence[ClaimedShard], *, good: Sequence[
         waiting = held.open_positions()
         kept = [position for position in waiting if position in good]
         parts = landed(held, kept, route=store.routes[0]) if kept else []
-        await record(store.runtime, held, [*parts, *refused(held, [each for each in waiting if each not in good])])
+        await record(store.jobs, held, [*parts, *refused(held, [each for each in waiting if each not in good])])
 
 
 def lines_of(texts: Iterable[str]) -> ParsedRecords:
@@ -96,7 +96,7 @@ async def test_who_holds_a_shard_of_a_paused_job_keeps_what_lands_and_gives_the_
     job_id = await store.submit(20)
     one, two = await store.claim_all(job_id)
     await pause_resume.pause(store.runtime, "p", job_id)
-    assert not (await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))).job_active
+    assert not (await record(store.jobs, one, landed(one, range(4), route=store.routes[0]))).job_active
     assert not await claims.heartbeat(store.jobs, two)
     for held in (one, two):
         await termination.drop_claim(store.runtime, held)
@@ -116,9 +116,9 @@ async def test_a_job_whose_last_call_lands_in_a_pause_ends(store: Store) -> None
     (held,) = await store.claim_all(job_id)
     await pause_resume.pause(store.runtime, "p", job_id)
     await store.set_job(job_id, waiting_on="budget")
-    assert (await record(store.runtime, held, landed(held, range(5), route=store.routes[0]))).shard_done is False
+    assert (await record(store.jobs, held, landed(held, range(5), route=store.routes[0]))).shard_done is False
     assert (await store.job(job_id)).waiting_on == "budget"  # what lands does not take the reason away
-    assert (await record(store.runtime, held, landed(held, range(5, 10), route=store.routes[0]))).shard_done
+    assert (await record(store.jobs, held, landed(held, range(5, 10), route=store.routes[0]))).shard_done
     snapshot = await checked(store, job_id)
     assert snapshot.job is not None and (snapshot.job.status, snapshot.job.waiting_on) == (JobStatus.COMPLETED, None)
     with pytest.raises(Conflict):
@@ -185,7 +185,7 @@ async def test_another_project_s_job_cannot_be_steered(store: Store) -> None:
 async def test_the_rate_after_a_pause_is_that_of_the_work_since(store: Store) -> None:
     job_id = await store.submit(20)
     one, two = await store.claim_all(job_id)
-    await record(store.runtime, one, landed(one, route=store.routes[0]))
+    await record(store.jobs, one, landed(one, route=store.routes[0]))
     await pause_resume.pause(store.runtime, "p", job_id)
     await termination.drop_claim(store.runtime, two)
     long_ago = (await store.job(job_id)).rate_sample_at - 7200.0
@@ -197,7 +197,7 @@ async def test_the_rate_after_a_pause_is_that_of_the_work_since(store: Store) ->
     assert (job.rate_sample_at, job.prev_rate_sample_at) == (None, None)
     assert job_object(await get_job(store.runtime, "p", job_id))["rate"]["inputs_per_second"] == 0.0  # nothing yet
     again = await store.claim(two.shard_id)
-    await record(store.runtime, again, landed(again, range(5), route=store.routes[0]))
+    await record(store.jobs, again, landed(again, range(5), route=store.routes[0]))
     assert job_object(await get_job(store.runtime, "p", job_id))["eta_seconds"] is None  # for how long has it run?
     await store.set_job(job_id, rate_sample_at=db_now() - 10.0)
     assert 0.3 < job_object(await get_job(store.runtime, "p", job_id))["rate"]["inputs_per_second"] <= 0.5
@@ -249,7 +249,7 @@ async def test_a_job_that_failed_whole_is_tried_again_whole(store: Store) -> Non
     for shard_id in await store.shard_ids(job_id):
         await store.set_shard(shard_id, attempt=ATTEMPTS, worker_crashes=2, last_error="x")
     for held in await store.claim_all(job_id):
-        await fail_remaining(store.runtime, held, WorkerCrashed("gone"))
+        await fail_remaining(store.jobs, held, WorkerCrashed("gone"))
     assert await store.status(job_id) == JobStatus.FAILED
     await retry(store.runtime, "p", job_id)
     await work(store, await store.claim_all(job_id))
@@ -300,13 +300,13 @@ async def test_who_held_a_shard_before_a_retry_can_fail_nothing_of_it(store: Sto
     (zombie,) = await store.claim_all(job_id)
     await work(store, [zombie], good=range(6))
     await retry(store.runtime, "p", job_id)
-    await record(store.runtime, zombie, refused(zombie, [7]))
-    await fail_remaining(store.runtime, zombie, WorkerCrashed("gone"))
+    await record(store.jobs, zombie, refused(zombie, [7]))
+    await fail_remaining(store.jobs, zombie, WorkerCrashed("gone"))
     assert not await claims.heartbeat(store.jobs, zombie)
     await claims.release(store.jobs, zombie, delay_s=9, counts_as_attempt=True, reason="", waiting_on="quota")
     await termination.drop_claim(store.runtime, zombie)
     assert await store.count(JobInputError, JobInputError.job_id == job_id) == 0
-    await record(store.runtime, zombie, landed(zombie, [8], route=store.routes[0]))  # it was paid for
+    await record(store.jobs, zombie, landed(zombie, [8], route=store.routes[0]))  # it was paid for
     (held,) = await store.claim_all(job_id)
     assert held.open_positions() == [6, 7, 9]
     await work(store, [held])

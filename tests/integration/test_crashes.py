@@ -31,7 +31,7 @@ async def others_run(store: Store, count: int) -> None:
     """Runs of another project's job, all of which live."""
     job_id = await store.submit(10 * count, project="other")
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
 
 
 async def die(store: Store, held: ClaimedShard) -> None:
@@ -39,7 +39,7 @@ async def die(store: Store, held: ClaimedShard) -> None:
 
 
 async def live(store: Store, held: ClaimedShard) -> None:
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
 
 
 async def open_shards(store: Store, job_id: str) -> list[Shard]:
@@ -88,7 +88,7 @@ async def test_thirty_three_kills_of_whoever_runs_condemn_nobody(store: Store, s
                 kills -= 1
                 await die(store, held)
             elif kills > 5:  # it keeps a little, and is told to go
-                await record(store.runtime, held, landed(held, held.open_positions()[:1], route=store.routes[0]))
+                await record(store.jobs, held, landed(held, held.open_positions()[:1], route=store.routes[0]))
                 await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
             else:
                 await live(store, held)

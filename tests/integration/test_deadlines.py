@@ -96,7 +96,7 @@ async def test_retention_counts_from_the_end(store: Store) -> None:
         await store.set_job(job_id, created_at=db_now() - 90 * 86400.0)
     for _ in range(2):
         await sweep(store.runtime)
-    await record(store.runtime, held["done"], landed(held["done"], route=store.routes[0]))
+    await record(store.jobs, held["done"], landed(held["done"], route=store.routes[0]))
     await termination.cancel(store.runtime, "p", jobs["cancelled"])
     await termination.drop_claim(store.runtime, held["cancelled"])
     await termination.terminate(store.runtime, jobs["failed"], JobStatus.FAILED, "x", "y")

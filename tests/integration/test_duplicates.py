@@ -114,15 +114,15 @@ async def test_a_shard_that_is_given_up_leaves_no_twin_behind(store: Store, by: 
     inputs: list[Input] = [*first, "text 0", "own", "own", "text 9", *[f"more {index}" for index in range(6)]]
     job_id = await submitted(store, inputs)
     held, second = await store.claim_all(job_id)
-    await record(store.runtime, held, landed(held, [0, 1], route=store.routes[0]))
+    await record(store.jobs, held, landed(held, [0, 1], route=store.routes[0]))
     if by == "worker":
-        await fail_remaining(store.runtime, second, EmbedmillError("given up"))
+        await fail_remaining(store.jobs, second, EmbedmillError("given up"))
     else:
         await store.set_shard(second.shard_id, state=ShardState.QUEUED, attempt=99)
         await sweep(store.runtime)
     snapshot = await checked(store, job_id, inputs)
     assert 10 in snapshot.with_vector and sorted(snapshot.with_error) == list(range(11, 20))
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert await store.status(job_id) == JobStatus.COMPLETED_WITH_ERRORS
 
 
@@ -131,7 +131,7 @@ async def test_what_a_killed_worker_had_embedded_is_copied_by_the_next(store: St
     inputs: list[Input] = ["a", "b", "a", "c"]
     job_id = await submitted(store, inputs)
     [held] = await store.claim_all(job_id)
-    await record(store.runtime, held, [*landed(held, [0], route=store.routes[0]), *refused(held, [1])])
+    await record(store.jobs, held, [*landed(held, [0], route=store.routes[0]), *refused(held, [1])])
     await store.expire_lease(held.shard_id)
     await run_shard(store.runtime, held.shard_id, "next")
     snapshot = await checked(store, job_id, inputs)
@@ -151,7 +151,7 @@ async def test_random_corpora_under_faults(database_url: str, tmp_path: Path, se
     for shard_id in chance.sample(shard_ids, len(shard_ids) // 2):  # workers that record a part and die
         held = await store.claim(shard_id)
         good = [position for position in held.open_positions() if "poison" not in str(held.inputs[position])]
-        await record(store.runtime, held, landed(held, good[: chance.randrange(4)], route=store.routes[0]))
+        await record(store.jobs, held, landed(held, good[: chance.randrange(4)], route=store.routes[0]))
         await store.expire_lease(shard_id)
     await sweep(store.runtime)
     order = list(range(len(shard_ids)))

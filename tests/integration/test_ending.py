@@ -56,7 +56,7 @@ async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: S
     await termination.cancel(store.runtime, "p", job_id)
     await termination.cancel(store.runtime, "p", job_id)
     assert await store.status(job_id) == JobStatus.CANCELLING
-    assert not (await record(store.runtime, held, landed(held, range(3), route=store.routes[0]))).job_active
+    assert not (await record(store.jobs, held, landed(held, range(3), route=store.routes[0]))).job_active
     await termination.drop_claim(store.runtime, held)
     snapshot = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
@@ -67,7 +67,7 @@ async def test_cancelling_a_running_job_waits_for_those_who_hold_shards(store: S
 async def test_a_shard_that_ends_while_its_job_is_cancelling_ends_the_job(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
     await termination.cancel(store.runtime, "p", job_id)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
 
@@ -76,9 +76,9 @@ async def test_a_shard_that_ends_while_its_job_is_cancelling_ends_the_job(store:
 @pytest.mark.parametrize("errors", [0, 4, 10])
 async def test_a_finished_job_cannot_be_cancelled(store: Store, errors: int) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await record(store.runtime, held, refused(held, range(errors)))
+    await record(store.jobs, held, refused(held, range(errors)))
     if errors < 10:
-        await record(store.runtime, held, landed(held, range(errors, 10), route=store.routes[0]))
+        await record(store.jobs, held, landed(held, range(errors, 10), route=store.routes[0]))
     before = await store.job(job_id)
     with pytest.raises(Conflict) as caught:
         await termination.cancel(store.runtime, "p", job_id)
@@ -93,7 +93,7 @@ async def test_cancel_against_finish_ends_in_one_of_the_two(store: Store) -> Non
         holders = await store.claim_all(job_id := await store.submit(20))
         await asyncio.gather(
             termination.cancel(other.runtime, "p", job_id),
-            *(record(store.runtime, held, landed(held, route=store.routes[0])) for held in holders),
+            *(record(store.jobs, held, landed(held, route=store.routes[0])) for held in holders),
             return_exceptions=True,
         )
         for held in holders:
@@ -131,7 +131,7 @@ async def test_another_project_s_job_cannot_be_cancelled_or_deleted(store: Store
 async def test_a_deleted_job_is_gone_at_once_and_its_rows_soon_but_never_its_ledger(store: Store) -> None:
     job_id = await store.submit(30, bad={4}, with_ids=True)
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
     await termination.delete_job(store.runtime, "p", job_id)
     with pytest.raises(JobNotFound):
         await get_job(store.runtime, "p", job_id)
@@ -148,10 +148,10 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
     """Workers go on recording, beating and releasing all the while, and after."""
     job_id = await store.submit(30)
     one, two, three = await store.claim_all(job_id)
-    await record(store.runtime, one, landed(one, range(4), route=store.routes[0]))
+    await record(store.jobs, one, landed(one, range(4), route=store.routes[0]))
     await termination.delete_job(store.runtime, "p", job_id)
     assert not await claims.heartbeat(store.jobs, one)
-    assert not (await record(store.runtime, one, landed(one, route=store.routes[0]))).job_active
+    assert not (await record(store.jobs, one, landed(one, route=store.routes[0]))).job_active
     await claims.release(store.jobs, two, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
     await sweep(store.runtime)
     await store.expire_lease(three.shard_id)
@@ -159,7 +159,7 @@ async def test_deleting_a_running_job_lets_nothing_rise_again(store: Store) -> N
         await sweep(store.runtime)
     assert set((await rows_of(store, job_id)).values()) == {0}
     for held in (one, two, three):
-        assert not (await record(store.runtime, held, landed(held, range(10), route=store.routes[0]))).job_active
+        assert not (await record(store.jobs, held, landed(held, range(10), route=store.routes[0]))).job_active
         assert not await claims.heartbeat(store.jobs, held)
         await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=True, reason="", waiting_on="quota")
         await termination.drop_claim(store.runtime, held)
@@ -181,7 +181,7 @@ async def test_deleting_and_recording_at_once_leaves_no_rows(store: Store) -> No
                 await sweep(other.runtime)
 
         await asyncio.gather(
-            delete(job_id), *(record(store.runtime, held, landed(held, route=store.routes[0])) for held in holders)
+            delete(job_id), *(record(store.jobs, held, landed(held, route=store.routes[0])) for held in holders)
         )
         for held in holders:
             await termination.drop_claim(store.runtime, held)

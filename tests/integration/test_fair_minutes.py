@@ -108,5 +108,5 @@ async def bring(store: Store, callers: list[Slot], had: dict[str, list[int]]) ->
         some = slot.waiting[:CALL_INPUTS]
         if some:
             slot.waiting = slot.waiting[len(some) :]
-            await record(store.runtime, slot.held, landed(slot.held, some, route=store.routes[0], cut=len(some)))
+            await record(store.jobs, slot.held, landed(slot.held, some, route=store.routes[0], cut=len(some)))
             had[slot.held.job_id][-1] += len(some)

@@ -158,17 +158,17 @@ async def test_a_job_whose_counter_is_too_low_waits_for_its_last_shard(store: St
     first, second = await store.claim_all(job_id := await store.submit(20))
     await store.set_shard(second.shard_id, state=ShardState.QUEUED)
     await store.set_job(job_id, open_shards=1)
-    await record(store.runtime, first, landed(first, route=store.routes[0]))
+    await record(store.jobs, first, landed(first, route=store.routes[0]))
     job = await store.job(job_id)
     assert (job.status, job.open_shards) == (JobStatus.IN_PROGRESS, 1)
     held = await store.claim(second.shard_id)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert (await store.status(job_id), await states(store, job_id)) == (JobStatus.COMPLETED, {ShardState.DONE})
 
 
 async def test_the_sweep_counts_anew_rather_than_end_a_job_with_a_queued_shard(store: Store) -> None:
     first, second = await store.claim_all(job_id := await store.submit(20))
-    await record(store.runtime, first, landed(first, route=store.routes[0]))
+    await record(store.jobs, first, landed(first, route=store.routes[0]))
     await claims.release(store.jobs, second, delay_s=60, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_job(job_id, open_shards=0)
     await sweep(store.runtime)

@@ -68,7 +68,7 @@ async def test_verbs_at_once_never_lock_each_other_out(store: Store) -> None:
         held = [await store.claim(shard_id) for shard_id in ids[::4]]
         todo = [verb(other.runtime, jobs[0]) for other in others for verb, _ in VERBS.values()]
         todo += [termination.cancel(others[0].runtime, "p", jobs[0]), sweep.finish_jobs(others[1].runtime)]
-        todo += [record(store.runtime, one, landed(one, route=store.routes[0])) for one in held]
+        todo += [record(store.jobs, one, landed(one, route=store.routes[0])) for one in held]
         todo += [claims.heartbeat(store.jobs, one) for one in held]
         chance.shuffle(todo)
         outcomes = await asyncio.gather(*todo, return_exceptions=True)

@@ -46,7 +46,9 @@ async def test_calls_of_the_dead_are_counted_once(store: Store, other: Store) ->
     left_by_a_dead_worker(folder, job_id, 3)
     left_by_a_dead_worker(folder, "a job that was deleted", 1)
     counted = unanswered_calls("one")
-    await asyncio.gather(sweep(store.runtime), sweep(other.runtime), record_orphaned_calls(other.runtime))
+    await asyncio.gather(
+        sweep(store.runtime), sweep(other.runtime), record_orphaned_calls(other.jobs, other.runtime.journal)
+    )
     await sweep(store.runtime)
     job = await store.job(job_id)
     assert (job.ambiguous_calls, job.ambiguous_inputs) == (3, 33)
@@ -97,7 +99,7 @@ async def test_a_call_that_is_found_twice_is_counted_once(store: Store) -> None:
     [log] = folder.iterdir()
     copy = log.read_bytes()
     counted = unanswered_calls("one")
-    assert await record_orphaned_calls(store.runtime) == 1
+    assert await record_orphaned_calls(store.jobs, store.runtime.journal) == 1
     log.write_bytes(copy)
-    assert await record_orphaned_calls(store.runtime) == 0
+    assert await record_orphaned_calls(store.jobs, store.runtime.journal) == 0
     assert unanswered_calls("one") - counted == 1

@@ -140,7 +140,7 @@ async def test_results_outlast_an_outage_in_the_spool_and_are_paid_once(bench: B
     async with asyncio.timeout(15):
         while not bench.spooled():  # noqa: ASYNC110  # it is on the disk
             await asyncio.sleep(0.02)
-        assert await replay(store.runtime) == 0  # its worker lives
+        assert await replay(store.jobs, store.runtime.spool) == 0  # its worker lives
         bench.upstream.at_call, bench.database.away = None, False
         await running
     assert bench.upstream.calls == 3 and bench.spooled() == []
@@ -179,7 +179,7 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
         file = spool.write(held.shard_id, body)
         assert file is not None
         file.unlock()
-    assert await replay(store.runtime) == 4
+    assert await replay(store.jobs, store.runtime.spool) == 4
     left = list((store.runtime.settings.data_dir / "spool").iterdir())
     assert [path.suffix for path in left] == [".bad", ".bad"]
     snapshot = await checked(store, job_id)
@@ -245,7 +245,7 @@ async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -
     jobs = [await store.submit(20) for _ in range(4)]
     for job_id in jobs[:2]:
         for held in await store.claim_all(job_id):
-            await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
+            await record(store.jobs, held, landed(held, range(4), route=store.routes[0]))
             await store.expire_lease(held.shard_id)
     both = (store.runtime, other.runtime)
     await asyncio.gather(*(duty(runtime) for duty in (sweep, dispatch, sweep) for runtime in both))

@@ -110,7 +110,7 @@ async def one_round(store: Store) -> None:
     async with store.runtime.database.read() as connection:
         await fair_share.starved_shards(connection, 8, 0.0)
         await fair_share.watch(connection, [held.shard_id], 8, 0.0)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     await sweep(store.runtime)
 
 

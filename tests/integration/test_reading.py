@@ -35,9 +35,9 @@ async def ended(store: Store) -> str:
     for held in await store.claim_all(job_id):
         bad = [position for position in range(held.count) if held.index(position) in FAILED]
         good = [position for position in range(held.count) if position not in bad]
-        await record(store.runtime, held, landed(held, good, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, good, route=store.routes[0]))
         if bad:
-            await record(store.runtime, held, refused(held, bad))
+            await record(store.jobs, held, refused(held, bad))
     return job_id
 
 
@@ -165,12 +165,12 @@ async def test_a_job_that_runs_is_read_without_complaint(store: Store, kind: str
     """What is not done yet is no loss; what is done while it is read may come or not."""
     job_id = await store.submit(TOTAL)
     first, second, *_ = await store.claim_all(job_id)
-    await record(store.runtime, first, landed(first, range(3, 9), route=store.routes[0]))
+    await record(store.jobs, first, landed(first, range(3, 9), route=store.routes[0]))
     job = await get_job(store.runtime, "p", job_id)
     span = IndexRange.of(job, None, None)
 
     async def more() -> None:
-        await record(store.runtime, second, landed(second, route=store.routes[0]))
+        await record(store.jobs, second, landed(second, route=store.routes[0]))
 
     body = results.npy(store.runtime, job, span) if kind == "npy" else results.ndjson(store.runtime, job, span, "float")
     got, count = b"", 0
@@ -210,7 +210,7 @@ async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
         await intake.add(lines)
         await intake.finish(b"fingerprint")
     [held] = await store.claim_all(job_id)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert isinstance(await job_intake.reserve(store.runtime, "p", "key"), job_intake.IdempotentReplay)
     if way == "deleted":
         await termination.delete_job(store.runtime, "p", job_id)

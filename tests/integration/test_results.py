@@ -45,11 +45,9 @@ async def half_done(store: Store) -> str:
         mine = range(held.first_index, held.first_index + held.count)
         positions = [index - held.first_index for index in LANDED if index in mine]
         # Recorded in two parts, so that runs end where no gap is.
-        await record(store.runtime, held, landed(held, positions[:3], route=store.routes[0], cut=2))
-        await record(store.runtime, held, landed(held, positions[3:], route=store.routes[0]))
-        await record(
-            store.runtime, held, refused(held, [index - held.first_index for index in FAILED if index in mine])
-        )
+        await record(store.jobs, held, landed(held, positions[:3], route=store.routes[0], cut=2))
+        await record(store.jobs, held, landed(held, positions[3:], route=store.routes[0]))
+        await record(store.jobs, held, refused(held, [index - held.first_index for index in FAILED if index in mine]))
     return job_id
 
 
@@ -143,7 +141,7 @@ async def test_a_job_of_many_shards_reads_whole(store: Store) -> None:
     """More shards than one page of them."""
     job_id = await store.submit(700)
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0], cut=10))
+        await record(store.jobs, held, landed(held, route=store.routes[0], cut=10))
     assert np.array_equal(await read_npy(store, job_id), vectors(list(range(700))))
     assert [line["index"] for line in await read_ndjson(store, job_id, 633, 671)] == list(range(633, 671))
 
@@ -154,8 +152,8 @@ async def test_a_page_costs_a_statement_and_errors_are_read_only_where_a_vector_
         failed = [position for position in range(held.count) if held.index(position) in (12, 17)]
         whole = [position for position in range(held.count) if position not in failed]
         for position in whole:  # a block for each vector
-            await record(store.runtime, held, landed(held, [position], route=store.routes[0]))
-        await record(store.runtime, held, refused(held, failed))
+            await record(store.jobs, held, landed(held, [position], route=store.routes[0]))
+        await record(store.jobs, held, refused(held, failed))
     job = await get_job(store.runtime, "p", job_id)
     with tables_read(store) as tables:
         [_, *rows] = [piece async for piece in results.npy(store.runtime, job, IndexRange.of(job, None, None))]
@@ -171,7 +169,7 @@ async def test_a_page_costs_a_statement_and_errors_are_read_only_where_a_vector_
 async def test_no_connection_is_held_between_two_pages(store: Store) -> None:
     job_id = await store.submit(30)
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
     job = await get_job(store.runtime, "p", job_id)
     async for _ in results.ndjson(store.runtime, job, IndexRange.of(job, None, None), "float"):
         assert store.runtime.database._reads.pool.status().endswith("Current Checked out connections: 0")

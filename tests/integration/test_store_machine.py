@@ -153,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def record_all(self, pick: int) -> None:
         held = self._any_claim(pick)
-        self.run(record(self.store.runtime, held, landed(held, route=self.store.routes[pick % 2])))
+        self.run(record(self.store.jobs, held, landed(held, route=self.store.routes[pick % 2])))
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, spent=st.booleans(), waiting_on=st.sampled_from([None, "quota"]))
@@ -318,7 +318,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.claim(shard)
                 if self.held and self.held[-1].shard_id == self.shard_ids[shard]:
                     held = self.held[-1]
-                    self.run(record(self.store.runtime, held, landed(held, route=self.store.routes[0])))
+                    self.run(record(self.store.jobs, held, landed(held, route=self.store.routes[0])))
                 self.lease_runs_out(shard)
             self.sweep()
             self.everything_agrees()
@@ -349,7 +349,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _record(self, held: ClaimedShard, parts: list[BatchOutcome]) -> None:
         fence, failed = self.run(self._fence_and_failed(held))
-        self.run(record(self.store.runtime, held, parts))
+        self.run(record(self.store.jobs, held, parts))
         if fence is not None and fence != held.fence:
             assert self.run(self._fence_and_failed(held))[1] in (None, failed), "a stale worker failed an input"
 

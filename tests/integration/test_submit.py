@@ -58,7 +58,7 @@ async def test_a_large_job_runs_while_it_arrives_and_may_be_through_before_its_e
     async with store.receiving() as intake:
         await intake.add(lines_of(20))
         for held in await store.claim_all(intake.job_id):
-            await record(store.runtime, held, landed(held, route=store.routes[0]))
+            await record(store.jobs, held, landed(held, route=store.routes[0]))
         job = await store.job(intake.job_id)
         assert (job.status, job.total, job.completed, job.open_shards) == (JobStatus.IN_PROGRESS, None, 20, 0)
         await sweep(store.runtime)
@@ -165,7 +165,7 @@ async def test_an_upload_that_breaks_off_goes_on_where_it_was_cut(store: Store, 
     job_id = cut_off.job_id
     assert await store.status(job_id) == JobStatus.IN_PROGRESS
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
     await sweep(store.runtime)
     again = await reserved(store)
     assert (again.job_id, again.resumes) == (job_id, True)
@@ -177,7 +177,7 @@ async def test_an_upload_that_breaks_off_goes_on_where_it_was_cut(store: Store, 
     assert (job.total, job.completed) == (20 + more, 20)
     assert job.status == (JobStatus.IN_PROGRESS if more else JobStatus.COMPLETED)
     for shard in (await store.shards(job_id))[2:]:
-        await record(store.runtime, held := await store.claim(shard.id), landed(held, route=store.routes[0]))
+        await record(store.jobs, held := await store.claim(shard.id), landed(held, route=store.routes[0]))
     snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
     snapshot.check()
     assert snapshot.inputs_in_ledger == 20 + more and snapshot.with_vector == list(range(20 + more))

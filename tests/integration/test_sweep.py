@@ -79,8 +79,8 @@ async def test_lost_messages_are_replaced_by_the_next_sweep(store: Store, other:
 async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails(store: Store, other: Store) -> None:
     job_id = await store.submit(20, bad={19})
     deadly, fine = await store.claim_all(job_id)
-    await record(store.runtime, deadly, landed(deadly, range(8), route=store.routes[0]))
-    await record(store.runtime, fine, landed(fine, route=store.routes[0]))
+    await record(store.jobs, deadly, landed(deadly, range(8), route=store.routes[0]))
+    await record(store.jobs, fine, landed(fine, route=store.routes[0]))
     for lost in range(1, 3):
         await store.expire_lease(deadly.shard_id)
         await sweep_twice(store, other)
@@ -110,7 +110,7 @@ async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails
 async def test_a_job_with_nothing_left_to_do_is_finished(store: Store, other: Store) -> None:
     job_id = await store.submit(20)
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
     await store.set_job(job_id, status=JobStatus.IN_PROGRESS, finished_at=None)
     version = (await store.job(job_id)).version
     await sweep_twice(store, other)
@@ -143,7 +143,7 @@ async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Stor
         await intake.add(lines)
         job_id = intake.job_id
         held = await store.claim((await store.shard_ids(job_id))[0])
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
         await sweep(store.runtime)
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
         await store.set_job(job_id, upload_lease_until=db_now() - 1)
@@ -196,7 +196,7 @@ async def test_an_expired_job_and_all_its_rows_but_the_ledger_go(store: Store, o
     gone, kept = await store.submit(30, bad={4}), await store.submit()
     for job_id in (gone, kept):
         for held in await store.claim_all(job_id):
-            await record(store.runtime, held, landed(held, route=store.routes[0]))
+            await record(store.jobs, held, landed(held, route=store.routes[0]))
     await store.set_job(gone, expires_at=db_now() - 1)
     for _ in range(4):
         await sweep_twice(store, other)

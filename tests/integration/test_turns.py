@@ -47,7 +47,7 @@ async def take_turns(store: Store, jobs: Mapping[str, str], count: int) -> str:
     for _ in range(count):
         held = await claim_probe(store)
         assert held is not None
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
         taken += by_id[held.job_id]
     return taken
 
@@ -80,7 +80,7 @@ async def test_a_job_whose_every_visit_fails_takes_turns_with_other_projects(
         if held.job_id == hostile:
             await claims.release(quiet.jobs, held, delay_s=60.0, counts_as_attempt=spent, reason="503", waiting_on=None)
         else:
-            await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
+            await record(quiet.jobs, held, landed(held, route=quiet.routes[0]))
         taken += "h" if held.job_id == hostile else "v"
     assert (taken.count("v") >= of_victim) if spent else (taken.count("v") <= of_victim), taken
 
@@ -94,7 +94,7 @@ async def test_a_job_that_got_nowhere_is_not_behind_for_ever(quiet: Store) -> No
         if held.job_id == jobs["h"]:
             await claims.release(quiet.jobs, held, delay_s=60.0, counts_as_attempt=True, reason="503", waiting_on=None)
         else:
-            await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
+            await record(quiet.jobs, held, landed(held, route=quiet.routes[0]))
     assert await take_turns(quiet, jobs, 8) in ("hv" * 4, "vh" * 4)
 
 
@@ -138,7 +138,7 @@ async def test_a_stream_of_small_jobs_leaves_a_large_one_its_share(quiet: Store)
         await submit(quiet, 1, 50)  # one more is always there
         held = await claim_probe(quiet)
         assert held is not None
-        await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
+        await record(quiet.jobs, held, landed(held, route=quiet.routes[0]))
         taken["large" if held.job_id == large else "small"] += 1
     assert taken["large"] >= 2
 
@@ -148,7 +148,7 @@ async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
     held = await claim_probe(quiet)
     assert held is not None and held.tokens == 100
     assert (await quiet.job(job_id)).virtual_time == (await shares(quiet))["p"].virtual_time == 100
-    await record(quiet.runtime, held, landed(held, range(4), route=quiet.routes[0]))
+    await record(quiet.jobs, held, landed(held, range(4), route=quiet.routes[0]))
     await claims.release(quiet.jobs, held, delay_s=0.0, counts_as_attempt=False, reason="", waiting_on="fairness")
     job = await quiet.job(job_id)
     assert job.virtual_time == (await shares(quiet))["p"].virtual_time == 40

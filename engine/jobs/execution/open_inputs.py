@@ -78,7 +78,7 @@ class OpenInputs:
         if reservation is None or not positions:
             await embed(run, self._batches(positions), concurrency=concurrency)
             return
-        await cost_limit.reserve(self._runtime, shard, run.alias, reservation)
+        await cost_limit.reserve(self._runtime.store, shard, run.alias, reservation)
         while positions:
             await embed(run, reservation.within_reservation(self._batches(positions)), concurrency=concurrency)
             remaining = [position for position in positions if shard.index(position) not in reservation.delivered]
@@ -110,6 +110,6 @@ class OpenInputs:
         if not firsts:
             return
         try:
-            fanout.resolve(*await load_outcomes(self._runtime, self._shard, firsts))
+            fanout.resolve(*await load_outcomes(self._runtime.database, self._shard, firsts))
         except StorageUnavailable as error:
             raise FirstOccurrencesPending("the database did not say what became of the same text") from error

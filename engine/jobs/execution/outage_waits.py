@@ -76,7 +76,7 @@ async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outag
         count = (await connection.execute(select(func.count()).select_from(waiting_jobs))).scalar_one()
     if now - waits_since > runtime.settings.upstream_outage_hours * 3600:
         log.warning("an outage has lasted too long", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
-        await fail_remaining(runtime, shard, ProviderOutage(outage.cause.sentence(), code=outage.cause.code))
+        await fail_remaining(runtime.store, shard, ProviderOutage(outage.cause.sentence(), code=outage.cause.code))
         return
     spread_s = 0.5 if count <= FEW_JOBS else MANY_JOBS_SPREAD_S
     await claims.release(
@@ -99,7 +99,7 @@ async def wait_for_inputs(runtime: Runtime, shard: ClaimedShard, error: Upstream
         now, waits_since = await _waits_since(connection, shard)
     if now - waits_since > runtime.settings.upstream_outage_hours * 3600:
         log.warning("inputs were refused for too long", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
-        await fail_remaining(runtime, shard, error)
+        await fail_remaining(runtime.store, shard, error)
         return
     delay_s = max(OWN_PAUSE_S, error.retry_after_s or 0.0)
     await claims.release(

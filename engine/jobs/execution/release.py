@@ -83,7 +83,7 @@ async def _requeue_at_once(runtime: Runtime, shard: ClaimedShard, error: ShardSt
 
 
 async def _pause_or_requeue(runtime: Runtime, shard: ClaimedShard, error: BudgetExhausted) -> None:
-    await release_or_pause(runtime, shard, error.needed_usd)
+    await release_or_pause(runtime.store, shard, error.needed_usd)
 
 
 async def _block(runtime: Runtime, shard: ClaimedShard, error: FirstOccurrencesPending) -> None:
@@ -129,7 +129,7 @@ async def _fail(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError) ->
             "a shard's attempts are spent",
             extra={"job_id": shard.job_id, "shard_id": shard.shard_id, "code": error.code},
         )
-    await fail_remaining(runtime, shard, error)
+    await fail_remaining(runtime.store, shard, error)
 
 
 async def _back_off(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError | None) -> None:

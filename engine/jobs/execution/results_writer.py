@@ -196,7 +196,7 @@ class ResultsWriter:
         # First with its ledger row, because the provider bills it; then without, in case the row is what is refused.
         for attempt in (failed, failed._replace(route=None, tokens=0, cost_usd=Decimal(0))):
             try:
-                recorded = await record(self._runtime, shard, [attempt])
+                recorded = await record(self._runtime.store, shard, [attempt])
             except Exception as refused:
                 log.warning("the failure of inputs could not be recorded: %s", type(refused).__name__, extra=log_fields)
             else:
@@ -226,7 +226,7 @@ class ResultsWriter:
 
     async def _record_bounded(self, pending: _PendingWrite) -> Recorded:
         """Record, and spool if that takes too long. Raises StorageUnavailable; the caller repeats it then."""
-        recording = asyncio.ensure_future(record(self._runtime, self._shard, pending.parts, pending.record_id))
+        recording = asyncio.ensure_future(record(self._runtime.store, self._shard, pending.parts, pending.record_id))
         try:
             if not (await asyncio.wait({recording}, timeout=SPOOL_AFTER_S))[0]:
                 await self._spool()

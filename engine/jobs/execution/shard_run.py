@@ -174,7 +174,7 @@ class ShardRun:
             stop_at - time.monotonic(), self._stop_calls, "the time budget of the shard is over"
         )
         beside = [
-            asyncio.create_task(wait_report.report_waits(runtime, shard)),
+            asyncio.create_task(wait_report.report_waits(runtime.database, shard)),
             asyncio.create_task(self._stop_when_draining()),
         ]
         try:
@@ -204,7 +204,7 @@ class ShardRun:
         runtime, shard, writer = self._runtime, self._shard, self._writer
         try:
             # Whatever fails here, the shard is released, so that it need not wait for its lease to run out.
-            for end in (writer.close, lambda: record_unanswered(runtime, shard, self._calls)):
+            for end in (writer.close, lambda: record_unanswered(runtime.store, shard, self._calls)):
                 # Without the database the next process reads the journals of calls and results.
                 with (
                     contextlib.suppress(StorageUnavailable),

@@ -69,8 +69,9 @@ async def sweep(runtime: Runtime) -> None:
     """One round of all duties that have work. Raises StorageUnavailable."""
     await watch_clock(runtime)
     # First: paid results must be recorded before their shard can be claimed again.
-    for duty in (replay, record_orphaned_calls, reclaim_dead_workers):
-        await _run_duty(duty.__name__, partial(duty, runtime))
+    await _run_duty("replay", partial(replay, runtime.store, runtime.spool))
+    await _run_duty("record_orphaned_calls", partial(record_orphaned_calls, runtime.store, runtime.journal))
+    await _run_duty("reclaim_dead_workers", partial(reclaim_dead_workers, runtime))
     due = await _due(runtime)
     due["split_crashing_shards"] |= due["requeue_expired"]  # which may count the crash that exceeds a limit
     for duty in (
@@ -205,7 +206,7 @@ async def split_crashing_shards(runtime: Runtime) -> None:
             found += (await connection.execute(columns.where(which, of_running_job()).limit(ROWS_PER_ROUND))).all()
     for shard_id, crashes, limit in found:
         # Another sweep may have split it meanwhile; the condition is false then.
-        halves = await split_shard(runtime, shard_id, is_crashing) if crashes >= limit else 1
+        halves = await split_shard(runtime.store, shard_id, is_crashing) if crashes >= limit else 1
         if halves == 2:
             log.warning("a shard that crashed its workers was split", extra={"shard_id": shard_id, "count": crashes})
         if halves != 1 or (crashes >= limit and not await is_crashing_input(runtime, shard_id)):
@@ -214,7 +215,7 @@ async def split_crashing_shards(runtime: Runtime) -> None:
         if shard is not None:
             log.warning("a shard's attempts are spent", extra={"job_id": shard.job_id, "shard_id": shard_id})
             await fail_remaining(
-                runtime, shard, WorkerCrashed("workers were lost again and again on this part of the job")
+                runtime.store, shard, WorkerCrashed("workers were lost again and again on this part of the job")
             )
 
 

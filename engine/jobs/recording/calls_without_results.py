@@ -13,10 +13,10 @@ from typing import Any
 from sqlalchemy import case, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.job_store import JobStore
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.ledger import usage_rows
 from engine.observability.telemetry import count_cost
-from engine.runtime import Runtime
 from engine.storage.database import Database
 from models.base import db_now
 from models.embedding import Call
@@ -123,15 +123,15 @@ async def add_to_counters(connection: AsyncConnection, job_id: str, rows: Sequen
     await connection.execute(update(Job).where(Job.id == job_id).values(values))
 
 
-async def insert_unrecorded_calls(runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard) -> list[Call]:
+async def insert_unrecorded_calls(database: Database, connection: AsyncConnection, shard: ClaimedShard) -> list[Call]:
     """Insert the unrecorded calls of a run in the caller's transaction; after its commit, `discard_recorded` them."""
     calls = unrecorded_calls(shard)
-    await insert_run_calls(runtime, connection, shard, calls)
+    await insert_run_calls(database, connection, shard, calls)
     return calls
 
 
 async def insert_run_calls(
-    runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard, calls: Sequence[Call]
+    database: Database, connection: AsyncConnection, shard: ClaimedShard, calls: Sequence[Call]
 ) -> list[Call]:
     """Insert calls of a run. Returns those that were new. Their cost is taken from the shard's reservation."""
     if shard.max_cost_usd is not None and calls:
@@ -148,7 +148,7 @@ async def insert_run_calls(
             .values(reserved_usd=case((Shard.reserved_usd > cost_usd, rest), else_=0))
         )
     return await insert_calls(
-        runtime.database,
+        database,
         connection,
         project=shard.project,
         job_id=shard.job_id,
@@ -163,9 +163,9 @@ def discard_recorded(shard: ClaimedShard, calls: Sequence[Call]) -> None:
     shard.calls[:] = [call for call in shard.calls if call.id not in known]
 
 
-async def record_unrecorded_calls(runtime: Runtime, shard: ClaimedShard) -> None:
+async def record_unrecorded_calls(store: JobStore, shard: ClaimedShard) -> None:
     """Record the calls of a run that ended without a result. Raises StorageUnavailable."""
     if unrecorded_calls(shard):
-        async with runtime.database.write() as connection:
-            calls = await insert_unrecorded_calls(runtime, connection, shard)
+        async with store.database.write() as connection:
+            calls = await insert_unrecorded_calls(store.database, connection, shard)
         discard_recorded(shard, calls)

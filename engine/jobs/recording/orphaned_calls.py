@@ -10,13 +10,13 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.durability import call_journal
-from engine.durability.call_journal import InFlightCall
+from engine.durability.call_journal import CallJournal, InFlightCall
+from engine.job_store import JobStore
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import calls_without_results
 from engine.jobs.recording.run_calls import RunCalls
 from engine.observability.route_metrics import CUT_OFF
 from engine.observability.telemetry import AMBIGUOUS_CALLS
-from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
 from models.embedding import Call
 from models.job import Shard
@@ -25,20 +25,20 @@ from models.usage import UsageRecord
 log = logging.getLogger("embedmill.calls")
 
 
-async def record_orphaned_calls(runtime: Runtime) -> int:
+async def record_orphaned_calls(store: JobStore, journal: CallJournal) -> int:
     """Record the calls in the journals of dead processes. Returns how many were new. Raises StorageUnavailable."""
     found = 0
-    for orphaned in call_journal.orphaned(runtime.journal.folder):
+    for orphaned in call_journal.orphaned(journal.folder):
         new: list[Call] = []
         try:
             by_shard: dict[tuple[str, str, str], list[InFlightCall]] = defaultdict(list)
             for entry in orphaned.notes:
                 by_shard[entry.project, entry.job_id, entry.shard_id].append(entry)
             for (project, job_id, shard_id), notes in by_shard.items():
-                async with runtime.database.write() as connection:
+                async with store.database.write() as connection:
                     known = await _recorded(connection, job_id, shard_id, notes)
                     new += await calls_without_results.insert_calls(
-                        runtime.database,
+                        store.database,
                         connection,
                         project=project,
                         job_id=job_id,
@@ -74,21 +74,21 @@ async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, not
     return known
 
 
-async def record_unanswered(runtime: Runtime, shard: ClaimedShard, in_flight: RunCalls) -> None:
+async def record_unanswered(store: JobStore, shard: ClaimedShard, in_flight: RunCalls) -> None:
     """Record the wasted and unanswered calls of a run.
 
     While the database is unavailable they stay in the journal, for the process that reads it next.
     """
-    calls = {call.id: call for call in (*in_flight.unanswered(), *calls_without_results.unrecorded_calls(shard))}
-    if calls:
+    by_id = {call.id: call for call in (*in_flight.unanswered(), *calls_without_results.unrecorded_calls(shard))}
+    if calls := list(by_id.values()):
         try:
-            async with runtime.database.write() as connection:
-                new = await calls_without_results.insert_run_calls(runtime, connection, shard, list(calls.values()))
+            async with store.database.write() as connection:
+                new = await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
         except DATABASE_ERRORS:
             return
         # The others ended in an error and were counted with it.
         _count([call for call in new if call.error == CUT_OFF])
-        calls_without_results.discard_recorded(shard, list(calls.values()))
+        calls_without_results.discard_recorded(shard, calls)
     in_flight.clear()
 
 

@@ -14,11 +14,11 @@ from typing import Any, get_type_hints
 import msgspec
 import numpy as np
 
-from engine.durability.spool import DamagedFile, SpooledFile
+from engine.durability.spool import DamagedFile, Spool, SpooledFile
+from engine.job_store import JobStore
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record_outcomes import SHARD_CLOSED, record
 from engine.observability.telemetry import SPOOLED
-from engine.runtime import Runtime
 from models.embedding import Account, BatchOutcome, InputError, Limits, Route
 from models.errors import StorageUnavailable
 
@@ -88,16 +88,16 @@ def decode_spool(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
     return shard, [_decode_outcome(part, routes) for part in results.parts], results.record_id
 
 
-async def replay(runtime: Runtime) -> int:
+async def replay(store: JobStore, spool: Spool) -> int:
     """Record the spool files of other processes. Returns the number of files. Raises StorageUnavailable."""
     count = 0
-    for file in runtime.spool.orphaned():
-        await _replay(runtime, file)
+    for file in spool.orphaned():
+        await _replay(store, file)
         count += 1
     return count
 
 
-async def _replay(runtime: Runtime, file: SpooledFile) -> None:
+async def _replay(store: JobStore, file: SpooledFile) -> None:
     try:
         shard, parts, record_id = decode_spool(await asyncio.to_thread(file.read))
     except (DamagedFile, msgspec.MsgspecError, ValueError, OSError) as error:
@@ -110,7 +110,7 @@ async def _replay(runtime: Runtime, file: SpooledFile) -> None:
         "inputs": sum(len(part.indexes) for part in parts),
     }
     try:
-        recorded = await record(runtime, shard, parts, record_id)
+        recorded = await record(store, shard, parts, record_id)
     except (StorageUnavailable, asyncio.CancelledError):
         file.unlock()
         raise
