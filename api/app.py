@@ -94,7 +94,7 @@ def build_app(runtime: Runtime) -> Application:
     app.state.lifecycle = Lifecycle()
     app.state.budgets = Budgets(runtime.settings)
     app.state.readiness = Readiness.of(runtime)
-    app.state.watches = JobWatches(runtime)
+    app.state.watches = JobWatches(runtime.store)
     app.state.lifecycle.on_stop.append(app.state.watches.stop)
     app.state.exposition = health.shared_metrics_text(
         Gauges(runtime.database, worker_seen_s=runtime.settings.worker_seen_s)

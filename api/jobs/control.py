@@ -58,4 +58,4 @@ async def _job_action(request: Request, action: Callable[[Runtime, str, str], Aw
     params.reject_unknown_params(request)
     runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
     await action(runtime, project, job_id)
-    return job_response(await job_rows.get_job(runtime, project, job_id), 200, {})
+    return job_response(await job_rows.get_job(runtime.store, project, job_id), 200, {})

@@ -176,7 +176,7 @@ async def _replay(
             param="idempotency-key",
         )
     try:
-        row = await job_rows.get_job(runtime, caller_of(request).project, replay.job_id)
+        row = await job_rows.get_job(runtime.store, caller_of(request).project, replay.job_id)
     except JobNotFound as error:  # deleted since the key was looked up, and the key with it
         raise Conflict(
             "The job of this Idempotency-Key was deleted just now: send the request again.", should_retry=True
@@ -185,7 +185,7 @@ async def _replay(
 
 
 async def _accepted(request: Request, runtime: Runtime, intake: JobIntake) -> Response:
-    row = await job_rows.get_job(runtime, caller_of(request).project, intake.job_id)
+    row = await job_rows.get_job(runtime.store, caller_of(request).project, intake.job_id)
     return job_response(row, 202, {"location": job_path(row.id)})
 
 

@@ -23,8 +23,10 @@ from engine.jobs.ingest.job_intake import JobIntake, Reservation
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.run_calls import RunCalls
+from engine.process.work_threads import WorkThreads
 from engine.queue.broker import Notifier
 from engine.runtime import Runtime
+from engine.storage.database import Database
 from models.base import db_now
 from models.embedding import BatchOutcome, Input, InputError, Options, Route
 from models.job import Job, Shard
@@ -101,6 +103,14 @@ class Store:
     @property
     def jobs(self) -> JobStore:
         return self.runtime.store
+
+    @property
+    def database(self) -> Database:
+        return self.runtime.database
+
+    @property
+    def work(self) -> WorkThreads:
+        return self.runtime.work
 
     @property
     def routes(self) -> tuple[Route, ...]:

@@ -24,7 +24,7 @@ async def told(store: Store, job_id: str, kind: str = "ambiguous") -> dict[str, 
     snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
     snapshot.check()
     rows = snapshot.of_kind(UsageKind(kind))
-    shown: dict[str, object] = job_object(await get_job(store.runtime, "p", job_id))[kind]
+    shown: dict[str, object] = job_object(await get_job(store.jobs, "p", job_id))[kind]
     cost_usd = shown.pop("cost_usd")
     assert shown.pop("tokens") == sum(row.prompt_tokens for row in rows)
     assert Decimal(str(cost_usd)) == total_usd(rows)

@@ -64,7 +64,7 @@ async def test_a_job_pauses_before_it_costs_more(store: Store) -> None:
     await run_until_it_rests(store, job_id)
     snapshot = await checked(store, job_id)
     assert 10 < len(snapshot.with_vector) <= 20  # what is left covers no further input for sure
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert (body["status"], body["waiting_on"]) == ("paused", "budget")
     assert Decimal(body["max_cost_usd"]) == snapshot.job.max_cost_usd  # type: ignore[union-attr]
     assert {shard.attempt for shard in snapshot.shards if shard.state != ShardState.DONE} == {0}
@@ -201,7 +201,7 @@ async def test_a_resume_without_a_higher_ceiling_is_refused_and_says_what_helps(
     assert all(word in caught.value.message for word in (spent, ceiling, "higher max_cost_usd"))
     with pytest.raises(InvalidInput, match=f"Send more than {re.escape(ceiling)}"):
         await pause_resume.resume(store.runtime, "p", job_id, job.max_cost_usd)
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert (body["status"], body["waiting_on"], body["max_cost_usd"]) == ("paused", "budget", ceiling)
     await pause_resume.resume(store.runtime, "p", job_id, Decimal(1))
     await run_until_it_rests(store, job_id)
@@ -225,7 +225,7 @@ async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold
     async def waiting_on() -> tuple[str | None, int]:
         await store.set_shard(second, next_run_at=0.0)
         await run_shard(store.runtime, second, "w")
-        return job_object(await get_job(store.runtime, "p", job_id))["waiting_on"], (await store.job(job_id)).version
+        return job_object(await get_job(store.jobs, "p", job_id))["waiting_on"], (await store.job(job_id)).version
 
     assert (await waiting_on())[0] is None  # the first shard has only just begun: work goes on
     await store.set_job(job_id, started_at=db_now() - 2 * RATE_SAMPLE_S - 1.0)

@@ -140,7 +140,7 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     await clocks.set_by(seconds)
     await sweep(store.runtime)
     assert await due_shards(store, job_id) == 2
-    assert job_object(await get_job(store.runtime, "p", job_id))["next_attempt_at"] is None
+    assert job_object(await get_job(store.jobs, "p", job_id))["next_attempt_at"] is None
     async with store.runtime.database.read() as connection:
         now = (await connection.execute(select(db_now()))).scalar_one()
         seen_at = (await connection.execute(select(WorkerProcess.seen_at))).scalar_one()
@@ -197,11 +197,11 @@ async def test_a_step_leaves_no_rate_behind(clocks: Time, seconds: float) -> Non
     await record(store.jobs, one, landed(one, route=store.routes[0]))
     await clocks.set_by(seconds)
     await sweep(store.runtime)
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert (job["rate"]["inputs_per_second"], job["eta_seconds"]) == (0.0, None)
     await record(store.jobs, two, landed(two, route=store.routes[0]))
     await clocks.pass_by(10)
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert 0.5 < job["rate"]["inputs_per_second"] <= 1.0 and 10 <= job["eta_seconds"] <= 20
 
 

@@ -190,17 +190,17 @@ async def test_the_rate_after_a_pause_is_that_of_the_work_since(store: Store) ->
     await termination.drop_claim(store.runtime, two)
     long_ago = (await store.job(job_id)).rate_sample_at - 7200.0
     await store.set_job(job_id, started_at=long_ago, rate_sample_at=long_ago)
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert (body["rate"]["inputs_per_second"], body["eta_seconds"]) == (0.0, None)
     await pause_resume.resume(store.runtime, "p", job_id)
     job = await store.job(job_id)
     assert (job.rate_sample_at, job.prev_rate_sample_at) == (None, None)
-    assert job_object(await get_job(store.runtime, "p", job_id))["rate"]["inputs_per_second"] == 0.0  # nothing yet
+    assert job_object(await get_job(store.jobs, "p", job_id))["rate"]["inputs_per_second"] == 0.0  # nothing yet
     again = await store.claim(two.shard_id)
     await record(store.jobs, again, landed(again, range(5), route=store.routes[0]))
-    assert job_object(await get_job(store.runtime, "p", job_id))["eta_seconds"] is None  # for how long has it run?
+    assert job_object(await get_job(store.jobs, "p", job_id))["eta_seconds"] is None  # for how long has it run?
     await store.set_job(job_id, rate_sample_at=db_now() - 10.0)
-    assert 0.3 < job_object(await get_job(store.runtime, "p", job_id))["rate"]["inputs_per_second"] <= 0.5
+    assert 0.3 < job_object(await get_job(store.jobs, "p", job_id))["rate"]["inputs_per_second"] <= 0.5
 
 
 async def test_a_new_ceiling_must_be_above_what_is_spent(store: Store) -> None:

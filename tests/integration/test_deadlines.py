@@ -25,7 +25,7 @@ async def test_a_job_that_does_not_end_by_its_deadline_expires_and_is_kept(store
         await store.expire_lease(shard_id)
     for _ in range(4):
         await sweep(store.runtime)
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     assert (job.status, job.open_shards) == (JobStatus.EXPIRED, 0)
     assert (job.error_summary, [entry["code"] for entry in job.warnings]) == ([], ["job_expired"])
     days = store.runtime.settings.job_retention_days
@@ -49,7 +49,7 @@ async def test_a_job_whose_last_inputs_land_after_its_deadline_ends_by_them(
     assert await store.status(job_id) == JobStatus.IN_PROGRESS
     await work(store, held[2:], good=range(good))
     await sweep(store.runtime)
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     assert (job.status, job.open_shards) == (status, 0)
     assert all(entry["count"] for entry in job.error_summary) and job.warnings == []
 
@@ -60,7 +60,7 @@ async def test_a_job_does_not_wait_for_ever_for_what_workers_hold(store: Store) 
     await work(store, held[:2])
     await store.set_job(job_id, expires_at=db_now() - LATE_RESULTS_S - 1.0)
     await sweep(store.runtime)
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     assert job.status == JobStatus.EXPIRED
     assert (job.error_summary, [entry["code"] for entry in job.warnings]) == ([], ["job_expired"])
 
@@ -73,7 +73,7 @@ async def test_a_job_with_every_outcome_never_expires(store: Store, good: int) -
     await work(store, held[:2], good=range(good))
     await store.set_job(job_id, completed=3 * good, failed=30 - 3 * good)
     assert await termination.terminate(store.runtime, job_id, JobStatus.EXPIRED, "job_expired", "too late")
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     assert job.status == {10: "completed", 8: "completed_with_errors", 0: "failed"}[good]
     assert all(entry["count"] for entry in job.error_summary)
 
@@ -83,7 +83,7 @@ async def test_an_upload_that_expires_with_all_of_it_done_has_no_empty_error(sto
     await work(store, (await store.claim_all(job_id))[:2])
     await store.set_job(job_id, total=None, ingested=20, expires_at=db_now() - 1.0)
     await sweep(store.runtime)
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     assert (job.status, job.error_summary) == (JobStatus.EXPIRED, [])
     assert [entry["code"] for entry in job.warnings] == ["job_expired"]
 
@@ -103,5 +103,5 @@ async def test_retention_counts_from_the_end(store: Store) -> None:
     for _ in range(2):
         await sweep(store.runtime)
     for name, job_id in jobs.items():
-        job = await get_job(store.runtime, "p", job_id)
+        job = await get_job(store.jobs, "p", job_id)
         assert job.finished_at is not None and job.expires_at - job.finished_at > 29 * 86400.0, name

@@ -65,7 +65,7 @@ async def test_each_text_is_billed_once_and_stands_under_every_index(store: Stor
     distinct = {str(item) for item in inputs}
     assert snapshot.tokens_in_ledger == sum(map(fake_tokens, distinct))
     assert sum(record.inputs for record in snapshot.ledger) == len(distinct)
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert body["status"] == JobStatus.COMPLETED
     assert body["counts"] == {"total": 45, "completed": 45, "failed": 0, "pending": 0}
     assert body["deduplicated_inputs"] == 45 - len(distinct)

@@ -134,7 +134,7 @@ async def test_a_deleted_job_is_gone_at_once_and_its_rows_soon_but_never_its_led
         await record(store.jobs, held, landed(held, route=store.routes[0]))
     await termination.delete_job(store.runtime, "p", job_id)
     with pytest.raises(JobNotFound):
-        await get_job(store.runtime, "p", job_id)
+        await get_job(store.jobs, "p", job_id)
     with pytest.raises(JobNotFound):
         await termination.delete_job(store.runtime, "p", job_id)
     for _ in range(5):

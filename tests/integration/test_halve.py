@@ -38,9 +38,9 @@ async def queue_again(store: Store, shard_id: str) -> None:
 
 
 async def lines(store: Store, job_id: str) -> list[dict[str, object]]:
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     whole = results.IndexRange.of(job, None, None)
-    told = b"".join([piece async for piece in results.ndjson(store.runtime, job, whole, "float")])
+    told = b"".join([piece async for piece in results.ndjson(store.database, store.work, job, whole, "float")])
     return [orjson.loads(line) for line in told.splitlines()]
 
 
@@ -103,9 +103,9 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
     await checked(store, job_id)
     told = await lines(store, job_id)
     assert [(line["index"], line["id"]) for line in told] == [(index, f"id-{index}") for index in range(26)]
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     middle = results.IndexRange.of(job, 7, 19)
-    rows = b"".join([bytes(piece) async for piece in results.npy(store.runtime, job, middle)])
+    rows = b"".join([bytes(piece) async for piece in results.npy(store.runtime.database, job, middle)])
     assert len(rows) == results.npy_bytes(job, middle)
 
 

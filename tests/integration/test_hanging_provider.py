@@ -125,7 +125,7 @@ async def first_answer(store: Store, text: str) -> float:
 
 
 async def told(store: Store, job_id: str) -> dict[str, Any]:
-    return job_object(await get_job(store.runtime, "p", job_id))
+    return job_object(await get_job(store.jobs, "p", job_id))
 
 
 @pytest.mark.parametrize("mode", ["hangs", "body hangs"])

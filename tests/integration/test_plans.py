@@ -157,8 +157,8 @@ async def test_a_list_by_status_reads_jobs_of_that_status_only(crowded: Store) -
         await connection.execute(update(Job).where(Job.id.in_(ids)).values(status="failed"))
         await connection.execute(text("analyze"))
     with statements(crowded) as asked:
-        await job_rows.list_jobs(crowded.runtime, "p1", limit=20, after_id=None, status="failed")
-        await job_rows.list_jobs(crowded.runtime, "p1", limit=20, after_id=new_id("job"), status="failed")
+        await job_rows.list_jobs(crowded.runtime.store, "p1", limit=20, after_id=None, status="failed")
+        await job_rows.list_jobs(crowded.runtime.store, "p1", limit=20, after_id=new_id("job"), status="failed")
     for statement, parameters in asked:
         plan = await plan_of(crowded, statement, parameters)
         assert reads_it_all(plan) is None and "ix_jobs_project_id" not in plan, plan

@@ -52,9 +52,9 @@ async def half_done(store: Store) -> str:
 
 
 async def read_npy(store: Store, job_id: str, start: int | None = None, stop: int | None = None) -> Matrix:
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     wanted = IndexRange.of(job, start, stop)
-    body = b"".join([piece async for piece in results.npy(store.runtime, job, wanted)])
+    body = b"".join([piece async for piece in results.npy(store.runtime.database, job, wanted)])
     assert len(body) == results.npy_bytes(job, wanted)
     loaded: Matrix = np.load(io.BytesIO(body))
     assert loaded.dtype == np.float32
@@ -64,9 +64,9 @@ async def read_npy(store: Store, job_id: str, start: int | None = None, stop: in
 async def read_ndjson(
     store: Store, job_id: str, start: int | None = None, stop: int | None = None, encoding: str = "float"
 ) -> list[dict[str, object]]:
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     wanted = IndexRange.of(job, start, stop)
-    body = b"".join([piece async for piece in results.ndjson(store.runtime, job, wanted, encoding)])
+    body = b"".join([piece async for piece in results.ndjson(store.database, store.work, job, wanted, encoding)])
     return [orjson.loads(line) for line in body.splitlines()]
 
 
@@ -120,18 +120,18 @@ async def test_base64_lines_hold_the_same_bytes(store: Store, half_done: str) ->
 
 
 async def test_complete_is_said_of_the_range_that_was_asked_for(store: Store, half_done: str) -> None:
-    job = await get_job(store.runtime, "p", half_done)
+    job = await get_job(store.jobs, "p", half_done)
 
     async def complete(start: int | None, stop: int | None) -> bool:
-        return await results.is_complete(store.runtime, job, IndexRange.of(job, start, stop), stop)
+        return await results.is_complete(store.runtime.database, job, IndexRange.of(job, start, stop), stop)
 
     assert [await complete(*each) for each in ((0, 9), (13, 17), (20, 30), (18, 19), (34, 35))] == [True] * 5
     assert [await complete(*each) for each in ((0, 10), (12, 14), (20, 31), (None, None))] == [False] * 4
 
 
 async def test_errors_are_listed_in_order_with_their_ids(store: Store, half_done: str) -> None:
-    job = await get_job(store.runtime, "p", half_done)
-    body = b"".join([piece async for piece in results.errors_ndjson(store.runtime, job)])
+    job = await get_job(store.jobs, "p", half_done)
+    body = b"".join([piece async for piece in results.errors_ndjson(store.database, store.work, job)])
     listed = [orjson.loads(line) for line in body.splitlines()]
     assert [(line["index"], line["id"]) for line in listed] == [(0, "id-0"), (18, "id-18"), (34, "id-34")]
     assert set(listed[0]["error"]) == {"code", "message", "retryable"}
@@ -154,14 +154,17 @@ async def test_a_page_costs_a_statement_and_errors_are_read_only_where_a_vector_
         for position in whole:  # a block for each vector
             await record(store.jobs, held, landed(held, [position], route=store.routes[0]))
         await record(store.jobs, held, refused(held, failed))
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     with tables_read(store) as tables:
-        [_, *rows] = [piece async for piece in results.npy(store.runtime, job, IndexRange.of(job, None, None))]
+        [_, *rows] = [piece async for piece in results.npy(store.runtime.database, job, IndexRange.of(job, None, None))]
     assert len(b"".join(rows)) == 30 * 4 * WIDTH
     # The second shard has two errors: a look at its vectors, and one at both kinds of errors.
     assert tables == ["shards", "vectors", "vectors", "input_errors", "refused_inputs", "vectors"]
     with tables_read(store) as tables:
-        lines = [piece async for piece in results.ndjson(store.runtime, job, IndexRange.of(job, 20, 30), "float")]
+        lines = [
+            piece
+            async for piece in results.ndjson(store.database, store.work, job, IndexRange.of(job, 20, 30), "float")
+        ]
     assert b"".join(lines).count(b"\n") == 10
     assert tables == ["shards", "vectors"]
 
@@ -170,6 +173,6 @@ async def test_no_connection_is_held_between_two_pages(store: Store) -> None:
     job_id = await store.submit(30)
     for held in await store.claim_all(job_id):
         await record(store.jobs, held, landed(held, route=store.routes[0]))
-    job = await get_job(store.runtime, "p", job_id)
-    async for _ in results.ndjson(store.runtime, job, IndexRange.of(job, None, None), "float"):
+    job = await get_job(store.jobs, "p", job_id)
+    async for _ in results.ndjson(store.database, store.work, job, IndexRange.of(job, None, None), "float"):
         assert store.runtime.database._reads.pool.status().endswith("Current Checked out connections: 0")

@@ -48,7 +48,7 @@ async def test_a_job_runs_to_its_end(store: Store) -> None:
     job_id = await store.submit(47, bad={3})
     await asyncio.gather(run_all(store, job_id), run_all(store, job_id))  # every ring comes twice
     snapshot = await checked(store, job_id)
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert body["status"] == JobStatus.COMPLETED_WITH_ERRORS
     assert body["counts"] == {"total": 47, "completed": 46, "failed": 1, "pending": 0}
     billed = sum(fake_tokens(text_of("text", index)) for index in range(47) if index != 3)
@@ -79,7 +79,7 @@ async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(
     await run_all(store, job_id)
     [shard] = (await checked(store, job_id)).shards
     assert (shard.state, shard.attempt) == (ShardState.QUEUED, 0)
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert job["waiting_on"] == "quota"
     assert 60 < job["next_attempt_at"] - job["created_at"] < 200
     await store.close()
@@ -104,7 +104,7 @@ async def test_one_batch_that_waits_for_quota_costs_no_attempt_when_its_worker_s
     await running
     [shard] = (await checked(store, job_id)).shards
     assert (shard.lease_until, shard.attempt) == (None, 0)
-    assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == "quota"
+    assert job_object(await get_job(store.jobs, "p", job_id))["waiting_on"] == "quota"
     await store.close()
 
 
@@ -119,7 +119,7 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     held.waits.end("slot", may_start=not waited)
     await release_unfinished(store.runtime, held, writer_of(store, held), DeadlineExceeded("too late"))
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
-    assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == waiting_on
+    assert job_object(await get_job(store.jobs, "p", job_id))["waiting_on"] == waiting_on
 
 
 async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database_url: str, tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
     async with asyncio.timeout(20):
-        while (job := job_object(await get_job(store.runtime, "p", job_id)))["waiting_on"] is None:  # noqa: ASYNC110
+        while (job := job_object(await get_job(store.jobs, "p", job_id)))["waiting_on"] is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await running
     assert job["waiting_on"] == "quota" and job["next_attempt_at"] >= job["created_at"]
     assert (await checked(store, job_id)).shards[0].attempt == 1
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert (job["status"], job["waiting_on"]) == (JobStatus.COMPLETED, None)
     await store.close()
 

@@ -87,7 +87,7 @@ async def test_a_refused_account_is_tried_again_as_soon_as_its_file_has_changed(
     await run_due(store, one)
     await outages(store)
     await run_due(other, two)
-    assert job_object(await get_job(store.runtime, "p", two))["waiting"]["code"] == "upstream_auth_failed"
+    assert job_object(await get_job(store.jobs, "p", two))["waiting"]["code"] == "upstream_auth_failed"
     for _ in range(5):  # it is refused again and again: the pauses between probes are at their longest
         store.runtime.router.outages.probe_failed(store.routes[0], _refusal())
     await outages(store)
@@ -147,7 +147,7 @@ async def test_what_a_refused_key_needs_is_said(
 ) -> None:
     accept(store, NEW)
     await run_due(store, job_id := await store.submit(10))
-    advice = job_object(await get_job(store.runtime, "p", job_id))["waiting"]["advice"]
+    advice = job_object(await get_job(store.jobs, "p", job_id))["waiting"]["advice"]
     assert "A new key in its file is used within seconds." in advice
     monkeypatch.setenv("KEY_OF_ONE", OLD)
     of_env = opened(database_url, tmp_path, "env:KEY_OF_ONE")

@@ -44,6 +44,6 @@ async def test_a_record_that_comes_twice_counts_once(store: Store) -> None:
     part = part._replace(truncated=[2, 9])
     for _ in range(2):
         await record(store.jobs, held, [part])
-    assert job_object(await get_job(store.runtime, "p", job_id))["truncated"] == 2
+    assert job_object(await get_job(store.jobs, "p", job_id))["truncated"] == 2
     async with store.runtime.database.read() as connection:
         assert await truncated_inputs.between(connection, job_id, 0, 10) == {2, 9}

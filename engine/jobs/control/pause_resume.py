@@ -28,7 +28,7 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
 
     Raises JobNotFound, or Conflict when the job has ended or is ending.
     """
-    await get_job(runtime, project, job_id)
+    await get_job(runtime.store, project, job_id)
     async with runtime.database.write() as connection:
         paused = await connection.execute(
             update(Job)
@@ -36,7 +36,7 @@ async def pause(runtime: Runtime, project: str, job_id: str) -> None:
             .values(status=JobStatus.PAUSED, waiting_on=None, next_attempt_at=None, version=Job.version + 1)
         )
     if not paused.rowcount:
-        row = await get_job(runtime, project, job_id)
+        row = await get_job(runtime.store, project, job_id)
         if row.status != JobStatus.PAUSED:
             raise action_conflict("pause", row.status)
 
@@ -47,7 +47,7 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
     Raises JobNotFound; Conflict when the job has ended or is ending, or its ceiling does not cover the next call;
     InvalidInput for a new ceiling that is spent already, or no higher than the one that stopped the job.
     """
-    row = await get_job(runtime, project, job_id)
+    row = await get_job(runtime.store, project, job_id)
     if row.status not in (*RUNNING_STATUSES, JobStatus.PAUSED):
         raise action_conflict("resume", row.status)
     if row.status == JobStatus.PAUSED and row.max_cost_usd is not None:
@@ -63,7 +63,7 @@ async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Deci
     if resumed.rowcount:
         await Dispatcher(runtime.store, runtime.notifier, runtime.settling).dispatch_soon()
         return
-    row = await get_job(runtime, project, job_id)
+    row = await get_job(runtime.store, project, job_id)
     if row.status not in RUNNING_STATUSES:
         raise action_conflict("resume", row.status)
 

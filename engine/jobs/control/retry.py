@@ -53,7 +53,7 @@ async def retry(runtime: Runtime, project: str, job_id: str) -> None:
     Raises JobNotFound; Conflict when the job has not ended, or when no input can be retried.
     """
     for _ in range(MAX_TRIES):
-        job = await get_job(runtime, project, job_id)
+        job = await get_job(runtime.store, project, job_id)
         _check(job)
         plan = await _plan(runtime, job)
         if not plan.reopened:

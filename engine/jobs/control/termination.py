@@ -21,13 +21,13 @@ async def cancel(runtime: Runtime, project: str, job_id: str) -> None:
 
     Raises JobNotFound, or Conflict when the job has ended in another status.
     """
-    row = await get_job(runtime, project, job_id)
+    row = await get_job(runtime.store, project, job_id)
     if row.status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
         return
     if row.status in FINISHED:
         raise action_conflict("cancel", row.status)
     if not await terminate(runtime, job_id, JobStatus.CANCELLED):
-        row = await get_job(runtime, project, job_id)
+        row = await get_job(runtime.store, project, job_id)
         if row.status not in (JobStatus.CANCELLED, JobStatus.CANCELLING):
             raise action_conflict("cancel", row.status)
 
@@ -147,11 +147,11 @@ async def delete_job(runtime: Runtime, project: str, job_id: str) -> None:
 
     No caller sees the job afterwards. The sweep removes its rows in small steps.
     """
-    await get_job(runtime, project, job_id)
+    await get_job(runtime.store, project, job_id)
     while not await soft_delete(runtime, job_id):
         # The job is running, possibly because it was resumed or retried meanwhile.
         if not await terminate(runtime, job_id, JobStatus.CANCELLED):
-            await get_job(runtime, project, job_id)
+            await get_job(runtime.store, project, job_id)
 
 
 async def soft_delete(runtime: Runtime, job_id: str) -> bool:
