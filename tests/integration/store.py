@@ -17,12 +17,14 @@ from engine.cancellation import CancellationToken
 from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
 from engine.job_store import JobStore
+from engine.jobs.composition import dispatcher_of
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import JobIntake, Reservation
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.run_calls import RunCalls
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.process.work_threads import WorkThreads
 from engine.queue.broker import Notifier
 from engine.runtime import Runtime
@@ -111,6 +113,10 @@ class Store:
     @property
     def work(self) -> WorkThreads:
         return self.runtime.work
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        return dispatcher_of(self.runtime)
 
     @property
     def routes(self) -> tuple[Route, ...]:

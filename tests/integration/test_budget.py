@@ -182,9 +182,9 @@ async def test_a_ceiling_that_cut_off_calls_may_have_passed_is_named_at_a_resume
         values = {"status": JobStatus.PAUSED, "waiting_on": "budget", "ambiguous_cost_usd": Decimal("0.5")}
         await connection.execute(update(Job).where(Job.id == job_id).values(values))
     with pytest.raises(Conflict, match=r"may have cost 0\.5 already, 0\.5 of it .* higher max_cost_usd"):
-        await pause_resume.resume(store.runtime, "p", job_id)
+        await pause_resume.resume(store.jobs, "p", job_id, dispatcher=store.dispatcher)
     assert await store.status(job_id) == JobStatus.PAUSED
-    await pause_resume.resume(store.runtime, "p", job_id, Decimal(1))
+    await pause_resume.resume(store.jobs, "p", job_id, Decimal(1), dispatcher=store.dispatcher)
     assert await store.status(job_id) == JobStatus.IN_PROGRESS
 
 
@@ -196,14 +196,14 @@ async def test_a_resume_without_a_higher_ceiling_is_refused_and_says_what_helps(
     assert job.cost_usd < job.max_cost_usd
     spent, ceiling = usd_text(job.cost_usd), usd_text(job.max_cost_usd)
     with pytest.raises(Conflict) as caught:
-        await pause_resume.resume(store.runtime, "p", job_id)
+        await pause_resume.resume(store.jobs, "p", job_id, dispatcher=store.dispatcher)
     assert not caught.value.should_retry
     assert all(word in caught.value.message for word in (spent, ceiling, "higher max_cost_usd"))
     with pytest.raises(InvalidInput, match=f"Send more than {re.escape(ceiling)}"):
-        await pause_resume.resume(store.runtime, "p", job_id, job.max_cost_usd)
+        await pause_resume.resume(store.jobs, "p", job_id, job.max_cost_usd, dispatcher=store.dispatcher)
     body = job_object(await get_job(store.jobs, "p", job_id))
     assert (body["status"], body["waiting_on"], body["max_cost_usd"]) == ("paused", "budget", ceiling)
-    await pause_resume.resume(store.runtime, "p", job_id, Decimal(1))
+    await pause_resume.resume(store.jobs, "p", job_id, Decimal(1), dispatcher=store.dispatcher)
     await run_until_it_rests(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
 
@@ -211,8 +211,8 @@ async def test_a_resume_without_a_higher_ceiling_is_refused_and_says_what_helps(
 async def test_a_caller_who_paused_a_job_may_resume_it_under_its_ceiling_or_a_lower_one(store: Store) -> None:
     for ceiling in (None, Decimal("0.5"), Decimal("0.25")):
         job_id = await limited(store, 10, Decimal("0.5"))
-        await pause_resume.pause(store.runtime, "p", job_id)
-        await pause_resume.resume(store.runtime, "p", job_id, ceiling)
+        await pause_resume.pause(store.jobs, "p", job_id)
+        await pause_resume.resume(store.jobs, "p", job_id, ceiling, dispatcher=store.dispatcher)
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
 
 

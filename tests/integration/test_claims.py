@@ -60,7 +60,7 @@ async def test_a_stale_worker_can_neither_extend_nor_release_nor_let_go(store: S
     before = await store.shards(job_id)
     assert not await claims.heartbeat(store.jobs, stale)
     await claims.release(store.jobs, stale, delay_s=9.0, counts_as_attempt=True, reason="late", waiting_on="provider")
-    await termination.drop_claim(store.runtime, stale)
+    await termination.drop_claim(store.jobs, stale)
     assert await store.shards(job_id) == before
     assert (await store.job(job_id)).waiting_on is None
 
@@ -96,7 +96,7 @@ async def test_there_is_nothing_to_claim_of_what_is_unknown_done_cancelled_or_de
     done, cancelled, deleted = [await store.submit() for _ in range(3)]
     [held] = await store.claim_all(done)
     await record(store.jobs, held, landed(held, route=store.routes[0]))
-    await termination.cancel(store.runtime, "p", cancelled)
+    await termination.cancel(store.jobs, "p", cancelled)
     await store.set_job(deleted, deleted_at=db_now())
     shard_ids = [new_id("shard"), "not an id", *[(await store.shard_ids(job))[0] for job in (done, cancelled, deleted)]]
     for shard_id in shard_ids:
@@ -106,5 +106,5 @@ async def test_there_is_nothing_to_claim_of_what_is_unknown_done_cancelled_or_de
 @pytest.mark.fault(44)
 async def test_the_heartbeat_tells_a_worker_that_its_job_was_cancelled(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await termination.cancel(store.runtime, "p", job_id)
+    await termination.cancel(store.jobs, "p", job_id)
     assert not await claims.heartbeat(store.jobs, held)

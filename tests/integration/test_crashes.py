@@ -163,7 +163,7 @@ async def test_a_shard_that_does_not_run_holds_no_reservation(store: Store, end:
     else:
         if end == "cancelled while queued":
             await store.set_shard(held.shard_id, state=ShardState.QUEUED)
-        await cancel(store.runtime, "p", job_id)
+        await cancel(store.jobs, "p", job_id)
         await die(store, held)
         for _ in range(3):
             await sweep(store.runtime)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from engine.jobs.control import pause_resume, termination
@@ -30,11 +32,12 @@ async def test_a_job_that_does_not_end_by_its_deadline_expires_and_is_kept(store
     assert (job.error_summary, [entry["code"] for entry in job.warnings]) == ([], ["job_expired"])
     days = store.runtime.settings.job_retention_days
     assert job.expires_at - job.finished_at == pytest.approx(days * 86400.0, abs=1.0)
-    for verb in (pause_resume.resume, pause_resume.pause, termination.cancel, retry):
+    resume, again = (partial(verb, dispatcher=store.dispatcher) for verb in (pause_resume.resume, retry))
+    for verb in (resume, pause_resume.pause, termination.cancel, again):
         with pytest.raises(Conflict):
-            await verb(store.runtime, "p", job_id)
+            await verb(store.jobs, "p", job_id)
     assert await store.status(other) == status
-    await termination.delete_job(store.runtime, "p", job_id)
+    await termination.delete_job(store.jobs, "p", job_id)
 
 
 @pytest.mark.parametrize(("good", "status"), [(10, "completed"), (8, "completed_with_errors"), (0, "failed")])
@@ -72,7 +75,7 @@ async def test_a_job_with_every_outcome_never_expires(store: Store, good: int) -
     held = await store.claim_all(job_id)
     await work(store, held[:2], good=range(good))
     await store.set_job(job_id, completed=3 * good, failed=30 - 3 * good)
-    assert await termination.terminate(store.runtime, job_id, JobStatus.EXPIRED, "job_expired", "too late")
+    assert await termination.terminate(store.jobs, job_id, JobStatus.EXPIRED, "job_expired", "too late")
     job = await get_job(store.jobs, "p", job_id)
     assert job.status == {10: "completed", 8: "completed_with_errors", 0: "failed"}[good]
     assert all(entry["count"] for entry in job.error_summary)
@@ -97,9 +100,9 @@ async def test_retention_counts_from_the_end(store: Store) -> None:
     for _ in range(2):
         await sweep(store.runtime)
     await record(store.jobs, held["done"], landed(held["done"], route=store.routes[0]))
-    await termination.cancel(store.runtime, "p", jobs["cancelled"])
-    await termination.drop_claim(store.runtime, held["cancelled"])
-    await termination.terminate(store.runtime, jobs["failed"], JobStatus.FAILED, "x", "y")
+    await termination.cancel(store.jobs, "p", jobs["cancelled"])
+    await termination.drop_claim(store.jobs, held["cancelled"])
+    await termination.terminate(store.jobs, jobs["failed"], JobStatus.FAILED, "x", "y")
     for _ in range(2):
         await sweep(store.runtime)
     for name, job_id in jobs.items():

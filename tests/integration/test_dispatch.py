@@ -88,7 +88,7 @@ async def test_a_broker_that_is_away_leaves_the_shards_queued(store: Store) -> N
 async def test_what_is_not_due_or_has_ended_is_neither_dispatched_nor_claimed(store: Store) -> None:
     later, cancelled, deleted, due = [await store.submit() for _ in range(4)]
     await store.set_shard((await store.shard_ids(later))[0], next_run_at=db_now() + 60)
-    await termination.cancel(store.runtime, "p", cancelled)
+    await termination.cancel(store.jobs, "p", cancelled)
     await store.set_job(deleted, deleted_at=db_now())
     assert await dispatch(store.runtime) == 1
     claimed = [await claims.claim_next(store.jobs, "w") for _ in range(3)]

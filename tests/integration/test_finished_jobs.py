@@ -120,15 +120,15 @@ async def test_nothing_of_a_completed_job_is_queued(database_url: str, tmp_path:
 
 
 async def cancel(store: Store, job_id: str) -> None:
-    await termination.terminate(store.runtime, job_id, JobStatus.CANCELLED)
+    await termination.terminate(store.jobs, job_id, JobStatus.CANCELLED)
 
 
 async def expire(store: Store, job_id: str) -> None:
-    await termination.terminate(store.runtime, job_id, JobStatus.EXPIRED, "job_expired", "too late")
+    await termination.terminate(store.jobs, job_id, JobStatus.EXPIRED, "job_expired", "too late")
 
 
 async def fail(store: Store, job_id: str) -> None:
-    await termination.terminate(store.runtime, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
+    await termination.terminate(store.jobs, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
 
 
 @pytest.mark.parametrize("end", [cancel, expire, fail])

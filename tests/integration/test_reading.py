@@ -81,7 +81,7 @@ async def test_a_download_goes_on_while_its_job_is_deleted(store: Store, ended: 
     await read_leases.acquire_read_lease(store.runtime.database, job)
 
     async def delete_job() -> None:
-        await termination.delete_job(store.runtime, "p", ended)
+        await termination.delete_job(store.jobs, "p", ended)
         await sweep_it_away(store)
         with pytest.raises(JobNotFound):
             await get_job(store.jobs, "p", ended)
@@ -119,7 +119,7 @@ async def test_a_reader_that_was_away_for_too_long_gets_an_error_not_a_part(
     await read_leases.acquire_read_lease(store.runtime.database, job)
 
     async def delete_job() -> None:
-        await termination.delete_job(store.runtime, "p", ended)
+        await termination.delete_job(store.jobs, "p", ended)
         await store.set_job(ended, read_until=db_now() - 1)
         await sweep_it_away(store)
         assert await store.count(Job) == 0
@@ -151,7 +151,7 @@ async def test_what_failed_runs_again_during_a_download(store: Store, ended: str
     right = await whole(store, job, kind)
 
     async def again() -> None:
-        await retry(store.runtime, "p", ended)
+        await retry(store.jobs, "p", ended, dispatcher=store.dispatcher)
 
     try:
         got = await interrupted(store, job, kind, again, after=1)
@@ -198,7 +198,7 @@ async def test_reading_many_ranges_writes_seldom(store: Store, ended: str) -> No
 
 async def test_who_comes_after_the_delete_is_told_so(store: Store, ended: str) -> None:
     job = await get_job(store.jobs, "p", ended)
-    await termination.delete_job(store.runtime, "p", ended)
+    await termination.delete_job(store.jobs, "p", ended)
     with pytest.raises(JobNotFound):
         await read_leases.acquire_read_lease(store.runtime.database, job)
 
@@ -217,7 +217,7 @@ async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
     await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert isinstance(await job_intake.reserve(store.runtime, "p", "key"), job_intake.IdempotentReplay)
     if way == "deleted":
-        await termination.delete_job(store.runtime, "p", job_id)
+        await termination.delete_job(store.jobs, "p", job_id)
     else:
         await store.set_job(job_id, expires_at=db_now() - 1)
         await sweep(store.runtime)
@@ -238,7 +238,7 @@ async def test_old_ambiguous_calls_are_forgotten(store: Store) -> None:
 async def test_a_job_that_is_read_is_purged_after_the_lease(store: Store, ended: str) -> None:
     job = await get_job(store.jobs, "p", ended)
     await read_leases.acquire_read_lease(store.runtime.database, job)
-    await termination.delete_job(store.runtime, "p", ended)
+    await termination.delete_job(store.jobs, "p", ended)
     await purge(store.runtime)
     assert await store.count(VectorBlock) > 0
     async with store.runtime.database.write() as connection:

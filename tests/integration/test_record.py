@@ -212,10 +212,10 @@ async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Stor
     cancelled, removed = await store.submit(), await store.submit()
     for job_id in (cancelled, removed):
         [held] = await store.claim_all(job_id)
-        await termination.cancel(store.runtime, "p", job_id)
-        await termination.drop_claim(store.runtime, held)
+        await termination.cancel(store.jobs, "p", job_id)
+        await termination.drop_claim(store.jobs, held)
         if job_id == removed:
-            await termination.delete_job(store.runtime, "p", job_id)
+            await termination.delete_job(store.jobs, "p", job_id)
             await purge(store.runtime)
         assert await record(store.jobs, held, landed(held, route=store.routes[0])) == SHARD_CLOSED
         snapshot = await checked(store, job_id)
@@ -226,10 +226,10 @@ async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Stor
 @pytest.mark.fault(44)
 async def test_what_was_under_way_when_the_job_was_cancelled_still_lands(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await termination.cancel(store.runtime, "p", job_id)
+    await termination.cancel(store.jobs, "p", job_id)
     recorded = await record(store.jobs, held, landed(held, range(4), route=store.routes[0]))
     assert recorded == Recorded(shard_done=False, job_active=False)
-    await termination.drop_claim(store.runtime, held)
+    await termination.drop_claim(store.jobs, held)
     snapshot = await checked(store, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     assert sorted(snapshot.with_vector) == [0, 1, 2, 3]

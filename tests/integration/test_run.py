@@ -145,11 +145,11 @@ async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: P
     async with asyncio.timeout(10):
         while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
             await asyncio.sleep(0.01)
-        await termination.cancel(store.runtime, "p", job_id)
+        await termination.cancel(store.jobs, "p", job_id)
         await running
     snapshot = await checked(store, job_id)
     assert len(snapshot.with_vector) <= 4  # the one batch that was in flight
-    await termination.cancel_idle_shards(store.runtime, job_id)
+    await termination.cancel_idle_shards(store.jobs, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     await store.close()
 
@@ -167,7 +167,7 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
     async with asyncio.timeout(20):
         while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
             await asyncio.sleep(0.01)
-        await pause_resume.pause(store.runtime, "p", job_id)
+        await pause_resume.pause(store.jobs, "p", job_id)
         await running
     snapshot = await checked(store, job_id)
     assert len(snapshot.with_vector) <= 8  # the call that was in flight, and one that began in the second after

@@ -178,7 +178,7 @@ class StoreMachine(RuleBasedStateMachine):
     def let_go_if_told(self, pick: int) -> None:
         held = self._any_claim(pick)
         if self.seen_status != JobStatus.IN_PROGRESS:
-            self.run(termination.drop_claim(self.store.runtime, held))
+            self.run(termination.drop_claim(self.store.jobs, held))
 
     @rule(shard=shards)
     def lease_runs_out(self, shard: int) -> None:
@@ -207,7 +207,7 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(termination.cancel(self.store.runtime, "p", self.job_id))
+            self.run(termination.cancel(self.store.jobs, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         except Conflict:
@@ -231,7 +231,9 @@ class StoreMachine(RuleBasedStateMachine):
     def retry_and_sweep_at_once(self) -> None:
         async def both() -> object:
             outcomes = await asyncio.gather(
-                retry(self.store.runtime, "p", self.job_id), sweep(self.store.runtime), return_exceptions=True
+                retry(self.store.jobs, "p", self.job_id, dispatcher=self.store.dispatcher),
+                sweep(self.store.runtime),
+                return_exceptions=True,
             )
             return outcomes[0]
 
@@ -244,7 +246,7 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(termination.delete_job(self.store.runtime, "p", self.job_id))
+            self.run(termination.delete_job(self.store.jobs, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         self.deleted = True

@@ -48,7 +48,7 @@ async def release_unfinished(
         try:
             await _release_unfinished(runtime, shard, writer, error)
             # The job may have been cancelled or have expired while the shard ran.
-            await cancel_idle_shards_if_ended(runtime, shard.job_id)
+            await cancel_idle_shards_if_ended(runtime.store, shard.job_id)
             return
         except StorageUnavailable:
             if clock() > until:
@@ -67,7 +67,7 @@ async def _release_unfinished(
     runtime: Runtime, shard: ClaimedShard, writer: ResultsWriter, error: EmbedmillError | None
 ) -> None:
     if not writer.job_active:
-        await drop_claim(runtime, shard)
+        await drop_claim(runtime.store, shard)
         return
     handler = next(handler for applies, handler in _BY_CAUSE if applies(runtime, shard, error))
     await handler(runtime, shard, error)

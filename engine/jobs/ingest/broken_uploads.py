@@ -56,7 +56,7 @@ async def end_abandoned_uploads(runtime: Runtime) -> None:
                 delete(IdempotencyKey).where(IdempotencyKey.job_id == row.id, IdempotencyKey.fingerprint.is_(None))
             )
         await terminate(
-            runtime,
+            runtime.store,
             row.id,
             JobStatus.FAILED,
             "upload_interrupted",

@@ -177,9 +177,9 @@ class JobIntake:
                 code, message = "upload_interrupted", "the corpus did not arrive whole: send it again"
                 if isinstance(error, EmbedmillError):
                     code, message = error.code, error.message
-                await terminate(self._runtime, self.job_id, JobStatus.FAILED, code, message)
+                await terminate(self._runtime.store, self.job_id, JobStatus.FAILED, code, message)
                 if not self._sharder.accepted:
-                    await soft_delete(self._runtime, self.job_id)
+                    await soft_delete(self._runtime.store, self.job_id)
                 elif isinstance(error, EmbedmillError):
                     error.message += f" (what had arrived is the job {self.job_id}, which has failed for this)"
         except StorageUnavailable:

@@ -242,11 +242,11 @@ async def finish_jobs(runtime: Runtime) -> None:
             (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
         )
     for job_id in cancelling:
-        await cancel_idle_shards(runtime, job_id)
+        await cancel_idle_shards(runtime.store, job_id)
     async with runtime.database.read() as connection:
         orphaned = list((await connection.execute(_ORPHANED_SHARDS.limit(ROWS_PER_ROUND))).scalars())
     for job_id in orphaned:
-        await cancel_idle_shards(runtime, job_id)
+        await cancel_idle_shards(runtime.store, job_id)
 
 
 async def end_overdue_jobs(runtime: Runtime) -> None:
@@ -257,4 +257,4 @@ async def end_overdue_jobs(runtime: Runtime) -> None:
     for job_id in ids:
         log.warning("a job expired before it had ended", extra={"job_id": job_id})
         message = f"the job had not ended within {days:g} days: what is done of it can be read; submit the rest again"
-        await terminate(runtime, job_id, JobStatus.EXPIRED, "job_expired", message)
+        await terminate(runtime.store, job_id, JobStatus.EXPIRED, "job_expired", message)
