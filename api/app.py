@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import cast
@@ -27,6 +28,7 @@ from api.readiness import Readiness
 from api.routes import all_routes
 from engine.config.secrets import REFRESH_EVERY_S
 from engine.config.settings import Settings
+from engine.jobs.composition import dispatcher_of
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.reading.long_poll import JobWatches
 from engine.observability.telemetry import configure_logging
@@ -54,13 +56,13 @@ def build_app(runtime: Runtime) -> Application:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        secrets, outages = runtime.upstream.secrets, runtime.router.outages
+        refresh = partial(try_changed_secrets, secrets, outages, dispatcher_of(runtime))
         tasks = [
             asyncio.create_task(watch_lag()),
             asyncio.create_task(app.state.readiness.keep_fresh()),
             asyncio.create_task(process_heartbeats.heartbeat_loop(runtime.database, "api")),
-            asyncio.create_task(
-                repeat(lambda: try_changed_secrets(runtime), ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)
-            ),
+            asyncio.create_task(repeat(refresh, ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)),
             asyncio.create_task(
                 worker_heartbeats.quota_share_loop(runtime.database, runtime.limiters, runtime.settings.worker_seen_s)
             ),

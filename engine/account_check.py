@@ -51,7 +51,7 @@ async def check_account(runtime: Runtime, account: str) -> list[RouteTest]:
     with contextlib.suppress(EmbedmillError, DBAPIError, OSError):  # without tables, nobody waits for it
         await _end_outages(runtime, account, [test.upstream_model for test in tests if test.cause is not None])
         await runtime.usage.flush()
-        await outage_waits.resume_recovered_jobs(runtime)  # jobs go on now, not only when the sweep looks
+        await outage_waits.resume_recovered_jobs(runtime.store)  # jobs go on now, not only when the sweep looks
         await dispatcher_of(runtime).dispatch()
     return tests
 

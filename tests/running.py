@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from engine.jobs.composition import dispatcher_of
+from engine.jobs.composition import dispatcher_of, sweep_of
 from engine.jobs.execution.worker import Worker
 from engine.runtime import Runtime
 
@@ -20,3 +20,8 @@ async def run_next_shard(runtime: Runtime, worker: str = "w") -> bool:
 async def dispatch(runtime: Runtime) -> int:
     """Top up the messages in the queue. Returns how many should wait there."""
     return await dispatcher_of(runtime).dispatch()
+
+
+async def sweep(runtime: Runtime) -> None:
+    """One round of the sweep."""
+    await sweep_of(runtime).run()

@@ -13,10 +13,12 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any
 
 from engine.config.secrets import REFRESH_EVERY_S
 from engine.config.settings import Settings
+from engine.jobs.composition import dispatcher_of
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.execution.worker import Worker
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
@@ -120,9 +122,9 @@ class LoopThread:
         )
 
     async def _reload_secrets_repeatedly(self) -> None:
-        await repeat(
-            lambda: try_changed_secrets(self.runtime), ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S
-        )
+        secrets, outages = self.runtime.upstream.secrets, self.runtime.router.outages
+        refresh = partial(try_changed_secrets, secrets, outages, dispatcher_of(self.runtime))
+        await repeat(refresh, ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)
 
     def _submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

@@ -9,10 +9,9 @@ import signal
 import sys
 
 from engine.config.settings import Settings
-from engine.jobs.composition import dispatcher_of
+from engine.jobs.composition import dispatcher_of, sweep_of
 from engine.jobs.execution.release import BACKOFF_CAP_S
 from engine.jobs.maintenance.clock_steps import clamp_future_instants, extend_leases_after_outage
-from engine.jobs.maintenance.sweep import sweep
 from engine.observability.telemetry import SCHEDULER_ROUNDS, SWEEP_SECONDS, configure_logging
 from engine.process.background import ErrorLog
 from engine.queue import process_heartbeats
@@ -31,6 +30,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
     if ops_port:
         serve_operations(settings.ops_host, ops_port)
     runtime = Runtime.open(settings, pool_size=2)
+    sweep, dispatcher = sweep_of(runtime), dispatcher_of(runtime)
     stopping = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
@@ -52,17 +52,17 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
             # Recovery depends on the sweep, so a failed round must not end it.
             with errors[duty].round() as this:
                 if database_was_away:
-                    await extend_leases_after_outage(runtime)
+                    await extend_leases_after_outage(runtime.store, runtime.database_clock)
                     database_was_away = False
                 if is_new:
-                    await clamp_future_instants(runtime, due_within_s=BACKOFF_CAP_S)
+                    await clamp_future_instants(runtime.store, due_within_s=BACKOFF_CAP_S)
                     is_new = False
                 if duty == "sweep":
                     next_sweep = now + settings.sweep_s
                     with SWEEP_SECONDS.time():
-                        await sweep(runtime)
+                        await sweep.run()
                 else:
-                    await dispatcher_of(runtime).dispatch()
+                    await dispatcher.dispatch()
             is_away = isinstance(this.error, StorageUnavailable)
             database_was_away = database_was_away or is_away
             outcome = "ok" if this.error is None else "database_away" if is_away else "failed"

@@ -17,7 +17,7 @@ from engine.cancellation import CancellationToken
 from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
 from engine.job_store import JobStore
-from engine.jobs.composition import dispatcher_of
+from engine.jobs.composition import dispatcher_of, intake_parts_of
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import JobIntake, Reservation
@@ -150,7 +150,9 @@ class Store:
         self, reservation: Reservation | None, *, project: str = "p"
     ) -> AbstractAsyncContextManager[JobIntake]:
         wanted = job_intake.JobSpec(self.runtime.alias(MODEL), WIDTH, Options(user="u"), {}, "req_test")
-        return job_intake.open_intake(self.runtime, Caller("key", project, frozenset()), wanted, reservation)
+        return job_intake.open_intake(
+            intake_parts_of(self.runtime), Caller("key", project, frozenset()), wanted, reservation
+        )
 
     async def job(self, job_id: str) -> Any:
         return (await self._rows(select(*Job.__table__.columns).where(Job.id == job_id)))[0]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import find_blocker, unblock_shards
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.split_shard import split_shard
 from models.job import JobStatus, Shard, ShardState
 from tests.integration.store import Store, landed, text_of
-from tests.running import dispatch, run_shard
+from tests.running import dispatch, run_shard, sweep
 
 
 async def submit(store: Store, count: int, different: int) -> str:

@@ -15,7 +15,6 @@ from sqlalchemy import update
 from api.jobs.render import job_object
 from engine.jobs.control import pause_resume
 from engine.jobs.leasing.claim import remaining_tokens
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording import cost_limit
 from engine.jobs.recording.record_outcomes import RATE_SAMPLE_S, record
@@ -26,7 +25,7 @@ from providers.fake import fake_tokens, fake_vectors
 from tests.integration.snapshot import OPEN, DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of
 from tests.integration.test_run import scripted
-from tests.running import run_shard
+from tests.running import run_shard, sweep
 
 PRICE_USD = Decimal("0.0123457") / 1_000_000  # of a token, as the store's configuration has it
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.run_calls import RunCalls
 from models.base import db_now
 from models.embedding import Batch, Options
@@ -19,6 +18,7 @@ from tests.integration.snapshot import OPEN, DatabaseSnapshot, total_usd
 from tests.integration.store import Store, landed
 from tests.integration.test_budget import PRICE_USD, limited
 from tests.integration.test_run import checked, scripted
+from tests.running import sweep
 
 # A worker process of its own: it opens the same database, runs one shard, and dies where the failpoint says.
 WORKER = """

@@ -13,7 +13,6 @@ from api.jobs.render import job_object
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record_outcomes import record
 from engine.process.clock import DatabaseClock, machine_clock
@@ -24,7 +23,7 @@ from models.outage import RouteOutage
 from models.worker import WorkerProcess
 from tests.integration.clocks import SetClock, settable_clock
 from tests.integration.store import Store, landed, text_of
-from tests.running import dispatch
+from tests.running import dispatch, sweep
 from tests.services import async_url
 
 
@@ -93,7 +92,7 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
     store = clocks.store
     await worker_heartbeats.heartbeat(store.runtime.database, "w", slots=1)
     [held] = await store.claim_all(await store.submit())
-    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    reservation = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(reservation, job_intake.Reservation)
     key_job = reservation.job_id
     async with store.receiving_as(reservation) as intake:
@@ -108,7 +107,7 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
     for each in (held, *await store.claim_all(key_job)):
         await record(store.jobs, each, landed(each, route=store.routes[0]))
     assert [await store.status(job_id) for job_id in (held.job_id, key_job)] == [JobStatus.COMPLETED] * 2
-    assert await job_intake.reserve(store.runtime, "p", "key") == job_intake.IdempotentReplay(key_job, b"fingerprint")
+    assert await job_intake.reserve(store.jobs, "p", "key") == job_intake.IdempotentReplay(key_job, b"fingerprint")
 
 
 async def test_set_forward_the_dead_are_found_a_heartbeat_later(clocks: Time) -> None:
@@ -136,7 +135,7 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     await claims.release(store.jobs, waiting, delay_s=1.0, counts_as_attempt=True, reason="", waiting_on="provider")
     await store.set_job(job_id, not_before=db_now() + 10)
     await worker_heartbeats.heartbeat(store.runtime.database, "w", slots=1)
-    key = await job_intake.reserve(store.runtime, "p", "key")
+    key = await job_intake.reserve(store.jobs, "p", "key")
     await clocks.set_by(seconds)
     await sweep(store.runtime)
     assert await due_shards(store, job_id) == 2

@@ -18,7 +18,7 @@ from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.sweep import WorkerCrashed, sweep
+from engine.jobs.maintenance.sweep import WorkerCrashed
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record_outcomes import fail_remaining, record
 from models.base import db_now
@@ -28,7 +28,7 @@ from providers.fake import fake_vectors
 from tests.integration.store import ATTEMPTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_ending import checked, some_lines
 from tests.integration.test_run import scripted
-from tests.running import dispatch, run_shard
+from tests.running import dispatch, run_shard, sweep
 
 ENDED = (
     JobStatus.COMPLETED,

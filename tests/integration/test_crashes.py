@@ -12,12 +12,12 @@ from engine.jobs.control.termination import cancel
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.maintenance.crashing_inputs import is_beyond_chance
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.job import JobStatus, Shard, ShardState
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed
+from tests.running import sweep
 
 
 async def no_pauses(store: Store, job_id: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
-from engine.jobs.maintenance.sweep import LATE_RESULTS_S, sweep
+from engine.jobs.maintenance.sweep import LATE_RESULTS_S
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
@@ -16,6 +16,7 @@ from models.errors import Conflict
 from models.job import JobStatus
 from tests.integration.store import Store, landed
 from tests.integration.test_control import brought_to, work
+from tests.running import sweep
 
 
 @pytest.mark.parametrize("status", [JobStatus.PAUSED, JobStatus.IN_PROGRESS])

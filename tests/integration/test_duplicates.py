@@ -16,7 +16,6 @@ from api.jobs.render import job_object
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.duplicate_outcomes import DuplicateFanout
 from engine.jobs.recording.record_outcomes import fail_remaining, record
@@ -27,7 +26,7 @@ from providers.fake import fake_tokens, fake_vectors
 from tests.integration.snapshot import OPEN, DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused
 from tests.integration.test_run import scripted
-from tests.running import run_shard
+from tests.running import run_shard, sweep
 
 
 async def submitted(store: Store, inputs: Sequence[Input]) -> str:

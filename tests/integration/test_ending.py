@@ -9,7 +9,6 @@ import pytest
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record_outcomes import record
 from models.errors import Conflict, JobNotFound
@@ -17,6 +16,7 @@ from models.job import Job, JobInputError, JobStatus, Shard, ShardInputs, ShardS
 from models.usage import UsageRecord
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, refused, text_of
+from tests.running import sweep
 
 
 async def checked(store: Store, job_id: str) -> DatabaseSnapshot:

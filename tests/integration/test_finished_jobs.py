@@ -15,7 +15,6 @@ from engine.jobs.control import termination
 from engine.jobs.execution.lease_keeper import ShardStopped
 from engine.jobs.execution.release import release_unfinished
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record_outcomes import record
 from models.embedding import Input
 from models.job import FINISHED, JobStatus, ShardState
@@ -24,7 +23,7 @@ from tests.integration.snapshot import OPEN
 from tests.integration.store import Store, landed, writer_of
 from tests.integration.test_duplicates import checked
 from tests.integration.test_run import scripted
-from tests.running import run_next_shard
+from tests.running import run_next_shard, sweep
 
 # The proportions of 60,000 lines of 1,000 texts.
 LINES, TEXTS, WORKERS, SHARD = 3_000, 50, 3, 50

@@ -10,7 +10,6 @@ import pytest
 
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import results
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record_outcomes import record
@@ -21,6 +20,7 @@ from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_crashes import no_pauses, others_run
 from tests.integration.test_submit import lines_of
+from tests.running import sweep
 
 
 async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
@@ -130,7 +130,7 @@ async def test_a_half_is_claimed_where_its_first_index_stands(store: Store) -> N
 
 
 async def test_an_upload_is_taken_up_again_behind_shards_that_were_split(store: Store) -> None:
-    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    reservation = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(reservation, job_intake.Reservation)
     with pytest.raises(ConnectionError):
         async with store.receiving_as(reservation) as intake:
@@ -138,7 +138,7 @@ async def test_an_upload_is_taken_up_again_behind_shards_that_were_split(store: 
             raise ConnectionError
     for shard_id in await store.shard_ids(intake.job_id):
         assert await split_shard(store.jobs, shard_id) == 2
-    again = await job_intake.reserve(store.runtime, "p", "key")
+    again = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(again, job_intake.Reservation) and again.resumes
     async with store.receiving_as(again) as intake:
         await intake.add(lines_of(34))

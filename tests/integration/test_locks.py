@@ -25,7 +25,7 @@ Verb = Callable[[Runtime, str], Coroutine[Any, Any, object]]
 LATE_S = 3600.0
 # Each verb, and the state of the shards that it is about.
 VERBS: dict[str, tuple[Verb, ShardState]] = {
-    "requeue_expired": (lambda runtime, job_id: sweep.requeue_expired(runtime), ShardState.RUNNING),
+    "requeue_expired": (lambda runtime, job_id: sweep.requeue_expired(runtime.store), ShardState.RUNNING),
     "close_shards": (lambda runtime, job_id: termination.cancel_idle_shards(runtime.store, job_id), ShardState.QUEUED),
 }
 
@@ -67,7 +67,7 @@ async def test_verbs_at_once_never_lock_each_other_out(store: Store) -> None:
         await _shuffle_rows(store, chance.sample(ids, len(ids)), ShardState.QUEUED)
         held = [await store.claim(shard_id) for shard_id in ids[::4]]
         todo = [verb(other.runtime, jobs[0]) for other in others for verb, _ in VERBS.values()]
-        todo += [termination.cancel(others[0].jobs, "p", jobs[0]), sweep.finish_jobs(others[1].runtime)]
+        todo += [termination.cancel(others[0].jobs, "p", jobs[0]), sweep.finish_jobs(others[1].jobs)]
         todo += [record(store.jobs, one, landed(one, route=store.routes[0])) for one in held]
         todo += [claims.heartbeat(store.jobs, one) for one in held]
         chance.shuffle(todo)

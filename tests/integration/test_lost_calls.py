@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 
 from engine.durability.call_journal import CallJournal, InFlightCall
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
 from models.base import db_now
 from models.job import AmbiguousCall, JobStatus
 from tests.fakes import unanswered_calls
 from tests.integration.store import UPSTREAM_MODEL, Store
-from tests.running import run_shard
+from tests.running import run_shard, sweep
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from engine.job_store import JobStore
 from engine.jobs.execution.worker import Worker
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.clock_steps import extend_leases_after_outage
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.spool_replay import decode_spool, encode_spool, replay
 from engine.storage.database import Database
@@ -28,7 +27,7 @@ from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of, writer_of
-from tests.running import dispatch, run_shard
+from tests.running import dispatch, run_shard, sweep
 from workers.idle import IdleWatch
 
 FROZEN_S = 4.2  # past the lease of these tests
@@ -233,7 +232,7 @@ async def test_leases_are_spared_after_a_time_without_the_database(store: Store)
     [held], _ = await store.claim_all(lost), await store.claim_all(fresh)
     untouched = (await store.shards(fresh))[0].lease_until
     await store.expire_lease(held.shard_id)
-    await extend_leases_after_outage(store.runtime)
+    await extend_leases_after_outage(store.jobs, store.runtime.database_clock)
     await sweep(store.runtime)
     assert (await store.shards(lost))[0].state == ShardState.RUNNING
     assert (await store.shards(fresh))[0].lease_until == untouched

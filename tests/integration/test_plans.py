@@ -16,7 +16,6 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import job_rows
 from engine.jobs.recording.record_outcomes import record
 from engine.jobs.scheduling import fair_share
@@ -24,7 +23,7 @@ from engine.storage.database_gauges import Gauges
 from models.base import Base, db_now, new_id
 from models.job import Job, JobStatus, ShardInputs, ShardState
 from tests.integration.store import Store, landed
-from tests.running import dispatch
+from tests.running import dispatch, sweep
 
 JOBS = 1500  # of each kind; fewer, and PostgreSQL rightly reads the whole table
 BIG = "jobs|shards|shard_inputs|vectors|input_errors|usage|idempotency_keys"

@@ -12,7 +12,6 @@ from sqlalchemy import insert, select, update
 
 from api.jobs.render import job_object
 from engine.account_check import check_account
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
 from models.base import db_now
 from models.errors import StorageUnavailable
@@ -22,7 +21,7 @@ from providers.fake import FakeScript
 from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
-from tests.running import run_shard
+from tests.running import run_shard, sweep
 
 ONE_ROUTE = stores.CONFIG.split(f'[[models."{stores.MODEL}".routes]]\nprovider = "two"')[0]
 REASONS: list[dict[str, Any]] = [{"status": 401}, {"status": 500}, {"status": 404}, {"reply": "html"}]

@@ -13,7 +13,6 @@ from engine.jobs.control import termination
 from engine.jobs.control.retry import retry
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.purge import purge
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import read_leases, results
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.reading.results import IndexRange
@@ -22,6 +21,7 @@ from models.base import db_now
 from models.errors import JobNotFound, ResultsChanged
 from models.job import AmbiguousCall, IdempotencyKey, Job, JobInputError, Shard, VectorBlock
 from tests.integration.store import Store, landed, refused
+from tests.running import sweep
 
 TOTAL = 60
 FAILED = {7, 33}
@@ -205,7 +205,7 @@ async def test_who_comes_after_the_delete_is_told_so(store: Store, ended: str) -
 
 @pytest.mark.parametrize("way", ["deleted", "expired"])
 async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
-    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    reservation = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(reservation, job_intake.Reservation)
     job_id = reservation.job_id
     async with store.receiving_as(reservation) as intake:
@@ -215,13 +215,13 @@ async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
         await intake.finish(b"fingerprint")
     [held] = await store.claim_all(job_id)
     await record(store.jobs, held, landed(held, route=store.routes[0]))
-    assert isinstance(await job_intake.reserve(store.runtime, "p", "key"), job_intake.IdempotentReplay)
+    assert isinstance(await job_intake.reserve(store.jobs, "p", "key"), job_intake.IdempotentReplay)
     if way == "deleted":
         await termination.delete_job(store.jobs, "p", job_id)
     else:
         await store.set_job(job_id, expires_at=db_now() - 1)
         await sweep(store.runtime)
-    fresh = await job_intake.reserve(store.runtime, "p", "key")
+    fresh = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(fresh, job_intake.Reservation) and fresh.job_id != job_id
 
 
@@ -239,10 +239,10 @@ async def test_a_job_that_is_read_is_purged_after_the_lease(store: Store, ended:
     job = await get_job(store.jobs, "p", ended)
     await read_leases.acquire_read_lease(store.runtime.database, job)
     await termination.delete_job(store.jobs, "p", ended)
-    await purge(store.runtime)
+    await purge(store.jobs)
     assert await store.count(VectorBlock) > 0
     async with store.runtime.database.write() as connection:
         await connection.execute(update(Job).values(read_until=db_now() - 1))
-    await purge(store.runtime)
+    await purge(store.jobs)
     assert await store.count(VectorBlock) == 0
     assert await store.count(IdempotencyKey) == 0

@@ -61,7 +61,7 @@ async def test_a_late_result_counts_where_there_is_none_and_never_overwrites(sto
     [shard_id] = await store.shard_ids(job_id := await store.submit())
     late = await store.claim(shard_id, "late")
     await store.expire_lease(shard_id)
-    await requeue_expired(store.runtime)
+    await requeue_expired(store.jobs)
     fresh = await store.claim(shard_id, "fresh")
     await record(store.jobs, fresh, landed(fresh, [0, 1, 2, 3, 6, 7], route=store.routes[0], cut=2))
     stale_parts = landed(late, [1, 2, 3, 4, 5, 6], route=store.routes[1], cut=3)
@@ -216,7 +216,7 @@ async def test_nothing_is_kept_of_a_cancelled_shard_or_a_removed_job(store: Stor
         await termination.drop_claim(store.jobs, held)
         if job_id == removed:
             await termination.delete_job(store.jobs, "p", job_id)
-            await purge(store.runtime)
+            await purge(store.jobs)
         assert await record(store.jobs, held, landed(held, route=store.routes[0])) == SHARD_CLOSED
         snapshot = await checked(store, job_id)
         assert not snapshot.runs

@@ -94,7 +94,7 @@ async def test_a_refused_account_is_tried_again_as_soon_as_its_file_has_changed(
     write(key_file, NEW)
     for each in (store, other):
         look_now(each)
-        await try_changed_secrets(each.runtime)
+        await try_changed_secrets(each.runtime.upstream.secrets, each.runtime.router.outages, each.dispatcher)
     assert [(await store.job(job)).not_before for job in (one, two)] == [None, None]
     await other.runtime.router.outages.refresh(max_age_s=0.0)
     await run_due(other, two)

@@ -37,7 +37,6 @@ from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.embedding import BatchOutcome, Matrix
@@ -46,6 +45,7 @@ from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import SHARD_INPUTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
+from tests.running import sweep
 from tests.services import PostgresServer, SqliteFiles
 
 T = TypeVar("T")

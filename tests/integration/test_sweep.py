@@ -13,7 +13,6 @@ from sqlalchemy import insert, select
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.crashing_inputs import MAX_SOLO_CRASHES
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.record_outcomes import record
 from engine.queue import worker_heartbeats
 from models.base import db_now
@@ -33,6 +32,7 @@ from models.usage import UsageRecord
 from models.worker import WorkerProcess
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, text_of
+from tests.running import sweep
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Stor
 
 
 async def test_an_upload_under_a_key_is_left_open_for_a_while(store: Store, other: Store) -> None:
-    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    reservation = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(reservation, job_intake.Reservation)
     with pytest.raises(RuntimeError):
         async with store.receiving_as(reservation) as intake:
@@ -210,7 +210,7 @@ async def test_an_expired_job_and_all_its_rows_but_the_ledger_go(store: Store, o
 
 
 async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other: Store) -> None:
-    await job_intake.reserve(store.runtime, "p", "kept")
+    await job_intake.reserve(store.jobs, "p", "kept")
     async with store.runtime.database.write() as connection:
         await connection.execute(
             insert(IdempotencyKey).values(project="p", key="old", job_id="j", expires_at=db_now() - 1)

@@ -13,13 +13,15 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.config.secrets import SecretFiles
+from engine.job_store import JobStore
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record_outcomes import fail_remaining
 from engine.jobs.row_locks import lock_jobs, lock_shards
 from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.routing.outage_causes import Cause, cause_of
-from engine.routing.outages import Outage, new_outage
+from engine.routing.outages import Outage, Outages, new_outage
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import (
@@ -150,42 +152,43 @@ def _first_account(runtime: Runtime, shard: ClaimedShard) -> str:
     return alias.routes[0].provider if alias is not None else ""
 
 
-async def resume_recovered_jobs(runtime: Runtime) -> None:
+async def resume_recovered_jobs(store: JobStore) -> None:
     """Make the jobs due at once whose provider has recovered: its outage is no longer in the table."""
-    async with runtime.database.read() as connection:
+    async with store.database.read() as connection:
         down = set((await connection.execute(select(RouteOutage.account))).scalars())
         rows = (
             await connection.execute(select(Job.id, Job.outage).where(WAITING_FOR_PROVIDER).limit(JOBS_PER_QUERY))
         ).all()
-    await _unblock(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") not in ("", *down)])
+    await _unblock(store, [row.id for row in rows if row.outage and row.outage.get("provider") not in ("", *down)])
 
 
-async def try_changed_secrets(runtime: Runtime) -> None:
+async def try_changed_secrets(secrets: SecretFiles, outages: Outages, dispatcher: Dispatcher) -> None:
     """Read changed secret files, try their accounts again, and make the jobs due that wait for them.
 
     Raises StorageUnavailable; the next call repeats it then.
     """
-    await runtime.upstream.secrets.refresh()
-    for account in runtime.upstream.secrets.take_changed():
+    store = dispatcher.store
+    await secrets.refresh()
+    for account in secrets.take_changed():
         try:
-            await runtime.router.outages.probe_now(account)
-            async with runtime.database.read() as connection:
+            await outages.probe_now(account)
+            async with store.database.read() as connection:
                 rows = (
                     await connection.execute(
                         select(Job.id, Job.outage).where(WAITING_FOR_PROVIDER).limit(JOBS_PER_QUERY)
                     )
                 ).all()
-            await _unblock(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") == account])
-            await Dispatcher(runtime.store, runtime.notifier, runtime.settling).dispatch()
+            await _unblock(store, [row.id for row in rows if row.outage and row.outage.get("provider") == account])
+            await dispatcher.dispatch()
         except Exception:
-            runtime.upstream.secrets.note_changed(account)
+            secrets.note_changed(account)
             raise
 
 
-async def _unblock(runtime: Runtime, job_ids: list[str]) -> None:
+async def _unblock(store: JobStore, job_ids: list[str]) -> None:
     if not job_ids:
         return
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         due = await lock_shards(
             connection,
             Shard.job_id.in_(job_ids),
