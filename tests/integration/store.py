@@ -18,6 +18,7 @@ from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
 from engine.job_store import JobStore
 from engine.jobs.composition import dispatcher_of, intake_parts_of
+from engine.jobs.execution.release import StoppedRun
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import JobIntake, Reservation
@@ -31,6 +32,7 @@ from engine.runtime import Runtime
 from engine.storage.database import Database
 from models.base import db_now
 from models.embedding import BatchOutcome, Input, InputError, Options, Route
+from models.errors import EmbedmillError
 from models.job import Job, Shard
 from providers.fake import fake_tokens, fake_vectors
 
@@ -246,4 +248,10 @@ def _input(held: ClaimedShard, position: int) -> Input:
 
 def writer_of(store: Store, shard: ClaimedShard) -> ResultsWriter:
     """A writer of results as a run of the shard has it."""
-    return ResultsWriter(store.runtime, shard, RunCalls(store.runtime.journal, shard), CancellationToken())
+    runtime, calls = store.runtime, RunCalls(store.runtime.journal, shard)
+    return ResultsWriter(store.jobs, runtime.spool, shard, calls, CancellationToken(), runtime.blocked_shards)
+
+
+def stopped_run(store: Store, shard: ClaimedShard, error: EmbedmillError) -> StoppedRun:
+    """A run of the shard that was stopped by this error."""
+    return StoppedRun(store.jobs, store.runtime.router, store.runtime.alias(MODEL), shard, error)

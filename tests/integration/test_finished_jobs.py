@@ -20,7 +20,7 @@ from models.embedding import Input
 from models.job import FINISHED, JobStatus, ShardState
 from providers.fake import fake_tokens
 from tests.integration.snapshot import OPEN
-from tests.integration.store import Store, landed, writer_of
+from tests.integration.store import Store, landed, stopped_run
 from tests.integration.test_duplicates import checked
 from tests.integration.test_run import scripted
 from tests.running import run_next_shard, sweep
@@ -179,10 +179,8 @@ async def test_the_sweep_counts_anew_rather_than_end_a_job_with_a_queued_shard(s
 async def test_a_shard_that_is_given_back_to_a_job_that_expired_meanwhile_is_closed(store: Store) -> None:
     """Its worker had not heard of it: the sweep is not needed."""
     [held] = await store.claim_all(job_id := await store.submit())
-    writer = writer_of(store, held)
     await expire(store, job_id)
     assert await states(store, job_id) == {ShardState.RUNNING}
-    await release_unfinished(store.runtime, held, writer, ShardStopped("the worker is stopping"))
-    await writer.close()
+    await release_unfinished(stopped_run(store, held, ShardStopped("the worker is stopping")), job_active=True)
     assert await states(store, job_id) == {ShardState.CANCELLED}
     assert (await store.job(job_id)).open_shards == 0

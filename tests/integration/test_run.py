@@ -22,7 +22,7 @@ from models.usage import UsageRecord
 from providers.fake import fake_tokens, fake_vectors
 from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
-from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of, writer_of
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, stopped_run, text_of
 from tests.running import run_shard
 
 
@@ -117,7 +117,7 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     assert held is not None
     held.waits.waiting("slot", 1.0)
     held.waits.end("slot", may_start=not waited)
-    await release_unfinished(store.runtime, held, writer_of(store, held), DeadlineExceeded("too late"))
+    await release_unfinished(stopped_run(store, held, DeadlineExceeded("too late")), job_active=True)
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
     assert job_object(await get_job(store.jobs, "p", job_id))["waiting_on"] == waiting_on
 

@@ -20,7 +20,7 @@ from engine.jobs.execution.preemption import (
     StartPreemptor,
     choose_preemptor,
 )
-from engine.jobs.execution.release import release_unfinished
+from engine.jobs.execution.release import StoppedRun, release_unfinished
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.execution.watch import ShardWatch
 from engine.jobs.leasing import claim as claims
@@ -36,7 +36,8 @@ from engine.observability import failpoints
 from engine.process.background import logging_errors
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
-from models.errors import EmbedmillError, StorageUnavailable
+from models.embedding import Alias
+from models.errors import EmbedmillError, RequestError, StorageUnavailable
 from models.job import JobStatus
 
 log = logging.getLogger("embedmill.jobs")
@@ -71,12 +72,21 @@ class ShardRun:
         self._watch = watch
         self._start_preemptor = start_preemptor
         self._until = until
+        self._dispatcher = Dispatcher(runtime.store, runtime.notifier, runtime.settling)
         self._started = time.monotonic()
         self._stop = CancellationToken()
         self._calls = RunCalls(runtime.journal, shard)
-        self._lease = LeaseKeeper(runtime, shard, self._calls, requested_at, on_lost=self._stop_calls)
+        self._lease = LeaseKeeper(runtime.store, shard, self._calls, requested_at, on_lost=self._stop_calls)
         self._reservation = None if shard.max_cost_usd is None else SpendReservation()
-        self._writer = ResultsWriter(runtime, shard, self._calls, self._stop, self._reservation)
+        self._writer = ResultsWriter(
+            runtime.store,
+            runtime.spool,
+            shard,
+            self._calls,
+            self._stop,
+            runtime.blocked_shards,
+            self._reservation,
+        )
         self._preemptors: list[Preemptor] = []
         self._preempting: asyncio.Task[None] | None = None
         self._still_open = shard.count - int(shard.outcome_bits.sum())
@@ -169,7 +179,7 @@ class ShardRun:
             waits=shard.waits,
             stop=self._stop,
         )
-        inputs = OpenInputs(runtime, shard, embedding, self._writer, fanout, self._reservation)
+        inputs = OpenInputs(runtime.store, shard, embedding, self._writer, fanout, self._reservation)
         end_of_budget = asyncio.get_running_loop().call_later(
             stop_at - time.monotonic(), self._stop_calls, "the time budget of the shard is over"
         )
@@ -227,18 +237,28 @@ class ShardRun:
             renewing.cancel()
         failpoints.hit("after_commit_before_ack")
         with contextlib.suppress(*DATABASE_ERRORS):  # the scheduler dispatches too
-            await Dispatcher(runtime.store, runtime.notifier, runtime.settling).dispatch()
+            await self._dispatcher.dispatch()
 
     async def _release(self, error: EmbedmillError | None) -> None:
+        runtime = self._runtime
         try:
-            await release_unfinished(self._runtime, self._shard, self._writer, error)
+            stopped = StoppedRun(runtime.store, runtime.router, self._alias(), self._shard, error)
+            await release_unfinished(stopped, job_active=self._writer.job_active)
         except DATABASE_ERRORS:
             log.exception("a shard could not be given back as it should be: it is released", extra=self._log_fields)
             await claims.release(
-                self._runtime.store,
+                runtime.store,
                 self._shard,
                 delay_s=RELEASE_DELAY_S,
                 counts_as_attempt=True,
                 reason="it could not be given back",
                 waiting_on=None,
             )
+
+    def _alias(self) -> Alias | None:
+        """The alias with the routes that the job's options leave; None where the configuration has it no longer."""
+        runtime, shard = self._runtime, self._shard
+        try:
+            return runtime.apply_gateway_options(runtime.alias(shard.alias), shard.options)
+        except RequestError:
+            return None

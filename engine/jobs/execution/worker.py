@@ -31,7 +31,7 @@ class Worker:
     def __init__(self, runtime: Runtime, name: str) -> None:
         self.runtime = runtime
         self.name = name
-        self._watch = ShardWatch(runtime)
+        self._watch = ShardWatch(runtime.store, runtime.router.outages)
 
     async def run_next(self) -> bool:
         """Run the shard that is next by fair share. False: none was claimed."""
