@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from engine.jobs.recording.spool_replay import decode_spool, encode_spool, repla
 from engine.storage.database import Database
 from engine.upstream.call import Upstream
 from models.base import db_now
+from models.embedding import Call
 from models.errors import StorageUnavailable
 from models.job import JobStatus, ShardState
 from providers.base import UpstreamReply, UpstreamRequest
@@ -188,8 +190,9 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
 async def test_a_spool_file_says_all_that_a_record_needs(store: Store) -> None:
     [held] = await store.claim_all(await store.submit(10, bad={3}))
     parts = landed(held, route=store.routes[1])
-    again, same, record_id = decode_spool(encode_spool(held, parts, "use_1"))
-    assert record_id == "use_1"
+    call = Call("one", "m", False, 200, 1.0, 2.0, wasted=True, cost_usd=Decimal("0.5"))
+    again, same, record_id, calls = decode_spool(encode_spool(held, parts, "use_1", [call]))
+    assert (record_id, calls) == ("use_1", [call])
     assert (again.shard_id, again.fence, again.options, again.count) == (held.shard_id, held.fence, held.options, 10)
     for before, after in zip(parts, same, strict=True):
         assert before.vectors is not None and after.vectors is not None

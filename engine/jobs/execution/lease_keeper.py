@@ -16,7 +16,7 @@ from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.run_calls import RunCalls
 from engine.process.clock import machine_clock as clock
 from engine.storage.database import DATABASE_ERRORS
-from models.embedding import Batch, Route
+from models.embedding import Batch, Call, Route
 from models.errors import EmbedmillError
 
 # Seconds until a failed heartbeat is repeated.
@@ -59,9 +59,9 @@ class LeaseKeeper:
             raise ShardStopped("the lease ran out")
         return self._calls.sending(batch, route)
 
-    def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
+    def failed(self, call_id: str, billed: Call | None) -> None:
         """Called after each call without results."""
-        self._calls.failed(call_id, ambiguous=ambiguous, wasted=wasted)
+        self._calls.failed(call_id, billed)
 
     def block_new_calls(self, reason: str) -> None:
         """Let no further call start, retries included."""

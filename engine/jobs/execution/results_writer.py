@@ -201,7 +201,7 @@ class ResultsWriter:
         # First with its ledger row, because the provider bills it; then without, in case the row is what is refused.
         for attempt in (failed, failed._replace(route=None, tokens=0, cost_usd=Decimal(0))):
             try:
-                recorded = await record(self._store, shard, [attempt])
+                recorded = await self._record([attempt])
             except Exception as refused:
                 log.warning("the failure of inputs could not be recorded: %s", type(refused).__name__, extra=log_fields)
             else:
@@ -231,7 +231,7 @@ class ResultsWriter:
 
     async def _record_bounded(self, pending: _PendingWrite) -> Recorded:
         """Record, and spool if that takes too long. Raises StorageUnavailable; the caller repeats it then."""
-        recording = asyncio.ensure_future(record(self._store, self._shard, pending.parts, pending.record_id))
+        recording = asyncio.ensure_future(self._record(pending.parts, pending.record_id))
         try:
             if not (await asyncio.wait({recording}, timeout=SPOOL_AFTER_S))[0]:
                 await self._spool()
@@ -240,6 +240,12 @@ class ResultsWriter:
             return recording.result()
         finally:
             recording.cancel()
+
+    async def _record(self, parts: list[BatchOutcome], record_id: str = "") -> Recorded:
+        calls = self._calls.without_results()
+        recorded = await record(self._store, self._shard, parts, record_id, calls)
+        self._calls.mark_recorded(calls)
+        return recorded
 
     def _on_recorded(self, pending: _PendingWrite, recorded: Recorded) -> None:
         if pending.file is not None:
@@ -260,9 +266,8 @@ class ResultsWriter:
                     self._notify_durable(pending.parts)
 
     def _write(self, pending: _PendingWrite) -> SpooledFile | None:
-        return self._spool_files.write(
-            self._shard.shard_id, encode_spool(self._shard, pending.parts, pending.record_id)
-        )
+        body = encode_spool(self._shard, pending.parts, pending.record_id, self._calls.without_results())
+        return self._spool_files.write(self._shard.shard_id, body)
 
     def _spool_on_exit(self) -> None:
         """Spool everything because the process ends. Other processes replay the files."""

@@ -28,7 +28,6 @@ from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import wait_report
 from engine.jobs.recording.cost_limit import SpendReservation
 from engine.jobs.recording.duplicate_outcomes import DuplicateFanout
-from engine.jobs.recording.orphaned_calls import record_unanswered
 from engine.jobs.recording.run_calls import RunCalls
 from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.jobs.scheduling.fair_share import QueuePosition
@@ -174,7 +173,6 @@ class ShardRun:
             on_outcome=fanout or self._writer.add,
             tenant=shard.project,
             call_observer=self._lease,
-            calls=shard.calls,
             spending=self._reservation,
             waits=shard.waits,
             stop=self._stop,
@@ -214,7 +212,7 @@ class ShardRun:
         runtime, shard, writer = self._runtime, self._shard, self._writer
         try:
             # Whatever fails here, the shard is released, so that it need not wait for its lease to run out.
-            for end in (writer.close, lambda: record_unanswered(runtime.store, shard, self._calls)):
+            for end in (writer.close, lambda: self._calls.record_rest(runtime.database)):
                 # Without the database the next process reads the journals of calls and results.
                 with (
                     contextlib.suppress(StorageUnavailable),

@@ -21,7 +21,7 @@ from engine.jobs.leasing import duplicate_codec
 from engine.jobs.scheduling import fair_share
 from engine.limiter.call_waits import CallWaits
 from models.base import db_now
-from models.embedding import Call, Input, Options
+from models.embedding import Input, Options
 from models.job import OPEN_STATES, Job, JobStatus, Shard, ShardInputs, ShardState
 from models.outage import RouteOutage
 
@@ -53,8 +53,7 @@ class ClaimedShard:
     duplicates: Mapping[int, int]  # position in the shard: the job's index of the first occurrence
     max_cost_usd: Decimal | None = None  # of the job, at the time of the claim
     no_outages: bool = False  # when it was claimed: read there, where it costs no statement of its own
-    calls: list[Call] = field(default_factory=list)  # upstream calls that were made for it
-    waits: CallWaits = field(default_factory=CallWaits, compare=False)  # waits of those calls for quota
+    waits: CallWaits = field(default_factory=CallWaits, compare=False)  # waits of its calls for quota
 
     def index(self, position: int) -> int:
         """The job's index of a position in the shard."""

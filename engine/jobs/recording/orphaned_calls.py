@@ -12,12 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.durability import call_journal
 from engine.durability.call_journal import CallJournal, InFlightCall
 from engine.job_store import JobStore
-from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import calls_without_results
-from engine.jobs.recording.run_calls import RunCalls
-from engine.observability.route_metrics import CUT_OFF
-from engine.observability.telemetry import AMBIGUOUS_CALLS
-from engine.storage.database import DATABASE_ERRORS
 from models.embedding import Call
 from models.job import Shard
 from models.usage import UsageRecord
@@ -43,13 +38,17 @@ async def record_orphaned_calls(store: JobStore, journal: CallJournal) -> int:
                         project=project,
                         job_id=job_id,
                         shard_id=shard_id,
-                        calls=[_call(entry) for entry in notes if entry.record_id not in known],
+                        calls=[
+                            calls_without_results.unanswered(entry, "worker_lost", ended_at=entry.started_at)
+                            for entry in notes
+                            if entry.record_id not in known
+                        ],
                     )
         except BaseException:
             orphaned.unlock()  # calls are identified by their ids, so repeating the insert changes nothing
             raise
         orphaned.delete()
-        _count(new)
+        calls_without_results.count_unanswered(new)
         found += len(new)
         if orphaned.notes:
             log.warning("a worker died with calls under way", extra={"count": len(orphaned.notes)})
@@ -72,44 +71,3 @@ async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, not
         if (await connection.execute(rows.limit(1))).first() is not None:
             known.add(record_id)
     return known
-
-
-async def record_unanswered(store: JobStore, shard: ClaimedShard, in_flight: RunCalls) -> None:
-    """Record the wasted and unanswered calls of a run.
-
-    While the database is unavailable they stay in the journal, for the process that reads it next.
-    """
-    by_id = {call.id: call for call in (*in_flight.unanswered(), *calls_without_results.unrecorded_calls(shard))}
-    if calls := list(by_id.values()):
-        try:
-            async with store.database.write() as connection:
-                new = await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
-        except DATABASE_ERRORS:
-            return
-        # The others ended in an error and were counted with it.
-        _count([call for call in new if call.error == CUT_OFF])
-        calls_without_results.discard_recorded(shard, calls)
-    in_flight.clear()
-
-
-def _count(calls: Sequence[Call]) -> None:
-    for call in calls:
-        AMBIGUOUS_CALLS.labels(call.provider, call.upstream_model).inc()
-
-
-def _call(entry: InFlightCall) -> Call:
-    return Call(
-        entry.provider,
-        entry.upstream_model,
-        False,
-        None,
-        entry.started_at,
-        entry.started_at,
-        error="worker_lost",
-        ambiguous=True,
-        inputs=entry.inputs,
-        id=entry.call_id,
-        tokens=entry.tokens,
-        tokens_estimated=True,
-        cost_usd=entry.cost_usd,
-    )

@@ -41,7 +41,7 @@ from engine.ledger import usage_rows
 from engine.observability import failpoints
 from engine.observability.telemetry import JOB_SECONDS, count_cost
 from models.base import db_now, random_id
-from models.embedding import BatchOutcome, InputError, Matrix
+from models.embedding import BatchOutcome, Call, InputError, Matrix
 from models.errors import EmbedmillError, StorageUnavailable, UpstreamProtocolError
 from models.job import ACTIVE_STATUSES, FINISHED, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
 from models.usage import UsageRecord
@@ -66,18 +66,27 @@ class ShardWasSplit(Exception):
     """The shard was split after it was claimed."""
 
 
-async def record(store: JobStore, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str = "") -> Recorded:
+async def record(
+    store: JobStore,
+    shard: ClaimedShard,
+    parts: Sequence[BatchOutcome],
+    record_id: str = "",
+    calls: Sequence[Call] = (),
+) -> Recorded:
     """Record outcomes of a claimed shard. Raises StorageUnavailable: it was not committed, or the answer was lost.
 
-    `record_id` identifies a repeated record; by default it is a new one.
+    `record_id` identifies a repeated record; by default it is a new one. `calls`: those of the run without
+    results, for the same transaction.
     """
     record_id = record_id or random_id("use")
     try:
-        recorded = await _record(store, shard, parts, record_id)
+        recorded = await _record(store, shard, parts, record_id, calls)
     except ShardWasSplit:
         halves = await load_split_claims(store.database, shard)
+        if not halves:  # the job was removed meanwhile
+            return await record(store, shard, parts, record_id, calls)
         recorded_halves = [
-            await record(store, half, outcomes_within(half, parts), f"{record_id}@{half.first_index}")
+            await record(store, half, outcomes_within(half, parts), f"{record_id}@{half.first_index}", calls)
             for half in halves
         ]
         # The claim of the whole shard has ended: there is nothing to release and nothing to continue.
@@ -89,7 +98,9 @@ async def record(store: JobStore, shard: ClaimedShard, parts: Sequence[BatchOutc
     return recorded
 
 
-async def _record(store: JobStore, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> Recorded:
+async def _record(
+    store: JobStore, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str, calls: Sequence[Call]
+) -> Recorded:
     async with store.database.write() as connection:
         row = (
             await connection.execute(
@@ -102,13 +113,12 @@ async def _record(store: JobStore, shard: ClaimedShard, parts: Sequence[BatchOut
             raise ShardWasSplit
         if row is None or row.state in (ShardState.DONE, ShardState.CANCELLED):
             await late_results.insert_late_results(connection, shard, parts, record_id, first_try=False)
-            inserted_calls = await calls_without_results.insert_unrecorded_calls(store.database, connection, shard)
+            await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
             recorded = SHARD_CLOSED
         else:
             recorded = await _record_into(store, connection, shard, row, parts, record_id)
-            inserted_calls = await calls_without_results.insert_unrecorded_calls(store.database, connection, shard)
+            await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
             failpoints.hit("mid_commit")
-    calls_without_results.discard_recorded(shard, inserted_calls)
     return recorded
 
 

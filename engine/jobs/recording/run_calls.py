@@ -1,42 +1,45 @@
-"""Calls in flight of one run, kept in the call journal in case the process is killed.
+"""The calls of one run: what became of each, from before it is sent until it is durable.
 
-A call leaves the journal once its results are recorded or spooled, or once it is certain that nothing was billed. The
-others were sent and not answered.
+sent → answered → durable: its outcomes are in the database or in the spool. Such a call is no longer known here.
+sent → not billed: it was refused, or never left. It is no longer known here either.
+sent → without result: wasted, or its answer is unknown. It is known until it is in the ledger.
+
+The call journal holds every call that is known here, in case the process is killed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from engine.durability.call_journal import CallJournal, InFlightCall
 from engine.jobs.leasing.claim import ClaimedShard
+from engine.jobs.recording import calls_without_results
 from engine.ledger.call_cost import max_cost_of
 from engine.observability.route_metrics import CUT_OFF
+from engine.storage.database import DATABASE_ERRORS, Database
 from models.base import random_id
 from models.embedding import Batch, BatchOutcome, Call, Route
 
-WASTED = "wasted"  # answered and billed, without a usable result
-
 
 @dataclass(slots=True)
-class _Call:
+class _RunCall:
     entry: InFlightCall
     slot: int | None
     first_index: int
-    code: str = CUT_OFF
+    without_result: Call | None = None
 
 
 class RunCalls:
-    """The calls of one run that are in flight or whose results are not durable yet."""
+    """The calls of one run that are in flight, not durable, or without result and not in the ledger yet."""
 
     def __init__(self, journal: CallJournal, shard: ClaimedShard) -> None:
         self._journal = journal
         self._shard = shard
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, _RunCall] = {}
 
     @property
     def inputs(self) -> int:
@@ -44,7 +47,7 @@ class RunCalls:
         return sum(call.entry.inputs for call in self._calls.values())
 
     def sending(self, batch: Batch, route: Route) -> str:
-        """Add a call that is about to be sent to the journal. Returns its id."""
+        """Add a call that is about to be sent. Returns its id."""
         shard = self._shard
         entry = InFlightCall(
             random_id("call"),
@@ -59,18 +62,15 @@ class RunCalls:
             batch.tokens,
             max_cost_of(batch, route),
         )
-        self._calls[entry.call_id] = _Call(entry, self._journal.begin(entry), batch.indexes[0])
+        self._calls[entry.call_id] = _RunCall(entry, self._journal.begin(entry), batch.indexes[0])
         return entry.call_id
 
-    def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
-        """The call has no result. One that was billed, or may have been, stays in the journal until it is recorded."""
-        call = self._calls.get(call_id)
-        if call is None:  # the run has ended and recorded it meanwhile
-            return
-        if ambiguous or wasted:
-            call.code = WASTED if wasted else "unanswered"
-        else:
-            self._journal.end(self._calls.pop(call_id).slot)
+    def failed(self, call_id: str, billed: Call | None) -> None:
+        """The call has no result. `billed`: the call with its cost where it was billed, or may have been."""
+        if billed is None:
+            self._remove([call_id])
+        elif call_id in self._calls:  # else the run has ended and recorded it meanwhile
+            self._calls[call_id].without_result = billed
 
     def recording(self, parts: Sequence[BatchOutcome], record_id: str) -> None:
         """Add the record id of outcomes to the journal, so that another process can tell whether they were recorded."""
@@ -80,44 +80,44 @@ class RunCalls:
             self._journal.renew(call.slot, call.entry)
 
     def mark_durable(self, parts: Sequence[BatchOutcome]) -> None:
-        """Remove the calls of these durable outcomes from the journal."""
-        for call_id in self._calls_of(parts):
-            self._journal.end(self._calls.pop(call_id).slot)
+        """The outcomes are in the database or in the spool."""
+        self._remove(self._calls_of(parts))
 
     def _calls_of(self, parts: Sequence[BatchOutcome]) -> list[str]:
         """The ids of the calls that returned these outcomes."""
         if not self._calls:
             return []
         indexes = {index for part in parts for index in part.indexes}
-        return [key for key, call in self._calls.items() if call.first_index in indexes and call.code == CUT_OFF]
+        return [key for key, call in self._calls.items() if call.first_index in indexes and call.without_result is None]
 
-    def unanswered(self) -> list[Call]:
-        """Calls that may have been sent and were not answered, as ambiguous calls.
+    def without_results(self) -> list[Call]:
+        """The wasted and unanswered calls that are not in the ledger yet. Safe in any thread."""
+        return [call.without_result for call in list(self._calls.values()) if call.without_result is not None]
 
-        Wasted calls are in the claim's own list, with their true cost.
+    def mark_recorded(self, calls: Iterable[Call]) -> None:
+        """These calls without results are in the ledger."""
+        self._remove([call.id for call in calls])
+
+    async def record_rest(self, database: Database) -> None:
+        """Record all calls that are left when the run has ended: what has no result by then is unanswered.
+
+        While the database is unavailable they stay in the journal, for the process that reads it next.
         """
-        return [
-            Call(
-                call.entry.provider,
-                call.entry.upstream_model,
-                False,
-                None,
-                call.entry.started_at,
-                time.time(),
-                error=call.code,
-                ambiguous=True,
-                inputs=call.entry.inputs,
-                id=call.entry.call_id,
-                tokens=call.entry.tokens,
-                tokens_estimated=True,
-                cost_usd=call.entry.cost_usd,
-            )
+        left = [
+            call.without_result or calls_without_results.unanswered(call.entry, CUT_OFF, ended_at=time.time())
             for call in self._calls.values()
-            if call.code != WASTED
         ]
+        if left:
+            try:
+                async with database.write() as connection:
+                    new = await calls_without_results.insert_run_calls(database, connection, self._shard, left)
+            except DATABASE_ERRORS:
+                return
+            # The others ended in an error and were counted with it.
+            calls_without_results.count_unanswered(call for call in new if call.error == CUT_OFF)
+        self._remove(list(self._calls))
 
-    def clear(self) -> None:
-        """Remove all calls from the journal once they are recorded."""
-        for call in self._calls.values():
-            self._journal.end(call.slot)
-        self._calls.clear()
+    def _remove(self, call_ids: Iterable[str]) -> None:
+        for call_id in call_ids:
+            if (call := self._calls.pop(call_id, None)) is not None:
+                self._journal.end(call.slot)
