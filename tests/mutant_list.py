@@ -84,9 +84,9 @@ MUTANTS = (
         "heartbeat-without-fence",
         "engine/jobs/leasing/claim.py",
         ".where(Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING)\n"
-        "            .values(lease_until=db_now() + runtime.settings.lease_s)",
+        "            .values(lease_until=db_now() + store.settings.lease_s)",
         ".where(Shard.id == shard.shard_id, Shard.state == ShardState.RUNNING)\n"
-        "            .values(lease_until=db_now() + runtime.settings.lease_s)",
+        "            .values(lease_until=db_now() + store.settings.lease_s)",
         (f"{STORE}claims.py::test_a_stale_worker_can_neither_extend_nor_release_nor_let_go[sqlite]",),
     ),
     Mutant(

@@ -67,11 +67,7 @@ class ShardWasSplit(Exception):
 
 
 async def record(
-    store: JobStore,
-    shard: ClaimedShard,
-    parts: Sequence[BatchOutcome],
-    record_id: str = "",
-    calls: Sequence[Call] = (),
+    store: JobStore, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str = "", calls: Sequence[Call] = ()
 ) -> Recorded:
     """Record outcomes of a claimed shard. Raises StorageUnavailable: it was not committed, or the answer was lost.
 
@@ -114,11 +110,10 @@ async def _record(
         if row is None or row.state in (ShardState.DONE, ShardState.CANCELLED):
             await late_results.insert_late_results(connection, shard, parts, record_id, first_try=False)
             await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
-            recorded = SHARD_CLOSED
-        else:
-            recorded = await _record_into(store, connection, shard, row, parts, record_id)
-            await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
-            failpoints.hit("mid_commit")
+            return SHARD_CLOSED
+        recorded = await _record_into(store, connection, shard, row, parts, record_id)
+        await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
+        failpoints.hit("mid_commit")
     return recorded
 
 
