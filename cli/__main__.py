@@ -109,7 +109,7 @@ def exit_code_of(command: Callable[[], int]) -> int:
         if os.environ.get("EMBEDMILL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
         from cli.error_messages import explain
-        from engine.validation import redacted  # of a library's text: it may quote a header or a URL
+        from engine.config_checks import redacted  # of a library's text: it may quote a header or a URL
 
         explained = explain(error)
         _print_error(redacted(str(explained)))

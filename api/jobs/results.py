@@ -10,8 +10,8 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
-from api.http.budgets import BudgetedStream
 from api.http.compression import VARY, chosen_coding, compressed_stream, must_compress
+from api.http.concurrency_limits import BudgetedStream
 from engine.jobs.reading import job_rows, read_leases, results
 from engine.jobs.reading.results import IndexRange
 from models.errors import InvalidInput
@@ -28,26 +28,29 @@ async def get_results(request: Request) -> Response:
 
 async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
-    job = await job_rows.get_job(runtime, caller_of(request).project, request.path_params["job_id"])
+    job = await job_rows.get_job(runtime.store, caller_of(request).project, request.path_params["job_id"])
     format_ = params.choice_param(request, "format", ("ndjson", "npy"))
     encoding = params.choice_param(request, "encoding_format", ("float", "base64"))
     start = params.int_param(request, "start")
     stop = params.int_param(request, "stop")
     if start is not None and stop is not None and stop < start:
         raise InvalidInput("Invalid 'stop': must not be less than start.", param="stop", code="invalid_value")
-    await read_leases.acquire_read_lease(runtime, job)
+    await read_leases.acquire_read_lease(runtime.database, job)
     index_range = IndexRange.of(job, start, stop)
-    complete = await results.is_complete(runtime, job, index_range, stop)
+    complete = await results.is_complete(runtime.database, job, index_range, stop)
     headers = {"x-embedmill-complete": "true" if complete else "false", "cache-control": "no-store"}
     body: Body
     if format_ == "npy":
         headers["content-length"] = str(results.npy_bytes(job, index_range))
-        body, media_type = results.npy(runtime, job, index_range, complete=complete), "application/octet-stream"
+        body, media_type = (
+            results.npy(runtime.database, job, index_range, complete=complete),
+            "application/octet-stream",
+        )
     else:
-        body = results.ndjson(runtime, job, index_range, encoding, complete=complete)
+        body = results.ndjson(runtime.database, runtime.work, job, index_range, encoding, complete=complete)
         media_type = NDJSON
     headers["content-disposition"] = f'attachment; filename="{job.id}.{format_}"'
-    return read_leases.renew_while_reading(runtime, job.id, body), media_type, headers
+    return read_leases.renew_while_reading(runtime.database, job.id, body), media_type, headers
 
 
 async def get_errors(request: Request) -> Response:
@@ -58,9 +61,11 @@ async def get_errors(request: Request) -> Response:
 
 async def _start_errors(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
-    job = await job_rows.get_job(runtime, caller_of(request).project, request.path_params["job_id"])
-    await read_leases.acquire_read_lease(runtime, job)
-    body = read_leases.renew_while_reading(runtime, job.id, results.errors_ndjson(runtime, job))
+    job = await job_rows.get_job(runtime.store, caller_of(request).project, request.path_params["job_id"])
+    await read_leases.acquire_read_lease(runtime.database, job)
+    body = read_leases.renew_while_reading(
+        runtime.database, job.id, results.errors_ndjson(runtime.database, runtime.work, job)
+    )
     return body, NDJSON, {}
 
 

@@ -25,7 +25,7 @@ async def list_jobs(request: Request) -> Response:
             f"Invalid 'status': supported are {', '.join(job_rows.JOB_STATUSES)}.", param="status", code="invalid_value"
         )
     rows, has_more = await job_rows.list_jobs(
-        runtime_of(request),
+        runtime_of(request).store,
         caller_of(request).project,
         limit=limit,
         after_id=request.query_params.get("after"),
@@ -45,7 +45,7 @@ async def list_jobs(request: Request) -> Response:
 
 async def get_job(request: Request) -> Response:
     """The job object; 304 when the caller's ETag still holds; with `wait` after the next change."""
-    runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
+    store, project, job_id = runtime_of(request).store, caller_of(request).project, request.path_params["job_id"]
     seen_etags = request.headers.get("if-none-match")
     if request.query_params:
         params.reject_unknown_params(request, "wait")
@@ -61,7 +61,7 @@ async def get_job(request: Request) -> Response:
                 client_disconnected=request.is_disconnected,
             )
     else:
-        row = await job_rows.get_job(runtime, project, job_id)
+        row = await job_rows.get_job(store, project, job_id)
     etag = job_rows.etag(row)
     if seen_etags is not None and _matches(seen_etags, etag):
         return Response(status_code=304, headers=poll_headers(row, etag))

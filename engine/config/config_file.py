@@ -16,9 +16,9 @@ import providers
 from engine.config.catalog import CATALOG, CatalogModel
 from engine.config.proxies import proxy_url
 from engine.config.sections import AccountSection, ModelSection, RouteSection
+from engine.config_checks import check_names, check_secret
 from engine.limiter import quota
 from engine.planning.tokens import CL100K
-from engine.validation import check_names, check_secret
 from models.embedding import Account, Alias, Limits, Route
 from models.errors import ConfigError
 from providers.local import WIDTHS

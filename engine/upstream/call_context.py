@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 from engine.cancellation import CancellationToken
-from engine.ledger.billing import usage_kind_of, with_cost
+from engine.ledger.call_cost import usage_kind_of, with_cost
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.observability.route_metrics import CUT_OFF
@@ -26,8 +26,8 @@ class CallObserver(Protocol):
     def sending(self, batch: Batch, route: Route) -> str:
         """The id of a call that is about to be sent. Raises EmbedmillError where no call may start any more."""
 
-    def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
-        """The call brought no result. `ambiguous`: it may have been billed all the same; `wasted`: it was."""
+    def failed(self, call_id: str, billed: Call | None) -> None:
+        """The call brought no result. `billed`: the call with its cost where it was billed, or may have been."""
 
 
 @dataclass(slots=True)
@@ -85,8 +85,7 @@ class CallAttempt:
             self.used = error.reported_tokens
         # An observer counts calls that were cut off itself, when it writes them down.
         is_cut_off = kind is UsageKind.AMBIGUOUS and not isinstance(error, UpstreamError)
-        if observer is not None and self.id and not is_cut_off:
-            observer.failed(self.id, ambiguous=kind is UsageKind.AMBIGUOUS, wasted=kind is UsageKind.WASTED)
+        billed: Call | None = None
         if isinstance(error, UpstreamError) or (kind is not None and not (is_cut_off and observer is not None)):
             call = Call(
                 self.route.provider,
@@ -100,9 +99,11 @@ class CallAttempt:
                 id=self.id or random_id("call"),
             )
             if kind is not None:
-                call = with_cost(call, kind, self.batch, self.route, self.used)
+                call = billed = with_cost(call, kind, self.batch, self.route, self.used)
             self.context.calls.append(call)
             self.context.state.metrics.failed(call)
+        if observer is not None and self.id and not is_cut_off:
+            observer.failed(self.id, billed)
 
     def _record_success(self) -> None:
         """Record a call that was answered. One with a purpose of ours is in the ledger as wasted."""
@@ -118,10 +119,10 @@ class CallAttempt:
             usage_doubt=self.tokens_doubt,
         )
         if context.purpose is not None:
-            if context.call_observer is not None:
-                context.call_observer.failed(self.id, ambiguous=False, wasted=True)
             call = replace(call, id=self.id or call.id, error=context.purpose)
             call = with_cost(call, UsageKind.WASTED, self.batch, route, self.used)
             WASTED_TOKENS.labels(route.provider, route.upstream_model, context.purpose).inc(call.tokens)
+            if context.call_observer is not None:
+                context.call_observer.failed(self.id, call)
         context.calls.append(call)
         context.state.metrics.succeeded(self.seconds)

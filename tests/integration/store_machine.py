@@ -30,8 +30,7 @@ from engine.jobs.control import pause_resume, termination
 from engine.jobs.control.retry import retry
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.embedding import BatchOutcome, Matrix
 from models.errors import Conflict, JobNotFound
@@ -40,6 +39,7 @@ from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.state_moves import SHARD_MOVES, moves_after, note_every_move
 from tests.integration.store import SHARD_INPUTS, UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
+from tests.running import sweep
 
 T = TypeVar("T")
 SHARDS = 3
@@ -85,7 +85,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(shard=shards)
     def claim(self, shard: int) -> None:
-        held = self.run(claims.claim(self.store.runtime, self.shard_ids[shard % len(self.shard_ids)], "w"))
+        held = self.run(claims.claim(self.store.jobs, self.shard_ids[shard % len(self.shard_ids)], "w"))
         if held is not None:
             assert self.seen_status == JobStatus.IN_PROGRESS, f"a shard of a job that is {self.seen_status} was claimed"
             self.held.append(held)
@@ -94,7 +94,7 @@ class StoreMachine(RuleBasedStateMachine):
     def three_workers_claim_one_shard(self, shard: int) -> None:
         async def claim() -> list[ClaimedShard | None]:
             shard_id = self.shard_ids[shard % len(self.shard_ids)]
-            return await asyncio.gather(*(claims.claim(self.store.runtime, shard_id, f"w{n}") for n in range(3)))
+            return await asyncio.gather(*(claims.claim(self.store.jobs, shard_id, f"w{n}") for n in range(3)))
 
         taken = [held for held in self.run(claim()) if held is not None]
         assert len(taken) <= 1
@@ -103,7 +103,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def three_workers_claim_the_next_shard(self) -> None:
         async def claim() -> list[ClaimedShard | None]:
-            return await asyncio.gather(*(claims.claim_next(self.store.runtime, f"w{n}") for n in range(3)))
+            return await asyncio.gather(*(claims.claim_next(self.store.jobs, f"w{n}") for n in range(3)))
 
         taken = [held for held in self.run(claim()) if held is not None]
         assert len({held.shard_id for held in taken}) == len(taken)
@@ -137,7 +137,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def record_all(self, pick: int) -> None:
         held = self._any_claim(pick)
-        self.run(record(self.store.runtime, held, landed(held, route=self.store.routes[pick % 2])))
+        self.run(record(self.store.jobs, held, landed(held, route=self.store.routes[pick % 2])))
 
     @precondition(lambda self: self.held)
     @rule(pick=picks, spent=st.booleans(), waiting_on=st.sampled_from([None, "quota"]))
@@ -145,7 +145,7 @@ class StoreMachine(RuleBasedStateMachine):
         held = self._any_claim(pick)
         self.run(
             claims.release(
-                self.store.runtime, held, delay_s=0.0, counts_as_attempt=spent, reason="r", waiting_on=waiting_on
+                self.store.jobs, held, delay_s=0.0, counts_as_attempt=spent, reason="r", waiting_on=waiting_on
             )
         )
 
@@ -153,7 +153,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(pick=picks)
     def beat(self, pick: int) -> None:
         held = self._any_claim(pick)
-        ours = self.run(claims.heartbeat(self.store.runtime, held))
+        ours = self.run(claims.heartbeat(self.store.jobs, held))
         assert not ours or held.fence == self.run(self._fence_and_failed(held))[0], "a stale worker extended a lease"
         assert not ours or self.seen_status == JobStatus.IN_PROGRESS
 
@@ -162,7 +162,7 @@ class StoreMachine(RuleBasedStateMachine):
     def let_go_if_told(self, pick: int) -> None:
         held = self._any_claim(pick)
         if self.seen_status != JobStatus.IN_PROGRESS:
-            self.run(termination.drop_claim(self.store.runtime, held))
+            self.run(termination.drop_claim(self.store.jobs, held))
 
     @rule(shard=shards)
     def lease_runs_out(self, shard: int) -> None:
@@ -191,7 +191,7 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(termination.cancel(self.store.runtime, "p", self.job_id))
+            self.run(termination.cancel(self.store.jobs, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         except Conflict:
@@ -215,7 +215,9 @@ class StoreMachine(RuleBasedStateMachine):
     def retry_and_sweep_at_once(self) -> None:
         async def both() -> object:
             outcomes = await asyncio.gather(
-                retry(self.store.runtime, "p", self.job_id), sweep(self.store.runtime), return_exceptions=True
+                retry(self.store.jobs, "p", self.job_id, dispatcher=self.store.dispatcher),
+                sweep(self.store.runtime),
+                return_exceptions=True,
             )
             return outcomes[0]
 
@@ -228,7 +230,7 @@ class StoreMachine(RuleBasedStateMachine):
         if chance:
             return
         try:
-            self.run(termination.delete_job(self.store.runtime, "p", self.job_id))
+            self.run(termination.delete_job(self.store.jobs, "p", self.job_id))
         except JobNotFound:
             assert self.deleted
         self.deleted = True
@@ -302,7 +304,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.claim(shard)
                 if self.held and self.held[-1].shard_id == self.shard_ids[shard]:
                     held = self.held[-1]
-                    self.run(record(self.store.runtime, held, landed(held, route=self.store.routes[0])))
+                    self.run(record(self.store.jobs, held, landed(held, route=self.store.routes[0])))
                 self.lease_runs_out(shard)
             self.sweep()
             self.everything_agrees()
@@ -333,7 +335,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _record(self, held: ClaimedShard, parts: list[BatchOutcome]) -> None:
         fence, failed = self.run(self._fence_and_failed(held))
-        self.run(record(self.store.runtime, held, parts))
+        self.run(record(self.store.jobs, held, parts))
         if fence is not None and fence != held.fence:
             assert self.run(self._fence_and_failed(held))[1] in (None, failed), "a stale worker failed an input"
 

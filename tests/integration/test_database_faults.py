@@ -293,10 +293,10 @@ async def test_replay_waits_for_a_table_and_sets_nothing_aside(
     file.unlock()
     await on_server(root, "ALTER TABLE vectors RENAME COLUMN data TO data_away")
     with pytest.raises(StorageBlocked):
-        await replay(store.runtime)
+        await replay(store.jobs, store.runtime.spool)
     assert file.path.is_file()
     await on_server(root, "ALTER TABLE vectors RENAME COLUMN data_away TO data")
-    assert await replay(store.runtime) == 1
+    assert await replay(store.jobs, store.runtime.spool) == 1
     await checked(store, job_id)
     await store.close()
 

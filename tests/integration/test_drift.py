@@ -144,7 +144,7 @@ async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place:
 
     [shard_id] = await first.shard_ids(job_id)
     await run_shard(third.runtime, shard_id, "w")
-    job = job_object(await get_job(first.runtime, "p", job_id))
+    job = job_object(await get_job(first.jobs, "p", job_id))
     [warning] = job["warnings"]
     assert warning["code"] == "route_quarantined" and "one" in warning["message"]
     if alone:

@@ -15,16 +15,15 @@ from engine.jobs.control import termination
 from engine.jobs.execution.lease_keeper import ShardStopped
 from engine.jobs.execution.release import release_unfinished
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.embedding import Input
 from models.job import FINISHED, JobStatus, ShardState
 from providers.fake import fake_tokens
 from tests.integration.snapshot import OPEN
-from tests.integration.store import Store, landed, writer_of
+from tests.integration.store import Store, landed, stopped_run
 from tests.integration.test_duplicates import checked
 from tests.integration.test_run import scripted
-from tests.running import run_next_shard
+from tests.running import run_next_shard, sweep
 from tests.waiting import until
 
 # The proportions of 60,000 lines of 1,000 texts.
@@ -114,15 +113,15 @@ async def test_nothing_of_a_completed_job_is_queued(database_url: str, tmp_path:
 
 
 async def cancel(store: Store, job_id: str) -> None:
-    await termination.terminate(store.runtime, job_id, JobStatus.CANCELLED)
+    await termination.terminate(store.jobs, job_id, JobStatus.CANCELLED)
 
 
 async def expire(store: Store, job_id: str) -> None:
-    await termination.terminate(store.runtime, job_id, JobStatus.EXPIRED, "job_expired", "too late")
+    await termination.terminate(store.jobs, job_id, JobStatus.EXPIRED, "job_expired", "too late")
 
 
 async def fail(store: Store, job_id: str) -> None:
-    await termination.terminate(store.runtime, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
+    await termination.terminate(store.jobs, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
 
 
 @pytest.mark.parametrize("end", [cancel, expire, fail])
@@ -152,18 +151,18 @@ async def test_a_job_whose_counter_is_too_low_waits_for_its_last_shard(store: St
     first, second = await store.claim_all(job_id := await store.submit(20))
     await store.set_shard(second.shard_id, state=ShardState.QUEUED)
     await store.set_job(job_id, open_shards=1)
-    await record(store.runtime, first, landed(first, route=store.routes[0]))
+    await record(store.jobs, first, landed(first, route=store.routes[0]))
     job = await store.job(job_id)
     assert (job.status, job.open_shards) == (JobStatus.IN_PROGRESS, 1)
     held = await store.claim(second.shard_id)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert (await store.status(job_id), await states(store, job_id)) == (JobStatus.COMPLETED, {ShardState.DONE})
 
 
 async def test_the_sweep_counts_anew_rather_than_end_a_job_with_a_queued_shard(store: Store) -> None:
     first, second = await store.claim_all(job_id := await store.submit(20))
-    await record(store.runtime, first, landed(first, route=store.routes[0]))
-    await claims.release(store.runtime, second, delay_s=60, counts_as_attempt=False, reason="", waiting_on=None)
+    await record(store.jobs, first, landed(first, route=store.routes[0]))
+    await claims.release(store.jobs, second, delay_s=60, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_job(job_id, open_shards=0)
     await sweep(store.runtime)
     job = await store.job(job_id)
@@ -174,10 +173,8 @@ async def test_the_sweep_counts_anew_rather_than_end_a_job_with_a_queued_shard(s
 async def test_a_shard_that_is_given_back_to_a_job_that_expired_meanwhile_is_closed(store: Store) -> None:
     """Its worker had not heard of it: the sweep is not needed."""
     [held] = await store.claim_all(job_id := await store.submit())
-    writer = writer_of(store, held)
     await expire(store, job_id)
     assert await states(store, job_id) == {ShardState.RUNNING}
-    await release_unfinished(store.runtime, held, writer, ShardStopped("the worker is stopping"))
-    await writer.close()
+    await release_unfinished(stopped_run(store, held, ShardStopped("the worker is stopping")), job_active=True)
     assert await states(store, job_id) == {ShardState.CANCELLED}
     assert (await store.job(job_id)).open_shards == 0

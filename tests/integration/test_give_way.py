@@ -73,10 +73,10 @@ async def test_a_job_that_gave_way_says_so_until_its_turn(database_url: str, tmp
     await until(lambda: is_running(store, large, 1))
     await store.submit(10)
     await worker
-    body = job_object(await get_job(store.runtime, "p", large))
+    body = job_object(await get_job(store.jobs, "p", large))
     assert (body["waiting_on"], body["next_attempt_at"]) == ("fairness", None)
     await store.claim((await store.shard_ids(large))[0])
-    assert job_object(await get_job(store.runtime, "p", large))["waiting_on"] is None
+    assert job_object(await get_job(store.jobs, "p", large))["waiting_on"] is None
     await store.close()
 
 

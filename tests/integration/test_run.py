@@ -22,7 +22,7 @@ from models.usage import UsageRecord
 from providers.fake import fake_tokens, fake_vectors
 from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
-from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of, writer_of
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, stopped_run, text_of
 from tests.running import run_shard
 from tests.waiting import until
 
@@ -49,7 +49,7 @@ async def test_a_job_runs_to_its_end(store: Store) -> None:
     job_id = await store.submit(47, bad={3})
     await asyncio.gather(run_all(store, job_id), run_all(store, job_id))  # every ring comes twice
     snapshot = await checked(store, job_id)
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert body["status"] == JobStatus.COMPLETED_WITH_ERRORS
     assert body["counts"] == {"total": 47, "completed": 46, "failed": 1, "pending": 0}
     billed = sum(fake_tokens(text_of("text", index)) for index in range(47) if index != 3)
@@ -84,7 +84,7 @@ async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(
     await run_all(store, job_id)
     [shard] = (await checked(store, job_id)).shards
     assert (shard.state, shard.attempt) == (ShardState.QUEUED, 0)
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert job["waiting_on"] == "quota"
     assert 60 < job["next_attempt_at"] - job["created_at"] < 200
     await store.close()
@@ -107,7 +107,7 @@ async def test_one_batch_that_waits_for_quota_costs_no_attempt_when_its_worker_s
     await running
     [shard] = (await checked(store, job_id)).shards
     assert (shard.lease_until, shard.attempt) == (None, 0)
-    assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == "quota"
+    assert job_object(await get_job(store.jobs, "p", job_id))["waiting_on"] == "quota"
     await store.close()
 
 
@@ -120,9 +120,9 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     assert held is not None
     held.waits.waiting("slot", 1.0)
     held.waits.end("slot", may_start=not waited)
-    await release_unfinished(store.runtime, held, writer_of(store, held), DeadlineExceeded("too late"))
+    await release_unfinished(stopped_run(store, held, DeadlineExceeded("too late")), job_active=True)
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
-    assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == waiting_on
+    assert job_object(await get_job(store.jobs, "p", job_id))["waiting_on"] == waiting_on
 
 
 async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database_url: str, tmp_path: Path) -> None:
@@ -130,12 +130,12 @@ async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
     async with asyncio.timeout(20):
-        while (job := job_object(await get_job(store.runtime, "p", job_id)))["waiting_on"] is None:  # noqa: ASYNC110
+        while (job := job_object(await get_job(store.jobs, "p", job_id)))["waiting_on"] is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await running
     assert job["waiting_on"] == "quota" and job["next_attempt_at"] >= job["created_at"]
     assert (await checked(store, job_id)).shards[0].attempt == 1
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert (job["status"], job["waiting_on"]) == (JobStatus.COMPLETED, None)
     await store.close()
 
@@ -147,11 +147,11 @@ async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: P
     running = asyncio.create_task(run_all(store, job_id))
     await until(lambda: is_running(store, job_id))
     async with asyncio.timeout(10):
-        await termination.cancel(store.runtime, "p", job_id)
+        await termination.cancel(store.jobs, "p", job_id)
         await running
     snapshot = await checked(store, job_id)
     assert len(snapshot.with_vector) <= 4  # the one batch that was in flight
-    await termination.cancel_idle_shards(store.runtime, job_id)
+    await termination.cancel_idle_shards(store.jobs, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     await store.close()
 
@@ -168,7 +168,7 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
     running = asyncio.create_task(run_all(store, job_id))
     await until(lambda: is_running(store, job_id))
     async with asyncio.timeout(20):
-        await pause_resume.pause(store.runtime, "p", job_id)
+        await pause_resume.pause(store.jobs, "p", job_id)
         await running
     snapshot = await checked(store, job_id)
     assert len(snapshot.with_vector) <= 8  # the call that was in flight, and one that began in the second after

@@ -88,14 +88,14 @@ async def test_a_refused_account_is_tried_again_as_soon_as_its_file_has_changed(
     await run_due(store, one)
     await outages(store)
     await run_due(other, two)
-    assert job_object(await get_job(store.runtime, "p", two))["waiting"]["code"] == "upstream_auth_failed"
+    assert job_object(await get_job(store.jobs, "p", two))["waiting"]["code"] == "upstream_auth_failed"
     for _ in range(5):  # it is refused again and again: the pauses between probes are at their longest
         store.runtime.router.outages.probe_failed(store.routes[0], _refusal())
     await outages(store)
     write(key_file, NEW)
     for each in (store, other):
         look_now(each)
-        await try_changed_secrets(each.runtime)
+        await try_changed_secrets(each.runtime.upstream.secrets, each.runtime.router.outages, each.dispatcher)
     assert [(await store.job(job)).not_before for job in (one, two)] == [None, None]
     await other.runtime.router.outages.refresh(max_age_s=0.0)
     await run_due(other, two)
@@ -148,7 +148,7 @@ async def test_what_a_refused_key_needs_is_said(
 ) -> None:
     accept(store, NEW)
     await run_due(store, job_id := await store.submit(10))
-    advice = job_object(await get_job(store.runtime, "p", job_id))["waiting"]["advice"]
+    advice = job_object(await get_job(store.jobs, "p", job_id))["waiting"]["advice"]
     assert "A new key in its file is used within seconds." in advice
     monkeypatch.setenv("KEY_OF_ONE", OLD)
     of_env = opened(database_url, tmp_path, "env:KEY_OF_ONE")
@@ -192,8 +192,8 @@ async def test_accounts_whose_keys_have_changed_are_tried_again_after_an_error(s
     for account in ("one", "two"):
         secrets.note_changed(account)
     with pytest.raises(StorageUnavailable):
-        await try_changed_secrets(store.runtime)
+        await try_changed_secrets(secrets, outages, store.dispatcher)
     assert secrets._changed == {"one", "two"}
     outages.is_away = False
-    await try_changed_secrets(store.runtime)
+    await try_changed_secrets(secrets, outages, store.dispatcher)
     assert secrets._changed == set()

@@ -10,7 +10,7 @@ from cli.commands.doctor.finding import Finding
 from cli.redaction import redact_url
 from engine.config.settings import Settings
 from engine.connections.broker_faults import broker_fault, names_of
-from engine.connections.faults import ConnectionFault
+from engine.connections.connection_faults import ConnectionFault
 
 if TYPE_CHECKING:
     from engine.config.settings import Settings

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from cli.commands.doctor.finding import Finding
 from cli.commands.doctor.storage import with_database
 from engine.config.settings import WORKER_SEEN_S, Settings
-from engine.queue import service_heartbeats
-from engine.queue.service_heartbeats import OUR_VERSION, ProcessHeartbeat
+from engine.queue import process_heartbeats
+from engine.queue.process_heartbeats import OUR_VERSION, ProcessHeartbeat
 
 SKEW_S = 2.0
 STARTS = {
@@ -21,7 +21,7 @@ STARTS = {
 
 def running(settings: Settings) -> list[Finding]:
     """API, workers and scheduler by their heartbeats."""
-    heartbeats, ahead_s = asyncio.run(with_database(settings, service_heartbeats.list_processes))
+    heartbeats, ahead_s = asyncio.run(with_database(settings, process_heartbeats.list_processes))
     return list(processes(heartbeats, ahead_s))
 
 

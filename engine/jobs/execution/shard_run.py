@@ -20,23 +20,23 @@ from engine.jobs.execution.preemption import (
     StartPreemptor,
     choose_preemptor,
 )
-from engine.jobs.execution.release import release_unfinished
+from engine.jobs.execution.release import StoppedRun, release_unfinished
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.execution.watch import ShardWatch
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import wait_report
-from engine.jobs.recording.budget import SpendReservation
-from engine.jobs.recording.duplicates import DuplicateFanout
-from engine.jobs.recording.in_flight_calls import RunCalls
-from engine.jobs.recording.orphaned_calls import record_unanswered
-from engine.jobs.scheduling.dispatch import dispatch
+from engine.jobs.recording.cost_limit import SpendReservation
+from engine.jobs.recording.duplicate_outcomes import DuplicateFanout
+from engine.jobs.recording.run_calls import RunCalls
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.jobs.scheduling.fair_share import QueuePosition
 from engine.observability import failpoints
 from engine.process.background import logging_errors, surviving
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
-from models.errors import EmbedmillError, StorageUnavailable
+from models.embedding import Alias
+from models.errors import EmbedmillError, RequestError, StorageUnavailable
 from models.job import JobStatus
 
 log = logging.getLogger("embedmill.jobs")
@@ -71,12 +71,21 @@ class ShardRun:
         self._watch = watch
         self._start_preemptor = start_preemptor
         self._until = until
+        self._dispatcher = Dispatcher(runtime.store, runtime.notifier, runtime.settling)
         self._started = time.monotonic()
         self._stop = CancellationToken()
         self._calls = RunCalls(runtime.journal, shard)
-        self._lease = LeaseKeeper(runtime, shard, self._calls, requested_at, on_lost=self._stop_calls)
+        self._lease = LeaseKeeper(runtime.store, shard, self._calls, requested_at, on_lost=self._stop_calls)
         self._reservation = None if shard.max_cost_usd is None else SpendReservation()
-        self._writer = ResultsWriter(runtime, shard, self._calls, self._stop, self._reservation)
+        self._writer = ResultsWriter(
+            runtime.store,
+            runtime.spool,
+            shard,
+            self._calls,
+            self._stop,
+            runtime.blocked_shards,
+            self._reservation,
+        )
         self._preemptors: list[Preemptor] = []
         self._preempting: asyncio.Task[None] | None = None
         self._still_open = shard.count - int(shard.outcome_bits.sum())
@@ -168,17 +177,16 @@ class ShardRun:
             on_outcome=fanout or self._writer.add,
             tenant=shard.project,
             call_observer=self._lease,
-            calls=shard.calls,
             spending=self._reservation,
             waits=shard.waits,
             stop=self._stop,
         )
-        inputs = OpenInputs(runtime, shard, embedding, self._writer, fanout, self._reservation)
+        inputs = OpenInputs(runtime.store, shard, embedding, self._writer, fanout, self._reservation)
         end_of_budget = asyncio.get_running_loop().call_later(
             stop_at - time.monotonic(), self._stop_calls, "the time budget of the shard is over"
         )
         beside = [
-            asyncio.create_task(wait_report.report_waits(runtime, shard)),
+            asyncio.create_task(wait_report.report_waits(runtime.database, shard)),
             asyncio.create_task(self._stop_when_draining()),
         ]
         try:
@@ -208,7 +216,7 @@ class ShardRun:
         runtime, shard, writer = self._runtime, self._shard, self._writer
         try:
             # Whatever fails here, the shard is released, so that it need not wait for its lease to run out.
-            for end in (writer.close, lambda: record_unanswered(runtime, shard, self._calls)):
+            for end in (writer.close, lambda: self._calls.record_rest(runtime.database)):
                 # Without the database the next process reads the journals of calls and results.
                 with (
                     contextlib.suppress(StorageUnavailable),
@@ -231,18 +239,28 @@ class ShardRun:
             renewing.cancel()
         failpoints.hit("after_commit_before_ack")
         with contextlib.suppress(StorageUnavailable), logging_errors("dispatch broke off", **self._log_fields):
-            await dispatch(runtime)  # the scheduler dispatches too
+            await self._dispatcher.dispatch()  # the scheduler dispatches too
 
     async def _release(self, error: EmbedmillError | None) -> None:
+        runtime = self._runtime
         try:
-            await release_unfinished(self._runtime, self._shard, self._writer, error)
+            stopped = StoppedRun(runtime.store, runtime.router, self._alias(), self._shard, error)
+            await release_unfinished(stopped, job_active=self._writer.job_active)
         except DATABASE_ERRORS:
             log.exception("a shard could not be given back as it should be: it is released", extra=self._log_fields)
             await claims.release(
-                self._runtime,
+                runtime.store,
                 self._shard,
                 delay_s=RELEASE_DELAY_S,
                 counts_as_attempt=True,
                 reason="it could not be given back",
                 waiting_on=None,
             )
+
+    def _alias(self) -> Alias | None:
+        """The alias with the routes that the job's options leave; None where the configuration has it no longer."""
+        runtime, shard = self._runtime, self._shard
+        try:
+            return runtime.apply_gateway_options(runtime.alias(shard.alias), shard.options)
+        except RequestError:
+            return None
