@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from functools import partial
 from importlib.metadata import version
 from types import SimpleNamespace
 from typing import cast
@@ -19,21 +20,22 @@ from api import health
 from api.http import docs_page, errors, openapi
 from api.http.application import Application
 from api.http.auth import PUBLIC, GuardedRoute
-from api.http.budgets import Budgets
+from api.http.concurrency_limits import Budgets
 from api.http.lifecycle import Lifecycle
 from api.http.middleware import RequestContext
 from api.loop_lag import watch_lag
 from api.readiness import Readiness
 from api.routes import all_routes
 from engine.config.secrets import REFRESH_EVERY_S
-from engine.config.settings import Settings
+from engine.config.settings import WORKER_SEEN_S, Settings
+from engine.jobs.composition import dispatcher_of
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.reading.long_poll import JobWatches
 from engine.observability.telemetry import configure_logging
 from engine.planning import tokens
 from engine.process.background import ErrorLog, repeat
 from engine.process.memory import tune_memory
-from engine.queue import service_heartbeats, worker_heartbeats
+from engine.queue import process_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from engine.storage.database_gauges import Gauges
 
@@ -54,16 +56,14 @@ def build_app(runtime: Runtime) -> Application:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        secrets, outages = runtime.upstream.secrets, runtime.router.outages
+        refresh = partial(try_changed_secrets, secrets, outages, dispatcher_of(runtime))
         tasks = [
             asyncio.create_task(watch_lag()),
             asyncio.create_task(app.state.readiness.keep_fresh()),
-            asyncio.create_task(service_heartbeats.heartbeat_loop(runtime.database, "api")),
-            asyncio.create_task(
-                repeat(lambda: try_changed_secrets(runtime), ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)
-            ),
-            asyncio.create_task(
-                worker_heartbeats.quota_share_loop(runtime.database, runtime.limiters, runtime.settings.worker_seen_s)
-            ),
+            asyncio.create_task(process_heartbeats.heartbeat_loop(runtime.database, "api")),
+            asyncio.create_task(repeat(refresh, ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)),
+            asyncio.create_task(worker_heartbeats.quota_share_loop(runtime.database, runtime.limiters, WORKER_SEEN_S)),
         ]
         tune_memory()
         await asyncio.to_thread(tokens.load)
@@ -94,11 +94,9 @@ def build_app(runtime: Runtime) -> Application:
     app.state.lifecycle = Lifecycle()
     app.state.budgets = Budgets(runtime.settings)
     app.state.readiness = Readiness.of(runtime)
-    app.state.watches = JobWatches(runtime)
+    app.state.watches = JobWatches(runtime.store)
     app.state.lifecycle.on_stop.append(app.state.watches.stop)
-    app.state.exposition = health.shared_metrics_text(
-        Gauges(runtime.database, worker_seen_s=runtime.settings.worker_seen_s)
-    )
+    app.state.exposition = health.shared_metrics_text(Gauges(runtime.database, worker_seen_s=WORKER_SEEN_S))
     app.router.route_class = GuardedRoute
     errors.install(app)
     for route in all_routes():

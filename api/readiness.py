@@ -11,6 +11,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping
 
 from api.shared_task import SharedTask
+from engine.config.settings import WORKER_SEEN_S
 from engine.queue import worker_heartbeats
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
@@ -67,7 +68,7 @@ class Readiness:
             return True
 
         async def workers() -> bool:
-            return await worker_heartbeats.count_alive(runtime.database, runtime.settings.worker_seen_s) > 0
+            return await worker_heartbeats.count_alive(runtime.database, WORKER_SEEN_S) > 0
 
         return cls(
             {"database": Probe(database), "broker": Probe(runtime.notifier.reachable), "workers": Probe(workers)}

@@ -26,6 +26,7 @@ from bench.texts import text_of
 from engine.access.keys import Caller
 from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
+from engine.jobs.composition import intake_parts_of
 from engine.jobs.execution.worker import Worker
 from engine.jobs.ingest import job_intake
 from engine.queue.broker import Notifier
@@ -97,7 +98,9 @@ async def count(folder: Path, inputs: int, jobs: int) -> dict[str, Any]:
         event.listen(engine.sync_engine, "before_cursor_execute", note)
     for _ in range(jobs):
         wanted = job_intake.JobSpec(runtime.alias("m"), 1536, Options(), {}, "req_bench")
-        async with job_intake.open_intake(runtime, Caller("key", "bench", frozenset()), wanted) as intake:
+        async with job_intake.open_intake(
+            intake_parts_of(runtime), Caller("key", "bench", frozenset()), wanted
+        ) as intake:
             for start in range(0, inputs, 1000):
                 lines = ParsedRecords()
                 for number in range(start, min(start + 1000, inputs)):

@@ -104,11 +104,11 @@ def exit_code_of(command: Callable[[], int]) -> int:
     except BrokenPipeError:
         discard_output("stdout")
         return CODES[Failure.INTERRUPTED]
-    except Exception as error:  # a bug is one line too, unless the log level is DEBUG
+    except Exception as error:  # the edge: a bug is one line too, unless the log level is DEBUG
         if os.environ.get("EMBEDMILL_LOG_LEVEL", "").upper() == "DEBUG":
             raise
         from cli.error_messages import explain
-        from engine.validation import redacted  # of a library's text: it may quote a header or a URL
+        from engine.config_checks import redacted  # of a library's text: it may quote a header or a URL
 
         explained = explain(error)
         _print_error(redacted(str(explained)))

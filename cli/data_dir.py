@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from dataclasses import dataclass
@@ -78,10 +79,9 @@ def read_line(path: Path) -> str | None:
 def write_private(path: Path, text: str) -> None:
     """Replace a file by one with this text and mode 0600: no reader sees half of it, no other user any of it."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mkstemp makes it 0600
-    try:
+    with contextlib.ExitStack() as undo:
+        undo.callback(Path(temporary).unlink)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink()
-        raise
+        undo.pop_all()

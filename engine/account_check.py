@@ -10,10 +10,10 @@ from decimal import Decimal
 from sqlalchemy import delete
 from sqlalchemy.exc import DBAPIError
 
+from engine.jobs.composition import dispatcher_of
 from engine.jobs.execution import outage_waits
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.ledger import usage_rows
-from engine.ledger.billing import cost_of
+from engine.ledger.call_cost import cost_of
 from engine.route_state.control_call import control_batch
 from engine.routing.outage_causes import Cause, cause_of
 from engine.runtime import Runtime
@@ -51,8 +51,8 @@ async def check_account(runtime: Runtime, account: str) -> list[RouteTest]:
     with contextlib.suppress(EmbedmillError, DBAPIError, OSError):  # without tables, nobody waits for it
         await _end_outages(runtime, account, [test.upstream_model for test in tests if test.cause is not None])
         await runtime.usage.flush()
-        await outage_waits.resume_recovered_jobs(runtime)  # jobs go on now, not only when the sweep looks
-        await dispatch(runtime)
+        await outage_waits.resume_recovered_jobs(runtime.store)  # jobs go on now, not only when the sweep looks
+        await dispatcher_of(runtime).dispatch()
     return tests
 
 

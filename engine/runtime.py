@@ -15,13 +15,14 @@ from engine.config.settings import Settings
 from engine.config.suggestions import did_you_mean
 from engine.durability.call_journal import CallJournal
 from engine.durability.spool import Spool
+from engine.job_store import JobStore
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.limiter.registry import LimiterRegistry
 from engine.observability import failpoints
 from engine.process.background import surviving
-from engine.process.byte_budget import ByteBudget
 from engine.process.clock import DatabaseClock
 from engine.process.data_folder import make_data_folder
+from engine.process.memory_budget import ByteBudget
 from engine.process.work_threads import WorkThreads
 from engine.queue.broker import Notifier, key_prefix
 from engine.routing.drift import DriftMonitor
@@ -45,6 +46,7 @@ class Runtime:
     aliases: dict[str, Alias]
     bare_names: dict[str, str]  # names of models without their creator, where only one model has it
     database: Database
+    store: JobStore
     limiters: LimiterRegistry
     upstream: Upstream
     router: Router
@@ -94,6 +96,7 @@ class Runtime:
             aliases=aliases,
             bare_names=config_file.bare_names(aliases),
             database=database,
+            store=JobStore(database, settings),
             limiters=limiters,
             upstream=upstream,
             router=router,

@@ -251,7 +251,7 @@ class Shard(Base):
     tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # estimated
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     # Claims of the shard, and of the shard that it was split from, that ended with the crash of the worker; and how
-    # many may, before the sweep splits it or tests its last input (engine/jobs/maintenance/crashes.py).
+    # many may, before the sweep splits it or tests its last input (engine/jobs/maintenance/crashing_inputs.py).
     worker_crashes: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     crash_limit: Mapped[int] = mapped_column(
         Integer, default=MAX_WORKER_CRASHES, server_default=str(MAX_WORKER_CRASHES)

@@ -25,6 +25,8 @@ from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 100.0
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
+BODY = orjson.dumps({"model": "tiny", "input": ["a", "b"]})
 
 
 def free_port() -> int:
@@ -182,3 +184,14 @@ async def _make_keys(url: str) -> tuple[str, str]:
     finally:
         await database.close()
     return key, other
+
+
+def flood(connection: socket.socket, piece: bytes, total_bytes: int) -> None:
+    """Send the piece again and again, until the server has had enough."""
+    sent = 0
+    try:
+        while sent < total_bytes:
+            connection.sendall(piece)
+            sent += len(piece)
+    except (ConnectionError, TimeoutError):
+        pass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -27,6 +28,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.parent.name == "faults" and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(240), append=False)
+
+
+def pytest_collection_finish() -> None:
+    # What was imported and collected stays to the end: the collector need not walk through it again and again.
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

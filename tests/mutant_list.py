@@ -53,7 +53,7 @@ MUTANTS = (
     ),
     Mutant(
         "duplicates-only-last",
-        "engine/jobs/recording/duplicates.py",
+        "engine/jobs/recording/duplicate_outcomes.py",
         "self._duplicates_of.setdefault(first, []).append(index)",
         "self._duplicates_of[first] = [index]",
         (f"{STORE}duplicates.py::test_every_duplicate_of_an_input_gets_its_outcome",),
@@ -61,14 +61,14 @@ MUTANTS = (
     # Jobs: one owner at a time, and the first result of an input stays.
     Mutant(
         "outcome-overwritten",
-        "engine/jobs/recording/record.py",
+        "engine/jobs/recording/record_outcomes.py",
         "new = ~outcome_bits[positions]",
         "new = np.ones(len(positions), dtype=bool)",
         (f"{STORE}record.py::test_a_late_result_counts_where_there_is_none_and_never_overwrites[sqlite]",),
     ),
     Mutant(
         "record-without-fence",
-        "engine/jobs/recording/record.py",
+        "engine/jobs/recording/record_outcomes.py",
         "if row.fence != shard.fence:",
         "if row.fence < shard.fence:",
         (f"{STORE}record.py::test_failures_of_a_worker_that_lost_its_shard_are_not_recorded[sqlite]",),
@@ -84,9 +84,9 @@ MUTANTS = (
         "heartbeat-without-fence",
         "engine/jobs/leasing/claim.py",
         ".where(Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING)\n"
-        "            .values(lease_until=db_now() + runtime.settings.lease_s)",
+        "            .values(lease_until=db_now() + store.settings.lease_s)",
         ".where(Shard.id == shard.shard_id, Shard.state == ShardState.RUNNING)\n"
-        "            .values(lease_until=db_now() + runtime.settings.lease_s)",
+        "            .values(lease_until=db_now() + store.settings.lease_s)",
         (f"{STORE}claims.py::test_a_stale_worker_can_neither_extend_nor_release_nor_let_go[sqlite]",),
     ),
     Mutant(
@@ -127,7 +127,7 @@ MUTANTS = (
     ),
     Mutant(
         "estimate-of-all-batches",
-        "engine/jobs/recording/record.py",
+        "engine/jobs/recording/record_outcomes.py",
         "if any(part.tokens_estimated for part in new_parts):",
         "if all(part.tokens_estimated for part in new_parts):",
         (f"{STORE}record.py::test_one_estimate_makes_the_usage_of_the_job_an_estimate[sqlite-first]",),
@@ -141,21 +141,21 @@ MUTANTS = (
     ),
     Mutant(
         "ambiguous-call-not-billed",
-        "engine/ledger/billing.py",
+        "engine/ledger/call_cost.py",
         "        return UsageKind.AMBIGUOUS\n",
         "        return None\n",
         (f"{STORE}billing.py::test_a_call_without_an_answer_leaves_an_ambiguous_row[close]",),
     ),
     Mutant(
         "ambiguous-call-at-estimate",
-        "engine/ledger/billing.py",
+        "engine/ledger/call_cost.py",
         "max_cost_of(batch, route) if kind is UsageKind.AMBIGUOUS else",
         "max_cost_of(batch, route) if kind is UsageKind.DELIVERED else",
         (f"{UNIT}money.py::test_a_call_without_use_is_charged_as_reported_or_estimated_or_at_its_highest_cost",),
     ),
     Mutant(
         "ceiling-ignored-by-late-results",
-        "engine/jobs/recording/budget.py",
+        "engine/jobs/recording/cost_limit.py",
         "cost_usd > await _unreserved(connection, shard):\n        return False",
         "cost_usd > await _unreserved(connection, shard):\n        return True",
         (f"{STORE}budget.py::test_a_late_result_is_taken_as_far_as_the_ceiling_goes[sqlite]",),

@@ -47,7 +47,7 @@ def main() -> None:
     from engine.process.data_folder import make_data_folder
     from engine.process.file_descriptors import raise_descriptor_limit
     from models.errors import EmbedmillError
-    from workers.operations import serve_operations
+    from workers.health_and_metrics import serve_operations
 
     try:
         # Before Celery starts: a child that finds the fault later would take messages and do nothing about them.

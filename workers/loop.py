@@ -13,16 +13,18 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from functools import partial
 from typing import Any
 
 from engine.config.secrets import REFRESH_EVERY_S
-from engine.config.settings import Settings
+from engine.config.settings import WORKER_SEEN_S, Settings
+from engine.jobs.composition import dispatcher_of
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.execution.worker import Worker
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
 from engine.jobs.recording.spool_replay import replay
 from engine.process.background import ErrorLog, repeat
-from engine.queue import service_heartbeats, worker_heartbeats
+from engine.queue import process_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from models.errors import EmbedmillError
 from workers.idle import IdleWatch, MainProcess
@@ -49,10 +51,10 @@ class LoopThread:
         self._duties = [
             self._submit(worker_heartbeats.heartbeat_loop(self.runtime.database, self.worker.name, slots=1)),
             self._submit(self._recover_repeatedly()),
-            self._submit(service_heartbeats.heartbeat_loop(self.runtime.database, "worker")),
+            self._submit(process_heartbeats.heartbeat_loop(self.runtime.database, "worker")),
             self._submit(self._reload_secrets_repeatedly()),
             self._submit(
-                worker_heartbeats.quota_share_loop(self.runtime.database, self.runtime.limiters, settings.worker_seen_s)
+                worker_heartbeats.quota_share_loop(self.runtime.database, self.runtime.limiters, WORKER_SEEN_S)
             ),
         ]
         self._watching = self._submit(self._idle.watch())
@@ -73,14 +75,14 @@ class LoopThread:
         future = self._submit(owned())
         try:
             future.result()
-        except BaseException:
-            # The task is cancelled, not the future: it records its results and releases its shard first, and the future
-            # tells when that is done.
-            for task in running:
-                self._loop.call_soon_threadsafe(task.cancel)
-            with contextlib.suppress(CancelledError, FutureTimeout):
-                future.result(timeout=RELEASE_S)
-            raise
+        finally:
+            if not future.done():  # this thread was interrupted
+                # The task is cancelled, not the future: it records its results and releases its shard first, and the
+                # future tells when that is done.
+                for task in running:
+                    self._loop.call_soon_threadsafe(task.cancel)
+                with contextlib.suppress(CancelledError, FutureTimeout):
+                    future.result(timeout=RELEASE_S)
 
     def drain(self) -> None:
         """Start no new upstream calls, and release the shards after their calls in flight. Safe in a signal handler."""
@@ -110,19 +112,19 @@ class LoopThread:
     async def _recover_repeatedly(self) -> None:
         """Repeatedly record what dead processes of this machine left, and reserve disk space for results."""
 
-        runtime = self.runtime
+        runtime, store = self.runtime, self.runtime.store
         # Separate loops, so that one that the database refuses does not delay the others.
         await asyncio.gather(
             _repeat("keeping room on the disk", lambda: asyncio.to_thread(runtime.spool.reserve)),
-            _repeat("recording spooled results", lambda: replay(runtime)),
-            _repeat("noting the calls of dead processes", lambda: record_orphaned_calls(runtime)),
+            _repeat("recording spooled results", lambda: replay(store, runtime.spool)),
+            _repeat("noting the calls of dead processes", lambda: record_orphaned_calls(store, runtime.journal)),
             _repeat("writing spooled usage rows", runtime.usage.replay),
         )
 
     async def _reload_secrets_repeatedly(self) -> None:
-        await repeat(
-            lambda: try_changed_secrets(self.runtime), ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S
-        )
+        secrets, outages = self.runtime.upstream.secrets, self.runtime.router.outages
+        refresh = partial(try_changed_secrets, secrets, outages, dispatcher_of(self.runtime))
+        await repeat(refresh, ErrorLog("reading secret files"), every_s=REFRESH_EVERY_S)
 
     def _submit(self, work: Coroutine[Any, Any, None]) -> Future[None]:
         return asyncio.run_coroutine_threadsafe(work, self._loop)

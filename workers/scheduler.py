@@ -9,16 +9,15 @@ import signal
 import sys
 
 from engine.config.settings import Settings
+from engine.jobs.composition import dispatcher_of, sweep_of
 from engine.jobs.execution.release import BACKOFF_CAP_S
 from engine.jobs.maintenance.clock_steps import clamp_future_instants, extend_leases_after_outage
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.observability.telemetry import SCHEDULER_ROUNDS, SWEEP_SECONDS, configure_logging
 from engine.process.background import ErrorLog
-from engine.queue import service_heartbeats
+from engine.queue import process_heartbeats
 from engine.runtime import Runtime
 from models.errors import ConfigError, StorageUnavailable
-from workers.operations import serve_operations
+from workers.health_and_metrics import serve_operations
 
 log = logging.getLogger("embedmill.scheduler")
 DISPATCH_EVERY_S = 0.5
@@ -31,16 +30,17 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
     if ops_port:
         serve_operations(settings.ops_host, ops_port)
     runtime = Runtime.open(settings, pool_size=2)
+    sweep, dispatcher = sweep_of(runtime), dispatcher_of(runtime)
     stopping = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
     log.info(
         "embedmill %s: the scheduler dispatches every %g s and sweeps every %g s",
-        service_heartbeats.OUR_VERSION,
+        process_heartbeats.OUR_VERSION,
         DISPATCH_EVERY_S,
         settings.sweep_s,
     )
-    heartbeat = asyncio.create_task(service_heartbeats.heartbeat_loop(runtime.database, "scheduler"))
+    heartbeat = asyncio.create_task(process_heartbeats.heartbeat_loop(runtime.database, "scheduler"))
     next_sweep = 0.0
     # A new scheduler does not know how long the database was unavailable before, nor whether its clock was set.
     database_was_away = is_new = True
@@ -52,17 +52,17 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
             # Recovery depends on the sweep, so a failed round must not end it.
             with errors[duty].round() as this:
                 if database_was_away:
-                    await extend_leases_after_outage(runtime)
+                    await extend_leases_after_outage(runtime.store, runtime.database_clock)
                     database_was_away = False
                 if is_new:
-                    await clamp_future_instants(runtime, due_within_s=BACKOFF_CAP_S)
+                    await clamp_future_instants(runtime.store, due_within_s=BACKOFF_CAP_S)
                     is_new = False
                 if duty == "sweep":
                     next_sweep = now + settings.sweep_s
                     with SWEEP_SECONDS.time():
-                        await sweep(runtime)
+                        await sweep.run()
                 else:
-                    await dispatch(runtime)
+                    await dispatcher.dispatch()
             is_away = isinstance(this.error, StorageUnavailable)
             database_was_away = database_was_away or is_away
             outcome = "ok" if this.error is None else "database_away" if is_away else "failed"

@@ -15,7 +15,7 @@ from kombu.transport import redis
 from redis.exceptions import RedisError
 
 from engine.connections.broker_faults import unavailable
-from engine.connections.faults import REDIS
+from engine.connections.connection_faults import REDIS
 from engine.process.background import ErrorLog
 from workers.messages import dropped
 

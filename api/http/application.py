@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from starlette.types import Receive, Scope, Send
 
 from api.http.auth import GuardedRoute
+from engine.process.background import surviving
 
 # In the scope once the answer has begun: an error can then no longer be told to the client.
 HAS_BEGUN = "embedmill.has_begun"
@@ -42,7 +43,7 @@ class Application(FastAPI):
             else:
                 scope["route"], scope["path_params"] = route, {}
                 await route.app(scope, receive, send)
-        except Exception as error:
+        except Exception as error:  # the edge: a client gets an answer whatever a request meets
             await self._answer_error(error, scope, receive, send)
 
     async def _answer_error(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,13 +51,15 @@ class Application(FastAPI):
         request = Request(scope, receive, send)
         handlers: dict[Any, Any] = self.exception_handlers
         kind = next(kind for kind in type(error).__mro__ if kind in handlers)
-        try:
-            if kind is Exception or scope.get(HAS_BEGUN):
-                raise error
-            response = await handlers[kind](request, error)
-            await response(scope, receive, send)
-        except Exception as unexpected:
-            response = await handlers[Exception](request, unexpected)
-            if not scope.get(HAS_BEGUN):
+        unexpected: Exception = error
+        if kind is not Exception and not scope.get(HAS_BEGUN):
+            with surviving() as answer:
+                response = await handlers[kind](request, error)
                 await response(scope, receive, send)
-            raise
+            if answer.error is None:
+                return
+            unexpected = answer.error
+        response = await handlers[Exception](request, unexpected)
+        if not scope.get(HAS_BEGUN):
+            await response(scope, receive, send)
+        raise unexpected

@@ -12,7 +12,7 @@ from starlette.types import Receive, Send
 from starlette.types import Scope as RequestScope
 
 from api.http import compression
-from api.http.budgets import Budgets
+from api.http.concurrency_limits import Budgets
 from api.http.request_headers import header
 from engine.access.keys import Caller
 from engine.runtime import Runtime

@@ -16,7 +16,7 @@ from api.http.auth import caller_of, runtime_of
 from api.http.request_headers import header
 from engine.corpus.lines import GzipDecoder, IdentityDecoder
 from engine.observability.telemetry import BODY_REFUSALS
-from engine.process.byte_budget import ByteLease
+from engine.process.memory_budget import ByteLease
 from models.errors import BodyTooSlow, PayloadTooLarge, UnsupportedMediaType
 
 TOO_LARGE = (

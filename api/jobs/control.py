@@ -13,10 +13,11 @@ from api.http import params, request_body
 from api.http.auth import caller_of, runtime_of
 from api.http.schemas import ResumeRequest, decode
 from api.jobs.render import job_response, json_response
+from engine.job_store import JobStore
+from engine.jobs.composition import dispatcher_of
 from engine.jobs.control import pause_resume, retry, termination
 from engine.jobs.reading import job_rows
-from engine.jobs.recording import budget
-from engine.runtime import Runtime
+from engine.jobs.recording import cost_limit
 
 _RESUME = msgspec.json.Decoder(ResumeRequest)
 MAX_RESUME_BYTES = 4096
@@ -37,25 +38,26 @@ async def resume_job(request: Request) -> Response:
     params.reject_unknown_params(request)
     body = await request_body.read_body(request, MAX_RESUME_BYTES)
     resume = decode(_RESUME, body) if body.strip() else ResumeRequest()
-    ceiling = None if resume.max_cost_usd is None else budget.parse_max_cost(resume.max_cost_usd)
-    return await _job_action(request, partial(pause_resume.resume, max_cost_usd=ceiling))
+    ceiling = None if resume.max_cost_usd is None else cost_limit.parse_max_cost(resume.max_cost_usd)
+    dispatcher = dispatcher_of(runtime_of(request))
+    return await _job_action(request, partial(pause_resume.resume, max_cost_usd=ceiling, dispatcher=dispatcher))
 
 
 async def retry_job(request: Request) -> Response:
     """Try the failed inputs of a finished job again."""
-    return await _job_action(request, retry.retry)
+    return await _job_action(request, partial(retry.retry, dispatcher=dispatcher_of(runtime_of(request))))
 
 
 async def delete_job(request: Request) -> Response:
     """Remove the job and its results."""
     job_id = request.path_params["job_id"]
-    await termination.delete_job(runtime_of(request), caller_of(request).project, job_id)
+    await termination.delete_job(runtime_of(request).store, caller_of(request).project, job_id)
     return json_response({"id": job_id, "object": "embedding.job", "deleted": True})
 
 
-async def _job_action(request: Request, action: Callable[[Runtime, str, str], Awaitable[None]]) -> Response:
+async def _job_action(request: Request, action: Callable[[JobStore, str, str], Awaitable[None]]) -> Response:
     """Apply `action` to the job of the request. Returns the job object as it is afterwards."""
     params.reject_unknown_params(request)
-    runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
-    await action(runtime, project, job_id)
-    return job_response(await job_rows.get_job(runtime, project, job_id), 200, {})
+    store, project, job_id = runtime_of(request).store, caller_of(request).project, request.path_params["job_id"]
+    await action(store, project, job_id)
+    return job_response(await job_rows.get_job(store, project, job_id), 200, {})

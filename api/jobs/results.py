@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
 
 from fastapi import Request
 from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
-from api.http.budgets import BudgetedStream
 from api.http.compression import VARY, chosen_coding, compressed_stream, must_compress
+from api.http.concurrency_limits import BudgetedStream
 from engine.jobs.reading import job_rows, read_leases, results
 from engine.jobs.reading.results import IndexRange
 from models.errors import InvalidInput
@@ -27,26 +28,29 @@ async def get_results(request: Request) -> Response:
 
 async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
-    job = await job_rows.get_job(runtime, caller_of(request).project, request.path_params["job_id"])
+    job = await job_rows.get_job(runtime.store, caller_of(request).project, request.path_params["job_id"])
     format_ = params.choice_param(request, "format", ("ndjson", "npy"))
     encoding = params.choice_param(request, "encoding_format", ("float", "base64"))
     start = params.int_param(request, "start")
     stop = params.int_param(request, "stop")
     if start is not None and stop is not None and stop < start:
         raise InvalidInput("Invalid 'stop': must not be less than start.", param="stop", code="invalid_value")
-    await read_leases.acquire_read_lease(runtime, job)
+    await read_leases.acquire_read_lease(runtime.database, job)
     index_range = IndexRange.of(job, start, stop)
-    complete = await results.is_complete(runtime, job, index_range, stop)
+    complete = await results.is_complete(runtime.database, job, index_range, stop)
     headers = {"x-embedmill-complete": "true" if complete else "false", "cache-control": "no-store"}
     body: Body
     if format_ == "npy":
         headers["content-length"] = str(results.npy_bytes(job, index_range))
-        body, media_type = results.npy(runtime, job, index_range, complete=complete), "application/octet-stream"
+        body, media_type = (
+            results.npy(runtime.database, job, index_range, complete=complete),
+            "application/octet-stream",
+        )
     else:
-        body = results.ndjson(runtime, job, index_range, encoding, complete=complete)
+        body = results.ndjson(runtime.database, runtime.work, job, index_range, encoding, complete=complete)
         media_type = NDJSON
     headers["content-disposition"] = f'attachment; filename="{job.id}.{format_}"'
-    return read_leases.renew_while_reading(runtime, job.id, body), media_type, headers
+    return read_leases.renew_while_reading(runtime.database, job.id, body), media_type, headers
 
 
 async def get_errors(request: Request) -> Response:
@@ -57,9 +61,11 @@ async def get_errors(request: Request) -> Response:
 
 async def _start_errors(request: Request) -> tuple[Body, str, dict[str, str]]:
     runtime = runtime_of(request)
-    job = await job_rows.get_job(runtime, caller_of(request).project, request.path_params["job_id"])
-    await read_leases.acquire_read_lease(runtime, job)
-    body = read_leases.renew_while_reading(runtime, job.id, results.errors_ndjson(runtime, job))
+    job = await job_rows.get_job(runtime.store, caller_of(request).project, request.path_params["job_id"])
+    await read_leases.acquire_read_lease(runtime.database, job)
+    body = read_leases.renew_while_reading(
+        runtime.database, job.id, results.errors_ndjson(runtime.database, runtime.work, job)
+    )
     return body, NDJSON, {}
 
 
@@ -69,15 +75,15 @@ async def _stream(
     """The body that `start` opens, as a stream. Raises RateLimited or Overloaded before anything is read."""
     streams, key_id = budgets_of(request).streams, caller_of(request).key_id
     streams.acquire(key_id)
-    try:
+    with ExitStack() as undo:  # until the response takes its place in the budget over
+        undo.callback(streams.release, key_id)
         body, media_type, headers = await start(request)
-    except BaseException:
-        streams.release(key_id)
-        raise
-    is_compressible = media_type == NDJSON and request.query_params.get("encoding_format") != "base64"
-    if is_compressible or must_compress(request):
-        headers |= VARY
-        if coding := chosen_coding(request):
-            headers.pop("content-length", None)
-            body, headers = compressed_stream(coding, body), headers | {"content-encoding": coding}
-    return BudgetedStream(streams, key_id, body, media_type=media_type, headers=headers)
+        is_compressible = media_type == NDJSON and request.query_params.get("encoding_format") != "base64"
+        if is_compressible or must_compress(request):
+            headers |= VARY
+            if coding := chosen_coding(request):
+                headers.pop("content-length", None)
+                body, headers = compressed_stream(coding, body), headers | {"content-encoding": coding}
+        response = BudgetedStream(streams, key_id, body, media_type=media_type, headers=headers)
+        undo.pop_all()
+    return response

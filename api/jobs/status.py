@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
-from api.jobs.render import job_object, job_response, json_response, poll_headers
+from api.jobs.render import job_object, json_response, poll_headers
 from engine.jobs.reading import job_rows
 from engine.jobs.reading.long_poll import JobWatches
 from models.errors import InvalidInput
@@ -25,7 +25,7 @@ async def list_jobs(request: Request) -> Response:
             f"Invalid 'status': supported are {', '.join(job_rows.JOB_STATUSES)}.", param="status", code="invalid_value"
         )
     rows, has_more = await job_rows.list_jobs(
-        runtime_of(request),
+        runtime_of(request).store,
         caller_of(request).project,
         limit=limit,
         after_id=request.query_params.get("after"),
@@ -45,7 +45,7 @@ async def list_jobs(request: Request) -> Response:
 
 async def get_job(request: Request) -> Response:
     """The job object; 304 when the caller's ETag still holds; with `wait` after the next change."""
-    runtime, project, job_id = runtime_of(request), caller_of(request).project, request.path_params["job_id"]
+    store, project, job_id = runtime_of(request).store, caller_of(request).project, request.path_params["job_id"]
     seen_etags = request.headers.get("if-none-match")
     if request.query_params:
         params.reject_unknown_params(request, "wait")
@@ -61,11 +61,11 @@ async def get_job(request: Request) -> Response:
                 client_disconnected=request.is_disconnected,
             )
     else:
-        row = await job_rows.get_job(runtime, project, job_id)
+        row = await job_rows.get_job(store, project, job_id)
     etag = job_rows.etag(row)
     if seen_etags is not None and _matches(seen_etags, etag):
         return Response(status_code=304, headers=poll_headers(row, etag))
-    return job_response(row, 200, {})
+    return json_response(job_object(row), headers=poll_headers(row, etag))
 
 
 def _first_tag(header: str | None) -> str | None:

@@ -27,12 +27,13 @@ from engine.corpus.lines import (
     TextLine,
     append_record,
 )
+from engine.jobs.composition import dry_run_of, intake_parts_of
 from engine.jobs.ingest import job_intake
-from engine.jobs.ingest.differences import describe_differences
 from engine.jobs.ingest.dry_run import DryRun
+from engine.jobs.ingest.idempotency_mismatch import describe_differences
 from engine.jobs.ingest.job_intake import IdempotentReplay, JobIntake, JobSpec, Reservation
 from engine.jobs.reading import job_rows
-from engine.jobs.recording import budget
+from engine.jobs.recording import cost_limit
 from engine.planning import packing
 from engine.routing.model_choice import choose_model
 from engine.runtime import Runtime
@@ -69,14 +70,14 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
         spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {})
         records = _records_of(options.input) if span is None else _records_within(runtime, spec, body, span)
         if options.dry_run:
-            estimate = DryRun(runtime, spec, project)
+            estimate = await dry_run_of(runtime, spec, project)
             await estimate.read(records, size=len(body))
             return json_response(await estimate.finish())
         fingerprint = await _hash(runtime, project, body)
         reserved = await _reserve(request, runtime, key)
         if isinstance(reserved, IdempotentReplay):
             return await _replay(request, runtime, reserved, fingerprint, spec)
-        async with job_intake.open_intake(runtime, caller_of(request), spec, reserved) as intake:
+        async with job_intake.open_intake(intake_parts_of(runtime), caller_of(request), spec, reserved) as intake:
             await intake.read(records, size=len(body))
             await runtime.keys.recheck(caller_of(request))
             await intake.finish(fingerprint)
@@ -117,7 +118,7 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, medi
     spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {})
     decoder = request_body.body_decoder(request)
     if options.dry_run:
-        estimate = DryRun(runtime, spec, caller_of(request).project)
+        estimate = await dry_run_of(runtime, spec, caller_of(request).project)
         await _feed(request, runtime, media_type, decoder, estimate, hashlib.sha256())
         return json_response(await estimate.finish())
     hasher = hashlib.sha256(b"%b\0%b\0" % (media_type.encode(), request.scope["query_string"]))
@@ -126,7 +127,7 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, medi
         async for chunk in request_body.raw_chunks(request):
             hasher.update(chunk)
         return await _replay(request, runtime, reserved, hasher.digest(), spec)
-    async with job_intake.open_intake(runtime, caller_of(request), spec, reserved) as intake:
+    async with job_intake.open_intake(intake_parts_of(runtime), caller_of(request), spec, reserved) as intake:
         await _feed(request, runtime, media_type, decoder, intake, hasher)
         await runtime.keys.recheck(caller_of(request))
         await intake.finish(hasher.digest())
@@ -162,21 +163,21 @@ async def _feed(
 
 
 async def _reserve(request: Request, runtime: Runtime, key: str | None) -> Reservation | IdempotentReplay | None:
-    return None if key is None else await job_intake.reserve(runtime, caller_of(request).project, key)
+    return None if key is None else await job_intake.reserve(runtime.store, caller_of(request).project, key)
 
 
 async def _replay(
     request: Request, runtime: Runtime, replay: IdempotentReplay, fingerprint: bytes, spec: JobSpec
 ) -> Response:
     if replay.fingerprint != fingerprint:
-        difference = await describe_differences(runtime, replay.job_id, spec)
+        difference = await describe_differences(runtime.database, replay.job_id, spec)
         raise IdempotencyMismatch(
             f"This Idempotency-Key was used before with another request{difference and f': {difference}'}. "
             "Send the same request again, or use a new key for a new job.",
             param="idempotency-key",
         )
     try:
-        row = await job_rows.get_job(runtime, caller_of(request).project, replay.job_id)
+        row = await job_rows.get_job(runtime.store, caller_of(request).project, replay.job_id)
     except JobNotFound as error:  # deleted since the key was looked up, and the key with it
         raise Conflict(
             "The job of this Idempotency-Key was deleted just now: send the request again.", should_retry=True
@@ -185,7 +186,7 @@ async def _replay(
 
 
 async def _accepted(request: Request, runtime: Runtime, intake: JobIntake) -> Response:
-    row = await job_rows.get_job(runtime, caller_of(request).project, intake.job_id)
+    row = await job_rows.get_job(runtime.store, caller_of(request).project, intake.job_id)
     return job_response(row, 202, {"location": job_path(row.id)})
 
 
@@ -216,7 +217,7 @@ def _job_spec(
         options=options,
         metadata=metadata,
         request_id=request.scope["request_id"],
-        max_cost_usd=None if fields.max_cost_usd is None else budget.parse_max_cost(fields.max_cost_usd),
+        max_cost_usd=None if fields.max_cost_usd is None else cost_limit.parse_max_cost(fields.max_cost_usd),
     )
 
 

@@ -133,7 +133,9 @@ def _has_tables(url: str) -> bool:
     """False where the database answers and was never migrated."""
     import asyncio
 
-    from engine.storage.database import Database, schema_revision
+    from alembic.util import CommandError
+
+    from engine.storage.database import DATABASE_ERRORS, Database, schema_revision
 
     file = url.removeprefix("sqlite+aiosqlite:///")
     if file != url and not Path(file).is_file():
@@ -149,7 +151,7 @@ def _has_tables(url: str) -> bool:
 
     try:
         return asyncio.run(read_revision())
-    except Exception:  # unreachable: the component itself waits for it and logs that
+    except (*DATABASE_ERRORS, CommandError, OSError):  # the component itself waits for it and logs that
         return True
 
 

@@ -21,9 +21,9 @@ from typing import TypeVar
 
 from sqlalchemy import insert, select, update
 
+from engine.config_checks import MAX_NOTE_CHARS, MAX_PROJECT_CHARS, check_name
 from engine.process.data_folder import make_data_folder
 from engine.storage.database import DATABASE_ERRORS, Database
-from engine.validation import MAX_NOTE_CHARS, MAX_PROJECT_CHARS, check_name
 from models.base import db_now
 from models.errors import ConfigError, NotAuthenticated
 from models.key import ApiKey, Scope

@@ -10,7 +10,7 @@ from typing import Any
 import providers
 from engine.config.proxies import proxy_url
 from engine.config.sections import AccountSection, did_you_mean, read_section
-from engine.validation import check_secret
+from engine.config_checks import check_secret
 from models.embedding import Account
 from models.errors import ConfigError
 from providers.traits import Traits

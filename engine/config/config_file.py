@@ -12,7 +12,7 @@ from engine.config.accounts import accounts_of_environment, build_account
 from engine.config.aliases import build_alias, sections_of_catalog
 from engine.config.catalog import load_catalog
 from engine.config.sections import check_keys, table
-from engine.validation import check_names
+from engine.config_checks import check_names
 from models.embedding import Alias
 from models.errors import ConfigError
 

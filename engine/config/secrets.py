@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.proxies import proxy_url
-from engine.validation import check_secret
+from engine.config_checks import check_secret
 from models.embedding import Account, Route
 from models.errors import ConfigError
 

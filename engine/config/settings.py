@@ -24,6 +24,7 @@ VISIBILITY_TIMEOUT_S = 300
 CALL_GRACE_S = 45
 HARD_LIMIT_MARGIN_S = 30
 BEAT_S = 10.0  # between two heartbeats of a worker process
+WORKER_SEEN_S = 4.5 * BEAT_S  # after its last heartbeat a worker counts as alive for so long: four may be late
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 # Read by the command line, not by the engine; listed here so that a typo check knows them.
 CLIENT_NAMES = ("URL", "API_KEY")
@@ -255,11 +256,6 @@ class Settings:
         Never less than a worker needs to reconnect once the broker is back.
         """
         return max(10.0, self.lease_s / 2)
-
-    @property
-    def worker_seen_s(self) -> float:
-        """Seconds after its last heartbeat that a worker counts as alive: four heartbeats may be late."""
-        return 4.5 * BEAT_S
 
     def validate(self) -> None:
         """Check what one setting demands of another, and the URLs. Raises ConfigError that names the setting."""

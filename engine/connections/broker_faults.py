@@ -5,7 +5,7 @@ An error reply of Redis begins with a code in capitals; py-amqp names its classe
 
 from __future__ import annotations
 
-from engine.connections.faults import BROKER, REDIS, ConnectionFault, Names, chain_of, connection_fault
+from engine.connections.connection_faults import BROKER, REDIS, ConnectionFault, Names, chain_of, connection_fault
 from models.errors import BrokerUnavailable
 
 CREDENTIAL = "correct user and password in {setting}"

@@ -158,8 +158,11 @@ class Spool:
         self._check_room(len(body))
         path = self._folder / f"{name}-{secrets.token_hex(4)}{SUFFIX_DONE}"
         unfinished = path.with_suffix(SUFFIX_UNFINISHED)
-        handle = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
+        with contextlib.ExitStack() as undo:  # until the whole file is on the disk
+            handle = os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            undo.callback(os.close, handle)
+            for leftover in (unfinished, path):
+                undo.callback(leftover.unlink, missing_ok=True)
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             with os.fdopen(os.dup(handle), "wb") as file:
                 file.write(HEAD.pack(MAGIC, len(body), _digest(body)))
@@ -171,11 +174,7 @@ class Spool:
                 os.fsync(file.fileno())
             unfinished.rename(path)
             _sync_folder(self._folder)
-        except BaseException:
-            for leftover in (unfinished, path):
-                leftover.unlink(missing_ok=True)
-            os.close(handle)
-            raise
+            undo.pop_all()
         return SpooledFile(path, handle)
 
     def names(self) -> list[str]:

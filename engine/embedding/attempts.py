@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from engine.cancellation import CancellationToken
 from engine.embedding import diagnosis, hang_detector, rate_limits
 from engine.embedding.bisect import P_FLAKE_TO_BISECT, Attempts, is_server_fault
-from engine.ledger.billing import Spending, cost_of, paid
+from engine.ledger.call_cost import Spending, cost_of, paid
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
 from engine.planning.provider_truncation import PLAUSIBLE_BYTES_PER_TOKEN, cut_upstream

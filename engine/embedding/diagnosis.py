@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from engine.cancellation import CancellationToken
-from engine.ledger.billing import Spending, paid
+from engine.ledger.call_cost import Spending, paid
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.planning import packing

@@ -14,7 +14,7 @@ import msgspec
 
 from engine.durability.spool import SUFFIX_BAD, DamagedFile, Spool
 from engine.observability.telemetry import USAGE_DROPPED, USAGE_WAITING, count_cost
-from engine.process.background import ErrorLog
+from engine.process.background import ErrorLog, logging_errors, surviving
 from engine.storage.database import Database
 from models.base import db_now
 from models.errors import Overloaded, StorageUnavailable
@@ -66,16 +66,13 @@ class UsageBuffer:
                     await self._wake.wait()
             await asyncio.sleep(FLUSH_S)
             self._wake.clear()
-            try:
+            with self._errors.round() as writing:
                 await self.flush()
                 await self.replay()
-            except Exception as error:  # after any error, later rows must still be written
-                self._errors.failed(error)
+            if writing.error is not None:
                 await self._write_to_spool()
                 if self._buffer:
                     self._wake.set()
-            else:
-                self._errors.succeeded()
             self._update_gauge()
 
     async def flush(self) -> None:
@@ -88,11 +85,9 @@ class UsageBuffer:
         self._update_gauge()
 
     async def _write(self, rows: Sequence[dict[str, Any]]) -> None:
-        try:
+        with surviving(passing=StorageUnavailable) as writing:
             await write(self._database, rows)
-        except StorageUnavailable:
-            raise
-        except Exception as error:
+        if (error := writing.error) is not None:
             # A row that the database refuses must not block the others: writing them one by one finds it.
             if len(rows) == 1:
                 _quarantine(self._spool, rows[0], error)
@@ -136,13 +131,13 @@ class UsageBuffer:
                 self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        try:
+        with surviving() as writing:
             await self.flush()
-        except Exception as error:
+        if writing.error is not None:
             await self._write_to_spool()
             if self._buffer:
                 USAGE_DROPPED.inc(len(self._buffer))
-                log.error("usage rows were lost at shutdown: %s", error, extra={"count": len(self._buffer)})
+                log.error("usage rows were lost at shutdown: %s", writing.error, extra={"count": len(self._buffer)})
 
 
 async def write(database: Database, records: Sequence[dict[str, Any]]) -> None:
@@ -165,14 +160,13 @@ async def replay(database: Database, spool: Spool) -> int:
             log.error("a file of usage rows is damaged, and set aside as .bad: %s", error)
             file.quarantine()
             continue
-        try:
-            for low in range(0, len(records), FLUSH_ROWS):
-                await write(database, records[low : low + FLUSH_ROWS])
-        except (StorageUnavailable, asyncio.CancelledError):
-            file.unlock()
-            raise
-        except Exception:
-            log.exception("a file of usage rows was refused, and set aside as .bad", extra={"count": len(records)})
+        with contextlib.ExitStack() as undo:
+            undo.callback(file.unlock)  # StorageUnavailable, or this process ends
+            with logging_errors("a file of usage rows was refused, and set aside as .bad", count=len(records)) as block:
+                for low in range(0, len(records), FLUSH_ROWS):
+                    await write(database, records[low : low + FLUSH_ROWS])
+            undo.pop_all()
+        if block.error is not None:
             file.quarantine()
         else:
             file.remove()

@@ -91,7 +91,8 @@ class PacedAcquire:
 
     async def _wait_for_start(self, wait_s: float) -> None:
         """Sleep until the start of the charged call, then wait for a slot. Refunds the cost when it gives up."""
-        try:
+        async with contextlib.AsyncExitStack() as undo:
+            undo.push_async_callback(self._refund)
             loop = asyncio.get_running_loop()
             start_at = loop.time() + wait_s
             while (left_s := start_at - loop.time()) > 0:
@@ -99,13 +100,14 @@ class PacedAcquire:
             while True:
                 decision = await self.queue.coordinator.acquire(self._request(is_charged=True))
                 if decision.verdict is Verdict.ALLOW:
+                    undo.pop_all()
                     return
                 await self._pause(decision)
-        except BaseException:
-            refund = CallResult(self.slot, CallSignal.NONE, tokens=-self.tokens, requests=-1.0)
-            with contextlib.suppress(asyncio.CancelledError):
-                await self.queue.coordinator.settle(refund)
-            raise
+
+    async def _refund(self) -> None:
+        refund = CallResult(self.slot, CallSignal.NONE, tokens=-self.tokens, requests=-1.0)
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.queue.coordinator.settle(refund)
 
     async def _pause(self, decision: AcquireDecision) -> None:
         """Wait before the coordinator is asked again. Raises where the wait would be too long."""

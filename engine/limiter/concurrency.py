@@ -35,20 +35,12 @@ class AdaptiveSemaphore:
 
         `deadline` is on time.monotonic(). Raises DeadlineExceeded at the deadline, or once `stop` is cancelled.
         """
-        waiter = self._queue.add(tenant)
         try:
             async with stop.timeout(deadline - time.monotonic()):
-                return await waiter
-        except BaseException as error:
-            if waiter.done() and not waiter.cancelled():
-                if waiter.result():
-                    self.release(CallSignal.NONE)  # the slot was assigned in the moment of the cancellation
-            else:
-                self._queue.remove(tenant, waiter)
-            if isinstance(error, TimeoutError):
-                stop.raise_if_cancelled()
-                raise DeadlineExceeded(AT_CAPACITY_MESSAGE) from None
-            raise
+                return await self._queue.wait(tenant, lambda: self.release(CallSignal.NONE))
+        except TimeoutError:
+            stop.raise_if_cancelled()
+            raise DeadlineExceeded(AT_CAPACITY_MESSAGE) from None
 
     def release(self, signal: CallSignal) -> None:
         """Free a slot and adapt the limit to how its call ended."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, deque
+from collections.abc import Callable
 
 
 class FairQueue:
@@ -30,6 +32,24 @@ class FairQueue:
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self.by_tenant.setdefault(tenant, deque()).append(waiter)
         return waiter
+
+    async def wait(self, tenant: str, pass_on: Callable[[], None]) -> bool:
+        """Wait until popped. Returns the waiter's result.
+
+        `pass_on` is called when the waiter was popped with True in the moment of its cancellation: another one is next.
+        """
+        waiter = self.add(tenant)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._withdraw, tenant, waiter, pass_on)
+            result = await waiter
+            undo.pop_all()
+        return result
+
+    def _withdraw(self, tenant: str, waiter: asyncio.Future[bool], pass_on: Callable[[], None]) -> None:
+        if not waiter.done() or waiter.cancelled():
+            self.remove(tenant, waiter)
+        elif waiter.result():
+            pass_on()
 
     def remove(self, tenant: str, waiter: asyncio.Future[bool]) -> None:
         """Cancel a waiter that has not been popped, and take it out."""
@@ -62,18 +82,10 @@ class FairLock:
 
     async def acquire(self, tenant: str) -> None:
         """Wait for the lock."""
-        if not self._is_locked:
+        if self._is_locked:
+            await self._queue.wait(tenant, self.release)
+        else:
             self._is_locked = True
-            return
-        waiter = self._queue.add(tenant)
-        try:
-            await waiter
-        except BaseException:
-            if waiter.done() and not waiter.cancelled():
-                self.release()  # the lock was handed over in the moment of the cancellation
-            else:
-                self._queue.remove(tenant, waiter)
-            raise
 
     def release(self) -> None:
         """Hand the lock to the next waiter, or unlock it."""

@@ -20,7 +20,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from engine.connections import urls
 from engine.connections.broker_faults import broker_fault
-from engine.connections.faults import REDIS
+from engine.connections.connection_faults import REDIS
 from engine.observability.telemetry import REDIS_FAILURES
 from engine.process.process_names import process_name
 

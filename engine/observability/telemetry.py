@@ -26,7 +26,7 @@ from prometheus_client import (
     multiprocess,
 )
 
-from engine.validation import redacted
+from engine.config_checks import redacted
 
 REGISTRY = CollectorRegistry()
 VERSION = version("embedmill")

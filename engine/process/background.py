@@ -52,50 +52,49 @@ class ErrorLog:
         self._failures = 0
 
     @contextlib.contextmanager
-    def round(self) -> Iterator[Round]:
+    def round(self) -> Iterator[GuardedBlock]:
         """One round of the activity: an error of any class is logged, and ends the block and nothing else."""
-        this = Round()
-        with surviving(self.failed, this):
+        with surviving(self.failed) as this:
             yield this
             self.succeeded()
 
 
 @dataclass(slots=True)
-class Round:
-    """What became of a round: its error, or None."""
+class GuardedBlock:
+    """What became of a block: its error, or None."""
 
     error: Exception | None = None
 
 
 @contextlib.contextmanager
-def surviving(report: Callable[[Exception], object], result: Round | None = None) -> Iterator[None]:
+def surviving(
+    report: Callable[[Exception], object] | None = None, *, passing: type[Exception] | tuple[()] = ()
+) -> Iterator[GuardedBlock]:
     """End the block at an error of any class, report the error, and go on behind the block.
 
-    Where work goes on whatever one part of it meets, this is the place that catches everything.
+    Where work goes on whatever one part of it meets, this is the place that catches everything. Errors of the class
+    `passing` are raised. Without `report` the caller reads the error from the block.
     """
+    block = GuardedBlock()
     try:
-        yield
+        yield block
     except Exception as error:
-        if result is not None:
-            result.error = error
-        report(error)
+        if isinstance(error, passing):
+            raise
+        block.error = error
+        if report is not None:
+            report(error)
 
 
 @contextlib.contextmanager
-def logging_errors(message: str, **fields: object) -> Iterator[None]:
+def logging_errors(message: str, **fields: object) -> Iterator[GuardedBlock]:
     """As `surviving`: the error is logged with its traceback, for a fault of ours. StorageUnavailable is raised."""
-    unavailable: list[StorageUnavailable] = []
 
     def report(error: Exception) -> None:
-        if isinstance(error, StorageUnavailable):
-            unavailable.append(error)
-        else:
-            log.error(message, exc_info=error, extra=fields)
+        log.error(message, exc_info=error, extra=fields)
 
-    with surviving(report):
-        yield
-    if unavailable:
-        raise unavailable[0]
+    with surviving(report, passing=StorageUnavailable) as block:
+        yield block
 
 
 async def repeat(work: Callable[[], Awaitable[object]], errors: ErrorLog, *, every_s: float) -> None:

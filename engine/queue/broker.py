@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import struct
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from amqp.exceptions import AMQPError, MessageNacked
 from celery import Celery
 from kombu.entity import Queue
+from kombu.exceptions import KombuError
 from kombu.pools import producers
+from redis.exceptions import RedisError
 
 from engine.config.settings import VISIBILITY_TIMEOUT_S
 from engine.connections import urls
@@ -23,7 +27,7 @@ from engine.connections.broker_faults import names_of, unavailable
 from engine.observability import failpoints
 from engine.observability.telemetry import NOTIFY_FAILURES
 from engine.process.background import LOG_EVERY_S
-from models.errors import BrokerUnavailable
+from models.errors import BrokerUnavailable, EmbedmillError
 
 log = logging.getLogger("embedmill.queue")
 
@@ -34,6 +38,21 @@ SOCKET_TIMEOUT_S = 5.0
 BROKER_BACKOFF_S = 3.0
 PUBLISH_TIMEOUT_S = 4.0
 PROBE_TIMEOUT_S = 6.0  # longer than a connection takes to fail
+# What kombu, py-amqp and redis-py raise because of a broker (kombu 5.7, py-amqp 5.4, redis-py 8.1): they have no common
+# root. kombu itself counts KeyError and AttributeError among the errors of a connection that was just lost, and raises
+# RuntimeError for a closed pool; struct.error and ValueError come of an answer in another protocol.
+BROKER_ERRORS = (
+    KombuError,
+    AMQPError,
+    MessageNacked,
+    RedisError,
+    OSError,
+    KeyError,
+    AttributeError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+)
 
 
 def bulk_queue(namespace: str) -> str:
@@ -118,7 +137,7 @@ class Notifier:
             with self._app().connection_for_write(connect_timeout=2.0) as connection:
                 connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=3.0)
                 return self._declare(connection.default_channel)
-        except Exception:  # any error of the transport means that it is not reachable
+        except (EmbedmillError, *BROKER_ERRORS):  # also when its URL cannot be used
             return None
 
     def _declare(self, channel: Any) -> int:
@@ -135,7 +154,7 @@ class Notifier:
                     app.send_task(RUN_SHARD, queue=bulk_queue(self._namespace), producer=producer, retry=False)
             failpoints.hit("after_publish")
             return True
-        except Exception as error:  # redis, amqp and kombu raise classes without a common root
+        except (EmbedmillError, *BROKER_ERRORS) as error:
             self._away_until = time.monotonic() + BROKER_BACKOFF_S
             NOTIFY_FAILURES.inc(missing)
             self._log(missing, unavailable(error, names_of(self._url)))

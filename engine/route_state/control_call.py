@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from engine.ledger.billing import CONTROL_TEXT
+from engine.ledger.call_cost import CONTROL_TEXT
 from engine.planning.token_estimator import estimate
 from models.embedding import Batch, Options
 from models.errors import EmbedmillError

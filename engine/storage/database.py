@@ -13,8 +13,8 @@ import math
 import sqlite3
 import time
 import traceback
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,7 @@ class Database:
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection for statements that change nothing. Raises StorageUnavailable when the database is away."""
-        with _translated_errors():
+        with _TranslatedErrors():
             async with (await self._engine_of_reads()).connect() as connection:
                 yield connection
 
@@ -95,7 +95,7 @@ class Database:
         Raises StorageUnavailable when the database is away, StorageBlocked when an operator must act first,
         StorageRefused when it can never take these values.
         """
-        with _translated_errors():
+        with _TranslatedErrors():
             async with self._writes.begin() as connection:
                 yield connection
 
@@ -193,7 +193,7 @@ def _check_idle_connection(connection: Any, record: ConnectionPoolEntry, proxy: 
     if time.monotonic() - record.info.get("idle_since", math.inf) > PING_AFTER_IDLE_S:
         try:
             connection.ping()
-        except Exception as error:  # of the driver; a new connection tells what is wrong
+        except postgres.DRIVER_ERRORS as error:  # a new connection tells what is wrong
             raise DisconnectionError("the connection has gone") from error
 
 
@@ -228,23 +228,22 @@ def migrate(url: str, revision: str = "head") -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     config.attributes["url"] = url
-    with _translated_errors():
+    with _TranslatedErrors():
         goes_down = revision == "base" or revision.startswith("-") or _is_older(url, revision)
         (command.downgrade if goes_down else command.upgrade)(config, revision)
 
 
-@contextmanager
-def _translated_errors() -> Iterator[None]:
-    """Raise the errors of drivers and of SQLAlchemy as our own."""
-    try:
-        yield
-    except asyncio.CancelledError as error:
-        _forget_cursors(error)
-        raise
-    except Exception as error:
-        if (ours := translated(error)) is error:
-            raise
-        raise ours from error
+class _TranslatedErrors:
+    """Within the block, the errors of drivers and of SQLAlchemy are raised as our own."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, asyncio.CancelledError):
+            _forget_cursors(error)
+        elif isinstance(error, Exception) and (ours := translated(error)) is not error:
+            raise ours from error
 
 
 def _is_older(url: str, revision: str) -> bool:

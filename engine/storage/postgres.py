@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 from sqlalchemy import Connection, event
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -25,6 +26,14 @@ SETTINGS: Mapping[str, str] = {
     "idle_in_transaction_session_timeout": "10000",
 }
 POOLED = "embedmill_pooled"
+# What a statement on an open connection raises. The dialect wraps most of it, not all, and only in its own root.
+DRIVER_ERRORS = (
+    AsyncAdapt_asyncpg_dbapi.Error,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
 
 
 def create_engine(url: str, settings: Mapping[str, str] = SETTINGS, **options: Any) -> AsyncEngine:

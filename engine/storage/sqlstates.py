@@ -13,7 +13,7 @@ from enum import StrEnum
 from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from engine.connections.faults import DATABASE, connection_fault
+from engine.connections.connection_faults import DATABASE, connection_fault
 from models.errors import EmbedmillError, StorageBlocked, StorageRefused, StorageUnavailable
 
 RETRY_AFTER_S = 2.0

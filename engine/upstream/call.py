@@ -161,52 +161,49 @@ class Upstream:
             max_wait=context.max_wait,
         )
         provider = providers.PROVIDERS[route.account.kind]
-        clock = time.perf_counter()
         attempt = CallAttempt(batch, route, context)
         self.in_flight += 1
         context.state.in_flight += 1
         try:
-            if context.stop is not None:  # it may have been cancelled while the call waited for its permit
-                context.stop.raise_if_cancelled()
-            keyed = await self.secrets.keyed(route) if route.account.secret_files else route
-            native, windows = batch_for(batch, route)
-            # A worker's event loop serves no other caller: there a thread would only cost.
-            work = self._work if context.interactive else None
-            is_large = len(batch.inputs) > INLINE_INPUTS or batch.bytes > INLINE_REPLY_BYTES
-            if work is not None and is_large:
-                request = await work.run(
-                    context.tenant, functools.partial(_request, provider, native, keyed, self._clock)
-                )
-            else:
-                request = _request(provider, native, keyed, self._clock)
-            exchange = self._start(request, attempt)
-            waits = context.waits
-            if waits is None or waits.on_sent is None:  # no hang detector: an interactive call
-                reply = await exchange
-            else:
-                async with waits.for_answer(route, batch.tokens, limiter.learned_timeout):
-                    reply = await exchange
-            _check_status(provider, reply, attempt)
-            if work is not None and (is_large or len(reply.body) > INLINE_REPLY_BYTES):
-                embedded = await work.run(context.tenant, lambda: provider.parse_reply(reply, native, route))
-            else:
-                embedded = provider.parse_reply(reply, native, route)
-            if windows is not None:
-                embedded = embedded._replace(vectors=windows.joined(embedded.vectors), truncated=windows.positions)
-            rows = _checked_rows(embedded, attempt)
-        except BaseException as error:
-            if isinstance(error, UpstreamError):
-                fit_advice(error, route.account)
-            attempt.record_failure(error)
+            with attempt:
+                if context.stop is not None:  # it may have been cancelled while the call waited for its permit
+                    context.stop.raise_if_cancelled()
+                return await self._exchange(provider, attempt)
+        except UpstreamError as error:
+            fit_advice(error, route.account)
             raise
         finally:
             self.in_flight -= 1
             context.state.in_flight -= 1
-            seconds = time.perf_counter() - clock
-            _release(permit, attempt, seconds)
-        context.state.latency.observe(seconds)
-        attempt.record_success(seconds)
-        return Embedded(rows, attempt.used, embedded.truncated)
+            _release(permit, attempt)
+
+    async def _exchange(self, provider: Provider, attempt: CallAttempt) -> Embedded:
+        """Build and send the request, and read its reply."""
+        batch, route, context = attempt.batch, attempt.route, attempt.context
+        keyed = await self.secrets.keyed(route) if route.account.secret_files else route
+        native, windows = batch_for(batch, route)
+        # A worker's event loop serves no other caller: there a thread would only cost.
+        work = self._work if context.interactive else None
+        is_large = len(batch.inputs) > INLINE_INPUTS or batch.bytes > INLINE_REPLY_BYTES
+        if work is not None and is_large:
+            request = await work.run(context.tenant, functools.partial(_request, provider, native, keyed, self._clock))
+        else:
+            request = _request(provider, native, keyed, self._clock)
+        exchange = self._start(request, attempt)
+        waits = context.waits
+        if waits is None or waits.on_sent is None:  # no hang detector: an interactive call
+            reply = await exchange
+        else:
+            async with waits.for_answer(route, batch.tokens, context.state.limiter.learned_timeout):
+                reply = await exchange
+        _check_status(provider, reply, attempt)
+        if work is not None and (is_large or len(reply.body) > INLINE_REPLY_BYTES):
+            embedded = await work.run(context.tenant, lambda: provider.parse_reply(reply, native, route))
+        else:
+            embedded = provider.parse_reply(reply, native, route)
+        if windows is not None:
+            embedded = embedded._replace(vectors=windows.joined(embedded.vectors), truncated=windows.positions)
+        return Embedded(_checked_rows(embedded, attempt), attempt.used, embedded.truncated)
 
     def _start(self, request: UpstreamRequest, attempt: CallAttempt) -> Coroutine[Any, Any, UpstreamReply]:
         """The exchange that sends the request. Tells the observer of the call first, which may raise."""
@@ -284,12 +281,12 @@ def _log_doubt(route: Route, state: RouteState, doubt: str) -> None:
     )
 
 
-def _release(permit: Permit, attempt: CallAttempt, seconds: float) -> None:
+def _release(permit: Permit, attempt: CallAttempt) -> None:
     context = attempt.context
     has_own_options = attempt.batch.options.sent_to(attempt.route.account) is not None
     context.state.limiter.release(
         permit,
-        seconds=seconds,
+        seconds=attempt.seconds,
         estimated=attempt.batch.tokens,
         used=attempt.used,
         error=attempt.error,

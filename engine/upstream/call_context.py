@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, Self
 
 from engine.cancellation import CancellationToken
-from engine.ledger.billing import usage_kind_of, with_cost
+from engine.ledger.call_cost import usage_kind_of, with_cost
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.observability.route_metrics import CUT_OFF
@@ -26,8 +26,8 @@ class CallObserver(Protocol):
     def sending(self, batch: Batch, route: Route) -> str:
         """The id of a call that is about to be sent. Raises EmbedmillError where no call may start any more."""
 
-    def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
-        """The call brought no result. `ambiguous`: it may have been billed all the same; `wasted`: it was."""
+    def failed(self, call_id: str, billed: Call | None) -> None:
+        """The call brought no result. `billed`: the call with its cost where it was billed, or may have been."""
 
 
 @dataclass(slots=True)
@@ -49,12 +49,14 @@ class CallContext:
 
 @dataclass(slots=True)
 class CallAttempt:
-    """One call on its way: filled in while it is sent and its reply is read."""
+    """One call on its way: filled in while it is sent and its reply is read, and recorded at the end of its block."""
 
     batch: Batch
     route: Route
     context: CallContext
     started_at: float = field(default_factory=time.time)
+    clock: float = field(default_factory=time.perf_counter)  # at its start
+    seconds: float = 0.0  # that it took, once it has ended
     id: str = ""
     is_sent: bool = False
     status: int | None = None
@@ -63,7 +65,18 @@ class CallAttempt:
     hint: RateLimitHeaders | None = None
     error: BaseException | None = None
 
-    def record_failure(self, error: BaseException) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Record how the call has ended, also when it is cancelled."""
+        self.seconds = time.perf_counter() - self.clock
+        if error is None:
+            self._record_success()
+        else:
+            self._record_failure(error)
+
+    def _record_failure(self, error: BaseException) -> None:
         """Record a call that raised: in `calls`, for the observer and in the metrics."""
         self.error = error
         observer = self.context.call_observer
@@ -72,8 +85,7 @@ class CallAttempt:
             self.used = error.reported_tokens
         # An observer counts calls that were cut off itself, when it writes them down.
         is_cut_off = kind is UsageKind.AMBIGUOUS and not isinstance(error, UpstreamError)
-        if observer is not None and self.id and not is_cut_off:
-            observer.failed(self.id, ambiguous=kind is UsageKind.AMBIGUOUS, wasted=kind is UsageKind.WASTED)
+        billed: Call | None = None
         if isinstance(error, UpstreamError) or (kind is not None and not (is_cut_off and observer is not None)):
             call = Call(
                 self.route.provider,
@@ -87,11 +99,13 @@ class CallAttempt:
                 id=self.id or random_id("call"),
             )
             if kind is not None:
-                call = with_cost(call, kind, self.batch, self.route, self.used)
+                call = billed = with_cost(call, kind, self.batch, self.route, self.used)
             self.context.calls.append(call)
             self.context.state.metrics.failed(call)
+        if observer is not None and self.id and not is_cut_off:
+            observer.failed(self.id, billed)
 
-    def record_success(self, seconds: float) -> None:
+    def _record_success(self) -> None:
         """Record a call that was answered. One with a purpose of ours is in the ledger as wasted."""
         context, route = self.context, self.route
         call = Call(
@@ -105,10 +119,11 @@ class CallAttempt:
             usage_doubt=self.tokens_doubt,
         )
         if context.purpose is not None:
-            if context.call_observer is not None:
-                context.call_observer.failed(self.id, ambiguous=False, wasted=True)
             call = replace(call, id=self.id or call.id, error=context.purpose)
             call = with_cost(call, UsageKind.WASTED, self.batch, route, self.used)
             WASTED_TOKENS.labels(route.provider, route.upstream_model, context.purpose).inc(call.tokens)
+            if context.call_observer is not None:
+                context.call_observer.failed(self.id, call)
         context.calls.append(call)
-        context.state.metrics.succeeded(seconds)
+        context.state.metrics.succeeded(self.seconds)
+        context.state.latency.observe(self.seconds)

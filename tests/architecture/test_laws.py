@@ -54,7 +54,7 @@ def test_alembic_is_the_library() -> None:
     assert "site-packages" in str(importlib.import_module("alembic.config").__file__)
 
 
-@pytest.mark.parametrize("path", sources(*PACKAGES, "alembic", "examples"), ids=name)
+@pytest.mark.parametrize("path", sources(*PACKAGES, "alembic", "examples", "tests", "bench"), ids=name)
 def test_a_file_has_one_idea(path: Path) -> None:
     lines = len(path.read_text("utf-8").splitlines())
     assert lines <= MAX_LINES, f"{name(path)} has {lines} lines: find its second idea"

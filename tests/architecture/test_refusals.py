@@ -17,10 +17,10 @@ FOLDERS = ("api", "engine", "providers")
 # Messages that no caller gets: of workers, and of what is under way in this process.
 INTERNAL = {
     "engine/jobs/execution/results_writer.py",
-    "engine/jobs/recording/duplicates.py",
+    "engine/jobs/recording/duplicate_outcomes.py",
     "engine/cancellation.py",
     "engine/ledger/usage_buffer.py",
-    "engine/jobs/recording/budget.py",
+    "engine/jobs/recording/cost_limit.py",
 }
 # Whose message is made of what stands elsewhere: an advice is in it, or added where it is caught.
 ADVICE = re.compile(

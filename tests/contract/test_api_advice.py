@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 
 from engine.config.suggestions import did_you_mean
+from engine.job_store import JobStore
 from engine.jobs.allowed_actions import ALLOWED_ACTIONS
+from engine.jobs.composition import dispatcher_of
 from engine.jobs.control import pause_resume, retry, termination
 from models.errors import Conflict
 from models.job import JobStatus
@@ -83,11 +87,12 @@ async def test_the_verbs_that_are_named_are_possible(gateway: Gateway, status: J
 
     from models.job import Job
 
-    verbs = {
+    dispatcher = dispatcher_of(gateway.runtime)
+    verbs: dict[str, Callable[[JobStore, str, str], Awaitable[None]]] = {
         "pause": pause_resume.pause,
-        "resume": pause_resume.resume,
+        "resume": partial(pause_resume.resume, dispatcher=dispatcher),
         "cancel": termination.cancel,
-        "retry": retry.retry,
+        "retry": partial(retry.retry, dispatcher=dispatcher),
     }
     for name, verb in verbs.items():
         job = await gateway.submit(["good", "poison"])
@@ -98,7 +103,7 @@ async def test_the_verbs_that_are_named_are_possible(gateway: Gateway, status: J
                         ("cancel", "cancelled"), ("cancel", "cancelling")}  # fmt: skip
         allowed = name in ALLOWED_ACTIONS[status][0] or (name, str(status)) in done_already
         try:
-            await verb(gateway.runtime, "default", job["id"])
+            await verb(gateway.runtime.store, "default", job["id"])
             assert allowed, (name, status)
         except Conflict as error:
             assert not allowed, (name, status, error.message)

@@ -15,10 +15,10 @@ import uvicorn
 from sqlalchemy import update
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from engine.jobs.maintenance.sweep import sweep
 from models.base import db_now
 from models.job import Job
 from tests.gateway import JOBS, Gateway, close_gateway, open_gateway
+from tests.running import sweep
 
 
 class Gate:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import time
 from collections.abc import AsyncIterator
@@ -68,21 +67,6 @@ async def test_a_width_that_the_provider_does_not_have_is_no_reason_to_leave_the
     others = await faulty.another_key()
     served = await faulty.client.post("/v1/embeddings", json={"model": TINY, "input": "a"}, headers=others)
     assert served.status_code == 200, served.text
-
-
-@pytest.mark.parametrize("text", ["own limit", "much later", "names no time"])
-@pytest.mark.parametrize("fields", [{}, {"user": "me"}])
-async def test_a_429_names_the_account_the_model_and_the_wait(
-    faulty: Gateway, text: str, fields: dict[str, Any]
-) -> None:
-    for _ in range(2):
-        reply = await faulty.embed([text], model=TINY, **fields)
-        error = error_of(reply)
-        assert (reply.status_code, error["code"], error["type"]) == (429, "upstream_rate_limited", "requests")
-        told = re.fullmatch(r"Provider account main, model up: (.*); a call may start in (\d+) s", error["message"])
-        assert told is not None and "429 (rate limit)" in told[1], error["message"]
-        assert reply.headers["retry-after"] == str(min(60, int(told[2])))
-    assert (await faulty.embed(["another"], model=TINY)).status_code == 200
 
 
 async def test_a_provider_that_wants_to_be_asked_much_later_is_a_429_at_once(faulty: Gateway) -> None:

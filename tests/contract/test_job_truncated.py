@@ -88,7 +88,7 @@ async def test_a_deleted_job_leaves_nothing(cutting: Gateway) -> None:
     job = await cutting.submit([LONG], model="fixed", truncate="end")
     await cutting.run(job["id"])
     await cutting.client.delete(f"{JOBS}/{job['id']}")
-    await purge(cutting.runtime)
+    await purge(cutting.runtime.store)
     async with cutting.runtime.database.read() as connection:
         count = await connection.execute(select(func.count()).select_from(TruncatedInputs))
         assert count.scalar_one() == 0
@@ -101,7 +101,7 @@ async def test_the_spool_keeps_it(cutting: Gateway) -> None:
     from models.embedding import BatchOutcome
 
     job = await cutting.submit(["a", "b"])
-    held = await claim(cutting.runtime, (await cutting.shards(job["id"]))[0], "w")
+    held = await claim(cutting.runtime.store, (await cutting.shards(job["id"]))[0], "w")
     assert held is not None
     from decimal import Decimal
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import random
-import time
-from pathlib import Path
 
-import orjson
 import pytest
 
 from engine.jobs.ingest.token_counting import COUNTED_BYTES, Method, TokenTotal
@@ -52,19 +49,29 @@ async def test_another_projects_jobs_teach_nothing(gateway: Gateway) -> None:
     assert reply.json()["tokens"] == sum(map(tokens.count, TEXTS))
 
 
+WORDS = ["the", "Bundesverfassungsgericht", "réseau", "12,345.67", "of", "日本", "embedding", "{}", "and"]
+
+
 def corpus(seed: int, count: int) -> list[str]:
     chance = random.Random(seed)
-    words = ["the", "Bundesverfassungsgericht", "réseau", "12,345.67", "of", "日本", "embedding", "{}", "and"]
-    return [" ".join(chance.choices(words, k=chance.randrange(5, 120))) for _ in range(count)]
+    return [" ".join(chance.choices(WORDS, k=chance.randrange(5, 120))) for _ in range(count)]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_large_corpus_is_sampled_within_its_margin(seed: int) -> None:
     texts = corpus(seed, 40_000)
-    total = TokenTotal(Method(lambda some: [tokens.count(text) for text in some], is_exact=True))
+    first, later = ({word: tokens.count(f"{space}{word}") for word in WORDS} for space in ("", " "))
+
+    def count(text: str) -> int:
+        """As tokens.count, in a fraction of its time: no token reaches across a space."""
+        words = text.split(" ")
+        return first[words[0]] + sum(later[word] for word in words[1:])
+
+    assert [count(text) for text in texts[:500]] == [tokens.count(text) for text in texts[:500]]
+    total = TokenTotal(Method(lambda some: [count(text) for text in some], is_exact=True))
     for low in range(0, len(texts), 1000):
         total.add(texts[low : low + 1000])
-    exact = sum(map(tokens.count, texts))
+    exact = sum(map(count, texts))
     assert total.is_sampled and 0 < total.margin < 0.02 * exact
     assert abs(total.total - exact) < 2 * total.margin  # four standard errors
 
@@ -89,17 +96,3 @@ def test_token_arrays_are_counted_as_they_are() -> None:
     total = TokenTotal(Method(lambda some: [0] * len(some), is_exact=True))
     total.add([[1, 2, 3], "text", [4]])
     assert (total.total, total.margin) == (4, 0)
-
-
-async def test_a_dry_run_is_faster_than_its_job(gateway: Gateway, tmp_path: Path) -> None:
-    lines = b"\n".join(orjson.dumps(f"{text} {number}") for number, text in enumerate(corpus(5, 12_000)))
-    began = time.perf_counter()
-    told = (await gateway.stream(lines, model=LOCAL, dry_run="true")).json()
-    estimated_s = time.perf_counter() - began
-    began = time.perf_counter()
-    job = (await gateway.stream(lines, model=LOCAL)).json()
-    job = await gateway.run(job["id"])
-    ran_s = time.perf_counter() - began
-    assert told["inputs"] == job["counts"]["completed"] == 12_000
-    assert estimated_s < ran_s
-    assert abs(told["tokens"] - job["usage"]["total_tokens"]) <= 2 * told["tokens_margin"]

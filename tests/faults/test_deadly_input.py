@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
+from engine.jobs.maintenance.crashing_inputs import MAX_SOLO_CRASHES
 from tests.faults.conftest import FaultRun, StackFactory
 from tests.system.stack import WORKER, Stack
 

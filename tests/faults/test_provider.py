@@ -1,6 +1,6 @@
 """A provider that refuses, fails, lies, drips and goes silent: what it costs, and that no wrong vector is kept.
 
-What one reply is worth is judged by tests/contract and tests/integration/test_wire.py, which are marked with their
+What one reply is worth is judged by tests/contract and tests/integration/test_wire*.py, which are marked with their
 rows; these show the same in whole jobs.
 """
 

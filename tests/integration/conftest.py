@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis.asyncio
 
+from engine.upstream.http import HttpTransport
 from tests.integration.store import Store
 from tests.services import PostgresServer, SqliteFiles, postgres_server, rabbitmq_vhost, redis_database
 
@@ -50,7 +52,25 @@ def redis_url() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture
+async def pacing_redis(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
+    """A client of Redis for tests of pacing: every bucket that the test made is deleted after it."""
+    client = redis.asyncio.Redis.from_url(redis_url, decode_responses=True)
+    yield client
+    for key in await client.keys("*em:pace:*"):
+        await client.delete(key)
+    await client.aclose()
+
+
 @pytest.fixture(scope="session")
 def rabbitmq_url() -> Iterator[str]:
     with rabbitmq_vhost() as url:
         yield url
+
+
+@pytest.fixture
+async def wire() -> AsyncIterator[HttpTransport]:
+    """What sends calls upstream, with little patience for connecting."""
+    wire = HttpTransport(connect_timeout_s=0.3)
+    yield wire
+    await wire.close()

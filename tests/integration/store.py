@@ -16,16 +16,23 @@ from engine.access.keys import Caller
 from engine.cancellation import CancellationToken
 from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
+from engine.job_store import JobStore
+from engine.jobs.composition import dispatcher_of, intake_parts_of
+from engine.jobs.execution.release import StoppedRun
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import JobIntake, Reservation
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.in_flight_calls import RunCalls
+from engine.jobs.recording.run_calls import RunCalls
+from engine.jobs.scheduling.dispatch import Dispatcher
+from engine.process.work_threads import WorkThreads
 from engine.queue.broker import Notifier
 from engine.runtime import Runtime
+from engine.storage.database import Database
 from models.base import db_now
 from models.embedding import BatchOutcome, Input, InputError, Options, Route
+from models.errors import EmbedmillError
 from models.job import Job, Shard
 from providers.fake import fake_tokens, fake_vectors
 
@@ -98,6 +105,22 @@ class Store:
         await self.runtime.close()
 
     @property
+    def jobs(self) -> JobStore:
+        return self.runtime.store
+
+    @property
+    def database(self) -> Database:
+        return self.runtime.database
+
+    @property
+    def work(self) -> WorkThreads:
+        return self.runtime.work
+
+    @property
+    def dispatcher(self) -> Dispatcher:
+        return dispatcher_of(self.runtime)
+
+    @property
     def routes(self) -> tuple[Route, ...]:
         return self.runtime.alias(MODEL).routes
 
@@ -129,7 +152,9 @@ class Store:
         self, reservation: Reservation | None, *, project: str = "p"
     ) -> AbstractAsyncContextManager[JobIntake]:
         wanted = job_intake.JobSpec(self.runtime.alias(MODEL), WIDTH, Options(user="u"), {}, "req_test")
-        return job_intake.open_intake(self.runtime, Caller("key", project, frozenset()), wanted, reservation)
+        return job_intake.open_intake(
+            intake_parts_of(self.runtime), Caller("key", project, frozenset()), wanted, reservation
+        )
 
     async def job(self, job_id: str) -> Any:
         return (await self._rows(select(*Job.__table__.columns).where(Job.id == job_id)))[0]
@@ -148,7 +173,7 @@ class Store:
         return str((await self._rows(select(Shard.state).where(Shard.id == shard_id)))[0][0])
 
     async def claim(self, shard_id: str, worker: str = "w") -> ClaimedShard:
-        held = await claims.claim(self.runtime, shard_id, worker)
+        held = await claims.claim(self.jobs, shard_id, worker)
         assert held is not None, "there was nothing to claim"
         return held
 
@@ -223,4 +248,10 @@ def _input(held: ClaimedShard, position: int) -> Input:
 
 def writer_of(store: Store, shard: ClaimedShard) -> ResultsWriter:
     """A writer of results as a run of the shard has it."""
-    return ResultsWriter(store.runtime, shard, RunCalls(store.runtime.journal, shard), CancellationToken())
+    runtime, calls = store.runtime, RunCalls(store.runtime.journal, shard)
+    return ResultsWriter(store.jobs, runtime.spool, shard, calls, CancellationToken(), runtime.blocked_shards)
+
+
+def stopped_run(store: Store, shard: ClaimedShard, error: EmbedmillError) -> StoppedRun:
+    """A run of the shard that was stopped by this error."""
+    return StoppedRun(store.jobs, store.runtime.router, store.runtime.alias(MODEL), shard, error)

@@ -23,6 +23,7 @@ from tests.fakes import FakeWire, fake
 from tests.gateway import JOBS, Gateway, close_gateway, open_gateway
 from tests.integration.snapshot import DatabaseSnapshot, total_usd
 from tests.running import run_shard
+from tests.waiting import until
 
 PRICE = Decimal("0.02") / 1_000_000
 CONFIG = """
@@ -159,8 +160,7 @@ async def test_a_caller_who_hangs_up_leaves_an_ambiguous_row(billed: Gateway, wi
     async def receive() -> dict[str, Any]:
         if messages:
             return messages.pop()
-        while not wire.in_flight:  # noqa: ASYNC110  # the call is under way
-            await asyncio.sleep(0.01)
+        await until(lambda: wire.in_flight)
         return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:

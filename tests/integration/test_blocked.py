@@ -5,13 +5,11 @@ from __future__ import annotations
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import find_blocker, unblock_shards
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.split_shard import split_shard
-from engine.jobs.scheduling.dispatch import dispatch
 from models.job import JobStatus, Shard, ShardState
 from tests.integration.store import Store, landed, text_of
-from tests.running import run_shard
+from tests.running import dispatch, run_shard, sweep
 
 
 async def submit(store: Store, count: int, different: int) -> str:
@@ -42,7 +40,7 @@ async def test_duplicates_are_claimed_once_until_their_firsts_are_done(store: St
         assert await run_what_may_run(store, job_id) == 0
         await sweep(store.runtime)
         assert await dispatch(store.runtime) == 0
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert await store.count(Shard, Shard.blocked_by.is_not(None)) == 0
     assert (await store.job(job_id)).not_before is None
     assert await run_what_may_run(store, job_id) == len(others)
@@ -56,7 +54,7 @@ async def test_a_crash_before_the_others_were_told_is_mended_by_the_sweep(store:
     held = await store.claim(first)
     await run_shard(store.runtime, second, "w")
     await store.set_shard(second, blocked_by=None)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     await store.set_shard(second, blocked_by=first)
     await sweep(store.runtime)
     assert (await store.shards(job_id))[1].blocked_by is None
@@ -67,13 +65,19 @@ async def test_a_crash_before_the_others_were_told_is_mended_by_the_sweep(store:
 async def test_a_blocker_that_closes_meanwhile_blocks_nobody(store: Store) -> None:
     job_id = await submit(store, 20, 10)
     first, second = await store.claim_all(job_id)
-    assert await find_blocker(store.runtime, job_id, [0, 3]) == first.shard_id
-    await record(store.runtime, first, landed(first, route=store.routes[0]))
+    assert await find_blocker(store.runtime.database, job_id, [0, 3]) == first.shard_id
+    await record(store.jobs, first, landed(first, route=store.routes[0]))
     await claims.release(
-        store.runtime, second, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None, blocked_by=first.shard_id
+        store.jobs,
+        second,
+        delay_s=0,
+        counts_as_attempt=False,
+        reason="",
+        waiting_on=None,
+        blocked_by=first.shard_id,
     )
     assert (await store.shards(job_id))[1].blocked_by is None
-    assert await find_blocker(store.runtime, job_id, [0, 3]) is None
+    assert await find_blocker(store.runtime.database, job_id, [0, 3]) is None
 
 
 async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> None:
@@ -81,9 +85,9 @@ async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> 
     first, second = await store.shard_ids(job_id)
     held = await store.claim(first)
     await run_shard(store.runtime, second, "w")
-    await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
+    await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_shard(first, state=ShardState.QUEUED)
-    assert await split_shard(store.runtime, first) == 2
+    assert await split_shard(store.jobs, first) == 2
     await run_shard(store.runtime, first, "w")  # frees the second, which then waits for the other half
     await run_shard(store.runtime, second, "w")
     _, half, blocked = await store.shards(job_id)
@@ -91,4 +95,4 @@ async def test_a_blocker_that_is_halved_or_paused_or_cancelled(store: Store) -> 
     await run_shard(store.runtime, half.id, "w")
     await run_shard(store.runtime, second, "w")
     assert await store.status(job_id) == JobStatus.COMPLETED
-    assert await unblock_shards(store.runtime) == 0
+    assert await unblock_shards(store.jobs) == 0

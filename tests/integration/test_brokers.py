@@ -23,14 +23,13 @@ from api.app import create_app
 from cli.data_dir import DataDir
 from cli.up.embedded_valkey import EmbeddedValkey, set_up_valkey
 from engine.access.keys import create_key, load_pepper
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.queue.broker import BULK_QUEUE, RUN_SHARD, Notifier, broker_options
 from engine.runtime import Runtime
 from models.job import FINISHED, JobStatus
 from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import MODEL, UPSTREAM_MODEL, WIDTH, Store, text_of
+from tests.running import dispatch, sweep
 from tests.services import SqliteFiles
 from tests.system.processes import EMBEDMILL, Processes
 from tests.waiting import wait_until

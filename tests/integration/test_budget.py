@@ -15,10 +15,9 @@ from sqlalchemy import update
 from api.jobs.render import job_object
 from engine.jobs.control import pause_resume
 from engine.jobs.leasing.claim import remaining_tokens
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording import budget
-from engine.jobs.recording.record import RATE_SAMPLE_S, record
+from engine.jobs.recording import cost_limit
+from engine.jobs.recording.record_outcomes import RATE_SAMPLE_S, record
 from models.base import db_now, usd_text
 from models.errors import Conflict, InvalidInput
 from models.job import Job, JobStatus, ShardState
@@ -26,7 +25,7 @@ from providers.fake import fake_tokens, fake_vectors
 from tests.integration.snapshot import OPEN, DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of
 from tests.integration.test_run import scripted
-from tests.running import run_shard
+from tests.running import run_shard, sweep
 
 PRICE_USD = Decimal("0.0123457") / 1_000_000  # of a token, as the store's configuration has it
 
@@ -64,7 +63,7 @@ async def test_a_job_pauses_before_it_costs_more(store: Store) -> None:
     await run_until_it_rests(store, job_id)
     snapshot = await checked(store, job_id)
     assert 10 < len(snapshot.with_vector) <= 20  # what is left covers no further input for sure
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert (body["status"], body["waiting_on"]) == ("paused", "budget")
     assert Decimal(body["max_cost_usd"]) == snapshot.job.max_cost_usd  # type: ignore[union-attr]
     assert {shard.attempt for shard in snapshot.shards if shard.state != ShardState.DONE} == {0}
@@ -86,9 +85,9 @@ async def test_a_higher_ceiling_lets_it_go_on(store: Store) -> None:
     assert await store.status(job_id) == JobStatus.PAUSED
     with pytest.raises(InvalidInput):
         async with store.runtime.database.write() as connection:
-            await budget.set_max_cost(connection, job_id, Decimal("0.000000000001"))
+            await cost_limit.set_max_cost(connection, job_id, Decimal("0.000000000001"))
     async with store.runtime.database.write() as connection:
-        await budget.set_max_cost(connection, job_id, Decimal(1))
+        await cost_limit.set_max_cost(connection, job_id, Decimal(1))
     await store.set_job(job_id, status=JobStatus.IN_PROGRESS)
     await run_until_it_rests(store, job_id)
     await checked(store, job_id)
@@ -107,7 +106,7 @@ async def test_the_dead_hold_no_money(store: Store) -> None:
     """A worker takes all that is left and dies: until it is swept the others wait, then they go on."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), budget.SpendReservation())
+    await cost_limit.reserve(store.jobs, dead, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     second = (await store.shard_ids(job_id))[1]
     await run_shard(store.runtime, second, "w")
     assert (await checked(store, job_id)).with_vector == []
@@ -123,13 +122,13 @@ async def test_a_late_result_is_taken_as_far_as_the_ceiling_goes(store: Store) -
     """A worker that was frozen brings what it paid for, after others have spent the money: that would be too much."""
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     frozen, other = await store.claim_all(job_id)
-    await budget.reserve(store.runtime, frozen, store.runtime.alias("test/8"), budget.SpendReservation())
+    await cost_limit.reserve(store.jobs, frozen, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     await store.expire_lease(frozen.shard_id)
     await sweep(store.runtime)
-    await budget.reserve(store.runtime, other, store.runtime.alias("test/8"), budget.SpendReservation())
-    await record(store.runtime, other, landed(other, [0, 1, 2, 3, 4], route=store.routes[0]))
+    await cost_limit.reserve(store.jobs, other, store.runtime.alias("test/8"), cost_limit.SpendReservation())
+    await record(store.jobs, other, landed(other, [0, 1, 2, 3, 4], route=store.routes[0]))
     for part in landed(frozen, route=store.routes[0], cut=1):
-        await record(store.runtime, frozen, [part])
+        await record(store.jobs, frozen, [part])
     assert (await checked(store, job_id)).with_vector
 
 
@@ -167,13 +166,13 @@ async def test_never_more_however_many_and_whoever_dies(database_url: str, tmp_p
 @pytest.mark.parametrize("given", ["0", "-1", "NaN", "inf", "1e9", "", "ten", "1_0", 0, 1e-13, "0.0000000000001"])
 def test_no_ceiling(given: str | float) -> None:
     with pytest.raises(InvalidInput) as caught:
-        budget.parse_max_cost(given)
+        cost_limit.parse_max_cost(given)
     assert caught.value.param == "max_cost_usd"
 
 
 @pytest.mark.parametrize(("given", "meant"), [("0.10", "0.1"), (5, "5"), (0.1, "0.1"), (1e-7, "0.0000001")])
 def test_a_ceiling(given: str | float, meant: str) -> None:
-    assert budget.parse_max_cost(given) == Decimal(meant)
+    assert cost_limit.parse_max_cost(given) == Decimal(meant)
 
 
 async def test_a_ceiling_that_cut_off_calls_may_have_passed_is_named_at_a_resume(store: Store) -> None:
@@ -182,9 +181,9 @@ async def test_a_ceiling_that_cut_off_calls_may_have_passed_is_named_at_a_resume
         values = {"status": JobStatus.PAUSED, "waiting_on": "budget", "ambiguous_cost_usd": Decimal("0.5")}
         await connection.execute(update(Job).where(Job.id == job_id).values(values))
     with pytest.raises(Conflict, match=r"may have cost 0\.5 already, 0\.5 of it .* higher max_cost_usd"):
-        await pause_resume.resume(store.runtime, "p", job_id)
+        await pause_resume.resume(store.jobs, "p", job_id, dispatcher=store.dispatcher)
     assert await store.status(job_id) == JobStatus.PAUSED
-    await pause_resume.resume(store.runtime, "p", job_id, Decimal(1))
+    await pause_resume.resume(store.jobs, "p", job_id, Decimal(1), dispatcher=store.dispatcher)
     assert await store.status(job_id) == JobStatus.IN_PROGRESS
 
 
@@ -196,14 +195,14 @@ async def test_a_resume_without_a_higher_ceiling_is_refused_and_says_what_helps(
     assert job.cost_usd < job.max_cost_usd
     spent, ceiling = usd_text(job.cost_usd), usd_text(job.max_cost_usd)
     with pytest.raises(Conflict) as caught:
-        await pause_resume.resume(store.runtime, "p", job_id)
+        await pause_resume.resume(store.jobs, "p", job_id, dispatcher=store.dispatcher)
     assert not caught.value.should_retry
     assert all(word in caught.value.message for word in (spent, ceiling, "higher max_cost_usd"))
     with pytest.raises(InvalidInput, match=f"Send more than {re.escape(ceiling)}"):
-        await pause_resume.resume(store.runtime, "p", job_id, job.max_cost_usd)
-    body = job_object(await get_job(store.runtime, "p", job_id))
+        await pause_resume.resume(store.jobs, "p", job_id, job.max_cost_usd, dispatcher=store.dispatcher)
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert (body["status"], body["waiting_on"], body["max_cost_usd"]) == ("paused", "budget", ceiling)
-    await pause_resume.resume(store.runtime, "p", job_id, Decimal(1))
+    await pause_resume.resume(store.jobs, "p", job_id, Decimal(1), dispatcher=store.dispatcher)
     await run_until_it_rests(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
 
@@ -211,21 +210,21 @@ async def test_a_resume_without_a_higher_ceiling_is_refused_and_says_what_helps(
 async def test_a_caller_who_paused_a_job_may_resume_it_under_its_ceiling_or_a_lower_one(store: Store) -> None:
     for ceiling in (None, Decimal("0.5"), Decimal("0.25")):
         job_id = await limited(store, 10, Decimal("0.5"))
-        await pause_resume.pause(store.runtime, "p", job_id)
-        await pause_resume.resume(store.runtime, "p", job_id, ceiling)
+        await pause_resume.pause(store.jobs, "p", job_id)
+        await pause_resume.resume(store.jobs, "p", job_id, ceiling, dispatcher=store.dispatcher)
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
 
 
 async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     dead = await store.claim((await store.shard_ids(job_id))[0])
-    await budget.reserve(store.runtime, dead, store.runtime.alias("test/8"), budget.SpendReservation())
+    await cost_limit.reserve(store.jobs, dead, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     second = (await store.shard_ids(job_id))[1]
 
     async def waiting_on() -> tuple[str | None, int]:
         await store.set_shard(second, next_run_at=0.0)
         await run_shard(store.runtime, second, "w")
-        return job_object(await get_job(store.runtime, "p", job_id))["waiting_on"], (await store.job(job_id)).version
+        return job_object(await get_job(store.jobs, "p", job_id))["waiting_on"], (await store.job(job_id)).version
 
     assert (await waiting_on())[0] is None  # the first shard has only just begun: work goes on
     await store.set_job(job_id, started_at=db_now() - 2 * RATE_SAMPLE_S - 1.0)
@@ -241,11 +240,11 @@ async def test_a_job_says_that_it_waits_for_money_that_others_of_its_shards_hold
 async def test_a_job_that_waits_for_something_else_keeps_saying_so(store: Store) -> None:
     job_id = await limited(store, 20, tokens_of(range(10)) * PRICE_USD)
     first, second = await store.claim_all(job_id)
-    await budget.reserve(store.runtime, first, store.runtime.alias("test/8"), budget.SpendReservation())
+    await cost_limit.reserve(store.jobs, first, store.runtime.alias("test/8"), cost_limit.SpendReservation())
     await store.set_job(job_id, started_at=db_now() - 100.0, waiting_on="provider")
-    await budget.release_or_pause(store.runtime, second, Decimal(1))
+    await cost_limit.release_or_pause(store.jobs, second, Decimal(1))
     assert (await store.job(job_id)).waiting_on == "provider"
 
 
 def test_quiet_is_longer_than_two_marks() -> None:
-    assert budget.QUIET_S >= 2 * RATE_SAMPLE_S == 30.0
+    assert cost_limit.QUIET_S >= 2 * RATE_SAMPLE_S == 30.0

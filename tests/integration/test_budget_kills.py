@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.in_flight_calls import RunCalls
+from engine.jobs.recording.run_calls import RunCalls
 from models.base import db_now
-from models.embedding import Batch, Options
+from models.embedding import Batch, Call, Options
 from models.job import JobStatus, Shard, ShardState
+from models.usage import UsageRecord
 from tests.integration.snapshot import OPEN, DatabaseSnapshot, total_usd
 from tests.integration.store import Store, landed
 from tests.integration.test_budget import PRICE_USD, limited
 from tests.integration.test_run import checked, scripted
+from tests.running import sweep
 
 # A worker process of its own: it opens the same database, runs one shard, and dies where the failpoint says.
 WORKER = """
@@ -133,7 +134,11 @@ async def test_a_call_of_ours_is_not_taken_for_the_call_that_brought_the_first_i
     under_way.sending(Batch(["a", "b"], [0, 1], 2, 8, Options()), route)
     ours = under_way.sending(Batch(["embedmill"], [-1], 2, 8, Options()), route)
     under_way.mark_durable(landed(held, [0, 1], route=route))
-    assert [call.id for call in under_way.unanswered()] == [ours]
-    under_way.failed(ours, ambiguous=False, wasted=True)
-    under_way.clear()
-    under_way.failed(ours, ambiguous=False)  # heard of after its run has written it down
+    assert under_way.inputs == 1  # of ours
+    wasted = Call("one", "m", True, 200, 1.0, 2.0, id=ours, wasted=True, inputs=1)
+    under_way.failed(ours, wasted)
+    assert under_way.without_results() == [wasted]
+    await under_way.record_rest(store.runtime.database)
+    under_way.failed(ours, None)  # heard of after its run has written it down
+    under_way.failed(ours, wasted)
+    assert under_way.without_results() == [] and await store.count(UsageRecord) == 1

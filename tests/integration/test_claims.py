@@ -8,7 +8,7 @@ import pytest
 
 from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.base import db_now, new_id
 from models.job import ShardState
 from tests.integration.store import Store, landed
@@ -18,7 +18,7 @@ async def test_of_many_claimers_one_wins(store: Store) -> None:
     [shard_id] = await store.shard_ids(await store.submit())
     other = store.another()
     claimed = await asyncio.gather(
-        *(claims.claim(each.runtime, shard_id, f"w{n}") for n in range(4) for each in (store, other))
+        *(claims.claim(each.jobs, shard_id, f"w{n}") for n in range(4) for each in (store, other))
     )
     [held] = [one for one in claimed if one is not None]
     assert (held.attempt, held.fence, held.count, held.open_positions()) == (1, 1, 10, list(range(10)))
@@ -36,7 +36,7 @@ async def test_a_claim_carries_what_the_job_says(store: Store) -> None:
 async def test_a_live_lease_is_nobody_elses_and_an_expired_one_anybodys(store: Store) -> None:
     [shard_id] = await store.shard_ids(await store.submit())
     first = await store.claim(shard_id)
-    assert await claims.claim(store.runtime, shard_id, "second") is None
+    assert await claims.claim(store.jobs, shard_id, "second") is None
     await store.expire_lease(shard_id)
     second = await store.claim(shard_id, "second")
     assert (second.attempt, second.fence) == (first.attempt + 1, first.fence + 1)
@@ -47,7 +47,7 @@ async def test_a_heartbeat_moves_the_lease_on(store: Store) -> None:
     held = await store.claim(shard_id)
     await store.set_shard(shard_id, lease_until=db_now() + 1.0)
     before = (await store.shards(job_id))[0].lease_until
-    assert await claims.heartbeat(store.runtime, held)
+    assert await claims.heartbeat(store.jobs, held)
     after = (await store.shards(job_id))[0].lease_until
     assert after - before > store.runtime.settings.lease_s / 2
 
@@ -58,11 +58,9 @@ async def test_a_stale_worker_can_neither_extend_nor_release_nor_let_go(store: S
     await store.expire_lease(shard_id)
     await store.claim(shard_id, "fresh")
     before = await store.shards(job_id)
-    assert not await claims.heartbeat(store.runtime, stale)
-    await claims.release(
-        store.runtime, stale, delay_s=9.0, counts_as_attempt=True, reason="late", waiting_on="provider"
-    )
-    await termination.drop_claim(store.runtime, stale)
+    assert not await claims.heartbeat(store.jobs, stale)
+    await claims.release(store.jobs, stale, delay_s=9.0, counts_as_attempt=True, reason="late", waiting_on="provider")
+    await termination.drop_claim(store.jobs, stale)
     assert await store.shards(job_id) == before
     assert (await store.job(job_id)).waiting_on is None
 
@@ -71,7 +69,7 @@ async def test_a_stale_worker_can_neither_extend_nor_release_nor_let_go(store: S
 async def test_a_released_shard_waits_its_delay_and_keeps_or_gives_back_the_attempt(store: Store, spent: bool) -> None:
     [shard_id] = await store.shard_ids(job_id := await store.submit())
     held = await store.claim(shard_id)
-    await claims.release(store.runtime, held, delay_s=30.0, counts_as_attempt=spent, reason="busy", waiting_on="quota")
+    await claims.release(store.jobs, held, delay_s=30.0, counts_as_attempt=spent, reason="busy", waiting_on="quota")
     [shard] = await store.shards(job_id)
     assert (shard.state, shard.attempt, shard.lease_until, shard.last_error) == (
         ShardState.QUEUED,
@@ -81,7 +79,7 @@ async def test_a_released_shard_waits_its_delay_and_keeps_or_gives_back_the_atte
     )
     job = await store.job(job_id)
     assert job.waiting_on == "quota" and job.next_attempt_at > job.created_at + 20
-    assert await claims.claim(store.runtime, shard_id, "early") is None
+    assert await claims.claim(store.jobs, shard_id, "early") is None
     await store.set_shard(shard_id, next_run_at=db_now())
     assert (await store.claim(shard_id)).attempt == 1 + int(spent)
 
@@ -89,24 +87,24 @@ async def test_a_released_shard_waits_its_delay_and_keeps_or_gives_back_the_atte
 async def test_a_release_keeps_what_was_recorded(store: Store) -> None:
     [shard_id] = await store.shard_ids(await store.submit())
     held = await store.claim(shard_id)
-    await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
-    await claims.release(store.runtime, held, delay_s=0.0, counts_as_attempt=False, reason="budget", waiting_on=None)
+    await record(store.jobs, held, landed(held, range(4), route=store.routes[0]))
+    await claims.release(store.jobs, held, delay_s=0.0, counts_as_attempt=False, reason="budget", waiting_on=None)
     assert (await store.claim(shard_id)).open_positions() == list(range(4, 10))
 
 
 async def test_there_is_nothing_to_claim_of_what_is_unknown_done_cancelled_or_deleted(store: Store) -> None:
     done, cancelled, deleted = [await store.submit() for _ in range(3)]
     [held] = await store.claim_all(done)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
-    await termination.cancel(store.runtime, "p", cancelled)
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
+    await termination.cancel(store.jobs, "p", cancelled)
     await store.set_job(deleted, deleted_at=db_now())
     shard_ids = [new_id("shard"), "not an id", *[(await store.shard_ids(job))[0] for job in (done, cancelled, deleted)]]
     for shard_id in shard_ids:
-        assert await claims.claim(store.runtime, shard_id, "w") is None
+        assert await claims.claim(store.jobs, shard_id, "w") is None
 
 
 @pytest.mark.fault(44)
 async def test_the_heartbeat_tells_a_worker_that_its_job_was_cancelled(store: Store) -> None:
     [held] = await store.claim_all(job_id := await store.submit())
-    await termination.cancel(store.runtime, "p", job_id)
-    assert not await claims.heartbeat(store.runtime, held)
+    await termination.cancel(store.jobs, "p", job_id)
+    assert not await claims.heartbeat(store.jobs, held)

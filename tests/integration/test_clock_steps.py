@@ -10,13 +10,12 @@ import pytest
 from sqlalchemy import insert, select
 
 from api.jobs.render import job_object
+from engine.config.settings import WORKER_SEEN_S
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.record import record
-from engine.jobs.scheduling.dispatch import dispatch
+from engine.jobs.recording.record_outcomes import record
 from engine.process.clock import DatabaseClock, machine_clock
 from engine.queue import worker_heartbeats
 from models.base import db_now
@@ -25,6 +24,7 @@ from models.outage import RouteOutage
 from models.worker import WorkerProcess
 from tests.integration.clocks import SetClock, settable_clock
 from tests.integration.store import Store, landed, text_of
+from tests.running import dispatch, sweep
 from tests.services import async_url
 
 
@@ -93,7 +93,7 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
     store = clocks.store
     await worker_heartbeats.heartbeat(store.runtime.database, "w", slots=1)
     [held] = await store.claim_all(await store.submit())
-    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    reservation = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(reservation, job_intake.Reservation)
     key_job = reservation.job_id
     async with store.receiving_as(reservation) as intake:
@@ -101,14 +101,14 @@ async def test_set_forward_nobody_who_lives_is_declared_dead(clocks: Time, secon
         await clocks.set_by(seconds)
         for _ in range(2):
             await sweep(store.runtime)
-        assert await worker_heartbeats.count_alive(store.runtime.database, store.runtime.settings.worker_seen_s) == 1
+        assert await worker_heartbeats.count_alive(store.runtime.database, WORKER_SEEN_S) == 1
         assert (await store.shards(held.job_id))[0].state == ShardState.RUNNING
-        assert await claims.heartbeat(store.runtime, held)
+        assert await claims.heartbeat(store.jobs, held)
         await intake.finish(b"fingerprint")
     for each in (held, *await store.claim_all(key_job)):
-        await record(store.runtime, each, landed(each, route=store.routes[0]))
+        await record(store.jobs, each, landed(each, route=store.routes[0]))
     assert [await store.status(job_id) for job_id in (held.job_id, key_job)] == [JobStatus.COMPLETED] * 2
-    assert await job_intake.reserve(store.runtime, "p", "key") == job_intake.IdempotentReplay(key_job, b"fingerprint")
+    assert await job_intake.reserve(store.jobs, "p", "key") == job_intake.IdempotentReplay(key_job, b"fingerprint")
 
 
 async def test_set_forward_the_dead_are_found_a_heartbeat_later(clocks: Time) -> None:
@@ -124,7 +124,7 @@ async def test_set_forward_the_dead_are_found_a_heartbeat_later(clocks: Time) ->
             await sweep(store.runtime)
         assert (await store.shards(job_id))[0].state != ShardState.RUNNING
         assert await store.status(intake.job_id) == JobStatus.FAILED
-        assert not await claims.heartbeat(store.runtime, held)
+        assert not await claims.heartbeat(store.jobs, held)
 
 
 @pytest.mark.parametrize("seconds", [-90.0, -120.0, -86_400.0])
@@ -133,14 +133,14 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     job_id = await store.submit(30)
     first, second, _ = await store.shard_ids(job_id)
     running, waiting = await store.claim(first), await store.claim(second)
-    await claims.release(store.runtime, waiting, delay_s=1.0, counts_as_attempt=True, reason="", waiting_on="provider")
+    await claims.release(store.jobs, waiting, delay_s=1.0, counts_as_attempt=True, reason="", waiting_on="provider")
     await store.set_job(job_id, not_before=db_now() + 10)
     await worker_heartbeats.heartbeat(store.runtime.database, "w", slots=1)
-    key = await job_intake.reserve(store.runtime, "p", "key")
+    key = await job_intake.reserve(store.jobs, "p", "key")
     await clocks.set_by(seconds)
     await sweep(store.runtime)
     assert await due_shards(store, job_id) == 2
-    assert job_object(await get_job(store.runtime, "p", job_id))["next_attempt_at"] is None
+    assert job_object(await get_job(store.jobs, "p", job_id))["next_attempt_at"] is None
     async with store.runtime.database.read() as connection:
         now = (await connection.execute(select(db_now()))).scalar_one()
         seen_at = (await connection.execute(select(WorkerProcess.seen_at))).scalar_one()
@@ -165,7 +165,7 @@ async def test_set_back_a_shard_of_any_state_can_be_claimed(clocks: Time, state:
     store = clocks.store
     [shard_id] = await store.shard_ids(await store.submit(10))
     if state is ShardState.RUNNING:
-        assert await claims.claim(store.runtime, shard_id, "killed") is not None
+        assert await claims.claim(store.jobs, shard_id, "killed") is not None
     await clocks.set_by(seconds)
     await sweep(store.runtime)
     if state is ShardState.RUNNING:
@@ -173,7 +173,7 @@ async def test_set_back_a_shard_of_any_state_can_be_claimed(clocks: Time, state:
         await sweep(store.runtime)
         await clocks.pass_by(1.6 * store.runtime.settings.heartbeat_s)
         await sweep(store.runtime)
-    held = await claims.claim(store.runtime, shard_id, "next")
+    held = await claims.claim(store.jobs, shard_id, "next")
     assert held is not None and held.count == 10
 
 
@@ -194,14 +194,14 @@ async def test_a_step_leaves_no_rate_behind(clocks: Time, seconds: float) -> Non
     store = clocks.store
     job_id = await store.submit(30)
     one, two, _ = await store.claim_all(job_id)
-    await record(store.runtime, one, landed(one, route=store.routes[0]))
+    await record(store.jobs, one, landed(one, route=store.routes[0]))
     await clocks.set_by(seconds)
     await sweep(store.runtime)
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert (job["rate"]["inputs_per_second"], job["eta_seconds"]) == (0.0, None)
-    await record(store.runtime, two, landed(two, route=store.routes[0]))
+    await record(store.jobs, two, landed(two, route=store.routes[0]))
     await clocks.pass_by(10)
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert 0.5 < job["rate"]["inputs_per_second"] <= 1.0 and 10 <= job["eta_seconds"] <= 20
 
 
@@ -214,10 +214,10 @@ async def test_when_all_slept_nobody_is_dead_until_a_heartbeat_has_passed(clocks
         await clocks.pass_by(75)
         for _ in range(2):
             await sweep(store.runtime)
-        assert await claims.heartbeat(store.runtime, held)
+        assert await claims.heartbeat(store.jobs, held)
         await intake.finish(b"fingerprint")
     for each in (held, *await store.claim_all(intake.job_id)):
-        await record(store.runtime, each, landed(each, route=store.routes[0]))
+        await record(store.jobs, each, landed(each, route=store.routes[0]))
     assert [await store.status(each) for each in (job_id, intake.job_id)] == [JobStatus.COMPLETED] * 2
 
 

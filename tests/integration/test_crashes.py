@@ -11,13 +11,13 @@ from sqlalchemy import update
 from engine.jobs.control.termination import cancel
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.crashes import is_beyond_chance
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.maintenance.crashing_inputs import is_beyond_chance
+from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.job import JobStatus, Shard, ShardState
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed
+from tests.running import sweep
 
 
 async def no_pauses(store: Store, job_id: str) -> None:
@@ -31,7 +31,7 @@ async def others_run(store: Store, count: int) -> None:
     """Runs of another project's job, all of which live."""
     job_id = await store.submit(10 * count, project="other")
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
 
 
 async def die(store: Store, held: ClaimedShard) -> None:
@@ -39,7 +39,7 @@ async def die(store: Store, held: ClaimedShard) -> None:
 
 
 async def live(store: Store, held: ClaimedShard) -> None:
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
 
 
 async def open_shards(store: Store, job_id: str) -> list[Shard]:
@@ -88,10 +88,8 @@ async def test_thirty_three_kills_of_whoever_runs_condemn_nobody(store: Store, s
                 kills -= 1
                 await die(store, held)
             elif kills > 5:  # it keeps a little, and is told to go
-                await record(store.runtime, held, landed(held, held.open_positions()[:1], route=store.routes[0]))
-                await claims.release(
-                    store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None
-                )
+                await record(store.jobs, held, landed(held, held.open_positions()[:1], route=store.routes[0]))
+                await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
             else:
                 await live(store, held)
     snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
@@ -158,14 +156,14 @@ async def test_a_shard_that_does_not_run_holds_no_reservation(store: Store, end:
     if end == "done":
         await live(store, held)
     elif end == "released":
-        await claims.release(store.runtime, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
+        await claims.release(store.jobs, held, delay_s=0, counts_as_attempt=False, reason="", waiting_on=None)
     elif end == "lost":
         await die(store, held)
         await sweep(store.runtime)
     else:
         if end == "cancelled while queued":
             await store.set_shard(held.shard_id, state=ShardState.QUEUED)
-        await cancel(store.runtime, "p", job_id)
+        await cancel(store.jobs, "p", job_id)
         await die(store, held)
         for _ in range(3):
             await sweep(store.runtime)

@@ -1,21 +1,20 @@
-"""A database that answers and refuses: read-only, login rejected, renamed, a table missing, values that never fit."""
+"""A database that answers and refuses: read-only, login rejected, renamed, a table missing, its disk full."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
 import httpx
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select
 
 from api.app import create_app
 from engine.access.keys import create_key, load_pepper
@@ -23,17 +22,17 @@ from engine.jobs.recording.spool_replay import replay
 from engine.ledger.usage_buffer import UsageBuffer
 from engine.ledger.usage_rows import delivered as usage_rows
 from engine.queue import worker_heartbeats
-from models.embedding import Account, BatchOutcome, Limits, Route
-from models.errors import StorageBlocked, StorageRefused, StorageUnavailable
+from models.embedding import BatchOutcome
+from models.errors import StorageBlocked, StorageUnavailable
 from models.job import JobStatus
 from models.usage import UsageRecord
-from tests.integration.store import MODEL, Store, landed, text_of, writer_of
+from tests.integration.store import MODEL, Store, landed, text_of
 from tests.integration.test_outages import Bench, checked, only
 from tests.running import run_shard
 from tests.services import POSTGRES_URL, PostgresServer, SqliteFiles, run_async
+from tests.waiting import until
 
 ROLE = "embedmill_test_faults"
-PATIENCE_S = 30.0
 
 
 def ask(statement: str) -> None:
@@ -118,16 +117,6 @@ async def bench(owned_url: str, tmp_path: Path) -> AsyncIterator[Bench]:
     await bench.close()
 
 
-async def until(condition: Callable[[], Awaitable[Any]], what: str) -> Any:
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while not (value := await condition()):  # noqa: ASYNC110  # it is in the database or on the disk
-                await asyncio.sleep(0.05)
-            return value
-    except TimeoutError:
-        pytest.fail(f"{what} did not come")
-
-
 async def writes(store: Store) -> bool:
     try:
         await store.runtime.database.ping()
@@ -147,10 +136,7 @@ async def test_paid_results_are_spooled_and_recorded_without_another_call(bench:
     bench.upstream.at_call = begin
     running = asyncio.create_task(run_shard(store.runtime, shard_id, "w"))
 
-    async def spooled() -> list[Path]:
-        return bench.spooled()
-
-    await until(spooled, "a spool file")
+    await until(bench.spooled, what="a spool file")
     assert not await writes(store)
     fault.end()
     await running
@@ -184,12 +170,9 @@ async def test_the_api_answers_503_is_not_ready_and_keeps_every_ledger_row(
             ready = await client.get("/readyz")  # a good answer is used again for two seconds
             return ready.status_code == 503 and ready.json()["database"] == "unavailable"
 
-        await until(not_ready, "/readyz that says so")
+        await until(not_ready, what="/readyz that says so")
 
-        async def on_disk() -> bool:
-            return bool([*(tmp_path / "usage").glob("*.spool")])
-
-        await until(on_disk, "a file of usage rows")
+        await until(lambda: [*(tmp_path / "usage").glob("*.spool")], what="a file of usage rows")
         fault.end()
 
         async def all_rows() -> bool:
@@ -198,7 +181,7 @@ async def test_the_api_answers_503_is_not_ready_and_keeps_every_ledger_row(
             except StorageUnavailable:
                 return False
 
-        await until(all_rows, "the whole ledger")
+        await until(all_rows, what="the whole ledger")
         assert (await client.get("/readyz")).json()["database"] == "ok"
         assert (await client.post("/v1/embeddings/jobs", json=sync)).status_code == 202
     assert not [*(tmp_path / "usage").iterdir()]
@@ -216,7 +199,7 @@ async def test_rows_that_a_dead_process_left_on_the_disk_are_written_once(
     await store.close()  # while the database is away
     fault.end()
     store = Store.open(owned_url, tmp_path)
-    await until(lambda: writes(store), "the database")
+    await until(lambda: writes(store), what="the database")
     await asyncio.gather(store.runtime.usage.replay(), store.runtime.usage.replay())
     async with store.runtime.database.read() as connection:
         tokens = (await connection.execute(select(func.sum(UsageRecord.prompt_tokens)))).scalar_one()
@@ -228,17 +211,17 @@ async def test_heartbeats_go_on_after_any_refusal(owned_url: str, fault: Fault, 
     store = Store.open(owned_url, tmp_path)
     database = store.runtime.database
     beating = asyncio.create_task(worker_heartbeats.heartbeat_loop(database, "w", 1, every_s=0.05))
-    await until(lambda: worker_heartbeats.count_alive(database, 5.0), "a heartbeat")
+    await until(lambda: worker_heartbeats.count_alive(database, 5.0), what="a heartbeat")
     fault.begin()
 
     async def refused() -> bool:
         return not await writes(store)
 
-    await until(refused, "a refusal")
+    await until(refused, what="a refusal")
     fault.end()
-    await until(lambda: writes(store), "the database")
+    await until(lambda: writes(store), what="the database")
     await worker_heartbeats.deregister(database, "w")
-    await until(lambda: worker_heartbeats.count_alive(database, 5.0), "a heartbeat after the fault")
+    await until(lambda: worker_heartbeats.count_alive(database, 5.0), what="a heartbeat after the fault")
     assert not beating.done()
     beating.cancel()
     await store.close()
@@ -263,7 +246,7 @@ async def test_a_table_that_is_missing_stops_paying_until_it_is_there(
     async def waits() -> bool:
         return bool((await store.job(job_id)).waiting_on == "database")
 
-    await until(waits, "the job's word that it waits for the database")
+    await until(waits, what="the job's word that it waits for the database")
     calls = bench.upstream.calls
     assert not await run_shard(store.runtime, shard_ids[1], "w")
     assert bench.upstream.calls == calls
@@ -278,66 +261,6 @@ async def test_a_table_that_is_missing_stops_paying_until_it_is_there(
     assert bench.upstream.calls == 3 * len(shard_ids)
 
 
-async def test_a_result_that_can_never_be_stored_is_paid_once_and_named(
-    store: Store, caplog: pytest.LogCaptureFixture
-) -> None:
-    """A ledger row that no column takes. The other batches of the same record are kept."""
-    held = await store.claim(await only(store, job_id := await store.submit(10)))
-    good, bad, also_good = landed(held, route=store.routes[0])
-    bad = bad._replace(tokens=1 << 63)
-    writer = writer_of(store, held)
-    for part in (good, bad, also_good):
-        writer.add(part)
-    await writer.close()
-    assert writer.shard_done
-    snapshot = await checked(store, job_id)
-    assert len(snapshot.with_vector) == 6 and len(snapshot.with_error) == 4
-    assert await store.status(job_id) == "completed_with_errors"
-    [code] = {failure.code for failure in snapshot.failures}
-    assert code == "storage_refused"
-    assert "the database refused to store this" in caplog.text
-    [kept] = (store.runtime.settings.data_dir / "spool").glob("*")
-    assert kept.suffix == ".bad"
-
-
-@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-async def test_a_name_that_is_too_long_for_its_column_is_refused_for_good(store: Store) -> None:
-    long = Route(Account("a" * 68, "", ""), "m", 16, Limits(), Decimal(0))
-    held = await store.claim(await only(store, job_id := await store.submit(4)))
-    writer = writer_of(store, held)
-    for part in landed(held, route=long):
-        writer.add(part)
-    await writer.close()
-    assert writer.shard_done and await store.status(job_id) == JobStatus.FAILED
-    buffer = UsageBuffer(store.runtime.database, None)
-    part = BatchOutcome([0], None, None, 5, False, Decimal(0), long)
-    good = BatchOutcome([0], None, None, 5, False, Decimal(0), store.routes[0])
-    buffer.add(usage_rows([part, good], project="p", key_id="k", lane="interactive", alias=MODEL))
-    await buffer.close()
-    assert await store.count(UsageRecord, UsageRecord.lane == "interactive") == 1
-
-
-@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
-@pytest.mark.parametrize(
-    ("statement", "kind"),
-    [
-        ("select * from no_such_table", StorageBlocked),
-        ("select no_such_column from jobs", StorageBlocked),
-        ("select 'x'::int", StorageRefused),
-        ("select 1/0", StorageRefused),
-        ("set local statement_timeout = 20; select pg_sleep(5)", StorageUnavailable),
-        ("set transaction read only; delete from jobs", StorageUnavailable),
-    ],
-)
-async def test_a_statement_is_refused_by_what_is_wrong(store: Store, statement: str, kind: type[Exception]) -> None:
-    with pytest.raises(kind) as refused:
-        async with store.runtime.database.write() as connection:
-            for each in statement.split("; "):
-                await connection.execute(text(each))
-    assert type(refused.value) is kind
-    await store.runtime.database.ping()
-
-
 async def test_the_first_request_after_a_restart_of_the_server_is_served(
     owned_url: str, postgres: PostgresServer, tmp_path: Path
 ) -> None:
@@ -349,7 +272,7 @@ async def test_the_first_request_after_a_restart_of_the_server_is_served(
         async def all_ended() -> bool:
             return not await asyncio.to_thread(postgres.end_connections, owned_url)
 
-        await until(all_ended, "the end of all sessions")
+        await until(all_ended, what="the end of all sessions")
         async with asyncio.timeout(5):
             await asyncio.gather(*(store.count(UsageRecord) for _ in range(4)))
             await worker_heartbeats.heartbeat(store.runtime.database, "w", 1)
@@ -370,10 +293,10 @@ async def test_replay_waits_for_a_table_and_sets_nothing_aside(
     file.unlock()
     await on_server(root, "ALTER TABLE vectors RENAME COLUMN data TO data_away")
     with pytest.raises(StorageBlocked):
-        await replay(store.runtime)
+        await replay(store.jobs, store.runtime.spool)
     assert file.path.is_file()
     await on_server(root, "ALTER TABLE vectors RENAME COLUMN data_away TO data")
-    assert await replay(store.runtime) == 1
+    assert await replay(store.jobs, store.runtime.spool) == 1
     await checked(store, job_id)
     await store.close()
 
@@ -401,10 +324,7 @@ async def test_a_full_disk_under_sqlite_costs_no_second_call(sqlite_files: Sqlit
         bench.upstream.at_call = fill
         running = asyncio.create_task(run_shard(store.runtime, shard_id, "w"))
 
-        async def spooled() -> list[Path]:
-            return bench.spooled()
-
-        await until(spooled, "a spool file")
+        await until(bench.spooled, what="a spool file")
         assert not await writes(store)  # so /readyz is not 200
         (disk / "filler").unlink()
         await running

@@ -8,17 +8,18 @@ import pytest
 
 from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
-from engine.jobs.scheduling.dispatch import MESSAGES_PER_SLOT, MIN_MESSAGES, dispatch
+from engine.jobs.scheduling.dispatch import MESSAGES_PER_SLOT, MIN_MESSAGES
 from engine.queue import worker_heartbeats
 from models.base import db_now
 from models.job import Shard, ShardState
 from tests.integration.store import Store
+from tests.running import dispatch
 
 
 async def order_of_claims(store: Store, jobs: dict[str, str], count: int) -> list[str]:
     """The names of the jobs whose shards are claimed, in order."""
     names = {job_id: name for name, job_id in jobs.items()}
-    claimed = [await claims.claim_next(store.runtime, "w") for _ in range(count)]
+    claimed = [await claims.claim_next(store.jobs, "w") for _ in range(count)]
     return [names[shard.job_id] for shard in claimed if shard is not None]
 
 
@@ -26,7 +27,7 @@ async def test_a_submitted_job_is_dispatched_at_once(store: Store) -> None:
     shard_ids = await store.shard_ids(job_id := await store.submit(30))
     assert store.notifier.queued == len(shard_ids) == 3
     assert (await store.job(job_id)).started_at is None
-    claimed = [await claims.claim_next(store.runtime, "w") for _ in range(4)]
+    claimed = [await claims.claim_next(store.jobs, "w") for _ in range(4)]
     assert [shard and shard.shard_id for shard in claimed] == [*shard_ids, None]
     assert (await store.job(job_id)).started_at is not None
 
@@ -87,8 +88,8 @@ async def test_a_broker_that_is_away_leaves_the_shards_queued(store: Store) -> N
 async def test_what_is_not_due_or_has_ended_is_neither_dispatched_nor_claimed(store: Store) -> None:
     later, cancelled, deleted, due = [await store.submit() for _ in range(4)]
     await store.set_shard((await store.shard_ids(later))[0], next_run_at=db_now() + 60)
-    await termination.cancel(store.runtime, "p", cancelled)
+    await termination.cancel(store.jobs, "p", cancelled)
     await store.set_job(deleted, deleted_at=db_now())
     assert await dispatch(store.runtime) == 1
-    claimed = [await claims.claim_next(store.runtime, "w") for _ in range(3)]
+    claimed = [await claims.claim_next(store.jobs, "w") for _ in range(3)]
     assert [shard and shard.job_id for shard in claimed] == [due, None, None]

@@ -17,12 +17,13 @@ from cli.commands.doctor.processes import SKEW_S, processes, running
 from cli.data_dir import DataDir
 from engine.config.settings import Settings
 from engine.process.process_names import process_name
-from engine.queue import service_heartbeats
-from engine.queue.service_heartbeats import OUR_VERSION, ProcessHeartbeat
+from engine.queue import process_heartbeats
+from engine.queue.process_heartbeats import OUR_VERSION, ProcessHeartbeat
 from models.base import db_now
 from models.process import ServiceProcess
+from tests.cli_fake_api import FakeApi, serving
 from tests.integration.store import Store
-from tests.unit.cli_fake_api import FakeApi, serving
+from tests.waiting import until
 
 ALL = ("api", "worker", "scheduler")
 
@@ -42,7 +43,7 @@ async def change(store: Store, service: str, **values: object) -> None:
 
 async def test_processes_that_beat_are_well(store: Store) -> None:
     for service in ALL:
-        await service_heartbeats.heartbeat(store.runtime.database, service)
+        await process_heartbeats.heartbeat(store.runtime.database, service)
     checks = await examined(store)
     assert {name: checks[name].status for name in (*ALL, "versions", "clock")} == dict.fromkeys(
         (*ALL, "versions", "clock"), "ok"
@@ -52,18 +53,18 @@ async def test_processes_that_beat_are_well(store: Store) -> None:
 @pytest.mark.parametrize("service", ALL)
 async def test_one_that_does_not_run_or_is_stuck_is_named_with_its_fix(store: Store, service: str) -> None:
     for each in ALL:
-        await service_heartbeats.heartbeat(store.runtime.database, each)
+        await process_heartbeats.heartbeat(store.runtime.database, each)
     await change(store, service, seen_at=db_now() - 300)
     stuck = (await examined(store))[service]
     assert (stuck.status, "5 min ago" in stuck.detail, f"embedmill {service}" in stuck.fix) == ("fail", True, True)
-    await service_heartbeats.deregister(store.runtime.database, service)
+    await process_heartbeats.deregister(store.runtime.database, service)
     gone = (await examined(store))[service]
     assert (gone.status, gone.detail, f"embedmill {service}" in gone.fix) == ("fail", "none runs", True)
 
 
 async def test_another_version_is_named(store: Store) -> None:
     for each in ALL:
-        await service_heartbeats.heartbeat(store.runtime.database, each)
+        await process_heartbeats.heartbeat(store.runtime.database, each)
     await change(store, "worker", version="0.0.1")
     versions = (await examined(store))["versions"]
     assert versions.status == "warn" and "worker" in versions.detail and "0.0.1" in versions.detail
@@ -83,10 +84,10 @@ async def test_rows_of_yesterday_are_forgotten_and_those_of_the_dead_are_not_bel
                 id="api/elsewhere", service="api", version="0", started_at=0.0, seen_at=db_now() - 90_000
             )
         )
-    await service_heartbeats.heartbeat(store.runtime.database, "api")
+    await process_heartbeats.heartbeat(store.runtime.database, "api")
     assert await store.count(ServiceProcess) == 1
     await change(store, "api", id=f"api/{_dead_process()}")
-    rows, ahead_s = await service_heartbeats.list_processes(store.runtime.database)
+    rows, ahead_s = await process_heartbeats.list_processes(store.runtime.database)
     assert rows == [] and abs(ahead_s) < SKEW_S
 
 
@@ -97,20 +98,17 @@ def _dead_process() -> str:
 
 
 async def test_a_duty_beats_and_signs_off(store: Store) -> None:
-    beating = asyncio.create_task(service_heartbeats.heartbeat_loop(store.runtime.database, "api"))
-    async with asyncio.timeout(10):
-        while not await store.count(ServiceProcess):  # noqa: ASYNC110  # it is in the database
-            await asyncio.sleep(0.02)
+    beating = asyncio.create_task(process_heartbeats.heartbeat_loop(store.runtime.database, "api"))
+    await until(lambda: store.count(ServiceProcess))
     beating.cancel()
     await asyncio.wait({beating})
     assert await store.count(ServiceProcess) == 0
 
 
-def test_clocks_that_differ_are_a_finding(tmp_path: Path) -> None:
+def test_clocks_that_differ_are_a_finding() -> None:
     seen = [ProcessHeartbeat("api/x", "api", OUR_VERSION, 1.0)]
-    settings = Settings(data_dir=tmp_path)
     for ahead_s, word in ((90.0, "ahead of"), (-90.0, "behind")):
-        clock = found(list(processes(seen, ahead_s, settings)))["clock"]
+        clock = found(list(processes(seen, ahead_s)))["clock"]
         assert clock.status == "warn" and word in clock.detail and "NTP" in clock.fix
 
 

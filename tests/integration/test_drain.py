@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.api_process import ApiProcess, Reply, free_port
+from tests.api_process import HEALTH, ApiProcess, Reply, free_port
 from tests.waiting import wait_until
 
-HEALTH = b"GET /healthz HTTP/1.1\r\nHost: gateway\r\n\r\n"
 END_S = 60.0
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ from providers.base import UpstreamReply, UpstreamRequest
 from tests.fakes import FakeWire, fake
 from tests.integration.store import MODEL, WIDTH, RecordingNotifier, Store
 from tests.running import run_shard
+from tests.waiting import until
 
 CONFIG = f"""
 [providers.one]
@@ -51,13 +50,6 @@ provider = "two"
 model = "m"
 priority = 1
 """
-
-
-async def wait_until_async(condition: Callable[[], Awaitable[bool]], timeout_s: float, *, what: str) -> None:
-    gives_up_at = time.monotonic() + timeout_s
-    while not await condition():
-        assert time.monotonic() < gives_up_at, f"{what} did not come within {timeout_s:g} s"
-        await asyncio.sleep(0.01)
 
 
 class Changing:
@@ -118,7 +110,7 @@ async def looked(process: Store, *, until_asked: int, place: Place) -> None:
         await process.runtime.drift_monitor.refresh()
         return place.upstream.asked >= until_asked
 
-    await wait_until_async(asked, 10.0, what="the drift check")
+    await until(asked, 10.0, what="the drift check")
 
 
 async def quarantined(process: Store) -> bool:
@@ -144,15 +136,15 @@ async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place:
 
     place.upstream.model = "another model"
     second = place.process()  # knows the reference from the database alone
-    await wait_until_async(lambda: quarantined(second), 10.0, what="the quarantine")
-    await wait_until_async(lambda: quarantined(first), 10.0, what="the quarantine in the other process")
+    await until(lambda: quarantined(second), 10.0, what="the quarantine")
+    await until(lambda: quarantined(first), 10.0, what="the quarantine in the other process")
     third = place.process()
     await third.runtime.drift_monitor.refresh()  # one look, before its first call, is enough
     assert third.runtime.router.quarantined == {("one", "m", "s")}
 
     [shard_id] = await first.shard_ids(job_id)
     await run_shard(third.runtime, shard_id, "w")
-    job = job_object(await get_job(first.runtime, "p", job_id))
+    job = job_object(await get_job(first.jobs, "p", job_id))
     [warning] = job["warnings"]
     assert warning["code"] == "route_quarantined" and "one" in warning["message"]
     if alone:
@@ -169,7 +161,7 @@ async def test_a_changed_model_is_quarantined_for_all_and_the_job_says_so(place:
     async def released() -> bool:
         return not await quarantined(third)
 
-    await wait_until_async(released, 10.0, what="the release")
+    await until(released, 10.0, what="the release")
     assert await hosts(third) == ["one"]
 
 
@@ -200,7 +192,7 @@ async def test_a_quarantine_by_another_process_is_read_within_five_seconds(place
         clock=lambda: now,
     )
     await monitor.refresh()
-    await wait_until_async(lambda: recorded_probe(place.store), 10.0, what="the reference")
+    await until(lambda: recorded_probe(place.store), 10.0, what="the reference")
     async with runtime.database.write() as connection:
         await connection.execute(update(DriftCheck).values(quarantined_at=db_now()))
 
@@ -211,7 +203,7 @@ async def test_a_quarantine_by_another_process_is_read_within_five_seconds(place
     now = 1004.9
     assert not await is_read()
     now = 1005.1
-    await wait_until_async(is_read, 5.0, what="the quarantine")
+    await until(is_read, 5.0, what="the quarantine")
     await monitor.close()
 
 

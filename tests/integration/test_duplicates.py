@@ -16,10 +16,9 @@ from api.jobs.render import job_object
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.duplicates import DuplicateFanout
-from engine.jobs.recording.record import fail_remaining, record
+from engine.jobs.recording.duplicate_outcomes import DuplicateFanout
+from engine.jobs.recording.record_outcomes import fail_remaining, record
 from models.embedding import BatchOutcome, Input, InputError, Options
 from models.errors import EmbedmillError
 from models.job import JobStatus, ShardState
@@ -27,7 +26,7 @@ from providers.fake import fake_tokens, fake_vectors
 from tests.integration.snapshot import OPEN, DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused
 from tests.integration.test_run import scripted
-from tests.running import run_shard
+from tests.running import run_shard, sweep
 
 
 async def submitted(store: Store, inputs: Sequence[Input]) -> str:
@@ -65,7 +64,7 @@ async def test_each_text_is_billed_once_and_stands_under_every_index(store: Stor
     distinct = {str(item) for item in inputs}
     assert snapshot.tokens_in_ledger == sum(map(fake_tokens, distinct))
     assert sum(record.inputs for record in snapshot.ledger) == len(distinct)
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert body["status"] == JobStatus.COMPLETED
     assert body["counts"] == {"total": 45, "completed": 45, "failed": 0, "pending": 0}
     assert body["deduplicated_inputs"] == 45 - len(distinct)
@@ -114,15 +113,15 @@ async def test_a_shard_that_is_given_up_leaves_no_twin_behind(store: Store, by: 
     inputs: list[Input] = [*first, "text 0", "own", "own", "text 9", *[f"more {index}" for index in range(6)]]
     job_id = await submitted(store, inputs)
     held, second = await store.claim_all(job_id)
-    await record(store.runtime, held, landed(held, [0, 1], route=store.routes[0]))
+    await record(store.jobs, held, landed(held, [0, 1], route=store.routes[0]))
     if by == "worker":
-        await fail_remaining(store.runtime, second, EmbedmillError("given up"))
+        await fail_remaining(store.jobs, second, EmbedmillError("given up"))
     else:
         await store.set_shard(second.shard_id, state=ShardState.QUEUED, attempt=99)
         await sweep(store.runtime)
     snapshot = await checked(store, job_id, inputs)
     assert 10 in snapshot.with_vector and sorted(snapshot.with_error) == list(range(11, 20))
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert await store.status(job_id) == JobStatus.COMPLETED_WITH_ERRORS
 
 
@@ -131,7 +130,7 @@ async def test_what_a_killed_worker_had_embedded_is_copied_by_the_next(store: St
     inputs: list[Input] = ["a", "b", "a", "c"]
     job_id = await submitted(store, inputs)
     [held] = await store.claim_all(job_id)
-    await record(store.runtime, held, [*landed(held, [0], route=store.routes[0]), *refused(held, [1])])
+    await record(store.jobs, held, [*landed(held, [0], route=store.routes[0]), *refused(held, [1])])
     await store.expire_lease(held.shard_id)
     await run_shard(store.runtime, held.shard_id, "next")
     snapshot = await checked(store, job_id, inputs)
@@ -151,7 +150,7 @@ async def test_random_corpora_under_faults(database_url: str, tmp_path: Path, se
     for shard_id in chance.sample(shard_ids, len(shard_ids) // 2):  # workers that record a part and die
         held = await store.claim(shard_id)
         good = [position for position in held.open_positions() if "poison" not in str(held.inputs[position])]
-        await record(store.runtime, held, landed(held, good[: chance.randrange(4)], route=store.routes[0]))
+        await record(store.jobs, held, landed(held, good[: chance.randrange(4)], route=store.routes[0]))
         await store.expire_lease(shard_id)
     await sweep(store.runtime)
     order = list(range(len(shard_ids)))

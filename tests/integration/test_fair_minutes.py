@@ -19,7 +19,7 @@ from engine.jobs.execution.preemption import choose_preemptor
 from engine.jobs.execution.watch import POLL_EVERY_S, STARVED_AFTER_S
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.scheduling import fair_share
 from models.job import Job, Shard
 from tests.integration.clocks import SetClock, settable_clock
@@ -91,12 +91,12 @@ async def look(store: Store, slot: Slot | None, now_s: float) -> Slot | None:
         preemptor = choose_preemptor(positions, held.shard_id, held.tokens, ran_s=ran_s, unsent_tokens=unsent)
         if preemptor is None:
             return slot
-        new = await claims.claim(store.runtime, preemptor, "w")
+        new = await claims.claim(store.jobs, preemptor, "w")
         await claims.release(
-            store.runtime, slot.held, delay_s=0, counts_as_attempt=False, reason="", waiting_on="fairness"
+            store.jobs, slot.held, delay_s=0, counts_as_attempt=False, reason="", waiting_on="fairness"
         )
         return None if new is None else Slot(new, now_s, new.open_positions())
-    new = await claims.claim_next(store.runtime, "w")
+    new = await claims.claim_next(store.jobs, "w")
     return None if new is None else Slot(new, now_s, new.open_positions())
 
 
@@ -108,5 +108,5 @@ async def bring(store: Store, callers: list[Slot], had: dict[str, list[int]]) ->
         some = slot.waiting[:CALL_INPUTS]
         if some:
             slot.waiting = slot.waiting[len(some) :]
-            await record(store.runtime, slot.held, landed(slot.held, some, route=store.routes[0], cut=len(some)))
+            await record(store.jobs, slot.held, landed(slot.held, some, route=store.routes[0], cut=len(some)))
             had[slot.held.job_id][-1] += len(some)

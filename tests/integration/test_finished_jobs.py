@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,19 +15,20 @@ from engine.jobs.control import termination
 from engine.jobs.execution.lease_keeper import ShardStopped
 from engine.jobs.execution.release import release_unfinished
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.embedding import Input
 from models.job import FINISHED, JobStatus, ShardState
 from providers.fake import fake_tokens
 from tests.integration.snapshot import OPEN
-from tests.integration.store import Store, landed, writer_of
+from tests.integration.store import Store, landed, stopped_run
 from tests.integration.test_duplicates import checked
 from tests.integration.test_run import scripted
-from tests.running import run_next_shard
+from tests.running import run_next_shard, sweep
+from tests.waiting import until
 
 # The proportions of 60,000 lines of 1,000 texts.
 LINES, TEXTS, WORKERS, SHARD = 3_000, 50, 3, 50
+PATIENCE_S = 60.0
 Ending = Callable[[Store, str], Coroutine[object, object, object]]
 
 
@@ -84,19 +85,11 @@ async def working(store: Store) -> AsyncIterator[None]:
             await each.close()
 
 
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    for _ in range(3_000):
-        if await condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{condition.__name__} did not come about within a minute")
-
-
 async def ended(store: Store, job_id: str) -> str:
     async def is_over() -> bool:
         return await store.status(job_id) in FINISHED
 
-    await until(is_over)
+    await until(is_over, PATIENCE_S, what="the end of the job")
     return await store.status(job_id)
 
 
@@ -120,15 +113,15 @@ async def test_nothing_of_a_completed_job_is_queued(database_url: str, tmp_path:
 
 
 async def cancel(store: Store, job_id: str) -> None:
-    await termination.terminate(store.runtime, job_id, JobStatus.CANCELLED)
+    await termination.terminate(store.jobs, job_id, JobStatus.CANCELLED)
 
 
 async def expire(store: Store, job_id: str) -> None:
-    await termination.terminate(store.runtime, job_id, JobStatus.EXPIRED, "job_expired", "too late")
+    await termination.terminate(store.jobs, job_id, JobStatus.EXPIRED, "job_expired", "too late")
 
 
 async def fail(store: Store, job_id: str) -> None:
-    await termination.terminate(store.runtime, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
+    await termination.terminate(store.jobs, job_id, JobStatus.FAILED, "upload_interrupted", "it broke off")
 
 
 @pytest.mark.parametrize("end", [cancel, expire, fail])
@@ -144,10 +137,10 @@ async def test_nothing_of_a_job_that_ends_early_is_queued(database_url: str, tmp
         async def is_empty() -> bool:
             return not await states(store, job_id) & set(OPEN)
 
-        await until(has_begun)
+        await until(has_begun, PATIENCE_S, what="a shard that runs")
         await end(store, job_id)
         await ended(store, job_id)
-        await until(is_empty)
+        await until(is_empty, PATIENCE_S, what="an empty queue")
     await checked(store, job_id, corpus(3))
     assert (await store.job(job_id)).open_shards == 0
     await store.close()
@@ -158,18 +151,18 @@ async def test_a_job_whose_counter_is_too_low_waits_for_its_last_shard(store: St
     first, second = await store.claim_all(job_id := await store.submit(20))
     await store.set_shard(second.shard_id, state=ShardState.QUEUED)
     await store.set_job(job_id, open_shards=1)
-    await record(store.runtime, first, landed(first, route=store.routes[0]))
+    await record(store.jobs, first, landed(first, route=store.routes[0]))
     job = await store.job(job_id)
     assert (job.status, job.open_shards) == (JobStatus.IN_PROGRESS, 1)
     held = await store.claim(second.shard_id)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert (await store.status(job_id), await states(store, job_id)) == (JobStatus.COMPLETED, {ShardState.DONE})
 
 
 async def test_the_sweep_counts_anew_rather_than_end_a_job_with_a_queued_shard(store: Store) -> None:
     first, second = await store.claim_all(job_id := await store.submit(20))
-    await record(store.runtime, first, landed(first, route=store.routes[0]))
-    await claims.release(store.runtime, second, delay_s=60, counts_as_attempt=False, reason="", waiting_on=None)
+    await record(store.jobs, first, landed(first, route=store.routes[0]))
+    await claims.release(store.jobs, second, delay_s=60, counts_as_attempt=False, reason="", waiting_on=None)
     await store.set_job(job_id, open_shards=0)
     await sweep(store.runtime)
     job = await store.job(job_id)
@@ -180,10 +173,8 @@ async def test_the_sweep_counts_anew_rather_than_end_a_job_with_a_queued_shard(s
 async def test_a_shard_that_is_given_back_to_a_job_that_expired_meanwhile_is_closed(store: Store) -> None:
     """Its worker had not heard of it: the sweep is not needed."""
     [held] = await store.claim_all(job_id := await store.submit())
-    writer = writer_of(store, held)
     await expire(store, job_id)
     assert await states(store, job_id) == {ShardState.RUNNING}
-    await release_unfinished(store.runtime, held, writer, ShardStopped("the worker is stopping"))
-    await writer.close()
+    await release_unfinished(stopped_run(store, held, ShardStopped("the worker is stopping")), job_active=True)
     assert await states(store, job_id) == {ShardState.CANCELLED}
     assert (await store.job(job_id)).open_shards == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,9 @@ from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of
 from tests.integration.test_run import scripted
 from tests.running import run_next_shard
+from tests.waiting import until
 
 SLOW = '{when = {contains = "slow"}, do = {latency_ms = 300.0}}'
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(30):
-        while not await condition():  # noqa: ASYNC110  # it is in the database
-            await asyncio.sleep(0.02)
 
 
 async def is_running(store: Store, job_id: str, shards: int) -> bool:
@@ -79,10 +73,10 @@ async def test_a_job_that_gave_way_says_so_until_its_turn(database_url: str, tmp
     await until(lambda: is_running(store, large, 1))
     await store.submit(10)
     await worker
-    body = job_object(await get_job(store.runtime, "p", large))
+    body = job_object(await get_job(store.jobs, "p", large))
     assert (body["waiting_on"], body["next_attempt_at"]) == ("fairness", None)
     await store.claim((await store.shard_ids(large))[0])
-    assert job_object(await get_job(store.runtime, "p", large))["waiting_on"] is None
+    assert job_object(await get_job(store.jobs, "p", large))["waiting_on"] is None
     await store.close()
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from engine.jobs.ingest import job_intake
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import results
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.split_shard import split_shard
 from models.job import Job, JobStatus, Shard, ShardState
 from providers.fake import fake_vectors
@@ -21,6 +20,7 @@ from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
 from tests.integration.test_crashes import no_pauses, others_run
 from tests.integration.test_submit import lines_of
+from tests.running import sweep
 
 
 async def checked(store: Store, job_id: str) -> DatabaseSnapshot:
@@ -38,9 +38,9 @@ async def queue_again(store: Store, shard_id: str) -> None:
 
 
 async def lines(store: Store, job_id: str) -> list[dict[str, object]]:
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     whole = results.IndexRange.of(job, None, None)
-    told = b"".join([piece async for piece in results.ndjson(store.runtime, job, whole, "float")])
+    told = b"".join([piece async for piece in results.ndjson(store.database, store.work, job, whole, "float")])
     return [orjson.loads(line) for line in told.splitlines()]
 
 
@@ -62,7 +62,7 @@ async def test_the_input_that_kills_its_worker_is_found_and_fails_alone(store: S
                 kills += 1
                 await store.expire_lease(shard.id)
             else:
-                await record(store.runtime, held, landed(held, route=store.routes[0]))
+                await record(store.jobs, held, landed(held, route=store.routes[0]))
     snapshot = await checked(store, job_id)
     [failure] = snapshot.failures
     assert (failure.index, failure.code) == (offending_position, "worker_lost")
@@ -86,26 +86,26 @@ async def test_however_it_is_cut_nothing_is_lost_or_doubled(store: Store, seed: 
             await queue_again(store, shard.id)
         elif shard is not None:
             await store.set_shard(shard.id, state=ShardState.QUEUED)
-            await split_shard(store.runtime, shard.id)
+            await split_shard(store.jobs, shard.id)
         if kept and chance.random() < 0.6:
             held = chance.choice(kept)
             some = [position for position in held.open_positions() if chance.random() < 0.3]
             parts = landed(held, some, route=store.routes[0], cut=3)
             if some and chance.random() < 0.3:
                 parts = refused(held, some)
-            await record(store.runtime, held, parts)
+            await record(store.jobs, held, parts)
         await checked(store, job_id)
     for shard_id in await store.shard_ids(job_id):
         [shard] = [each for each in await store.shards(job_id) if each.id == shard_id]
         if shard.state != ShardState.DONE:
             held = await store.claim(shard_id)
-            await record(store.runtime, held, landed(held, route=store.routes[0]))
+            await record(store.jobs, held, landed(held, route=store.routes[0]))
     await checked(store, job_id)
     told = await lines(store, job_id)
     assert [(line["index"], line["id"]) for line in told] == [(index, f"id-{index}") for index in range(26)]
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     middle = results.IndexRange.of(job, 7, 19)
-    rows = b"".join([bytes(piece) async for piece in results.npy(store.runtime, job, middle)])
+    rows = b"".join([bytes(piece) async for piece in results.npy(store.runtime.database, job, middle)])
     assert len(rows) == results.npy_bytes(job, middle)
 
 
@@ -113,32 +113,32 @@ async def test_what_is_not_queued_or_has_one_open_input_is_not_halved(store: Sto
     job_id = await store.submit(10)
     [shard_id] = await store.shard_ids(job_id)
     held = await store.claim(shard_id)
-    assert await split_shard(store.runtime, shard_id) == 0
-    await record(store.runtime, held, landed(held, range(9), route=store.routes[0]))
+    assert await split_shard(store.jobs, shard_id) == 0
+    await record(store.jobs, held, landed(held, range(9), route=store.routes[0]))
     await queue_again(store, shard_id)
-    assert await split_shard(store.runtime, shard_id) == 1
-    assert await split_shard(store.runtime, shard_id, Shard.worker_crashes > 0) == 0
-    assert await split_shard(store.runtime, "no such shard") == 0
+    assert await split_shard(store.jobs, shard_id) == 1
+    assert await split_shard(store.jobs, shard_id, Shard.worker_crashes > 0) == 0
+    assert await split_shard(store.jobs, "no such shard") == 0
     assert await store.count(Job) == 1 and len(await store.shards(job_id)) == 1
 
 
 async def test_a_half_is_claimed_where_its_first_index_stands(store: Store) -> None:
     job_id = await store.submit(30)
-    await split_shard(store.runtime, (await store.shard_ids(job_id))[0])
-    claimed = [await claims.claim_next(store.runtime, "w") for _ in range(4)]
+    await split_shard(store.jobs, (await store.shard_ids(job_id))[0])
+    claimed = [await claims.claim_next(store.jobs, "w") for _ in range(4)]
     assert [(held.first_index, held.count) for held in claimed if held] == [(0, 5), (5, 5), (10, 10), (20, 10)]
 
 
 async def test_an_upload_is_taken_up_again_behind_shards_that_were_split(store: Store) -> None:
-    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    reservation = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(reservation, job_intake.Reservation)
     with pytest.raises(ConnectionError):
         async with store.receiving_as(reservation) as intake:
             await intake.add(lines_of(20))
             raise ConnectionError
     for shard_id in await store.shard_ids(intake.job_id):
-        assert await split_shard(store.runtime, shard_id) == 2
-    again = await job_intake.reserve(store.runtime, "p", "key")
+        assert await split_shard(store.jobs, shard_id) == 2
+    again = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(again, job_intake.Reservation) and again.resumes
     async with store.receiving_as(again) as intake:
         await intake.add(lines_of(34))
@@ -146,5 +146,5 @@ async def test_an_upload_is_taken_up_again_behind_shards_that_were_split(store: 
     shards = [(shard.first_index, shard.count) for shard in await store.shards(intake.job_id)]
     assert shards == [(0, 5), (5, 5), (10, 5), (15, 5), (20, 10), (30, 4)]
     for held in await store.claim_all(intake.job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
     assert await store.status(intake.job_id) == JobStatus.COMPLETED

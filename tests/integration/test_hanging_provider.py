@@ -14,7 +14,6 @@ import pytest
 from api.jobs.render import job_object
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import INTERACTIVE, EmbedRun, embed
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
 from engine.planning.packing import pack
 from models.embedding import Limits, Options
@@ -24,7 +23,7 @@ from providers.fake import FakeUpstream
 from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
-from tests.running import run_shard
+from tests.running import run_shard, sweep
 
 INPUTS = 1_600
 HANG_S = 14.0
@@ -125,7 +124,7 @@ async def first_answer(store: Store, text: str) -> float:
 
 
 async def told(store: Store, job_id: str) -> dict[str, Any]:
-    return job_object(await get_job(store.runtime, "p", job_id))
+    return job_object(await get_job(store.jobs, "p", job_id))
 
 
 @pytest.mark.parametrize("mode", ["hangs", "body hangs"])

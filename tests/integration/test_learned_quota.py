@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 import redis.asyncio
@@ -17,18 +16,9 @@ from engine.observability.telemetry import REGISTRY
 from models.errors import UpstreamRateLimited
 from providers.base import UpstreamReply
 from tests import fakes
-from tests.integration.test_pacing import QUOTA, Relay, call, opened, paced_route, refusing
+from tests.integration.paced_processes import QUOTA, Relay, call, opened, paced_route, refusing
 
 NAME = "learned|m"
-
-
-@pytest.fixture
-async def client(redis_url: str) -> AsyncIterator[redis.asyncio.Redis]:
-    client = redis.asyncio.Redis.from_url(redis_url, decode_responses=True)
-    yield client
-    for key in await client.keys("*em:pace:*"):
-        await client.delete(key)
-    await client.aclose()
 
 
 def coordinator_of(shared: RedisStore, *, requests: int | None = None) -> BucketCoordinator:
@@ -44,7 +34,7 @@ async def refuse(coordinator: BucketCoordinator, *, after_tokens: float, kind: s
     await coordinator.settle(CallResult("refused", CallSignal.RATE_LIMITED, cooldown_s=0.0, quota_kind=kind))
 
 
-async def test_what_one_process_learns_all_keep_to(client: redis.asyncio.Redis, redis_url: str) -> None:
+async def test_what_one_process_learns_all_keep_to(pacing_redis: redis.asyncio.Redis, redis_url: str) -> None:
     processes = [RedisStore(redis_url) for _ in range(2)]
     worker, api = (coordinator_of(shared) for shared in processes)
     await refuse(worker, after_tokens=QUOTA / 2)
@@ -57,7 +47,7 @@ async def test_what_one_process_learns_all_keep_to(client: redis.asyncio.Redis, 
         await shared.close()
 
 
-async def test_it_outlives_redis_and_the_loss_of_its_data(client: redis.asyncio.Redis, redis_url: str) -> None:
+async def test_it_outlives_redis_and_the_loss_of_its_data(pacing_redis: redis.asyncio.Redis, redis_url: str) -> None:
     async with Relay.to(redis_url) as relay:
         shared = RedisStore(relay.url)
         coordinator = coordinator_of(shared, requests=600)
@@ -69,7 +59,7 @@ async def test_it_outlives_redis_and_the_loss_of_its_data(client: redis.asyncio.
         assert coordinator._is_local and coordinator._local.shares(asyncio.get_running_loop().time())[
             0
         ] == pytest.approx(0.4, abs=0.01)
-        await client.delete(*lua.keys_of(NAME))
+        await pacing_redis.delete(*lua.keys_of(NAME))
         relay.open = True
         async with asyncio.timeout(5):
             while coordinator._is_local:
@@ -83,7 +73,7 @@ async def test_it_outlives_redis_and_the_loss_of_its_data(client: redis.asyncio.
 
 
 async def test_a_process_that_is_alone_learns_too_and_tells_the_others(
-    client: redis.asyncio.Redis, redis_url: str
+    pacing_redis: redis.asyncio.Redis, redis_url: str
 ) -> None:
     async with Relay.to(redis_url) as relay:
         shared = RedisStore(relay.url)
@@ -103,11 +93,11 @@ async def test_a_process_that_is_alone_learns_too_and_tells_the_others(
                 await asyncio.sleep(0.05)
                 await coordinator.acquire(AcquireRequest("back", True, 1.0, 0.0))
         await coordinator.acquire(AcquireRequest("told", True, 1.0, 0.0))
-        assert "1=0.97" in str(await client.hget(lua.keys_of(NAME)[0], "learned"))
+        assert "1=0.97" in str(await pacing_redis.hget(lua.keys_of(NAME)[0], "learned"))
         await shared.close()
 
 
-async def test_calls_of_bulk_and_the_metric_follow(client: redis.asyncio.Redis, redis_url: str) -> None:
+async def test_calls_of_bulk_and_the_metric_follow(pacing_redis: redis.asyncio.Redis, redis_url: str) -> None:
     route = paced_route()
     wire = fakes.FakeWire(up=refusing({"retry-after-ms": "100"}, refused=1))
     upstream = opened(redis_url, wire, route)
@@ -121,7 +111,7 @@ async def test_calls_of_bulk_and_the_metric_follow(client: redis.asyncio.Redis, 
     await upstream.close()
 
 
-async def test_a_lower_limit_in_headers_counts_at_once(client: redis.asyncio.Redis, redis_url: str) -> None:
+async def test_a_lower_limit_in_headers_counts_at_once(pacing_redis: redis.asyncio.Redis, redis_url: str) -> None:
     route = paced_route()
     headers = {"x-ratelimit-limit-tokens": str(QUOTA // 2), "x-ratelimit-remaining-tokens": str(QUOTA // 3)}
     wire = fakes.FakeWire(up=fakes.fake())
@@ -134,7 +124,7 @@ async def test_a_lower_limit_in_headers_counts_at_once(client: redis.asyncio.Red
 
 
 async def test_a_refusal_that_names_no_time_is_waited_out_within_the_patience(
-    client: redis.asyncio.Redis, redis_url: str
+    pacing_redis: redis.asyncio.Redis, redis_url: str
 ) -> None:
     route = paced_route()
     wire = fakes.FakeWire(up=refusing({}, refused=1))

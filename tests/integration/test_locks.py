@@ -13,7 +13,7 @@ from sqlalchemy import select, text, update
 from engine.jobs.control import termination
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import StorageUnavailable
@@ -25,8 +25,8 @@ Verb = Callable[[Runtime, str], Coroutine[Any, Any, object]]
 LATE_S = 3600.0
 # Each verb, and the state of the shards that it is about.
 VERBS: dict[str, tuple[Verb, ShardState]] = {
-    "requeue_expired": (lambda runtime, job_id: sweep.requeue_expired(runtime), ShardState.RUNNING),
-    "close_shards": (termination.cancel_idle_shards, ShardState.QUEUED),
+    "requeue_expired": (lambda runtime, job_id: sweep.requeue_expired(runtime.store), ShardState.RUNNING),
+    "close_shards": (lambda runtime, job_id: termination.cancel_idle_shards(runtime.store, job_id), ShardState.QUEUED),
 }
 
 
@@ -67,9 +67,9 @@ async def test_verbs_at_once_never_lock_each_other_out(store: Store) -> None:
         await _shuffle_rows(store, chance.sample(ids, len(ids)), ShardState.QUEUED)
         held = [await store.claim(shard_id) for shard_id in ids[::4]]
         todo = [verb(other.runtime, jobs[0]) for other in others for verb, _ in VERBS.values()]
-        todo += [termination.cancel(others[0].runtime, "p", jobs[0]), sweep.finish_jobs(others[1].runtime)]
-        todo += [record(store.runtime, one, landed(one, route=store.routes[0])) for one in held]
-        todo += [claims.heartbeat(store.runtime, one) for one in held]
+        todo += [termination.cancel(others[0].jobs, "p", jobs[0]), sweep.finish_jobs(others[1].jobs)]
+        todo += [record(store.jobs, one, landed(one, route=store.routes[0])) for one in held]
+        todo += [claims.heartbeat(store.jobs, one) for one in held]
         chance.shuffle(todo)
         outcomes = await asyncio.gather(*todo, return_exceptions=True)
         assert not [each for each in outcomes if isinstance(each, BaseException)]

@@ -6,18 +6,23 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.durability.call_journal import CallJournal, InFlightCall
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
+from engine.storage.database import Database
 from models.base import db_now
+from models.errors import StorageUnavailable
 from models.job import AmbiguousCall, JobStatus
 from tests.fakes import unanswered_calls
 from tests.integration.store import UPSTREAM_MODEL, Store
-from tests.running import run_shard
+from tests.running import run_shard, sweep
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -46,7 +51,9 @@ async def test_calls_of_the_dead_are_counted_once(store: Store, other: Store) ->
     left_by_a_dead_worker(folder, job_id, 3)
     left_by_a_dead_worker(folder, "a job that was deleted", 1)
     counted = unanswered_calls("one")
-    await asyncio.gather(sweep(store.runtime), sweep(other.runtime), record_orphaned_calls(other.runtime))
+    await asyncio.gather(
+        sweep(store.runtime), sweep(other.runtime), record_orphaned_calls(other.jobs, other.runtime.journal)
+    )
     await sweep(store.runtime)
     job = await store.job(job_id)
     assert (job.ambiguous_calls, job.ambiguous_inputs) == (3, 33)
@@ -76,9 +83,11 @@ async def test_a_call_that_was_cut_off_is_ambiguous(database_url: str, tmp_path:
     [shard_id] = await store.shard_ids(job_id)
     counted = of_all_routes()
     running = asyncio.create_task(run_shard(store.runtime, shard_id, "w"))
-    async with asyncio.timeout(10):
-        while (await store.job(job_id)).completed < 4:  # noqa: ASYNC110  # it is in the database
-            await asyncio.sleep(0.02)
+
+    async def half_is_recorded() -> bool:
+        return bool((await store.job(job_id)).completed >= 4)
+
+    await until(half_is_recorded)
     running.cancel()
     await asyncio.wait({running})
     job = await store.job(job_id)
@@ -97,7 +106,26 @@ async def test_a_call_that_is_found_twice_is_counted_once(store: Store) -> None:
     [log] = folder.iterdir()
     copy = log.read_bytes()
     counted = unanswered_calls("one")
-    assert await record_orphaned_calls(store.runtime) == 1
+    assert await record_orphaned_calls(store.jobs, store.runtime.journal) == 1
     log.write_bytes(copy)
-    assert await record_orphaned_calls(store.runtime) == 0
+    assert await record_orphaned_calls(store.jobs, store.runtime.journal) == 0
     assert unanswered_calls("one") - counted == 1
+
+
+class AbsentDatabase(Database):
+    """A database that no transaction reaches."""
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        raise StorageUnavailable("the database does not answer")
+        yield
+
+
+async def test_a_journal_that_cannot_be_recorded_now_is_left_to_the_next_round(store: Store) -> None:
+    job_id = await store.submit()
+    left_by_a_dead_worker(store.runtime.journal.folder, job_id, 2)
+    absent = AbsentDatabase(store.runtime.database.url)
+    with pytest.raises(StorageUnavailable):
+        await record_orphaned_calls(replace(store.jobs, database=absent), store.runtime.journal)
+    await absent.close()
+    assert await record_orphaned_calls(store.jobs, store.runtime.journal) == 2

@@ -6,29 +6,31 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.job_store import JobStore
 from engine.jobs.execution.worker import Worker
 from engine.jobs.leasing import claim as claims
 from engine.jobs.maintenance.clock_steps import extend_leases_after_outage
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.recording.spool_replay import decode_spool, encode_spool, replay
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.storage.database import Database
 from engine.upstream.call import Upstream
 from models.base import db_now
+from models.embedding import Call
 from models.errors import StorageUnavailable
 from models.job import JobStatus, ShardState
 from providers.base import UpstreamReply, UpstreamRequest
 from providers.fake import fake_vectors
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, text_of, writer_of
-from tests.running import run_shard
+from tests.running import dispatch, run_shard, sweep
+from tests.waiting import until
 from workers.idle import IdleWatch
 
 FROZEN_S = 4.2  # past the lease of these tests
@@ -87,6 +89,7 @@ class Bench:
         runtime = store.runtime
         self.database = FailingDatabase(runtime.database.url)
         self._real, runtime.database = runtime.database, self.database
+        runtime.store = JobStore(self.database, runtime.settings)
         accounts = [route.account for route in store.routes]
         self.upstream = WatchedUpstream(
             runtime.upstream._transport, accounts, runtime.limiters, max_reply_bytes=1 << 20
@@ -136,10 +139,9 @@ async def test_results_outlast_an_outage_in_the_spool_and_are_paid_once(bench: B
     shard_id = await only(store, job_id := await store.submit(10))
     bench.upstream.at_call = lambda number: setattr(bench.database, "away", True)
     running = asyncio.create_task(run_shard(store.runtime, shard_id, "w"))
+    await until(bench.spooled)
     async with asyncio.timeout(15):
-        while not bench.spooled():  # noqa: ASYNC110  # it is on the disk
-            await asyncio.sleep(0.02)
-        assert await replay(store.runtime) == 0  # its worker lives
+        assert await replay(store.jobs, store.runtime.spool) == 0  # its worker lives
         bench.upstream.at_call, bench.database.away = None, False
         await running
     assert bench.upstream.calls == 3 and bench.spooled() == []
@@ -155,7 +157,7 @@ async def test_what_a_dead_worker_spooled_is_recorded_before_the_shard_is_claime
     for part in landed(held, range(8), route=store.routes[0]):
         writer.add(part)
     closing = asyncio.create_task(writer.close())
-    await asyncio.sleep(0.05)
+    await until(bench.spooled)
     closing.cancel()  # the process ends
     await asyncio.gather(closing, return_exceptions=True)
     [file] = bench.spooled()
@@ -178,7 +180,7 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
         file = spool.write(held.shard_id, body)
         assert file is not None
         file.unlock()
-    assert await replay(store.runtime) == 4
+    assert await replay(store.jobs, store.runtime.spool) == 4
     left = list((store.runtime.settings.data_dir / "spool").iterdir())
     assert [path.suffix for path in left] == [".bad", ".bad"]
     snapshot = await checked(store, job_id)
@@ -188,8 +190,9 @@ async def test_a_damaged_file_is_set_aside_and_a_late_one_dropped(store: Store) 
 async def test_a_spool_file_says_all_that_a_record_needs(store: Store) -> None:
     [held] = await store.claim_all(await store.submit(10, bad={3}))
     parts = landed(held, route=store.routes[1])
-    again, same, record_id = decode_spool(encode_spool(held, parts, "use_1"))
-    assert record_id == "use_1"
+    call = Call("one", "m", False, 200, 1.0, 2.0, wasted=True, cost_usd=Decimal("0.5"))
+    again, same, record_id, calls = decode_spool(encode_spool(held, parts, "use_1", [call]))
+    assert (record_id, calls) == ("use_1", [call])
     assert (again.shard_id, again.fence, again.options, again.count) == (held.shard_id, held.fence, held.options, 10)
     for before, after in zip(parts, same, strict=True):
         assert before.vectors is not None and after.vectors is not None
@@ -232,11 +235,11 @@ async def test_leases_are_spared_after_a_time_without_the_database(store: Store)
     [held], _ = await store.claim_all(lost), await store.claim_all(fresh)
     untouched = (await store.shards(fresh))[0].lease_until
     await store.expire_lease(held.shard_id)
-    await extend_leases_after_outage(store.runtime)
+    await extend_leases_after_outage(store.jobs, store.runtime.database_clock)
     await sweep(store.runtime)
     assert (await store.shards(lost))[0].state == ShardState.RUNNING
     assert (await store.shards(fresh))[0].lease_until == untouched
-    assert await claims.heartbeat(store.runtime, held)
+    assert await claims.heartbeat(store.jobs, held)
 
 
 async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -> None:
@@ -244,7 +247,7 @@ async def test_sweeps_and_dispatchers_at_once_do_everything_once(store: Store) -
     jobs = [await store.submit(20) for _ in range(4)]
     for job_id in jobs[:2]:
         for held in await store.claim_all(job_id):
-            await record(store.runtime, held, landed(held, range(4), route=store.routes[0]))
+            await record(store.jobs, held, landed(held, range(4), route=store.routes[0]))
             await store.expire_lease(held.shard_id)
     both = (store.runtime, other.runtime)
     await asyncio.gather(*(duty(runtime) for duty in (sweep, dispatch, sweep) for runtime in both))
@@ -269,9 +272,7 @@ async def test_an_idle_worker_claims_what_waits_one_by_one_and_restarts_when_no_
 
     async def claim_one() -> None:
         before = await done(store, job_id)
-        async with asyncio.timeout(5):
-            while not await idle.claim_without_message():  # noqa: ASYNC110  # time must pass
-                await asyncio.sleep(0.02)
+        await until(idle.claim_without_message, 5, every_s=0.02)
         assert await done(store, job_id) == before + 1
 
     store.notifier.works = False  # the broker is away

@@ -42,7 +42,7 @@ async def test_the_others_get_their_vectors_and_the_job_says_what_it_waits_for(s
     snapshot.check()
     assert sorted(snapshot.with_vector) == [index for index in range(30) if index != 3] and not snapshot.with_error
     await run_all_shards(store, job_id)  # the text alone, once more
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert (body["status"], body["waiting_on"]) == ("in_progress", "provider")
     assert "answers 429 (rate limit) to this call, and answers others" in body["waiting"]["message"]
     assert "all others go on" in body["waiting"]["advice"] and body["waiting"]["code"] == "upstream_rate_limited"
@@ -71,7 +71,7 @@ async def test_after_as_long_a_wait_as_for_an_outage_it_fails_and_says_why(store
     job = await store.job(job_id)
     await store.set_job(job_id, outage=job.outage | {"waits_since": job.outage["waits_since"] - 3601})
     await run_all_shards(store, job_id)
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert (body["status"], body["counts"]["completed"]) == ("completed_with_errors", 9)
     assert [error["code"] for error in body["errors"]] == ["upstream_rate_limited"]
 
@@ -82,7 +82,7 @@ async def test_a_job_says_so_while_a_worker_has_it(store: Store) -> None:
     job_id = await store.submit(10)
     running = asyncio.create_task(run_due(store, job_id))
     async with asyncio.timeout(40):
-        while (body := job_object(await get_job(store.runtime, "p", job_id)))["waiting"] is None:  # noqa: ASYNC110
+        while (body := job_object(await get_job(store.jobs, "p", job_id)))["waiting"] is None:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     assert body["waiting_on"] == "provider" and "answers others" in body["waiting"]["message"]
     running.cancel()

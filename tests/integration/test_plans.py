@@ -16,15 +16,14 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 
 from engine.jobs.leasing import claim as claims
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import job_rows
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.jobs.scheduling import fair_share
-from engine.jobs.scheduling.dispatch import dispatch
 from engine.storage.database_gauges import Gauges
 from models.base import Base, db_now, new_id
 from models.job import Job, JobStatus, ShardInputs, ShardState
 from tests.integration.store import Store, landed
+from tests.running import dispatch, sweep
 
 JOBS = 1500  # of each kind; fewer, and PostgreSQL rightly reads the whole table
 BIG = "jobs|shards|shard_inputs|vectors|input_errors|usage|idempotency_keys"
@@ -105,12 +104,12 @@ def reads_it_all(plan: str) -> str | None:
 async def one_round(store: Store) -> None:
     """A dispatch, a look about, a claim, a record, a sweep: what happens all the time."""
     await dispatch(store.runtime)
-    held = await claims.claim_next(store.runtime, "w")
+    held = await claims.claim_next(store.jobs, "w")
     assert held is not None
     async with store.runtime.database.read() as connection:
         await fair_share.starved_shards(connection, 8, 0.0)
         await fair_share.watch(connection, [held.shard_id], 8, 0.0)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
     await sweep(store.runtime)
 
 
@@ -157,8 +156,8 @@ async def test_a_list_by_status_reads_jobs_of_that_status_only(crowded: Store) -
         await connection.execute(update(Job).where(Job.id.in_(ids)).values(status="failed"))
         await connection.execute(text("analyze"))
     with statements(crowded) as asked:
-        await job_rows.list_jobs(crowded.runtime, "p1", limit=20, after_id=None, status="failed")
-        await job_rows.list_jobs(crowded.runtime, "p1", limit=20, after_id=new_id("job"), status="failed")
+        await job_rows.list_jobs(crowded.runtime.store, "p1", limit=20, after_id=None, status="failed")
+        await job_rows.list_jobs(crowded.runtime.store, "p1", limit=20, after_id=new_id("job"), status="failed")
     for statement, parameters in asked:
         plan = await plan_of(crowded, statement, parameters)
         assert reads_it_all(plan) is None and "ix_jobs_project_id" not in plan, plan

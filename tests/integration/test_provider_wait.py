@@ -12,7 +12,6 @@ from sqlalchemy import insert, select, update
 
 from api.jobs.render import job_object
 from engine.account_check import check_account
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading.job_rows import get_job
 from models.base import db_now
 from models.errors import StorageUnavailable
@@ -22,7 +21,7 @@ from providers.fake import FakeScript
 from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store
-from tests.running import run_shard
+from tests.running import run_shard, sweep
 
 ONE_ROUTE = stores.CONFIG.split(f'[[models."{stores.MODEL}".routes]]\nprovider = "two"')[0]
 REASONS: list[dict[str, Any]] = [{"status": 401}, {"status": 500}, {"status": 404}, {"reply": "html"}]
@@ -78,7 +77,7 @@ async def test_an_outage_spends_no_attempt_and_the_job_says_why(store: Store, tr
         await probe_now(store, job_id)
     shards = await store.shards(job_id)
     assert [(shard.state, shard.attempt) for shard in shards] == [(ShardState.QUEUED, 0)] * 2
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert (job["status"], job["counts"]["failed"], job["waiting_on"]) == (JobStatus.IN_PROGRESS, 0, "provider")
     waiting = job["waiting"]
     assert set(waiting) == {"provider", "code", "message", "advice", "since", "next_attempt_at"}
@@ -91,7 +90,7 @@ async def test_an_outage_spends_no_attempt_and_the_job_says_why(store: Store, tr
     await run_due(store, job_id)
     snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
     assert len(snapshot.with_vector) == 20 and snapshot.with_error == []
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert (job["status"], job["waiting"], await outages(store)) == (JobStatus.COMPLETED, None, [])
 
 
@@ -106,7 +105,7 @@ async def test_another_process_waits_without_a_call_and_goes_on_when_the_first_i
         await connection.execute(update(RouteOutage).values(next_attempt_at=db_now() + 60.0))
     await run_due(other, two)
     assert [fake.script.calls for fake in other.runtime.upstream._in_process._fakes.values()] == [0, 0]
-    assert job_object(await get_job(store.runtime, "p", two))["waiting"]["provider"] == "one"
+    assert job_object(await get_job(store.jobs, "p", two))["waiting"]["provider"] == "one"
     play(store)
     await probe_now(store, one)
     await run_due(store, one)
@@ -163,7 +162,7 @@ async def test_inputs_fail_only_after_the_hours_of_the_setting(database_url: str
     assert (await store.job(job_id)).failed == 0  # it has waited for no time yet
     await probe_now(store, job_id)
     await run_due(store, job_id)
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert (job["status"], job["counts"]["failed"]) == (JobStatus.FAILED, 10)
     assert job["errors"][0]["code"] == "upstream_auth_failed" and "account one" in job["errors"][0]["message"]
     await store.close()

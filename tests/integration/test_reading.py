@@ -13,15 +13,15 @@ from engine.jobs.control import termination
 from engine.jobs.control.retry import retry
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.purge import purge
-from engine.jobs.maintenance.sweep import sweep
 from engine.jobs.reading import read_leases, results
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.reading.results import IndexRange
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.errors import JobNotFound, ResultsChanged
 from models.job import AmbiguousCall, IdempotencyKey, Job, JobInputError, Shard, VectorBlock
 from tests.integration.store import Store, landed, refused
+from tests.running import sweep
 
 TOTAL = 60
 FAILED = {7, 33}
@@ -35,20 +35,20 @@ async def ended(store: Store) -> str:
     for held in await store.claim_all(job_id):
         bad = [position for position in range(held.count) if held.index(position) in FAILED]
         good = [position for position in range(held.count) if position not in bad]
-        await record(store.runtime, held, landed(held, good, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, good, route=store.routes[0]))
         if bad:
-            await record(store.runtime, held, refused(held, bad))
+            await record(store.jobs, held, refused(held, bad))
     return job_id
 
 
 def download(store: Store, job: Any, kind: str) -> AsyncIterator[bytes | memoryview]:
     whole = IndexRange.of(job, None, None)
     if kind == "npy":
-        return results.npy(store.runtime, job, whole, complete=True)
+        return results.npy(store.runtime.database, job, whole, complete=True)
     if kind == "errors":
-        return results.errors_ndjson(store.runtime, job)
+        return results.errors_ndjson(store.database, store.work, job)
     encoding = "base64" if kind == "base64" else "float"
-    return results.ndjson(store.runtime, job, whole, encoding, complete=True)
+    return results.ndjson(store.database, store.work, job, whole, encoding, complete=True)
 
 
 async def whole(store: Store, job: Any, kind: str) -> bytes:
@@ -58,7 +58,7 @@ async def whole(store: Store, job: Any, kind: str) -> bytes:
 async def interrupted(store: Store, job: Any, kind: str, meanwhile: Callable[[], Any], *, after: int = 2) -> bytes:
     """A download, as the API makes it, in which something happens after some of its pieces."""
     got = b""
-    pieces = read_leases.renew_while_reading(store.runtime, job.id, download(store, job, kind))
+    pieces = read_leases.renew_while_reading(store.runtime.database, job.id, download(store, job, kind))
     count = 0
     async for piece in pieces:
         got, count = got + bytes(piece), count + 1
@@ -76,15 +76,15 @@ async def sweep_it_away(store: Store) -> None:
 
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_a_download_goes_on_while_its_job_is_deleted(store: Store, ended: str, kind: str) -> None:
-    job = await get_job(store.runtime, "p", ended)
+    job = await get_job(store.jobs, "p", ended)
     right = await whole(store, job, kind)
-    await read_leases.acquire_read_lease(store.runtime, job)
+    await read_leases.acquire_read_lease(store.runtime.database, job)
 
     async def delete_job() -> None:
-        await termination.delete_job(store.runtime, "p", ended)
+        await termination.delete_job(store.jobs, "p", ended)
         await sweep_it_away(store)
         with pytest.raises(JobNotFound):
-            await get_job(store.runtime, "p", ended)
+            await get_job(store.jobs, "p", ended)
 
     assert await interrupted(store, job, kind, delete_job) == right
     # Nobody reads any more: it goes.
@@ -95,9 +95,9 @@ async def test_a_download_goes_on_while_its_job_is_deleted(store: Store, ended: 
 
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_a_download_goes_on_when_its_job_s_retention_ends(store: Store, ended: str, kind: str) -> None:
-    job = await get_job(store.runtime, "p", ended)
+    job = await get_job(store.jobs, "p", ended)
     right = await whole(store, job, kind)
-    await read_leases.acquire_read_lease(store.runtime, job)
+    await read_leases.acquire_read_lease(store.runtime.database, job)
 
     async def expire() -> None:
         await store.set_job(ended, expires_at=db_now() - 1)
@@ -105,7 +105,7 @@ async def test_a_download_goes_on_when_its_job_s_retention_ends(store: Store, en
 
     assert await interrupted(store, job, kind, expire) == right
     # While it is read it does not even expire: the next range is served too.
-    assert (await get_job(store.runtime, "p", ended)).id == ended
+    assert (await get_job(store.jobs, "p", ended)).id == ended
 
 
 @pytest.mark.parametrize("after", [1, 2, 4])
@@ -114,12 +114,12 @@ async def test_a_reader_that_was_away_for_too_long_gets_an_error_not_a_part(
     store: Store, ended: str, kind: str, after: int
 ) -> None:
     """Its lease ran out (a frozen process, a client that stood still), and the rows are gone."""
-    job = await get_job(store.runtime, "p", ended)
+    job = await get_job(store.jobs, "p", ended)
     right = await whole(store, job, kind)
-    await read_leases.acquire_read_lease(store.runtime, job)
+    await read_leases.acquire_read_lease(store.runtime.database, job)
 
     async def delete_job() -> None:
-        await termination.delete_job(store.runtime, "p", ended)
+        await termination.delete_job(store.jobs, "p", ended)
         await store.set_job(ended, read_until=db_now() - 1)
         await sweep_it_away(store)
         assert await store.count(Job) == 0
@@ -134,7 +134,7 @@ async def test_a_reader_that_was_away_for_too_long_gets_an_error_not_a_part(
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_a_purge_that_has_only_begun_is_noticed(store: Store, ended: str, kind: str) -> None:
     """Some rows are gone, and the shards, which say what there was, are still there."""
-    job = await get_job(store.runtime, "p", ended)
+    job = await get_job(store.jobs, "p", ended)
     async with store.runtime.database.write() as connection:
         table = JobInputError if kind == "errors" else VectorBlock
         column = JobInputError.index if kind == "errors" else VectorBlock.first_index
@@ -147,11 +147,11 @@ async def test_a_purge_that_has_only_begun_is_noticed(store: Store, ended: str, 
 @pytest.mark.parametrize("kind", FORMATS)
 async def test_what_failed_runs_again_during_a_download(store: Store, ended: str, kind: str) -> None:
     """The reader was told that the range is complete: it gets all of it, or an error."""
-    job = await get_job(store.runtime, "p", ended)
+    job = await get_job(store.jobs, "p", ended)
     right = await whole(store, job, kind)
 
     async def again() -> None:
-        await retry(store.runtime, "p", ended)
+        await retry(store.jobs, "p", ended, dispatcher=store.dispatcher)
 
     try:
         got = await interrupted(store, job, kind, again, after=1)
@@ -165,14 +165,18 @@ async def test_a_job_that_runs_is_read_without_complaint(store: Store, kind: str
     """What is not done yet is no loss; what is done while it is read may come or not."""
     job_id = await store.submit(TOTAL)
     first, second, *_ = await store.claim_all(job_id)
-    await record(store.runtime, first, landed(first, range(3, 9), route=store.routes[0]))
-    job = await get_job(store.runtime, "p", job_id)
+    await record(store.jobs, first, landed(first, range(3, 9), route=store.routes[0]))
+    job = await get_job(store.jobs, "p", job_id)
     span = IndexRange.of(job, None, None)
 
     async def more() -> None:
-        await record(store.runtime, second, landed(second, route=store.routes[0]))
+        await record(store.jobs, second, landed(second, route=store.routes[0]))
 
-    body = results.npy(store.runtime, job, span) if kind == "npy" else results.ndjson(store.runtime, job, span, "float")
+    body = (
+        results.npy(store.runtime.database, job, span)
+        if kind == "npy"
+        else results.ndjson(store.database, store.work, job, span, "float")
+    )
     got, count = b"", 0
     async for piece in body:
         got, count = got + bytes(piece), count + 1
@@ -185,23 +189,23 @@ async def test_a_job_that_runs_is_read_without_complaint(store: Store, kind: str
 
 
 async def test_reading_many_ranges_writes_seldom(store: Store, ended: str) -> None:
-    await read_leases.acquire_read_lease(store.runtime, await get_job(store.runtime, "p", ended))
+    await read_leases.acquire_read_lease(store.runtime.database, await get_job(store.jobs, "p", ended))
     until = (await store.job(ended)).read_until
     for _ in range(5):
-        await read_leases.acquire_read_lease(store.runtime, await get_job(store.runtime, "p", ended))
+        await read_leases.acquire_read_lease(store.runtime.database, await get_job(store.jobs, "p", ended))
     assert (await store.job(ended)).read_until == until
 
 
 async def test_who_comes_after_the_delete_is_told_so(store: Store, ended: str) -> None:
-    job = await get_job(store.runtime, "p", ended)
-    await termination.delete_job(store.runtime, "p", ended)
+    job = await get_job(store.jobs, "p", ended)
+    await termination.delete_job(store.jobs, "p", ended)
     with pytest.raises(JobNotFound):
-        await read_leases.acquire_read_lease(store.runtime, job)
+        await read_leases.acquire_read_lease(store.runtime.database, job)
 
 
 @pytest.mark.parametrize("way", ["deleted", "expired"])
 async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
-    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    reservation = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(reservation, job_intake.Reservation)
     job_id = reservation.job_id
     async with store.receiving_as(reservation) as intake:
@@ -210,14 +214,14 @@ async def test_a_key_goes_with_its_job(store: Store, way: str) -> None:
         await intake.add(lines)
         await intake.finish(b"fingerprint")
     [held] = await store.claim_all(job_id)
-    await record(store.runtime, held, landed(held, route=store.routes[0]))
-    assert isinstance(await job_intake.reserve(store.runtime, "p", "key"), job_intake.IdempotentReplay)
+    await record(store.jobs, held, landed(held, route=store.routes[0]))
+    assert isinstance(await job_intake.reserve(store.jobs, "p", "key"), job_intake.IdempotentReplay)
     if way == "deleted":
-        await termination.delete_job(store.runtime, "p", job_id)
+        await termination.delete_job(store.jobs, "p", job_id)
     else:
         await store.set_job(job_id, expires_at=db_now() - 1)
         await sweep(store.runtime)
-    fresh = await job_intake.reserve(store.runtime, "p", "key")
+    fresh = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(fresh, job_intake.Reservation) and fresh.job_id != job_id
 
 
@@ -232,13 +236,13 @@ async def test_old_ambiguous_calls_are_forgotten(store: Store) -> None:
 
 
 async def test_a_job_that_is_read_is_purged_after_the_lease(store: Store, ended: str) -> None:
-    job = await get_job(store.runtime, "p", ended)
-    await read_leases.acquire_read_lease(store.runtime, job)
-    await termination.delete_job(store.runtime, "p", ended)
-    await purge(store.runtime)
+    job = await get_job(store.jobs, "p", ended)
+    await read_leases.acquire_read_lease(store.runtime.database, job)
+    await termination.delete_job(store.jobs, "p", ended)
+    await purge(store.jobs)
     assert await store.count(VectorBlock) > 0
     async with store.runtime.database.write() as connection:
         await connection.execute(update(Job).values(read_until=db_now() - 1))
-    await purge(store.runtime)
+    await purge(store.jobs)
     assert await store.count(VectorBlock) == 0
     assert await store.count(IdempotencyKey) == 0

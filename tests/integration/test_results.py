@@ -17,7 +17,7 @@ from sqlalchemy import event
 from engine.jobs.reading import results
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.reading.results import IndexRange
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.embedding import Matrix
 from providers.fake import fake_vectors
 from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, landed, refused, text_of
@@ -45,18 +45,16 @@ async def half_done(store: Store) -> str:
         mine = range(held.first_index, held.first_index + held.count)
         positions = [index - held.first_index for index in LANDED if index in mine]
         # Recorded in two parts, so that runs end where no gap is.
-        await record(store.runtime, held, landed(held, positions[:3], route=store.routes[0], cut=2))
-        await record(store.runtime, held, landed(held, positions[3:], route=store.routes[0]))
-        await record(
-            store.runtime, held, refused(held, [index - held.first_index for index in FAILED if index in mine])
-        )
+        await record(store.jobs, held, landed(held, positions[:3], route=store.routes[0], cut=2))
+        await record(store.jobs, held, landed(held, positions[3:], route=store.routes[0]))
+        await record(store.jobs, held, refused(held, [index - held.first_index for index in FAILED if index in mine]))
     return job_id
 
 
 async def read_npy(store: Store, job_id: str, start: int | None = None, stop: int | None = None) -> Matrix:
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     wanted = IndexRange.of(job, start, stop)
-    body = b"".join([piece async for piece in results.npy(store.runtime, job, wanted)])
+    body = b"".join([piece async for piece in results.npy(store.runtime.database, job, wanted)])
     assert len(body) == results.npy_bytes(job, wanted)
     loaded: Matrix = np.load(io.BytesIO(body))
     assert loaded.dtype == np.float32
@@ -66,9 +64,9 @@ async def read_npy(store: Store, job_id: str, start: int | None = None, stop: in
 async def read_ndjson(
     store: Store, job_id: str, start: int | None = None, stop: int | None = None, encoding: str = "float"
 ) -> list[dict[str, object]]:
-    job = await get_job(store.runtime, "p", job_id)
+    job = await get_job(store.jobs, "p", job_id)
     wanted = IndexRange.of(job, start, stop)
-    body = b"".join([piece async for piece in results.ndjson(store.runtime, job, wanted, encoding)])
+    body = b"".join([piece async for piece in results.ndjson(store.database, store.work, job, wanted, encoding)])
     return [orjson.loads(line) for line in body.splitlines()]
 
 
@@ -122,18 +120,18 @@ async def test_base64_lines_hold_the_same_bytes(store: Store, half_done: str) ->
 
 
 async def test_complete_is_said_of_the_range_that_was_asked_for(store: Store, half_done: str) -> None:
-    job = await get_job(store.runtime, "p", half_done)
+    job = await get_job(store.jobs, "p", half_done)
 
     async def complete(start: int | None, stop: int | None) -> bool:
-        return await results.is_complete(store.runtime, job, IndexRange.of(job, start, stop), stop)
+        return await results.is_complete(store.runtime.database, job, IndexRange.of(job, start, stop), stop)
 
     assert [await complete(*each) for each in ((0, 9), (13, 17), (20, 30), (18, 19), (34, 35))] == [True] * 5
     assert [await complete(*each) for each in ((0, 10), (12, 14), (20, 31), (None, None))] == [False] * 4
 
 
 async def test_errors_are_listed_in_order_with_their_ids(store: Store, half_done: str) -> None:
-    job = await get_job(store.runtime, "p", half_done)
-    body = b"".join([piece async for piece in results.errors_ndjson(store.runtime, job)])
+    job = await get_job(store.jobs, "p", half_done)
+    body = b"".join([piece async for piece in results.errors_ndjson(store.database, store.work, job)])
     listed = [orjson.loads(line) for line in body.splitlines()]
     assert [(line["index"], line["id"]) for line in listed] == [(0, "id-0"), (18, "id-18"), (34, "id-34")]
     assert set(listed[0]["error"]) == {"code", "message", "retryable"}
@@ -143,7 +141,7 @@ async def test_a_job_of_many_shards_reads_whole(store: Store) -> None:
     """More shards than one page of them."""
     job_id = await store.submit(700)
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0], cut=10))
+        await record(store.jobs, held, landed(held, route=store.routes[0], cut=10))
     assert np.array_equal(await read_npy(store, job_id), vectors(list(range(700))))
     assert [line["index"] for line in await read_ndjson(store, job_id, 633, 671)] == list(range(633, 671))
 
@@ -154,16 +152,19 @@ async def test_a_page_costs_a_statement_and_errors_are_read_only_where_a_vector_
         failed = [position for position in range(held.count) if held.index(position) in (12, 17)]
         whole = [position for position in range(held.count) if position not in failed]
         for position in whole:  # a block for each vector
-            await record(store.runtime, held, landed(held, [position], route=store.routes[0]))
-        await record(store.runtime, held, refused(held, failed))
-    job = await get_job(store.runtime, "p", job_id)
+            await record(store.jobs, held, landed(held, [position], route=store.routes[0]))
+        await record(store.jobs, held, refused(held, failed))
+    job = await get_job(store.jobs, "p", job_id)
     with tables_read(store) as tables:
-        [_, *rows] = [piece async for piece in results.npy(store.runtime, job, IndexRange.of(job, None, None))]
+        [_, *rows] = [piece async for piece in results.npy(store.runtime.database, job, IndexRange.of(job, None, None))]
     assert len(b"".join(rows)) == 30 * 4 * WIDTH
     # The second shard has two errors: a look at its vectors, and one at both kinds of errors.
     assert tables == ["shards", "vectors", "vectors", "input_errors", "refused_inputs", "vectors"]
     with tables_read(store) as tables:
-        lines = [piece async for piece in results.ndjson(store.runtime, job, IndexRange.of(job, 20, 30), "float")]
+        lines = [
+            piece
+            async for piece in results.ndjson(store.database, store.work, job, IndexRange.of(job, 20, 30), "float")
+        ]
     assert b"".join(lines).count(b"\n") == 10
     assert tables == ["shards", "vectors"]
 
@@ -171,7 +172,7 @@ async def test_a_page_costs_a_statement_and_errors_are_read_only_where_a_vector_
 async def test_no_connection_is_held_between_two_pages(store: Store) -> None:
     job_id = await store.submit(30)
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
-    job = await get_job(store.runtime, "p", job_id)
-    async for _ in results.ndjson(store.runtime, job, IndexRange.of(job, None, None), "float"):
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
+    job = await get_job(store.jobs, "p", job_id)
+    async for _ in results.ndjson(store.database, store.work, job, IndexRange.of(job, None, None), "float"):
         assert store.runtime.database._reads.pool.status().endswith("Current Checked out connections: 0")

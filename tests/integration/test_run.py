@@ -22,8 +22,9 @@ from models.usage import UsageRecord
 from providers.fake import fake_tokens, fake_vectors
 from tests.integration import store as stores
 from tests.integration.snapshot import DatabaseSnapshot
-from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, text_of, writer_of
+from tests.integration.store import UPSTREAM_MODEL, WIDTH, Store, stopped_run, text_of
 from tests.running import run_shard
+from tests.waiting import until
 
 
 def scripted(database_url: str, folder: Path, *rules: str, **settings: Any) -> Store:
@@ -48,7 +49,7 @@ async def test_a_job_runs_to_its_end(store: Store) -> None:
     job_id = await store.submit(47, bad={3})
     await asyncio.gather(run_all(store, job_id), run_all(store, job_id))  # every ring comes twice
     snapshot = await checked(store, job_id)
-    body = job_object(await get_job(store.runtime, "p", job_id))
+    body = job_object(await get_job(store.jobs, "p", job_id))
     assert body["status"] == JobStatus.COMPLETED_WITH_ERRORS
     assert body["counts"] == {"total": 47, "completed": 46, "failed": 1, "pending": 0}
     billed = sum(fake_tokens(text_of("text", index)) for index in range(47) if index != 3)
@@ -69,6 +70,10 @@ async def test_an_input_that_the_provider_refuses_fails_alone(database_url: str,
     await store.close()
 
 
+async def is_running(store: Store, job_id: str) -> bool:
+    return bool((await store.shards(job_id))[0].state == ShardState.RUNNING)
+
+
 @pytest.mark.parametrize("told_s", [120, 3600])
 async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(
     database_url: str, tmp_path: Path, told_s: int
@@ -79,7 +84,7 @@ async def test_a_rate_limit_past_the_budget_gives_the_shard_back_unspent(
     await run_all(store, job_id)
     [shard] = (await checked(store, job_id)).shards
     assert (shard.state, shard.attempt) == (ShardState.QUEUED, 0)
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert job["waiting_on"] == "quota"
     assert 60 < job["next_attempt_at"] - job["created_at"] < 200
     await store.close()
@@ -96,15 +101,13 @@ async def test_one_batch_that_waits_for_quota_costs_no_attempt_when_its_worker_s
     job_id = await store.submit()
     router = store.runtime.router
     running = asyncio.create_task(run_all(store, job_id))
-    async with asyncio.timeout(20):
-        while not any(router.state_of(route).limiter.is_paced for route in store.routes):  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
+    await until(lambda: any(router.state_of(route).limiter.is_paced for route in store.routes))
     if ended_by == "drain":
         store.runtime.draining.set()
     await running
     [shard] = (await checked(store, job_id)).shards
     assert (shard.lease_until, shard.attempt) == (None, 0)
-    assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == "quota"
+    assert job_object(await get_job(store.jobs, "p", job_id))["waiting_on"] == "quota"
     await store.close()
 
 
@@ -117,9 +120,9 @@ async def test_time_that_ran_out_before_the_quota_is_not_the_providers_fault(
     assert held is not None
     held.waits.waiting("slot", 1.0)
     held.waits.end("slot", may_start=not waited)
-    await release_unfinished(store.runtime, held, writer_of(store, held), DeadlineExceeded("too late"))
+    await release_unfinished(stopped_run(store, held, DeadlineExceeded("too late")), job_active=True)
     assert [shard.attempt for shard in await store.shards(job_id)] == [attempt]
-    assert job_object(await get_job(store.runtime, "p", job_id))["waiting_on"] == waiting_on
+    assert job_object(await get_job(store.jobs, "p", job_id))["waiting_on"] == waiting_on
 
 
 async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database_url: str, tmp_path: Path) -> None:
@@ -127,12 +130,12 @@ async def test_a_job_says_that_it_waits_for_quota_while_a_worker_has_it(database
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
     async with asyncio.timeout(20):
-        while (job := job_object(await get_job(store.runtime, "p", job_id)))["waiting_on"] is None:  # noqa: ASYNC110
+        while (job := job_object(await get_job(store.jobs, "p", job_id)))["waiting_on"] is None:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await running
     assert job["waiting_on"] == "quota" and job["next_attempt_at"] >= job["created_at"]
     assert (await checked(store, job_id)).shards[0].attempt == 1
-    job = job_object(await get_job(store.runtime, "p", job_id))
+    job = job_object(await get_job(store.jobs, "p", job_id))
     assert (job["status"], job["waiting_on"]) == (JobStatus.COMPLETED, None)
     await store.close()
 
@@ -142,14 +145,13 @@ async def test_a_cancelled_job_makes_no_new_calls(database_url: str, tmp_path: P
     store = scripted(database_url, tmp_path, "{do = {latency_ms = 2500.0}}", shard_concurrency=1)
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
+    await until(lambda: is_running(store, job_id))
     async with asyncio.timeout(10):
-        while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
-            await asyncio.sleep(0.01)
-        await termination.cancel(store.runtime, "p", job_id)
+        await termination.cancel(store.jobs, "p", job_id)
         await running
     snapshot = await checked(store, job_id)
     assert len(snapshot.with_vector) <= 4  # the one batch that was in flight
-    await termination.cancel_idle_shards(store.runtime, job_id)
+    await termination.cancel_idle_shards(store.jobs, job_id)
     assert await store.status(job_id) == JobStatus.CANCELLED
     await store.close()
 
@@ -164,10 +166,9 @@ async def test_a_paused_job_makes_no_new_calls(database_url: str, tmp_path: Path
     store = scripted(database_url, tmp_path, rule, shard_concurrency=1)
     job_id = await store.submit()
     running = asyncio.create_task(run_all(store, job_id))
+    await until(lambda: is_running(store, job_id))
     async with asyncio.timeout(20):
-        while (await store.shards(job_id))[0].state != ShardState.RUNNING:  # noqa: ASYNC110  # it is in the database
-            await asyncio.sleep(0.01)
-        await pause_resume.pause(store.runtime, "p", job_id)
+        await pause_resume.pause(store.jobs, "p", job_id)
         await running
     snapshot = await checked(store, job_id)
     assert len(snapshot.with_vector) <= 8  # the call that was in flight, and one that began in the second after
@@ -201,9 +202,11 @@ async def test_usage_of_sync_calls_is_written_soon_and_at_the_latest_at_the_end(
     if closed:
         await buffer.close()
     else:
-        async with asyncio.timeout(10):
-            while await store.count(UsageRecord) < 450:  # noqa: ASYNC110  # it is in the database
-                await asyncio.sleep(0.02)
+
+        async def all_rows() -> bool:
+            return await store.count(UsageRecord) >= 450
+
+        await until(all_rows)
     async with store.runtime.database.read() as connection:
         written = list((await connection.execute(select(UsageRecord.prompt_tokens))).scalars())
     assert sorted(written) == list(range(450))

@@ -12,7 +12,8 @@ from api.jobs.render import job_object
 from engine.account_check import check_account
 from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.reading.job_rows import get_job
-from models.errors import UpstreamAuthFailed
+from engine.routing.outages import Outages
+from models.errors import StorageUnavailable, UpstreamAuthFailed
 from models.job import JobStatus
 from tests.integration.store import Store
 from tests.integration.test_provider_wait import ONE_ROUTE, outages, run_due
@@ -87,14 +88,14 @@ async def test_a_refused_account_is_tried_again_as_soon_as_its_file_has_changed(
     await run_due(store, one)
     await outages(store)
     await run_due(other, two)
-    assert job_object(await get_job(store.runtime, "p", two))["waiting"]["code"] == "upstream_auth_failed"
+    assert job_object(await get_job(store.jobs, "p", two))["waiting"]["code"] == "upstream_auth_failed"
     for _ in range(5):  # it is refused again and again: the pauses between probes are at their longest
         store.runtime.router.outages.probe_failed(store.routes[0], _refusal())
     await outages(store)
     write(key_file, NEW)
     for each in (store, other):
         look_now(each)
-        await try_changed_secrets(each.runtime)
+        await try_changed_secrets(each.runtime.upstream.secrets, each.runtime.router.outages, each.dispatcher)
     assert [(await store.job(job)).not_before for job in (one, two)] == [None, None]
     await other.runtime.router.outages.refresh(max_age_s=0.0)
     await run_due(other, two)
@@ -147,7 +148,7 @@ async def test_what_a_refused_key_needs_is_said(
 ) -> None:
     accept(store, NEW)
     await run_due(store, job_id := await store.submit(10))
-    advice = job_object(await get_job(store.runtime, "p", job_id))["waiting"]["advice"]
+    advice = job_object(await get_job(store.jobs, "p", job_id))["waiting"]["advice"]
     assert "A new key in its file is used within seconds." in advice
     monkeypatch.setenv("KEY_OF_ONE", OLD)
     of_env = opened(database_url, tmp_path, "env:KEY_OF_ONE")
@@ -173,3 +174,26 @@ async def test_a_test_of_the_account_lets_jobs_of_all_processes_go_on_at_once(st
     await run_due(store, job_id)
     assert await store.status(job_id) == JobStatus.COMPLETED
     await operator.close()
+
+
+class AbsentOutages(Outages):
+    """Outages whose table cannot be written."""
+
+    is_away = True
+
+    async def probe_now(self, account: str) -> None:
+        if self.is_away:
+            raise StorageUnavailable("the database does not answer")
+
+
+async def test_accounts_whose_keys_have_changed_are_tried_again_after_an_error(store: Store) -> None:
+    store.runtime.router.outages = outages = AbsentOutages(store.runtime.database)
+    secrets = store.runtime.upstream.secrets
+    for account in ("one", "two"):
+        secrets.note_changed(account)
+    with pytest.raises(StorageUnavailable):
+        await try_changed_secrets(secrets, outages, store.dispatcher)
+    assert secrets._changed == {"one", "two"}
+    outages.is_away = False
+    await try_changed_secrets(secrets, outages, store.dispatcher)
+    assert secrets._changed == set()

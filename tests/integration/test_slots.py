@@ -14,6 +14,7 @@ from engine.limiter.bucket import AcquireRequest, CallResult, CallSignal, Verdic
 from engine.limiter.coordinator import SLOT_LEASE_S, BucketCoordinator
 from engine.limiter.redis_store import RedisStore
 from engine.process.process_names import process_name
+from tests.waiting import until
 
 NAME = "account|model"
 LIST_SLOTS = lua.keys_of(NAME)[1]
@@ -74,9 +75,11 @@ async def test_a_place_is_a_short_lease_that_its_process_renews(
     assert (await coordinator.acquire(acquire_request("mine-1"))).verdict is Verdict.ALLOW
     first = float(await client.zscore(LIST_SLOTS, "mine-1") or 0)
     assert first - await redis_now(client) <= SLOT_LEASE_S <= 15
-    async with asyncio.timeout(20):
-        while float(await client.zscore(LIST_SLOTS, "mine-1") or 0) <= first:  # noqa: ASYNC110  # it is in Redis
-            await asyncio.sleep(0.1)
+
+    async def is_renewed() -> bool:
+        return float(await client.zscore(LIST_SLOTS, "mine-1") or 0) > first
+
+    await until(is_renewed, every_s=0.1)
     await coordinator.settle(CallResult("mine-1", CallSignal.SUCCESS))
     assert await client.zcard(LIST_SLOTS) == 0
 
@@ -86,6 +89,4 @@ async def test_a_redis_that_lost_its_data_learns_of_the_calls_under_way(
 ) -> None:
     assert (await coordinator.acquire(acquire_request("mine-1"))).verdict is Verdict.ALLOW
     await client.delete(LIST_SLOTS, *lua.keys_of(NAME))
-    async with asyncio.timeout(20):
-        while not await client.zcard(LIST_SLOTS):  # noqa: ASYNC110  # it is in Redis
-            await asyncio.sleep(0.1)
+    await until(lambda: client.zcard(LIST_SLOTS), every_s=0.1)

@@ -11,8 +11,7 @@ from sqlalchemy import select, update
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.job_intake import IdempotentReplay, Reservation
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from engine.queue import worker_heartbeats
 from engine.storage.database import Database
 from engine.storage.upload_leases import renew
@@ -22,6 +21,7 @@ from models.errors import Conflict, IdempotencyMismatch, InvalidInput, UploadInt
 from models.job import IdempotencyKey, Job, JobStatus, Shard, ShardInputs
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, text_of
+from tests.running import sweep
 from tests.services import run_async
 from tests.waiting import wait_until
 
@@ -58,7 +58,7 @@ async def test_a_large_job_runs_while_it_arrives_and_may_be_through_before_its_e
     async with store.receiving() as intake:
         await intake.add(lines_of(20))
         for held in await store.claim_all(intake.job_id):
-            await record(store.runtime, held, landed(held, route=store.routes[0]))
+            await record(store.jobs, held, landed(held, route=store.routes[0]))
         job = await store.job(intake.job_id)
         assert (job.status, job.total, job.completed, job.open_shards) == (JobStatus.IN_PROGRESS, None, 20, 0)
         await sweep(store.runtime)
@@ -103,13 +103,13 @@ async def test_a_corpus_without_a_usable_line_leaves_nothing(store: Store, count
 async def test_of_many_requests_with_one_key_one_may_go_on(store: Store) -> None:
     other = store.another()
     answers = await asyncio.gather(
-        *(job_intake.reserve(each.runtime, "p", "key") for _ in range(10) for each in (store, other)),
+        *(job_intake.reserve(each.jobs, "p", "key") for _ in range(10) for each in (store, other)),
         return_exceptions=True,
     )
     won = [answer for answer in answers if isinstance(answer, Reservation)]
     lost = [answer for answer in answers if isinstance(answer, Conflict) and answer.code == "idempotency_in_flight"]
     assert (len(won), len(lost)) == (1, 19)
-    assert isinstance(await job_intake.reserve(store.runtime, "another project", "key"), Reservation)
+    assert isinstance(await job_intake.reserve(store.jobs, "another project", "key"), Reservation)
     await other.close()
 
 
@@ -119,7 +119,7 @@ async def test_a_finished_request_is_replayed(store: Store) -> None:
         await intake.add(lines_of(3))
         await intake.finish(b"fingerprint")
     assert intake.job_id == reservation.job_id
-    assert await job_intake.reserve(store.runtime, "p", "key") == IdempotentReplay(intake.job_id, b"fingerprint")
+    assert await job_intake.reserve(store.jobs, "p", "key") == IdempotentReplay(intake.job_id, b"fingerprint")
 
 
 async def test_a_key_is_free_again_when_its_request_failed(store: Store) -> None:
@@ -136,7 +136,7 @@ async def test_a_key_is_free_at_once_when_its_process_is_known_to_be_dead(store:
     await process.wait()
     first = await reserved(store)
     with pytest.raises(Conflict):
-        await job_intake.reserve(store.runtime, "p", "key")
+        await job_intake.reserve(store.jobs, "p", "key")
     dead = f"{worker_heartbeats.process_name().rpartition(':')[0]}:{process.pid}#x"
     async with store.runtime.database.write() as connection:
         await connection.execute(update(IdempotencyKey).values(owner=dead))
@@ -149,7 +149,7 @@ async def test_a_key_of_another_machine_is_free_when_its_lease_has_run_out(store
     async with store.runtime.database.write() as connection:
         await connection.execute(update(IdempotencyKey).values(owner="elsewhere/b/n:1#x"))
     with pytest.raises(Conflict):
-        await job_intake.reserve(store.runtime, "p", "key")
+        await job_intake.reserve(store.jobs, "p", "key")
     async with store.runtime.database.write() as connection:
         await connection.execute(update(IdempotencyKey).values(owner_until=db_now() - 1))
     await reserved(store)
@@ -165,7 +165,7 @@ async def test_an_upload_that_breaks_off_goes_on_where_it_was_cut(store: Store, 
     job_id = cut_off.job_id
     assert await store.status(job_id) == JobStatus.IN_PROGRESS
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
     await sweep(store.runtime)
     again = await reserved(store)
     assert (again.job_id, again.resumes) == (job_id, True)
@@ -177,7 +177,7 @@ async def test_an_upload_that_breaks_off_goes_on_where_it_was_cut(store: Store, 
     assert (job.total, job.completed) == (20 + more, 20)
     assert job.status == (JobStatus.IN_PROGRESS if more else JobStatus.COMPLETED)
     for shard in (await store.shards(job_id))[2:]:
-        await record(store.runtime, held := await store.claim(shard.id), landed(held, route=store.routes[0]))
+        await record(store.jobs, held := await store.claim(shard.id), landed(held, route=store.routes[0]))
     snapshot = await DatabaseSnapshot.read(store.runtime.database, job_id)
     snapshot.check()
     assert snapshot.inputs_in_ledger == 20 + more and snapshot.with_vector == list(range(20 + more))
@@ -259,7 +259,7 @@ async def test_an_upload_that_lost_its_key_to_a_retry_adds_nothing(store: Store)
                 await retry.finish(b"fingerprint")
             await frozen.finish(b"fingerprint")
     assert caught.value.code == "upload_taken_over"
-    assert await job_intake.reserve(store.runtime, "p", "key") == IdempotentReplay(retry.job_id, b"fingerprint")
+    assert await job_intake.reserve(store.jobs, "p", "key") == IdempotentReplay(retry.job_id, b"fingerprint")
     job = await store.job(retry.job_id)
     assert (job.status, job.total) == (JobStatus.IN_PROGRESS, 25)
     (await DatabaseSnapshot.read(store.runtime.database, job.id)).check()
@@ -323,6 +323,6 @@ async def lease_left_s(url: str, job_id: str) -> float:
 
 
 async def reserved(store: Store) -> Reservation:
-    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    reservation = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(reservation, Reservation)
     return reservation

@@ -12,9 +12,8 @@ from sqlalchemy import insert, select
 
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
-from engine.jobs.maintenance.crashes import MAX_SOLO_CRASHES
-from engine.jobs.maintenance.sweep import sweep
-from engine.jobs.recording.record import record
+from engine.jobs.maintenance.crashing_inputs import MAX_SOLO_CRASHES
+from engine.jobs.recording.record_outcomes import record
 from engine.queue import worker_heartbeats
 from models.base import db_now
 from models.errors import UploadInterrupted
@@ -33,6 +32,7 @@ from models.usage import UsageRecord
 from models.worker import WorkerProcess
 from tests.integration.snapshot import DatabaseSnapshot
 from tests.integration.store import Store, landed, text_of
+from tests.running import sweep
 
 
 @pytest.fixture
@@ -79,8 +79,8 @@ async def test_lost_messages_are_replaced_by_the_next_sweep(store: Store, other:
 async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails(store: Store, other: Store) -> None:
     job_id = await store.submit(20, bad={19})
     deadly, fine = await store.claim_all(job_id)
-    await record(store.runtime, deadly, landed(deadly, range(8), route=store.routes[0]))
-    await record(store.runtime, fine, landed(fine, route=store.routes[0]))
+    await record(store.jobs, deadly, landed(deadly, range(8), route=store.routes[0]))
+    await record(store.jobs, fine, landed(fine, route=store.routes[0]))
     for lost in range(1, 3):
         await store.expire_lease(deadly.shard_id)
         await sweep_twice(store, other)
@@ -110,7 +110,7 @@ async def test_a_shard_that_loses_its_workers_is_halved_and_its_last_input_fails
 async def test_a_job_with_nothing_left_to_do_is_finished(store: Store, other: Store) -> None:
     job_id = await store.submit(20)
     for held in await store.claim_all(job_id):
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
     await store.set_job(job_id, status=JobStatus.IN_PROGRESS, finished_at=None)
     version = (await store.job(job_id)).version
     await sweep_twice(store, other)
@@ -143,7 +143,7 @@ async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Stor
         await intake.add(lines)
         job_id = intake.job_id
         held = await store.claim((await store.shard_ids(job_id))[0])
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
         await sweep(store.runtime)
         assert await store.status(job_id) == JobStatus.IN_PROGRESS
         await store.set_job(job_id, upload_lease_until=db_now() - 1)
@@ -166,7 +166,7 @@ async def test_an_abandoned_intake_fails_with_a_reason(store: Store, other: Stor
 
 
 async def test_an_upload_under_a_key_is_left_open_for_a_while(store: Store, other: Store) -> None:
-    reservation = await job_intake.reserve(store.runtime, "p", "key")
+    reservation = await job_intake.reserve(store.jobs, "p", "key")
     assert isinstance(reservation, job_intake.Reservation)
     with pytest.raises(RuntimeError):
         async with store.receiving_as(reservation) as intake:
@@ -196,7 +196,7 @@ async def test_an_expired_job_and_all_its_rows_but_the_ledger_go(store: Store, o
     gone, kept = await store.submit(30, bad={4}), await store.submit()
     for job_id in (gone, kept):
         for held in await store.claim_all(job_id):
-            await record(store.runtime, held, landed(held, route=store.routes[0]))
+            await record(store.jobs, held, landed(held, route=store.routes[0]))
     await store.set_job(gone, expires_at=db_now() - 1)
     for _ in range(4):
         await sweep_twice(store, other)
@@ -210,7 +210,7 @@ async def test_an_expired_job_and_all_its_rows_but_the_ledger_go(store: Store, o
 
 
 async def test_old_keys_and_workers_long_gone_are_forgotten(store: Store, other: Store) -> None:
-    await job_intake.reserve(store.runtime, "p", "kept")
+    await job_intake.reserve(store.jobs, "p", "kept")
     async with store.runtime.database.write() as connection:
         await connection.execute(
             insert(IdempotencyKey).values(project="p", key="old", job_id="j", expires_at=db_now() - 1)

@@ -10,7 +10,7 @@ from sqlalchemy import insert
 from api.jobs.render import job_object
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording import truncated_inputs
-from engine.jobs.recording.record import record
+from engine.jobs.recording.record_outcomes import record
 from models.job import TruncatedInputs
 from tests.integration.store import Store, landed
 
@@ -43,7 +43,7 @@ async def test_a_record_that_comes_twice_counts_once(store: Store) -> None:
     [part] = landed(held, range(10), route=store.routes[0], cut=10)
     part = part._replace(truncated=[2, 9])
     for _ in range(2):
-        await record(store.runtime, held, [part])
-    assert job_object(await get_job(store.runtime, "p", job_id))["truncated"] == 2
+        await record(store.jobs, held, [part])
+    assert job_object(await get_job(store.jobs, "p", job_id))["truncated"] == 2
     async with store.runtime.database.read() as connection:
         assert await truncated_inputs.between(connection, job_id, 0, 10) == {2, 9}

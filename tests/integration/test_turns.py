@@ -12,12 +12,12 @@ from sqlalchemy import select, update
 
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import record
-from engine.jobs.scheduling.dispatch import MAX_DEFER_S, dispatch
+from engine.jobs.recording.record_outcomes import record
+from engine.jobs.scheduling.dispatch import MAX_DEFER_S
 from models.base import db_now, new_id
 from models.job import FairShare, JobStatus, Shard
 from tests.integration.store import SHARD_INPUTS, Store, landed
-from tests.running import run_next_shard
+from tests.running import dispatch, run_next_shard
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ async def submit(store: Store, shards: int, tokens: int, project: str = "p") -> 
 
 async def claim_probe(store: Store) -> ClaimedShard | None:
     """What a worker claims for a message."""
-    return await claims.claim_next(store.runtime, "w")
+    return await claims.claim_next(store.jobs, "w")
 
 
 async def take_turns(store: Store, jobs: Mapping[str, str], count: int) -> str:
@@ -47,7 +47,7 @@ async def take_turns(store: Store, jobs: Mapping[str, str], count: int) -> str:
     for _ in range(count):
         held = await claim_probe(store)
         assert held is not None
-        await record(store.runtime, held, landed(held, route=store.routes[0]))
+        await record(store.jobs, held, landed(held, route=store.routes[0]))
         taken += by_id[held.job_id]
     return taken
 
@@ -78,11 +78,9 @@ async def test_a_job_whose_every_visit_fails_takes_turns_with_other_projects(
         held = await claim_probe(quiet)
         assert held is not None
         if held.job_id == hostile:
-            await claims.release(
-                quiet.runtime, held, delay_s=60.0, counts_as_attempt=spent, reason="503", waiting_on=None
-            )
+            await claims.release(quiet.jobs, held, delay_s=60.0, counts_as_attempt=spent, reason="503", waiting_on=None)
         else:
-            await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
+            await record(quiet.jobs, held, landed(held, route=quiet.routes[0]))
         taken += "h" if held.job_id == hostile else "v"
     assert (taken.count("v") >= of_victim) if spent else (taken.count("v") <= of_victim), taken
 
@@ -94,11 +92,9 @@ async def test_a_job_that_got_nowhere_is_not_behind_for_ever(quiet: Store) -> No
         held = await claim_probe(quiet)
         assert held is not None
         if held.job_id == jobs["h"]:
-            await claims.release(
-                quiet.runtime, held, delay_s=60.0, counts_as_attempt=True, reason="503", waiting_on=None
-            )
+            await claims.release(quiet.jobs, held, delay_s=60.0, counts_as_attempt=True, reason="503", waiting_on=None)
         else:
-            await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
+            await record(quiet.jobs, held, landed(held, route=quiet.routes[0]))
     assert await take_turns(quiet, jobs, 8) in ("hv" * 4, "vh" * 4)
 
 
@@ -142,7 +138,7 @@ async def test_a_stream_of_small_jobs_leaves_a_large_one_its_share(quiet: Store)
         await submit(quiet, 1, 50)  # one more is always there
         held = await claim_probe(quiet)
         assert held is not None
-        await record(quiet.runtime, held, landed(held, route=quiet.routes[0]))
+        await record(quiet.jobs, held, landed(held, route=quiet.routes[0]))
         taken["large" if held.job_id == large else "small"] += 1
     assert taken["large"] >= 2
 
@@ -152,8 +148,8 @@ async def test_what_goes_back_undone_was_not_served(quiet: Store) -> None:
     held = await claim_probe(quiet)
     assert held is not None and held.tokens == 100
     assert (await quiet.job(job_id)).virtual_time == (await shares(quiet))["p"].virtual_time == 100
-    await record(quiet.runtime, held, landed(held, range(4), route=quiet.routes[0]))
-    await claims.release(quiet.runtime, held, delay_s=0.0, counts_as_attempt=False, reason="", waiting_on="fairness")
+    await record(quiet.jobs, held, landed(held, range(4), route=quiet.routes[0]))
+    await claims.release(quiet.jobs, held, delay_s=0.0, counts_as_attempt=False, reason="", waiting_on="fairness")
     job = await quiet.job(job_id)
     assert job.virtual_time == (await shares(quiet))["p"].virtual_time == 40
     assert (job.waiting_on, job.next_attempt_at) == ("fairness", None)
@@ -199,7 +195,7 @@ async def test_claims_at_once_take_different_shards(quiet: Store, shards: int) -
     others = [quiet.another() for _ in range(3)]
     jobs = [await submit(quiet, 6 // shards, 100) for _ in range(shards)]
     stores = [quiet, *others, *others[:2]]
-    claimed = await asyncio.gather(*(claims.claim_next(each.runtime, f"w{n}") for n, each in enumerate(stores)))
+    claimed = await asyncio.gather(*(claims.claim_next(each.jobs, f"w{n}") for n, each in enumerate(stores)))
     assert {shard.job_id for shard in claimed if shard is not None} == set(jobs)
     assert len({shard.shard_id for shard in claimed if shard is not None}) == 6
     assert await claim_probe(quiet) is None

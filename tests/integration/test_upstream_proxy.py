@@ -14,7 +14,7 @@ import pytest
 
 from engine.upstream.http import HttpTransport
 from models.errors import UpstreamError, UpstreamMisconfigured, UpstreamUnavailable
-from tests.integration.test_wire import CALL, PATIENCE_S, post, read_request, replying, run_python, serving
+from tests.integration.wire_servers import CALL, PATIENCE_S, post, read_request, replying, run_python, serving
 
 pytestmark = pytest.mark.asyncio
 

@@ -1,126 +1,28 @@
-"""The wire against small local servers, each of which misbehaves in one way."""
+"""The wire against small local servers: good replies whole and exact, misuse, secrets and processes."""
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
-from pathlib import Path
 
 import pytest
 
 from engine.upstream.http import HttpTransport
-from models.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamUnavailable
+from models.errors import UpstreamProtocolError, UpstreamUnavailable
 from providers.base import UpstreamReply, UpstreamRequest
+from tests.integration.wire_servers import (
+    CALL,
+    PATIENCE_S,
+    post,
+    read_request,
+    replying,
+    replying_once,
+    run_python,
+    send,
+    serving,
+)
 
 pytestmark = pytest.mark.asyncio
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 10.0  # a bound on hanging, never waited out by a passing test
-
-
-@asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
-    """Serve every connection with `handler`; yield the base URL."""
-    tasks: set[asyncio.Task[None]] = set()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await handler(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.create_task(handle(reader, writer)))
-
-    server = await asyncio.start_server(accept, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-@pytest.fixture
-async def wire() -> AsyncIterator[HttpTransport]:
-    wire = HttpTransport(connect_timeout_s=0.3)
-    yield wire
-    await wire.close()
-
-
-async def read_request(reader: asyncio.StreamReader) -> tuple[str, bytes]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode()
-    lengths = [line.split(":")[1] for line in head.lower().split("\r\n") if line.startswith("content-length:")]
-    return head, await reader.readexactly(int(lengths[0]) if lengths else 0)
-
-
-def post(url: str, headers: dict[str, str] | None = None) -> UpstreamRequest:
-    return UpstreamRequest("POST", url, headers or {"accept-encoding": "identity"}, b'{"input":"x"}')
-
-
-async def send(
-    wire: HttpTransport, url: str, *, timeout_s: float = PATIENCE_S, max_reply_bytes: int = 10_000
-) -> UpstreamReply:
-    return await wire.send(post(url), timeout_s=timeout_s, max_reply_bytes=max_reply_bytes)
-
-
-def replying(raw: bytes) -> Handler:
-    """Answer each request of a connection with the same bytes, then close when the peer does."""
-
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while True:
-            await read_request(reader)
-            writer.write(raw)
-            await writer.drain()
-
-    return handler
-
-
-def replying_once(raw: bytes) -> Handler:
-    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(raw)
-        await writer.drain()
-
-    return handler
-
-
-@contextmanager
-def deaf_port() -> Iterator[int]:
-    """A port whose accept queue is full, so that connecting to it never ends."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.socket())
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
-
-
-def run_python(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a program in its own interpreter, from the checkout."""
-    return subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        check=False,
-        text=True,
-        timeout=60,
-    )
 
 
 # --- Good replies -----------------------------------------------------------------------------------------------------
@@ -229,259 +131,6 @@ async def test_refuses_a_second_event_loop(wire: HttpTransport) -> None:
             await asyncio.to_thread(asyncio.run, send(wire, url))
 
 
-# --- Time -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.fault(30)
-async def test_the_deadline_is_total_against_a_slow_drip(wire: HttpTransport) -> None:
-    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
-        while True:
-            writer.write(b"x")
-            await writer.drain()
-            await asyncio.sleep(0.02)
-
-    async with serving(drip) as url:
-        started_s = time.monotonic()
-        with pytest.raises(UpstreamTimeout) as caught:
-            await send(wire, url, timeout_s=0.3)
-        assert 0.25 < time.monotonic() - started_s < 1.3
-    assert caught.value.sent
-
-
-@pytest.mark.fault(29)
-async def test_a_silent_upstream_counts_as_sent(wire: HttpTransport) -> None:
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        await asyncio.Event().wait()
-
-    async with serving(silent) as url:
-        with pytest.raises(UpstreamTimeout) as caught:
-            await send(wire, url, timeout_s=0.5)  # longer than the connect timeout: the connection did succeed
-    assert caught.value.sent
-
-
-@pytest.mark.fault(29)
-async def test_a_connect_that_never_ends_is_cut_and_was_not_sent(wire: HttpTransport) -> None:
-    with deaf_port() as port, pytest.raises(UpstreamTimeout) as caught:
-        await send(wire, f"http://127.0.0.1:{port}")
-    assert not caught.value.sent
-
-
-async def test_no_time_left_is_not_sent(wire: HttpTransport) -> None:
-    with pytest.raises(UpstreamTimeout) as caught:
-        await send(wire, "http://127.0.0.1:9", timeout_s=0.0)
-    assert not caught.value.sent
-
-
-@pytest.mark.fault(36)
-async def test_a_flood_of_interim_replies_ends_at_the_deadline(wire: HttpTransport) -> None:
-    async def flood(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        while True:
-            writer.write(b"HTTP/1.1 102 Processing\r\n\r\n" * 100)
-            await writer.drain()
-
-    async with serving(flood) as url:
-        with pytest.raises(UpstreamTimeout) as caught:
-            await asyncio.wait_for(send(wire, url, timeout_s=0.3), PATIENCE_S)
-    assert caught.value.sent
-
-
-async def test_many_calls_at_once_never_wait_for_a_connection() -> None:
-    """More calls than the old pool of 256, on a server that is slow to answer and quick to connect."""
-    calls = 300
-    arrived = 0
-    all_arrived = asyncio.Event()
-
-    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal arrived
-        await read_request(reader)
-        arrived += 1
-        if arrived == calls:
-            all_arrived.set()
-        await all_arrived.wait()
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        await writer.drain()
-
-    wire = HttpTransport()
-    async with serving(slow) as url:
-        replies = await asyncio.gather(*(send(wire, url) for _ in range(calls)))
-    assert [reply.body for reply in replies] == [b"ok"] * calls
-    await wire.close()
-
-
-async def test_cancelling_drops_the_connection_and_the_wire_still_works(wire: HttpTransport) -> None:
-    arrived, dropped = asyncio.Event(), asyncio.Event()
-
-    async def silent_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        if arrived.is_set():
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-            await writer.drain()
-            return
-        arrived.set()
-        assert await reader.read() == b""
-        dropped.set()
-
-    async with serving(silent_once) as url:
-        call = asyncio.create_task(send(wire, url))
-        await asyncio.wait_for(arrived.wait(), PATIENCE_S)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        await asyncio.wait_for(dropped.wait(), PATIENCE_S)
-        assert (await send(wire, url)).body == b"ok"
-
-
-async def test_cancelling_in_the_middle_of_a_body_drops_the_connection(wire: HttpTransport) -> None:
-    started, dropped = asyncio.Event(), asyncio.Event()
-
-    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        try:
-            while True:
-                writer.write(b"2710\r\n" + bytes(10_000) + b"\r\n")
-                await writer.drain()
-                started.set()
-        except ConnectionError:
-            dropped.set()
-
-    async with serving(endless) as url:
-        call = asyncio.create_task(send(wire, url, max_reply_bytes=10**12))
-        await asyncio.wait_for(started.wait(), PATIENCE_S)
-        call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-        await asyncio.wait_for(dropped.wait(), PATIENCE_S)
-
-
-# --- Size -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.fault(35)
-async def test_refuses_a_reply_by_its_announced_length(wire: HttpTransport) -> None:
-    dropped = asyncio.Event()
-
-    async def large(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 200000000\r\n\r\n" + bytes(20_000))
-        assert await reader.read() == b""  # the rest is never sent, so only the announcement can have been refused
-        dropped.set()
-
-    async with serving(large) as url:
-        with pytest.raises(UpstreamProtocolError, match="announces 200000000 bytes"):
-            await send(wire, url, max_reply_bytes=10_000)
-        await asyncio.wait_for(dropped.wait(), PATIENCE_S)
-
-
-@pytest.mark.fault(35)
-async def test_refuses_an_endless_chunked_reply(wire: HttpTransport) -> None:
-    dropped = asyncio.Event()
-
-    async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
-        try:
-            while True:
-                writer.write(b"2710\r\n" + bytes(10_000) + b"\r\n")
-                await writer.drain()
-        except ConnectionError:
-            dropped.set()
-
-    async with serving(endless) as url:
-        with pytest.raises(UpstreamProtocolError, match="longer than 5000000 bytes"):
-            await send(wire, url, max_reply_bytes=5_000_000)
-        await asyncio.wait_for(dropped.wait(), PATIENCE_S)
-
-
-# --- Broken transport -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.fault(31)
-@pytest.mark.parametrize(
-    "raw",
-    [
-        b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort",
-        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n",
-    ],
-    ids=["content-length", "chunked"],
-)
-async def test_a_truncated_reply_is_no_reply(wire: HttpTransport, raw: bytes) -> None:
-    async with serving(replying_once(raw)) as url:
-        with pytest.raises(UpstreamUnavailable) as caught:
-            await send(wire, url)
-    assert caught.value.sent
-
-
-async def test_an_answer_that_is_not_http(wire: HttpTransport) -> None:
-    async with serving(replying_once(b"SSH-2.0-OpenSSH_9.2\r\n\r\n")) as url:
-        with pytest.raises(UpstreamProtocolError) as caught:
-            await send(wire, url)
-    assert caught.value.sent
-
-
-async def test_a_refused_connection_was_not_sent(wire: HttpTransport) -> None:
-    with closing(socket.socket()) as taken:  # bound but not listening: connecting is refused, and no one else gets it
-        taken.bind(("127.0.0.1", 0))
-        with pytest.raises(UpstreamUnavailable) as caught:
-            await send(wire, f"http://127.0.0.1:{taken.getsockname()[1]}")
-    assert not caught.value.sent
-
-
-async def test_an_unknown_host_was_not_sent(wire: HttpTransport) -> None:
-    with pytest.raises(UpstreamUnavailable) as caught:
-        await send(wire, "http://no-such-host.invalid")
-    assert not caught.value.sent
-
-
-async def test_an_idle_connection_closed_by_the_upstream_is_replaced(wire: HttpTransport) -> None:
-    noticed = asyncio.Event()
-    connections = 0
-
-    async def closing_politely(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await read_request(reader)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        writer.write_eof()
-        assert await reader.read() == b""  # the client has let the connection go
-        noticed.set()
-
-    async with serving(closing_politely) as url:
-        await send(wire, url)
-        await asyncio.wait_for(noticed.wait(), PATIENCE_S)
-        assert (await send(wire, url)).body == b"ok"
-    assert connections == 2
-
-
-async def test_a_request_that_was_read_is_never_sent_again(wire: HttpTransport) -> None:
-    bodies: list[bytes] = []
-
-    async def dropping_the_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        bodies.append((await read_request(reader))[1])
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-        await writer.drain()
-        bodies.append((await read_request(reader))[1])
-
-    async with serving(dropping_the_second) as url:
-        await send(wire, url)
-        with pytest.raises(UpstreamUnavailable) as caught:
-            await send(wire, url)
-    assert caught.value.sent
-    assert len(bodies) == 2
-
-
-@pytest.mark.fault(36)
-async def test_bytes_after_a_reply_are_not_taken_for_the_next_reply(wire: HttpTransport) -> None:
-    raw = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
-    async with serving(replying(raw)) as url:
-        for _ in range(3):
-            assert (await send(wire, url)).body == b"ok"
-
-
 # --- Secrets, misuse and processes ------------------------------------------------------------------------------------
 
 
@@ -531,17 +180,6 @@ async def test_closing_ends_the_calls_in_flight(wire: HttpTransport) -> None:
             await asyncio.wait_for(call, PATIENCE_S)
     assert caught.value.sent
 
-
-CALL = """
-import asyncio, os, sys
-from engine.upstream.http import HttpTransport
-from providers.base import UpstreamRequest
-wire = HttpTransport()
-async def call():
-    request = UpstreamRequest("POST", os.environ["UPSTREAM_URL"], {}, b"{}")
-    return (await wire.send(request, timeout_s=5, max_reply_bytes=100)).body
-print(asyncio.run(call()).decode(), flush=True)
-"""
 
 CALL_AFTER_FORK = (
     CALL

@@ -22,7 +22,7 @@ import redis
 
 from engine.config.settings import Settings
 from engine.jobs.execution.results_writer import RECORD_INPUTS
-from engine.ledger.billing import CONTROL_TEXT
+from engine.ledger.call_cost import CONTROL_TEXT
 from engine.storage.database import Database
 from models.job import FINISHED, LEGAL_MOVES, JobStatus
 from models.usage import UsageKind

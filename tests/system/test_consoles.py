@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.unit.cli_fake_api import JOB_ID, FakeApi, serving
+from tests.cli_fake_api import JOB_ID, FakeApi, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 CONSOLES = {

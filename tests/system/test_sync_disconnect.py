@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from tests.system.stack import MODEL, Stack
-from tests.waiting import wait_until
+from tests.waiting import until, wait_until
 
 CALLERS = 12
 LATENCY_S = 5.0
@@ -62,9 +62,7 @@ async def call_and_hang_up(stack: Stack, texts: list[str]) -> None:
         calls = [
             asyncio.create_task(client.post("/v1/embeddings", json={"model": MODEL, "input": text})) for text in texts
         ]
-        async with asyncio.timeout(10):
-            while stack.stats()["calls"] < calls_before + len(texts):  # noqa: ASYNC110  # it is in another process
-                await asyncio.sleep(0.02)
+        await until(lambda: stack.stats()["calls"] >= calls_before + len(texts), every_s=0.02)
         assert stack.stats()["in_flight"] == len(texts)
         assert connections_to_fake(stack) == len(texts)
         for call in calls:

@@ -85,3 +85,17 @@ async def test_what_is_not_there_has_the_envelope(path: str, method: str, status
 
     sent = await ask(endpoint, path, method)
     assert sent[0]["status"] == status and sent[1]["body"].startswith(b'{"error":')
+
+
+async def test_a_handler_that_breaks_is_an_unexpected_error() -> None:
+    async def endpoint(request: Request) -> Response:
+        raise InvalidInput("no", param=Unprintable())  # type: ignore[arg-type]
+
+    sent = await ask(endpoint)
+    assert sent[0]["status"] == 500 and b"internal_error" in sent[1]["body"] and len(sent) == 3
+    assert not isinstance(sent[2]["raised"], InvalidInput)
+    assert isinstance(sent[2]["raised"].__context__, InvalidInput)
+
+
+class Unprintable:
+    """A value that no answer can contain."""

@@ -8,12 +8,12 @@ import ssl
 
 import pytest
 import redis
-from amqp import exceptions as amqp  # type: ignore[import-untyped]
+from amqp import exceptions as amqp
 from kombu.exceptions import OperationalError
 from redis._parsers.base import BaseParser
 
 from engine.connections.broker_faults import UNKNOWN, broker_fault, names_of
-from engine.connections.faults import BROKER, DATABASE, REDIS, connection_fault
+from engine.connections.connection_faults import BROKER, DATABASE, REDIS, connection_fault
 from engine.storage.sqlstates import Verdict, meaning_of, translated
 from models.errors import StorageUnavailable
 

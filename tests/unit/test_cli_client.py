@@ -10,7 +10,7 @@ import pytest
 
 from cli.client.api_client import Client, connect
 from cli.errors import CliError, UsageError
-from tests.unit.cli_fake_api import JOB_ID, FakeApi
+from tests.cli_fake_api import JOB_ID, FakeApi
 
 
 def create(api: FakeApi, client: Client) -> None:

@@ -18,7 +18,7 @@ from cli.errors import CliError, UsageError
 from cli.files.open_corpus import open_corpus
 from cli.output.progress import job_progress
 from cli.output.terminal import err
-from tests.unit.cli_fake_api import JOB_ID, FakeApi
+from tests.cli_fake_api import JOB_ID, FakeApi
 
 
 @pytest.fixture

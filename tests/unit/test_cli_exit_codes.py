@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -140,42 +137,6 @@ def test_how_a_job_ends_is_how_its_command_ends(status: str, code: int) -> None:
     job = Job(id="job_1", status=status)
     assert job.finished
     assert job.exit_code == code
-
-
-def test_help_comes_quickly() -> None:
-    """Help must not import what takes long; the clock is not asked, because a busy machine says nothing about it."""
-    script = "import sys; from cli.__main__ import run; code = run(['--help']); print(*sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = set(done.stderr.split())
-    assert "typer" in loaded
-    assert not {"httpx", "sqlalchemy", "fastapi", "celery", "numpy", "pyarrow"} & loaded
-
-
-def test_a_worker_without_a_temporary_folder_ends_with_one_line(tmp_path: Path) -> None:
-    script = (
-        "import sys, tempfile; from cli.__main__ import run\n"
-        "tempfile._get_default_tempdir = lambda: (_ for _ in ()).throw(FileNotFoundError(2, 'none'))\n"
-        "sys.exit(run(['worker']))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr == "error: no temporary folder is writable (set TMPDIR to one that is)\n"
-
-
-@pytest.mark.parametrize("stdin", ["", "y\n"])
-def test_a_question_that_nobody_can_be_asked_names_the_option_that_answers_it(tmp_path: Path, stdin: str) -> None:
-    """A script's stdin is no terminal, whatever is in it; nothing is deleted, and no server is asked."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "cli", "jobs", "delete", "job_1", "--url", "http://127.0.0.1:9"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        input=stdin,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "--yes" in done.stderr and "nothing was done" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_every_question_of_a_command_is_asked_by_the_one_function_that_names_yes() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -16,9 +13,8 @@ from cli.client.credentials import clean_key, is_loopback, parse_server_url, res
 from cli.data_dir import DataDir
 from cli.errors import CliError, UsageError
 from cli.redaction import redact_keys
-from tests.unit.cli_fake_api import FakeApi, serving
+from tests.cli_fake_api import FakeApi
 
-ROOT = Path(__file__).resolve().parents[2]
 AWAY = "http://collector.example:8080"
 HERE = "http://127.0.0.1:8080"
 OURS = "em_0123456789abcdef_ourSecret"
@@ -132,23 +128,6 @@ def test_a_key_with_a_foreign_character_is_named_without_its_text(text: str) -> 
     with pytest.raises(UsageError, match="a character that no key has") as refused:
         clean_key(text, "EMBEDMILL_API_KEY")
     assert "Secret" not in str(refused.value)
-
-
-def test_the_case_of_the_report_prints_no_key(tmp_path: Path) -> None:
-    api = FakeApi()
-    with serving(api) as url:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "EMBEDMILL_URL": url}
-        for key in (f"{OURS}\r", f"em\r{OURS}"):
-            done = subprocess.run(
-                [sys.executable, "-m", "cli", "models"],
-                env=environment | {"EMBEDMILL_API_KEY": key},
-                cwd=tmp_path,
-                capture_output=True,
-                check=False,
-            )
-            assert b"Secret" not in done.stdout + done.stderr
-            assert done.returncode == (2 if key.startswith("em\r") else 0)
-    assert {request.headers["authorization"] for request in api.requests} == {f"Bearer {OURS}"}
 
 
 def test_the_last_net_quotes_no_key(capsys: pytest.CaptureFixture[str]) -> None:

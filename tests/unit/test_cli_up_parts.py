@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from cli.commands.processes import wait_for_tables
 from cli.data_dir import DataDir, write_private
 from cli.errors import CliError
 from cli.up.banner import fact_lines, find_program, fits_frame, next_lines
@@ -17,8 +17,6 @@ from cli.up.child_process import Backoff, how_ended
 from cli.up.instance_lock import instance_lock
 from cli.up.listen_address import url_of
 from cli.up.start import child_environment
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_pauses_double_up_to_five_seconds_and_a_healthy_life_forgives() -> None:
@@ -176,14 +174,18 @@ def test_the_printed_commands_run_the_script_of_a_virtual_environment(
     assert found == f"'{script}'"
 
 
-def test_a_piece_without_tables_says_one_line_and_waits_for_them(tmp_path: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDMILL_")}
-    environment |= {"EMBEDMILL_DATA_DIR": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "cli", "scheduler"]
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as piece:
-        assert piece.stderr is not None
-        first = piece.stderr.readline()
-        assert first == "the database has no tables yet: run `embedmill migrate`; the scheduler starts when it has\n"
-        piece.terminate()
-        assert piece.stderr.read() == ""
-    assert list(tmp_path.iterdir()) == []
+def test_a_private_file_that_cannot_be_replaced_leaves_no_other(tmp_path: Path) -> None:
+    (tmp_path / "key").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_private(tmp_path / "key", "secret")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_database_that_cannot_be_used_is_left_to_the_component(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EMBEDMILL_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("EMBEDMILL_DATABASE_URL", f"sqlite:///{tmp_path / 'damaged.db'}")
+    (tmp_path / "damaged.db").write_bytes(b"no database" * 1000)
+    wait_for_tables("worker", waits=True, migrated=False)
+    assert capsys.readouterr() == ("", "")

@@ -18,7 +18,7 @@ from cli.client.types import Counts, ErrorGroup, Job
 from cli.errors import CliError, UsageError
 from cli.files.save import ENDINGS, atomic_write, check_complete, check_target, save_results, write_ndjson
 from cli.output.progress import summary
-from tests.unit.cli_fake_api import JOB_ID, WIDTH, FakeApi
+from tests.cli_fake_api import JOB_ID, WIDTH, FakeApi
 
 ROWS = 10
 FAILED = 3

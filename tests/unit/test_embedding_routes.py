@@ -13,7 +13,7 @@ import pytest
 from engine.embedding.collector import OutcomeCollector
 from engine.embedding.embed import INTERACTIVE, EmbedRun, embed
 from engine.jobs.execution.lease_keeper import ShardStopped
-from engine.ledger.billing import CONTROL_TEXT
+from engine.ledger.call_cost import CONTROL_TEXT
 from models.embedding import Limits, Options
 from models.errors import (
     DeadlineExceeded,

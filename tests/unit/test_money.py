@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.dialects import sqlite
 
-from engine.ledger.billing import with_cost
+from engine.ledger.call_cost import with_cost
 from models.base import Usd, new_id, usd_text
 from models.embedding import Batch, Call, Options
 from models.usage import UsageKind

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from engine.durability.spool import DamagedFile, Spool
+from engine.observability import failpoints
 
 BODY = b"paid for" * 1000
 LEAVES_A_FILE = """
@@ -159,3 +160,16 @@ def test_room_is_reserved_and_used_when_the_disk_is_full(tmp_path: Path, caplog:
         assert not (folder / "spool" / "reserve").exists()
     finally:
         subprocess.run(["umount", "-l", folder], check=False)
+
+
+def test_a_write_that_breaks_off_leaves_no_file_and_nothing_open(tmp_path: Path) -> None:
+    spool(tmp_path)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    failpoints.arm("during_spool_write=raise")
+    try:
+        with pytest.raises(failpoints.Failpoint):
+            spool(tmp_path).write("shard", BODY)
+    finally:
+        failpoints.arm("")
+    assert list((tmp_path / "spool").iterdir()) == []
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before

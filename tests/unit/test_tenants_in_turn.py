@@ -12,6 +12,7 @@ from engine.limiter.bucket import CallSignal
 from engine.limiter.concurrency import AdaptiveSemaphore
 from engine.limiter.congestion import SUCCESS_MEMORY_S, TROUBLE_MEMORY_S, CongestionDetector
 from engine.limiter.fair_queue import FairLock, FairQueue
+from models.errors import DeadlineExceeded
 
 CROWD = 50
 
@@ -117,5 +118,31 @@ async def test_a_place_is_not_given_to_a_call_that_was_just_cancelled() -> None:
     waiting[1].cancel()
     semaphore.release(CallSignal.NONE)  # before those two have run, and taken themselves out
     assert await waiting[2] is True
+    semaphore.release(CallSignal.NONE)
+    assert semaphore.in_use == 0 and semaphore.try_acquire()
+
+
+async def test_a_place_that_is_given_to_a_call_that_goes_is_free_again() -> None:
+    semaphore = AdaptiveSemaphore(1)
+    assert semaphore.try_acquire()
+    going = asyncio.create_task(semaphore.wait(time.monotonic() + 30, CancellationToken(), "a"))
+    await asyncio.sleep(0)
+    semaphore.release(CallSignal.NONE)
+    going.cancel()  # in the moment in which it was given the place
+    with pytest.raises(asyncio.CancelledError):
+        await going
+    assert semaphore.in_use == 0 and semaphore.try_acquire()
+
+
+async def test_a_call_that_goes_before_its_turn_leaves_the_line() -> None:
+    semaphore = AdaptiveSemaphore(1)
+    assert semaphore.try_acquire()
+    going = asyncio.create_task(semaphore.wait(time.monotonic() + 30, CancellationToken(), "a"))
+    await asyncio.sleep(0)
+    going.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await going
+    with pytest.raises(DeadlineExceeded):
+        await semaphore.wait(time.monotonic(), CancellationToken(), "b")
     semaphore.release(CallSignal.NONE)
     assert semaphore.in_use == 0 and semaphore.try_acquire()

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.durability.spool import Spool
-from engine.ledger.usage_buffer import UsageBuffer
+from engine.ledger.usage_buffer import UsageBuffer, replay
 from engine.ledger.usage_rows import delivered
 from engine.observability.telemetry import USAGE_DROPPED, USAGE_WAITING
 from engine.storage.database import Database
@@ -210,3 +210,31 @@ async def test_any_error_of_the_database_leaves_the_writer_alive(database: Moody
     assert await ledger(database) == [given[0]["id"]]
     await buffer.close()
     await broken.close()
+
+
+async def test_rows_of_a_dead_process_wait_while_the_database_is_away(database: Moody, tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "usage", max_bytes=1 << 20)
+    buffer, given = UsageBuffer(database, spool), some(2)
+    database.is_down = True
+    buffer.add(given)
+    await buffer.close()
+    with pytest.raises(StorageUnavailable):
+        await replay(database, spool)
+    database.is_down = False
+    assert await replay(database, spool) == 1  # the file was not left locked
+    assert await ledger(database) == sorted(row["id"] for row in given)
+
+
+async def test_a_file_of_rows_that_are_refused_is_set_aside_and_logged_once(
+    database: Moody, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool = Spool(tmp_path / "usage", max_bytes=1 << 20)
+    database.is_down = True
+    buffer = UsageBuffer(database, spool)
+    buffer.add([{**some(1)[0], "inputs": None}])
+    await buffer.close()
+    database.is_down = False
+    assert await replay(database, spool) == 1 and await replay(database, spool) == 0
+    assert [path.suffix for path in (tmp_path / "usage").iterdir() if path.name.startswith("usage-")] == [".bad"]
+    logged = [record for record in caplog.records if "was refused" in record.getMessage()]
+    assert len(logged) == 1 and logged[0].exc_info

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from engine.config import config_file
+from engine.config_checks import check_name, check_secret, redacted
 from engine.observability.telemetry import JsonFormatter, TextFormatter
-from engine.validation import check_name, check_secret, redacted
 from models.errors import ConfigError
 
 

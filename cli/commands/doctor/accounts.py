@@ -13,6 +13,7 @@ from cli.output.terminal import err
 from engine.config.settings import Settings
 from engine.ledger import usage_rows
 from engine.planning.token_estimator import estimate
+from engine.process.background import surviving
 from engine.route_state.control_call import control_batch
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
@@ -31,11 +32,15 @@ def check_accounts(settings: Settings, aliases: Mapping[str, Alias], *, tried: b
     if not tried:
         return [Finding("accounts", "ok", f"not tried: `embedmill doctor --providers` makes {cost}")]
     err.print(f"trying each account: {cost}", markup=False)
-    try:
-        return accounts(settings, aliases)
-    except Exception as error:  # whatever a part raises, the report must come to its end
+    findings: list[Finding] = []
+
+    def report(error: Exception) -> None:
         message = error.message if isinstance(error, EmbedmillError) else str(explain(error))
-        return [Finding("accounts", "fail", message, "mend what stands above first")]
+        findings.append(Finding("accounts", "fail", message, "mend what stands above first"))
+
+    with surviving(report):  # the report must come to its end
+        findings += accounts(settings, aliases)
+    return findings
 
 
 def cheapest_routes(aliases: Mapping[str, Alias]) -> dict[str, tuple[Alias, Route]]:

@@ -10,7 +10,7 @@ from cli.commands.doctor.finding import Finding
 from cli.redaction import redact_url
 from engine.config.settings import Settings
 from engine.connections.broker_faults import broker_fault, names_of
-from engine.connections.faults import ConnectionFault
+from engine.connections.connection_faults import ConnectionFault
 
 if TYPE_CHECKING:
     from engine.config.settings import Settings
@@ -80,6 +80,7 @@ def _rabbitmq_fault(url: str) -> ConnectionFault | None:
     from celery import Celery
 
     from engine.connections.urls import redis_or_broker
+    from engine.queue.broker import BROKER_ERRORS
 
     target = redis_or_broker(url, "EMBEDMILL_BROKER_URL")
     try:
@@ -88,7 +89,7 @@ def _rabbitmq_fault(url: str) -> ConnectionFault | None:
         with app.connection(connect_timeout=BROKER_S) as connection:
             # Without the pause of `connect()` between its two tries.
             connection.ensure_connection(max_retries=1, interval_start=0, reraise_as_library_errors=False)
-    except Exception as error:  # whatever kombu makes of a socket's error
+    except BROKER_ERRORS as error:
         return _protocol_mismatch(target) or broker_fault(error, names_of(url))
     return None
 

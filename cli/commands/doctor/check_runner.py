@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from cli.commands.doctor.finding import Finding
 from cli.error_messages import explain
+from engine.process.background import surviving
 from models.errors import EmbedmillError, UpstreamError
 
 # Longer than any timeout inside a check, so that the check itself names the cause.
@@ -29,14 +30,16 @@ def run_checks(
     results: list[list[Finding]] = []
 
     def run() -> None:
-        try:
+        with surviving(report):  # the report must come to its end
             results.append(check_function())
-        except EmbedmillError as error:
+
+    def report(error: Exception) -> None:
+        if isinstance(error, EmbedmillError):
             advice = error.advice if isinstance(error, UpstreamError) else ""
-            usual = "correct it; .env.example lists every setting"
-            results.append([Finding(check, "fail", error.message, fix or advice or usual)])
-        except Exception as error:  # whatever a driver raises, the report must come to its end
-            results.append([Finding(check, "fail", str(explain(error)), fix or "see docs/operations.md")])
+            message, usual = error.message, advice or "correct it; .env.example lists every setting"
+        else:
+            message, usual = str(explain(error)), "see docs/operations.md"
+        results.append([Finding(check, "fail", message, fix or usual)])
 
     # A daemon thread: a check that never returns must not block the report or the exit.
     thread = threading.Thread(target=run, daemon=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from cli.commands.doctor.finding import Finding
 from cli.commands.doctor.storage import with_database
-from engine.config.settings import Settings
-from engine.queue import service_heartbeats
-from engine.queue.service_heartbeats import OUR_VERSION, ProcessHeartbeat
+from engine.config.settings import WORKER_SEEN_S, Settings
+from engine.queue import process_heartbeats
+from engine.queue.process_heartbeats import OUR_VERSION, ProcessHeartbeat
 
 SKEW_S = 2.0
 STARTS = {
@@ -21,13 +21,13 @@ STARTS = {
 
 def running(settings: Settings) -> list[Finding]:
     """API, workers and scheduler by their heartbeats."""
-    heartbeats, ahead_s = asyncio.run(with_database(settings, service_heartbeats.list_processes))
-    return list(processes(heartbeats, ahead_s, settings))
+    heartbeats, ahead_s = asyncio.run(with_database(settings, process_heartbeats.list_processes))
+    return list(processes(heartbeats, ahead_s))
 
 
-def processes(heartbeats: list[ProcessHeartbeat], ahead_s: float, settings: Settings) -> Iterator[Finding]:
+def processes(heartbeats: list[ProcessHeartbeat], ahead_s: float) -> Iterator[Finding]:
     """One finding for each kind of process, one for what runs in another version, one for the clocks."""
-    running_now = [each for each in heartbeats if each.seen_s < settings.worker_seen_s]
+    running_now = [each for each in heartbeats if each.seen_s < WORKER_SEEN_S]
     if not running_now:
         yield Finding("processes", "warn", "none runs on this database", "`embedmill up` starts them all")
     else:

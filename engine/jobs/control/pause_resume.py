@@ -11,11 +11,12 @@ from typing import Any
 
 from sqlalchemy import Row, update
 
+from engine.config.settings import Settings
+from engine.job_store import JobStore
 from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.reading.job_rows import get_job
-from engine.jobs.recording.budget import set_max_cost
-from engine.jobs.scheduling.dispatch import dispatch_soon
-from engine.runtime import Runtime
+from engine.jobs.recording.cost_limit import set_max_cost
+from engine.jobs.scheduling.dispatch import Dispatcher
 from models.base import db_now, usd_text
 from models.errors import Conflict, InvalidInput
 from models.job import Job, JobStatus
@@ -23,47 +24,49 @@ from models.job import Job, JobStatus
 RUNNING_STATUSES = (JobStatus.VALIDATING, JobStatus.IN_PROGRESS)
 
 
-async def pause(runtime: Runtime, project: str, job_id: str) -> None:
+async def pause(store: JobStore, project: str, job_id: str) -> None:
     """Start no upstream calls until the job is resumed; results of calls in flight are recorded. Idempotent.
 
     Raises JobNotFound, or Conflict when the job has ended or is ending.
     """
-    await get_job(runtime, project, job_id)
-    async with runtime.database.write() as connection:
+    await get_job(store, project, job_id)
+    async with store.database.write() as connection:
         paused = await connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None))
             .values(status=JobStatus.PAUSED, waiting_on=None, next_attempt_at=None, version=Job.version + 1)
         )
     if not paused.rowcount:
-        row = await get_job(runtime, project, job_id)
+        row = await get_job(store, project, job_id)
         if row.status != JobStatus.PAUSED:
             raise action_conflict("pause", row.status)
 
 
-async def resume(runtime: Runtime, project: str, job_id: str, max_cost_usd: Decimal | None = None) -> None:
+async def resume(
+    store: JobStore, project: str, job_id: str, max_cost_usd: Decimal | None = None, *, dispatcher: Dispatcher
+) -> None:
     """Continue a paused job, with a new cost limit where one is passed. Idempotent.
 
     Raises JobNotFound; Conflict when the job has ended or is ending, or its ceiling does not cover the next call;
     InvalidInput for a new ceiling that is spent already, or no higher than the one that stopped the job.
     """
-    row = await get_job(runtime, project, job_id)
+    row = await get_job(store, project, job_id)
     if row.status not in (*RUNNING_STATUSES, JobStatus.PAUSED):
         raise action_conflict("resume", row.status)
     if row.status == JobStatus.PAUSED and row.max_cost_usd is not None:
         _check_ceiling(row, max_cost_usd)
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         if max_cost_usd is not None:
             await set_max_cost(connection, job_id, max_cost_usd)
         resumed = await connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.status == JobStatus.PAUSED, Job.deleted_at.is_(None))
-            .values(resumed_columns(runtime))
+            .values(resumed_columns(store.settings))
         )
     if resumed.rowcount:
-        await dispatch_soon(runtime)
+        await dispatcher.dispatch_soon()
         return
-    row = await get_job(runtime, project, job_id)
+    row = await get_job(store, project, job_id)
     if row.status not in RUNNING_STATUSES:
         raise action_conflict("resume", row.status)
 
@@ -89,7 +92,7 @@ def _check_ceiling(job: Row[Any], new_ceiling_usd: Decimal | None) -> None:
         )
 
 
-def resumed_columns(runtime: Runtime) -> dict[str, Any]:
+def resumed_columns(settings: Settings) -> dict[str, Any]:
     """Columns of a job that continues after a pause or a retry: its rate and its deadline start again."""
     return {
         "status": JobStatus.IN_PROGRESS,
@@ -98,7 +101,7 @@ def resumed_columns(runtime: Runtime) -> dict[str, Any]:
         "outage": None,
         "not_before": None,
         "finished_at": None,
-        "expires_at": db_now() + runtime.settings.job_deadline_days * 86400.0,
+        "expires_at": db_now() + settings.job_deadline_days * 86400.0,
         # No sample before the next results: an old rate says nothing about the present one.
         "rate_sample_at": None,
         "rate_sample_done": Job.completed + Job.failed,

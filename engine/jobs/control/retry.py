@@ -14,6 +14,7 @@ import numpy as np
 from sqlalchemy import Row, bindparam, delete, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.job_store import JobStore
 from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.control.pause_resume import resumed_columns
 from engine.jobs.leasing import duplicate_codec
@@ -22,8 +23,8 @@ from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording import refused_inputs
 from engine.jobs.recording.completion import count_error
 from engine.jobs.row_locks import MAX_LOCKED_ROWS, lock_shards
-from engine.jobs.scheduling.dispatch import dispatch_soon
-from engine.runtime import Runtime
+from engine.jobs.scheduling.dispatch import Dispatcher
+from engine.storage.database import Database
 from models.base import db_now
 from models.errors import Conflict
 from models.job import MAX_WORKER_CRASHES, Job, JobInputError, JobStatus, Shard, ShardInputs, ShardState
@@ -47,22 +48,22 @@ class _Plan:
     )  # error summary of the inputs that are not retried
 
 
-async def retry(runtime: Runtime, project: str, job_id: str) -> None:
+async def retry(store: JobStore, project: str, job_id: str, *, dispatcher: Dispatcher) -> None:
     """Reopen every failed input whose text is stored: all except those that were refused on arrival.
 
     Raises JobNotFound; Conflict when the job has not ended, or when no input can be retried.
     """
     for _ in range(MAX_TRIES):
-        job = await get_job(runtime, project, job_id)
+        job = await get_job(store, project, job_id)
         _check(job)
-        plan = await _plan(runtime, job)
+        plan = await _plan(store.database, job)
         if not plan.reopened:
             raise Conflict(
                 "Every input that failed was refused when it arrived: trying it again would change nothing. "
                 "See GET /v1/embeddings/jobs/{id}/errors, and send those inputs, corrected, as a new job."
             )
-        if await _reopen(runtime, job, plan):
-            await dispatch_soon(runtime)
+        if await _reopen(store, job, plan):
+            await dispatcher.dispatch_soon()
             return
     raise Conflict("The job is being changed by other requests: try again in a moment.", should_retry=True)
 
@@ -76,9 +77,9 @@ def _check(job: Row[Any]) -> None:
         raise Conflict("The corpus of this job never arrived whole: submit it again.")
 
 
-async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
+async def _plan(database: Database, job: Row[Any]) -> _Plan:
     plan, last_index = _Plan(), -1
-    async with runtime.database.read() as connection:
+    async with database.read() as connection:
         plan.final_errors = {entry["code"]: entry for entry in await refused_inputs.summary(connection, job.id)}
     failed_here = (
         select(JobInputError.index)
@@ -92,7 +93,7 @@ async def _plan(runtime: Runtime, job: Row[Any]) -> _Plan:
         .scalar_subquery()
     )
     while True:
-        async with runtime.database.read() as connection:
+        async with database.read() as connection:
             page = (
                 await connection.execute(
                     select(Shard.id, Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
@@ -147,10 +148,10 @@ async def _plan_shard(connection: AsyncConnection, job_id: str, shard: Any, plan
         plan.shards.append({"shard": shard.id, "bits": np.packbits(bits).tobytes()})
 
 
-async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
+async def _reopen(store: JobStore, job: Row[Any], plan: _Plan) -> bool:
     """Apply the plan in one transaction. False: the job has changed since it was read."""
     ids = sorted(shard["shard"] for shard in plan.shards)
-    values = resumed_columns(runtime) | {
+    values = resumed_columns(store.settings) | {
         "failed": Job.failed - plan.reopened,
         # The value after this statement has lowered `failed`.
         "rate_sample_done": job.completed + job.failed - plan.reopened,
@@ -158,7 +159,7 @@ async def _reopen(runtime: Runtime, job: Row[Any], plan: _Plan) -> bool:
         "open_shards": len(ids),
         "error_summary": list(plan.final_errors.values()),
     }
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         locked = 0
         for low in range(0, len(ids), MAX_LOCKED_ROWS):
             chunk = ids[low : low + MAX_LOCKED_ROWS]

@@ -5,39 +5,39 @@ from __future__ import annotations
 from sqlalchemy import and_, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.job_store import JobStore
 from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.completion import end_columns, final_status
 from engine.jobs.row_locks import lock_shards
-from engine.runtime import Runtime
 from models.base import db_now
 from models.job import FINISHED, LEGAL_MOVES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
 
 
-async def cancel(runtime: Runtime, project: str, job_id: str) -> None:
+async def cancel(store: JobStore, project: str, job_id: str) -> None:
     """Stop a job: no new upstream calls; results of calls in flight are recorded. Idempotent for a cancelled job.
 
     Raises JobNotFound, or Conflict when the job has ended in another status.
     """
-    row = await get_job(runtime, project, job_id)
+    row = await get_job(store, project, job_id)
     if row.status in (JobStatus.CANCELLED, JobStatus.CANCELLING):
         return
     if row.status in FINISHED:
         raise action_conflict("cancel", row.status)
-    if not await terminate(runtime, job_id, JobStatus.CANCELLED):
-        row = await get_job(runtime, project, job_id)
+    if not await terminate(store, job_id, JobStatus.CANCELLED):
+        row = await get_job(store, project, job_id)
         if row.status not in (JobStatus.CANCELLED, JobStatus.CANCELLING):
             raise action_conflict("cancel", row.status)
 
 
-async def terminate(runtime: Runtime, job_id: str, status: JobStatus, code: str = "", message: str = "") -> bool:
+async def terminate(store: JobStore, job_id: str, status: JobStatus, code: str = "", message: str = "") -> bool:
     """End a job: FAILED or EXPIRED at once, CANCELLED by way of CANCELLING while shards are running.
 
     A job whose inputs all have an outcome does not expire: its counters decide the status. False: it had ended before.
     """
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         job = (
             await connection.execute(
                 select(Job.error_summary, Job.warnings, Job.total, Job.ingested, Job.completed, Job.failed)
@@ -59,7 +59,7 @@ async def terminate(runtime: Runtime, job_id: str, status: JobStatus, code: str 
             "version": Job.version + 1,
         }
         if status is not JobStatus.CANCELLED:
-            values |= end_columns(runtime.settings)
+            values |= end_columns(store.settings)
         if code and status is JobStatus.EXPIRED:  # a warning, not an error: errors count failed inputs
             values["warnings"] = [*job.warnings, {"code": code, "message": message}]
         elif code:
@@ -70,17 +70,17 @@ async def terminate(runtime: Runtime, job_id: str, status: JobStatus, code: str 
         )
         if not moved.rowcount:
             return False
-    await cancel_idle_shards(runtime, job_id)
+    await cancel_idle_shards(store, job_id)
     return True
 
 
-async def cancel_idle_shards(runtime: Runtime, job_id: str) -> None:
+async def cancel_idle_shards(store: JobStore, job_id: str) -> None:
     """Cancel the shards of an ended job that no worker has leased. A cancelling job without open shards is cancelled.
 
     It has a transaction of its own, because shards are locked before their job (engine/jobs/row_locks.py). After a
     crash before it the job stays cancelling, and the sweep calls this function again.
     """
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         cancelled, last = 0, ""
         idle = and_(Shard.job_id == job_id, Shard.state == ShardState.QUEUED)
         while ids := await lock_shards(connection, idle, Shard.id > last):
@@ -104,7 +104,7 @@ async def cancel_idle_shards(runtime: Runtime, job_id: str) -> None:
             await connection.execute(
                 update(Job)
                 .where(Job.id == job_id, Job.status == JobStatus.CANCELLING)
-                .values(status=JobStatus.CANCELLED, version=Job.version + 1, **end_columns(runtime.settings))
+                .values(status=JobStatus.CANCELLED, version=Job.version + 1, **end_columns(store.settings))
             )
 
 
@@ -113,17 +113,17 @@ async def _has_ended(connection: AsyncConnection, job_id: str) -> bool:
     return status == JobStatus.CANCELLING or status in FINISHED
 
 
-async def cancel_idle_shards_if_ended(runtime: Runtime, job_id: str) -> None:
+async def cancel_idle_shards_if_ended(store: JobStore, job_id: str) -> None:
     """Cancel the shards that a worker has released to a job that ended meanwhile. Writes only where there is one."""
-    async with runtime.database.read() as connection:
+    async with store.database.read() as connection:
         has_ended = await _has_ended(connection, job_id)
     if has_ended:
-        await cancel_idle_shards(runtime, job_id)
+        await cancel_idle_shards(store, job_id)
 
 
-async def drop_claim(runtime: Runtime, shard: ClaimedShard) -> None:
+async def drop_claim(store: JobStore, shard: ClaimedShard) -> None:
     """Release the shard of a job that has ended or is paused: cancelled, or queued until the job is resumed."""
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         owned = await lock_shards(
             connection, Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING
         )
@@ -137,26 +137,26 @@ async def drop_claim(runtime: Runtime, shard: ClaimedShard) -> None:
             await connection.execute(update(Job).where(Job.id == shard.job_id).values(open_shards=Job.open_shards - 1))
     if owned and not has_ended:
         await claims.release(
-            runtime, shard, delay_s=0.0, counts_as_attempt=False, reason="the job was paused", waiting_on=None
+            store, shard, delay_s=0.0, counts_as_attempt=False, reason="the job was paused", waiting_on=None
         )
-    await cancel_idle_shards(runtime, shard.job_id)
+    await cancel_idle_shards(store, shard.job_id)
 
 
-async def delete_job(runtime: Runtime, project: str, job_id: str) -> None:
+async def delete_job(store: JobStore, project: str, job_id: str) -> None:
     """Delete a job and its results; a running job is cancelled first. Its ledger rows stay. Raises JobNotFound.
 
     No caller sees the job afterwards. The sweep removes its rows in small steps.
     """
-    await get_job(runtime, project, job_id)
-    while not await soft_delete(runtime, job_id):
+    await get_job(store, project, job_id)
+    while not await soft_delete(store, job_id):
         # The job is running, possibly because it was resumed or retried meanwhile.
-        if not await terminate(runtime, job_id, JobStatus.CANCELLED):
-            await get_job(runtime, project, job_id)
+        if not await terminate(store, job_id, JobStatus.CANCELLED):
+            await get_job(store, project, job_id)
 
 
-async def soft_delete(runtime: Runtime, job_id: str) -> bool:
+async def soft_delete(store: JobStore, job_id: str) -> bool:
     """Hide an ended or cancelling job from callers and release its Idempotency-Key. False: it is in another status."""
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         hidden = await connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.status.in_((*FINISHED, JobStatus.CANCELLING)))

@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from engine.job_store import JobStore
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.in_flight_calls import RunCalls
+from engine.jobs.recording.run_calls import RunCalls
 from engine.process.clock import machine_clock as clock
-from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
-from models.embedding import Batch, Route
+from models.embedding import Batch, Call, Route
 from models.errors import EmbedmillError
 
 # Seconds until a failed heartbeat is repeated.
@@ -37,18 +37,18 @@ class LeaseKeeper:
 
     def __init__(
         self,
-        runtime: Runtime,
+        store: JobStore,
         shard: ClaimedShard,
         calls: RunCalls,
         requested_at: float,
         *,
         on_lost: Callable[[str], None],
     ) -> None:
-        self._runtime = runtime
+        self._store = store
         self._shard = shard
         self._calls = calls
         self._on_lost = on_lost
-        self._until = requested_at + runtime.settings.lease_s
+        self._until = requested_at + store.settings.lease_s
         self._blocked_reason: str | None = None
 
     def sending(self, batch: Batch, route: Route) -> str:
@@ -59,9 +59,9 @@ class LeaseKeeper:
             raise ShardStopped("the lease ran out")
         return self._calls.sending(batch, route)
 
-    def failed(self, call_id: str, *, ambiguous: bool, wasted: bool = False) -> None:
+    def failed(self, call_id: str, billed: Call | None) -> None:
         """Called after each call without results."""
-        self._calls.failed(call_id, ambiguous=ambiguous, wasted=wasted)
+        self._calls.failed(call_id, billed)
 
     def block_new_calls(self, reason: str) -> None:
         """Let no further call start, retries included."""
@@ -69,7 +69,7 @@ class LeaseKeeper:
 
     async def renew_until_lost(self) -> None:
         """Renew the lease until cancelled, or until it is lost."""
-        settings = self._runtime.settings
+        settings = self._store.settings
         pause_s = settings.heartbeat_s
         while True:
             await asyncio.sleep(pause_s)
@@ -81,7 +81,7 @@ class LeaseKeeper:
             try:
                 # After the time of one heartbeat a slow or locked database is asked again on another connection.
                 async with asyncio.timeout(min(settings.heartbeat_s, remaining_s)):
-                    renewed = await claims.heartbeat(self._runtime, self._shard)
+                    renewed = await claims.heartbeat(self._store, self._shard)
             except (*DATABASE_ERRORS, TimeoutError):
                 pause_s = min(RENEW_RETRY_S, settings.heartbeat_s)
                 continue

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from engine.embedding.embed import EmbedRun, embed
+from engine.job_store import JobStore
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording import budget
-from engine.jobs.recording.budget import SpendReservation
-from engine.jobs.recording.duplicates import DuplicateFanout, load_outcomes
+from engine.jobs.recording import cost_limit
+from engine.jobs.recording.cost_limit import SpendReservation
+from engine.jobs.recording.duplicate_outcomes import DuplicateFanout, load_outcomes
 from engine.planning import packing, token_estimator
 from engine.planning.templates import added_bytes
-from engine.runtime import Runtime
 from models.embedding import Batch, Input
 from models.errors import EmbedmillError, StorageUnavailable
 
@@ -35,14 +35,14 @@ class OpenInputs:
 
     def __init__(
         self,
-        runtime: Runtime,
+        store: JobStore,
         shard: ClaimedShard,
         run: EmbedRun,
         writer: ResultsWriter,
         fanout: DuplicateFanout | None,
         reservation: SpendReservation | None,
     ) -> None:
-        self._runtime = runtime
+        self._store = store
         self._shard = shard
         self._run = run
         self._writer = writer
@@ -74,12 +74,12 @@ class OpenInputs:
     async def _embed_texts(self) -> None:
         """Make the calls; with a cost limit, only calls whose upper bound of cost the shard's reservation covers."""
         run, shard, reservation = self._run, self._shard, self._reservation
-        concurrency = self._runtime.settings.shard_concurrency
+        concurrency = self._store.settings.shard_concurrency
         positions = shard.open_positions()
         if reservation is None or not positions:
             await embed(run, self._batches(positions), concurrency=concurrency)
             return
-        await budget.reserve(self._runtime, shard, run.alias, reservation)
+        await cost_limit.reserve(self._store, shard, run.alias, reservation)
         while positions:
             await embed(run, reservation.within_reservation(self._batches(positions)), concurrency=concurrency)
             remaining = [position for position in positions if shard.index(position) not in reservation.delivered]
@@ -91,7 +91,7 @@ class OpenInputs:
                 if run.cancel_reason is not None:
                     raise run.cancel_reason
             if remaining == positions:
-                raise budget.BudgetExhausted(
+                raise cost_limit.BudgetExhausted(
                     reservation.price(token_estimator.upper_bound(shard.inputs[remaining[0]] or ""))
                 )
             positions = remaining
@@ -99,7 +99,7 @@ class OpenInputs:
     def _batches(self, positions: Sequence[int]) -> list[Batch]:
         shard, alias, router = self._shard, self._run.alias, self._run.router
         inputs: list[Input] = [item for i in positions if (item := shard.inputs[i]) is not None]
-        limits = packing.limits_of(alias.routes, inputs_per_call=self._runtime.settings.batch_inputs)
+        limits = packing.limits_of(alias.routes, inputs_per_call=self._store.settings.batch_inputs)
         indexes = [shard.first_index + i for i in positions]
         ratio, exact = router.tokens_per_byte(alias), packing.has_exact_tokenizer(alias.routes)
         return list(
@@ -120,6 +120,6 @@ class OpenInputs:
         if not firsts:
             return
         try:
-            fanout.resolve(*await load_outcomes(self._runtime, self._shard, firsts))
+            fanout.resolve(*await load_outcomes(self._store.database, self._shard, firsts))
         except StorageUnavailable as error:
             raise FirstOccurrencesPending("the database did not say what became of the same text") from error

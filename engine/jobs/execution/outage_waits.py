@@ -13,20 +13,21 @@ from typing import Any
 from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.config.secrets import SecretFiles
+from engine.job_store import JobStore
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import fail_remaining
+from engine.jobs.recording.record_outcomes import fail_remaining
 from engine.jobs.row_locks import lock_jobs, lock_shards
-from engine.jobs.scheduling.dispatch import dispatch
-from engine.routing.model_choice import with_callers_routes
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.routing.outage_causes import Cause, cause_of
-from engine.routing.outages import Outage, new_outage
-from engine.runtime import Runtime
+from engine.routing.outages import Outage, Outages, new_outage
+from engine.routing.router import Router
 from models.base import db_now
+from models.embedding import Alias
 from models.errors import (
     EmbedmillError,
     NoRoute,
-    RequestError,
     RouteQuarantined,
     UnknownAlias,
     UpstreamError,
@@ -51,22 +52,18 @@ class ProviderOutage(EmbedmillError):
     retryable = True
 
 
-def outage_of(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError | None) -> Outage | None:
+def outage_of(router: Router, alias: Alias | None, shard: ClaimedShard, error: EmbedmillError | None) -> Outage | None:
     """The outage that stopped the shard, or None where it was stopped by something else."""
     if isinstance(error, UnknownAlias):
         return new_outage(_unknown_alias(shard.alias))
     if not isinstance(error, UpstreamError | NoRoute) or isinstance(error, RouteQuarantined):
         return None
-    try:
-        alias = with_callers_routes(runtime.aliases, runtime.alias(shard.alias), shard.options)
-    except RequestError:
-        return None
-    return runtime.router.outage_of(alias)
+    return None if alias is None else router.outage_of(alias)
 
 
-async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outage) -> None:
+async def wait_for_provider(store: JobStore, shard: ClaimedShard, outage: Outage) -> None:
     """Release the shard until the next health probe; after too long a wait, fail its open inputs."""
-    async with runtime.database.read() as connection:
+    async with store.database.read() as connection:
         now, waits_since = await _waits_since(connection, shard)
         waiting_jobs = (
             select(Job.id)
@@ -75,13 +72,13 @@ async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outag
             .subquery()
         )
         count = (await connection.execute(select(func.count()).select_from(waiting_jobs))).scalar_one()
-    if now - waits_since > runtime.settings.upstream_outage_hours * 3600:
+    if now - waits_since > store.settings.upstream_outage_hours * 3600:
         log.warning("an outage has lasted too long", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
-        await fail_remaining(runtime, shard, ProviderOutage(outage.cause.sentence(), code=outage.cause.code))
+        await fail_remaining(store, shard, ProviderOutage(outage.cause.sentence(), code=outage.cause.code))
         return
     spread_s = 0.5 if count <= FEW_JOBS else MANY_JOBS_SPREAD_S
     await claims.release(
-        runtime,
+        store,
         shard,
         delay_s=outage.next_attempt_in_s + random.uniform(0.05, spread_s),
         counts_as_attempt=False,
@@ -91,20 +88,20 @@ async def wait_for_provider(runtime: Runtime, shard: ClaimedShard, outage: Outag
     )
 
 
-async def wait_for_inputs(runtime: Runtime, shard: ClaimedShard, error: UpstreamRateLimited) -> None:
+async def wait_for_inputs(store: JobStore, shard: ClaimedShard, error: UpstreamRateLimited) -> None:
     """Release a shard whose open inputs alone get a 429 from the provider.
 
     Other shards of the job continue. The inputs fail after as long a wait as for an outage.
     """
-    async with runtime.database.read() as connection:
+    async with store.database.read() as connection:
         now, waits_since = await _waits_since(connection, shard)
-    if now - waits_since > runtime.settings.upstream_outage_hours * 3600:
+    if now - waits_since > store.settings.upstream_outage_hours * 3600:
         log.warning("inputs were refused for too long", extra={"job_id": shard.job_id, "shard_id": shard.shard_id})
-        await fail_remaining(runtime, shard, error)
+        await fail_remaining(store, shard, error)
         return
     delay_s = max(OWN_PAUSE_S, error.retry_after_s or 0.0)
     await claims.release(
-        runtime,
+        store,
         shard,
         delay_s=delay_s + random.uniform(0, delay_s / 10),
         counts_as_attempt=False,
@@ -125,7 +122,13 @@ async def _waits_since(connection: AsyncConnection, shard: ClaimedShard) -> tupl
 
 
 async def release(
-    runtime: Runtime, shard: ClaimedShard, error: EmbedmillError, *, delay_s: float, counts_as_attempt: bool
+    store: JobStore,
+    alias: Alias | None,
+    shard: ClaimedShard,
+    error: EmbedmillError,
+    *,
+    delay_s: float,
+    counts_as_attempt: bool,
 ) -> None:
     """Release the shard after an error that is no outage. The job shows an error of the provider."""
     outage: dict[str, Any] | None = None
@@ -133,10 +136,11 @@ async def release(
         outage = cause_of(error.account, error).waiting(time.time())
     elif isinstance(error, RouteQuarantined):
         advice = "See `embedmill doctor`; `embedmill doctor --release ACCOUNT` lets it serve again."
-        outage = Cause(_first_account(runtime, shard), error.code, error.message, advice).waiting(time.time())
+        account = alias.routes[0].provider if alias is not None else ""
+        outage = Cause(account, error.code, error.message, advice).waiting(time.time())
     waiting_on = "provider" if outage is not None or error.retryable else None
     await claims.release(
-        runtime,
+        store,
         shard,
         delay_s=delay_s,
         counts_as_attempt=counts_as_attempt,
@@ -146,47 +150,45 @@ async def release(
     )
 
 
-def _first_account(runtime: Runtime, shard: ClaimedShard) -> str:
-    alias = runtime.aliases.get(shard.alias)
-    return alias.routes[0].provider if alias is not None else ""
-
-
-async def resume_recovered_jobs(runtime: Runtime) -> None:
+async def resume_recovered_jobs(store: JobStore) -> None:
     """Make the jobs due at once whose provider has recovered: its outage is no longer in the table."""
-    async with runtime.database.read() as connection:
+    async with store.database.read() as connection:
         down = set((await connection.execute(select(RouteOutage.account))).scalars())
         rows = (
             await connection.execute(select(Job.id, Job.outage).where(WAITING_FOR_PROVIDER).limit(JOBS_PER_QUERY))
         ).all()
-    await _unblock(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") not in ("", *down)])
+    await _unblock(store, [row.id for row in rows if row.outage and row.outage.get("provider") not in ("", *down)])
 
 
-async def try_changed_secrets(runtime: Runtime) -> None:
+async def try_changed_secrets(secrets: SecretFiles, outages: Outages, dispatcher: Dispatcher) -> None:
     """Read changed secret files, try their accounts again, and make the jobs due that wait for them.
 
     Raises StorageUnavailable; the next call repeats it then.
     """
-    await runtime.upstream.secrets.refresh()
-    for account in runtime.upstream.secrets.take_changed():
-        try:
-            await runtime.router.outages.probe_now(account)
-            async with runtime.database.read() as connection:
+    store = dispatcher.store
+    await secrets.refresh()
+    untried = secrets.take_changed()
+    try:
+        for account in tuple(untried):
+            await outages.probe_now(account)
+            async with store.database.read() as connection:
                 rows = (
                     await connection.execute(
                         select(Job.id, Job.outage).where(WAITING_FOR_PROVIDER).limit(JOBS_PER_QUERY)
                     )
                 ).all()
-            await _unblock(runtime, [row.id for row in rows if row.outage and row.outage.get("provider") == account])
-            await dispatch(runtime)
-        except Exception:
-            runtime.upstream.secrets.note_changed(account)
-            raise
+            await _unblock(store, [row.id for row in rows if row.outage and row.outage.get("provider") == account])
+            await dispatcher.dispatch()
+            untried.discard(account)
+    finally:
+        for account in untried:  # one of them has failed
+            secrets.note_changed(account)
 
 
-async def _unblock(runtime: Runtime, job_ids: list[str]) -> None:
+async def _unblock(store: JobStore, job_ids: list[str]) -> None:
     if not job_ids:
         return
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         due = await lock_shards(
             connection,
             Shard.job_id.in_(job_ids),

@@ -17,14 +17,15 @@ from decimal import Decimal
 from sqlalchemy import update
 
 from engine.cancellation import CancellationToken
-from engine.durability.spool import SpooledFile
+from engine.durability.spool import Spool, SpooledFile
+from engine.job_store import JobStore
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.budget import SpendReservation
-from engine.jobs.recording.in_flight_calls import RunCalls
-from engine.jobs.recording.record import Recorded, record
+from engine.jobs.recording.cost_limit import SpendReservation
+from engine.jobs.recording.record_outcomes import Recorded, record
+from engine.jobs.recording.run_calls import RunCalls
 from engine.jobs.recording.spool_replay import encode_spool
 from engine.observability import failpoints
-from engine.runtime import Runtime
+from engine.process.background import surviving
 from engine.storage.database import DATABASE_ERRORS
 from models.base import random_id
 from models.embedding import BatchOutcome, InputError
@@ -55,18 +56,23 @@ class ResultsWriter:
     """Collects outcomes and records them from a task of its own, concurrently with further calls.
 
     `calls` of the run leave the journal once their outcomes are durable: in the database or in the spool. `stop` is
-    cancelled when nothing more is to be paid for. `reservation`: of a job with a cost limit.
+    cancelled when nothing more is to be paid for. `blocked_shards`: of this process, those whose results the
+    database refuses. `reservation`: of a job with a cost limit.
     """
 
     def __init__(
         self,
-        runtime: Runtime,
+        store: JobStore,
+        spool: Spool,
         shard: ClaimedShard,
         calls: RunCalls,
         stop: CancellationToken,
+        blocked_shards: set[str],
         reservation: SpendReservation | None = None,
     ) -> None:
-        self._runtime = runtime
+        self._store = store
+        self._spool_files = spool
+        self._blocked_shards = blocked_shards
         self._shard = shard
         self._calls = calls
         self._stop_token = stop
@@ -114,7 +120,7 @@ class ResultsWriter:
             self._spool_on_exit()
             raise
         finally:
-            self._runtime.blocked_shards.discard(self._shard.shard_id)
+            self._blocked_shards.discard(self._shard.shard_id)
 
     async def _record_all(self) -> None:
         unavailable_since: float | None = None
@@ -123,8 +129,9 @@ class ResultsWriter:
         while self._next_pending() is not None:
             pending = self._pending[0]
             try:
-                recorded = await self._record_bounded(pending)
-                failpoints.hit("after_commit")
+                with surviving(passing=StorageUnavailable) as recording:  # these results are paid for
+                    recorded = await self._record_bounded(pending)
+                    failpoints.hit("after_commit")
             except StorageUnavailable as error:
                 unavailable_since = unavailable_since or time.monotonic()
                 if isinstance(error, StorageBlocked):
@@ -133,26 +140,26 @@ class ResultsWriter:
                     await self._spool()
                 await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
                 continue
-            except Exception as error:
+            if (fault := recording.error) is not None:
                 # Only the database's own refusal of values is known to repeat.
-                if not isinstance(error, StorageRefused) and unknown_faults < MAX_UNKNOWN_FAULTS:
+                if not isinstance(fault, StorageRefused) and unknown_faults < MAX_UNKNOWN_FAULTS:
                     unknown_faults += 1
-                    log.warning("results could not be recorded, and are recorded again", exc_info=error)
+                    log.warning("results could not be recorded, and are recorded again", exc_info=fault)
                     await asyncio.sleep(next(pauses, RETRY_PAUSES_S[-1]))
                     continue
-                await self._fail_unrecordable(pending, error)
+                await self._fail_unrecordable(pending, fault)
             else:
                 self._on_recorded(pending, recorded)
                 self._pending.popleft()
             unavailable_since, unknown_faults, pauses = None, 0, iter(RETRY_PAUSES_S)
-            self._runtime.blocked_shards.discard(self._shard.shard_id)
+            self._blocked_shards.discard(self._shard.shard_id)
 
     async def _block(self, error: StorageBlocked) -> None:
         """The database refuses results until an operator acts: start no calls, keep the results, and log it."""
         shard = self._shard
-        if shard.shard_id in self._runtime.blocked_shards:
+        if shard.shard_id in self._blocked_shards:
             return
-        self._runtime.blocked_shards.add(shard.shard_id)
+        self._blocked_shards.add(shard.shard_id)
         self._stop(error.message)
         log.error(
             "paid results wait, and no more is paid for: %s; %s",
@@ -161,7 +168,7 @@ class ResultsWriter:
             extra={"job_id": shard.job_id, "shard_id": shard.shard_id},
         )
         with contextlib.suppress(*DATABASE_ERRORS):
-            async with self._runtime.database.write() as connection:
+            async with self._store.database.write() as connection:
                 await connection.execute(
                     update(Job)
                     .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
@@ -195,9 +202,9 @@ class ResultsWriter:
         failed = part._replace(vectors=None, error=InputError(code, message, retryable=True))
         # First with its ledger row, because the provider bills it; then without, in case the row is what is refused.
         for attempt in (failed, failed._replace(route=None, tokens=0, cost_usd=Decimal(0))):
-            try:
-                recorded = await record(self._runtime, shard, [attempt])
-            except Exception as refused:
+            with surviving() as recording:
+                recorded = await self._record([attempt])
+            if (refused := recording.error) is not None:
                 log.warning("the failure of inputs could not be recorded: %s", type(refused).__name__, extra=log_fields)
             else:
                 self._on_recorded(_PendingWrite([attempt]), recorded)
@@ -226,7 +233,7 @@ class ResultsWriter:
 
     async def _record_bounded(self, pending: _PendingWrite) -> Recorded:
         """Record, and spool if that takes too long. Raises StorageUnavailable; the caller repeats it then."""
-        recording = asyncio.ensure_future(record(self._runtime, self._shard, pending.parts, pending.record_id))
+        recording = asyncio.ensure_future(self._record(pending.parts, pending.record_id))
         try:
             if not (await asyncio.wait({recording}, timeout=SPOOL_AFTER_S))[0]:
                 await self._spool()
@@ -235,6 +242,12 @@ class ResultsWriter:
             return recording.result()
         finally:
             recording.cancel()
+
+    async def _record(self, parts: list[BatchOutcome], record_id: str = "") -> Recorded:
+        calls = self._calls.without_results()
+        recorded = await record(self._store, self._shard, parts, record_id, calls)
+        self._calls.mark_recorded(calls)
+        return recorded
 
     def _on_recorded(self, pending: _PendingWrite, recorded: Recorded) -> None:
         if pending.file is not None:
@@ -255,9 +268,8 @@ class ResultsWriter:
                     self._notify_durable(pending.parts)
 
     def _write(self, pending: _PendingWrite) -> SpooledFile | None:
-        return self._runtime.spool.write(
-            self._shard.shard_id, encode_spool(self._shard, pending.parts, pending.record_id)
-        )
+        body = encode_spool(self._shard, pending.parts, pending.record_id, self._calls.without_results())
+        return self._spool_files.write(self._shard.shard_id, body)
 
     def _spool_on_exit(self) -> None:
         """Spool everything because the process ends. Other processes replay the files."""

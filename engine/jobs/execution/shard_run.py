@@ -20,24 +20,24 @@ from engine.jobs.execution.preemption import (
     StartPreemptor,
     choose_preemptor,
 )
-from engine.jobs.execution.release import release_unfinished
+from engine.jobs.execution.release import StoppedRun, release_unfinished
 from engine.jobs.execution.results_writer import ResultsWriter
 from engine.jobs.execution.watch import ShardWatch
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording import wait_report
-from engine.jobs.recording.budget import SpendReservation
-from engine.jobs.recording.duplicates import DuplicateFanout
-from engine.jobs.recording.in_flight_calls import RunCalls
-from engine.jobs.recording.orphaned_calls import record_unanswered
-from engine.jobs.scheduling.dispatch import dispatch
+from engine.jobs.recording.cost_limit import SpendReservation
+from engine.jobs.recording.duplicate_outcomes import DuplicateFanout
+from engine.jobs.recording.run_calls import RunCalls
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.jobs.scheduling.fair_share import QueuePosition
 from engine.observability import failpoints
-from engine.process.background import logging_errors
+from engine.process.background import logging_errors, surviving
 from engine.routing.model_choice import with_callers_routes
 from engine.runtime import Runtime
 from engine.storage.database import DATABASE_ERRORS
-from models.errors import EmbedmillError, StorageUnavailable
+from models.embedding import Alias
+from models.errors import EmbedmillError, RequestError, StorageUnavailable
 from models.job import JobStatus
 
 log = logging.getLogger("embedmill.jobs")
@@ -72,12 +72,21 @@ class ShardRun:
         self._watch = watch
         self._start_preemptor = start_preemptor
         self._until = until
+        self._dispatcher = Dispatcher(runtime.store, runtime.notifier, runtime.settling)
         self._started = time.monotonic()
         self._stop = CancellationToken()
         self._calls = RunCalls(runtime.journal, shard)
-        self._lease = LeaseKeeper(runtime, shard, self._calls, requested_at, on_lost=self._stop_calls)
+        self._lease = LeaseKeeper(runtime.store, shard, self._calls, requested_at, on_lost=self._stop_calls)
         self._reservation = None if shard.max_cost_usd is None else SpendReservation()
-        self._writer = ResultsWriter(runtime, shard, self._calls, self._stop, self._reservation)
+        self._writer = ResultsWriter(
+            runtime.store,
+            runtime.spool,
+            shard,
+            self._calls,
+            self._stop,
+            runtime.blocked_shards,
+            self._reservation,
+        )
         self._preemptors: list[Preemptor] = []
         self._preempting: asyncio.Task[None] | None = None
         self._still_open = shard.count - int(shard.outcome_bits.sum())
@@ -85,22 +94,19 @@ class ShardRun:
 
     async def run(self) -> None:
         """Make the calls, record their outcomes, and release the rest. Runs of preempting shards have ended too."""
-        error: EmbedmillError | None = None
+        error: EmbedmillError | None
         wait_s = FINALIZE_S
         renewing = asyncio.create_task(self._lease.renew_until_lost())
         try:
-            await self._make_calls()
-        except EmbedmillError as raised:
-            error = raised
+            with surviving() as calls:
+                await self._make_calls()
+            error = self._stop_reason(calls.error)
         except asyncio.CancelledError:
             # A time limit, or a worker that must stop now: results so far are recorded and the shard is released, so
             # that it need not wait for its lease to run out.
             error, wait_s = ShardStopped("the worker was stopped"), FINALIZE_STOPPING_S
             for preemptor in self._preemptors:
                 preemptor.run.cancel()
-        except Exception:
-            log.exception("a shard's run broke off", extra=self._log_fields)
-            error = EmbedmillError("a fault of ours")
         finalizing = asyncio.create_task(self._finalize(error, renewing))
         self._runtime.settling.add(finalizing)
         finalizing.add_done_callback(self._runtime.settling.discard)
@@ -108,6 +114,13 @@ class ShardRun:
             finalizing, FINALIZE_STOPPING_S if self._runtime.draining.is_set() else wait_s
         )
         await asyncio.gather(*(preemptor.run for preemptor in self._preemptors))
+
+    def _stop_reason(self, raised: Exception | None) -> EmbedmillError | None:
+        """The error that the shard is released with. A fault of ours is logged with its traceback."""
+        if raised is None or isinstance(raised, EmbedmillError):
+            return raised
+        log.error("a shard's run broke off", exc_info=raised, extra=self._log_fields)
+        return EmbedmillError("a fault of ours")
 
     def observe(self, positions: Mapping[str, QueuePosition]) -> None:
         """Stop when the job has stopped; preempt this shard when another one is to be served. Called by the watch."""
@@ -165,17 +178,16 @@ class ShardRun:
             on_outcome=fanout or self._writer.add,
             tenant=shard.project,
             call_observer=self._lease,
-            calls=shard.calls,
             spending=self._reservation,
             waits=shard.waits,
             stop=self._stop,
         )
-        inputs = OpenInputs(runtime, shard, embedding, self._writer, fanout, self._reservation)
+        inputs = OpenInputs(runtime.store, shard, embedding, self._writer, fanout, self._reservation)
         end_of_budget = asyncio.get_running_loop().call_later(
             stop_at - time.monotonic(), self._stop_calls, "the time budget of the shard is over"
         )
         beside = [
-            asyncio.create_task(wait_report.report_waits(runtime, shard)),
+            asyncio.create_task(wait_report.report_waits(runtime.database, shard)),
             asyncio.create_task(self._stop_when_draining()),
         ]
         try:
@@ -205,7 +217,7 @@ class ShardRun:
         runtime, shard, writer = self._runtime, self._shard, self._writer
         try:
             # Whatever fails here, the shard is released, so that it need not wait for its lease to run out.
-            for end in (writer.close, lambda: record_unanswered(runtime, shard, self._calls)):
+            for end in (writer.close, lambda: self._calls.record_rest(runtime.database)):
                 # Without the database the next process reads the journals of calls and results.
                 with (
                     contextlib.suppress(StorageUnavailable),
@@ -227,19 +239,29 @@ class ShardRun:
         finally:
             renewing.cancel()
         failpoints.hit("after_commit_before_ack")
-        with contextlib.suppress(*DATABASE_ERRORS):  # the scheduler dispatches too
-            await dispatch(runtime)
+        with contextlib.suppress(StorageUnavailable), logging_errors("dispatch broke off", **self._log_fields):
+            await self._dispatcher.dispatch()  # the scheduler dispatches too
 
     async def _release(self, error: EmbedmillError | None) -> None:
+        runtime = self._runtime
         try:
-            await release_unfinished(self._runtime, self._shard, self._writer, error)
+            stopped = StoppedRun(runtime.store, runtime.router, self._alias(), self._shard, error)
+            await release_unfinished(stopped, job_active=self._writer.job_active)
         except DATABASE_ERRORS:
             log.exception("a shard could not be given back as it should be: it is released", extra=self._log_fields)
             await claims.release(
-                self._runtime,
+                runtime.store,
                 self._shard,
                 delay_s=RELEASE_DELAY_S,
                 counts_as_attempt=True,
                 reason="it could not be given back",
                 waiting_on=None,
             )
+
+    def _alias(self) -> Alias | None:
+        """The alias with the routes that the job's options leave; None where the configuration has it no longer."""
+        runtime, shard = self._runtime, self._shard
+        try:
+            return with_callers_routes(runtime.aliases, runtime.alias(shard.alias), shard.options)
+        except RequestError:
+            return None

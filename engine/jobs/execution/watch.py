@@ -10,10 +10,11 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Protocol
 
+from engine.job_store import JobStore
 from engine.jobs.scheduling import fair_share
 from engine.jobs.scheduling.fair_share import QueuePosition
 from engine.process.background import logging_errors
-from engine.runtime import Runtime
+from engine.routing.outages import Outages
 from engine.storage.database import DATABASE_ERRORS
 
 POLL_EVERY_S = 1.25
@@ -31,8 +32,9 @@ class Watched(Protocol):
 class ShardWatch:
     """Watches the running shards of one process while there are any."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, store: JobStore, outages: Outages) -> None:
+        self._store = store
+        self._outages = outages
         self._runs: dict[str, Watched] = {}
         self._polling: asyncio.Task[None] | None = None
 
@@ -62,9 +64,9 @@ class ShardWatch:
                     run.observe(positions)
 
     async def _read(self) -> dict[str, QueuePosition]:
-        attempts = self._runtime.settings.shard_attempts
-        async with self._runtime.database.read() as connection:
+        attempts = self._store.settings.shard_attempts
+        async with self._store.database.read() as connection:
             positions, outages = await fair_share.watch(connection, list(self._runs), attempts, STARVED_AFTER_S)
         if not outages:
-            self._runtime.router.outages.table_is_empty()
+            self._outages.table_is_empty()
         return positions

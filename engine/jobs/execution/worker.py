@@ -31,17 +31,17 @@ class Worker:
     def __init__(self, runtime: Runtime, name: str) -> None:
         self.runtime = runtime
         self.name = name
-        self._watch = ShardWatch(runtime)
+        self._watch = ShardWatch(runtime.store, runtime.router.outages)
 
     async def run_next(self) -> bool:
         """Run the shard that is next by fair share. False: none was claimed."""
-        return await self._run(lambda: claims.claim_next(self.runtime, self.name))
+        return await self._run(lambda: claims.claim_next(self.runtime.store, self.name))
 
     async def run(
         self, shard_id: str, *, until: float | None = None, on_claim: Callable[[], None] = lambda: None
     ) -> bool:
         """Run this shard. `on_claim` is called once it is claimed. False: it could not be claimed."""
-        return await self._run(lambda: claims.claim(self.runtime, shard_id, self.name), until, on_claim)
+        return await self._run(lambda: claims.claim(self.runtime.store, shard_id, self.name), until, on_claim)
 
     async def _run(self, claim: Claim, until: float | None = None, on_claim: Callable[[], None] = lambda: None) -> bool:
         """Claim a shard, embed its open inputs, record the outcomes, and release the rest.
@@ -65,6 +65,8 @@ class Worker:
         if shard is None:
             return False
         failpoints.hit("after_claim")
+        if shard.no_outages:
+            self.runtime.router.outages.table_is_empty()
         on_claim()
         until = time.monotonic() + self.runtime.settings.shard_budget_s if until is None else until
         start_preemptor = functools.partial(self._start_preemptor, until)

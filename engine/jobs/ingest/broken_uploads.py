@@ -6,9 +6,9 @@ import logging
 
 from sqlalchemy import and_, delete, select
 
+from engine.job_store import JobStore
 from engine.jobs.control.termination import terminate
 from engine.jobs.ingest.idempotency import owner_is_alive_here, owner_is_dead
-from engine.runtime import Runtime
 from models.base import db_now
 from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 
@@ -18,12 +18,12 @@ SUSPENDED_S = 900.0
 ABANDONED = and_(Job.status.in_((JobStatus.VALIDATING, *ACTIVE_STATUSES)), Job.upload_lease_until < db_now())
 
 
-async def end_abandoned_uploads(runtime: Runtime) -> None:
+async def end_abandoned_uploads(store: JobStore) -> None:
     """End the jobs whose upload lease has run out and whose upload nobody can continue. Raises StorageUnavailable.
 
     An upload with an Idempotency-Key stays open for `upload_resume_s`: the same request may continue it.
     """
-    resume_s = runtime.settings.upload_resume_s
+    resume_s = store.settings.upload_resume_s
     has_key = (
         select(IdempotencyKey.key)
         .where(IdempotencyKey.job_id == Job.id, IdempotencyKey.fingerprint.is_(None))
@@ -31,7 +31,7 @@ async def end_abandoned_uploads(runtime: Runtime) -> None:
         .correlate(Job)
         .scalar_subquery()
     )
-    async with runtime.database.read() as connection:
+    async with store.database.read() as connection:
         rows = (
             await connection.execute(
                 select(
@@ -51,12 +51,12 @@ async def end_abandoned_uploads(runtime: Runtime) -> None:
             continue
         reason = "died" if owner_is_dead(row.upload_owner) else "was lost"
         log.warning("an upload was abandoned", extra={"job_id": row.id, "reason": f"its process {reason}"})
-        async with runtime.database.write() as connection:
+        async with store.database.write() as connection:
             await connection.execute(
                 delete(IdempotencyKey).where(IdempotencyKey.job_id == row.id, IdempotencyKey.fingerprint.is_(None))
             )
         await terminate(
-            runtime,
+            store,
             row.id,
             JobStatus.FAILED,
             "upload_interrupted",

@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any
 
+from engine.config.settings import Settings
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest.job_intake import INLINE_BYTES
 from engine.jobs.ingest.sharding import JobSpec, Sharder
-from engine.jobs.ingest.token_counting import Method, TokenTotal, method_for
+from engine.jobs.ingest.token_counting import Method, TokenTotal
 from engine.jobs.recording import refused_inputs
 from engine.jobs.shard_draft import ShardDraft
-from engine.ledger.billing import cost_of
+from engine.ledger.call_cost import cost_of
 from engine.planning import packing
 from engine.planning.templates import added_bytes
-from engine.runtime import Runtime
+from engine.process.work_threads import WorkThreads
 from models.base import PICODOLLAR, usd_text
 from models.embedding import Route
 
@@ -23,19 +24,18 @@ from models.embedding import Route
 class DryRun:
     """Counts the lines of a corpus. It has the same methods as a JobIntake. Memory stays bounded."""
 
-    def __init__(self, runtime: Runtime, spec: JobSpec, project: str) -> None:
-        self._runtime = runtime
+    def __init__(self, settings: Settings, work: WorkThreads, method: Method, spec: JobSpec, project: str) -> None:
+        self._work = work
+        self._method = method
         self._project = project
         self._spec = spec
-        self._sharder = Sharder(runtime.settings, spec)
-        self._limits = packing.limits_of(spec.alias.routes, inputs_per_call=runtime.settings.batch_inputs)
+        self._sharder = Sharder(settings, spec)
+        self._limits = packing.limits_of(spec.alias.routes, inputs_per_call=settings.batch_inputs)
         self._inputs = 0
         self._errors: list[dict[str, Any]] = []
         self._refused = 0
         self._duplicates = 0
-        self._method: Method | None = None
-        self._tokens: TokenTotal | None = None
-        self._duplicate_tokens: TokenTotal | None = None
+        self._tokens, self._duplicate_tokens = TokenTotal(method), TokenTotal(method)
         self._calls = 0
 
     async def add(self, lines: ParsedRecords) -> None:
@@ -45,27 +45,23 @@ class DryRun:
     async def read(self, chunks: Iterator[ParsedRecords], *, size: int | None = None, buffered_bytes: int = 0) -> None:
         """Count lines while the iterator parses them: in the work threads, unless they are few bytes."""
 
-        method = await self._choose_method()
-
         def steps() -> Iterator[None]:
             for lines in chunks:
                 for draft in self._sharder.feed(lines):
                     self._count(draft)
                 yield
 
-        if size is not None and size <= INLINE_BYTES and method.is_quick:
+        if size is not None and size <= INLINE_BYTES and self._method.is_quick:
             for _ in steps():
                 pass
             return
-        async for _ in self._runtime.work.drive(self._project, steps()):
+        async for _ in self._work.drive(self._project, steps()):
             pass
 
     async def finish(self) -> dict[str, Any]:
-        """The estimate as the JSON object of the API. Raises StorageUnavailable."""
-        method = await self._choose_method()
-        await self._runtime.work.run(self._project, lambda: self._count(self._sharder.end()))
+        """The estimate as the JSON object of the API."""
+        await self._work.run(self._project, lambda: self._count(self._sharder.end()))
         alias = self._spec.alias
-        assert self._tokens is not None and self._duplicate_tokens is not None
         tokens, duplicate_tokens = self._tokens.total, self._duplicate_tokens.total
         seconds = quota_bound_seconds(alias.routes, self._calls, tokens)
         return {
@@ -80,7 +76,7 @@ class DryRun:
             "errors": self._errors,
             "tokens": tokens,
             "tokens_margin": self._tokens.margin,
-            "estimated": not method.is_exact or self._tokens.is_sampled,
+            "estimated": not self._method.is_exact or self._tokens.is_sampled,
             "calls": self._calls,
             "cost_usd": self._price(tokens),
             "cost_usd_with_duplicates": self._price(tokens + duplicate_tokens),
@@ -88,14 +84,7 @@ class DryRun:
             **self._cost_limit_fields(tokens + self._tokens.margin),
         }
 
-    async def _choose_method(self) -> Method:
-        if self._method is None:
-            self._method = await method_for(self._runtime, self._spec.alias, self._project)
-            self._tokens, self._duplicate_tokens = TokenTotal(self._method), TokenTotal(self._method)
-        return self._method
-
     def _count(self, draft: ShardDraft) -> None:
-        assert self._tokens is not None and self._duplicate_tokens is not None
         inputs = [item for item in draft.lines.inputs if item is not None]
         self._inputs += len(draft)
         self._refused += draft.refused

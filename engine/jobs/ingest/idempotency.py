@@ -9,8 +9,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.config.settings import Settings
+from engine.job_store import JobStore
 from engine.queue import worker_heartbeats
-from engine.runtime import Runtime
 from models.base import db_now, new_id
 from models.errors import Conflict
 from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
@@ -53,16 +54,16 @@ def owner_is_alive_here(owner: str | None) -> bool:
     return owner is not None and worker_heartbeats.is_alive_here(owner.partition("#")[0])
 
 
-async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | IdempotentReplay:
+async def reserve(store: JobStore, project: str, key: str) -> Reservation | IdempotentReplay:
     """Reserve an Idempotency-Key for a new job or for the rest of an interrupted upload, or return its replay.
 
     Raises Conflict while another request uploads under this key; StorageUnavailable.
     """
     new = new_reservation(key=key)
-    async with runtime.database.write() as connection:
-        values = _values(runtime, new) | {"fingerprint": None}
+    async with store.database.write() as connection:
+        values = _values(store.settings, new) | {"fingerprint": None}
         statement = (
-            runtime.database.insert(IdempotencyKey)
+            store.database.insert(IdempotencyKey)
             .values(project=project, key=key, **values)
             .on_conflict_do_update(
                 index_elements=["project", "key"], set_=values, where=IdempotencyKey.expires_at < db_now()
@@ -91,28 +92,27 @@ async def reserve(runtime: Runtime, project: str, key: str) -> Reservation | Ide
                 code="idempotency_in_flight",
                 should_retry=True,
             )
-        reservation = await _take_over(runtime, connection, row.job_id, key) or new
+        reservation = await _take_over(store, connection, row.job_id, key) or new
         await connection.execute(
             update(IdempotencyKey)
             .where(IdempotencyKey.project == project, IdempotencyKey.key == key)
-            .values(_values(runtime, reservation))
+            .values(_values(store.settings, reservation))
         )
     return reservation
 
 
-async def _take_over(runtime: Runtime, connection: AsyncConnection, job_id: str, key: str) -> Reservation | None:
+async def _take_over(store: JobStore, connection: AsyncConnection, job_id: str, key: str) -> Reservation | None:
     """Take the ownership of an interrupted upload; None: nothing of it is stored."""
     reservation = new_reservation(job_id, key, resumes=True)
     updated = await connection.execute(
         update(Job)
         .where(Job.id == job_id, ARRIVING, Job.upload_hash.is_not(None))
-        .values(upload_owner=reservation.owner, upload_lease_until=db_now() + runtime.settings.lease_s)
+        .values(upload_owner=reservation.owner, upload_lease_until=db_now() + store.settings.lease_s)
     )
     return reservation if updated.rowcount else None
 
 
-def _values(runtime: Runtime, reservation: Reservation) -> dict[str, Any]:
-    settings = runtime.settings
+def _values(settings: Settings, reservation: Reservation) -> dict[str, Any]:
     return {
         "job_id": reservation.job_id,
         "owner": reservation.owner,

@@ -11,28 +11,31 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import ColumnElement, and_, case, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.access.keys import Caller
 from engine.corpus.lines import ParsedRecords
+from engine.job_store import JobStore
 from engine.jobs.control.termination import soft_delete, terminate
-from engine.jobs.ingest.differences import describe_differences, stored_options
 from engine.jobs.ingest.idempotency import ARRIVING, IdempotentReplay, Reservation, new_reservation, owned_by, reserve
+from engine.jobs.ingest.idempotency_mismatch import describe_differences, stored_options
 from engine.jobs.ingest.shard_rows import insert_shard, is_open
 from engine.jobs.ingest.sharding import JobSpec, Prefix, Sharder
 from engine.jobs.recording import refused_inputs
 from engine.jobs.recording.completion import NO_OPEN_SHARD, end_columns, final_status_of
-from engine.jobs.scheduling.dispatch import dispatch_soon
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.jobs.scheduling.fair_share import initial_virtual_time
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
-from engine.process.byte_budget import ByteLease
+from engine.process.memory_budget import ByteBudget, ByteLease
+from engine.process.work_threads import WorkThreads
 from engine.routing.option_warnings import option_warnings
-from engine.runtime import Runtime
+from engine.storage.upload_leases import UploadLeases
 from models.base import db_now
 from models.errors import (
     Conflict,
@@ -50,40 +53,61 @@ log = logging.getLogger("embedmill.jobs")
 INLINE_BYTES = 4096
 
 
+@dataclass(frozen=True, slots=True)
+class IntakeParts:
+    """What the uploads of a process share. `memory`: of request bodies."""
+
+    store: JobStore
+    dispatcher: Dispatcher
+    work: WorkThreads
+    memory: ByteBudget
+    leases: UploadLeases
+
+
 class JobIntake:
     """The upload of one job. Use `open_intake()`, add lines, then finish."""
 
     def __init__(
-        self, runtime: Runtime, caller: Caller, spec: JobSpec, reservation: Reservation, body_lease: ByteLease
+        self, parts: IntakeParts, caller: Caller, spec: JobSpec, reservation: Reservation, body_lease: ByteLease
     ) -> None:
-        self._runtime = runtime
+        self._store = parts.store
+        self._dispatcher = parts.dispatcher
+        self._work = parts.work
         self._caller = caller
         self._spec = spec
         self._reservation = reservation
         self._body_lease = body_lease
-        self._sharder = Sharder(runtime.settings, spec)
+        self._sharder = Sharder(parts.store.settings, spec)
         self._created = False
         self._inputs = 0
         self._dispatching: asyncio.Task[None] | None = None
         self.job_id = reservation.job_id
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Abandon the upload when the block raises, also when it is cancelled."""
+        if error is not None:
+            await asyncio.shield(self._abandon(error))
+
     async def resume(self) -> None:
         """Continue an interrupted upload. Raises IdempotencyMismatch when its options were different."""
-        async with self._runtime.database.read() as connection:
+        async with self._store.database.read() as connection:
             row = (await connection.execute(select(*Job.__table__.columns).where(Job.id == self.job_id))).one()
         spec = self._initial_columns()
         for name in ("alias", "space", "dimensions", "options", "max_cost_usd"):
             if getattr(row, name) != spec[name]:
                 raise IdempotencyMismatch(
                     "An upload under this Idempotency-Key was cut off, and had other options: "
-                    f"{await describe_differences(self._runtime, self.job_id, self._spec)}. "
+                    f"{await describe_differences(self._store.database, self.job_id, self._spec)}. "
                     "Send the same request again, or use a new key.",
                     param="idempotency-key",
                 )
         self._created = True
         self._inputs = row.ingested
         self._sharder = Sharder(
-            self._runtime.settings,
+            self._store.settings,
             self._spec,
             Prefix(row.ingested, bytes(row.upload_hash), row.upload_refused_inputs),
         )
@@ -107,7 +131,7 @@ class JobIntake:
             for drafts in steps():
                 await self._write(drafts)
         else:
-            async for drafts in self._runtime.work.drive(self._caller.project, steps()):
+            async for drafts in self._work.drive(self._caller.project, steps()):
                 await self._write(drafts)
         if not self._body_lease.try_resize(self._sharder.buffered_bytes + buffered_bytes):
             await self._write([self._sharder.flush()])  # a small shard, so that the upload need not wait for memory
@@ -117,14 +141,14 @@ class JobIntake:
         for draft in drafts:
             if not len(draft):
                 continue
-            async with self._runtime.database.write() as connection:
+            async with self._store.database.write() as connection:
                 await self._insert(connection, draft)
             if draft.refused < len(draft):
                 await self._dispatch()
 
     async def finish(self, fingerprint: bytes) -> None:
         """Complete the corpus and make it durable. Raises InvalidInput without an accepted line; StorageUnavailable."""
-        draft = await self._runtime.work.run(self._caller.project, self._sharder.end)
+        draft = await self._work.run(self._caller.project, self._sharder.end)
         if not self._sharder.accepted:
             first = next(iter(draft.lines.errors.values()), None)
             reason = f": {first.message}" if first else ""
@@ -133,7 +157,7 @@ class JobIntake:
                 param="input",
                 code="no_usable_input",
             )
-        async with self._runtime.database.write() as connection:
+        async with self._store.database.write() as connection:
             await self._insert(connection, draft, is_last=True)
             if self._reservation.key is not None:
                 owned = await connection.execute(
@@ -143,7 +167,7 @@ class JobIntake:
                         fingerprint=fingerprint,
                         owner=None,
                         owner_until=None,
-                        expires_at=db_now() + self._runtime.settings.idempotency_hours * 3600.0,
+                        expires_at=db_now() + self._store.settings.idempotency_hours * 3600.0,
                     )
                 )
                 if not owned.rowcount:
@@ -152,13 +176,13 @@ class JobIntake:
         log.info("job accepted", extra={"job_id": self.job_id, "inputs": self._inputs, "model": self._spec.alias.name})
         await self._dispatch()
 
-    async def abandon(self, error: BaseException) -> None:
+    async def _abandon(self, error: BaseException) -> None:
         """The upload was not completed. An invalid one ends the job; an interrupted one with a key stays open."""
         project = self._caller.project
         broke_off = not isinstance(error, RequestError) or error.retryable or isinstance(error, IdempotencyMismatch)
         try:
             if self._reservation.key is not None:
-                async with self._runtime.database.write() as connection:
+                async with self._store.database.write() as connection:
                     if self._created and broke_off:
                         await connection.execute(
                             update(Job)
@@ -177,9 +201,9 @@ class JobIntake:
                 code, message = "upload_interrupted", "the corpus did not arrive whole: send it again"
                 if isinstance(error, EmbedmillError):
                     code, message = error.code, error.message
-                await terminate(self._runtime, self.job_id, JobStatus.FAILED, code, message)
+                await terminate(self._store, self.job_id, JobStatus.FAILED, code, message)
                 if not self._sharder.accepted:
-                    await soft_delete(self._runtime, self.job_id)
+                    await soft_delete(self._store, self.job_id)
                 elif isinstance(error, EmbedmillError):
                     error.message += f" (what had arrived is the job {self.job_id}, which has failed for this)"
         except StorageUnavailable:
@@ -189,7 +213,7 @@ class JobIntake:
         return and_(Job.id == self.job_id, Job.upload_owner == self._reservation.owner, ARRIVING)
 
     async def _owns_job(self) -> bool:
-        async with self._runtime.database.read() as connection:
+        async with self._store.database.read() as connection:
             found = await connection.execute(
                 select(Job.id).where(Job.id == self.job_id, Job.upload_owner == self._reservation.owner)
             )
@@ -215,7 +239,7 @@ class JobIntake:
         """Dispatch due shards, unless the previous dispatch still waits for the broker."""
         if self._dispatching is not None and not self._dispatching.done():
             return
-        self._dispatching = await dispatch_soon(self._runtime)
+        self._dispatching = await self._dispatcher.dispatch_soon()
 
     async def _insert(self, connection: AsyncConnection, draft: ShardDraft, *, is_last: bool = False) -> None:
         """Insert a shard, and the job before its first shard. `is_last`: the corpus is complete."""
@@ -257,7 +281,7 @@ class JobIntake:
         values: dict[str, Any] = {name: columns[name] + n if self._created else n for name, n in counts.items()}
         values["version"] = Job.version + 1 if self._created else 1
         if len(draft):
-            values["upload_lease_until"] = db_now() + self._runtime.settings.lease_s
+            values["upload_lease_until"] = db_now() + self._store.settings.lease_s
             values["upload_hash"] = draft.prefix_hash
         if refused:
             known: Sequence[dict[str, Any]] = []
@@ -270,7 +294,7 @@ class JobIntake:
     def _completion(self, changes: dict[str, Any]) -> dict[str, Any]:
         """The columns of a job whose corpus is complete. Its last shard may be done before the last byte arrives."""
         has_ended = and_(changes["open_shards"] < 1, NO_OPEN_SHARD, Job.status.in_(ACTIVE_STATUSES))
-        ending = end_columns(self._runtime.settings) | {"status": final_status_of(Job.completed, changes["failed"])}
+        ending = end_columns(self._store.settings) | {"status": final_status_of(Job.completed, changes["failed"])}
         return {
             "total": changes["ingested"],
             "upload_lease_until": None,
@@ -279,7 +303,7 @@ class JobIntake:
         }
 
     def _initial_columns(self) -> dict[str, Any]:
-        spec, settings = self._spec, self._runtime.settings
+        spec, settings = self._spec, self._store.settings
         return {
             "id": self.job_id,
             "project": self._caller.project,
@@ -325,25 +349,23 @@ def _taken_over_conflict() -> Conflict:
 
 @asynccontextmanager
 async def open_intake(
-    runtime: Runtime, caller: Caller, spec: JobSpec, reservation: Reservation | None = None
+    parts: IntakeParts, caller: Caller, spec: JobSpec, reservation: Reservation | None = None
 ) -> AsyncIterator[JobIntake]:
     """A JobIntake whose lease is renewed within the block, and which is abandoned when the block raises.
 
     Raises IdempotencyMismatch when the interrupted upload was a different one.
     """
     owned = reservation or new_reservation()
-    with runtime.bodies.lease(caller.project) as body_lease:
-        intake = JobIntake(runtime, caller, spec, owned, body_lease)
-        runtime.upload_leases.keep(owned.owner)
+    with parts.memory.lease(caller.project) as body_lease:
+        intake = JobIntake(parts, caller, spec, owned, body_lease)
+        parts.leases.keep(owned.owner)
         try:
-            if owned.resumes:
-                await intake.resume()
-            yield intake
-        except BaseException as error:
-            await asyncio.shield(intake.abandon(error))
-            raise
+            async with intake:
+                if owned.resumes:
+                    await intake.resume()
+                yield intake
         finally:
-            runtime.upload_leases.drop(owned.owner)
+            parts.leases.drop(owned.owner)
 
 
 __all__ = ["IdempotentReplay", "JobIntake", "JobSpec", "Reservation", "new_reservation", "open_intake", "reserve"]

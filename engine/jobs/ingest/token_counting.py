@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from sqlalchemy import func, select
 
 from engine.planning import packing, token_estimator, tokens
-from engine.runtime import Runtime
+from engine.routing.router import Router
+from engine.storage.database import Database
+from engine.upstream.call import Upstream
 from models.embedding import Alias, Input
 from models.job import Job, JobStatus, Shard
 
@@ -34,14 +36,14 @@ class Method:
     is_quick: bool = True  # False: the first count loads a model
 
 
-async def method_for(runtime: Runtime, alias: Alias, project: str) -> Method:
+async def method_for(database: Database, upstream: Upstream, router: Router, alias: Alias, project: str) -> Method:
     """The most exact method for the alias's routes. Raises StorageUnavailable."""
     routes = alias.routes
     if packing.has_exact_tokenizer(routes):
         return Method(_cl100k, is_exact=True)
     if all(route.account.kind == "local" for route in routes):
-        return Method(runtime.upstream.count_local, is_exact=True, is_quick=False)
-    per_byte = runtime.router.mean_tokens_per_byte(alias) or await _tokens_per_byte_of_jobs(runtime, alias, project)
+        return Method(upstream.count_local, is_exact=True, is_quick=False)
+    per_byte = router.mean_tokens_per_byte(alias) or await _tokens_per_byte_of_jobs(database, alias, project)
     if per_byte is not None:
         learned = per_byte
 
@@ -56,7 +58,7 @@ def _cl100k(texts: Sequence[str]) -> list[int]:
     return [tokens.count(text) for text in texts]
 
 
-async def _tokens_per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str) -> float | None:
+async def _tokens_per_byte_of_jobs(database: Database, alias: Alias, project: str) -> float | None:
     """Tokens per byte in the project's latest completed jobs of this alias; None without one.
 
     A shard's estimate is a third of its bytes. Jobs of other projects are left out: their texts may be different.
@@ -73,7 +75,7 @@ async def _tokens_per_byte_of_jobs(runtime: Runtime, alias: Alias, project: str)
         .where(latest.c.alias == alias.name, latest.c.usage_estimated.is_(False), latest.c.prompt_tokens > 0)
         .limit(RECENT_JOBS)
     )
-    async with runtime.database.read() as connection:
+    async with database.read() as connection:
         rows = (await connection.execute(usable)).all()
         if not rows:
             return None

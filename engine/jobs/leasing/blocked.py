@@ -10,8 +10,9 @@ from collections.abc import Collection
 
 from sqlalchemy import and_, select, update
 
+from engine.job_store import JobStore
 from engine.jobs.row_locks import lock_jobs, lock_shards
-from engine.runtime import Runtime
+from engine.storage.database import Database
 from models.base import db_now
 from models.job import OPEN_STATES, Job, Shard, ShardState
 
@@ -26,10 +27,10 @@ _BLOCKER_IS_OPEN = (
 NO_LONGER_BLOCKED = and_(Shard.blocked_by.is_not(None), ~_BLOCKER_IS_OPEN)
 
 
-async def find_blocker(runtime: Runtime, job_id: str, indexes: Collection[int]) -> str | None:
+async def find_blocker(database: Database, job_id: str, indexes: Collection[int]) -> str | None:
     """The last open shard of the job that contains one of these inputs; it is likely to be done last."""
     ordered = sorted(indexes)
-    async with runtime.database.read() as connection:
+    async with database.read() as connection:
         still_open = await connection.execute(
             select(Shard.id, Shard.first_index, Shard.count.label("size"))
             .where(Shard.job_id == job_id, Shard.state.in_(OPEN_STATES))
@@ -42,15 +43,14 @@ async def find_blocker(runtime: Runtime, job_id: str, indexes: Collection[int]) 
     return None
 
 
-async def unblock_shards(runtime: Runtime, shard_id: str | None = None) -> int:
+async def unblock_shards(store: JobStore, shard_id: str | None = None) -> int:
     """Unblock the shards that wait for this one; None: for any closed one. Returns how many were unblocked."""
     condition = NO_LONGER_BLOCKED if shard_id is None else Shard.blocked_by == shard_id
-    async with (
-        runtime.database.read() as connection
-    ):  # nearly always there is none, so no write lock is taken to find out
+    # Nearly always there is none, so no write lock is taken to find out.
+    async with store.database.read() as connection:
         if (await connection.execute(select(Shard.id).where(condition).limit(1))).first() is None:
             return 0
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         unblocked = await lock_shards(connection, condition)
         rows = await connection.execute(
             update(Shard)

@@ -16,12 +16,12 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
+from engine.job_store import JobStore
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.scheduling import fair_share
 from engine.limiter.call_waits import CallWaits
-from engine.runtime import Runtime
 from models.base import db_now
-from models.embedding import Call, Input, Options
+from models.embedding import Input, Options
 from models.job import OPEN_STATES, Job, JobStatus, Shard, ShardInputs, ShardState
 from models.outage import RouteOutage
 
@@ -52,8 +52,8 @@ class ClaimedShard:
     tokens: int  # estimated, of the inputs that were open when it was claimed; charged to the fair share
     duplicates: Mapping[int, int]  # position in the shard: the job's index of the first occurrence
     max_cost_usd: Decimal | None = None  # of the job, at the time of the claim
-    calls: list[Call] = field(default_factory=list)  # upstream calls that were made for it
-    waits: CallWaits = field(default_factory=CallWaits, compare=False)  # waits of those calls for quota
+    no_outages: bool = False  # when it was claimed: read there, where it costs no statement of its own
+    waits: CallWaits = field(default_factory=CallWaits, compare=False)  # waits of its calls for quota
 
     def index(self, position: int) -> int:
         """The job's index of a position in the shard."""
@@ -68,29 +68,29 @@ class ClaimedShard:
         return {position: first for position, first in self.duplicates.items() if not self.outcome_bits[position]}
 
 
-async def claim_next(runtime: Runtime, worker: str) -> ClaimedShard | None:
+async def claim_next(store: JobStore, worker: str) -> ClaimedShard | None:
     """Lease the due shard that is next by fair share; None when none is due. Raises StorageUnavailable."""
-    attempts = runtime.settings.shard_attempts
+    attempts = store.settings.shard_attempts
     for lost_races in range(MAX_LOST_RACES):
-        async with runtime.database.write() as connection:
-            leased = await _lease(runtime, connection, Shard.id == _next_free_shard(attempts), worker)
+        async with store.database.write() as connection:
+            leased = await _lease(store, connection, Shard.id == _next_free_shard(attempts), worker)
         if leased is not None:
-            return await _load(runtime, *leased)
-        async with runtime.database.read() as connection:
+            return await _load(store, *leased)
+        async with store.database.read() as connection:
             if await fair_share.next_shard(connection, attempts) is None:
                 return None
         await asyncio.sleep(random.uniform(0.0, RACE_PAUSE_S * (lost_races + 1)))
     return None
 
 
-async def claim(runtime: Runtime, shard_id: str, worker: str) -> ClaimedShard | None:
+async def claim(store: JobStore, shard_id: str, worker: str) -> ClaimedShard | None:
     """Lease this shard; None when it cannot be claimed: closed, deleted, not due, blocked or leased.
 
     Raises StorageUnavailable.
     """
-    async with runtime.database.write() as connection:
-        leased = await _lease(runtime, connection, Shard.id == shard_id, worker)
-    return None if leased is None else await _load(runtime, *leased)
+    async with store.database.write() as connection:
+        leased = await _lease(store, connection, Shard.id == shard_id, worker)
+    return None if leased is None else await _load(store, *leased)
 
 
 def _next_free_shard(attempts: int) -> Any:
@@ -112,7 +112,7 @@ def _next_free_shard(attempts: int) -> Any:
 
 
 async def _lease(
-    runtime: Runtime, connection: AsyncConnection, which: ColumnElement[bool], worker: str
+    store: JobStore, connection: AsyncConnection, which: ColumnElement[bool], worker: str
 ) -> tuple[Any, int] | None:
     """Lease a shard that is due and free. Returns its row and its tokens, which are charged to its job."""
     running_job = select(Job.id).where(
@@ -135,7 +135,7 @@ async def _lease(
                 state=ShardState.RUNNING,
                 attempt=Shard.attempt + 1,
                 fence=Shard.fence + 1,
-                lease_until=db_now() + runtime.settings.lease_s,
+                lease_until=db_now() + store.settings.lease_s,
                 worker=worker,
             )
             .returning(
@@ -152,11 +152,11 @@ async def _lease(
     if row is None:
         return None
     tokens = remaining_tokens(row)
-    await fair_share.advance(runtime.database, connection, row.job_id, tokens)
+    await fair_share.advance(store.database, connection, row.job_id, tokens)
     return row, tokens
 
 
-async def _load(runtime: Runtime, claimed: Any, tokens: int) -> ClaimedShard | None:
+async def _load(store: JobStore, claimed: Any, tokens: int) -> ClaimedShard | None:
     """The inputs and options of a shard that was just claimed; None when it was deleted meanwhile."""
     columns = (
         Job.id,
@@ -171,7 +171,7 @@ async def _load(runtime: Runtime, claimed: Any, tokens: int) -> ClaimedShard | N
         Job.max_cost_usd,
         select(func.count()).select_from(RouteOutage).scalar_subquery().label("outages"),
     )
-    async with runtime.database.read() as connection:
+    async with store.database.read() as connection:
         row = (
             await connection.execute(
                 select(*columns)
@@ -182,8 +182,6 @@ async def _load(runtime: Runtime, claimed: Any, tokens: int) -> ClaimedShard | N
         ).one_or_none()
     if row is None:
         return None
-    if not row.outages:  # read here, where it costs no statement of its own
-        runtime.router.outages.table_is_empty()
     return ClaimedShard(
         shard_id=claimed.id,
         job_id=row.id,
@@ -201,16 +199,17 @@ async def _load(runtime: Runtime, claimed: Any, tokens: int) -> ClaimedShard | N
         duplicates=duplicate_codec.decode(row.duplicates),
         max_cost_usd=row.max_cost_usd,
         tokens=tokens,
+        no_outages=not row.outages,
     )
 
 
-async def heartbeat(runtime: Runtime, shard: ClaimedShard) -> bool:
+async def heartbeat(store: JobStore, shard: ClaimedShard) -> bool:
     """Renew the lease. False: this claim has ended, or the job is not in progress. Raises StorageUnavailable."""
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         renewed = await connection.execute(
             update(Shard)
             .where(Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING)
-            .values(lease_until=db_now() + runtime.settings.lease_s)
+            .values(lease_until=db_now() + store.settings.lease_s)
         )
         if not renewed.rowcount:
             return False
@@ -219,7 +218,7 @@ async def heartbeat(runtime: Runtime, shard: ClaimedShard) -> bool:
 
 
 async def release(
-    runtime: Runtime,
+    store: JobStore,
     shard: ClaimedShard,
     *,
     delay_s: float,
@@ -238,7 +237,7 @@ async def release(
 
     Fenced: after the lease was lost it changes nothing. Raises StorageUnavailable.
     """
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         requeued = await connection.execute(
             update(Shard)
             .where(Shard.id == shard.shard_id, Shard.fence == shard.fence, Shard.state == ShardState.RUNNING)

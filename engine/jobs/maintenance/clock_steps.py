@@ -12,9 +12,12 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
 
+from engine.config.settings import WORKER_SEEN_S
+from engine.job_store import JobStore
 from engine.jobs.reading.read_leases import READ_LEASE_S
 from engine.jobs.row_locks import MAX_LOCKED_ROWS, lock_jobs, lock_shards
-from engine.runtime import Runtime
+from engine.process.clock import DatabaseClock
+from engine.storage.database import Database
 from models.base import db_now
 from models.drift import DriftCheck
 from models.job import ACTIVE_STATUSES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
@@ -27,37 +30,38 @@ log = logging.getLogger("embedmill.sweep")
 GAP_S = 10.0
 
 
-async def watch_clock(runtime: Runtime) -> None:
+async def watch_clock(store: JobStore, clock: DatabaseClock) -> None:
     """Compare the database's clock with this machine's, and correct instants after a step or a gap."""
-    requested_at = runtime.database_clock.machine()
-    async with runtime.database.read() as connection:
+    requested_at = clock.machine()
+    async with store.database.read() as connection:
         now = float((await connection.execute(select(db_now()))).scalar_one())
-    observed = runtime.database_clock.observe(now, requested_at)
+    observed = clock.observe(now, requested_at)
     if observed.step_s:
         log.warning("the clock of the database was set", extra={"seconds": round(observed.step_s, 1)})
-        await reset_rates(runtime)
+        await reset_rates(store.database)
+    is_gap = observed.gap_s > GAP_S + 2 * store.settings.sweep_s
     if observed.step_s < 0:
-        await clamp_future_instants(runtime)
-    elif observed.step_s > 0 or (observed.gap_s > GAP_S + 2 * runtime.settings.sweep_s and _may_extend_leases(runtime)):
-        await extend_leases_after_outage(runtime, unseen_s=max(observed.step_s, observed.gap_s))
+        await clamp_future_instants(store)
+    elif observed.step_s > 0 or (is_gap and _may_extend_leases(store, clock)):
+        await extend_leases_after_outage(store, clock, unseen_s=max(observed.step_s, observed.gap_s))
 
 
-def _may_extend_leases(runtime: Runtime) -> bool:
+def _may_extend_leases(store: JobStore, clock: DatabaseClock) -> bool:
     """False less than a lease after the last extension: a sweep that is always slow would keep dead workers' leases."""
-    spared_at = runtime.database_clock.spared_at
-    return spared_at is None or runtime.database_clock.machine() - spared_at > runtime.settings.lease_s
+    spared_at = clock.spared_at
+    return spared_at is None or clock.machine() - spared_at > store.settings.lease_s
 
 
-async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0) -> None:
+async def extend_leases_after_outage(store: JobStore, clock: DatabaseClock, *, unseen_s: float = 0.0) -> None:
     """Extend the leases of shards, uploads and keys, and count workers as alive, after `unseen_s` without heartbeats.
 
     Nobody could renew a lease in that time, and workers still hold paid results. Raises StorageUnavailable.
     """
-    settings = runtime.settings
-    runtime.database_clock.spared_at = runtime.database_clock.machine()
+    settings = store.settings
+    clock.spared_at = clock.machine()
     # A missed heartbeat comes one full interval later, and may be in transit now.
     until = db_now() + 1.5 * settings.heartbeat_s
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         extended = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < until)
         await connection.execute(update(Shard).where(Shard.id.in_(extended)).values(lease_until=until))
         uploads = await lock_jobs(connection, Job.upload_lease_until < until)
@@ -69,7 +73,7 @@ async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0)
         )
         await connection.execute(
             update(WorkerProcess)
-            .where(WorkerProcess.seen_at > db_now() - unseen_s - settings.worker_seen_s)
+            .where(WorkerProcess.seen_at > db_now() - unseen_s - WORKER_SEEN_S)
             .values(seen_at=db_now())
         )
     if extended or uploads:
@@ -77,12 +81,12 @@ async def extend_leases_after_outage(runtime: Runtime, *, unseen_s: float = 0.0)
         log.info("leases were spared after a time in which nobody could renew them", extra=extra)
 
 
-async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) -> None:
+async def clamp_future_instants(store: JobStore, *, due_within_s: float = 0.0) -> None:
     """Clamp every instant to the latest value that it could be given now, and make waiting shards and jobs due.
 
     `due_within_s`: the longest remaining wait of an open shard. Raises StorageUnavailable.
     """
-    settings = runtime.settings
+    settings = store.settings
     lease_end = db_now() + settings.lease_s
     for where, values in (
         (and_(Shard.state == ShardState.RUNNING, Shard.lease_until > lease_end), {"lease_until": lease_end}),
@@ -92,7 +96,7 @@ async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) 
             {"next_run_at": db_now() + due_within_s},
         ),
     ):
-        await _set_shards(runtime, where, values)
+        await _set_shards(store.database, where, values)
     read_end = db_now() + READ_LEASE_S
     for which, columns in (
         (Job.not_before.is_not(None), {"not_before": None}),
@@ -100,9 +104,9 @@ async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) 
         (and_(Job.status == JobStatus.IN_PROGRESS, Job.next_attempt_at > db_now()), {"next_attempt_at": None}),
         (Job.read_until > read_end, {"read_until": read_end}),
     ):
-        await _set_jobs(runtime, which, columns)
+        await _set_jobs(store.database, which, columns)
     in_flight = and_(IdempotencyKey.fingerprint.is_(None), IdempotencyKey.expires_at > lease_end)
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         await connection.execute(update(IdempotencyKey).where(in_flight).values(expires_at=lease_end))
         await connection.execute(update(WorkerProcess).where(WorkerProcess.seen_at > db_now()).values(seen_at=db_now()))
         await connection.execute(update(DriftCheck).where(DriftCheck.checked_at > db_now()).values(checked_at=db_now()))
@@ -110,28 +114,28 @@ async def clamp_future_instants(runtime: Runtime, *, due_within_s: float = 0.0) 
         await connection.execute(update(RouteOutage).where(probe_due).values(next_attempt_at=db_now()))
 
 
-async def reset_rates(runtime: Runtime) -> None:
+async def reset_rates(database: Database) -> None:
     """Drop the rate samples, which are differences of instants. Rates start again with the next results."""
     marked = and_(
         Job.status.in_(ACTIVE_STATUSES), or_(Job.rate_sample_at.is_not(None), Job.prev_rate_sample_at.is_not(None))
     )
-    await _set_jobs(runtime, marked, {"rate_sample_at": None, "prev_rate_sample_at": None})
+    await _set_jobs(database, marked, {"rate_sample_at": None, "prev_rate_sample_at": None})
 
 
-async def _set_shards(runtime: Runtime, where: ColumnElement[bool], values: dict[str, Any]) -> None:
+async def _set_shards(database: Database, where: ColumnElement[bool], values: dict[str, Any]) -> None:
     last, more = "", True
     while more:
-        async with runtime.database.write() as connection:
+        async with database.write() as connection:
             ids = await lock_shards(connection, where, Shard.id > last)
             await connection.execute(update(Shard).where(Shard.id.in_(ids)).values(values))
         more = len(ids) == MAX_LOCKED_ROWS
         last = ids[-1] if ids else ""
 
 
-async def _set_jobs(runtime: Runtime, where: ColumnElement[bool], values: dict[str, Any]) -> None:
+async def _set_jobs(database: Database, where: ColumnElement[bool], values: dict[str, Any]) -> None:
     last, more = "", True
     while more:
-        async with runtime.database.write() as connection:
+        async with database.write() as connection:
             ids = await lock_jobs(connection, where, Job.id > last)
             await connection.execute(update(Job).where(Job.id.in_(ids)).values(values))
         more = len(ids) == MAX_LOCKED_ROWS

@@ -9,9 +9,9 @@ from typing import Any
 from sqlalchemy import and_, delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.job_store import JobStore
 from engine.jobs.reading.read_leases import UNREAD
 from engine.jobs.row_locks import lock_jobs, lock_shards
-from engine.runtime import Runtime
 from models.base import db_now
 from models.job import (
     FINISHED,
@@ -49,14 +49,14 @@ STALE_WORKER = WorkerProcess.seen_at < db_now() - WORKER_RETENTION_S
 STALE_OUTAGE = RouteOutage.next_attempt_at < db_now() - OUTAGE_RETENTION_S
 
 
-async def purge(runtime: Runtime) -> None:
+async def purge(store: JobStore) -> None:
     """Remove deleted and expired jobs that are not being read, and old keys, workers, outages and calls, for ROUND_S.
 
     Raises StorageUnavailable.
     """
     until = time.monotonic() + ROUND_S
-    oldest_s = runtime.settings.ambiguous_retention_days * 86400.0
-    async with runtime.database.write() as connection:
+    oldest_s = store.settings.ambiguous_retention_days * 86400.0
+    async with store.database.write() as connection:
         limit = select(Job.id).where(EXPIRED).order_by(Job.expires_at).limit(STEP_ROWS)
         expired = await lock_jobs(connection, Job.id.in_((await connection.execute(limit)).scalars().all()), EXPIRED)
         await connection.execute(update(Job).where(Job.id.in_(expired)).values(deleted_at=db_now()))
@@ -71,7 +71,7 @@ async def purge(runtime: Runtime) -> None:
         await connection.execute(delete(AmbiguousCall).where(AmbiguousCall.id.in_(old_calls)))
     more = True
     while more and time.monotonic() < until:
-        async with runtime.database.write() as connection:
+        async with store.database.write() as connection:
             more = await _remove_step(connection)
 
 

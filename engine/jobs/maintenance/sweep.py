@@ -7,29 +7,40 @@ the rows and the clock of the database.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 
+from engine.durability.call_journal import CallJournal
+from engine.durability.spool import Spool
+from engine.job_store import JobStore
 from engine.jobs.control.termination import cancel_idle_shards, terminate
 from engine.jobs.execution.outage_waits import WAITING_FOR_PROVIDER, resume_recovered_jobs
 from engine.jobs.ingest.broken_uploads import ABANDONED, end_abandoned_uploads
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.blocked import NO_LONGER_BLOCKED, unblock_shards
 from engine.jobs.maintenance.clock_steps import watch_clock
-from engine.jobs.maintenance.crashes import CRASHING, crashing, is_crashing_input, of_running_job, requeue_crashed
+from engine.jobs.maintenance.crashing_inputs import (
+    CRASHING,
+    crashing,
+    is_crashing_input,
+    of_running_job,
+    requeue_crashed,
+)
 from engine.jobs.maintenance.purge import DELETED, EXPIRED, EXPIRED_KEY, STALE_OUTAGE, STALE_WORKER, purge
 from engine.jobs.recording.completion import FINAL_STATUS, NO_OPEN_SHARD, end_columns, recount_open_shards
 from engine.jobs.recording.orphaned_calls import record_orphaned_calls
-from engine.jobs.recording.record import fail_remaining
+from engine.jobs.recording.record_outcomes import fail_remaining
 from engine.jobs.recording.split_shard import split_shard
 from engine.jobs.recording.spool_replay import replay
 from engine.jobs.row_locks import lock_jobs, lock_shards
-from engine.jobs.scheduling.dispatch import dispatch
+from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.process.background import logging_errors
+from engine.process.clock import DatabaseClock
 from engine.queue import worker_heartbeats
-from engine.runtime import Runtime
+from engine.storage.database import Database
 from models.base import db_now
 from models.errors import EmbedmillError
 from models.job import (
@@ -58,47 +69,59 @@ class WorkerCrashed(EmbedmillError):
     retryable = True
 
 
-async def sweep(runtime: Runtime) -> None:
-    """One round of all duties that have work. Raises StorageUnavailable."""
-    await watch_clock(runtime)
-    # First: paid results must be recorded before their shard can be claimed again.
-    for duty in (replay, record_orphaned_calls, reclaim_dead_workers):
-        await _run_duty(runtime, duty)
-    due = await _due(runtime)
-    due["split_crashing_shards"] |= due["requeue_expired"]  # which may count the crash that exceeds a limit
-    for duty in (
-        requeue_expired,
-        split_crashing_shards,
-        unblock_shards,
-        finish_jobs,
-        end_abandoned_uploads,
-        end_overdue_jobs,
-        resume_recovered_jobs,
-        purge,
-    ):
-        if due[duty.__name__]:
-            await _run_duty(runtime, duty)
-    await runtime.database.checkpoint_wal()
-    await dispatch(runtime)
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """The recovery by one process. `clock`: compares the database's clock with this machine's from round to round."""
+
+    store: JobStore
+    clock: DatabaseClock
+    spool: Spool
+    journal: CallJournal
+    dispatcher: Dispatcher
+
+    async def run(self) -> None:
+        """One round of all duties that have work. Raises StorageUnavailable."""
+        store = self.store
+        await watch_clock(store, self.clock)
+        # First: paid results must be recorded before their shard can be claimed again.
+        await _run_duty("replay", replay(store, self.spool))
+        await _run_duty("record_orphaned_calls", record_orphaned_calls(store, self.journal))
+        await _run_duty("reclaim_dead_workers", reclaim_dead_workers(store.database))
+        due = await _due(store)
+        due["split_crashing_shards"] |= due["requeue_expired"]  # which may count the crash that exceeds a limit
+        for duty in (
+            requeue_expired,
+            split_crashing_shards,
+            unblock_shards,
+            finish_jobs,
+            end_abandoned_uploads,
+            end_overdue_jobs,
+            resume_recovered_jobs,
+            purge,
+        ):
+            if due[duty.__name__]:
+                await _run_duty(duty.__name__, duty(store))
+        await store.database.checkpoint_wal()
+        await self.dispatcher.dispatch()
 
 
-async def _run_duty(runtime: Runtime, duty: Callable[[Runtime], Awaitable[Any]]) -> None:
+async def _run_duty(name: str, duty: Awaitable[Any]) -> None:
     """Run one duty; a failure is logged and does not prevent the others. Raises StorageUnavailable."""
-    with logging_errors("a duty of the sweep failed", code=duty.__name__):
-        await duty(runtime)
+    with logging_errors("a duty of the sweep failed", code=name):
+        await duty
 
 
-async def _due(runtime: Runtime) -> dict[str, bool]:
+async def _due(store: JobStore) -> dict[str, bool]:
     """By duty: whether it has work. One statement without locks; nearly always no duty has.
 
     Each subquery uses an index that contains the rows to handle and few others.
     """
-    settings = runtime.settings
+    settings = store.settings
     # ORDER BY with LIMIT 1: a planner that expects many matches would otherwise read the table from its beginning.
     questions = {
         "requeue_expired": select(Shard.id).where(Shard.state == ShardState.RUNNING, Shard.lease_until < db_now()),
         "split_crashing_shards": select(Shard.id).where(CRASHING, of_running_job()),
-        "fail_exhausted": select(Shard.id).where(_has_no_attempts_left(runtime), of_running_job()),
+        "fail_exhausted": select(Shard.id).where(_has_no_attempts_left(store), of_running_job()),
         "unblock_shards": select(Shard.id).where(NO_LONGER_BLOCKED),
         "finish_jobs": select(Job.id).where(_UNFINISHED).order_by(Job.status, Job.open_shards),
         "end_cancelling": select(Job.id).where(Job.status == JobStatus.CANCELLING),
@@ -116,7 +139,7 @@ async def _due(runtime: Runtime) -> dict[str, bool]:
         .order_by(AmbiguousCall.at),
     }
     columns = [question.limit(1).scalar_subquery().is_not(None).label(name) for name, question in questions.items()]
-    async with runtime.database.read() as connection:
+    async with store.database.read() as connection:
         row = (await connection.execute(select(*columns))).one()
     due = dict(row._mapping)
     due["split_crashing_shards"] |= due.pop("fail_exhausted")
@@ -158,18 +181,18 @@ _ORPHANED_SHARDS = select(Job.id).where(
 )
 
 
-async def requeue_expired(runtime: Runtime) -> None:
+async def requeue_expired(store: JobStore) -> None:
     """Queue the shards whose lease has run out."""
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         crashes = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < db_now())
         rows = await requeue_crashed(connection, crashes, "the worker was lost")
     for row in rows:
         log.warning("a lease ran out", extra={"shard_id": row.id, "job_id": row.job_id})
 
 
-async def reclaim_dead_workers(runtime: Runtime) -> None:
+async def reclaim_dead_workers(database: Database) -> None:
     """Queue the shards of dead worker processes of this machine before their leases run out, and delete their rows."""
-    async with runtime.database.read() as connection:
+    async with database.read() as connection:
         rows = await connection.execute(
             select(Shard.worker)
             .where(Shard.state == ShardState.RUNNING, Shard.worker.is_not(None))
@@ -180,43 +203,43 @@ async def reclaim_dead_workers(runtime: Runtime) -> None:
         ]
     if not dead_workers:
         return
-    async with runtime.database.write() as connection:
+    async with database.write() as connection:
         await connection.execute(delete(WorkerProcess).where(WorkerProcess.id.in_(dead_workers)))
         shard = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead_workers))
         requeued = await requeue_crashed(connection, shard, "the worker died")
     log.warning("worker processes died", extra={"count": len(dead_workers), "freed": len(requeued)})
 
 
-async def split_crashing_shards(runtime: Runtime) -> None:
+async def split_crashing_shards(store: JobStore) -> None:
     """Split shards that crash their workers; a single input is tested, and fails if it is what crashes them."""
-    is_crashing = crashing(runtime.settings.shard_attempts)
+    is_crashing = crashing(store.settings.shard_attempts)
     found: list[Any] = []
-    async with runtime.database.read() as connection:
-        for which in (CRASHING, _has_no_attempts_left(runtime)):
+    async with store.database.read() as connection:
+        for which in (CRASHING, _has_no_attempts_left(store)):
             columns = select(Shard.id, Shard.worker_crashes, Shard.crash_limit)
             found += (await connection.execute(columns.where(which, of_running_job()).limit(ROWS_PER_ROUND))).all()
     for shard_id, crashes, limit in found:
         # Another sweep may have split it meanwhile; the condition is false then.
-        halves = await split_shard(runtime, shard_id, is_crashing) if crashes >= limit else 1
+        halves = await split_shard(store, shard_id, is_crashing) if crashes >= limit else 1
         if halves == 2:
             log.warning("a shard that crashed its workers was split", extra={"shard_id": shard_id, "count": crashes})
-        if halves != 1 or (crashes >= limit and not await is_crashing_input(runtime, shard_id)):
+        if halves != 1 or (crashes >= limit and not await is_crashing_input(store.database, shard_id)):
             continue
-        shard = await claims.claim(runtime, shard_id, "sweep")
+        shard = await claims.claim(store, shard_id, "sweep")
         if shard is not None:
             log.warning("a shard's attempts are spent", extra={"job_id": shard.job_id, "shard_id": shard_id})
             await fail_remaining(
-                runtime, shard, WorkerCrashed("workers were lost again and again on this part of the job")
+                store, shard, WorkerCrashed("workers were lost again and again on this part of the job")
             )
 
 
-def _has_no_attempts_left(runtime: Runtime) -> ColumnElement[bool]:
-    return and_(Shard.state == ShardState.QUEUED, Shard.attempt >= runtime.settings.shard_attempts)
+def _has_no_attempts_left(store: JobStore) -> ColumnElement[bool]:
+    return and_(Shard.state == ShardState.QUEUED, Shard.attempt >= store.settings.shard_attempts)
 
 
-async def finish_jobs(runtime: Runtime) -> None:
+async def finish_jobs(store: JobStore) -> None:
     """End the jobs that have no open shard, and cancel the open shards of ended jobs."""
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         unfinished = await lock_jobs(connection, _UNFINISHED)
         miscounted = (
             await connection.execute(select(Job.id).where(Job.id.in_(unfinished), ~NO_OPEN_SHARD).order_by(Job.id))
@@ -227,25 +250,25 @@ async def finish_jobs(runtime: Runtime) -> None:
         await connection.execute(
             update(Job)
             .where(Job.id.in_(unfinished))
-            .values(status=FINAL_STATUS, version=Job.version + 1, **end_columns(runtime.settings))
+            .values(status=FINAL_STATUS, version=Job.version + 1, **end_columns(store.settings))
         )
         cancelling = list(
             (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
         )
     for job_id in cancelling:
-        await cancel_idle_shards(runtime, job_id)
-    async with runtime.database.read() as connection:
+        await cancel_idle_shards(store, job_id)
+    async with store.database.read() as connection:
         orphaned = list((await connection.execute(_ORPHANED_SHARDS.limit(ROWS_PER_ROUND))).scalars())
     for job_id in orphaned:
-        await cancel_idle_shards(runtime, job_id)
+        await cancel_idle_shards(store, job_id)
 
 
-async def end_overdue_jobs(runtime: Runtime) -> None:
+async def end_overdue_jobs(store: JobStore) -> None:
     """Expire the jobs that have not ended by their deadline."""
-    async with runtime.database.read() as connection:
+    async with store.database.read() as connection:
         ids = list((await connection.execute(select(Job.id).where(_OVERDUE).limit(ROWS_PER_ROUND))).scalars())
-    days = runtime.settings.job_deadline_days
+    days = store.settings.job_deadline_days
     for job_id in ids:
         log.warning("a job expired before it had ended", extra={"job_id": job_id})
         message = f"the job had not ended within {days:g} days: what is done of it can be read; submit the rest again"
-        await terminate(runtime, job_id, JobStatus.EXPIRED, "job_expired", message)
+        await terminate(store, job_id, JobStatus.EXPIRED, "job_expired", message)

@@ -8,9 +8,10 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, case, false, select
 
+from engine.config.settings import WORKER_SEEN_S
+from engine.job_store import JobStore
 from engine.jobs.allowed_actions import job_not_found
 from engine.jobs.reading.progress import waiting_on
-from engine.runtime import Runtime
 from models.base import db_now
 from models.errors import InvalidInput
 from models.job import Job, JobStatus
@@ -19,7 +20,7 @@ from models.worker import WorkerProcess
 JOB_ID = re.compile(r"job_[0-9a-f]{32}\Z")
 
 # Built once: a poll is the most frequent query.
-_WORKERS_LIVE = select(WorkerProcess.id).where(WorkerProcess.seen_at > db_now() - bindparam("seen_s")).exists()
+_WORKERS_LIVE = select(WorkerProcess.id).where(WorkerProcess.seen_at > db_now() - WORKER_SEEN_S).exists()
 _COLUMNS = (
     # A caller's options may be long, and polls and lists do not need them.
     *(column for column in Job.__table__.columns if column.name != "options"),
@@ -33,31 +34,25 @@ _ONE = select(*_COLUMNS).where(
 _MANY = select(*_COLUMNS).where(Job.id.in_(bindparam("job_ids", expanding=True)), Job.deleted_at.is_(None))
 
 
-async def get_job(runtime: Runtime, project: str, job_id: str) -> Row[Any]:
+async def get_job(store: JobStore, project: str, job_id: str) -> Row[Any]:
     """The job's row. Raises JobNotFound, alike for another project's, an unknown and a malformed id."""
     row = None
     if JOB_ID.match(job_id):
-        async with runtime.database.read() as connection:
-            row = (
-                await connection.execute(_ONE, {"job_id": job_id, "project": project} | _seen(runtime))
-            ).one_or_none()
+        async with store.database.read() as connection:
+            row = (await connection.execute(_ONE, {"job_id": job_id, "project": project})).one_or_none()
     if row is None:
         raise job_not_found()
     return row
 
 
-def _seen(runtime: Runtime) -> dict[str, float]:
-    return {"seen_s": runtime.settings.worker_seen_s}
-
-
-async def get_jobs(runtime: Runtime, job_ids: Sequence[str]) -> Sequence[Row[Any]]:
+async def get_jobs(store: JobStore, job_ids: Sequence[str]) -> Sequence[Row[Any]]:
     """The rows of these jobs without deleted ones, of any project: the caller has checked the access before."""
-    async with runtime.database.read() as connection:
-        return (await connection.execute(_MANY, {"job_ids": list(job_ids)} | _seen(runtime))).all()
+    async with store.database.read() as connection:
+        return (await connection.execute(_MANY, {"job_ids": list(job_ids)})).all()
 
 
 async def list_jobs(
-    runtime: Runtime, project: str, *, limit: int, after_id: str | None, status: str | None
+    store: JobStore, project: str, *, limit: int, after_id: str | None, status: str | None
 ) -> tuple[Sequence[Row[Any]], bool]:
     """A page of jobs, newest first, after the given id; and whether there are more. Raises InvalidInput."""
     statement = select(*_COLUMNS).where(Job.project == project, Job.deleted_at.is_(None))
@@ -71,8 +66,8 @@ async def list_jobs(
         statement = statement.where(Job.id < after_id)
     if status is not None:
         statement = statement.where(Job.status == status)
-    async with runtime.database.read() as connection:
-        rows = (await connection.execute(statement.order_by(Job.id.desc()).limit(limit + 1), _seen(runtime))).all()
+    async with store.database.read() as connection:
+        rows = (await connection.execute(statement.order_by(Job.id.desc()).limit(limit + 1))).all()
     return rows[:limit], len(rows) > limit
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from engine.job_store import JobStore
 from engine.jobs.allowed_actions import job_not_found
 from engine.jobs.reading import job_rows
 from engine.process.background import logging_errors
-from engine.runtime import Runtime
 from models.errors import StorageUnavailable
 from models.job import FINISHED
 
@@ -47,8 +47,8 @@ class _Watch:
 class JobWatches:
     """The long polls of one process."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
         self._watches: dict[str, _Watch] = {}
         self._reader: asyncio.Task[None] | None = None
         self._is_stopping = False
@@ -67,7 +67,7 @@ class JobWatches:
         `client_disconnected` tells whether the caller has gone; the wait ends then. Raises JobNotFound.
         """
         deadline = time.monotonic() + wait_s
-        row = await job_rows.get_job(self._runtime, project, job_id)
+        row = await job_rows.get_job(self._store, project, job_id)
         known_etag = job_rows.etag(row) if seen_etag is None else seen_etag
         if not _is_same(row, known_etag) or wait_s <= 0:
             return row
@@ -119,7 +119,7 @@ class JobWatches:
         for job_id in job_ids:
             if (watch := self._watches.get(job_id)) is not None:
                 watch.due_at = now + next(watch.pauses, PAUSES_S[-1])
-        rows: Iterable[Row[Any]] = await job_rows.get_jobs(self._runtime, job_ids)
+        rows: Iterable[Row[Any]] = await job_rows.get_jobs(self._store, job_ids)
         by_id = {row.id: row for row in rows}
         for job_id in job_ids:
             if (watch := self._watches.get(job_id)) is not None:

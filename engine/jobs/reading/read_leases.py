@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Row, or_, update
 
 from engine.jobs.allowed_actions import job_not_found
-from engine.runtime import Runtime
+from engine.storage.database import Database
 from models.base import db_now
 from models.errors import StorageUnavailable
 from models.job import Job
@@ -25,7 +25,7 @@ UNREAD = or_(Job.read_until.is_(None), Job.read_until < db_now())
 Chunk = TypeVar("Chunk")
 
 
-async def acquire_read_lease(runtime: Runtime, job: Row[Any]) -> None:
+async def acquire_read_lease(database: Database, job: Row[Any]) -> None:
     """Take the lease before the response starts. Raises JobNotFound when the job was deleted meanwhile.
 
     Readers of many small ranges write only every RENEW_EVERY_S. Without write access the results are read without a
@@ -34,7 +34,7 @@ async def acquire_read_lease(runtime: Runtime, job: Row[Any]) -> None:
     if job.read_until is not None and job.read_until > job.now + READ_LEASE_S - RENEW_EVERY_S:
         return
     with suppress(StorageUnavailable):
-        async with runtime.database.write() as connection:
+        async with database.write() as connection:
             leased = await connection.execute(
                 update(Job).where(Job.id == job.id, Job.deleted_at.is_(None)).values(read_until=db_now() + READ_LEASE_S)
             )
@@ -42,7 +42,7 @@ async def acquire_read_lease(runtime: Runtime, job: Row[Any]) -> None:
             raise job_not_found()
 
 
-async def renew_while_reading(runtime: Runtime, job_id: str, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+async def renew_while_reading(database: Database, job_id: str, chunks: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
     """The same chunks; the lease is renewed between them."""
     renewed_at = time.monotonic()
     async for chunk in chunks:
@@ -50,7 +50,7 @@ async def renew_while_reading(runtime: Runtime, job_id: str, chunks: AsyncIterat
         if time.monotonic() - renewed_at >= RENEW_EVERY_S:
             renewed_at = time.monotonic()
             with suppress(StorageUnavailable):
-                async with runtime.database.write() as connection:
+                async with database.write() as connection:
                     await connection.execute(
                         update(Job).where(Job.id == job_id).values(read_until=db_now() + READ_LEASE_S)
                     )

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.claim import Bitmap, decode_bitmap
 from engine.jobs.recording import refused_inputs, truncated_inputs
-from engine.runtime import Runtime
 from engine.storage import vectors
+from engine.storage.database import Database
 from models.embedding import Matrix
 from models.errors import ResultsChanged
 from models.job import FINISHED, JobInputError, Shard, ShardInputs, VectorBlock
@@ -77,7 +77,7 @@ class Page:
 
 
 async def read_pages(
-    runtime: Runtime, job: Row[Any], indexes: IndexRange, *, complete: bool, with_ids: bool
+    database: Database, job: Row[Any], indexes: IndexRange, *, complete: bool, with_ids: bool
 ) -> AsyncIterator[Page]:
     """The pages of an index range, in order. No connection is held between two pages.
 
@@ -88,7 +88,7 @@ async def read_pages(
     shards: deque[ShardOutcomes] = deque()
     index = indexes.start
     while index < indexes.stop:
-        async with runtime.database.read() as connection:
+        async with database.read() as connection:
             for _ in range(READ_TRIES):
                 if not shards:
                     shards.extend(await _read_shards(connection, job, index, indexes.stop, with_ids=with_ids))
@@ -107,11 +107,11 @@ async def read_pages(
             shards.popleft()
 
 
-async def has_all_outcomes(runtime: Runtime, job: Row[Any], indexes: IndexRange) -> bool:
+async def has_all_outcomes(database: Database, job: Row[Any], indexes: IndexRange) -> bool:
     """True when each index of the range has its outcome. Raises ResultsChanged, StorageUnavailable."""
     index = indexes.start
     while index < indexes.stop:
-        async with runtime.database.read() as connection:
+        async with database.read() as connection:
             shards = await _read_shards(connection, job, index, indexes.stop, with_ids=False)
         for shard in shards:
             if not shard.without_error[index - shard.first_index : indexes.stop - shard.first_index].all():

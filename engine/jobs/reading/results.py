@@ -29,7 +29,8 @@ from engine.jobs.reading.result_pages import (
     shard_with,
 )
 from engine.jobs.recording import refused_inputs
-from engine.runtime import Runtime
+from engine.process.work_threads import WorkThreads
+from engine.storage.database import Database
 from models.errors import ResultsChanged
 from models.job import JobInputError, Shard, ShardInputs
 
@@ -39,24 +40,24 @@ ERRORS_PER_PAGE = 2000
 Line = Callable[[int, str | None, Any], bytes]
 
 
-async def is_complete(runtime: Runtime, job: Row[Any], indexes: IndexRange, requested_stop: int | None) -> bool:
+async def is_complete(database: Database, job: Row[Any], indexes: IndexRange, requested_stop: int | None) -> bool:
     """True when every index of the requested range has its outcome. Raises ResultsChanged."""
     if job.total is None and (requested_stop is None or requested_stop > job.ingested):
         return False
     if job.total is not None and job.completed + job.failed == job.total:
         return True
-    return await has_all_outcomes(runtime, job, indexes)
+    return await has_all_outcomes(database, job, indexes)
 
 
 async def npy(
-    runtime: Runtime, job: Row[Any], indexes: IndexRange, *, complete: bool = False
+    database: Database, job: Row[Any], indexes: IndexRange, *, complete: bool = False
 ) -> AsyncIterator[bytes | memoryview]:
     """float32 n x d in NumPy's own format; rows that have no vector (yet) are NaN.
 
     `complete`: the reader was told that every index of the range has its outcome. Raises ResultsChanged.
     """
     yield _npy_header(job, indexes)
-    async for page in read_pages(runtime, job, indexes, complete=complete, with_ids=False):
+    async for page in read_pages(database, job, indexes, complete=complete, with_ids=False):
         for rows in _npy_rows(page, job.dimensions):
             yield rows
 
@@ -89,7 +90,7 @@ def _npy_rows(page: Page, width: int) -> Iterator[bytes | memoryview]:
 
 
 async def ndjson(
-    runtime: Runtime, job: Row[Any], indexes: IndexRange, encoding: str, *, complete: bool = False
+    database: Database, work: WorkThreads, job: Row[Any], indexes: IndexRange, encoding: str, *, complete: bool = False
 ) -> AsyncIterator[bytes]:
     """A line for each index that has an outcome: `{"index","id","embedding"}` or `{"index","id","error"}`.
 
@@ -97,14 +98,14 @@ async def ndjson(
     """
     line = _base64_line if encoding == "base64" else _float_line
     vectors_at_once = max(1, PAGE_BYTES // (TEXT_BYTES_A_NUMBER * job.dimensions))
-    async for page in read_pages(runtime, job, indexes, complete=complete, with_ids=True):
+    async for page in read_pages(database, job, indexes, complete=complete, with_ids=True):
         if not (page.blocks or page.shard.errors):
             continue
         step = vectors_at_once if page.blocks else ERRORS_PER_PAGE
         for low in range(page.start, page.stop, step):
             # Formatting thousands of numbers would block the event loop, so a work thread does it.
             part = partial(_lines, page, low, min(low + step, page.stop), line)
-            if text := await runtime.work.run(job.project, part):
+            if text := await work.run(job.project, part):
                 yield text
 
 
@@ -120,16 +121,16 @@ def _lines(page: Page, low: int, high: int, line: Line) -> bytes:
     return b"".join([lines[index] for index in sorted(lines)])
 
 
-async def errors_ndjson(runtime: Runtime, job: Row[Any]) -> AsyncIterator[bytes]:
+async def errors_ndjson(database: Database, work: WorkThreads, job: Row[Any]) -> AsyncIterator[bytes]:
     """A line for each failed input, in index order. Raises ResultsChanged when some were removed meanwhile."""
     last_index, listed = -1, 0
     while True:
-        async with runtime.database.read() as connection:
+        async with database.read() as connection:
             page = await _failures_after(connection, job.id, last_index)
             if not page:
                 break
             ids = await _ids_between(connection, job.id, page[0][0], page[-1][0] + 1)
-        yield await runtime.work.run(job.project, partial(_error_lines, page, ids))
+        yield await work.run(job.project, partial(_error_lines, page, ids))
         last_index, listed = page[-1][0], listed + len(page)
     if listed < job.failed:
         raise ResultsChanged

@@ -8,7 +8,7 @@ from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording import ambiguous
+from engine.jobs.recording import calls_without_results
 from engine.ledger import usage_rows
 from engine.observability.telemetry import count_cost
 from models.base import db_now
@@ -53,4 +53,4 @@ async def insert_late_results(
             return
     await connection.execute(insert(UsageRecord).values(at=db_now()), rows)
     count_cost(rows)
-    await ambiguous.add_to_counters(connection, shard.job_id, rows)
+    await calls_without_results.add_to_counters(connection, shard.job_id, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,14 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.durability import call_journal
-from engine.durability.call_journal import InFlightCall
-from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording import ambiguous
-from engine.jobs.recording.in_flight_calls import RunCalls
-from engine.observability.route_metrics import CUT_OFF
-from engine.observability.telemetry import AMBIGUOUS_CALLS
-from engine.runtime import Runtime
-from engine.storage.database import DATABASE_ERRORS
+from engine.durability.call_journal import CallJournal, InFlightCall
+from engine.job_store import JobStore
+from engine.jobs.recording import calls_without_results
 from models.embedding import Call
 from models.job import Shard
 from models.usage import UsageRecord
@@ -25,35 +21,44 @@ from models.usage import UsageRecord
 log = logging.getLogger("embedmill.calls")
 
 
-async def record_orphaned_calls(runtime: Runtime) -> int:
+async def record_orphaned_calls(store: JobStore, journal: CallJournal) -> int:
     """Record the calls in the journals of dead processes. Returns how many were new. Raises StorageUnavailable."""
     found = 0
-    for orphaned in call_journal.orphaned(runtime.journal.folder):
-        new: list[Call] = []
-        try:
-            by_shard: dict[tuple[str, str, str], list[InFlightCall]] = defaultdict(list)
-            for entry in orphaned.notes:
-                by_shard[entry.project, entry.job_id, entry.shard_id].append(entry)
-            for (project, job_id, shard_id), notes in by_shard.items():
-                async with runtime.database.write() as connection:
-                    known = await _recorded(connection, job_id, shard_id, notes)
-                    new += await ambiguous.insert_calls(
-                        runtime.database,
-                        connection,
-                        project=project,
-                        job_id=job_id,
-                        shard_id=shard_id,
-                        calls=[_call(entry) for entry in notes if entry.record_id not in known],
-                    )
-        except BaseException:
-            orphaned.unlock()  # calls are identified by their ids, so repeating the insert changes nothing
-            raise
+    for orphaned in call_journal.orphaned(journal.folder):
+        with contextlib.ExitStack() as undo:
+            undo.callback(orphaned.unlock)  # calls are identified by their ids, so repeating the insert changes nothing
+            new = await _record(store, orphaned.notes)
+            undo.pop_all()
         orphaned.delete()
-        _count(new)
+        calls_without_results.count_unanswered(new)
         found += len(new)
         if orphaned.notes:
             log.warning("a worker died with calls under way", extra={"count": len(orphaned.notes)})
     return found
+
+
+async def _record(store: JobStore, notes: Sequence[InFlightCall]) -> list[Call]:
+    """Record the calls of one journal, a transaction for each shard. Returns the calls that were new."""
+    new: list[Call] = []
+    by_shard: dict[tuple[str, str, str], list[InFlightCall]] = defaultdict(list)
+    for entry in notes:
+        by_shard[entry.project, entry.job_id, entry.shard_id].append(entry)
+    for (project, job_id, shard_id), entries in by_shard.items():
+        async with store.database.write() as connection:
+            known = await _recorded(connection, job_id, shard_id, entries)
+            new += await calls_without_results.insert_calls(
+                store.database,
+                connection,
+                project=project,
+                job_id=job_id,
+                shard_id=shard_id,
+                calls=[
+                    calls_without_results.unanswered(entry, "worker_lost", ended_at=entry.started_at)
+                    for entry in entries
+                    if entry.record_id not in known
+                ],
+            )
+    return new
 
 
 async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, notes: Sequence[InFlightCall]) -> set[str]:
@@ -72,44 +77,3 @@ async def _recorded(connection: AsyncConnection, job_id: str, shard_id: str, not
         if (await connection.execute(rows.limit(1))).first() is not None:
             known.add(record_id)
     return known
-
-
-async def record_unanswered(runtime: Runtime, shard: ClaimedShard, in_flight: RunCalls) -> None:
-    """Record the wasted and unanswered calls of a run.
-
-    While the database is unavailable they stay in the journal, for the process that reads it next.
-    """
-    calls = {call.id: call for call in (*in_flight.unanswered(), *ambiguous.unrecorded_calls(shard))}
-    if calls:
-        try:
-            async with runtime.database.write() as connection:
-                new = await ambiguous.insert_run_calls(runtime, connection, shard, list(calls.values()))
-        except DATABASE_ERRORS:
-            return
-        # The others ended in an error and were counted with it.
-        _count([call for call in new if call.error == CUT_OFF])
-        ambiguous.discard_recorded(shard, list(calls.values()))
-    in_flight.clear()
-
-
-def _count(calls: Sequence[Call]) -> None:
-    for call in calls:
-        AMBIGUOUS_CALLS.labels(call.provider, call.upstream_model).inc()
-
-
-def _call(entry: InFlightCall) -> Call:
-    return Call(
-        entry.provider,
-        entry.upstream_model,
-        False,
-        None,
-        entry.started_at,
-        entry.started_at,
-        error="worker_lost",
-        ambiguous=True,
-        inputs=entry.inputs,
-        id=entry.call_id,
-        tokens=entry.tokens,
-        tokens_estimated=True,
-        cost_usd=entry.cost_usd,
-    )

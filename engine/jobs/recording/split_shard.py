@@ -16,8 +16,9 @@ import numpy as np
 from sqlalchemy import ColumnElement, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.job_store import JobStore
 from engine.jobs.leasing.claim import ClaimedShard, decode_bitmap
-from engine.runtime import Runtime
+from engine.storage.database import Database
 from models.base import db_now, new_id
 from models.embedding import BatchOutcome
 from models.job import Job, JobStatus, Shard, ShardInputs, ShardState
@@ -26,7 +27,7 @@ _pack = msgspec.msgpack.encode
 _unpack = msgspec.msgpack.decode
 
 
-async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[bool]) -> int:
+async def split_shard(store: JobStore, shard_id: str, *where: ColumnElement[bool]) -> int:
     """Split a queued shard that satisfies `where`, in one transaction. Returns the number of resulting shards.
 
     1: only one input is open, so the shard was not split. 0: the shard does not satisfy the conditions.
@@ -34,7 +35,7 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
     running_job = select(Job.id).where(
         Job.id == Shard.job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None)
     )
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         shard = (
             await connection.execute(
                 select(*Shard.__table__.columns, Shard.count.label("size"))
@@ -60,7 +61,7 @@ async def split_shard(runtime: Runtime, shard_id: str, *where: ColumnElement[boo
         of_first = round(shard.tokens * tokens)
         # One more crash, and the half is split too.
         common = {
-            "attempt": min(shard.attempt, runtime.settings.shard_attempts - 1),
+            "attempt": min(shard.attempt, store.settings.shard_attempts - 1),
             "worker_crashes": shard.worker_crashes,
             "crash_limit": shard.worker_crashes + 1,
             "next_run_at": db_now(),
@@ -125,9 +126,9 @@ def _split_inputs(stored: Any, split_at: int) -> tuple[float, dict[str, bytes | 
     return sum(sizes[:split_at]) / sum(sizes), part(0, split_at), part(split_at, len(inputs))
 
 
-async def load_split_claims(runtime: Runtime, shard: ClaimedShard) -> list[ClaimedShard]:
+async def load_split_claims(database: Database, shard: ClaimedShard) -> list[ClaimedShard]:
     """The halves of the claimed shard, each as a claim of the same worker. Raises StorageUnavailable."""
-    async with runtime.database.read() as connection:
+    async with database.read() as connection:
         rows = (
             await connection.execute(
                 select(Shard.id, Shard.first_index, Shard.count.label("size"))

@@ -6,6 +6,7 @@ A record stores only outcomes of inputs without one, so a file may be replayed t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from decimal import Decimal
@@ -14,13 +15,13 @@ from typing import Any, get_type_hints
 import msgspec
 import numpy as np
 
-from engine.durability.spool import DamagedFile, SpooledFile
+from engine.durability.spool import DamagedFile, Spool, SpooledFile
+from engine.job_store import JobStore
 from engine.jobs.leasing.claim import ClaimedShard
-from engine.jobs.recording.record import SHARD_CLOSED, record
+from engine.jobs.recording.record_outcomes import SHARD_CLOSED, record
 from engine.observability.telemetry import SPOOLED
-from engine.runtime import Runtime
-from models.embedding import Account, BatchOutcome, InputError, Limits, Route
-from models.errors import StorageUnavailable
+from engine.process.background import logging_errors
+from models.embedding import Account, BatchOutcome, Call, InputError, Limits, Route
 
 log = logging.getLogger("embedmill.spool")
 
@@ -39,10 +40,12 @@ _CLAIM_FIELDS = (
     "fence",
     "tokens",
     "max_cost_usd",
-    "calls",
 )
 _hints = get_type_hints(ClaimedShard)
-_ClaimFields: Any = msgspec.defstruct("_ClaimFields", [(name, _hints[name]) for name in _CLAIM_FIELDS])
+# "calls" in the claim, as earlier releases wrote it: the calls of the run without results.
+_ClaimFields: Any = msgspec.defstruct(
+    "_ClaimFields", [*((name, _hints[name]) for name in _CLAIM_FIELDS), ("calls", list[Call])]
+)
 
 
 class _StoredOutcome(msgspec.Struct):
@@ -67,39 +70,44 @@ class _Results(msgspec.Struct):
 _decoder = msgspec.msgpack.Decoder(_Results)
 
 
-def encode_spool(shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> bytes:
+def encode_spool(
+    shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str, calls: Sequence[Call] = ()
+) -> bytes:
     """The content of a spool file: everything that record() needs."""
     fields = {name: getattr(shard, name) for name in _CLAIM_FIELDS}
     return msgspec.msgpack.encode(
-        _Results(_ClaimFields(**fields), [_encode_outcome(part) for part in parts], record_id)
+        _Results(_ClaimFields(**fields, calls=list(calls)), [_encode_outcome(part) for part in parts], record_id)
     )
 
 
-def decode_spool(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str]:
-    """The claim, without its inputs, the results, and their record's id. Raises msgspec.ValidationError, ValueError."""
+def decode_spool(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str, list[Call]]:
+    """The claim without its inputs, the results, their record's id, and calls without results.
+
+    Raises msgspec.ValidationError, ValueError.
+    """
     results = _decoder.decode(body)
     shard = ClaimedShard(
-        **msgspec.structs.asdict(results.claim),
+        **{name: getattr(results.claim, name) for name in _CLAIM_FIELDS},
         inputs=[None] * results.claim.count,
         duplicates={},
         outcome_bits=np.zeros(results.claim.count, dtype=np.bool_),
     )
     routes: dict[tuple[str, str], Route] = {}
-    return shard, [_decode_outcome(part, routes) for part in results.parts], results.record_id
+    return shard, [_decode_outcome(part, routes) for part in results.parts], results.record_id, results.claim.calls
 
 
-async def replay(runtime: Runtime) -> int:
+async def replay(store: JobStore, spool: Spool) -> int:
     """Record the spool files of other processes. Returns the number of files. Raises StorageUnavailable."""
     count = 0
-    for file in runtime.spool.orphaned():
-        await _replay(runtime, file)
+    for file in spool.orphaned():
+        await _replay(store, file)
         count += 1
     return count
 
 
-async def _replay(runtime: Runtime, file: SpooledFile) -> None:
+async def _replay(store: JobStore, file: SpooledFile) -> None:
     try:
-        shard, parts, record_id = decode_spool(await asyncio.to_thread(file.read))
+        shard, parts, record_id, calls = decode_spool(await asyncio.to_thread(file.read))
     except (DamagedFile, msgspec.MsgspecError, ValueError, OSError) as error:
         log.error("a spool file is damaged, and set aside as .bad: %s", error)
         file.quarantine()
@@ -109,13 +117,12 @@ async def _replay(runtime: Runtime, file: SpooledFile) -> None:
         "shard_id": shard.shard_id,
         "inputs": sum(len(part.indexes) for part in parts),
     }
-    try:
-        recorded = await record(runtime, shard, parts, record_id)
-    except (StorageUnavailable, asyncio.CancelledError):
-        file.unlock()
-        raise
-    except Exception:
-        log.exception("the database refused a spool file, which is set aside as .bad", extra=log_fields)
+    with contextlib.ExitStack() as undo:
+        undo.callback(file.unlock)  # StorageUnavailable, or this process ends
+        with logging_errors("the database refused a spool file, which is set aside as .bad", **log_fields) as block:
+            recorded = await record(store, shard, parts, record_id, calls)
+        undo.pop_all()
+    if block.error is not None:
         file.quarantine()
         return
     file.remove()

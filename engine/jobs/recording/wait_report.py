@@ -13,8 +13,7 @@ from engine.embedding.hang_detector import PROBE_EVERY_S
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.limiter.call_waits import CONCURRENCY, UnansweredCall
 from engine.routing.outage_causes import cause_of
-from engine.runtime import Runtime
-from engine.storage.database import DATABASE_ERRORS
+from engine.storage.database import DATABASE_ERRORS, Database
 from models.base import db_now
 from models.errors import UpstreamError, UpstreamTimeout
 from models.job import Job, JobStatus
@@ -66,7 +65,7 @@ def is_current(shown: str | None, reason: str | None, age_s: float, *, is_late: 
     return shown == reason and age_s < (PROBE_EVERY_S if is_late else REPORT_AGAIN_S)
 
 
-async def report_waits(runtime: Runtime, shard: ClaimedShard) -> None:
+async def report_waits(database: Database, shard: ClaimedShard) -> None:
     """Update the job while no results arrive for lack of quota or answers. Runs until cancelled."""
     reported_at = -REPORT_AGAIN_S
     while True:
@@ -79,7 +78,7 @@ async def report_waits(runtime: Runtime, shard: ClaimedShard) -> None:
             continue
         reported_at = now
         with contextlib.suppress(*DATABASE_ERRORS):
-            async with runtime.database.write() as connection:
+            async with database.write() as connection:
                 await connection.execute(
                     update(Job)
                     .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Double, Integer, bindparam, case, func, literal, select, true, update
+from sqlalchemy import ColumnElement, Integer, bindparam, case, func, literal, select, true, update
 
+from engine.config.settings import WORKER_SEEN_S
+from engine.job_store import JobStore
 from engine.jobs.row_locks import lock_jobs
 from engine.jobs.scheduling.fair_share import READY, is_due
 from engine.process.background import logging_errors
-from engine.runtime import Runtime
+from engine.queue.broker import Notifier
 from models.base import db_now
 from models.errors import StorageUnavailable
 from models.job import Job, Shard, ShardState
@@ -47,45 +49,51 @@ class _Work:
     has_deferral_over: bool
 
 
-async def dispatch(runtime: Runtime) -> int:
-    """Top up the messages in the queue. Returns how many should wait there: 0 without work, or without a broker.
+@dataclass(frozen=True, slots=True)
+class Dispatcher:
+    """Notifies the workers of due shards. `background`: the process's tasks that may outlive the request."""
 
-    Raises StorageUnavailable.
-    """
-    work = await _find_work(runtime)
-    if work.has_deferral_over:
-        await _end_deferrals(runtime)
-        work = await _find_work(runtime)
-    for _ in range(PAGES):
-        if not work.idle_jobs:
-            break
-        await _defer_jobs(runtime, work.idle_jobs)
-        if work.messages or len(work.idle_jobs) < EXTRA_JOBS:
-            break
-        work = await _find_work(runtime)
-    return work.messages if work.messages and await runtime.notifier.notify(work.messages) else 0
+    store: JobStore
+    notifier: Notifier
+    background: set[asyncio.Task[None]]
+
+    async def dispatch(self) -> int:
+        """Top up the messages in the queue. Returns how many should wait there: 0 without work, or without a broker.
+
+        Raises StorageUnavailable.
+        """
+        work = await _find_work(self.store)
+        if work.has_deferral_over:
+            await _end_deferrals(self.store)
+            work = await _find_work(self.store)
+        for _ in range(PAGES):
+            if not work.idle_jobs:
+                break
+            await _defer_jobs(self.store, work.idle_jobs)
+            if work.messages or len(work.idle_jobs) < EXTRA_JOBS:
+                break
+            work = await _find_work(self.store)
+        return work.messages if work.messages and await self.notifier.notify(work.messages) else 0
+
+    async def dispatch_soon(self) -> asyncio.Task[None]:
+        """Dispatch in the background and wait for at most PUBLISH_WAIT_S: no request waits for a slow broker."""
+        dispatching = asyncio.create_task(self._dispatch_or_log())
+        self.background.add(dispatching)
+        dispatching.add_done_callback(self.background.discard)
+        await asyncio.wait({dispatching}, timeout=PUBLISH_WAIT_S)
+        return dispatching
+
+    async def _dispatch_or_log(self) -> None:
+        try:
+            with logging_errors("dispatch broke off"):  # the caller's work is committed; only the notification failed
+                await self.dispatch()
+        except StorageUnavailable:
+            log.warning("dispatch is left to the scheduler")
 
 
-async def dispatch_soon(runtime: Runtime) -> asyncio.Task[None]:
-    """Dispatch in the background and wait for at most PUBLISH_WAIT_S, so that no request waits for a slow broker."""
-    dispatching = asyncio.create_task(_dispatch_or_log(runtime))
-    runtime.settling.add(dispatching)
-    dispatching.add_done_callback(runtime.settling.discard)
-    await asyncio.wait({dispatching}, timeout=PUBLISH_WAIT_S)
-    return dispatching
-
-
-async def _dispatch_or_log(runtime: Runtime) -> None:
-    try:
-        with logging_errors("dispatch broke off"):  # the caller's work is committed; only the notification failed
-            await dispatch(runtime)
-    except StorageUnavailable:
-        log.warning("dispatch is left to the scheduler")
-
-
-async def _find_work(runtime: Runtime) -> _Work:
-    values = {"attempts": runtime.settings.shard_attempts, "alive_within_s": runtime.settings.worker_seen_s}
-    async with runtime.database.read() as connection:
+async def _find_work(store: JobStore) -> _Work:
+    values = {"attempts": store.settings.shard_attempts}
+    async with store.database.read() as connection:
         rows = (await connection.execute(_WORK, values)).all()
     # A job's running shards are counted too: a message too many is handled without effect.
     shards = sum(row.open_shards for row in rows if row.due_id is not None)
@@ -107,7 +115,7 @@ def _work_statement() -> Any:
     """One row at least. Each has the slots of live workers; those with an id are runnable jobs with a queued shard."""
     slots = (
         select(func.coalesce(func.sum(WorkerProcess.slots), 0))
-        .where(WorkerProcess.seen_at > db_now() - bindparam("alive_within_s", type_=Double))
+        .where(WorkerProcess.seen_at > db_now() - WORKER_SEEN_S)
         .scalar_subquery()
     )
     deferred = select(Job.id).where(Job.not_before <= db_now()).order_by(Job.not_before).limit(1).scalar_subquery()
@@ -124,7 +132,7 @@ def _work_statement() -> Any:
 _WORK = _work_statement()
 
 
-async def _defer_jobs(runtime: Runtime, job_ids: Sequence[str]) -> None:
+async def _defer_jobs(store: JobStore, job_ids: Sequence[str]) -> None:
     """Let claims skip these jobs until their first queued shard is due, at most for MAX_DEFER_S."""
     upper_bound = db_now() + MAX_DEFER_S
     first = (
@@ -133,18 +141,18 @@ async def _defer_jobs(runtime: Runtime, job_ids: Sequence[str]) -> None:
         .correlate(Job)
         .scalar_subquery()
     )
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         locked = await lock_jobs(connection, Job.id.in_(job_ids), READY)
         await connection.execute(
             update(Job)
             .where(Job.id.in_(locked), _first_shard(_DUE).is_(None))
             .values(not_before=case((first < upper_bound, first), else_=upper_bound)),
-            {"attempts": runtime.settings.shard_attempts},
+            {"attempts": store.settings.shard_attempts},
         )
 
 
-async def _end_deferrals(runtime: Runtime) -> None:
-    async with runtime.database.write() as connection:
+async def _end_deferrals(store: JobStore) -> None:
+    async with store.database.write() as connection:
         over = select(Job.id).where(Job.not_before <= db_now()).order_by(Job.not_before).limit(JOBS_PER_UNBLOCK)
         locked = await lock_jobs(connection, Job.id.in_((await connection.execute(over)).scalars().all()))
         await connection.execute(update(Job).where(Job.id.in_(locked)).values(not_before=None))

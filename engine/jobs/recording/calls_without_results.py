@@ -6,17 +6,17 @@ rows of the ledger, are added to the job's counters, and count against its cost 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import case, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.durability.call_journal import InFlightCall
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.ledger import usage_rows
-from engine.observability.telemetry import count_cost
-from engine.runtime import Runtime
+from engine.observability.telemetry import AMBIGUOUS_CALLS, count_cost
 from engine.storage.database import Database
 from models.base import db_now
 from models.embedding import Call
@@ -26,9 +26,29 @@ from models.usage import UsageKind, UsageRecord
 ROWS_PER_STATEMENT = 500
 
 
-def unrecorded_calls(shard: ClaimedShard) -> list[Call]:
-    """The ambiguous and wasted calls of a run that are not recorded yet."""
-    return [call for call in shard.calls if call.ambiguous or call.wasted]
+def unanswered(entry: InFlightCall, code: str, *, ended_at: float) -> Call:
+    """A call of the journal that may have been sent and was not answered, at its highest possible cost."""
+    return Call(
+        entry.provider,
+        entry.upstream_model,
+        False,
+        None,
+        entry.started_at,
+        ended_at,
+        error=code,
+        ambiguous=True,
+        inputs=entry.inputs,
+        id=entry.call_id,
+        tokens=entry.tokens,
+        tokens_estimated=True,
+        cost_usd=entry.cost_usd,
+    )
+
+
+def count_unanswered(calls: Iterable[Call]) -> None:
+    """Count calls that nothing else has counted: their process or their run ended before they did."""
+    for call in calls:
+        AMBIGUOUS_CALLS.labels(call.provider, call.upstream_model).inc()
 
 
 async def insert_calls(
@@ -123,15 +143,8 @@ async def add_to_counters(connection: AsyncConnection, job_id: str, rows: Sequen
     await connection.execute(update(Job).where(Job.id == job_id).values(values))
 
 
-async def insert_unrecorded_calls(runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard) -> list[Call]:
-    """Insert the unrecorded calls of a run in the caller's transaction; after its commit, `discard_recorded` them."""
-    calls = unrecorded_calls(shard)
-    await insert_run_calls(runtime, connection, shard, calls)
-    return calls
-
-
 async def insert_run_calls(
-    runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard, calls: Sequence[Call]
+    database: Database, connection: AsyncConnection, shard: ClaimedShard, calls: Sequence[Call]
 ) -> list[Call]:
     """Insert calls of a run. Returns those that were new. Their cost is taken from the shard's reservation."""
     if shard.max_cost_usd is not None and calls:
@@ -148,24 +161,10 @@ async def insert_run_calls(
             .values(reserved_usd=case((Shard.reserved_usd > cost_usd, rest), else_=0))
         )
     return await insert_calls(
-        runtime.database,
+        database,
         connection,
         project=shard.project,
         job_id=shard.job_id,
         shard_id=shard.shard_id,
         calls=calls,
     )
-
-
-def discard_recorded(shard: ClaimedShard, calls: Sequence[Call]) -> None:
-    """Remove calls that are in the database from the claim's list."""
-    known = {call.id for call in calls}
-    shard.calls[:] = [call for call in shard.calls if call.id not in known]
-
-
-async def record_unrecorded_calls(runtime: Runtime, shard: ClaimedShard) -> None:
-    """Record the calls of a run that ended without a result. Raises StorageUnavailable."""
-    if unrecorded_calls(shard):
-        async with runtime.database.write() as connection:
-            calls = await insert_unrecorded_calls(runtime, connection, shard)
-        discard_recorded(shard, calls)

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, select
 
 from engine.jobs.ingest.sharding import JobSpec
-from engine.runtime import Runtime
+from engine.storage.database import Database
 from models.base import usd_text
 from models.job import Job
 
@@ -29,9 +29,9 @@ def stored_options(spec: JobSpec) -> dict[str, Any]:
     }
 
 
-async def describe_differences(runtime: Runtime, job_id: str, spec: JobSpec) -> str:
+async def describe_differences(database: Database, job_id: str, spec: JobSpec) -> str:
     """The differences as one line of text; "" where the job was deleted. Raises StorageUnavailable."""
-    async with runtime.database.read() as connection:
+    async with database.read() as connection:
         row = (await connection.execute(select(*_COLUMNS).where(Job.id == job_id))).one_or_none()
     if row is None:
         return ""

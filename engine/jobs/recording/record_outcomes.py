@@ -17,9 +17,17 @@ import numpy as np
 from sqlalchemy import and_, case, cast, insert, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.job_store import JobStore
 from engine.jobs.leasing.blocked import unblock_shards
 from engine.jobs.leasing.claim import Bitmap, ClaimedShard, decode_bitmap
-from engine.jobs.recording import ambiguous, budget, duplicates, late_results, truncated_inputs, wait_report
+from engine.jobs.recording import (
+    calls_without_results,
+    cost_limit,
+    duplicate_outcomes,
+    late_results,
+    truncated_inputs,
+    wait_report,
+)
 from engine.jobs.recording.completion import (
     FINAL_STATUS,
     NO_OPEN_SHARD,
@@ -32,9 +40,8 @@ from engine.jobs.recording.split_shard import load_split_claims, outcomes_within
 from engine.ledger import usage_rows
 from engine.observability import failpoints
 from engine.observability.telemetry import JOB_SECONDS, count_cost
-from engine.runtime import Runtime
 from models.base import db_now, random_id
-from models.embedding import BatchOutcome, InputError, Matrix
+from models.embedding import BatchOutcome, Call, InputError, Matrix
 from models.errors import EmbedmillError, StorageUnavailable, UpstreamProtocolError
 from models.job import ACTIVE_STATUSES, FINISHED, Job, JobInputError, JobStatus, Shard, ShardState, VectorBlock
 from models.usage import UsageRecord
@@ -59,18 +66,23 @@ class ShardWasSplit(Exception):
     """The shard was split after it was claimed."""
 
 
-async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str = "") -> Recorded:
+async def record(
+    store: JobStore, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str = "", calls: Sequence[Call] = ()
+) -> Recorded:
     """Record outcomes of a claimed shard. Raises StorageUnavailable: it was not committed, or the answer was lost.
 
-    `record_id` identifies a repeated record; by default it is a new one.
+    `record_id` identifies a repeated record; by default it is a new one. `calls`: those of the run without
+    results, for the same transaction.
     """
     record_id = record_id or random_id("use")
     try:
-        recorded = await _record(runtime, shard, parts, record_id)
+        recorded = await _record(store, shard, parts, record_id, calls)
     except ShardWasSplit:
-        halves = await load_split_claims(runtime, shard)
+        halves = await load_split_claims(store.database, shard)
+        if not halves:  # the job was removed meanwhile
+            return await record(store, shard, parts, record_id, calls)
         recorded_halves = [
-            await record(runtime, half, outcomes_within(half, parts), f"{record_id}@{half.first_index}")
+            await record(store, half, outcomes_within(half, parts), f"{record_id}@{half.first_index}", calls)
             for half in halves
         ]
         # The claim of the whole shard has ended: there is nothing to release and nothing to continue.
@@ -78,12 +90,14 @@ async def record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOut
     # A job that has just finished has no open shard, so none that is blocked.
     if recorded.shard_done and recorded is not SHARD_CLOSED and not recorded.has_finished_job:
         with suppress(StorageUnavailable):  # the sweep unblocks them too
-            await unblock_shards(runtime, shard.shard_id)
+            await unblock_shards(store, shard.shard_id)
     return recorded
 
 
-async def _record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str) -> Recorded:
-    async with runtime.database.write() as connection:
+async def _record(
+    store: JobStore, shard: ClaimedShard, parts: Sequence[BatchOutcome], record_id: str, calls: Sequence[Call]
+) -> Recorded:
+    async with store.database.write() as connection:
         row = (
             await connection.execute(
                 select(Shard.outcome_bitmap, Shard.state, Shard.fence, Shard.count.label("size"), Shard.reserved_usd)
@@ -95,18 +109,16 @@ async def _record(runtime: Runtime, shard: ClaimedShard, parts: Sequence[BatchOu
             raise ShardWasSplit
         if row is None or row.state in (ShardState.DONE, ShardState.CANCELLED):
             await late_results.insert_late_results(connection, shard, parts, record_id, first_try=False)
-            inserted_calls = await ambiguous.insert_unrecorded_calls(runtime, connection, shard)
-            recorded = SHARD_CLOSED
-        else:
-            recorded = await _record_into(runtime, connection, shard, row, parts, record_id)
-            inserted_calls = await ambiguous.insert_unrecorded_calls(runtime, connection, shard)
-            failpoints.hit("mid_commit")
-    ambiguous.discard_recorded(shard, inserted_calls)
+            await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
+            return SHARD_CLOSED
+        recorded = await _record_into(store, connection, shard, row, parts, record_id)
+        await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
+        failpoints.hit("mid_commit")
     return recorded
 
 
 async def _record_into(
-    runtime: Runtime,
+    store: JobStore,
     connection: AsyncConnection,
     shard: ClaimedShard,
     row: Any,
@@ -122,7 +134,7 @@ async def _record_into(
     if shard.max_cost_usd is not None:
         cost_usd = sum((row["cost_usd"] for row in ledger_rows), Decimal(0))
         reserved_usd = row.reserved_usd if row.state == ShardState.RUNNING else None
-        if cost_usd and not await budget.debit(connection, shard, reserved_usd, cost_usd):
+        if cost_usd and not await cost_limit.debit(connection, shard, reserved_usd, cost_usd):
             log.warning("late results would break the job's ceiling", extra={"job_id": shard.job_id})
             outcome_bits, new_parts, late = _new_outcomes(
                 row.outcome_bitmap, shard, [part for part in parts if not part.cost_usd]
@@ -158,12 +170,12 @@ async def _record_into(
         )
     truncated_count = await truncated_inputs.insert_truncated(connection, shard, new_parts)
     status, has_finished = await _update_job(
-        runtime, connection, shard, new_parts, failures, ledger_rows, done, truncated_count
+        store, connection, shard, new_parts, failures, ledger_rows, done, truncated_count
     )
     return Recorded(done, job_active=status == JobStatus.IN_PROGRESS, has_finished_job=has_finished)
 
 
-async def fail_remaining(runtime: Runtime, shard: ClaimedShard, error: EmbedmillError) -> Recorded:
+async def fail_remaining(store: JobStore, shard: ClaimedShard, error: EmbedmillError) -> Recorded:
     """Fail every input of the shard without an outcome with this error. Raises StorageUnavailable.
 
     A duplicate whose first occurrence has an outcome gets a copy of it instead.
@@ -171,14 +183,14 @@ async def fail_remaining(runtime: Runtime, shard: ClaimedShard, error: Embedmill
     code = "invalid_upstream_response" if isinstance(error, UpstreamProtocolError) else error.code
     reason = InputError(code, error.message, retryable=error.retryable)
     parts: list[BatchOutcome] = []
-    fanout = duplicates.DuplicateFanout(shard, parts.append)
-    fanout.resolve(*await duplicates.load_outcomes(runtime, shard, list(fanout.unresolved().values())))
+    fanout = duplicate_outcomes.DuplicateFanout(shard, parts.append)
+    fanout.resolve(*await duplicate_outcomes.load_outcomes(store.database, shard, list(fanout.unresolved().values())))
     fanout.flush()
     parts += [
         BatchOutcome([index], None, reason, 0, False, Decimal(0), None)
         for index in (*map(shard.index, shard.open_positions()), *fanout.unresolved())
     ]
-    return await record(runtime, shard, parts)
+    return await record(store, shard, parts)
 
 
 def _new_outcomes(
@@ -277,7 +289,7 @@ def _failure_rows(job_id: str, failures: dict[int, InputError]) -> list[dict[str
 
 
 async def _update_job(
-    runtime: Runtime,
+    store: JobStore,
     connection: AsyncConnection,
     shard: ClaimedShard,
     new_parts: Sequence[BatchOutcome],
@@ -299,7 +311,7 @@ async def _update_job(
         Job.cost_usd: Job.cost_usd + sum((row["cost_usd"] for row in ledger_rows), Decimal(0)),
         Job.version: Job.version + 1,
     }
-    if copied := sum(len(part.indexes) for part in new_parts if duplicates.is_duplicate(part)):
+    if copied := sum(len(part.indexes) for part in new_parts if duplicate_outcomes.is_duplicate(part)):
         values[Job.deduplicated] = Job.deduplicated + copied
     if truncated_count:
         values[Job.truncated] = Job.truncated + truncated_count
@@ -311,7 +323,7 @@ async def _update_job(
         values |= wait_report.waiting_columns(shard)
         values |= _shift_rate_samples()
     if done:
-        values |= {Job.open_shards: Job.open_shards - 1} | _end_with_last_shard(runtime, values)
+        values |= {Job.open_shards: Job.open_shards - 1} | _end_with_last_shard(store, values)
     row = (
         await connection.execute(
             update(Job)
@@ -327,7 +339,7 @@ async def _update_job(
     status = row.status
     if status not in FINISHED:
         # Another shard closed at the same time: the statement waited for the job's row, and still saw that shard open.
-        status = await _finish_job(runtime, connection, shard.job_id, status)
+        status = await _finish_job(store, connection, shard.job_id, status)
     if status is None:
         return str(row.status), False
     failpoints.hit("during_finalize")
@@ -335,13 +347,13 @@ async def _update_job(
     return str(status), True
 
 
-async def _finish_job(runtime: Runtime, connection: AsyncConnection, job_id: str, status: str) -> str | None:
+async def _finish_job(store: JobStore, connection: AsyncConnection, job_id: str, status: str) -> str | None:
     """End the job unless a shard is open although its counter says none. Returns the final status or None."""
     final_status: Any = JobStatus.CANCELLED.value if status == JobStatus.CANCELLING else FINAL_STATUS
     ended = (
         update(Job)
         .where(Job.id == job_id, NO_OPEN_SHARD)
-        .values(status=final_status, **end_columns(runtime.settings))
+        .values(status=final_status, **end_columns(store.settings))
         .returning(Job.status)
     )
     found = (await connection.execute(ended)).scalar_one_or_none()
@@ -350,7 +362,7 @@ async def _finish_job(runtime: Runtime, connection: AsyncConnection, job_id: str
     return found
 
 
-def _end_with_last_shard(runtime: Runtime, values: dict[Any, Any]) -> dict[Any, Any]:
+def _end_with_last_shard(store: JobStore, values: dict[Any, Any]) -> dict[Any, Any]:
     """Columns that end the job if this shard is its last open one, for the statement with these values.
 
     A job is not ended while a shard is open although its counter says none.
@@ -362,7 +374,7 @@ def _end_with_last_shard(runtime: Runtime, values: dict[Any, Any]) -> dict[Any, 
         NO_OPEN_SHARD,
     )
     final_status = final_status_of(values[Job.completed], values[Job.failed])
-    ending = {getattr(Job, name): value for name, value in end_columns(runtime.settings).items()}
+    ending = {getattr(Job, name): value for name, value in end_columns(store.settings).items()}
     ending[Job.status] = case((Job.status == JobStatus.CANCELLING, JobStatus.CANCELLED.value), else_=final_status)
 
     def typed(column: Any, value: Any) -> Any:

@@ -19,9 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.truncated_inputs import truncated_among
-from engine.runtime import Runtime
 from engine.storage import vectors
-from engine.storage.database import BUSY_TIMEOUT_S
+from engine.storage.database import BUSY_TIMEOUT_S, Database
 from models.base import Blob
 from models.embedding import BatchOutcome, InputError, Matrix
 from models.errors import StorageUnavailable
@@ -114,7 +113,7 @@ def _copied_outcome(indexes: list[int], rows: Matrix | None, error: InputError |
 
 
 async def load_outcomes(
-    runtime: Runtime, shard: ClaimedShard, firsts: Sequence[int]
+    database: Database, shard: ClaimedShard, firsts: Sequence[int]
 ) -> tuple[dict[int, Outcome], set[int]]:
     """The recorded outcomes of these inputs of the job by index, and the indexes of truncated ones.
 
@@ -125,10 +124,10 @@ async def load_outcomes(
     unique_firsts = sorted(set(firsts))
     for low in range(0, len(unique_firsts), INPUTS_PER_QUERY):
         chunk = unique_firsts[low : low + INPUTS_PER_QUERY]
-        async with runtime.database.read() as connection:
-            at = await _blocks_of(runtime, connection, shard.job_id, chunk)
+        async with database.read() as connection:
+            at = await _blocks_of(database, connection, shard.job_id, chunk)
             for spans in _read_plans(at, shard.width * 4):
-                for block, data in await _read(runtime, connection, shard, spans):
+                for block, data in await _read(database, connection, shard, spans):
                     rows = vectors.decode_blob(data, shard.width)
                     indexes = at[block]
                     outcomes.update((first, rows[first - indexes[0]]) for first in indexes)
@@ -137,7 +136,7 @@ async def load_outcomes(
                     JobInputError.index.label("at"), JobInputError.code, JobInputError.message, JobInputError.retryable
                 ).where(
                     JobInputError.job_id == shard.job_id,
-                    JobInputError.index.in_(select(runtime.database.integers_table(chunk).c.value)),
+                    JobInputError.index.in_(select(database.integers_table(chunk).c.value)),
                 )
             )
             outcomes.update((row.at, InputError(row.code, row.message, bool(row.retryable))) for row in failures)
@@ -146,10 +145,10 @@ async def load_outcomes(
 
 
 async def _blocks_of(
-    runtime: Runtime, connection: AsyncConnection, job_id: str, indexes: Sequence[int]
+    database: Database, connection: AsyncConnection, job_id: str, indexes: Sequence[int]
 ) -> dict[int, list[int]]:
     """By first index of each vector block: those of the indexes that it contains."""
-    numbers = runtime.database.integers_table(indexes)
+    numbers = database.integers_table(indexes)
     earlier = VectorBlock.__table__.alias("earlier")
     block = (
         select(func.max(earlier.c.first_index))
@@ -184,9 +183,9 @@ def _read_plans(indexes_of: Mapping[int, Sequence[int]], row_bytes: int) -> Iter
 
 
 async def _read(
-    runtime: Runtime, connection: AsyncConnection, shard: ClaimedShard, spans: Mapping[int, tuple[int, int]]
+    database: Database, connection: AsyncConnection, shard: ClaimedShard, spans: Mapping[int, tuple[int, int]]
 ) -> list[tuple[int, bytes]]:
-    if (path := runtime.database.sqlite_path) is not None:
+    if (path := database.sqlite_path) is not None:
         return await asyncio.to_thread(_read_slices, path, shard.job_id, spans)
     start = case({block: span[0] for block, span in spans.items()}, value=VectorBlock.first_index)
     length = case({block: span[1] for block, span in spans.items()}, value=VectorBlock.first_index)

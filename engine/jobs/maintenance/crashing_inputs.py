@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.config.settings import BEAT_S
 from engine.jobs.row_locks import lock_jobs
-from engine.runtime import Runtime
+from engine.storage.database import Database
 from models.base import db_now
 from models.job import Job, JobStatus, Shard, ShardState
 from models.worker import WorkerProcess
@@ -79,12 +79,12 @@ async def _count_crashes(connection: AsyncConnection, job_ids: Iterable[str]) ->
         )
 
 
-async def is_crashing_input(runtime: Runtime, shard_id: str) -> bool:
+async def is_crashing_input(database: Database, shard_id: str) -> bool:
     """Decide on a queued shard of one open input that has crashed another worker. False: the input is tested again.
 
     Its test begins with the first call of this function. Crashes before that say nothing: the input was one of many.
     """
-    async with runtime.database.write() as connection:
+    async with database.write() as connection:
         shard = (
             await connection.execute(
                 select(Shard.worker_crashes, Shard.solo_baseline)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.unit.cli_fake_api import JOB_ID, FakeApi, serving
+from tests.cli_fake_api import JOB_ID, FakeApi, serving
 
 
 def ran(api: FakeApi, *arguments: str) -> subprocess.CompletedProcess[str]:

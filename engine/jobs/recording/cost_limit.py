@@ -19,11 +19,11 @@ from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.cancellation import CancellationToken
+from engine.job_store import JobStore
 from engine.jobs.leasing.claim import ClaimedShard, remaining_tokens
 from engine.jobs.scheduling import fair_share
-from engine.ledger.billing import MAX_CONTROL_TOKENS, MILLION
+from engine.ledger.call_cost import MAX_CONTROL_TOKENS, MILLION
 from engine.planning import packing, token_estimator
-from engine.runtime import Runtime
 from models.base import PICODOLLAR, db_now, usd_text
 from models.embedding import Alias, Batch, BatchOutcome
 from models.errors import EmbedmillError, InvalidInput
@@ -32,7 +32,7 @@ from models.job import Job, JobStatus, Shard, ShardState
 MAX_USD = Decimal(1_000_000)
 # Reserved in addition to the upper bound of the inputs: for probes and repeated calls.
 SPARE_TOKENS = 64 * MAX_CONTROL_TOKENS
-# A rate sample is taken at most once in record.RATE_SAMPLE_S: one twice as old means that nothing was recorded lately.
+# Twice RATE_SAMPLE_S (record_outcomes.py): a rate sample of that age means that nothing was recorded lately.
 QUIET_S = 30.0
 _AMOUNT = re.compile(r"[0-9]{1,7}(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,2})?\Z")
 
@@ -164,14 +164,14 @@ def highest_price(alias: Alias) -> Decimal:
     return max(route.usd_per_million_tokens for route in alias.routes)
 
 
-async def reserve(runtime: Runtime, shard: ClaimedShard, alias: Alias, reservation: SpendReservation) -> None:
+async def reserve(store: JobStore, shard: ClaimedShard, alias: Alias, reservation: SpendReservation) -> None:
     """Reserve the upper bound of the shard's cost, or the rest of the limit. Raises StorageUnavailable."""
     reservation.set_price(alias)
     open_inputs = [item for position in shard.open_positions() if (item := shard.inputs[position]) is not None]
     needed = sum(
         (reservation.price(token_estimator.upper_bound(item)) for item in open_inputs), reservation.price(SPARE_TOKENS)
     )
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         claim = select(Shard.id).where(Shard.id == shard.shard_id, *_is_current_claim(shard)).with_for_update()
         if (await connection.execute(claim)).first() is None:
             return
@@ -200,9 +200,9 @@ async def debit(
     return True
 
 
-async def release_or_pause(runtime: Runtime, shard: ClaimedShard, needed_usd: Decimal) -> None:
+async def release_or_pause(store: JobStore, shard: ClaimedShard, needed_usd: Decimal) -> None:
     """Release the shard without counting the attempt; pause the job unless another reservation may be returned."""
-    async with runtime.database.write() as connection:
+    async with store.database.write() as connection:
         requeued = await connection.execute(
             update(Shard)
             .where(Shard.id == shard.shard_id, *_is_current_claim(shard))
