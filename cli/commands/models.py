@@ -39,6 +39,7 @@ def refresh(
     Its models replace those of the same names; the built-in ones that it does not name stay.
     """
     import os
+    import tempfile
 
     from cli.config_file import with_config
     from cli.output.terminal import out
@@ -49,23 +50,12 @@ def refresh(
 
     settings = Settings.from_environment(with_config(os.environ))
     catalog = read_catalog(source)
+    with tempfile.TemporaryDirectory() as folder:  # a table that breaks the configuration is not taken
+        (Path(folder) / REFRESHED).write_bytes(source.read_bytes())
+        config_file.load(settings.config, data_dir=Path(folder))
     make_data_folder(settings.data_dir)
     target = settings.data_dir / REFRESHED
-    former = target.read_bytes() if target.is_file() else None
-    _write(target, source.read_bytes())
-    try:  # a configuration that this table breaks must keep the former one
-        config_file.load(settings.config, data_dir=settings.data_dir)
-    except BaseException:
-        if former is None:
-            target.unlink()
-        else:
-            _write(target, former)
-        raise
-    out.print(f"{len(catalog.models)} models are in {target}; restart API and workers to use them", markup=False)
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Replace the file at once, so that nobody reads half of it."""
-    part = target.with_suffix(".part")
-    part.write_bytes(content)
+    part = target.with_suffix(".part")  # replaced at once, so that nobody reads half of it
+    part.write_bytes(source.read_bytes())
     part.replace(target)
+    out.print(f"{len(catalog.models)} models are in {target}; restart API and workers to use them", markup=False)

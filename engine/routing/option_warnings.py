@@ -55,8 +55,8 @@ def unsupported(options: Options, route: Route) -> OptionWarning | None:
 
 
 def _input_type(options: Options, routes: Sequence[Route], names: str) -> Iterator[OptionWarning]:
-    asked = options.input_type
-    if asked is None:
+    input_type = options.input_type
+    if input_type is None:
         if any(route.is_asymmetric for route in routes):
             yield OptionWarning(
                 "compatibility",
@@ -67,7 +67,7 @@ def _input_type(options: Options, routes: Sequence[Route], names: str) -> Iterat
     for route in routes:
         field = _traits(route).input_type
         words = set(route.templates) | set(field.values if field is not None else ())
-        if asked not in words:
+        if input_type not in words:
             takes = f"it takes {', '.join(sorted(words))}" if words else "it takes none for this model"
             yield OptionWarning("unsupported", "input_type", f"{route.provider or names}: {takes}; it was left out")
             return
