@@ -51,8 +51,10 @@ def test_its_models_replace_those_of_the_same_names_and_the_others_stay(
         ("[models.x", "cannot be used"),
         ('[models.x]\ndimensions = 0\nmax_input_tokens = 1\nserved_by = []', "models.x needs dimensions"),
         ('[models.x]\ndimensons = 3', "cannot be used"),
-        ('[models.x]\ndimensions = 4\nmax_input_tokens = 1\nserved_by = [{ kind = "local", model = "x", source = "s" }]',
-         "no model that kind"),
+        (
+            "[models.x]\ndimensions = 4\nmax_input_tokens = 1\n"
+            'served_by = [{ kind = "local", model = "x", source = "s" }]', "no model that kind",
+        ),
     ],
 )  # fmt: skip
 def test_a_table_that_cannot_be_used_changes_nothing(
