@@ -133,6 +133,8 @@ class Job(Base):
     alias: Mapped[str] = mapped_column(String(256))
     space: Mapped[str] = mapped_column(String(256))
     dimensions: Mapped[int] = mapped_column(Integer)
+    # The meaning of its inputs; in the options too, which polls do not read.
+    input_type: Mapped[str | None] = mapped_column(String(128))
     options: Mapped[dict[str, Any]] = mapped_column(JSON)
     # The caller's metadata. `metadata` is SQLAlchemy's own name on a declarative class.
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)

@@ -177,6 +177,7 @@ class JobObject(msgspec.Struct):
     model: str
     space: str
     dimensions: int
+    input_type: str | None  # the meaning of its inputs, which is a part of what its vectors are
     counts: JobCounts
     progress: float
     usage: Usage

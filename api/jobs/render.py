@@ -54,6 +54,7 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "model": row.alias,
         "space": row.space,
         "dimensions": row.dimensions,
+        "input_type": row.input_type,
         "counts": {"total": total, "completed": row.completed, "failed": row.failed, "pending": pending},
         # Rounded down, so that only a finished job has 1.0.
         "progress": 0.0 if not total else int(done * 10_000 / total) / 10_000,

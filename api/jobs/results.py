@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
+from urllib.parse import quote
 
 from fastapi import Request
 from starlette.responses import Response
@@ -39,6 +40,8 @@ async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
     index_range = IndexRange.of(job, start, stop)
     complete = await results.is_complete(runtime.database, job, index_range, stop)
     headers = {"x-embedmill-complete": "true" if complete else "false", "cache-control": "no-store"}
+    if job.input_type:
+        headers["x-embedmill-input-type"] = quote(job.input_type)
     body: Body
     if format_ == "npy":
         headers["content-length"] = str(results.npy_bytes(job, index_range))

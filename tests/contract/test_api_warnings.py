@@ -103,3 +103,11 @@ async def test_a_figure_that_is_not_believed_is_told(data_dir: Path, figure: str
         assert warnings(await gateway.embed("another text")) == []
     finally:
         await close_gateway(gateway)
+
+
+async def test_the_meaning_of_its_inputs_is_stamped_on_a_job_and_on_its_results(gateway: Gateway) -> None:
+    job = await gateway.submit(["a"], input_type="query")
+    assert job["input_type"] == "query" and (await gateway.submit(["a"]))["input_type"] is None
+    await gateway.run(job["id"])
+    results = await gateway.client.get(f"{JOBS}/{job['id']}/results")
+    assert results.headers["x-embedmill-input-type"] == "query"

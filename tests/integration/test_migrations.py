@@ -107,7 +107,7 @@ async def test_a_revision_by_name_is_gone_to_whichever_way_it_lies(empty_url: st
     await database.close()
 
 
-@pytest.mark.parametrize("target", ["base", "0001", "-12"])
+@pytest.mark.parametrize("target", ["base", "0001", "-13"])
 @pytest.mark.parametrize("kind", ["duplicates", "ceiling"])
 async def test_going_down_is_refused_while_a_job_needs_what_would_be_lost(store: Store, kind: str, target: str) -> None:
     """Down and up again, its duplicates would be open for ever, and its ceiling forgotten."""
@@ -207,6 +207,25 @@ async def test_revision_0013_orders_shards_by_their_first_index_and_numbers_them
         assert numbers == (([0, 1, 2] if kept else [0, 1_000_000_000, 1]) if target == "0012" else [None] * 3)
         assert shards == (kept or shards)
         kept = shards
+        await database.close()
+
+
+@pytest.mark.parametrize(("options", "input_type"), [({"input_type": "query"}, "query"), ({"user": "u"}, None)])
+async def test_revision_0015_takes_the_meaning_of_inputs_out_of_the_options(
+    empty_url: str, options: dict[str, Any], input_type: str | None
+) -> None:
+    run_migration(empty_url, "0010")
+    database = Database(empty_url)
+    await _fill_0010(database)
+    async with database.write() as connection:
+        await connection.execute(text("update jobs set options = :options"), {"options": json.dumps(options)})
+    await database.close()
+    for target in ("head", "0013", "head"):
+        run_migration(empty_url, target)
+        database = Database(empty_url)
+        async with database.read() as connection:
+            job = (await connection.execute(text("select * from jobs"))).one()._mapping
+        assert job.get("input_type", "gone") == ("gone" if target == "0013" else input_type)
         await database.close()
 
 

@@ -30,7 +30,7 @@ def row(**given: Any) -> Row[Any]:
         "waiting_on": None, "next_attempt_at": None, "outage": None,
         "rate_sample_at": NOW - 41.0, "rate_sample_done": 0, "rate_sample_tokens": 0,
         "prev_rate_sample_at": None, "prev_rate_sample_done": 0, "prev_rate_sample_tokens": 0, "version": 3,
-        "metadata": {"a": "b"}, "request_id": "req_1", "now": NOW, "workers_live": False,
+        "metadata": {"a": "b"}, "input_type": None, "request_id": "req_1", "now": NOW, "workers_live": False,
         "max_cost_usd": None, "deduplicated": 3, "truncated": 0, "ambiguous_calls": 0, "ambiguous_inputs": 0,
         "ambiguous_tokens": 0, "ambiguous_cost_usd": Decimal(0), "wasted_calls": 1, "wasted_inputs": 2,
         "wasted_tokens": 9, "wasted_cost_usd": Decimal("0.000001"),

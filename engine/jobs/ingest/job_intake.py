@@ -312,6 +312,7 @@ class JobIntake:
             "alias": spec.alias.name,
             "space": spec.alias.space,
             "dimensions": spec.width,
+            "input_type": spec.options.input_type,
             "options": stored_options(spec),
             "metadata_": spec.metadata,
             "warnings": _warnings_of(spec),
