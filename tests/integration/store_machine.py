@@ -203,12 +203,13 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def resume(self) -> None:
-        self._steer(pause_resume.resume, {JobStatus.IN_PROGRESS, JobStatus.PAUSED})
+        self._steer(pause_resume.resume, {JobStatus.IN_PROGRESS, JobStatus.PAUSED}, dispatcher=self.store.dispatcher)
 
     @rule()
     def retry(self) -> None:
         # Also refused where every failed input was so when it arrived.
-        if self._steer(retry, {JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED}, may_refuse=True):
+        where = {JobStatus.COMPLETED_WITH_ERRORS, JobStatus.FAILED}
+        if self._steer(retry, where, may_refuse=True, dispatcher=self.store.dispatcher):
             self.retried = True
 
     @rule()
@@ -320,10 +321,10 @@ class StoreMachine(RuleBasedStateMachine):
     def _any_claim(self, pick: int) -> ClaimedShard:
         return self.held[pick % len(self.held)]
 
-    def _steer(self, verb: Any, where: set[JobStatus], *, may_refuse: bool = False) -> bool:
+    def _steer(self, verb: Any, where: set[JobStatus], *, may_refuse: bool = False, **parts: Any) -> bool:
         """Ask for something as a caller would: it is done where it may be, and refused where it may not."""
         try:
-            self.run(verb(self.store.runtime, "p", self.job_id))
+            self.run(verb(self.store.jobs, "p", self.job_id, **parts))
         except JobNotFound:
             assert self.deleted
         except Conflict:
