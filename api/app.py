@@ -33,8 +33,8 @@ from engine.jobs.execution.outage_waits import try_changed_secrets
 from engine.jobs.reading.long_poll import JobWatches
 from engine.observability.telemetry import configure_logging
 from engine.planning import tokens
+from engine.process.allocator_tuning import tune_memory
 from engine.process.background import ErrorLog, repeat
-from engine.process.memory import tune_memory
 from engine.queue import process_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from engine.storage.database_gauges import Gauges

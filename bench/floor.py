@@ -22,7 +22,7 @@ import pybase64
 import uvloop
 
 from bench.load import raw_request
-from engine.process.memory import keep_large_buffers
+from engine.process.allocator_tuning import keep_large_buffers
 
 BATCH, SHARD, CALLERS, WIDTH = 128, 1024, 32, 1536
 

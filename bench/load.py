@@ -17,7 +17,7 @@ import httptools
 import orjson
 import uvloop
 
-from engine.process.memory import keep_large_buffers
+from engine.process.allocator_tuning import keep_large_buffers
 
 
 class Load:

@@ -18,12 +18,12 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 from engine.config.settings import Settings
 from engine.connections import urls
 from engine.observability.telemetry import configure_logging
+from engine.process.allocator_tuning import tune_memory
 from engine.process.background import surviving
-from engine.process.memory import tune_memory
 from engine.queue.broker import broker_options, bulk_queue, declared_queue
 from models.errors import ConfigError, EmbedmillError
 from workers import loop, transport
-from workers.messages import refuse_compression
+from workers.message_check import refuse_compression
 from workers.metric_files import compact
 
 log = logging.getLogger("embedmill.worker")

@@ -17,7 +17,7 @@ from celery.worker.state import maybe_shutdown
 
 from engine.connections.broker_faults import names_of, unavailable
 from engine.process.background import ErrorLog
-from workers.messages import dropped, fault_of
+from workers.message_check import dropped, fault_of
 
 log = logging.getLogger("embedmill.queue")
 

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from engine.connections.broker_faults import unavailable
 from engine.connections.connection_faults import REDIS
 from engine.process.background import ErrorLog
-from workers.messages import dropped
+from workers.message_check import dropped
 
 refusals = ErrorLog("giving unacknowledged messages back")
 

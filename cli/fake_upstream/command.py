@@ -15,7 +15,7 @@ from pathlib import Path
 import uvloop
 
 from cli.fake_upstream.server import Connection, FakeServer, HeaderConnection
-from engine.process.memory import keep_large_buffers
+from engine.process.allocator_tuning import keep_large_buffers
 from providers.fake import FakeScript, FakeUpstream
 from providers.fake.formats import FAKE_KINDS, FakeFormat, fake_format
 

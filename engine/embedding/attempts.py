@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.cancellation import CancellationToken
-from engine.embedding import diagnosis, hang_detector, rate_limits
+from engine.embedding import diagnosis, hang_detector, rate_limit_scope
 from engine.embedding.bisect import P_FLAKE_TO_BISECT, Attempts, is_server_fault
 from engine.ledger.call_cost import Spending, cost_of, paid
 from engine.limiter.call_waits import CallWaits
 from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
-from engine.planning.provider_truncation import PLAUSIBLE_BYTES_PER_TOKEN, cut_upstream
+from engine.planning.silent_truncation import PLAUSIBLE_BYTES_PER_TOKEN, cut_upstream
 from engine.planning.token_estimator import is_exact_for
 from engine.route_state.state import RouteState
 from engine.routing.router import Router, accepts
@@ -211,7 +211,7 @@ async def _call_with_retries(
                 # If it was sent, the route is cooling down: the next call waits for that, or is refused at once.
                 refusals += 1
                 is_bisecting = attempts.shared
-                if await rate_limits.should_retry(run, route, state, error, max_wait, is_bisecting=is_bisecting):
+                if await rate_limit_scope.should_retry(run, route, state, error, max_wait, is_bisecting=is_bisecting):
                     continue
                 raise
             tries += 1

@@ -12,7 +12,7 @@ from engine.embedding.attempts import BACKOFF_S, BULK, INTERACTIVE, EmbedRun, ca
 from engine.embedding.bisect import Attempts, PoisonBisection, RouteFails, is_server_fault, is_tenant_rate_limit
 from engine.embedding.diagnosis import caller_options_error
 from engine.observability.telemetry import INPUTS
-from engine.planning import packing, truncation
+from engine.planning import packing, shorten_after_refusal
 from engine.route_state.call_statistics import MAX_COINCIDENCE_BULK, MAX_COINCIDENCE_INTERACTIVE
 from engine.route_state.control_call import control_batch
 from engine.routing.router import accepts
@@ -171,7 +171,7 @@ class _BatchProber:
     async def truncate_further(self, position: int, error: UpstreamError) -> bool:
         batch = packing.select(self._batch, [position])
         truncations = 0
-        while (shorter := truncation.shorter(batch, error, truncations)) is not None:
+        while (shorter := shorten_after_refusal.shorter(batch, error, truncations)) is not None:
             if self._truncations_left <= 0:
                 raise error
             self._truncations_left, truncations = self._truncations_left - 1, truncations + 1
@@ -208,7 +208,7 @@ class _BatchProber:
 def _input_error(error: UpstreamError, options: Options) -> InputError:
     """The outcome of an input at fault."""
     if error.code == "input_too_long":
-        return truncation.too_long_error(error, options)
+        return shorten_after_refusal.too_long_error(error, options)
     if isinstance(error, UpstreamProtocolError):
         return InputError(
             "invalid_upstream_response",

@@ -10,8 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from engine.limiter.quota import UNLIMITED, BucketParams
-from engine.limiter.quota_share import (
+from engine.limiter.learned_quota import (
     MAX_QUOTA_COOLDOWN_S,
     NOTHING_LEARNED,
     AcceptedUsage,
@@ -19,6 +18,7 @@ from engine.limiter.quota_share import (
     after_refusal,
     params_for_share,
 )
+from engine.limiter.quota import UNLIMITED, BucketParams
 
 AT_CAPACITY_RETRY_S = 0.1  # a refused call asks again for a slot after this
 HALF_OPEN_RETRY_S = 0.25  # and after this while the half-open circuit waits for its probe

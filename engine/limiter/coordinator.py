@@ -9,8 +9,8 @@ from typing import Any
 
 from engine.limiter import lua, quota
 from engine.limiter.bucket import AcquireDecision, AcquireRequest, BucketState, CallResult, CallSignal, Verdict
+from engine.limiter.learned_quota import params_for_share, recovered_share
 from engine.limiter.quota import BucketParams
-from engine.limiter.quota_share import params_for_share, recovered_share
 from engine.limiter.redis_store import RedisStore
 from engine.observability.telemetry import LOCAL_FALLBACKS
 from engine.process.process_names import is_dead_local_process

@@ -68,8 +68,7 @@ from engine.limiter.bucket import (
     AcquireRequest,
     CallResult,
 )
-from engine.limiter.quota import NEARLY_EMPTY, BucketParams
-from engine.limiter.quota_share import (
+from engine.limiter.learned_quota import (
     BUCKET_S,
     BUCKETS,
     FIRST_DECREASE,
@@ -82,6 +81,7 @@ from engine.limiter.quota_share import (
     REPEATED_WITHIN_S,
     STEADY_S,
 )
+from engine.limiter.quota import NEARLY_EMPTY, BucketParams
 
 PREFIX = "em:pace:"
 RECENT_429S_KEY = "em:pace:watched"

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from redis import Redis
 
+from engine.limiter.learned_quota import recovered_share
 from engine.limiter.lua import keys_of
-from engine.limiter.quota_share import recovered_share
 
 _LEARNED = re.compile(r"1=([\d.]+):([\d.]+) 2=([\d.]+):([\d.]+)")
 

@@ -19,9 +19,9 @@ from engine.limiter.concurrency import AdaptiveSemaphore
 from engine.limiter.congestion import CongestionDetector
 from engine.limiter.coordinator import BucketCoordinator
 from engine.limiter.fair_queue import FairLock
+from engine.limiter.learned_quota import QUOTA_KINDS
 from engine.limiter.learned_timeout import LearnedTimeout
 from engine.limiter.max_wait import UNBOUNDED, MaxWait
-from engine.limiter.quota_share import QUOTA_KINDS
 from engine.observability.telemetry import (
     CONCURRENCY_LIMIT,
     LIMITER_REFUSALS,

@@ -142,8 +142,8 @@ def test_ten_inputs_do_not_wait_behind_many(stack: Stack, fault_run: FaultRun) -
 def test_memory_stays_flat_over_a_long_job(stack: Stack, fault_run: FaultRun) -> None:
     """A shorter one than bench/scale runs, with the mark of the matrix.
 
-    The allocator keeps what buffers had at their most, up to 48 MB a process (engine/process/memory.py). A job of the
-    same kind takes them there first.
+    The allocator keeps what buffers had at their most, up to 48 MB a process (engine/process/allocator_tuning.py).
+    A job of the same kind takes them there first.
     """
     stack.latency(80)  # or most of the job is done before all of it has been read
     stack.await_end(stack.submit(corpus("warm", WARM_INPUTS)), 90)

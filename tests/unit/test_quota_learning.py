@@ -7,8 +7,7 @@ import math
 import pytest
 
 from engine.limiter.bucket import AcquireRequest, BucketState, CallResult, CallSignal, Verdict
-from engine.limiter.quota import request_bucket, token_bucket
-from engine.limiter.quota_share import (
+from engine.limiter.learned_quota import (
     MIN_SHARE,
     AcceptedUsage,
     LearnedShare,
@@ -16,6 +15,7 @@ from engine.limiter.quota_share import (
     lowered_share,
     recovered_share,
 )
+from engine.limiter.quota import request_bucket, token_bucket
 from providers.fake.rate_limit import RateLimit, SlidingWindow
 from tests.unit.rate_limit_simulation import LIMIT, START, Simulation, acquire_request, bucket_state
 

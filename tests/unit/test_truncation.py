@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.planning import token_estimator, tokens
-from engine.planning.provider_truncation import QUICK_BYTES, cut_upstream
+from engine.planning.silent_truncation import QUICK_BYTES, cut_upstream
 from models.embedding import Batch, Input, Options
 
 PROSE = "The quick brown fox jumps over the lazy dog, and nobody is surprised. "

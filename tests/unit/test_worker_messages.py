@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.mmap_dict import MmapedDict
 
 from engine.queue.broker import RUN_SHARD
-from workers.messages import fault_of, refuse_compression
+from workers.message_check import fault_of, refuse_compression
 from workers.metric_files import compact
 
 EMBEDDED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}

@@ -6,12 +6,14 @@ import asyncio
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from decimal import Decimal
 
 from cli.commands.doctor.finding import Finding
 from cli.error_messages import explain
 from cli.output.terminal import err
 from engine.config.settings import Settings
 from engine.ledger import usage_rows
+from engine.ledger.call_cost import cost_of
 from engine.planning.token_estimator import estimate
 from engine.process.background import surviving
 from engine.route_state.control_call import control_batch
@@ -58,7 +60,7 @@ def probe_cost(aliases: Mapping[str, Alias]) -> str:
     """The number and cost of the calls that would try each account."""
     routes = cheapest_routes(aliases)
     count = estimate(PROBE)
-    usd = sum(float(route.usd_per_million_tokens) * count / 1_000_000 for _, route in routes.values())
+    usd = sum((cost_of(count, route) for _, route in routes.values()), Decimal(0))
     calls = "1 call" if len(routes) == 1 else f"{len(routes)} calls"
     return f"{calls} of {count} tokens, about ${usd:.8f}".rstrip("0").rstrip(".")
 

@@ -24,7 +24,7 @@ from engine.jobs.recording import (
     calls_without_results,
     cost_limit,
     duplicate_outcomes,
-    late_results,
+    surplus_results,
     truncated_inputs,
     wait_report,
 )
@@ -108,7 +108,7 @@ async def _record(
         if row is not None and row.size != shard.count:
             raise ShardWasSplit
         if row is None or row.state in (ShardState.DONE, ShardState.CANCELLED):
-            await late_results.insert_late_results(connection, shard, parts, record_id, first_try=False)
+            await surplus_results.insert_surplus_results(connection, shard, parts, record_id, first_try=False)
             await calls_without_results.insert_run_calls(store.database, connection, shard, calls)
             return SHARD_CLOSED
         recorded = await _record_into(store, connection, shard, row, parts, record_id)
@@ -163,9 +163,9 @@ async def _record_into(
         }
     await connection.execute(update(Shard).where(Shard.id == shard.shard_id).values(values))
     if late:
-        await late_results.insert_late_results(connection, shard, late, record_id, first_try=bool(new_parts))
+        await surplus_results.insert_surplus_results(connection, shard, late, record_id, first_try=bool(new_parts))
     if unusable:
-        await late_results.insert_late_results(
+        await surplus_results.insert_surplus_results(
             connection, shard, unusable, f"{record_id}.unusable", first_try=True, code="storage_refused"
         )
     truncated_count = await truncated_inputs.insert_truncated(connection, shard, new_parts)

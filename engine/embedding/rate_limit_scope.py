@@ -4,6 +4,8 @@ The first 429 of a call starts a short cooldown of its route for all callers. A 
 caused, one with a long Retry-After, or a repeated one to the same batch or tenant starts no cooldown: a control call
 shows whether all calls are limited. If it is answered, only this caller waits. A job's batch that alone is refused
 again and again is bisected for the inputs that draw the 429, so that all others get their vectors.
+
+The wait for the cooldown itself is in `engine/limiter/acquire.py`.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from models.usage import UsageKind, UsageRecord
 CODE = "late_result"
 
 
-async def insert_late_results(
+async def insert_surplus_results(
     connection: AsyncConnection,
     shard: ClaimedShard,
     late: Sequence[BatchOutcome],
