@@ -8,12 +8,13 @@ what the reply means. Both are refused by name, in any spelling and at any depth
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from models.embedding import Alias, Options, Route
 from models.errors import InvalidInput, UnsupportedParameter
+from providers.traits import Traits
 
 # Compared by letters and digits alone, without case: `apiBase` is `api_base`.
 _ADDRESSES_AND_CREDENTIALS = frozenset(
@@ -54,16 +55,16 @@ GATEWAY = "gateway"
 MAX_DEPTH = 16
 
 
-def checked_options(options: Options, alias: Alias) -> Options:
-    """The options, with the width that they request as `dimensions`, and without fields that are not sent.
+def checked_options(options: Options, alias: Alias, traits_of: Callable[[Route], Traits]) -> Options:
+    """The options, with the width and the meaning that they request as `dimensions` and `input_type`.
 
-    Raises InvalidInput or UnsupportedParameter that names the field: for a name that may not be set, or a width that
-    contradicts `dimensions` or that the model does not have.
+    Both are taken out of the providers' sections. Raises InvalidInput or UnsupportedParameter that names the field: for
+    a name that may not be set, a width or a meaning that contradicts the request's own, or one that there is not.
     """
     if not options.provider_options:
         return options
-    names = {name: route.account for route in reversed(alias.routes) for name in (*_names_of(route), _owner(alias))}
-    dimensions = options.dimensions
+    names = {name: route for route in reversed(alias.routes) for name in (*_names_of(route), _owner(alias))}
+    dimensions, input_type = options.dimensions, options.input_type
     checked: dict[str, Any] = {}
     for provider, section in options.provider_options.items():
         checked[provider] = section
@@ -74,14 +75,28 @@ def checked_options(options: Options, alias: Alias) -> Options:
             raise _may_not_be_set(f"{where}.{path}")
         if provider not in names:  # of a provider that does not serve this model: another model's may be in it
             continue
-        allowed = names[provider].allowed_options
+        allowed = names[provider].account.allowed_options
+        traits = traits_of(names[provider])
         for name in section:
             if allowed is not None and name not in allowed and _plain(name) not in _WIDTHS:
                 raise _may_not_be_set(f"{where}.{name[:100]}")
         for name in [name for name in section if _plain(name) in _WIDTHS]:
             dimensions = _agreed_width(section[name], dimensions, alias, f"{where}.{name}")
-        checked[provider] = {name: value for name, value in section.items() if _plain(name) not in _WIDTHS}
-    return replace(options, dimensions=dimensions, provider_options=checked)
+        for name in [name for name in section if _is_meaning(name, traits)]:
+            input_type = _agreed_meaning(section[name], input_type, traits, f"{where}.{name[:100]}")
+        for name in section:
+            if (of_request := _owned(name, traits)) is not None:
+                raise UnsupportedParameter(
+                    f"'{where}.{name[:100]}' may not be set: send '{of_request}' beside 'input', for any provider.",
+                    param=f"{where}.{name[:100]}",
+                    code="unsupported_parameter",
+                )
+        checked[provider] = {
+            name: value
+            for name, value in section.items()
+            if _plain(name) not in _WIDTHS and not _is_meaning(name, traits)
+        }
+    return replace(options, dimensions=dimensions, input_type=input_type, provider_options=checked)
 
 
 def sendable_options(provider_options: Mapping[str, Any], route: Route) -> dict[str, Any]:
@@ -129,6 +144,40 @@ def _agreed_width(value: object, dimensions: int | None, alias: Alias, where: st
             code="invalid_value",
         )
     return value
+
+
+def _is_meaning(name: str, traits: Traits) -> bool:
+    return traits.input_type is not None and _plain(name) == _plain(traits.input_type.name)
+
+
+def _agreed_meaning(value: object, input_type: str | None, traits: Traits, where: str) -> str:
+    """Our word for the provider's."""
+    pairs = [] if traits.input_type is None else [*traits.input_type.values.items()]
+    words: dict[object, str] = {word: ours for ours, word in reversed(pairs)}  # of two with one word, the first
+    meaning = words.get(value) if isinstance(value, str) else None
+    if meaning is None:
+        raise InvalidInput(
+            f"Invalid '{where}': expected one of {', '.join(map(str, words))}.", param=where, code="invalid_value"
+        )
+    if input_type is not None and meaning != input_type:
+        raise InvalidInput(
+            f"Invalid '{where}': {value} contradicts the input_type {input_type[:100]} of the request. "
+            "Set 'input_type' alone.",
+            param=where,
+            code="invalid_value",
+        )
+    return meaning
+
+
+def _owned(name: str, traits: Traits) -> str | None:
+    """The request's own field for what the provider's field says; None: the adapter does not set that one."""
+    pairs = (
+        (traits.truncate.name if traits.truncate else None, "truncate"),
+        (traits.user_field, "user"),
+        (traits.base64[0] if traits.base64 else None, "encoding_format"),
+        (traits.floats[0] if traits.floats else None, "encoding_format"),
+    )
+    return next((ours for field, ours in pairs if field is not None and _plain(field) == _plain(name)), None)
 
 
 def _may_not_be_set(where: str) -> UnsupportedParameter:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from engine.planning.templates import with_room_for_templates
-from engine.routing.option_warnings import unsupported
+from engine.routing.option_warnings import traits_of, unsupported
 from engine.routing.router import apply_gateway_options
 from models.embedding import Alias, Options
 from models.errors import UnsupportedParameter
@@ -19,7 +19,7 @@ def choose_model(aliases: Mapping[str, Alias], alias: Alias, options: Options) -
     Raises InvalidInput, UnsupportedParameter or UnknownAlias that names the field.
     """
     if options.provider_options:
-        options = checked_options(options, apply_gateway_options(aliases, alias, options.provider_options))
+        options = checked_options(options, apply_gateway_options(aliases, alias, options.provider_options), traits_of)
         alias = with_callers_routes(aliases, alias, options)
     return with_room_for_templates(alias, options), options
 

@@ -32,7 +32,7 @@ def option_warnings(options: Options, routes: Sequence[Route]) -> Iterator[Optio
     """The warnings for a call. `routes`: the one that served it, or those that may."""
     names = ", ".join(dict.fromkeys(route.provider for route in routes))
     yield from _input_type(options, routes, names)
-    if options.user and all(_traits(route).user_field is None for route in routes):
+    if options.user and all(traits_of(route).user_field is None for route in routes):
         yield OptionWarning("unsupported", "user", f"{names} takes none: it was left out")
     known = {
         name
@@ -65,7 +65,7 @@ def _input_type(options: Options, routes: Sequence[Route], names: str) -> Iterat
             )
         return
     for route in routes:
-        field = _traits(route).input_type
+        field = traits_of(route).input_type
         words = set(route.templates) | set(field.values if field is not None else ())
         if input_type not in words:
             takes = f"it takes {', '.join(sorted(words))}" if words else "it takes none for this model"
@@ -73,5 +73,6 @@ def _input_type(options: Options, routes: Sequence[Route], names: str) -> Iterat
             return
 
 
-def _traits(route: Route) -> Traits:
+def traits_of(route: Route) -> Traits:
+    """What the route's provider takes and does, for this model."""
     return providers.PROVIDERS[route.account.kind].traits_of(route.upstream_model)

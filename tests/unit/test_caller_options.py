@@ -9,12 +9,14 @@ from typing import Any
 import orjson
 import pytest
 
+from engine.routing.option_warnings import traits_of
 from models.embedding import Account, Alias, Batch, Limits, Options, Route
 from models.errors import EmbedmillError, InvalidInput, UnsupportedParameter
 from providers.caller_options import checked_options
 from providers.openai import OpenAIProvider
 
 ACCOUNT = Account("main", "openai", "https://acme.test/v1", "sk-1")
+COHERE = Account("main", "cohere", "https://acme.test", "k")
 ROUTE = Route(ACCOUNT, "m", 16, Limits(), Decimal(1))
 
 
@@ -23,7 +25,7 @@ def alias(account: Account = ACCOUNT) -> Alias:
 
 
 def checked(sections: dict[str, Any], dimensions: int | None = None, **fields: Any) -> Options:
-    return checked_options(Options(dimensions=dimensions, provider_options=sections), alias(**fields))
+    return checked_options(Options(dimensions=dimensions, provider_options=sections), alias(**fields), traits_of)
 
 
 def refused(sections: dict[str, Any], dimensions: int | None = None, **fields: Any) -> EmbedmillError:
@@ -135,3 +137,38 @@ def test_options_that_were_taken_before_they_were_refused_are_not_sent() -> None
     options = Options(provider_options={"main": {"api_base": "http://evil", "dimensions": 3, "seed": 1}})
     body = orjson.loads(OpenAIProvider().request(Batch(["a"], [0], 1, 16, options), ROUTE).body)
     assert body == {"model": "m", "input": ["a"], "encoding_format": "base64", "seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "word", "meaning"),
+    [
+        ("input_type", "search_query", "query"),
+        ("inputType", "search_document", "document"),
+        ("input_type", "clustering", "clustering"),
+    ],
+)
+def test_a_providers_word_for_the_meaning_is_ours(name: str, word: str, meaning: str) -> None:
+    """As SDKs of gateways send it: the space of the vectors must say what they are."""
+    found = checked({"cohere": {name: word, "priority": 3}}, account=COHERE)
+    assert found.input_type == meaning and found.provider_options == {"cohere": {"priority": 3}}
+
+
+@pytest.mark.parametrize(
+    ("section", "param", "said"),
+    [
+        ({"input_type": "image"}, "providerOptions.cohere.input_type", "search_query"),
+        ({"input_type": 3}, "providerOptions.cohere.input_type", "expected one of"),
+        ({"truncate": "START"}, "providerOptions.cohere.truncate", "send 'truncate'"),
+    ],
+)
+def test_what_the_adapter_sets_is_asked_for_in_the_request(section: dict[str, Any], param: str, said: str) -> None:
+    error = refused({"cohere": section}, account=COHERE)
+    assert error.param == param and said in error.message
+
+
+def test_two_meanings_contradict_each_other() -> None:
+    options = Options(input_type="document", provider_options={"cohere": {"input_type": "search_query"}})
+    with pytest.raises(InvalidInput, match="contradicts"):
+        checked_options(options, alias(COHERE), traits_of)
+    agreed = Options(input_type="query", provider_options={"cohere": {"input_type": "search_query"}})
+    assert checked_options(agreed, alias(COHERE), traits_of).input_type == "query"
