@@ -31,6 +31,7 @@ class RouteTest:
     """The result of one call. `cause` None: the route answers as the configuration says."""
 
     alias: str
+    provider: str
     upstream_model: str
     width: int
     seconds: float
@@ -45,11 +46,13 @@ async def check_account(runtime: Runtime, account: str) -> list[RouteTest]:
     routes: dict[tuple[tuple[str, str], int], tuple[Alias, Route]] = {}
     for alias in runtime.aliases.values():
         for route in alias.routes:
-            if route.provider == account:
+            if account in (route.provider, route.account.section):
                 routes.setdefault((route.key, route.width), (alias, route))
     tests = [await _test(runtime, alias, route) for alias, route in routes.values()]
     with contextlib.suppress(EmbedmillError, DBAPIError, OSError):  # without tables, nobody waits for it
-        await _end_outages(runtime, account, [test.upstream_model for test in tests if test.cause is not None])
+        for name in {route.provider for _, route in routes.values()} | {account}:
+            failed = [test.upstream_model for test in tests if test.cause is not None and test.provider == name]
+            await _end_outages(runtime, name, failed)
         await runtime.usage.flush()
         await outage_waits.resume_recovered_jobs(runtime.store)  # jobs go on now, not only when the sweep looks
         await dispatcher_of(runtime).dispatch()
@@ -77,7 +80,15 @@ async def _test(runtime: Runtime, alias: Alias, route: Route) -> RouteTest:
     price = route.usd_per_million_tokens
     used = batch.tokens if counted is None else counted
     return RouteTest(
-        alias.name, route.upstream_model, route.width, seconds, cause, counted, price, cost_of(used, route)
+        alias.name,
+        route.provider,
+        route.upstream_model,
+        route.width,
+        seconds,
+        cause,
+        counted,
+        price,
+        cost_of(used, route),
     )
 
 

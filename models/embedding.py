@@ -51,14 +51,17 @@ class Options:
 
         `user` too: gateways have limits and refusals for single users.
         """
-        names = (account.name, account.kind)
+        names = (account.section, account.kind)
         field_name = next((f"providerOptions.{name}" for name in names if self.provider_options.get(name)), None)
         return field_name or ("user" if self.user else None)
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """A configured credential, base URL and quotas at a provider. `name` is its section in the configuration."""
+    """A configured credential, base URL and quotas at a provider.
+
+    `name` is its section in the configuration; with `#2`, … behind it where the section has several credentials.
+    """
 
     name: str
     kind: str
@@ -93,6 +96,12 @@ class Account:
     ca_file: str | None = None  # PEM file of certificates that are trusted for its calls
     # Files of secrets that a running process reads again: `api_key` or `proxy`, and the path.
     secret_files: Mapping[str, str] = field(default_factory=dict)
+    key_rank: int = 0  # of several credentials that are used in order: the lowest first
+
+    @property
+    def section(self) -> str:
+        """Its section in the configuration, which all of its credentials share."""
+        return self.name.partition("#")[0]
 
 
 @dataclass(frozen=True, slots=True)

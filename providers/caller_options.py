@@ -116,7 +116,7 @@ def sendable_options(provider_options: Mapping[str, Any], route: Route) -> dict[
 
 
 def _names_of(route: Route) -> tuple[str, ...]:
-    return route.account.name, route.account.kind
+    return route.account.section, route.account.kind
 
 
 def _owner(alias: Alias) -> str:

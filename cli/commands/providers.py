@@ -55,7 +55,7 @@ def test_(
 
     settings = Settings.from_environment(with_config(os.environ))
     aliases = config_file.load(settings.config, data_dir=settings.data_dir)
-    accounts = sorted({route.provider for alias in aliases.values() for route in alias.routes})
+    accounts = sorted({route.account.section for alias in aliases.values() for route in alias.routes})
     if name not in accounts:
         raise NotFound(f"no model has a route to an account {name!r}", f"accounts with routes: {', '.join(accounts)}")
     if not settings.broker:
@@ -68,7 +68,7 @@ def test_(
         print_json(msgspec.json.encode([_facts(test) for test in tests]))
     else:
         for test in tests:
-            out.print(_line(name, test), markup=False, highlight=False)
+            out.print(_line(test.provider, test), markup=False, highlight=False)
     if any(test.cause is not None for test in tests):
         raise typer.Exit(CODES[Failure.SERVER])
 
@@ -87,6 +87,7 @@ async def _check_readable(settings: Settings, name: str) -> list[RouteTest]:
 def _facts(test: RouteTest) -> dict[str, object]:
     cause = test.cause
     return {
+        "account": test.provider,
         "model": test.alias,
         "upstream_model": test.upstream_model,
         "ok": cause is None,

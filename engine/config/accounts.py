@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from models.errors import ConfigError
 from providers.traits import Traits
 
 MAX_CONCURRENCY = 64
+MAX_KEYS = 16
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 # Headers that frame the request: a wrong one would break it, or send it elsewhere.
 _FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "content-type", "accept-encoding"})
@@ -46,8 +48,30 @@ def accounts_of_environment(environ: Mapping[str, str]) -> dict[str, dict[str, A
     return sections
 
 
-def build_account(name: str, value: Any, environ: Mapping[str, str]) -> Account:
-    """The account of a section [providers.<name>]. Raises ConfigError that names the key."""
+def build_accounts(name: str, value: Any, environ: Mapping[str, str]) -> list[Account]:
+    """The account of a section [providers.<name>], once for each of its keys. Raises ConfigError that names the key."""
+    where = f"providers.{name}"
+    if "#" in name:
+        raise ConfigError(f"{where}: a name must have no '#'", param=where)
+    keys = value.get("api_keys") if isinstance(value, dict) else None
+    if not keys or not isinstance(keys, list):
+        return [_build_account(name, value, environ)]
+    if value.get("api_key") is not None:
+        raise ConfigError(f"{where} has api_key and api_keys: put all into api_keys", param=f"{where}.api_keys")
+    if len(keys) > MAX_KEYS or len(set(map(str, keys))) < len(keys):
+        raise ConfigError(f"{where}.api_keys may hold {MAX_KEYS} keys, each once", param=f"{where}.api_keys")
+    in_order = value.get("key_use", "in-order") == "in-order"
+    return [
+        replace(
+            _build_account(name, {**value, "api_keys": [], "api_key": key}, environ),
+            name=name if position == 0 else f"{name}#{position + 1}",
+            key_rank=position if in_order else 0,
+        )
+        for position, key in enumerate(keys)
+    ]
+
+
+def _build_account(name: str, value: Any, environ: Mapping[str, str]) -> Account:
     where = f"providers.{name}"
     traits = _traits_of(value, where)
     section = read_section(value, AccountSection, where, traits.settings)

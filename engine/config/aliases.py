@@ -54,8 +54,12 @@ def build_alias(name: str, value: Any, accounts: Mapping[str, Account], catalog:
         section.max_input_tokens or (known.max_input_tokens if known else DEFAULT_MAX_INPUT_TOKENS),
         _price(section.input_usd_per_million_tokens, f"{where}.input_usd_per_million_tokens"),
     )
+    # A section with several keys is an account, and so a route, for each: in their order, or side by side.
+    ranks = 1 + max((account.key_rank for account in accounts.values()), default=0)
     routes = tuple(
-        _route(route, f"{where}.routes[{i}]", accounts, model, catalog) for i, route in enumerate(section.routes)
+        _route(route, f"{where}.routes[{i}]", account, route.priority * ranks + account.key_rank, model, catalog)
+        for i, route in enumerate(section.routes)
+        for account in _accounts_of(route, f"{where}.routes[{i}]", accounts)
     )
     space = section.space or (known.space if known and name in catalog.models else None) or name
     allowed = _allowed(section, known, width, where)
@@ -71,13 +75,24 @@ def sections_of_catalog(accounts: Mapping[str, Account], catalog: Catalog) -> di
             RouteSection(account.name, model=offer.model, priority=priority)
             for priority, offer in enumerate(known.served_by)
             for account in accounts.values()
-            if account.kind == offer.kind and _is_vendors_own(account)
+            if account.kind == offer.kind and _is_vendors_own(account) and account.name == account.section
         ]
         if routes:
             first = routes[0].priority
             same = routes if known.interchangeable else [route for route in routes if route.priority == first]
             sections[name] = ModelSection(same)
     return sections
+
+
+def _accounts_of(route: RouteSection, where: str, accounts: Mapping[str, Account]) -> list[Account]:
+    found = [account for account in accounts.values() if account.section == route.provider]
+    if not found:
+        names = {account.section for account in accounts.values()}
+        raise ConfigError(
+            f"{where}.provider = {route.provider!r} is not an account{did_you_mean(route.provider, names)}",
+            param=f"{where}.provider",
+        )
+    return found
 
 
 def _is_vendors_own(account: Account) -> bool:
@@ -118,14 +133,8 @@ def _allowed(section: ModelSection, known: CatalogModel | None, width: int, wher
 
 
 def _route(
-    section: RouteSection, where: str, accounts: Mapping[str, Account], model: _Model, catalog: Catalog
+    section: RouteSection, where: str, account: Account, priority: int, model: _Model, catalog: Catalog
 ) -> Route:
-    account = accounts.get(section.provider)
-    if account is None:
-        raise ConfigError(
-            f"{where}.provider = {section.provider!r} is not an account{did_you_mean(section.provider, accounts)}",
-            param=f"{where}.provider",
-        )
     if section.tokenizer not in (None, CL100K):
         raise ConfigError(f'{where}.tokenizer must be "{CL100K}", or left out', param=f"{where}.tokenizer")
     if section.narrowing not in (None, "native", "cut"):
@@ -154,7 +163,7 @@ def _route(
         or (known.narrowing if known else None)
         or ("native" if traits.width_field else "cut"),
         accepts_tokens=traits.accepts_tokens,
-        priority=section.priority,
+        priority=priority,
         weight=section.weight,
         tokenizer=section.tokenizer or (known.tokenizer if known else None),
         expect_model=_expected_model(expected, upstream_model),

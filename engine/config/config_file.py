@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.config.accounts import accounts_of_environment, build_account
+from engine.config.accounts import accounts_of_environment, build_accounts
 from engine.config.aliases import build_alias, sections_of_catalog
 from engine.config.catalog import load_catalog
 from engine.config.sections import check_keys, table
@@ -47,7 +47,11 @@ def parse(
     environ = os.environ if environ is None else environ
     catalog = load_catalog(data_dir)
     check_keys(document, ("providers", "models"), "")
-    accounts = {name: build_account(name, value, environ) for name, value in table(document, "providers").items()}
+    accounts = {
+        account.name: account
+        for name, value in table(document, "providers").items()
+        for account in build_accounts(name, value, environ)
+    }
     if not accounts:
         raise ConfigError("no [providers.<name>] section: nothing could serve a request", param="providers")
     configured = table(document, "models")

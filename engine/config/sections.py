@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -18,6 +18,8 @@ class AccountSection(msgspec.Struct, forbid_unknown_fields=True):
     kind: str
     base_url: str | None = None
     api_key: str | None = None
+    api_keys: list[str] = []  # several, each with quotas of its own
+    key_use: Literal["in-order", "spread"] = "in-order"
     max_concurrency: int | None = None
     timeout_s: float = 60.0
     requests_per_minute: int | None = None

@@ -38,7 +38,7 @@ def option_warnings(options: Options, routes: Sequence[Route]) -> Iterator[Optio
         name
         for route in routes
         if route.account.kind not in KINDS_WITHOUT_OPTIONS
-        for name in (route.account.name, route.account.kind)
+        for name in (route.account.section, route.account.kind)
     }
     for provider, section in options.provider_options.items():
         if provider == GATEWAY:

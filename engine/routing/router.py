@@ -78,7 +78,8 @@ def _with_other_models(aliases: Mapping[str, Alias], alias: Alias, models: Seque
 
 def _rank_in(names: list[str], route: Route) -> int | None:
     """The position of the route's provider among the names."""
-    return next((i for i, name in enumerate(names) if name in (route.account.name, route.account.kind)), None)
+    account = route.account
+    return next((i for i, name in enumerate(names) if name in (account.name, account.section, account.kind)), None)
 
 
 class Router:

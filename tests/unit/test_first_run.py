@@ -108,3 +108,35 @@ def test_headers_names_and_fields_of_an_account() -> None:
     for name in ("Host", "content-length", "bad name"):
         with pytest.raises(ConfigError, match="no header that may be set"):
             parse({**document, "providers": {"box": section | {"headers": {name: "x"}}}}, {})
+
+
+def _keys(*keys: str, **fields: object) -> dict[str, object]:
+    section = {"kind": "openai", "base_url": "http://up", "api_keys": list(keys), **fields}
+    routes = [{"provider": "box", "priority": 1}, {"provider": "other"}]
+    return {
+        "providers": {"box": section, "other": {"kind": "vllm"}},
+        "models": {"m": {"dimensions": 8, "routes": routes}},
+    }
+
+
+@pytest.mark.parametrize(("use", "priorities"), [("in-order", [2, 3, 0]), ("spread", [1, 1, 0])])
+def test_several_keys_are_accounts_of_one_section(use: str, priorities: list[int]) -> None:
+    routes = parse(_keys("env:A", "env:B", key_use=use), {"A": "first", "B": "second"})["m"].routes
+    assert [(each.provider, each.account.section, each.account.api_key) for each in routes] == [
+        ("box", "box", "first"), ("box#2", "box", "second"), ("other", "other", None),
+    ]  # fmt: skip
+    assert [each.priority for each in routes] == priorities
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (_keys("env:A", "env:A"), "each once"),
+        (_keys("env:A", "sk-secret"), "never the key itself"),
+        (_keys("env:A", api_key="env:B"), "api_key and api_keys"),
+        (_keys("env:A", key_use="random"), "key_use"),
+    ],
+)
+def test_keys_that_cannot_be_used_are_named(document: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse(document, {"A": "a", "B": "b"})
