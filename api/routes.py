@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api import health
 from api.http import schemas
 from api.http.openapi import BINARY, JSON, json_body, operation, path_param, query_param, schema_ref
-from api.jobs import control, results, status
+from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
 from api.openai import embeddings, models
 
@@ -135,4 +135,10 @@ def _job_outcomes() -> Iterator[RouteSpec]:
         f"{ONE_JOB}/errors",
         results.get_errors,
         operation("Inputs that failed, as ndjson", "Jobs", extra={"parameters": [JOB_ID]}),
+    )
+    yield RouteSpec(
+        "GET",
+        f"{ONE_JOB}/routes",
+        job_routes.get_job_routes,
+        operation("The routes that embedded its inputs", "Jobs", 200, schemas.JobRoutes, {"parameters": [JOB_ID]}),
     )

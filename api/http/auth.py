@@ -31,6 +31,7 @@ REQUIRED_SCOPE: dict[str, Scope] = {
     "get_job": Scope.JOBS,
     "get_results": Scope.JOBS,
     "get_errors": Scope.JOBS,
+    "get_job_routes": Scope.JOBS,
     "cancel_job": Scope.JOBS,
     "pause_job": Scope.JOBS,
     "resume_job": Scope.JOBS,

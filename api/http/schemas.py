@@ -226,6 +226,34 @@ class JobEstimate(msgspec.Struct):
     within_max_cost: bool | None  # whether `cost_usd`, with the margin of its tokens, keeps to it
 
 
+class RouteCalls(msgspec.Struct):
+    """Calls of one kind on one route."""
+
+    calls: int
+    inputs: int
+    tokens: int
+    cost_usd: str
+
+
+class JobRoute(msgspec.Struct):
+    """One account and upstream model, and what it did for a job."""
+
+    provider: str
+    upstream_model: str
+    share: float  # of the inputs that have a vector
+    delivered: RouteCalls
+    wasted: RouteCalls
+    ambiguous: RouteCalls
+    codes: dict[str, int]  # calls without a result, by the code of their error
+
+
+class JobRoutes(msgspec.Struct):
+    """The routes of a job, the one with the most inputs first."""
+
+    object: Literal["list"]
+    data: list[JobRoute]
+
+
 class JobList(msgspec.Struct):
     """A page of jobs, newest first."""
 
@@ -259,6 +287,7 @@ DOCUMENTED = (
     JobObject,
     JobEstimate,
     JobList,
+    JobRoutes,
     ErrorEnvelope,
 )
 
