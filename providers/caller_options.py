@@ -51,6 +51,8 @@ _ADAPTERS_OWN = frozenset(
 _REFUSED = _ADDRESSES_AND_CREDENTIALS | _ADAPTERS_OWN
 # The spellings of the width that providers use; the caller's is taken as `dimensions`.
 _WIDTHS = frozenset({"dimensions", "dimension", "dimensionality", "outputdimensionality", "outputdimension"})
+# Jina's: all inputs of a call become one context.
+_SHARED_CONTEXT = frozenset({"latechunking"})
 GATEWAY = "gateway"
 MAX_DEPTH = 16
 
@@ -73,6 +75,14 @@ def checked_options(options: Options, alias: Alias, traits_of: Callable[[Route],
         where = f"providerOptions.{provider[:100]}"
         for path in _refused_paths(section):
             raise _may_not_be_set(f"{where}.{path}")
+        for name in section:
+            if _plain(name) in _SHARED_CONTEXT and section[name]:
+                raise UnsupportedParameter(
+                    f"'{where}.{name[:100]}' is not supported: each vector would depend on the other inputs of its "
+                    "call, and calls are packed from many requests. Leave it out.",
+                    param=f"{where}.{name[:100]}",
+                    code="unsupported_parameter",
+                )
         if provider not in names:  # of a provider that does not serve this model: another model's may be in it
             continue
         allowed = names[provider].account.allowed_options

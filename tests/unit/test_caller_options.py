@@ -172,3 +172,12 @@ def test_two_meanings_contradict_each_other() -> None:
         checked_options(options, alias(COHERE), traits_of)
     agreed = Options(input_type="query", provider_options={"cohere": {"input_type": "search_query"}})
     assert checked_options(agreed, alias(COHERE), traits_of).input_type == "query"
+
+
+@pytest.mark.parametrize("name", ["late_chunking", "lateChunking"])
+def test_inputs_that_share_a_context_are_refused_with_the_reason(name: str) -> None:
+    error = refused({"jina": {name: True}}, account=replace(ACCOUNT, kind="jina"))
+    assert error.param == f"providerOptions.jina.{name}" and "packed from many requests" in error.message
+    assert checked({"jina": {name: False}}, account=replace(ACCOUNT, kind="jina")).provider_options["jina"] == {
+        name: False
+    }
