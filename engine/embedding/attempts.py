@@ -18,6 +18,7 @@ from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
 from engine.planning.provider_truncation import PLAUSIBLE_BYTES_PER_TOKEN, cut_upstream
 from engine.planning.token_estimator import is_exact_for
 from engine.route_state.state import RouteState
+from engine.routing.health_probes import HealthProbes
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Embedded, Upstream
 from models.embedding import Alias, Batch, BatchOutcome, Call, Route
@@ -72,6 +73,8 @@ class EmbedRun:
     waits: CallWaits = field(default_factory=CallWaits)
     # Of the interactive lane: longest wait for the cooldown of the last route that is left.
     cooldown_wait_s: float = 5.0
+    # Probes routes that are down while others serve; None: a batch of the run makes the probes.
+    health_probes: HealthProbes | None = None
     # Cancelled when a batch could not be settled, or from outside: calls under way may end, no new one starts.
     stop: CancellationToken = field(default_factory=CancellationToken)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pytest
@@ -58,34 +60,58 @@ def p50_ms(seconds: Sequence[float]) -> float:
     return round(statistics.median(seconds) * 1000, 1)
 
 
-def test_no_sync_call_fails_and_only_probes_go_to_the_dead_route(
-    stack: ManyFormatsStack, record_property: Callable[[str, object], None]
-) -> None:
-    stack.script_all({"do": {"latency_ms": 20}})
-    before_s = [call(stack, f"before {number}") for number in range(100)]
-    assert calls_to(stack, OPENAI_ACCOUNT) == (100, 0) and calls_to(stack, STAND_IN) == (0, 0)
+@contextmanager
+def black_hole(port: int) -> Iterator[None]:
+    """A port on which no connection comes about, and nothing says so: its queue is full, and nobody takes from it."""
+    with ExitStack() as opened:
+        hole = opened.enter_context(socket.socket())
+        hole.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        hole.bind(("127.0.0.1", port))
+        hole.listen(0)
+        for _ in range(4):
+            filling = opened.enter_context(socket.socket())
+            filling.setblocking(False)
+            filling.connect_ex(("127.0.0.1", port))
+        yield
 
-    with ThreadPoolExecutor(CALLERS) as callers:
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("is_black_hole", [False, True], ids=["connection refused", "black hole"])
+def test_no_sync_call_fails_and_only_probes_go_to_the_dead_route(
+    stack: ManyFormatsStack, record_property: Callable[[str, object], None], is_black_hole: bool
+) -> None:
+    """In a black hole a health probe lasts as long as connecting may, and the calls beside it do not."""
+    stack.script_all({"do": {"latency_ms": 20}})
+    served, failures = calls_to(stack, OPENAI_ACCOUNT)
+    stood_in, _ = calls_to(stack, STAND_IN)
+    before_s = [call(stack, f"before {number}") for number in range(100)]
+    assert calls_to(stack, OPENAI_ACCOUNT) == (served + 100, failures)
+
+    with ExitStack() as opened:
+        callers = opened.enter_context(ThreadPoolExecutor(CALLERS))
         under_way = [callers.submit(call, stack, f"under way {number}") for number in range(CALLS)]
         wait_until(lambda: sum(each.done() for each in under_way) > CALLS // 4, 30, what="a quarter of the calls")
         stack.processes.kill(process_of(OPENAI_ACCOUNT))
+        if is_black_hole:
+            opened.enter_context(black_hole(stack.fake_port))
         during_s = [each.result() for each in under_way]
-    wait_until(lambda: failed_probes(stack) is not None, 30, what="the outage")
-    answered, failed = calls_to(stack, OPENAI_ACCOUNT)
-    probes = failed_probes(stack) or 0
-    assert 1 <= failed <= CALLERS * CALLS_EACH + probes
+        wait_until(lambda: failed_probes(stack) is not None, 30, what="the outage")
+        answered, failed = calls_to(stack, OPENAI_ACCOUNT)
+        probes = failed_probes(stack) or 0
+        assert 1 <= failed - failures <= CALLERS * CALLS_EACH + probes
 
-    after_s: list[float] = []
+        after_s: list[float] = []
 
-    def two_more_probes() -> bool:
-        after_s.extend(call(stack, f"after {len(after_s) + number}") for number in range(20))
-        return (failed_probes(stack) or 0) >= probes + 2
+        def two_more_probes() -> bool:
+            after_s.extend(call(stack, f"after {len(after_s) + number}") for number in range(20))
+            return (failed_probes(stack) or 0) >= probes + 2
 
-    wait_until(two_more_probes, 60, what="two more health probes")
-    now_answered, now_failed = calls_to(stack, OPENAI_ACCOUNT)
-    assert now_answered == answered and len(after_s) > 2
-    assert wait_until(lambda: (failed_probes(stack) or 0) - probes >= now_failed - failed, 10, what="only probes")
-    assert calls_to(stack, STAND_IN) == (100 + CALLS + len(after_s) - answered, 0)
+        wait_until(two_more_probes, 60, what="two more health probes")
+        now_answered, now_failed = calls_to(stack, OPENAI_ACCOUNT)
+        assert now_answered == answered
+        wait_until(lambda: (failed_probes(stack) or 0) - probes >= now_failed - failed, 10, what="only probes")
+    calls = 100 + CALLS + len(after_s)
+    assert calls_to(stack, STAND_IN) == (stood_in + calls - (answered - served), 0)
 
     stack.processes.start(process_of(OPENAI_ACCOUNT))
 
@@ -94,7 +120,12 @@ def test_no_sync_call_fails_and_only_probes_go_to_the_dead_route(
         return calls_to(stack, OPENAI_ACCOUNT)[0] > answered + 1
 
     wait_until(serves_again, 60, what="calls of the first route")
-    assert failed_probes(stack) is None
-    figures = {"p50_before_ms": p50_ms(before_s), "p50_after_ms": p50_ms(after_s), "longest_ms": max(during_s) * 1000}
+    wait_until(lambda: failed_probes(stack) is None, 10, what="the end of the outage")
+    figures = {
+        "p50_before_ms": p50_ms(before_s),
+        "p50_after_ms": p50_ms(after_s),
+        "longest_meanwhile_ms": round(max(during_s) * 1000, 1),
+        "longest_after_ms": round(max(after_s) * 1000, 1),
+    }
     for name, value in figures.items():
         record_property(name, value)
