@@ -18,7 +18,7 @@ PAGE := docs/reliability.md
 SECONDS ?= 60
 SEED ?= 7
 
-.PHONY: help docs install lock audit demo up test faults chaos lint mutants check format bench clean
+.PHONY: help docs install lock audit demo up test providers faults chaos lint mutants check format bench clean
 
 help:  ## Show this help
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ up: install  ## Keep the whole stack in the foreground
 
 test: install  ## Run the tests; services that are missing are skipped with a reason
 	$(BIN)/python -m pytest $(PARALLEL) -rs --ignore tests/faults
+
+providers: install  ## Run the tests of all adapters and print what each provider can do, by their results
+	$(BIN)/python -m tests.contract.provider_matrix
 
 faults: install  ## Break every part on purpose, one fault after another; the numbers go to docs/reliability.md
 	EMBEDMILL_TEST_FAULTS=$(FAULTS) $(BIN)/python -m pytest $(PARALLEL) -m fault $(FAULT_TESTS)

@@ -26,6 +26,7 @@ from engine.process.memory_budget import ByteBudget
 from engine.process.work_threads import WorkThreads
 from engine.queue.broker import Notifier, key_prefix
 from engine.routing.drift import DriftMonitor
+from engine.routing.health_probes import HealthProbes
 from engine.routing.outages import Outages
 from engine.routing.router import Router
 from engine.storage.database import Database
@@ -51,6 +52,7 @@ class Runtime:
     upstream: Upstream
     router: Router
     drift_monitor: DriftMonitor
+    health_probes: HealthProbes
     notifier: Notifier
     keys: KeyAuthenticator
     usage: UsageBuffer
@@ -109,6 +111,7 @@ class Runtime:
                 every_s=settings.drift_check_every_s,
                 similarity=settings.drift_min_similarity,
             ),
+            health_probes=HealthProbes(upstream, router, usage),
             notifier=Notifier(settings.broker, settings.namespace),
             keys=KeyAuthenticator(database, load_pepper(settings.key_pepper, settings.data_dir)),
             usage=usage,
@@ -153,6 +156,7 @@ class Runtime:
             parts.push_async_callback(_closed, "flights", self.journal.close)
             parts.push_async_callback(_closed, "outages", self.router.close)
             parts.push_async_callback(_closed, "drift monitor", self.drift_monitor.close)
+            parts.push_async_callback(_closed, "health probes", self.health_probes.close)
 
 
 async def _closed(name: str, close: Callable[[], Awaitable[None] | None]) -> None:

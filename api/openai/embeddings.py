@@ -63,6 +63,7 @@ def _embed_run(request: Request, prepared: PreparedRequest, outcomes: OutcomeCol
         max_extra_calls=runtime.settings.sync_extra_calls,
         on_outcome=outcomes,
         tenant=caller_of(request).project,
+        health_probes=runtime.health_probes,
     )
 
 

@@ -18,6 +18,7 @@ from engine.limiter.max_wait import UNBOUNDED, WITH_ALTERNATIVE, MaxWait
 from engine.planning.silent_truncation import PLAUSIBLE_BYTES_PER_TOKEN, cut_upstream
 from engine.planning.token_estimator import is_exact_for
 from engine.route_state.state import RouteState
+from engine.routing.health_probes import HealthProbes
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Embedded, Upstream
 from models.embedding import Alias, Batch, BatchOutcome, Call, Route
@@ -72,6 +73,8 @@ class EmbedRun:
     waits: CallWaits = field(default_factory=CallWaits)
     # Of the interactive lane: longest wait for the cooldown of the last route that is left.
     cooldown_wait_s: float = 5.0
+    # Probes routes that are down while others serve; None: a batch of the run makes the probes.
+    health_probes: HealthProbes | None = None
     # Cancelled when a batch could not be settled, or from outside: calls under way may end, no new one starts.
     stop: CancellationToken = field(default_factory=CancellationToken)
 
@@ -116,8 +119,9 @@ async def _try_routes(
         if failures and run.cancel_reason is not None:
             break
         state = run.router.state_of(route)
-        max_wait = _max_wait(run, has_alternative=position + 1 < len(routes))
-        reply, error = await _try_route(run, batch, route, state, attempts, max_wait)
+        has_alternative = position + 1 < len(routes)
+        max_wait = _max_wait(run, has_alternative=has_alternative)
+        reply, error = await _try_route(run, batch, route, state, attempts, max_wait, has_alternative=has_alternative)
         if reply is not None:
             return reply, route, state
         if error is not None:
@@ -151,13 +155,20 @@ def _max_cooldown_wait(cooldown_s: float) -> MaxWait:
 
 
 async def _try_route(
-    run: EmbedRun, batch: Batch, route: Route, state: RouteState, attempts: Attempts, max_wait: MaxWait
+    run: EmbedRun,
+    batch: Batch,
+    route: Route,
+    state: RouteState,
+    attempts: Attempts,
+    max_wait: MaxWait,
+    *,
+    has_alternative: bool = False,
 ) -> tuple[Embedded | None, EmbedmillError | None]:
     """The route's reply, or its diagnosed error. Raises errors with disposition SPLIT: they are about the inputs."""
     is_repeated = False
     while True:
         try:
-            return await _call_with_retries(run, batch, route, state, attempts, max_wait), None
+            return await _call_with_retries(run, batch, route, state, attempts, max_wait, has_alternative), None
         except UpstreamError as raised:
             if raised.disposition is Disposition.SPLIT:
                 raise
@@ -185,11 +196,17 @@ def _recoverability(error: EmbedmillError) -> tuple[int, float]:
 
 
 async def _call_with_retries(
-    run: EmbedRun, batch: Batch, route: Route, state: RouteState, attempts: Attempts, max_wait: MaxWait
+    run: EmbedRun,
+    batch: Batch,
+    route: Route,
+    state: RouteState,
+    attempts: Attempts,
+    max_wait: MaxWait,
+    has_alternative: bool,
 ) -> Embedded:
     """Call one route, again where the error allows it. A rate limit costs no try: the next call waits for it.
 
-    Raises the last error.
+    Where there is no connection, an alternative is tried at once. Raises the last error.
     """
     tries = refusals = 0
     tenants = state.tenant_refusals
@@ -213,6 +230,8 @@ async def _call_with_retries(
                 is_bisecting = attempts.shared
                 if await rate_limit_scope.should_retry(run, route, state, error, max_wait, is_bisecting=is_bisecting):
                     continue
+                raise
+            if has_alternative and not error.sent:
                 raise
             tries += 1
             attempts.record_fault(run.router.success_count(run.alias))

@@ -21,6 +21,7 @@ from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.planning import packing
 from engine.route_state.control_call import control_batch
 from engine.route_state.state import RouteState
+from engine.routing.health_probes import HealthProbes
 from engine.routing.outages import MAX_AGE_TO_REFUSE_S
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Upstream
@@ -59,6 +60,7 @@ class Run(Protocol):
     tenant: str
     call_observer: CallObserver | None
     spending: Spending | None
+    health_probes: HealthProbes | None
 
 
 R = TypeVar("R", bound=Run)
@@ -184,6 +186,7 @@ async def is_down_after_fault(run: Run, route: Route, state: RouteState, error: 
 async def probe_if_down(run: R, batch: Batch, embed: EmbedOnRoute[R]) -> Batch | None:
     """The batch once a route of its alias may be called; None when a health probe has settled all of it.
 
+    Where the run has `health_probes`, and another route serves the batch, probes run beside it.
     Raises RouteDown while all routes are down: at once when no health probe is due, else after this process's probe.
     """
     outages = run.router.outages
@@ -193,6 +196,9 @@ async def probe_if_down(run: R, batch: Batch, embed: EmbedOnRoute[R]) -> Batch |
         down = [(route, outage) for route in run.alias.routes if (outage := outages.of(route)) is not None]
         for route, outage in down:
             if outage.next_attempt_in_s > 0 or not accepts(route, batch):
+                continue
+            if run.health_probes is not None and _has_fit_route(run, batch):
+                run.health_probes.start(route, run.alias.name)
                 continue
             state = run.router.state_of(route)
             state.health_probes += 1  # from now on other batches wait for its result
@@ -213,6 +219,16 @@ async def probe_if_down(run: R, batch: Batch, embed: EmbedOnRoute[R]) -> Batch |
         with contextlib.suppress(TimeoutError):
             async with run.stop.timeout(wait_s + 0.01):
                 await outages.changed()
+
+
+def _has_fit_route(run: Run, batch: Batch) -> bool:
+    """True where a route that takes the batch is neither down nor quarantined."""
+    router, alias = run.router, run.alias
+    return any(
+        router.outages.of(route) is None and (*route.key, alias.space) not in router.quarantined
+        for route in alias.routes
+        if accepts(route, batch)
+    )
 
 
 async def _probe(run: R, batch: Batch, route: Route, embed: EmbedOnRoute[R], *, is_long: bool) -> Batch | None:

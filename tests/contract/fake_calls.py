@@ -17,6 +17,7 @@ from providers.fake.formats import FAKE_KINDS, fake_format
 NOW = 1_700_000_000.0
 KEY = "sk-fake"
 WIDTH = 16
+TEXTS = ["red", "green grass", "blue"]
 # Kinds whose adapters are there; the others have a fake already.
 KINDS = tuple(kind for kind in FAKE_KINDS if kind in PROVIDERS)
 # The model of each kind that its adapter takes for one of a family; of the others any name will do.
@@ -82,3 +83,8 @@ def narrowed(side: Exchange, is_fixed: bool) -> Exchange:
     """The same with a model that cannot be narrowed."""
     route = dataclasses.replace(side.route, upstream_model=f"{side.model()}-fixed") if is_fixed else side.route
     return dataclasses.replace(side, route=route)
+
+
+def of_tokens(count: int) -> str:
+    """A text of so many tokens of the fake."""
+    return "x" * (4 * count)

@@ -16,6 +16,7 @@ from models.errors import UpstreamError, UpstreamMisconfigured, UpstreamProtocol
 from providers import PROVIDERS
 from providers.base import UpstreamReply, check_embedded
 from providers.bedrock import BedrockProvider
+from tests.contract.provider_matrix import OBSERVED, Observe
 
 PROVIDER = BedrockProvider()
 HOST = "https://bedrock-runtime.us-east-1.amazonaws.com"
@@ -163,6 +164,7 @@ def test_nova_nests_its_fields_and_always_names_the_width(width: int) -> None:
     assert body(NOVA, batch(width=width), 3072) == nova(width)
 
 
+@pytest.mark.provider_column("input_type", kind="bedrock")
 @pytest.mark.parametrize(
     ("input_type", "cohere", "purpose"),
     [
@@ -175,22 +177,25 @@ def test_nova_nests_its_fields_and_always_names_the_width(width: int) -> None:
         ("code_query", "search_document", "GENERIC_INDEX"),
     ],
 )
-def test_input_types(input_type: str | None, cohere: str, purpose: str) -> None:
+def test_input_types(input_type: str | None, cohere: str, purpose: str, record_property: Observe) -> None:
     asked = batch(input_type=input_type)
     assert body(COHERE_V3, asked)["input_type"] == body(COHERE_V4, asked)["input_type"] == cohere
     assert body(NOVA, dataclasses.replace(asked, width=3072), 3072) == nova(purpose=purpose)
     assert body(TITAN_V2, asked) == body(TITAN_V2) and body(TITAN_V1, asked) == {"inputText": "hello"}
+    record_property(OBSERVED + "input_type", "Cohere's and Nova's field")
 
 
+@pytest.mark.provider_column("truncate", kind="bedrock")
 @pytest.mark.parametrize(
     ("truncate", "v3", "v4", "mode"),
     [("none", "NONE", None, "NONE"), ("end", "END", "RIGHT", "END"), ("mean", "NONE", None, "NONE")],
 )
-def test_truncation(truncate: str, v3: str, v4: str | None, mode: str) -> None:
+def test_truncation(truncate: str, v3: str, v4: str | None, mode: str, record_property: Observe) -> None:
     asked = batch(truncate=truncate)
     assert body(COHERE_V3, asked)["truncate"] == v3 and body(COHERE_V4, asked).get("truncate") == v4
     assert body(NOVA, dataclasses.replace(asked, width=3072), 3072) == nova(cut=mode)
     assert body(TITAN_V2, asked) == body(TITAN_V2)
+    record_property(OBSERVED + "truncate", "Cohere's and Nova's field")
 
 
 @pytest.mark.parametrize("model", [TITAN_V1, TITAN_V2, COHERE_V3, COHERE_V4, NOVA])

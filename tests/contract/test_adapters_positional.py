@@ -25,6 +25,7 @@ from providers.cloudflare import CloudflareProvider
 from providers.nomic import NomicProvider
 from providers.watsonx import WatsonxProvider
 from tests.contract.adapter_calls import HEADERS, INPUT_TYPES, batch, error_of, read, route, sent
+from tests.contract.provider_matrix import OBSERVED, Observe
 
 NOMIC = NomicProvider()
 CLOUDFLARE = CloudflareProvider()
@@ -229,11 +230,13 @@ def test_watsonx_whole_request() -> None:
     )
 
 
-def test_watsonx_cuts_at_the_limit_of_the_route() -> None:
+@pytest.mark.provider_column("truncate", kind="watsonx")
+def test_watsonx_cuts_at_the_limit_of_the_route(record_property: Observe) -> None:
     assert sent(WATSONX, batch(truncate="end"), by_watsonx()) == watsonx_body(512)
     longer = replace(by_watsonx(), limits=replace(WATSONX.traits.limits, tokens_per_input=8192))
     assert sent(WATSONX, batch(truncate="end"), longer) == watsonx_body(8192)
     assert sent(WATSONX, batch(truncate="none"), longer) == watsonx_body(0)
+    record_property(OBSERVED + "truncate", "its field")
 
 
 @pytest.mark.parametrize("input_type", [None, *INPUT_TYPES])

@@ -1,4 +1,4 @@
-"""Each fake and the adapter of its kind understand each other: vectors, tokens, limits, keys and oddities."""
+"""Each fake and the adapter of its kind understand each other: vectors, tokens, limits and keys."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from models.embedding import Matrix, Options
+from models.embedding import Batch, Matrix, Options
 from models.errors import (
-    EncodingRefused,
     UpstreamAuthFailed,
     UpstreamError,
     UpstreamMisconfigured,
@@ -24,7 +23,8 @@ from providers import PROVIDERS
 from providers.base import UpstreamRequest
 from providers.fake import FakeUpstream, fake_tokens, fake_vectors
 from providers.fake.formats import FAKE_KINDS, fake_format
-from tests.contract.fake_calls import KINDS, MODELS, NOW, WIDTH, exchange, narrowed
+from tests.contract.fake_calls import KINDS, NOW, TEXTS, WIDTH, exchange, narrowed, of_tokens
+from tests.contract.provider_matrix import OBSERVED, Observe
 
 # Inputs of a call, tokens of an input (with what becomes of a longer one), and tokens of a call. None: no limit.
 CAPS: dict[str, tuple[int | None, int | None, str, int | None]] = {
@@ -63,7 +63,6 @@ CAPS: dict[str, tuple[int | None, int | None, str, int | None]] = {
 ONE_INPUT = {"bedrock"}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 each_kind_of_lists = pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ONE_INPUT])
-TEXTS = ["red", "green grass", "blue"]
 
 
 def kinds_that(holds: Callable[[str], object]) -> pytest.MarkDecorator:
@@ -95,17 +94,14 @@ def unit(rows: Matrix) -> Matrix:
     return rows / lengths
 
 
-def of_tokens(count: int) -> str:
-    return "x" * (4 * count)
-
-
 def test_each_kind_has_its_limits_here() -> None:
     assert set(FAKE_KINDS) == set(CAPS)
 
 
+@pytest.mark.provider_column("sync", "usage")
 @each_kind
 @pytest.mark.parametrize("encoding", ["base64", "float"])
-def test_vectors_and_tokens_as_billed(kind: str, encoding: str) -> None:
+def test_vectors_and_tokens_as_billed(kind: str, encoding: str, record_property: Observe) -> None:
     side, texts = exchange(kind, encoding=encoding), texts_for(kind)
     billed = side.answer(texts).billed
     assert billed and (billed.inputs, billed.tokens) == (len(texts), sum(map(fake_tokens, texts)))
@@ -113,10 +109,14 @@ def test_vectors_and_tokens_as_billed(kind: str, encoding: str) -> None:
     np.testing.assert_allclose(embedded.vectors, fake_vectors(texts, WIDTH, side.model()), atol=tolerance(kind))
     counts = PROVIDERS[kind].traits.usage == "tokens" and kind != "lmstudio"
     assert embedded.tokens == (billed.tokens if counts else None)
+    record_property(OBSERVED + "usage", "estimated" if embedded.tokens is None else "tokens")
 
 
+@pytest.mark.provider_column("input_type")
 @each_kind
-def test_queries_have_vectors_of_their_own_where_the_vendor_has_a_word_for_them(kind: str) -> None:
+def test_queries_have_vectors_of_their_own_where_the_vendor_has_a_word_for_them(
+    kind: str, record_property: Observe
+) -> None:
     side, texts = exchange(kind), texts_for(kind)
     words = PROVIDERS[kind].traits.input_type
     plain = side.embed(texts).vectors
@@ -127,19 +127,25 @@ def test_queries_have_vectors_of_their_own_where_the_vendor_has_a_word_for_them(
     if has_word:
         expected = fake_vectors(texts, WIDTH, side.model(), "query")
         np.testing.assert_allclose(query, expected, atol=tolerance(kind))
+    family = f" of {side.model()}" if kind == "bedrock" else ""
+    record_property(OBSERVED + "input_type", "its field" if has_word else f"no field{family}")
 
 
+@pytest.mark.provider_column("dimensions")
 @kinds_that(lambda kind: has_width_field(kind) or kind == "bedrock")
-def test_narrower_vectors(kind: str) -> None:
+def test_narrower_vectors(kind: str, record_property: Observe) -> None:
     side, texts = exchange(kind), texts_for(kind)
     rows = side.embed(texts, width=12).vectors
     np.testing.assert_allclose(unit(rows), fake_vectors(texts, 12, side.model()), atol=tolerance(kind))
     is_unit = PROVIDERS[kind].traits.narrow_is_unit
     assert np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-3) is is_unit
+    assert side.request(texts, width=12).body != side.request(texts, width=11).body
+    record_property(OBSERVED + "dimensions", "its field" if is_unit else "its field, renormalised here")
 
 
+@pytest.mark.provider_column("limits")
 @kinds_that(lambda kind: CAPS[kind][0] is not None and kind not in ONE_INPUT)  # there the adapter itself refuses more
-def test_one_input_more_than_a_call_takes(kind: str) -> None:
+def test_one_input_more_than_a_call_takes(kind: str, record_property: Observe) -> None:
     most = CAPS[kind][0]
     assert most is not None
     side = exchange(kind)
@@ -147,16 +153,20 @@ def test_one_input_more_than_a_call_takes(kind: str) -> None:
     with pytest.raises(UpstreamTooLarge) as refused:
         side.embed(["x"] * (most + 1))
     assert refused.value.limit == "inputs"
+    record_property(OBSERVED + "limits", f"{most} inputs")
 
 
+@pytest.mark.provider_column("limits")
 @each_kind
-def test_one_token_more_than_an_input_has(kind: str) -> None:
+def test_one_token_more_than_an_input_has(kind: str, record_property: Observe) -> None:
     _, longest, outcome, _ = CAPS[kind]
     assert longest is not None
     side = exchange(kind)
     assert len(side.embed([of_tokens(longest)]).vectors) == 1
     over = of_tokens(longest) + "y"
+    record_property(OBSERVED + "limits", f"{longest} tokens an input")
     if outcome == "cut":
+        record_property(OBSERVED + "truncate", "cuts by itself")
         rows = side.embed([over]).vectors
         np.testing.assert_allclose(rows, fake_vectors([over[:-1]], WIDTH, side.model()), atol=tolerance(kind))
         return
@@ -165,8 +175,9 @@ def test_one_token_more_than_an_input_has(kind: str) -> None:
     assert refused.value.code == "input_too_long"
 
 
+@pytest.mark.provider_column("limits")
 @kinds_that(lambda kind: CAPS[kind][3] is not None)
-def test_one_token_more_than_a_call_has(kind: str) -> None:
+def test_one_token_more_than_a_call_has(kind: str, record_property: Observe) -> None:
     _, longest, _, most = CAPS[kind]
     assert most is not None and longest is not None
     side = exchange(kind)
@@ -176,17 +187,45 @@ def test_one_token_more_than_a_call_has(kind: str) -> None:
     with pytest.raises(UpstreamTooLarge) as refused:
         side.embed([*texts, "y"])
     assert refused.value.limit == "tokens"
+    record_property(OBSERVED + "limits", f"{most} tokens a call")
 
 
+@pytest.mark.provider_column("base64")
+@kinds_that(lambda kind: PROVIDERS[kind].traits.base64 is not None and kind != "perplexity")  # its vectors are bytes
+def test_base64_is_asked_for_and_read(kind: str, record_property: Observe) -> None:
+    compact, plain = (exchange(kind, encoding=encoding) for encoding in ("base64", "float"))
+    texts = texts_for(kind)
+    assert compact.request(texts).body != plain.request(texts).body
+    assert len(compact.answer(texts).reply.body) < len(plain.answer(texts).reply.body)
+    assert compact.embed(texts).vectors.tobytes() == fake_vectors(texts, WIDTH, compact.model()).tobytes()
+    record_property(OBSERVED + "base64", "yes")
+
+
+@pytest.mark.provider_column("token arrays")
+@kinds_that(lambda kind: PROVIDERS[kind].traits.accepts_tokens)
+def test_token_arrays_are_sent_as_they_are(kind: str, record_property: Observe) -> None:
+    side, inputs = exchange(kind), [[1, 2, 3], [4, 5]]
+    batch = Batch(inputs, range(2), 5, WIDTH, Options())
+    provider = PROVIDERS[kind]
+    answer = side.fake.answer(provider.request(batch, side.route), NOW)
+    rows = provider.parse_reply(answer.reply, batch, side.route).vectors
+    np.testing.assert_allclose(rows, fake_vectors(inputs, WIDTH, side.model()), atol=1e-6)
+    assert answer.billed and answer.billed.tokens == 5
+    record_property(OBSERVED + "token arrays", "yes")
+
+
+@pytest.mark.provider_column("truncate")
 @kinds_that(can_allow_cuts)
-def test_a_too_long_input_is_cut_where_the_caller_allows_it(kind: str) -> None:
+def test_a_too_long_input_is_cut_where_the_caller_allows_it(kind: str, record_property: Observe) -> None:
     longest = CAPS[kind][1]
     assert longest is not None
     side = exchange(kind)
     rows = side.embed([of_tokens(longest) + "y"], options=Options(truncate="end")).vectors
     np.testing.assert_allclose(rows, fake_vectors([of_tokens(longest)], WIDTH, side.model()), atol=tolerance(kind))
+    record_property(OBSERVED + "truncate", "its field")
 
 
+@pytest.mark.provider_column("errors")
 @each_kind
 def test_a_wrong_key_and_an_unknown_model(kind: str) -> None:
     with pytest.raises(UpstreamAuthFailed) as refused:
@@ -198,6 +237,7 @@ def test_a_wrong_key_and_an_unknown_model(kind: str) -> None:
         exchange(kind, models={"another": WIDTH}).embed(texts_for(kind))
 
 
+@pytest.mark.provider_column("errors")
 @each_kind
 def test_an_empty_input_is_refused(kind: str) -> None:
     side = exchange(kind)
@@ -208,6 +248,7 @@ def test_an_empty_input_is_refused(kind: str) -> None:
         assert refused.value.offending_position == 2
 
 
+@pytest.mark.provider_column("dimensions")
 @kinds_that(lambda kind: has_width_field(kind) and kind != "ollama")  # it ignores such a width
 def test_a_width_that_the_model_does_not_have(kind: str) -> None:
     # OpenAI's own fake has no such model, and a call to TEI names none.
@@ -233,6 +274,7 @@ def test_a_field_that_the_vendor_does_not_know(kind: str) -> None:
         assert len(side.embed(texts_for(kind)).vectors) == len(texts_for(kind))
 
 
+@pytest.mark.provider_column("errors")
 @each_kind
 @pytest.mark.parametrize(
     ("rule", "means", "code"),
@@ -261,6 +303,7 @@ WITHOUT_WAIT = {
 }  # fmt: skip
 
 
+@pytest.mark.provider_column("errors")
 @each_kind
 def test_a_call_over_the_quota(kind: str) -> None:
     side = exchange(kind, {"do": {"rate_limit": {"requests_per_minute": 1, "states_limits": False}}})
@@ -270,6 +313,7 @@ def test_a_call_over_the_quota(kind: str) -> None:
     assert (refused.value.retry_after_s is None) is (kind in WITHOUT_WAIT)
 
 
+@pytest.mark.provider_column("errors")
 @each_kind
 @pytest.mark.parametrize(
     "shape", ["short", "long", "wrong_width", "nan", "zero", "html", "empty", "not_json", "cut_json"]
@@ -332,55 +376,3 @@ def test_a_body_that_is_no_call_is_refused(kind: str, body: bytes) -> None:
     request = side.request(texts_for(kind))
     answer = side.fake.answer(UpstreamRequest("POST", request.url, request.headers, body), NOW)
     assert 400 <= answer.reply.status < 500 and answer.billed is None
-
-
-class TestOddities:
-    """What one vendor does and no other."""
-
-    def test_azure_by_the_deployment_in_the_path(self) -> None:
-        side = exchange("azure")
-        side.route.account.settings["api_version"] = "2024-10-21"
-        assert "/deployments/m/embeddings?api-version=" in side.request(TEXTS).url
-        np.testing.assert_allclose(side.embed(TEXTS).vectors, fake_vectors(TEXTS, WIDTH, "m"), atol=1e-6)
-
-    def test_voyage_has_a_cap_for_each_model_and_no_word_for_floats(self) -> None:
-        texts = [of_tokens(30_000)] * 5
-        with pytest.raises(UpstreamTooLarge):
-            exchange("voyage", model="voyage-4-large").embed(texts)
-        assert len(exchange("voyage", model="voyage-4").embed(texts).vectors) == 5
-        with pytest.raises(EncodingRefused):
-            exchange("voyage", encoding="float", body={"encoding_format": "float"}).embed(TEXTS)
-
-    def test_cohere_refuses_a_blocked_token(self) -> None:
-        with pytest.raises(UpstreamRejected):
-            exchange("cohere", {"do": {"status": 498}}).embed(TEXTS)
-
-    def test_vllm_before_2026_says_its_errors_without_a_wrapper(self) -> None:
-        for oddities in ([], ["old_errors"]):
-            with pytest.raises(UpstreamRejected) as refused:
-                exchange("vllm", oddities=oddities).embed([of_tokens(513)])
-            assert (refused.value.token_limit, refused.value.token_count) == (512, 513)
-
-    def test_llamacpp_writes_a_number_that_is_none_as_null(self) -> None:
-        with pytest.raises(UpstreamProtocolError):
-            exchange("llamacpp", oddities=["null_numbers"], encoding="float").embed(TEXTS)
-
-    def test_openrouter_answers_an_error_with_a_status_of_success(self) -> None:
-        with pytest.raises(UpstreamUnavailable):
-            exchange("openrouter", oddities=["error_in_success"]).embed(TEXTS)
-
-    @pytest.mark.parametrize("status", [524, 529])
-    def test_statuses_of_gateways(self, status: int) -> None:
-        with pytest.raises(UpstreamError) as refused:
-            exchange("openrouter", {"do": {"status": status}}).embed(TEXTS)
-        assert refused.value.status == status and refused.value.retryable
-
-    def test_nim_needs_an_input_type(self) -> None:
-        side = exchange("nim")
-        body = b'{"model":"m","input":["x"]}'
-        request = UpstreamRequest("POST", "http://fake/v1/embeddings", side.request(TEXTS).headers, body)
-        error = PROVIDERS["nim"].error_from(side.fake.answer(request, NOW).reply)
-        assert type(error) is UpstreamMisconfigured
-
-    def test_models_are_those_of_the_table(self) -> None:
-        assert MODELS["voyage"] == "voyage-4-large"  # one of 120,000 tokens a call

@@ -31,7 +31,9 @@ from models.errors import (
 )
 from providers import PROVIDERS
 from providers.base import EmbeddingReply, UpstreamReply, check_embedded, check_vectors, in_input_order
+from providers.fake.formats import FAKE_KINDS
 from tests.contract.dialects import DIALECTS, SECRET, Dialect
+from tests.contract.provider_matrix import OBSERVED, Observe
 
 WIDTH = 6
 TEXTS = ["red", "green", "blue"]
@@ -94,14 +96,18 @@ def test_every_provider_has_a_dialect() -> None:
     assert {dialect.kind for dialect in DIALECTS} == set(KINDS)
 
 
+@pytest.mark.provider_column("sync")
 @each_dialect
-def test_a_good_reply_is_its_vectors_to_the_bit(dialect: Dialect) -> None:
+def test_a_good_reply_is_its_vectors_to_the_bit(dialect: Dialect, record_property: Observe) -> None:
     rows = vectors(dialect.inputs)
     embedded = read(dialect, dialect.say(rows, range(dialect.inputs)))
     assert embedded.vectors.tobytes() == dialect.read_as(rows).tobytes()
     assert embedded.vectors.dtype == np.float32 and embedded.tokens == dialect.tokens
+    if dialect.kind not in FAKE_KINDS:  # else the fake's replies show it
+        record_property(OBSERVED + "usage", "estimated" if embedded.tokens is None else "tokens")
 
 
+@pytest.mark.provider_column("sync")
 @pytest.mark.fault(32)
 @each_with_indexes
 def test_a_shuffled_reply_is_put_right(dialect: Dialect) -> None:
@@ -110,6 +116,7 @@ def test_a_shuffled_reply_is_put_right(dialect: Dialect) -> None:
     assert embedded.vectors.tobytes() == dialect.read_as(vectors()).tobytes()
 
 
+@pytest.mark.provider_column("sync")
 @pytest.mark.fault(32)
 @each_with_indexes
 @pytest.mark.parametrize(
@@ -120,6 +127,7 @@ def test_each_index_exactly_once(dialect: Dialect, indexes: list[int]) -> None:
         read(dialect, dialect.say(vectors(), indexes))
 
 
+@pytest.mark.provider_column("sync")
 @pytest.mark.fault(32)
 @pytest.mark.parametrize(("dialect", "count"), WRONG_COUNTS, ids=lambda each: getattr(each, "name", each))
 def test_neither_short_nor_long(dialect: Dialect, count: int) -> None:
@@ -127,6 +135,7 @@ def test_neither_short_nor_long(dialect: Dialect, count: int) -> None:
         read(dialect, dialect.say(vectors(count), range(count)))
 
 
+@pytest.mark.provider_column("sync")
 @pytest.mark.fault(33)
 @each_dialect
 @pytest.mark.parametrize("width", [0, WIDTH - 1, WIDTH + 1, WIDTH * 2])
@@ -135,6 +144,7 @@ def test_the_width_that_was_asked_for(dialect: Dialect, width: int) -> None:
         read(dialect, dialect.say(vectors(dialect.inputs, width), range(dialect.inputs)))
 
 
+@pytest.mark.provider_column("usage")
 @pytest.mark.parametrize(
     "dialect",
     [dialect for dialect in DIALECTS if dialect.is_remote and dialect.tokens is not None],
@@ -146,6 +156,7 @@ def test_a_refused_reply_keeps_its_tokens_which_are_billed(dialect: Dialect) -> 
     assert refused.value.reported_tokens == dialect.tokens
 
 
+@pytest.mark.provider_column("sync")
 @pytest.mark.fault(33)
 @each_dialect
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
@@ -156,6 +167,7 @@ def test_only_finite_numbers(dialect: Dialect, wrong: float) -> None:
         read(dialect, dialect.say(spoiled, range(dialect.inputs)))
 
 
+@pytest.mark.provider_column("sync")
 @pytest.mark.fault(33)
 @each_dialect
 def test_no_zero_vector(dialect: Dialect) -> None:
@@ -246,6 +258,7 @@ def test_no_request_asks_for_a_reply_without_end(kind: str) -> None:
             assert len(dialect.say(rows, range(dialect.inputs)).body) < request.max_reply_bytes_of
 
 
+@pytest.mark.provider_column("errors")
 @each_dialect
 @pytest.mark.parametrize(
     "body",
@@ -264,6 +277,7 @@ def test_a_reply_cut_off_anywhere_is_never_vectors(dialect: Dialect, cut: float)
         read(dialect, UpstreamReply(200, whole.headers, whole.body[: int(len(whole.body) * cut)]))
 
 
+@pytest.mark.provider_column("errors")
 @pytest.mark.parametrize(("dialect", "status"), ERRORS, ids=lambda each: getattr(each, "name", each))
 def test_what_an_error_means(dialect: Dialect, status: int) -> None:
     fault = PROVIDERS[dialect.kind].error_from(dialect.errors[status])
@@ -279,6 +293,7 @@ def test_no_error_reply_is_too_odd_to_classify(kind: str, status: int, body: byt
     assert isinstance(fault, UpstreamError) and fault.status == status
 
 
+@pytest.mark.provider_column("sync")
 @each_kind
 def test_requests_are_repeatable_and_keep_their_secret(kind: str) -> None:
     first, second = (PROVIDERS[kind].request(batch_of(FIRST[kind]), route(kind)) for _ in range(2))

@@ -69,7 +69,8 @@ class Stack:
     """Fake upstream, embedded Valkey, API, worker and scheduler, on free ports and in a folder of their own.
 
     `settings` are the product's, over those above; a part that is `proxied` is reached through `proxies[part]`;
-    `workers` are the names of worker processes, each with two children; further APIs are named api-1, api-2, …
+    `workers` are the names of worker processes, each with two children; further APIs are named api-1, api-2, …;
+    `more_config` follows in the configuration file.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Stack:
         apis: int = 1,
         call_timeout_s: float = 60.0,
         has_other_upstream: bool = False,
+        more_config: str = "",
     ) -> None:
         self.folder = folder
         self.database_url = database_url or f"sqlite:///{folder / 'data' / 'embedmill.db'}"
@@ -110,7 +112,7 @@ class Stack:
         self.other_port = free_port() if has_other_upstream else None
         if self.other_port is not None:
             text += OTHER_CONFIG.format(port=self.other_port, timeout_s=call_timeout_s)
-        config.write_text(text)
+        config.write_text(text + more_config)
         places = {
             "DATA_DIR": str(self._data.path),
             "DATABASE_URL": addresses["database"],

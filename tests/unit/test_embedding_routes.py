@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from engine.embedding.collector import OutcomeCollector
-from engine.embedding.embed import INTERACTIVE, EmbedRun, embed
+from engine.embedding.embed import BULK, INTERACTIVE, EmbedRun, embed
 from engine.jobs.execution.lease_keeper import ShardStopped
 from engine.ledger.call_cost import CONTROL_TEXT
 from models.embedding import Limits, Options
@@ -20,6 +20,7 @@ from models.errors import (
     NoRoute,
     UnsupportedParameter,
     UpstreamAuthFailed,
+    UpstreamError,
     UpstreamRateLimited,
     UpstreamTimeout,
     UpstreamUnavailable,
@@ -215,6 +216,25 @@ def test_another_route_of_the_alias_stands_in(trouble: dict[str, object]) -> Non
     assert vectors_of(run(embed_texts(embed_run, ["a"]))) == right("a")
     assert set(wire.hosts_called) == {"first", "second"} and wire.hosts_called[-1] == "second"
     assert {call.provider for call in embed_run.calls if call.success} == {"second"}
+
+
+@pytest.mark.parametrize("lane", [INTERACTIVE, BULK])
+@pytest.mark.parametrize("error", [UpstreamUnavailable, UpstreamTimeout])
+def test_without_a_connection_the_other_route_is_called_at_once(lane: str, error: type[UpstreamError]) -> None:
+    """Each further try may last as long as connecting may. Without another route it is tried again."""
+
+    def away(request: UpstreamRequest) -> UpstreamReply:
+        raise error("no connection", sent=False)
+
+    wire = FakeWire(up=away, other=fake())
+    embed_run = new_run(wire, alias(route(), route("other", priority=1)), 1, lane=lane)
+    for _ in range(3):
+        assert vectors_of(run(embed_texts(embed_run, ["a"])))[-4 * WIDTH :] == right("a")
+    assert wire.hosts_called == ["up", "other", "other", "other"]
+    alone = FakeWire(up=away)
+    with pytest.raises(error):
+        run(embed_texts(new_run(alone, alias(route()), 1, lane=INTERACTIVE), ["a"]))
+    assert alone.hosts_called == ["up"] * 3
 
 
 def test_an_unfit_route_is_left_alone_for_a_while_and_trouble_is_not_unfitness() -> None:
