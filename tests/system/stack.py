@@ -22,6 +22,7 @@ import orjson
 from cli.data_dir import DataDir
 from cli.up.embedded_valkey import set_up_valkey
 from tests.services import run_async
+from tests.system.bill_log import BillLog
 from tests.system.processes import EMBEDMILL, Processes
 from tests.system.proxy import Proxy
 from tests.waiting import wait_until
@@ -120,8 +121,9 @@ class Stack:
             "CONFIG": str(config),
         }
         self.processes = Processes(folder, SETTINGS | places | dict(settings or {}), STACK_UPSTREAM_KEY=UPSTREAM_KEY)
-        self._bill = folder / "bill.ndjson"
-        fake = ["--port", str(self.fake_port), "--width", str(WIDTH), "--log", str(self._bill), "--log-inputs"]
+        bill = folder / "bill.ndjson"
+        self.bill_log = BillLog(bill)
+        fake = ["--port", str(self.fake_port), "--width", str(WIDTH), "--log", str(bill), "--log-inputs"]
         self._fake_command = [sys.executable, "-m", "cli.fake_upstream", *fake, "--api-key", UPSTREAM_KEY]
         self.fake = httpx.Client(base_url=f"http://127.0.0.1:{self.fake_port}", timeout=10, trust_env=False)
         ports = [free_port() for _ in range(apis)]
@@ -203,7 +205,7 @@ class Stack:
 
     def bill(self) -> list[dict[str, Any]]:
         """What the fake upstream charges for, call by call."""
-        return [orjson.loads(line) for line in self._bill.read_bytes().splitlines()] if self._bill.exists() else []
+        return self.bill_log.lines()
 
     def submit(self, texts: Sequence[str]) -> str:
         answer = self.upload(iter([b"\n".join(orjson.dumps(text) for text in texts)]))
