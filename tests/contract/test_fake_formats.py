@@ -198,14 +198,21 @@ def test_a_wrong_key_and_an_unknown_model(kind: str) -> None:
         exchange(kind, models={"another": WIDTH}).embed(texts_for(kind))
 
 
-@each_kind
+@kinds_that(lambda kind: kind != "infinity")
 def test_an_empty_input_is_refused(kind: str) -> None:
     side = exchange(kind)
     texts = [*texts_for(kind)[:-1], ""]
     with pytest.raises(UpstreamProtocolError if kind == "ollama" else UpstreamRejected) as refused:
         side.embed(texts)
-    if kind in ("cohere", "mistral", "infinity"):
+    if kind in ("cohere", "mistral"):
         assert refused.value.offending_position == 2
+
+
+def test_an_empty_input_that_has_a_vector() -> None:
+    rows = exchange("infinity").embed(["a", ""]).vectors
+    np.testing.assert_allclose(rows, fake_vectors(["a", ""], WIDTH, exchange("infinity").model()), atol=1e-6)
+    with pytest.raises(UpstreamRejected):
+        exchange("infinity").embed([])
 
 
 @kinds_that(lambda kind: has_width_field(kind) and kind != "ollama")  # it ignores such a width
