@@ -19,12 +19,17 @@ import msgspec
 MAX_BODY_BYTES = 1024 * 1024
 MAX_MESSAGE_CHARS = 2048
 
-# `litellm.BadRequestError: OpenAIException - `, also doubled: the class is LiteLLM's own code of the error (1.109).
-_WRAPPER = re.compile(r"(?:litellm\.)?([A-Z]\w{2,60}(?:Error|Exception))(?: [A-Z]\w{2,60}Error)?(?:: | - )")
+# `litellm.BadRequestError: OpenAIException - `, also doubled: the class is LiteLLM's own code of the error (1.109). The
+# OpenAI client that it uses may have put the status before the server's words (1.108.7).
+_WRAPPER = re.compile(
+    r"(?:litellm\.)?([A-Z]\w{2,60}(?:Error|Exception))(?: [A-Z]\w{2,60}Error)?(?:: | - )(?:Error code: \d{3} - )?"
+)
 # Jina begins its texts with the request's id.
 _REQUEST_ID = re.compile(r"\[RID: [\w-]{1,80}\] ?")
 _INPUT_FIELDS = ("input", "inputs", "texts")
-_INPUT_PLACE = re.compile(r"(?:\$\.)?(?:inputs?|texts)\[(\d{1,6})\]")
+# Infinity's body is a union: a finding's place begins with the variant, ["body", "text", "input", …] (0.0.78).
+_VARIANTS = ("text", "image", "audio")
+_INPUT_PLACE = re.compile(r"(?:\$\.)?(?:inputs?|texts)(?:\[(\d{1,6})\]|\.(\d{1,6}))")
 # At the beginning of a message: nothing before the number is a caller's.
 _INPUT_IN_MESSAGE = re.compile(
     r"Invalid 'input\[(\d{1,6})\]'"  # OpenAI
@@ -135,13 +140,15 @@ def _codes(error: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
 
 
 def _validator_codes(error: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator[str]:
-    """What a validator found, by its own `type`: an unknown field, or a list of inputs that is too long."""
-    for kind, loc in _findings(error, document):
-        names = [each for each in loc if each != "body"]
+    """What a validator found, by its own `type`: an unknown field, or inputs or an input that are too long."""
+    for kind, place in _findings(error, document):
+        is_input = bool(place) and place[0] in _INPUT_FIELDS
         if kind == "extra_forbidden":
             yield kind
-        elif kind == "too_long" and names and names[0] in _INPUT_FIELDS and not any(map(_is_index, names)):
+        elif kind == "too_long" and is_input and not any(map(_is_index, place)):
             yield "array_above_max_length"
+        elif kind == "string_too_long" and is_input:
+            yield "string_above_max_length"
 
 
 def _quota_codes(error: Mapping[str, Any]) -> Iterator[str]:
@@ -159,12 +166,13 @@ def _named_fields(error: Mapping[str, Any], document: Mapping[str, Any]) -> tupl
     position: int | None = None
     param = error.get("param")
     if isinstance(param, str) and len(param) <= 100:
+        param = param.removeprefix("body.")  # vLLM 0.32
         named = _INPUT_PLACE.fullmatch(param)
-        position = int(named[1]) if named else None
+        position = int(named[named.lastindex or 1]) if named else None
         fields.add("input" if named else param.lower())
-    for _, loc in _findings(error, document):
-        names = [each.lower() for each in loc if isinstance(each, str) and each != "body"]
-        numbers = [each for each in loc if _is_index(each)]
+    for _, place in _findings(error, document):
+        names = [each.lower() for each in place if isinstance(each, str)]
+        numbers = [each for each in place if _is_index(each)]
         fields.update(names[:1])
         if names[:1] and names[0] in _INPUT_FIELDS and numbers and position is None and 0 <= numbers[0] < 10**6:
             position = numbers[0]
@@ -176,13 +184,14 @@ def _is_index(place: object) -> bool:
 
 
 def _findings(error: Mapping[str, Any], document: Mapping[str, Any]) -> Iterator[tuple[object, list[Any]]]:
-    """The type and the place of each finding of a validator."""
+    """The type of each finding of a validator, and its place below the body's field."""
     message = error.get("message")  # Mistral puts FastAPI's object there
     for holder in (error, document, message):
         detail = holder.get("detail") if isinstance(holder, dict) else None
         for each in detail[:100] if isinstance(detail, list) else ():
             if isinstance(each, dict) and isinstance(each.get("loc"), list):
-                yield each.get("type"), each["loc"]
+                place = [part for part in each["loc"] if part != "body"]
+                yield each.get("type"), place[1:] if len(place) > 1 and place[0] in _VARIANTS else place
 
 
 def _details(error: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

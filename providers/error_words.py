@@ -4,8 +4,9 @@ Each pattern is matched at the beginning of a message in the vendor's own envelo
 before any text that a server could have quoted. Codes are lower-case.
 
 Sources: openai/openai-openapi 2026-08, openai-python 3.52, vLLM, Ollama, llama.cpp, text-embeddings-inference 1.9.3 and
-Infinity by their source (2026-08 to 2026-10), cohere-developer-experience 2026-08, voyageai-python 0.5, botocore 1.44,
-LiteLLM 1.109, recorded bodies of public issues. M marks words from memory.
+Infinity by their source (2026-08 to 2026-10), the replies of vLLM 0.32, Infinity 0.0.78 and llama.cpp b10434 (2026-11),
+cohere-developer-experience 2026-08, voyageai-python 0.5, botocore 1.44, LiteLLM 1.109, recorded bodies of public
+issues. M marks words from memory.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ _VOYAGE = r"(?:Request to model '[^']{1,200}' failed\. )?"
 
 # Of one input. `limit` and `count` are tokens, in the provider's own figures.
 TOO_LONG = words(
-    # OpenAI, Azure, vLLM
+    # OpenAI, Azure, vLLM (0.32 counts an input's characters or its tokens)
     r"This model's maximum context length is (?P<limit>\d+) tokens"
-    r"(?:[.,] however,? you requested (?P<count>\d+) tokens)?",
+    r"(?:[.,] however,? (?:you requested|your prompt contains) (?P<count>\d+) (?:input )?tokens)?",
     r"Invalid 'input(?:\[\d+\])?': maximum input length is (?P<limit>\d+) tokens",
     r"Invalid 'input(?:\[\d+\])?': (?:string|array) too long\. Expected a (?:string|token array)",
     r"The (?:\w+ )?prompt \((?:total )?length (?P<count>\d+)\) is longer than the maximum model length"
@@ -51,7 +52,7 @@ TOO_LONG = words(
     r"(?:\. increase the physical batch size \(current batch size: (?P<limit>\d+)\))?",
     r"(?:the )?request (?:\((?P<count>\d+) tokens\) )?exceeds the available context size"
     r"(?: \((?P<limit>\d+) tokens\))?",
-    r"input is larger than the max context size",
+    r"input (?:\((?P<count>\d+) tokens\) )?is larger than the max context size(?: \((?P<limit>\d+) tokens\))?",
     # text-embeddings-inference
     _TEI + r"`?inputs`? must have less than (?P<limit>\d+) tokens(?:\. Given: (?P<count>\d+))?",
     _TEI + r"`?inputs`? must have less than \d+ characters",
@@ -91,7 +92,7 @@ BAD_KEY = words(
     r"User location is not supported",  # Google
 )
 NO_SUCH_MODEL = words(
-    r"Invalid model\b",
+    r"(?:/[\w/]{1,40}: )?Invalid model\b",  # LiteLLM names the path
     r"(?:unknown model|model not exist|no such model)\b",  # Snowflake, DashScope, Cloudflare (M)
     rf"(?:The )?model {_NAME} (?:does not exist|not found|is not supported)\b",  # OpenAI, Ollama; Voyage
     r"The provided model identifier is invalid",  # Bedrock
@@ -132,8 +133,13 @@ PARAMETER_REFUSED = words(
     rf"(?:(?:This|The) )?model (?:{_NAME} )?does not support (?:specifying |changing )?(?:the )?(?:output )?"
     r"(?:dimensions|matryoshka)",  # vLLM
     _TEI + r"[`'\"]?dimensions[`'\"]? (?:must|is|are|should|has to|cannot|exceeds?|parameter)\b",
-    r"(?:invalid )?matryoshka[_ ]dim",  # Infinity (M)
+    r"(?:<class '[\w.]{1,80}'> -> )?(?:invalid )?matryoshka[_ ]dim",  # Infinity 0.0.78, which names the class
+    # vLLM 0.32 and SGLang 0.5.23; the next two are SGLang's
+    rf"Model {_NAME} only supports (?:\[[\d, ]{{1,400}}\] )?(?:matryoshka )?dimensions\b",
+    r"Requested dimensions must be greater than 0",
+    r"Provided dimensions are greater than max embedding dimension",
     r"'input_type' parameter is required",  # NVIDIA NIM
+    r"Unsupported input_type '",  # vLLM at Cohere's path
     _COHERE + r"(?:valid input_type must be provided|[`'\"]?output_dimension[`'\"]? )",
     _BEDROCK + r"extraneous key \[",
     r"Unable to submit request because it has an? outputDimensionality value of",  # Vertex (M)
@@ -159,6 +165,7 @@ BAD_KEY_CODES = frozenset(
     {
         "invalid_api_key", "api_key_invalid", "api_key_expired", "invalid_authentication", "authentication_error",
         "authenticationerror", "unauthenticated", "permission_denied", "permissiondeniederror", "invalidapikey",
+        "no_db_connection",  # LiteLLM without a database, of a key that it does not know
         # Bedrock
         "accessdeniedexception", "unrecognizedclientexception", "expiredtokenexception", "invalidsignatureexception",
         "missingauthenticationtoken", "missingauthenticationtokenexception",

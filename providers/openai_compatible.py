@@ -212,7 +212,7 @@ COMPATIBLE = (
         accepts_tokens=True,
         base64=_BASE64,
         truncate=MappedField("truncate_prompt_tokens", {"end": -1}),
-        source="vllm-project/vllm entrypoints/pooling 2026-10",
+        source="vllm-project/vllm entrypoints/pooling 2026-10; 0.32.0, run 2026-11",
     ),
     _server(
         "sglang",
@@ -220,7 +220,8 @@ COMPATIBLE = (
         "http://127.0.0.1:30000/v1",
         limits=_limits(256),  # I
         accepts_tokens=True,
-        source="sgl-project/sglang (M)",
+        base64=_BASE64,  # releases before it ignored the field and gave floats
+        source="sglang 0.5.23 entrypoints/openai/serving_embedding.py, protocol.py",
     ),
     _server(
         "infinity",
@@ -231,7 +232,7 @@ COMPATIBLE = (
         usage="characters",
         cuts_silently=True,
         narrow_is_unit=False,
-        source="michaelfeil/infinity 2025-10",
+        source="infinity-emb 0.0.78, run 2026-11",
     ),
     _server(
         "lmstudio",
@@ -249,7 +250,7 @@ COMPATIBLE = (
         accepts_tokens=True,
         base64=_BASE64,
         width_field=None,
-        source="ggml-org/llama.cpp tools/server 2026-10",
+        source="ggml-org/llama.cpp tools/server 2026-10; b10434, run 2026-11",
     ),
 )
 """The rows of servers that embed."""

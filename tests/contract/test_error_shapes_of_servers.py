@@ -162,6 +162,15 @@ VLLM_AND_INFINITY = (
             400,
         )
     ),
+    *(
+        Row("sglang", 400, both_generations(words, "BadRequestError", 400)[0], UpstreamMisconfigured)
+        for words in (
+            "Model '/models/x' does not support matryoshka representation, changing output dimensions will lead to …",
+            "Model '/models/x' only supports [64, 128] matryoshka dimensions, using other output dimensions will …",
+            "Requested dimensions must be greater than 0",
+            "Provided dimensions are greater than max embedding dimension: 384",
+        )
+    ),
     Row("vllm", 404, {"detail": "Not Found"}, UpstreamMisconfigured),
     Row("vllm", 401, {"error": "Unauthorized"}, UpstreamAuthFailed),
     Row("vllm", 500, openai("EngineCore encountered an issue.", "InternalServerError", code=500), UpstreamUnavailable),
@@ -181,6 +190,7 @@ VLLM_AND_INFINITY = (
         422,
         {"detail": [{"loc": ["body", "input", 4], "msg": "…", "type": "string_too_long"}]},
         UpstreamRejected,
+        LONG,
         position=4,
     ),
 )

@@ -238,14 +238,21 @@ def test_a_wrong_key_and_an_unknown_model(kind: str) -> None:
 
 
 @pytest.mark.provider_column("errors")
-@each_kind
+@kinds_that(lambda kind: kind != "infinity")
 def test_an_empty_input_is_refused(kind: str) -> None:
     side = exchange(kind)
     texts = [*texts_for(kind)[:-1], ""]
     with pytest.raises(UpstreamProtocolError if kind == "ollama" else UpstreamRejected) as refused:
         side.embed(texts)
-    if kind in ("cohere", "mistral", "infinity"):
+    if kind in ("cohere", "mistral"):
         assert refused.value.offending_position == 2
+
+
+def test_an_empty_input_that_has_a_vector() -> None:
+    rows = exchange("infinity").embed(["a", ""]).vectors
+    np.testing.assert_allclose(rows, fake_vectors(["a", ""], WIDTH, exchange("infinity").model()), atol=1e-6)
+    with pytest.raises(UpstreamRejected):
+        exchange("infinity").embed([])
 
 
 @pytest.mark.provider_column("dimensions")

@@ -155,7 +155,7 @@ class JsonFormat:
         """Empty inputs, then the number of inputs, the width, each input's tokens, and their sum."""
         profile, errors, inputs = self.profile, self.profile.errors, call.inputs
         vacant = next((position for position, item in enumerate(inputs) if not item), None)
-        if not inputs or vacant is not None:
+        if not inputs or (vacant is not None and not profile.embeds_empty):
             return self.empty(vacant)
         if (limit := self.max_inputs(call.model)) is not None and len(inputs) > limit:
             return self.refuse(errors.too_many_inputs, count=len(inputs), cap=limit, model=call.model)

@@ -36,6 +36,7 @@ class Profile:
     input_field: str = "input"
     takes_text: bool = True  # the input may be a text, not a list
     takes_tokens: bool = False
+    embeds_empty: bool = False  # an empty text has a vector
     fields: frozenset[str] | None = None  # all that it knows; None: it ignores what it does not know
     required: tuple[str, ...] = ()
     words: Mapping[str, frozenset[object]] = field(default_factory=dict)  # values that a field takes

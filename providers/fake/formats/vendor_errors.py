@@ -101,7 +101,7 @@ def nested(status: int, message: str, error: VendorError) -> object:
 def numbered(status: int, message: str, error: VendorError) -> object:
     """The same with the status as its code: vLLM today, llama.cpp, OpenRouter."""
     fields: dict[str, Any] = dict(error.details) if isinstance(error.details, dict) else {}
-    return {"error": {"message": message, "type": error.kind, "param": None, "code": status, **fields}}
+    return {"error": {"message": message, "type": error.kind, "param": error.param, "code": status, **fields}}
 
 
 def coded(status: int, message: str, error: VendorError) -> object:
