@@ -196,6 +196,7 @@ class Call:
     tokens: int = 0
     tokens_estimated: bool = False
     cost_usd: Decimal = Decimal(0)
+    usd_per_million_tokens: Decimal | None = None  # the price that the cost is by; None: unknown
     usage_doubt: str | None = None  # why the token count of the reply is not used
 
 

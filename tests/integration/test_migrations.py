@@ -107,7 +107,7 @@ async def test_a_revision_by_name_is_gone_to_whichever_way_it_lies(empty_url: st
     await database.close()
 
 
-@pytest.mark.parametrize("target", ["base", "0001", "-12"])
+@pytest.mark.parametrize("target", ["base", "0001", "-13"])
 @pytest.mark.parametrize("kind", ["duplicates", "ceiling"])
 async def test_going_down_is_refused_while_a_job_needs_what_would_be_lost(store: Store, kind: str, target: str) -> None:
     """Down and up again, its duplicates would be open for ever, and its ceiling forgotten."""
@@ -207,6 +207,31 @@ async def test_revision_0013_orders_shards_by_their_first_index_and_numbers_them
         assert numbers == (([0, 1, 2] if kept else [0, 1_000_000_000, 1]) if target == "0012" else [None] * 3)
         assert shards == (kept or shards)
         kept = shards
+        await database.close()
+
+
+async def test_revision_0014_keeps_all_rows_of_the_ledger_on_the_way_up_and_down(empty_url: str) -> None:
+    run_migration(empty_url, "0013")
+    row = {
+        "id": "use_1", "project": "p", "key_id": "k", "at": 1.5, "lane": "bulk", "job_id": "j", "alias": "m",
+        "provider": "one", "upstream_model": "m", "end_user": None, "inputs": 2, "calls": 1, "prompt_tokens": 7,
+        "cost_usd": 2**63 - 1, "estimated": True, "kind": "wasted", "code": "late_result",
+    }  # fmt: skip
+    insert = f"insert into usage ({', '.join(row)}) values ({', '.join(f':{key}' for key in row)})"
+    database = Database(empty_url)
+    async with database.write() as connection:
+        await connection.execute(text(insert), row)
+    await database.close()
+    unknown: dict[str, Any] = {"usd_per_million_tokens": None}
+    for target, added in (("0014", unknown), ("0013", {}), ("0014", unknown)):
+        run_migration(empty_url, target)
+        database = Database(empty_url)
+        async with database.write() as connection:
+            # A process of the release before still writes such rows.
+            await connection.execute(text(insert), row | {"id": f"use_of_{target}"})
+            found = (await connection.execute(text("select * from usage where id = 'use_1'"))).one()
+            await connection.execute(text(f"delete from usage where id = 'use_of_{target}'"))
+        assert dict(found._mapping) == row | added
         await database.close()
 
 

@@ -1,0 +1,28 @@
+"""a row of the ledger says by which price it was charged
+
+Revision: 0014
+Before: 0013
+
+All data is kept, on the way up; on the way down the prices are lost, and the costs stay. Rows of the release before, and
+those that its processes still write, have no price: it is not in the database.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0014"
+down_revision = "0013"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Add the price, in picodollars for a million tokens; null where it is unknown."""
+    op.add_column("usage", sa.Column("usd_per_million_tokens", sa.BigInteger(), nullable=True))
+
+
+def downgrade() -> None:
+    """Drop the price."""
+    op.drop_column("usage", "usd_per_million_tokens")
