@@ -210,7 +210,7 @@ async def test_revision_0013_orders_shards_by_their_first_index_and_numbers_them
         await database.close()
 
 
-async def test_revision_0014_keeps_all_rows_of_the_ledger_on_the_way_up_and_down(empty_url: str) -> None:
+async def test_revision_0014_keeps_the_ledger_and_outages_on_the_way_up_and_down(empty_url: str) -> None:
     run_migration(empty_url, "0013")
     row = {
         "id": "use_1", "project": "p", "key_id": "k", "at": 1.5, "lane": "bulk", "job_id": "j", "alias": "m",
@@ -218,9 +218,15 @@ async def test_revision_0014_keeps_all_rows_of_the_ledger_on_the_way_up_and_down
         "cost_usd": 2**63 - 1, "estimated": True, "kind": "wasted", "code": "late_result",
     }  # fmt: skip
     insert = f"insert into usage ({', '.join(row)}) values ({', '.join(f':{key}' for key in row)})"
+    outage = {
+        "account": "one", "upstream_model": "m", "code": "c", "message": "m", "advice": "a", "status": 401,
+        "since": 1.5, "failures": 2, "next_attempt_at": 2.5,
+    }  # fmt: skip
+    columns, places = ", ".join(outage), ", ".join(f":{key}" for key in outage)
     database = Database(empty_url)
     async with database.write() as connection:
         await connection.execute(text(insert), row)
+        await connection.execute(text(f"insert into route_outages ({columns}) values ({places})"), outage)
     await database.close()
     unknown: dict[str, Any] = {"usd_per_million_tokens": None}
     for target, added in (("0014", unknown), ("0013", {}), ("0014", unknown)):
@@ -230,8 +236,10 @@ async def test_revision_0014_keeps_all_rows_of_the_ledger_on_the_way_up_and_down
             # A process of the release before still writes such rows.
             await connection.execute(text(insert), row | {"id": f"use_of_{target}"})
             found = (await connection.execute(text("select * from usage where id = 'use_1'"))).one()
+            outage_found = (await connection.execute(text("select * from route_outages"))).one()
             await connection.execute(text(f"delete from usage where id = 'use_of_{target}'"))
         assert dict(found._mapping) == row | added
+        assert dict(outage_found._mapping) == outage | ({"probe_until": None} if added else {})
         await database.close()
 
 
