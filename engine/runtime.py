@@ -28,6 +28,7 @@ from engine.queue.broker import Notifier, key_prefix
 from engine.routing.drift import DriftMonitor
 from engine.routing.outages import Outages
 from engine.routing.router import Router
+from engine.routing.space_checks import SpaceMonitor
 from engine.storage.database import Database
 from engine.storage.upload_leases import UploadLeases
 from engine.upstream.call import Transport, Upstream
@@ -51,6 +52,7 @@ class Runtime:
     upstream: Upstream
     router: Router
     drift_monitor: DriftMonitor
+    space_monitor: SpaceMonitor
     notifier: Notifier
     keys: KeyAuthenticator
     usage: UsageBuffer
@@ -109,6 +111,15 @@ class Runtime:
                 every_s=settings.drift_check_every_s,
                 similarity=settings.drift_min_similarity,
             ),
+            space_monitor=SpaceMonitor(
+                database,
+                upstream,
+                router,
+                usage,
+                list(aliases.values()),
+                every_s=settings.drift_check_every_s,
+                similarity=settings.drift_min_similarity,
+            ),
             notifier=Notifier(settings.broker, settings.namespace),
             keys=KeyAuthenticator(database, load_pepper(settings.key_pepper, settings.data_dir)),
             usage=usage,
@@ -153,6 +164,7 @@ class Runtime:
             parts.push_async_callback(_closed, "flights", self.journal.close)
             parts.push_async_callback(_closed, "outages", self.router.close)
             parts.push_async_callback(_closed, "drift monitor", self.drift_monitor.close)
+            parts.push_async_callback(_closed, "space monitor", self.space_monitor.close)
 
 
 async def _closed(name: str, close: Callable[[], Awaitable[None] | None]) -> None:

@@ -28,6 +28,8 @@ async def list_endpoints(request: Request) -> Response:
     alias = runtime.alias(name)
     if runtime.drift_monitor.has_probes:
         await runtime.drift_monitor.refresh()
+    if runtime.space_monitor.has_checks:
+        await runtime.space_monitor.refresh(alias)
     await runtime.router.outages.refresh(max_age_s=MAX_AGE_S)
     routes = [_endpoint(each) for each in report(runtime.router, alias)]
     body = {"object": "list", "model": alias.name, "space": alias.space, "data": routes}

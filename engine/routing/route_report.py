@@ -50,7 +50,7 @@ def _report(router: Router, alias: Alias, route: Route) -> RouteReport:
     state, now = router.state_of(route), time.monotonic()
     breaker = _breaker(router, alias, route)
     status: Literal["up", "down", "quarantined"] = "up"
-    if (*route.key, alias.space) in router.quarantined:
+    if route not in router.trusted(alias):
         status = "quarantined"
     elif breaker.state != "closed":
         status = "down"
@@ -67,6 +67,8 @@ def _report(router: Router, alias: Alias, route: Route) -> RouteReport:
 def _breaker(router: Router, alias: Alias, route: Route) -> Breaker:
     if (*route.key, alias.space) in router.quarantined:
         return Breaker("open", QUARANTINED)
+    if (reason := router.unverified_reason(route)) is not None:
+        return Breaker("open", reason)
     outage = router.outages.of(route)
     if outage is None:
         return Breaker("closed")

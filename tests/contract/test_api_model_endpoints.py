@@ -31,6 +31,7 @@ api_key = "env:HOME"
 [models."team/tiny"]
 dimensions = 16
 input_usd_per_million_tokens = "0.02"
+verify_spaces = false
 [[models."team/tiny".routes]]
 provider = "first"
 model = "up"
@@ -48,6 +49,7 @@ routes = [{ provider = "first", model = "up" }]
 dimensions = 16
 routes = [{ provider = "first", model = "up" }]
 """
+ONLY_TINY = CONFIG.split('[models."team/tiny/endpoints"]')[0]
 PATH = "/v1/models/team/tiny"
 
 
@@ -58,8 +60,7 @@ async def wire() -> FakeWire:
 
 @pytest.fixture
 async def routed(data_dir: Path, wire: FakeWire) -> AsyncIterator[Gateway]:
-    config = CONFIG.replace('[models."team/tiny/endpoints"]\ndimensions = 16\n', "[models.unused]\ndimensions = 16\n")
-    gateway = await open_gateway(data_dir, config=config, wire=wire)
+    gateway = await open_gateway(data_dir, config=ONLY_TINY, wire=wire)
     yield gateway
     await close_gateway(gateway)
 
@@ -151,6 +152,15 @@ async def test_a_quarantined_route_says_so(routed: Gateway) -> None:
         None,
     )
     assert "vectors have changed" in first["breaker"]["reason"] and second["status"] == "up"
+
+
+async def test_a_route_that_is_not_compared_yet_says_so(data_dir: Path, wire: FakeWire) -> None:
+    wire.hosts["second"] = fake({"do": {"status": 500}})  # so that it stays so
+    gateway = await open_gateway(data_dir, config=ONLY_TINY.replace("verify_spaces = false\n", ""), wire=wire)
+    first, second = await endpoints(gateway)
+    assert (first["status"], second["status"], second["breaker"]["state"]) == ("up", "quarantined", "open")
+    assert second["breaker"]["reason"] == "it is not verified yet to give the vectors of account first"
+    await close_gateway(gateway)
 
 
 @pytest.mark.parametrize(
