@@ -150,6 +150,7 @@ class Alias:
     routes: tuple[Route, ...]
     usd_per_million_tokens: Decimal
     strategy: Strategy = "weighted"  # the order of routes of one priority
+    hedge: bool = False  # an interactive call that takes unusually long is made on a second route as well
     verify_spaces: bool = True  # its routes are compared with the first one before they are used
 
 

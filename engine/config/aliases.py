@@ -70,6 +70,7 @@ def build_alias(name: str, value: Any, accounts: Mapping[str, Account], catalog:
         price,
         strategy=section.strategy,
         verify_spaces=section.verify_spaces,
+        hedge=section.hedge,
     )
 
 

@@ -68,6 +68,7 @@ class ModelSection(msgspec.Struct, forbid_unknown_fields=True):
     input_usd_per_million_tokens: str | float | int | None = None
     strategy: Strategy = "weighted"
     verify_spaces: bool = True
+    hedge: bool = False
     token_arrays: str | None = None
     normalize: bool = False
     query_template: str | None = None

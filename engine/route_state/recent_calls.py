@@ -11,6 +11,7 @@ from collections import deque
 
 LATENCIES = 256
 LATENCY_MAX_AGE_S = 3600.0
+USUAL_OF = 20  # fewer calls do not say what is usual
 MINUTE_S, MINUTES = 60.0, 60
 QUARTER_S, QUARTERS = 900.0, 96
 
@@ -57,6 +58,10 @@ class RecentCalls:
         self._latencies.append((now, seconds))
         self._count(now, is_answered=True)
 
+    def took_at_least(self, now: float, seconds: float) -> None:
+        """A call was given up after so many seconds through no fault of the route: it is no failure, but was slow."""
+        self._latencies.append((now, seconds))
+
     def failed(self, now: float) -> None:
         """A call failed through no fault of its inputs."""
         self._count(now, is_answered=False)
@@ -65,6 +70,12 @@ class RecentCalls:
         """Such a share of the answered calls of the last hour took no longer (nearest rank). None: there were none."""
         recent = sorted(seconds for at, seconds in self._latencies if now - at <= LATENCY_MAX_AGE_S)
         return recent[max(0, math.ceil(share * len(recent)) - 1)] if recent else None
+
+    def usual_latency_s(self, now: float, share: float) -> float | None:
+        """As `latency_s`, where enough calls of the last hour say so; else None."""
+        if len(self._latencies) < USUAL_OF or now - self._latencies[-USUAL_OF][0] > LATENCY_MAX_AGE_S:
+            return None
+        return self.latency_s(now, share)
 
     def success_rate(self, now: float, window_s: float) -> float | None:
         """The answered share of the calls of the window, at most a day; None: there were none."""

@@ -14,6 +14,7 @@ from engine.route_state.call_size_limits import UNLIMITED
 from engine.route_state.state import RouteState
 from engine.routing import gateway_options
 from engine.routing.gateway_options import FIELD
+from engine.routing.hedge_budget import HedgeBudget
 from engine.routing.outages import Outage, Outages
 from engine.routing.strategies import SORTS, ordered
 from models.embedding import Alias, Batch, Limits, Route, RouteKey
@@ -97,6 +98,7 @@ class Router:
         self.unverified: Mapping[ConfiguredRoute, str] = {}
         self._limiters = limiters if limiters is not None else LimiterRegistry()
         self._states: dict[RouteKey, RouteState] = {}
+        self._hedge_budgets: dict[str, HedgeBudget] = {}
 
     def state_of(self, route: Route) -> RouteState:
         """The state of the route's account and upstream model."""
@@ -105,6 +107,10 @@ class Router:
         if state is None:
             state = self._states[key] = RouteState(route.account, route.upstream_model, self._limiters)
         return state
+
+    def hedge_budget_of(self, alias: Alias) -> HedgeBudget:
+        """The budget of hedged calls of the model, in this process."""
+        return self._hedge_budgets.setdefault(alias.name, HedgeBudget())
 
     def candidates(self, alias: Alias, key: str = "") -> list[Route]:
         """Fit routes in the order to try them; `key`: the caller. Raises RouteDown or RouteQuarantined.
