@@ -10,10 +10,11 @@ from starlette.responses import Response
 
 from api import health
 from api.http import schemas
+from api.http.model_schemas import EndpointList
 from api.http.openapi import BINARY, JSON, json_body, operation, path_param, query_param, schema_ref
 from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
-from api.openai import embeddings, models
+from api.openai import embeddings, model_endpoints, models
 
 JOBS = "/v1/embeddings/jobs"
 ONE_JOB = f"{JOBS}/{{job_id}}"
@@ -51,6 +52,13 @@ def all_routes() -> Iterator[RouteSpec]:
     yield from _job_outcomes()
     yield RouteSpec("GET", "/v1/models", models.list_models, operation("List models", "Models"))
     model = {"parameters": [path_param("model", "Name of the model")]}
+    # Before the route of one model, which takes any path.
+    yield RouteSpec(
+        "GET",
+        "/v1/models/{model:path}/endpoints",
+        model_endpoints.list_endpoints,
+        operation("The routes of a model, and how each of them does", "Models", 200, EndpointList, model),
+    )
     yield RouteSpec("GET", "/v1/models/{model:path}", models.get_model, operation("One model", "Models", extra=model))
     for path, endpoint, summary in (
         ("/healthz", health.healthz, "The process lives"),

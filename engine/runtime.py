@@ -29,6 +29,7 @@ from engine.routing.drift import DriftMonitor
 from engine.routing.health_probes import HealthProbes
 from engine.routing.outages import Outages
 from engine.routing.router import Router
+from engine.routing.space_checks import SpaceMonitor
 from engine.storage.database import Database
 from engine.storage.upload_leases import UploadLeases
 from engine.upstream.call import Transport, Upstream
@@ -53,6 +54,7 @@ class Runtime:
     router: Router
     drift_monitor: DriftMonitor
     health_probes: HealthProbes
+    space_monitor: SpaceMonitor
     notifier: Notifier
     keys: KeyAuthenticator
     usage: UsageBuffer
@@ -112,6 +114,15 @@ class Runtime:
                 similarity=settings.drift_min_similarity,
             ),
             health_probes=HealthProbes(upstream, router, usage),
+            space_monitor=SpaceMonitor(
+                database,
+                upstream,
+                router,
+                usage,
+                list(aliases.values()),
+                every_s=settings.drift_check_every_s,
+                similarity=settings.drift_min_similarity,
+            ),
             notifier=Notifier(settings.broker, settings.namespace),
             keys=KeyAuthenticator(database, load_pepper(settings.key_pepper, settings.data_dir)),
             usage=usage,
@@ -157,6 +168,7 @@ class Runtime:
             parts.push_async_callback(_closed, "outages", self.router.close)
             parts.push_async_callback(_closed, "drift monitor", self.drift_monitor.close)
             parts.push_async_callback(_closed, "health probes", self.health_probes.close)
+            parts.push_async_callback(_closed, "space monitor", self.space_monitor.close)
 
 
 async def _closed(name: str, close: Callable[[], Awaitable[None] | None]) -> None:

@@ -159,6 +159,8 @@ class Alias:
     routes: tuple[Route, ...]
     usd_per_million_tokens: Decimal
     strategy: Strategy = "weighted"  # the order of routes of one priority
+    hedge: bool = False  # an interactive call that takes unusually long is made on a second route as well
+    verify_spaces: bool = True  # its routes are compared with the first one before they are used
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,7 @@ class Call:
     tokens: int = 0
     tokens_estimated: bool = False
     cost_usd: Decimal = Decimal(0)
+    usd_per_million_tokens: Decimal | None = None  # the price that the cost is by; None: unknown
     usage_doubt: str | None = None  # why the token count of the reply is not used
 
 

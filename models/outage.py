@@ -23,3 +23,4 @@ class RouteOutage(Base):
     # Consecutive failed health probes. The process that moves `next_attempt_at` into the future makes the next one.
     failures: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     next_attempt_at: Mapped[float] = mapped_column(Instant)
+    probe_until: Mapped[float | None] = mapped_column(Instant)  # while a process makes a health probe

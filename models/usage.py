@@ -42,6 +42,8 @@ class UsageRecord(Base):
     calls: Mapped[int] = mapped_column(Integer)
     prompt_tokens: Mapped[int] = mapped_column(BigInteger)
     cost_usd: Mapped[Decimal] = mapped_column(Usd)
+    # The route's price at the time of the call. Null: unknown, as of rows that releases before revision 0014 wrote.
+    usd_per_million_tokens: Mapped[Decimal | None] = mapped_column(Usd)
     estimated: Mapped[bool] = mapped_column(Boolean)
     kind: Mapped[str] = mapped_column(String(16), default=UsageKind.DELIVERED, server_default=UsageKind.DELIVERED)
     code: Mapped[str | None] = mapped_column(String(64))  # why it was not delivered

@@ -1,7 +1,7 @@
 """a job says what its inputs mean, without a look into its options
 
 Revision: 0015
-Before: 0013
+Before: 0014
 
 The meaning of jobs that are there already is taken from their options.
 """
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0015"
-down_revision = "0013"
+down_revision = "0014"
 branch_labels = None
 depends_on = None
 

@@ -26,6 +26,7 @@ REQUIRED_SCOPE: dict[str, Scope] = {
     "create_embeddings": Scope.EMBEDDINGS,
     "list_models": Scope.EMBEDDINGS,
     "get_model": Scope.EMBEDDINGS,
+    "list_endpoints": Scope.EMBEDDINGS,
     "create_job": Scope.JOBS,
     "list_jobs": Scope.JOBS,
     "get_job": Scope.JOBS,

@@ -36,6 +36,8 @@ async def create_embeddings(request: Request) -> Response:
         prepared = await prepare(request, raw)
         if runtime.drift_monitor.has_probes:
             await runtime.drift_monitor.refresh()
+        if runtime.space_monitor.has_checks:
+            await runtime.space_monitor.refresh(prepared.alias)
         outcomes = OutcomeCollector(len(prepared.inputs), prepared.width)
         run = _embed_run(request, prepared, outcomes)
         try:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 
 from cli.client.credentials import is_loopback, resolve_server
 from cli.client.responses import decode, foreign_server_error, raise_for_error
 from cli.client.retry import RetryPolicy, is_busy
-from cli.client.types import Estimate, Job, JobPage, Model, ModelList
+from cli.client.types import Endpoint, EndpointList, Estimate, Job, JobPage, Model, ModelList
 from cli.client.upload import chunks, gzipped
 from cli.data_dir import DataDir
 from cli.error_messages import connection_reason
@@ -23,6 +24,11 @@ LONG_POLL_S = 20
 SHORTEST_POLL_S = 0.25
 UPLOAD_TRIES = 4
 TIMEOUT = httpx.Timeout(connect=5.0, read=LONG_POLL_S + 40.0, write=60.0, pool=5.0)
+
+
+def endpoints_path(model: str) -> str:
+    """The path of a model's routes; the name may hold slashes."""
+    return f"{MODELS}/{quote(model, safe='/')}/endpoints"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,10 @@ class Client:
         if any(model.space is None for model in models):  # another gateway or model server lists its models alike
             raise foreign_server_error(reply)
         return models
+
+    def endpoints(self, model: str) -> list[Endpoint]:
+        """The routes of a model, as the process that answers knows them."""
+        return decode(self._get(endpoints_path(model)), EndpointList).data
 
     def job(self, job_id: str) -> Job:
         """One job as it is now."""

@@ -161,6 +161,43 @@ class ModelList(msgspec.Struct):
     data: list[Model]
 
 
+class Breaker(msgspec.Struct):
+    """Why a route is not called, and when it is tried again."""
+
+    state: str
+    reason: str | None = None
+    next_attempt_at: int | None = None
+
+
+class Quota(msgspec.Struct):
+    """A quota a minute, and what is left of it."""
+
+    limit: int | None = None
+    remaining: int | None = None
+
+
+class Endpoint(msgspec.Struct):
+    """One route of a model, as the process that answers knows it."""
+
+    provider: str
+    kind: str
+    upstream_model: str
+    priority: int
+    weight: int
+    pricing: dict[str, str]
+    status: str
+    breaker: Breaker
+    latency_ms: dict[str, float | str | None]
+    success_rate: dict[str, float | str | None]
+    quota: dict[str, Quota]
+
+
+class EndpointList(msgspec.Struct):
+    """The answer of /v1/models/{model}/endpoints."""
+
+    data: list[Endpoint]
+
+
 class ErrorBody(msgspec.Struct):
     """An error of the API."""
 

@@ -31,6 +31,25 @@ def models(
 
 
 @app.command()
+def endpoints(
+    model: Annotated[str, typer.Argument(help="Name of the model.")],
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
+) -> None:
+    """Show the routes of a model: price, state, latency, success rate and quota of each."""
+    from cli.client.api_client import connect, endpoints_path
+    from cli.output.model_table import print_endpoints
+    from cli.output.terminal import print_json
+
+    with connect(url, api_key) as client:
+        if as_json:
+            print_json(client.json(endpoints_path(model)))
+        else:
+            print_endpoints(client.endpoints(model))
+
+
+@app.command()
 def refresh(
     source: Annotated[Path, typer.Option("--from", metavar="FILE", help="The newer table of models, TOML.")],
 ) -> None:

@@ -64,7 +64,18 @@ def build_alias(name: str, value: Any, accounts: Mapping[str, Account], catalog:
     space = section.space or (known.space if known and name in catalog.models else None) or name
     allowed = _allowed(section, known, width, where)
     price = routes[0].usd_per_million_tokens if model.price is None else model.price
-    return Alias(name, width, allowed, model.max_input_tokens, space, routes, price, section.strategy)
+    return Alias(
+        name,
+        width,
+        allowed,
+        model.max_input_tokens,
+        space,
+        routes,
+        price,
+        strategy=section.strategy,
+        verify_spaces=section.verify_spaces,
+        hedge=section.hedge,
+    )
 
 
 def sections_of_catalog(accounts: Mapping[str, Account], catalog: Catalog) -> dict[str, ModelSection]:

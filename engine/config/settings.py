@@ -125,7 +125,8 @@ class Settings:
     ops_host: str = setting("127.0.0.1", "Address on which a worker or scheduler serves them")
 
     drift_check_every_s: float = setting(
-        600.0, "Seconds between two drift checks of a route whose account has a drift_probe"
+        600.0,
+        "Seconds between two drift checks of a route with a drift_probe, and two comparisons of a model's routes",
     )
     drift_min_similarity: float = setting(
         0.999, "Cosine with the reference vector below which a drift check quarantines the route"

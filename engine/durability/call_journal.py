@@ -45,6 +45,7 @@ class InFlightCall(msgspec.Struct, array_like=True):
     tokens: int = 0  # estimated
     cost_usd: Decimal = Decimal(0)  # the highest possible cost
     record_id: str = ""  # of the record that will contain its results, once it was answered
+    usd_per_million_tokens: Decimal | None = None  # the price that the cost is by; None: unknown
 
 
 _encode = msgspec.msgpack.Encoder().encode

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from engine.cancellation import CancellationToken
-from engine.embedding import diagnosis, hang_detector, rate_limit_scope
+from engine.embedding import diagnosis, hang_detector, hedging, rate_limit_scope
 from engine.embedding.bisect import P_FLAKE_TO_BISECT, Attempts, is_server_fault
 from engine.ledger.call_cost import Spending, cost_of, paid
 from engine.limiter.call_waits import CallWaits
@@ -115,13 +115,20 @@ async def _try_routes(
     refused_waits: list[tuple[float, Route, RouteState]] = []  # routes that would let it start after so many seconds
     candidates = run.router.candidates(run.alias, run.tenant) if only is None else [only]
     routes = [route for route in candidates if accepts(route, batch)]
+    raced = await _hedged(run, batch, routes, attempts)
+    if raced.answer is not None:
+        return raced.answer
     for position, route in enumerate(routes):
         if failures and run.cancel_reason is not None:
             break
         state = run.router.state_of(route)
         has_alternative = position + 1 < len(routes)
         max_wait = _max_wait(run, has_alternative=has_alternative)
-        reply, error = await _try_route(run, batch, route, state, attempts, max_wait, has_alternative=has_alternative)
+        reply, error = None, raced.errors.get(position)
+        if error is None:
+            reply, error = await _try_route(
+                run, batch, route, state, attempts, max_wait, has_alternative=has_alternative
+            )
         if reply is not None:
             return reply, route, state
         if error is not None:
@@ -136,6 +143,18 @@ async def _try_routes(
     if not failures:
         raise UpstreamRejected("no route of this model takes token arrays", code="tokens_not_supported")
     raise max(failures, key=_recoverability)
+
+
+async def _hedged(run: EmbedRun, batch: Batch, routes: Sequence[Route], attempts: Attempts) -> hedging.Raced:
+    """What a hedged call of the first two routes gives; nothing where the model, or the lane, has none."""
+    if not run.alias.hedge or run.lane == BULK or len(routes) < 2:
+        return hedging.NOT_RACED
+
+    async def try_route(route: Route, state: RouteState, max_wait: MaxWait, only_once: bool) -> hedging.Tried:
+        tries = Attempts(1) if only_once else attempts
+        return hedging.Tried(*await _try_route(run, batch, route, state, tries, max_wait))
+
+    return await hedging.race(run, batch, routes, try_route)
 
 
 def _max_wait(run: EmbedRun, *, has_alternative: bool) -> MaxWait:

@@ -193,7 +193,9 @@ async def probe_if_down(run: R, batch: Batch, embed: EmbedOnRoute[R]) -> Batch |
     until = run.deadline if run.lane == "bulk" else min(run.deadline, time.monotonic() + run.cooldown_wait_s)
     await outages.refresh(max_age_s=MAX_AGE_TO_REFUSE_S)
     while True:
-        down = [(route, outage) for route in run.alias.routes if (outage := outages.of(route)) is not None]
+        # The vector of a probe is kept, so none goes to a route of another space.
+        trusted = run.router.trusted(run.alias)
+        down = [(route, outage) for route in trusted if (outage := outages.of(route)) is not None]
         for route, outage in down:
             if outage.next_attempt_in_s > 0 or not accepts(route, batch):
                 continue
@@ -209,8 +211,8 @@ async def probe_if_down(run: R, batch: Batch, embed: EmbedOnRoute[R]) -> Batch |
             finally:
                 state.health_probes -= 1
         # Another process has made the probe, and its result is known by now.
-        down = [(route, outage) for route in run.alias.routes if (outage := outages.of(route)) is not None]
-        if len(down) < len(run.alias.routes) or run.stop.reason is not None:
+        down = [(route, outage) for route in trusted if (outage := outages.of(route)) is not None]
+        if not down or len(down) < len(trusted) or run.stop.reason is not None:
             return batch
         probed = [outages.of(route) for route, _ in down if run.router.state_of(route).health_probes]
         wait_s = min((outage.next_attempt_in_s for outage in probed if outage is not None), default=0.0)
@@ -257,7 +259,7 @@ async def _probe(run: R, batch: Batch, route: Route, embed: EmbedOnRoute[R], *, 
         run.router.outages.resolve(route)
         others = [each for each in range(len(batch.inputs)) if each != position]
         return packing.select(batch, others) if others else None
-    if any(run.router.outages.of(each) is None for each in run.alias.routes):
+    if any(run.router.outages.of(each) is None for each in run.router.trusted(run.alias)):
         return batch
     raise run.router.down_error(run.alias)
 

@@ -76,6 +76,7 @@ def with_cost(call: Call, kind: UsageKind, batch: Batch, route: Route, reported:
         tokens=count,
         tokens_estimated=reported is None,
         cost_usd=cost_usd,
+        usd_per_million_tokens=route.usd_per_million_tokens,
     )
 
 

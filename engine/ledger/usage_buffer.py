@@ -192,7 +192,15 @@ def _packed(records: Sequence[dict[str, Any]]) -> bytes:
 
 def _unpacked(body: bytes) -> list[dict[str, Any]]:
     records = msgspec.msgpack.decode(body, type=list[dict[str, Any]])
-    return [{**record, "cost_usd": Decimal(record["cost_usd"])} for record in records]
+    return [
+        {**record, "cost_usd": Decimal(record["cost_usd"]), "usd_per_million_tokens": _price(record)}
+        for record in records
+    ]
+
+
+def _price(record: dict[str, Any]) -> Decimal | None:
+    price = record.get("usd_per_million_tokens")  # missing in files of earlier releases
+    return None if price is None else Decimal(price)
 
 
 def _quarantine(spool: Spool | None, record: dict[str, Any], error: Exception) -> None:

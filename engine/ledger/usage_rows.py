@@ -1,8 +1,8 @@
 """Ledger rows: what each upstream call is billed for, and what came of it. Pure.
 
-Results that were taken make one `delivered` row for each route and record. A call that was billed in vain, or may have
-been, is a row of its own, known by the call's id, so that it can be written twice and is counted once. Providers do not
-bill a reply that is not a 2xx (docs/providers.md): such calls have no row.
+Results that were taken make one `delivered` row for each route, price and record. A call that was billed in vain, or
+may have been, is a row of its own, known by the call's id, so that it can be written twice and is counted once.
+Providers do not bill a reply that is not a 2xx (docs/providers.md): such calls have no row.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from models.usage import UsageKind
 MAX_TOKENS = 2**63 - 1
 MAX_USD = Decimal(2**63 - 1) * PICODOLLAR
 MAX_COUNT = 2**31 - 1
+# The price of a route that is known only by its names. The column is null then.
+UNKNOWN_PRICE = Decimal("NaN")
 
 
 def delivered(
@@ -39,10 +41,10 @@ def delivered(
     `kind` and `code` are for results that were not delivered. `row_id`: the prefix of the rows' ids, so that the same
     record gives the same ids again; by default ids are random.
     """
-    by_route: dict[tuple[str, str], _Sum] = {}
+    by_route: dict[tuple[str, str, Decimal], _Sum] = {}
     for part in parts:
         if part.route is not None:
-            key = part.route.account.name, part.route.upstream_model
+            key = (*part.route.key, part.route.usd_per_million_tokens)
             if key in by_route:
                 by_route[key].add(part)
             else:
@@ -62,11 +64,12 @@ def delivered(
             calls=served.calls,
             tokens=served.tokens,
             cost_usd=served.cost_usd,
+            price=price,
             estimated=served.estimated,
             kind=kind,
             code=code,
         )
-        for number, ((provider, upstream_model), served) in enumerate(by_route.items())
+        for number, ((provider, upstream_model, price), served) in enumerate(by_route.items())
     ]
 
 
@@ -116,6 +119,7 @@ def of_calls(
             calls=1,
             tokens=call.tokens,
             cost_usd=call.cost_usd,
+            price=call.usd_per_million_tokens,
             estimated=call.tokens_estimated,
             kind=UsageKind.WASTED if call.wasted else UsageKind.AMBIGUOUS,
             code=call.error,
@@ -126,7 +130,14 @@ def of_calls(
 
 
 def _row(
-    *, user: str | None, tokens: int, cost_usd: Decimal, inputs: int, code: str | None, **row: Any
+    *,
+    user: str | None,
+    tokens: int,
+    cost_usd: Decimal,
+    price: Decimal | None,
+    inputs: int,
+    code: str | None,
+    **row: Any,
 ) -> dict[str, Any]:
     return row | {
         # The column's name: Core drops keys that it does not know.
@@ -134,9 +145,14 @@ def _row(
         "inputs": min(inputs, MAX_COUNT),
         "prompt_tokens": min(max(tokens, 0), MAX_TOKENS),
         # Rounded only here: the sum of the rows is what was charged, to the picodollar.
-        "cost_usd": min(max(cost_usd, Decimal(0)), MAX_USD).quantize(PICODOLLAR),
+        "cost_usd": _storable_usd(cost_usd),
+        "usd_per_million_tokens": None if price is None or price.is_nan() else _storable_usd(price),
         "code": None if code is None else code[:64],
     }
+
+
+def _storable_usd(amount: Decimal) -> Decimal:
+    return min(max(amount, Decimal(0)), MAX_USD).quantize(PICODOLLAR)
 
 
 def _storable(text: str) -> str:

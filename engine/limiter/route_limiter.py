@@ -46,6 +46,7 @@ QUOTA_NEARLY_SPENT = 0.003  # if headers report less of a quota left than this s
 ACCEPTED_SIGNALS = frozenset({CallSignal.SUCCESS, CallSignal.SLOW, CallSignal.CLIENT_ERROR, CallSignal.OVERLOADED})
 TIMEOUT_CHECK_EVERY_S = 1.0
 LONG_RETRY_AFTER_S = 5.0
+MINUTE_S = 60.0
 SHARE_STEP = 0.01  # smaller changes of a learned share change no sizes and no metric
 
 log = logging.getLogger("embedmill.limiter")
@@ -91,6 +92,7 @@ class RouteLimiter:
         self._announce = announce
         self._last_slot = 0
         self._rate_limits: RateLimitHeaders | None = None  # the quotas that the provider's replies stated last
+        self._rate_limits_at = 0.0  # on time.monotonic()
         self.max_learned_call_tokens: int | None = None
         self._paced_until = 0.0  # on time.monotonic()
         self._congestion = CongestionDetector()
@@ -219,9 +221,11 @@ class RouteLimiter:
         if isinstance(error, UpstreamRateLimited) and signal is CallSignal.RATE_LIMITED:
             error.starts_cooldown = not needs_confirmation and (is_control or not has_long_retry_after(error))
             signal = signal if error.starts_cooldown else CallSignal.NONE
-        if hint is not None and (self._rate_limits is None or hint.limits != self._rate_limits.limits):
-            self._rate_limits = hint
-            self._apply_quotas()
+        if hint is not None:
+            is_new = self._rate_limits is None or hint.limits != self._rate_limits.limits
+            self._rate_limits, self._rate_limits_at = hint, time.monotonic()
+            if is_new:
+                self._apply_quotas()
         if permit is NO_PERMIT_NEEDED:
             self._semaphore.release(signal)
             if signal is not CallSignal.RATE_LIMITED:
@@ -259,6 +263,13 @@ class RouteLimiter:
             return task.result()
         finally:
             task.cancel()
+
+    def quotas(self) -> RateLimitHeaders:
+        """The quotas that calls keep to, and what the provider's latest reply, of the last minute, left of them."""
+        tokens, requests = self._effective_quotas()
+        is_recent = time.monotonic() < self._rate_limits_at + MINUTE_S
+        stated = self._rate_limits if is_recent and self._rate_limits else RateLimitHeaders()
+        return RateLimitHeaders(requests, tokens, stated.requests_left, stated.tokens_left)
 
     async def close(self) -> None:
         """Wait until all ended calls are settled."""

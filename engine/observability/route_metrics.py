@@ -7,6 +7,7 @@ from prometheus_client import Counter
 from engine.observability.telemetry import (
     AMBIGUOUS_CALLS,
     INPUTS,
+    REGISTRY,
     TOKENS,
     UPSTREAM_CALLS,
     UPSTREAM_SECONDS,
@@ -14,6 +15,12 @@ from engine.observability.telemetry import (
 )
 from models.embedding import Call
 
+HEDGED_CALLS = Counter(
+    "embedmill_hedged_calls_total",
+    "Calls of a second route because the first took unusually long, by whether the second's answer came first",
+    ["provider", "model", "outcome"],
+    registry=REGISTRY,
+)
 CUT_OFF = "cut_off"  # by a caller who hung up, a cancellation or a time limit
 
 

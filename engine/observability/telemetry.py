@@ -176,6 +176,13 @@ BODY_REFUSALS = Counter(
     ["code"],
     registry=REGISTRY,
 )
+SPACE_MISMATCH = Gauge(
+    "embedmill_route_space_mismatch",
+    "1: the route's vectors are not those of its model's first route, and nothing is sent to it",
+    ["provider", "model", "space"],
+    multiprocess_mode="mostrecent",
+    registry=REGISTRY,
+)
 QUARANTINED = Gauge(
     "embedmill_route_quarantined",
     "1: the route failed its drift check, and nothing is sent to it",

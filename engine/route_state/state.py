@@ -14,6 +14,7 @@ from engine.route_state.control_call import SharedControlCall
 from engine.route_state.credential_probe import CredentialProbe
 from engine.route_state.encoding import RouteEncoding
 from engine.route_state.latency import RouteLatency
+from engine.route_state.recent_calls import RecentCalls
 from engine.route_state.tenant_refusals import TenantRefusals
 from models.embedding import Account
 
@@ -46,6 +47,7 @@ class RouteState:
         self.hang_probes = HangProbes()
         self.tenant_refusals = TenantRefusals()
         self.latency = RouteLatency()
+        self.recent_calls = RecentCalls()
         self.in_flight = 0  # calls of this process
         self.health_probes = 0  # of this process, under way
         self.faults_in_a_row = 0  # of bulk calls

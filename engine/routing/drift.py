@@ -197,13 +197,13 @@ def cosine(one: bytes, other: bytes) -> float:
     return float(a @ b) / lengths if lengths else 0.0
 
 
-async def add_job_warnings(connection: AsyncConnection, key: RouteInSpace, job_id: str | None = None) -> None:
+async def add_job_warnings(
+    connection: AsyncConnection, key: RouteInSpace, job_id: str | None = None, message: str | None = None
+) -> None:
     """Add a warning about the quarantine to the unfinished jobs of the space, or to one job."""
     which = Job.id == job_id if job_id else Job.space == key[2]
-    warning = {
-        "code": "route_quarantined",
-        "message": f"Provider {key[0]} answers with another model than before; nothing more is sent to it.",
-    }
+    message = message or f"Provider {key[0]} answers with another model than before; nothing more is sent to it."
+    warning = {"code": "route_quarantined", "message": message}
     found = select(Job.id, Job.warnings).where(
         which, Job.status.not_in([str(status) for status in FINISHED]), Job.deleted_at.is_(None)
     )

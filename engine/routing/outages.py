@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
@@ -45,11 +46,17 @@ class Outage:
     next_attempt: float
     failures: int = 0
     is_stored: bool = False  # in the database, as far as is known
+    probe_until: float = -math.inf  # a health probe, of any process, is under way at the longest until then
 
     @property
     def next_attempt_in_s(self) -> float:
         """Seconds until the next health probe is due."""
         return max(0.0, self.next_attempt - _now())
+
+    @property
+    def is_probe_under_way(self) -> bool:
+        """True while some process makes a health probe."""
+        return self.probe_until > _now()
 
 
 def new_outage(cause: Cause) -> Outage:
@@ -95,7 +102,7 @@ class Outages:
             outage = replace(outage, cause=cause_of(route.account, error), failures=outage.failures + 1)
             self._log(key, outage.cause)
         pause_s = min(PAUSE_CAP_S, FIRST_PAUSE_S * 2.0**outage.failures)
-        self._set(key, replace(outage, next_attempt=_now() + pause_s))
+        self._set(key, replace(outage, next_attempt=_now() + pause_s, probe_until=-math.inf))
         self._write(self._store(key, reschedules=True))
 
     def resolve(self, route: Route) -> None:
@@ -117,7 +124,8 @@ class Outages:
         outage = self.active.get(key)
         if outage is None or outage.next_attempt > _now():
             return False
-        self._set(key, replace(outage, next_attempt=_now() + PROBE_CLAIM_S))
+        until = _now() + PROBE_CLAIM_S
+        self._set(key, replace(outage, next_attempt=until, probe_until=until))
         if self._database is None or not outage.is_stored:
             return True
         try:
@@ -125,7 +133,7 @@ class Outages:
                 claimed = await connection.execute(
                     update(RouteOutage)
                     .where(*_where(key), RouteOutage.next_attempt_at <= db_now())
-                    .values(next_attempt_at=db_now() + PROBE_CLAIM_S)
+                    .values(next_attempt_at=db_now() + PROBE_CLAIM_S, probe_until=db_now() + PROBE_CLAIM_S)
                 )
         except StorageUnavailable:
             return True  # without the database, each process probes by itself
@@ -167,7 +175,8 @@ class Outages:
             cause = Cause(row.account, row.code, row.message, row.advice, row.status)
             next_attempt = _now() + min(PROBE_CLAIM_S, row.next_attempt_at - row.now)
             key = (row.account, row.upstream_model)
-            found[key] = Outage(cause, row.since, next_attempt, row.failures, is_stored=True)
+            probe_until = -math.inf if row.probe_until is None else _now() + row.probe_until - row.now
+            found[key] = Outage(cause, row.since, next_attempt, row.failures, True, probe_until)
             if key not in self.active:
                 ROUTES_DOWN.labels(*key).set(1)
         for key, outage in self.active.items():
@@ -236,6 +245,7 @@ class Outages:
             "status": outage.cause.status,
         }
         schedule = {"failures": outage.failures, "next_attempt_at": db_now() + outage.next_attempt_in_s}
+        schedule["probe_until"] = None
         statement = (
             self._database.insert(RouteOutage)
             .values(account=key[0], upstream_model=key[1], since=db_now(), **columns, **schedule)

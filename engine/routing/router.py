@@ -14,12 +14,17 @@ from engine.route_state.call_size_limits import UNLIMITED
 from engine.route_state.state import RouteState
 from engine.routing import gateway_options
 from engine.routing.gateway_options import FIELD
+from engine.routing.hedge_budget import HedgeBudget
 from engine.routing.outages import Outage, Outages
 from engine.routing.strategies import SORTS, ordered
 from models.embedding import Alias, Batch, Limits, Route, RouteKey
 from models.errors import InvalidInput, RouteDown, RouteQuarantined, UnknownAlias, UpstreamAuthFailed, UpstreamError
 
 QUARANTINE_RETRY_S = 30.0
+UNVERIFIED_RETRY_S = 2.0  # a check takes two short calls
+
+ConfiguredRoute = tuple[str, str, str]
+"""Model of the configuration, account and upstream model."""
 
 
 def apply_gateway_options(aliases: Mapping[str, Alias], alias: Alias, provider_options: Mapping[str, Any]) -> Alias:
@@ -89,8 +94,12 @@ class Router:
         self.outages = outages if outages is not None else Outages()
         # Account, upstream model and space of routes that failed their drift check; kept by `engine/routing/drift.py`.
         self.quarantined: frozenset[tuple[str, str, str]] = frozenset()
+        # Routes that nothing is sent to, with the reason, since it is not known that they give the vectors of their
+        # model's first route; kept by `engine/routing/space_checks.py`.
+        self.unverified: Mapping[ConfiguredRoute, str] = {}
         self._limiters = limiters if limiters is not None else LimiterRegistry()
         self._states: dict[RouteKey, RouteState] = {}
+        self._hedge_budgets: dict[str, HedgeBudget] = {}
 
     def state_of(self, route: Route) -> RouteState:
         """The state of the route's account and upstream model."""
@@ -100,41 +109,73 @@ class Router:
             state = self._states[key] = RouteState(route.account, route.upstream_model, self._limiters)
         return state
 
+    def hedge_budget_of(self, alias: Alias) -> HedgeBudget:
+        """The budget of hedged calls of the model, in this process."""
+        return self._hedge_budgets.setdefault(alias.name, HedgeBudget())
+
     def candidates(self, alias: Alias, key: str = "") -> list[Route]:
         """Fit routes in the order to try them; `key`: the caller. Raises RouteDown or RouteQuarantined.
 
         All routes of an alias share one vector space, so any may stand in for any other.
         """
-        if len(alias.routes) == 1 and not self.outages.active and not self.quarantined:
+        if len(alias.routes) == 1 and not self.outages.active and not self.quarantined and not self.unverified:
             return list(alias.routes)
-        trusted = [route for route in alias.routes if (*route.key, alias.space) not in self.quarantined]
+        trusted = self.trusted(alias)
         if not trusted:
-            raise RouteQuarantined(
-                f"every provider of the model {alias.name} is quarantined: its vectors have changed. "
-                "Use another model until the operator has looked (`embedmill doctor`).",
-                retry_after_s=QUARANTINE_RETRY_S,
-            )
+            raise self._untrusted_error(alias)
         fit = [route for route in trusted if self.outages.of(route) is None]
         if not fit:
             raise self.down_error(alias)
         return ordered(alias.strategy, fit, self.state_of, key)
 
+    def trusted(self, alias: Alias) -> list[Route]:
+        """The routes whose vectors are known to be of the alias's space, up or down."""
+        if not self.quarantined and not self.unverified:
+            return list(alias.routes)
+        return [
+            route
+            for route in alias.routes
+            if (*route.key, alias.space) not in self.quarantined and self.unverified_reason(route) is None
+        ]
+
+    def unverified_reason(self, route: Route) -> str | None:
+        """Why the route is not known to be of its model's space; None: it is."""
+        return self.unverified.get((route.alias, *route.key)) if self.unverified else None
+
+    def _untrusted_error(self, alias: Alias) -> RouteQuarantined:
+        """The error for a call that finds no route whose vectors can be trusted."""
+        for route in alias.routes:
+            reason = self.unverified_reason(route)
+            if reason is not None and (*route.key, alias.space) not in self.quarantined:
+                return RouteQuarantined(
+                    f"no provider of the model {alias.name} can be used: of account {route.provider}, {reason}.",
+                    retry_after_s=UNVERIFIED_RETRY_S,
+                )
+        return RouteQuarantined(
+            f"every provider of the model {alias.name} is quarantined: its vectors have changed. "
+            "Use another model until the operator has looked (`embedmill doctor`).",
+            retry_after_s=QUARANTINE_RETRY_S,
+        )
+
     def outage_of(self, alias: Alias) -> Outage | None:
-        """The outage of the alias's first route, when all of its routes are down; else None."""
+        """The outage of the alias's first route, when all of its trusted routes are down; else None."""
         if not self.outages.active:
             return None
-        found = [
-            self.outages.of(route)
-            for route in sorted(alias.routes, key=lambda route: route.priority)
-            if (*route.key, alias.space) not in self.quarantined
-        ]
+        found = [self.outages.of(route) for route in sorted(self.trusted(alias), key=lambda route: route.priority)]
         return found[0] if found and all(outage is not None for outage in found) else None
 
     def down_error(self, alias: Alias) -> RouteDown:
-        """The error for a call that finds all routes of the alias down."""
-        found = [outage for route in alias.routes if (outage := self.outages.of(route)) is not None]
+        """The error for a call that finds all trusted routes of the alias down; it names those that are not trusted."""
+        down = [route for route in alias.routes if self.outages.of(route) is not None]
+        trusted = [route for route in self.trusted(alias) if route in down] or down
+        found = [outage for route in trusted if (outage := self.outages.of(route)) is not None]
         first = min(found, key=lambda outage: outage.next_attempt)
-        return RouteDown(first.cause.sentence(), retry_after_s=max(1.0, first.next_attempt_in_s))
+        reasons = [
+            f" Account {route.provider} does not stand in: {reason}."
+            for route in alias.routes
+            if (reason := self.unverified_reason(route)) is not None
+        ]
+        return RouteDown(first.cause.sentence() + "".join(reasons), retry_after_s=max(1.0, first.next_attempt_in_s))
 
     def report(self, route: Route, error: UpstreamError) -> None:
         """Mark the route as down: any call would meet `error`."""

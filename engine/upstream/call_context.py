@@ -15,7 +15,7 @@ from engine.observability.telemetry import WASTED_TOKENS
 from engine.route_state.state import RouteState
 from models.base import random_id
 from models.embedding import Batch, Call, Route
-from models.errors import EmbedmillError, UpstreamError
+from models.errors import Disposition, EmbedmillError, UpstreamError
 from models.usage import UsageKind
 from providers.rate_limit_headers import RateLimitHeaders
 
@@ -79,6 +79,8 @@ class CallAttempt:
     def _record_failure(self, error: BaseException) -> None:
         """Record a call that raised: in `calls`, for the observer and in the metrics."""
         self.error = error
+        if isinstance(error, UpstreamError) and error.disposition is not Disposition.SPLIT:
+            self.context.state.recent_calls.failed(time.monotonic())  # else the inputs are at fault, or nobody is
         observer = self.context.call_observer
         kind = usage_kind_of(error, self.status) if self.is_sent else None
         if self.used is None and isinstance(error, UpstreamError):
@@ -127,3 +129,4 @@ class CallAttempt:
         context.calls.append(call)
         context.state.metrics.succeeded(self.seconds)
         context.state.latency.observe(self.seconds)
+        context.state.recent_calls.answered(time.monotonic(), self.seconds)

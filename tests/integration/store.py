@@ -51,6 +51,7 @@ kind = "fake"
 [models."{MODEL}"]
 dimensions = {WIDTH}
 input_usd_per_million_tokens = "0.0123457"
+verify_spaces = false
 [[models."{MODEL}".routes]]
 provider = "one"
 model = "{UPSTREAM_MODEL}"

@@ -40,6 +40,7 @@ base_url = "http://two/v1"
 [models."{MODEL}"]
 dimensions = {WIDTH}
 space = "s"
+verify_spaces = false
 [[models."{MODEL}".routes]]
 provider = "one"
 model = "m"

@@ -107,7 +107,7 @@ async def test_a_revision_by_name_is_gone_to_whichever_way_it_lies(empty_url: st
     await database.close()
 
 
-@pytest.mark.parametrize("target", ["base", "0001", "-13"])
+@pytest.mark.parametrize("target", ["base", "0001", "-14"])
 @pytest.mark.parametrize("kind", ["duplicates", "ceiling"])
 async def test_going_down_is_refused_while_a_job_needs_what_would_be_lost(store: Store, kind: str, target: str) -> None:
     """Down and up again, its duplicates would be open for ever, and its ceiling forgotten."""
@@ -210,6 +210,39 @@ async def test_revision_0013_orders_shards_by_their_first_index_and_numbers_them
         await database.close()
 
 
+async def test_revision_0014_keeps_the_ledger_and_outages_on_the_way_up_and_down(empty_url: str) -> None:
+    run_migration(empty_url, "0013")
+    row = {
+        "id": "use_1", "project": "p", "key_id": "k", "at": 1.5, "lane": "bulk", "job_id": "j", "alias": "m",
+        "provider": "one", "upstream_model": "m", "end_user": None, "inputs": 2, "calls": 1, "prompt_tokens": 7,
+        "cost_usd": 2**63 - 1, "estimated": True, "kind": "wasted", "code": "late_result",
+    }  # fmt: skip
+    insert = f"insert into usage ({', '.join(row)}) values ({', '.join(f':{key}' for key in row)})"
+    outage = {
+        "account": "one", "upstream_model": "m", "code": "c", "message": "m", "advice": "a", "status": 401,
+        "since": 1.5, "failures": 2, "next_attempt_at": 2.5,
+    }  # fmt: skip
+    columns, places = ", ".join(outage), ", ".join(f":{key}" for key in outage)
+    database = Database(empty_url)
+    async with database.write() as connection:
+        await connection.execute(text(insert), row)
+        await connection.execute(text(f"insert into route_outages ({columns}) values ({places})"), outage)
+    await database.close()
+    unknown: dict[str, Any] = {"usd_per_million_tokens": None}
+    for target, added in (("0014", unknown), ("0013", {}), ("0014", unknown)):
+        run_migration(empty_url, target)
+        database = Database(empty_url)
+        async with database.write() as connection:
+            # A process of the release before still writes such rows.
+            await connection.execute(text(insert), row | {"id": f"use_of_{target}"})
+            found = (await connection.execute(text("select * from usage where id = 'use_1'"))).one()
+            outage_found = (await connection.execute(text("select * from route_outages"))).one()
+            await connection.execute(text(f"delete from usage where id = 'use_of_{target}'"))
+        assert dict(found._mapping) == row | added
+        assert dict(outage_found._mapping) == outage | ({"probe_until": None} if added else {})
+        await database.close()
+
+
 @pytest.mark.parametrize(("options", "input_type"), [({"input_type": "query"}, "query"), ({"user": "u"}, None)])
 async def test_revision_0015_takes_the_meaning_of_inputs_out_of_the_options(
     empty_url: str, options: dict[str, Any], input_type: str | None
@@ -220,12 +253,12 @@ async def test_revision_0015_takes_the_meaning_of_inputs_out_of_the_options(
     async with database.write() as connection:
         await connection.execute(text("update jobs set options = :options"), {"options": json.dumps(options)})
     await database.close()
-    for target in ("head", "0013", "head"):
+    for target in ("head", "0014", "head"):
         run_migration(empty_url, target)
         database = Database(empty_url)
         async with database.read() as connection:
             job = (await connection.execute(text("select * from jobs"))).one()._mapping
-        assert job.get("input_type", "gone") == ("gone" if target == "0013" else input_type)
+        assert job.get("input_type", "gone") == ("gone" if target == "0014" else input_type)
         await database.close()
 
 

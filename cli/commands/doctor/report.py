@@ -12,7 +12,7 @@ from cli.commands.doctor.brokers import broker
 from cli.commands.doctor.check_runner import run_check, run_checks
 from cli.commands.doctor.finding import Finding
 from cli.commands.doctor.machine import disk, installation, machine
-from cli.commands.doctor.models import check_drift, check_local_models, release_quarantine
+from cli.commands.doctor.models import check_drift, check_local_models, check_spaces, release_quarantine
 from cli.commands.doctor.outages import outages
 from cli.commands.doctor.processes import running
 from cli.commands.doctor.quotas import quotas
@@ -54,6 +54,7 @@ def diagnose(
             findings += run_checks("outages", lambda: outages(settings, aliases), fix=SEE_DATABASE)
         findings.append(run_check("broker", lambda: broker(settings)))
         findings.append(run_check("drift", lambda: check_drift(settings, aliases)))
+        findings += run_checks("spaces", lambda: check_spaces(settings, aliases), fix=SEE_DATABASE)
         findings.append(run_check("quotas", lambda: quotas(settings, aliases)))
         findings += check_local_models(aliases)
         findings += check_accounts(settings, aliases, tried=providers)

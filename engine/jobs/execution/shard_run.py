@@ -166,6 +166,8 @@ class ShardRun:
         alias = with_callers_routes(runtime.aliases, runtime.alias(shard.alias), shard.options)
         if runtime.drift_monitor.has_probes:
             await runtime.drift_monitor.refresh()
+        if runtime.space_monitor.has_checks:
+            await runtime.space_monitor.refresh(alias)
         await runtime.router.outages.refresh()
         stop_at = max(self._until, time.monotonic() + min(MIN_PREEMPTOR_S, runtime.settings.shard_budget_s))
         fanout = DuplicateFanout(shard, self._writer.add) if shard.open_duplicates() else None

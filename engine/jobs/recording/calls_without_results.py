@@ -42,6 +42,7 @@ def unanswered(entry: InFlightCall, code: str, *, ended_at: float) -> Call:
         tokens=entry.tokens,
         tokens_estimated=True,
         cost_usd=entry.cost_usd,
+        usd_per_million_tokens=entry.usd_per_million_tokens,
     )
 
 

@@ -61,6 +61,7 @@ class RunCalls:
             time.time(),
             batch.tokens,
             max_cost_of(batch, route),
+            usd_per_million_tokens=route.usd_per_million_tokens,
         )
         self._calls[entry.call_id] = _RunCall(entry, self._journal.begin(entry), batch.indexes[0])
         return entry.call_id

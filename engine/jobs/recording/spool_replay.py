@@ -19,6 +19,7 @@ from engine.durability.spool import DamagedFile, Spool, SpooledFile
 from engine.job_store import JobStore
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.recording.record_outcomes import SHARD_CLOSED, record
+from engine.ledger.usage_rows import UNKNOWN_PRICE
 from engine.observability.telemetry import SPOOLED
 from engine.process.background import logging_errors
 from models.embedding import Account, BatchOutcome, Call, InputError, Limits, Route
@@ -58,6 +59,7 @@ class _StoredOutcome(msgspec.Struct):
     cost_usd: Decimal
     served_by: tuple[str, str] | None  # account and upstream model
     truncated: list[int] = []
+    usd_per_million_tokens: Decimal | None = None  # None: unknown, as in files of earlier releases
 
 
 class _Results(msgspec.Struct):
@@ -92,7 +94,7 @@ def decode_spool(body: bytes) -> tuple[ClaimedShard, list[BatchOutcome], str, li
         duplicates={},
         outcome_bits=np.zeros(results.claim.count, dtype=np.bool_),
     )
-    routes: dict[tuple[str, str], Route] = {}
+    routes: dict[tuple[str, str, Decimal | None], Route] = {}
     return shard, [_decode_outcome(part, routes) for part in results.parts], results.record_id, results.claim.calls
 
 
@@ -147,20 +149,23 @@ def _encode_outcome(part: BatchOutcome) -> _StoredOutcome:
         part.cost_usd,
         None if part.route is None else (part.route.provider, part.route.upstream_model),
         [int(index) for index in part.truncated],
+        None if part.route is None else part.route.usd_per_million_tokens,
     )
 
 
-def _decode_outcome(part: _StoredOutcome, routes: dict[tuple[str, str], Route]) -> BatchOutcome:
+def _decode_outcome(part: _StoredOutcome, routes: dict[tuple[str, str, Decimal | None], Route]) -> BatchOutcome:
     vectors = None
     if part.vectors is not None:
         vectors = np.frombuffer(part.vectors, dtype="<f4").reshape(len(part.indexes), part.width)
     route = None
     if part.served_by is not None:
-        # The ledger needs only the names; the configuration may no longer contain the route.
+        # The ledger needs only the names and the price; the configuration may no longer contain the route.
         account, model = part.served_by
-        route = routes.setdefault(
-            part.served_by, Route(Account(account, "", ""), model, part.width, Limits(), Decimal(0))
-        )
+        price = part.usd_per_million_tokens
+        key = account, model, price
+        if (route := routes.get(key)) is None:
+            of_route = UNKNOWN_PRICE if price is None else price
+            route = routes[key] = Route(Account(account, "", ""), model, part.width, Limits(), of_route)
     return BatchOutcome(
         part.indexes,
         vectors,
