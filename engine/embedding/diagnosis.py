@@ -21,7 +21,7 @@ from engine.limiter.max_wait import UNBOUNDED, MaxWait
 from engine.planning import packing
 from engine.route_state.control_call import control_batch
 from engine.route_state.state import RouteState
-from engine.routing.health_probes import HealthProbes
+from engine.routing.health_probes import HealthProbes, probe_timeout_s
 from engine.routing.outages import MAX_AGE_TO_REFUSE_S
 from engine.routing.router import Router, accepts
 from engine.upstream.call import CallContext, CallObserver, Upstream
@@ -42,7 +42,6 @@ from models.errors import (
 CONTROL_TIMEOUT_S = 5.0
 # So many faults in a row on one route, of all calls of this process: at 30 % random faults one in 15,000.
 FAULTS_IN_A_ROW = 8
-LONG_PROBE_EVERY = 4  # every fourth health probe may take as long as the account's timeout allows
 
 
 class Run(Protocol):
@@ -206,8 +205,7 @@ async def probe_if_down(run: R, batch: Batch, embed: EmbedOnRoute[R]) -> Batch |
             state.health_probes += 1  # from now on other batches wait for its result
             try:
                 if await outages.claim_probe(route):
-                    is_long = outage.failures % LONG_PROBE_EVERY == LONG_PROBE_EVERY - 1
-                    return await _probe(run, batch, route, embed, is_long=is_long)
+                    return await _probe(run, batch, route, embed, probe_timeout_s(route, outage.failures))
             finally:
                 state.health_probes -= 1
         # Another process has made the probe, and its result is known by now.
@@ -233,13 +231,12 @@ def _has_fit_route(run: Run, batch: Batch) -> bool:
     )
 
 
-async def _probe(run: R, batch: Batch, route: Route, embed: EmbedOnRoute[R], *, is_long: bool) -> Batch | None:
+async def _probe(run: R, batch: Batch, route: Route, embed: EmbedOnRoute[R], timeout_s: float) -> Batch | None:
     """Call a route that is down with one input of the batch, and keep its vector. Returns the rest of the batch.
 
     Raises RouteDown when the route is still down.
     """
     position = random.randrange(len(batch.inputs))
-    timeout_s = route.account.timeout_s if is_long else min(CONTROL_TIMEOUT_S, route.account.timeout_s)
     bounded = replace(run, deadline=min(run.deadline, time.monotonic() + timeout_s))  # type: ignore[type-var]
     try:
         await embed(bounded, packing.select(batch, [position]), route)

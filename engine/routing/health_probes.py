@@ -21,6 +21,13 @@ from models.errors import Disposition, EmbedmillError, UpstreamError, UpstreamRa
 from models.usage import OPERATOR_PROJECT
 
 TIMEOUT_S = 5.0
+LONG_PROBE_EVERY = 4  # every fourth probe may take as long as the account's timeout allows: a server may load a model
+
+
+def probe_timeout_s(route: Route, failures: int) -> float:
+    """How long the next probe may take after so many that have failed."""
+    is_long = failures % LONG_PROBE_EVERY == LONG_PROBE_EVERY - 1
+    return route.account.timeout_s if is_long else min(TIMEOUT_S, route.account.timeout_s)
 
 
 class HealthProbes:
@@ -49,18 +56,19 @@ class HealthProbes:
 
     async def _probe(self, route: Route, alias: str) -> None:
         with logging_errors("a health probe has failed"):
-            if not await self._router.outages.claim_probe(route):
+            outage = self._router.outages.of(route)
+            if outage is None or not await self._router.outages.claim_probe(route):
                 return
-            error = await self._call(route, alias)
+            error = await self._call(route, alias, probe_timeout_s(route, outage.failures))
             if error is None or _is_of_the_call(error):
                 self._router.outages.resolve(route)
             else:
                 self._router.outages.probe_failed(route, error)
 
-    async def _call(self, route: Route, alias: str) -> EmbedmillError | None:
+    async def _call(self, route: Route, alias: str, timeout_s: float) -> EmbedmillError | None:
         """Make a call with a text of ours. Returns its error."""
         calls: list[Call] = []
-        deadline = time.monotonic() + min(TIMEOUT_S, route.account.timeout_s)
+        deadline = time.monotonic() + timeout_s
         context = CallContext(self._router.state_of(route), deadline, calls, purpose="control_call")
         try:
             await self._upstream.embed(control_batch(route.width), route, context)
