@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import case, select, update
 
 from cli.commands.doctor.models import check_spaces, release_quarantine
 from engine.embedding.collector import OutcomeCollector
@@ -24,6 +24,7 @@ from engine.runtime import Runtime
 from models.base import db_now
 from models.embedding import Options
 from models.errors import RouteDown, RouteQuarantined, UpstreamAuthFailed
+from models.outage import RouteOutage
 from models.space_check import SpaceCheck
 from models.usage import OPERATOR_PROJECT, UsageRecord
 from providers.base import UpstreamReply, UpstreamRequest
@@ -277,6 +278,24 @@ async def test_a_second_route_that_is_down_is_found_up_by_its_check(place: Place
     process.runtime.router.report(second, UpstreamAuthFailed("the credential was refused", status=401))
     await until(lambda: verified(process), 10.0, what="the check")
     assert process.runtime.router.outages.of(second) is None
+
+
+async def test_no_health_probe_goes_to_a_route_of_another_space(place: Place) -> None:
+    """The vector of a probe is kept."""
+    process = place.process(UNEQUAL)
+    await until(lambda: mismatched(process), 10.0, what="the quarantine")
+    outages = process.runtime.router.outages
+    for route in process.runtime.alias(MODEL).routes:
+        outages.report(route, UpstreamAuthFailed("the credential was refused", status=401))
+    await asyncio.gather(*outages._writing)
+    async with process.runtime.database.write() as connection:
+        due = case((RouteOutage.account == "two", db_now() - 1.0), else_=db_now() + 60.0)
+        await connection.execute(update(RouteOutage).values(next_attempt_at=due))
+    await outages.refresh(max_age_s=0.0)
+    calls = len(place.wire.sent)
+    with pytest.raises(RouteDown):
+        await accounts(process)
+    assert place.wire.hosts_called[calls:] == []
 
 
 async def test_routes_with_templates_are_compared_as_documents(place: Place) -> None:
