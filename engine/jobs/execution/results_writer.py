@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class _PendingWrite:
 
     parts: list[BatchOutcome]
     file: SpooledFile | None = None
+    writing: threading.Lock = field(default_factory=threading.Lock)
     record_id: str = field(default_factory=lambda: random_id("use"))
 
 
@@ -262,20 +264,22 @@ class ResultsWriter:
     async def _spool(self) -> None:
         self._next_pending()
         for pending in self._pending:
-            if pending.file is None:
-                pending.file = await asyncio.to_thread(self._write, pending)
-                if pending.file is not None:
-                    self._notify_durable(pending.parts)
+            if pending.file is None and await asyncio.to_thread(self._write, pending) is not None:
+                self._notify_durable(pending.parts)
 
     def _write(self, pending: _PendingWrite) -> SpooledFile | None:
-        body = encode_spool(self._shard, pending.parts, pending.record_id, self._calls.without_results())
-        return self._spool_files.write(self._shard.shard_id, body)
+        """The spool file, written once: a write in a thread that nobody waits for any more is waited for here."""
+        with pending.writing:
+            if pending.file is None:
+                body = encode_spool(self._shard, pending.parts, pending.record_id, self._calls.without_results())
+                pending.file = self._spool_files.write(self._shard.shard_id, body)
+            return pending.file
 
     def _spool_on_exit(self) -> None:
         """Spool everything because the process ends. Other processes replay the files."""
         self._next_pending()
         for pending in self._pending:
-            file = pending.file or self._write(pending)
+            file = self._write(pending)
             if file is not None:
                 self._notify_durable(pending.parts)
                 file.unlock()
