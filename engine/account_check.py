@@ -42,7 +42,10 @@ class RouteTest:
 
 
 async def check_account(runtime: Runtime, account: str) -> list[RouteTest]:
-    """Call each distinct route of the account once; its other outages end at once, for all processes."""
+    """Call each distinct route of the account once; its other outages end at once, for all processes.
+
+    `account`: a section of the configuration, for all of its credentials, or the name of a single one (`NAME#2`).
+    """
     routes: dict[tuple[tuple[str, str], int], tuple[Alias, Route]] = {}
     for alias in runtime.aliases.values():
         for route in alias.routes:

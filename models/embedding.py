@@ -176,6 +176,7 @@ class Batch:
     is_bare_string: bool = False  # the caller sent one string, not a list: it is sent upstream as one string
     added_bytes: int = 0  # that a template adds to each text; `bytes` and `tokens` include them
     is_truncated: bool = False  # its one input is only the beginning of the caller's: the provider refused more
+    window_share: float = 1.0  # of a window of `truncate: "mean"`: less than 1 after the provider refused longer ones
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,13 @@ def kinds(context: typer.Context, as_json: JsonOption = False) -> None:
 
 @app.command("test")
 def test_(
-    name: Annotated[str, typer.Argument(metavar="ACCOUNT", help="The account's name: its section [providers.NAME].")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="ACCOUNT",
+            help="Its section [providers.NAME], with all of its keys; or NAME#2, … for one of several keys alone.",
+        ),
+    ],
     as_json: JsonOption = False,
 ) -> None:
     """Make one real call on each route of an account: width, tokens, time, price, and whether the configuration agrees.
@@ -55,7 +61,8 @@ def test_(
 
     settings = Settings.from_environment(with_config(os.environ))
     aliases = config_file.load(settings.config, data_dir=settings.data_dir)
-    accounts = sorted({route.account.section for alias in aliases.values() for route in alias.routes})
+    routes = [route for alias in aliases.values() for route in alias.routes]
+    accounts = sorted({each for route in routes for each in (route.account.section, route.provider)})
     if name not in accounts:
         raise NotFound(f"no model has a route to an account {name!r}", f"accounts with routes: {', '.join(accounts)}")
     if not settings.broker:

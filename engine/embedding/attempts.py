@@ -26,7 +26,9 @@ from models.errors import (
     DeadlineExceeded,
     Disposition,
     EmbedmillError,
+    UnsupportedParameter,
     UpstreamError,
+    UpstreamMisconfigured,
     UpstreamProtocolError,
     UpstreamRateLimited,
     UpstreamRejected,
@@ -106,7 +108,7 @@ async def embed_once(run: EmbedRun, batch: Batch, attempts: Attempts, only: Rout
 async def _try_routes(
     run: EmbedRun, batch: Batch, attempts: Attempts, only: Route | None
 ) -> tuple[Embedded, Route, RouteState]:
-    """Try the fit routes in turn, or one alone. Raises the most recoverable of their errors.
+    """Try the fit routes in turn, or one alone. Raises the error of `_error_to_raise`.
 
     An interactive call does not wait long for a quota while another route is left; if all routes need a wait, it takes
     the shortest one.
@@ -142,7 +144,7 @@ async def _try_routes(
             return reply, route, state
     if not failures:
         raise UpstreamRejected("no route of this model takes token arrays", code="tokens_not_supported")
-    raise max(failures, key=_recoverability)
+    raise _error_to_raise(failures)
 
 
 async def _hedged(run: EmbedRun, batch: Batch, routes: Sequence[Route], attempts: Attempts) -> hedging.Raced:
@@ -201,6 +203,21 @@ async def _try_route(
                 raise error from raised
             if error is not None or run.cancel_reason is not None:
                 return None, error or raised
+
+
+def _error_to_raise(failures: Sequence[EmbedmillError]) -> EmbedmillError:
+    """The most recoverable error. Among equals, the last refusal of the request itself; without one, the first error.
+
+    A refused credential of one account says nothing of a request that the next account has read and refused.
+    """
+    best = max(map(_recoverability, failures))
+    equals = [error for error in failures if _recoverability(error) == best]
+    return next((error for error in reversed(equals) if _is_about_request(error)), equals[0])
+
+
+def _is_about_request(error: EmbedmillError) -> bool:
+    """True where a provider accepted the credential, and refused the model or a parameter of the request."""
+    return isinstance(error, UnsupportedParameter) or (isinstance(error, UpstreamMisconfigured) and error.sent)
 
 
 def _recoverability(error: EmbedmillError) -> tuple[int, float]:

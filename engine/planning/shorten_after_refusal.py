@@ -1,4 +1,4 @@
-"""Truncates an input that the provider refused as too long, where the caller allows truncation."""
+"""Truncates an input that the provider refused as too long, or its windows, where the caller allows that."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ LONG_TOKENS = 384
 def shorter(batch: Batch, error: UpstreamError, cuts: int) -> Batch | None:
     """The batch with its single input shortened again, if its length may be the cause of the error; else None.
 
-    `cuts`: how often it was shortened before. Shortened to the limit that the error names, else by a fraction.
+    `cuts`: how often it was shortened before. Shortened to the limit that the error names, else by a fraction. With
+    `truncate: "mean"` nothing is cut off: its windows get shorter, so that there are more of them.
     """
+    if batch.options.truncate == "mean":
+        return _in_shorter_windows(batch, error, cuts)
     if batch.options.truncate != "end":
         return None
     item = batch.inputs[0]
@@ -49,6 +52,17 @@ def too_long_error(error: UpstreamError, options: Options) -> InputError:
     if limit is not None:
         return InputError("input_too_long", f"maximum input length is {limit} tokens: {advice}")
     return InputError("input_too_long", f"the input is longer than the provider takes: {advice}")
+
+
+def _in_shorter_windows(batch: Batch, error: UpstreamError, cuts: int) -> Batch | None:
+    # Only where the refusal is about the length, and it is the provider's: what was not sent had too many windows.
+    if error.code != "input_too_long" or not error.sent or cuts >= MAX_CUTS:
+        return None
+    kept = 0.5
+    if isinstance(error, UpstreamRejected) and error.token_limit and error.token_count:
+        # A count may be of the whole call, so a window never shrinks to almost nothing in one step.
+        kept = min(0.9, max(0.125, error.token_limit * 0.95 / error.token_count))
+    return replace(batch, window_share=batch.window_share * kept)
 
 
 def _cut(batch: Batch, kept: int) -> Batch:

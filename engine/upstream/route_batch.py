@@ -14,6 +14,7 @@ from engine.planning import tokens
 from engine.planning.templates import TEXT, template_of, template_tokens
 from engine.storage import vectors
 from models.embedding import Batch, Input, Matrix, Route
+from models.errors import UpstreamRejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,10 @@ class Windows:
 
 
 def batch_for(batch: Batch, route: Route) -> tuple[Batch, Windows | None]:
-    """The same inputs in the same order, in the provider's form. Nearly always the batch itself, without windows."""
+    """The same inputs in the same order, in the provider's form. Nearly always the batch itself, without windows.
+
+    Raises UpstreamRejected where windows that were made shorter are too many for one call.
+    """
     windows = None
     if batch.width != route.width and route.narrowing == "cut":
         batch = replace(batch, width=route.width)
@@ -52,12 +56,17 @@ def batch_for(batch: Batch, route: Route) -> tuple[Batch, Windows | None]:
 
 
 def _in_windows(batch: Batch, route: Route) -> tuple[Batch, Windows | None]:
-    limit = window_tokens(route, batch.options.input_type)
+    """The batch in windows. Raises UpstreamRejected where windows that were made shorter are too many for one call."""
+    limit = max(1, int(window_tokens(route, batch.options.input_type) * batch.window_share))
     pieces = [tokens.windows(item, limit) for item in batch.inputs]
     counts = [len(each) for each in pieces]
     if max(counts) == 1:
         return batch, None
     inputs = [piece for each in pieces for piece, _ in each]
+    if batch.window_share < 1 and len(inputs) > route.limits.inputs_per_call:
+        raise UpstreamRejected(
+            "the windows that the model takes are too many for one call", code="input_too_long", sent=False
+        )
     windows = Windows(counts, [count for each in pieces for _, count in each])
     # Positions stand for inputs of this call only: the caller's indexes belong to the whole inputs.
     return replace(batch, inputs=inputs, indexes=range(len(inputs)), is_bare_string=False), windows

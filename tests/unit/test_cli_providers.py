@@ -67,3 +67,20 @@ def test_without_a_broker_it_says_that_up_is_not_running(tmp_path: Path, capsys:
     said = capsys.readouterr().err.replace("\n", " ")
     assert "`embedmill up`" in said and "is not running" in said and "start `embedmill up`" in said
     assert "127.0.0.1:1" not in said
+
+
+def test_one_of_several_keys_is_tested_by_its_own_name_and_all_of_them_by_their_section(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [tmp_path / "one", tmp_path / "two"]
+    for file in files:
+        file.write_text(f"sk-{file.name}")
+    references = ", ".join(f'"file:{file}"' for file in files)
+    keys = f'[providers.good]\nkind = "fake"\napi_keys = [{references}]\n'
+    (tmp_path / "embedmill.toml").write_text(CONFIG.replace('[providers.good]\nkind = "fake"\n', keys, 1))
+    assert run(["providers", "test", "good#2", "--json"]) == 0
+    assert {each["account"] for each in orjson.loads(capsys.readouterr().out)} == {"good#2"}
+    assert run(["providers", "test", "good", "--json"]) == 0
+    assert {each["account"] for each in orjson.loads(capsys.readouterr().out)} == {"good", "good#2"}
+    assert run(["providers", "test", "good#3"]) == 2
+    assert "good, good#2, refused" in capsys.readouterr().err.replace("\n", " ")
