@@ -33,6 +33,7 @@ class UpstreamRequest:
     max_reply_bytes_of: int | None = None
     # URL of the HTTP proxy; "": none. None: the transport's own. It may hold a credential.
     proxy: str | None = field(default=None, repr=False)
+    without_headers: frozenset[str] = frozenset()  # that the transport must not add by itself
     ca_file: str | None = None  # PEM file of the certificates to trust; None: the system's
 
 

@@ -95,6 +95,8 @@ def checked_options(options: Options, alias: Alias, traits_of: Callable[[Route],
         for name in [name for name in section if _is_meaning(name, traits)]:
             input_type = _agreed_meaning(section[name], input_type, traits, f"{where}.{name[:100]}")
         for name in section:
+            if any(_plain(name) == _plain(field) for field in traits.body):
+                raise _may_not_be_set(f"{where}.{name[:100]}")
             if (of_request := _owned(name, traits)) is not None:
                 raise UnsupportedParameter(
                     f"'{where}.{name[:100]}' may not be set: send '{of_request}' beside 'input', for any provider.",
@@ -154,6 +156,11 @@ def _agreed_width(value: object, dimensions: int | None, alias: Alias, where: st
             code="invalid_value",
         )
     return value
+
+
+def is_adapters_own(name: str) -> bool:
+    """True for a field that adapters set in each call, in any spelling."""
+    return _plain(name) in _ADAPTERS_OWN
 
 
 def _is_meaning(name: str, traits: Traits) -> bool:

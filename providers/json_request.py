@@ -47,6 +47,7 @@ def post(traits: Traits, path: str, body: Mapping[str, object], batch: Batch, ro
         json_headers(account, traits),
         _ENCODER.encode(body),
         max_reply_bytes_of(batch),
+        without_headers=account.strip_headers,
     )
 
 

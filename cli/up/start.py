@@ -86,6 +86,7 @@ def up(*, host: str, port: int, data_dir: Path, workers: int, config: Path | Non
             with Client(url, folder.key()) as client, Client(ops_url, None) as operations:
                 supervisor.wait_for(lambda: _is_ready(operations), f"{ops_url}/readyz did not turn ready", READY_S)
                 models = [model.id for model in client.models()] if folder.key() else []
+            models.sort(key=lambda name: not name.startswith("local/"))  # what costs nothing is proposed first
             print_banner(url, folder, new_key, models)
             supervisor.run()
         except StopRequested:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,16 @@ from engine.config.sections import AccountSection, did_you_mean, read_section
 from engine.config_checks import check_secret
 from models.embedding import Account
 from models.errors import ConfigError
+from providers.caller_options import GATEWAY, is_adapters_own
 from providers.traits import Traits
 
 MAX_CONCURRENCY = 64
 MAX_KEYS = 16
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}")
 # Headers that frame the request: a wrong one would break it, or send it elsewhere.
+# Headers that hold a credential: never in the file itself.
+_CREDENTIALS = frozenset({"authorization", "proxy-authorization", "api-key", "x-api-key", "x-goog-api-key", "cookie"})
+_IN_HOST_OR_PATH = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _FRAMING = frozenset({"host", "content-length", "transfer-encoding", "connection", "content-type", "accept-encoding"})
 
 
@@ -51,8 +56,8 @@ def accounts_of_environment(environ: Mapping[str, str]) -> dict[str, dict[str, A
 def build_accounts(name: str, value: Any, environ: Mapping[str, str]) -> list[Account]:
     """The account of a section [providers.<name>], once for each of its keys. Raises ConfigError that names the key."""
     where = f"providers.{name}"
-    if "#" in name:
-        raise ConfigError(f"{where}: a name must have no '#'", param=where)
+    if "#" in name or name == GATEWAY:
+        raise ConfigError(f"{where}: a name must have no '#', and not be {GATEWAY!r}", param=where)
     keys = value.get("api_keys") if isinstance(value, dict) else None
     if not keys or not isinstance(keys, list):
         return [_build_account(name, value, environ)]
@@ -63,7 +68,7 @@ def build_accounts(name: str, value: Any, environ: Mapping[str, str]) -> list[Ac
     in_order = value.get("key_use", "in-order") == "in-order"
     return [
         replace(
-            _build_account(name, {**value, "api_keys": [], "api_key": key}, environ),
+            _build_account(name, {**value, "api_keys": [], "api_key": key}, environ, f"api_keys[{position}]"),
             name=name if position == 0 else f"{name}#{position + 1}",
             key_rank=position if in_order else 0,
         )
@@ -71,13 +76,14 @@ def build_accounts(name: str, value: Any, environ: Mapping[str, str]) -> list[Ac
     ]
 
 
-def _build_account(name: str, value: Any, environ: Mapping[str, str]) -> Account:
+def _build_account(name: str, value: Any, environ: Mapping[str, str], key: str = "api_key") -> Account:
     where = f"providers.{name}"
     traits = _traits_of(value, where)
     section = read_section(value, AccountSection, where, traits.settings)
     _check_numbers(section, where)
     settings, secrets = _settings_of(value, traits, where, environ)
-    api_key = secret(section.api_key, f"{where}.api_key", environ)
+    api_key = secret(section.api_key, f"{where}.{key}", environ)
+    _check_fields(section, where)
     if section.kind == "fake":
         settings |= {"script": section.script, "latency_ms": section.latency_ms}
     return Account(
@@ -116,6 +122,10 @@ def _traits_of(value: Any, where: str) -> Traits:
     if not isinstance(value, dict) or not isinstance(kind, str):
         read_section(value, AccountSection, where)  # which says what is missing
         raise ConfigError(f"{where}.kind is missing", param=f"{where}.kind")
+    if kind in providers.PROVIDERS and not providers.PROVIDERS[kind].traits.can_embed:
+        raise ConfigError(
+            f"{where}.kind = {kind!r} cannot be used: {providers.PROVIDERS[kind].traits.title}", param=f"{where}.kind"
+        )
     if kind not in providers.PROVIDERS:
         raise ConfigError(
             f"{where}.kind = {kind!r} is not a provider{did_you_mean(kind, providers.PROVIDERS)}",
@@ -172,9 +182,7 @@ def _base_url(
                 param=f"{where}.{key}",
             )
     if section.base_url:
-        if not section.base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"{where}.base_url must start with http:// or https://", param=f"{where}.base_url")
-        return section.base_url.rstrip("/")
+        return _checked_url(section.base_url, f"{where}.base_url")
     if section.kind == "fake":  # an upstream for each account: each plays its own script
         return f"inproc://fake/{name}/v1"
     for beginning, url in traits.base_url_of_key.items():
@@ -182,8 +190,35 @@ def _base_url(
             return url
     url = traits.base_url
     for setting, value in settings.items():
-        url = url.replace(f"{{{setting}}}", str(value).rstrip("/"))
+        place = f"{{{setting}}}"
+        if url.startswith(place):
+            _checked_url(value, f"{where}.{setting}")
+        elif place in url and not _IN_HOST_OR_PATH.fullmatch(value):
+            raise ConfigError(
+                f"{where}.{setting} may have letters, digits, '.', '_' and '-'", param=f"{where}.{setting}"
+            )
+        url = url.replace(place, str(value).rstrip("/"))
     return url.rstrip("/")
+
+
+def _checked_url(url: str, where: str) -> str:
+    """The URL without a slash at its end. Raises ConfigError, also where it holds a credential or a query."""
+    if not url.startswith(("http://", "https://")):
+        raise ConfigError(f"{where} must start with http:// or https://", param=where)
+    if "@" in url.partition("://")[2].partition("/")[0] or "?" in url or "#" in url:
+        raise ConfigError(
+            f"{where} must have no user, password, query or fragment: a key belongs into api_key", param=where
+        )
+    return url.rstrip("/")
+
+
+def _check_fields(section: AccountSection, where: str) -> None:
+    """Raise ConfigError for a field of `body` or `renames` that an adapter sets, which would never arrive."""
+    taken = [("body", name) for name in section.body if is_adapters_own(name)]
+    taken += [("renames", name) for name in section.renames.values() if name in ("model", "input")]
+    for key, name in taken:
+        key = f"{where}.{key}"
+        raise ConfigError(f"{key} names {name[:100]!r}, which embedmill sets itself", param=key)
 
 
 def _headers_of(section: AccountSection, where: str, environ: Mapping[str, str]) -> dict[str, str]:
@@ -192,7 +227,7 @@ def _headers_of(section: AccountSection, where: str, environ: Mapping[str, str])
         key = f"{where}.headers.{name[:100]}"
         if not _HEADER_NAME.fullmatch(name) or name.lower() in _FRAMING:
             raise ConfigError(f"{key} is no header that may be set", param=f"{where}.headers")
-        if value.startswith(("env:", "file:")):
+        if value.startswith(("env:", "file:")) or name.lower() in _CREDENTIALS:
             value = secret(value, key, environ) or ""
         if not value.isascii() or not value.isprintable():
             raise ConfigError(f"{key} must be printable ASCII", param=f"{where}.headers")
@@ -201,8 +236,14 @@ def _headers_of(section: AccountSection, where: str, environ: Mapping[str, str])
 
 
 def _ca_file(path: str | None, where: str) -> str | None:
-    if path is not None and not Path(path).is_file():
-        raise ConfigError(f"{where} points at {path}, which is no file", param=where)
+    if path is None:
+        return None
+    try:
+        ssl.create_default_context(cafile=path)
+    except (ssl.SSLError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"{where} points at {path}, which holds no certificate that can be read", param=where
+        ) from error
     return path
 
 

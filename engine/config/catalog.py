@@ -13,11 +13,13 @@ from pathlib import Path
 
 import msgspec
 
+import providers
 from models.errors import ConfigError
 
 BUILT_IN = Path(__file__).with_name("catalog.toml")
 # In the data folder: what `embedmill models refresh` has stored.
 REFRESHED = "models.toml"
+MAX_USD_PER_MILLION = 1_000_000
 
 
 class Price(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -120,10 +122,22 @@ def read_catalog(path: Path) -> Catalog:
         raise ConfigError(f"the table of models {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.ValidationError) as error:
         raise ConfigError(f"the table of models {path} cannot be used: {error}") from error
+    if not file.models and not file.templates:
+        raise ConfigError(f"the table of models {path} is empty")
     for name, model in file.models.items():
         if model.dimensions < 1 or model.max_input_tokens < 1 or not model.served_by:
             raise ConfigError(f"{path}: models.{name} needs dimensions, max_input_tokens and served_by")
+        for offer in model.served_by:
+            _check_offer(offer, f"{path}: models.{name}")
     return Catalog(file.models, tuple(file.templates))
+
+
+def _check_offer(offer: Offer, where: str) -> None:
+    if offer.kind not in providers.PROVIDERS:
+        raise ConfigError(f"{where}: {offer.kind!r} is no kind of provider; `embedmill providers` lists them")
+    for price in (offer.usd, offer.batch_usd, *(each.usd for each in offer.prices)):
+        if price is not None and (not price.is_finite() or not 0 <= price <= MAX_USD_PER_MILLION):
+            raise ConfigError(f"{where}: the price {price} of {offer.kind} must be from 0 to {MAX_USD_PER_MILLION}")
 
 
 @lru_cache(maxsize=1)

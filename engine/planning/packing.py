@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from engine.planning import token_estimator, tokens
+from engine.planning.templates import takes_token_arrays
 from models.embedding import Alias, Batch, Input, Limits, Options, Route
 from models.errors import InputTooLong, InvalidInput, UnsupportedParameter
 
@@ -48,7 +49,7 @@ def validate_input(item: Input, alias: Alias, options: Options) -> None:
     else:
         if not item:
             raise InvalidInput("a token array cannot be empty: leave it out", code="empty_input")
-        _validate_tokens(item, alias)
+        _validate_tokens(item, alias, options)
     limit = alias.max_input_tokens * (max_windows(alias) if options.truncate == "mean" else 1)
     if options.truncate != "end" and (
         (isinstance(item, str) and len(item) > limit * MAX_BYTES_PER_TOKEN) or not tokens.is_within(item, limit)
@@ -56,8 +57,8 @@ def validate_input(item: Input, alias: Alias, options: Options) -> None:
         raise InputTooLong(f"maximum input length is {limit} tokens: {WHAT_TO_DO_IF_TOO_LONG}")
 
 
-def _validate_tokens(item: list[int], alias: Alias) -> None:
-    if not any(route.takes_token_arrays for route in alias.routes):
+def _validate_tokens(item: list[int], alias: Alias, options: Options) -> None:
+    if not any(takes_token_arrays(route, options.input_type) for route in alias.routes):
         raise InvalidInput(
             f"the model {alias.name} takes text only: send strings instead of token arrays "
             "(LangChain: check_embedding_ctx_length=False)",

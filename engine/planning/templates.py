@@ -18,6 +18,13 @@ def template_of(route: Route, input_type: str | None) -> str | None:
     return None if template == TEXT else template
 
 
+def takes_token_arrays(route: Route, input_type: str | None) -> bool:
+    """True when the route can embed token arrays of this meaning: words go around texts only."""
+    if template_of(route, input_type) is None:
+        return route.takes_token_arrays
+    return route.token_arrays is not None
+
+
 def added_bytes(routes: Sequence[Route], options: Options) -> int:
     """The most bytes that a template of these routes adds to each text."""
     if options.input_type is None:

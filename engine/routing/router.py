@@ -10,6 +10,7 @@ from typing import Any
 from engine.config.suggestions import did_you_mean
 from engine.limiter.registry import LimiterRegistry
 from engine.planning import packing
+from engine.planning.templates import takes_token_arrays
 from engine.route_state.call_size_limits import UNLIMITED
 from engine.route_state.state import RouteState
 from engine.routing import gateway_options
@@ -230,4 +231,4 @@ class Router:
 
 def accepts(route: Route, batch: Batch) -> bool:
     """True when the route takes inputs of these types: texts, or token arrays too."""
-    return route.takes_token_arrays or all(isinstance(item, str) for item in batch.inputs)
+    return takes_token_arrays(route, batch.options.input_type) or all(isinstance(item, str) for item in batch.inputs)

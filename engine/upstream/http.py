@@ -67,6 +67,7 @@ class HttpTransport:
                     allow_redirects=False,
                     timeout=connecting,
                     proxy=proxy or None,
+                    skip_auto_headers=request.without_headers or None,
                     ssl=True if request.ca_file is None else _trusting(request.ca_file),
                 ) as response,
             ):

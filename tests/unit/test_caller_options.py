@@ -181,3 +181,9 @@ def test_inputs_that_share_a_context_are_refused_with_the_reason(name: str) -> N
     assert checked({"jina": {name: False}}, account=replace(ACCOUNT, kind="jina")).provider_options["jina"] == {
         name: False
     }
+
+
+def test_what_each_call_sets_may_not_be_set() -> None:
+    """It was overridden in silence."""
+    error = refused({"jina": {"normalized": False}}, account=replace(ACCOUNT, kind="jina"))
+    assert error.param == "providerOptions.jina.normalized"

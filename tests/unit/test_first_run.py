@@ -140,3 +140,28 @@ def test_several_keys_are_accounts_of_one_section(use: str, priorities: list[int
 def test_keys_that_cannot_be_used_are_named(document: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         parse(document, {"A": "a", "B": "b"})
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"kind": "anthropic"}, "recommends Voyage"),
+        ({"kind": "openai", "base_url": "http://user:secret@h/v1"}, "base_url must have no user"),
+        ({"kind": "openai", "base_url": "https://h/v1?api_key=x"}, "base_url must have no user"),
+        ({"kind": "openai", "headers": {"Authorization": "Bearer sk-x"}}, "never the key itself"),
+        ({"kind": "openai", "body": {"model": "x"}}, "body names 'model'"),
+        ({"kind": "openai", "renames": {"user": "input"}}, "renames names 'input'"),
+        ({"kind": "openai", "ca_file": "/etc/hostname"}, "ca_file points at /etc/hostname"),
+        ({"kind": "openai", "api_keys": ["env:A", "sk-leak"]}, r"api_keys\[1\]"),
+        ({"kind": "azure", "endpoint": "acme"}, "endpoint must start with"),
+        ({"kind": "bedrock", "region": "eu/../x#"}, "region may have"),
+    ],
+)
+def test_an_account_that_could_not_work_is_refused_with_the_key(section: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        parse({"providers": {"a": section}}, {"A": "k"})
+
+
+def test_the_name_of_the_gateways_options_is_no_account() -> None:
+    with pytest.raises(ConfigError, match="gateway"):
+        parse({"providers": {"gateway": {"kind": "local"}}}, {})

@@ -16,7 +16,7 @@ from engine.routing.model_choice import choose_model
 from engine.routing.option_warnings import OptionWarning, option_warnings
 from engine.upstream.route_batch import batch_for as batch_and_windows
 from models.embedding import Account, Alias, Batch, Limits, Options, Route
-from models.errors import ConfigError, UnsupportedParameter
+from models.errors import ConfigError, InvalidInput, UnsupportedParameter
 
 E5 = {"query": "query: {text}", "document": "passage: {text}"}
 
@@ -156,3 +156,14 @@ def test_strict_is_an_error_or_another_route() -> None:
     assert refused.value.param == "input_type" and "strict" in refused.value.message
     lax = replace(strict, provider_options={"gateway": {"strict": False}})
     assert choose_model({}, both, lax)[0].routes == (plain, wordy)
+
+
+def test_words_go_around_no_token_arrays_unless_they_are_decoded() -> None:
+    """They were decoded as cl100k's in silence, whatever tokenizer the ids were of."""
+    query = Options(input_type="query")
+    wordy = Alias("m", 8, frozenset({8}), 100, "s", (route(templates=E5, accepts_tokens=True),), Decimal(0))
+    with pytest.raises(InvalidInput, match="text only"):
+        packing.validate_input([1, 2], wordy, query)
+    packing.validate_input([1, 2], wordy, Options())
+    decoding = replace(wordy, routes=(replace(wordy.routes[0], token_arrays="cl100k"),))
+    packing.validate_input([11, 22], decoding, query)

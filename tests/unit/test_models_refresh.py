@@ -51,6 +51,10 @@ def test_its_models_replace_those_of_the_same_names_and_the_others_stay(
         ("[models.x", "cannot be used"),
         ('[models.x]\ndimensions = 0\nmax_input_tokens = 1\nserved_by = []', "models.x needs dimensions"),
         ('[models.x]\ndimensons = 3', "cannot be used"),
+        ("", "is empty"),
+        (NEWER.replace("0.01", "NaN"), "price NaN"),
+        (NEWER.replace("0.01", "-1"), "price -1"),
+        (NEWER.replace('"openai"', '"nosuch"'), "no kind of provider"),
         (
             "[models.x]\ndimensions = 4\nmax_input_tokens = 1\n"
             'served_by = [{ kind = "local", model = "x", source = "s" }]', "no model that kind",
