@@ -49,6 +49,15 @@ _ADAPTERS_OWN = frozenset(
     }
 )  # fmt: skip
 _REFUSED = _ADDRESSES_AND_CREDENTIALS | _ADAPTERS_OWN
+# They change how a server or a gateway treats other callers, or what the operator has agreed with it: only by
+# `allowed_options` of the account.
+_OPERATORS = frozenset(
+    {
+        "byok", "datacollection", "zdr", "enforcedistillabletext", "preset", "plugins", "servedmodelname", "priority",
+        "servicetier", "kvtransferparams", "remotehost", "remoteport", "lorarequest", "lorapath", "chattemplate",
+        "keepalive", "numgpu", "maingpu", "usemmap", "usemlock", "cachesalt",
+    }
+)  # fmt: skip
 # The spellings of the width that providers use; the caller's is taken as `dimensions`.
 _WIDTHS = frozenset({"dimensions", "dimension", "dimensionality", "outputdimensionality", "outputdimension"})
 # Jina's: all inputs of a call become one context.
@@ -73,8 +82,12 @@ def checked_options(options: Options, alias: Alias, traits_of: Callable[[Route],
         if provider == GATEWAY or not isinstance(section, dict):
             continue
         where = f"providerOptions.{provider[:100]}"
+        allowed = names[provider].account.allowed_options if provider in names else None
         for path in _refused_paths(section):
             raise _may_not_be_set(f"{where}.{path}")
+        for path in _refused_paths(section, refused=_is_operators):
+            if allowed is None or path.partition(".")[0] not in allowed:
+                raise _may_not_be_set(f"{where}.{path}")
         for name in section:
             if _plain(name) in _SHARED_CONTEXT and section[name]:
                 raise UnsupportedParameter(
@@ -85,7 +98,6 @@ def checked_options(options: Options, alias: Alias, traits_of: Callable[[Route],
                 )
         if provider not in names:  # of a provider that does not serve this model: another model's may be in it
             continue
-        allowed = names[provider].account.allowed_options
         traits = traits_of(names[provider])
         for name in section:
             if allowed is not None and name not in allowed and _plain(name) not in _WIDTHS:
@@ -206,19 +218,25 @@ def _may_not_be_set(where: str) -> UnsupportedParameter:
     )
 
 
-def _refused_paths(section: Mapping[str, Any], depth: int = 0) -> Iterator[str]:
+def _refused_paths(
+    section: Mapping[str, Any], depth: int = 0, *, refused: Callable[[str], bool] | None = None
+) -> Iterator[str]:
     """Paths of refused names, the first of each branch."""
     for name, value in section.items():
-        if _is_refused(_plain(name)) or depth > MAX_DEPTH:
+        if (refused or _is_refused)(_plain(name)) or depth > MAX_DEPTH:
             yield name[:100]
             continue
         for each in value if isinstance(value, list) else (value,):
             if isinstance(each, dict):
-                for path in _refused_paths(each, depth + 1):
+                for path in _refused_paths(each, depth + 1, refused=refused):
                     yield f"{name[:100]}.{path}"
             elif isinstance(each, list):
-                for path in _refused_paths({name: each}, depth + 1):
+                for path in _refused_paths({name: each}, depth + 1, refused=refused):
                     yield path
+
+
+def _is_operators(plain: str) -> bool:
+    return plain in _OPERATORS
 
 
 def _is_refused(plain: str) -> bool:

@@ -10,7 +10,20 @@ import providers
 from providers.traits import Traits
 
 BEGIN, END = "<!-- kinds: made by `make docs` -->", "<!-- end of kinds -->"
-COLUMNS = ("kind", "what", "width", "input_type", "truncate", "base64", "tokens", "user", "usage", "inputs", "key")
+COLUMNS = (
+    "kind",
+    "what",
+    "width",
+    "input_type",
+    "truncate",
+    "base64",
+    "tokens",
+    "user",
+    "usage",
+    "inputs",
+    "settings",
+    "key",
+)
 
 
 def provider_rows() -> list[list[str]]:
@@ -46,6 +59,7 @@ def _row(traits: Traits) -> list[str]:
         "yes" if traits.user_field else "-",
         {"tokens": "tokens", "none": "estimated", "characters": "estimated"}[traits.usage],
         str(traits.limits.inputs_per_call),
+        ", ".join(f"`{name}`" for name in traits.settings) or "-",
         ", ".join([*traits.key_variables, *_variables(traits)]) or "-",
     ]
 

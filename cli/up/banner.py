@@ -21,9 +21,11 @@ SHOWN_MODELS = 6
 FRAME_CELLS = 4
 
 
-def print_banner(url: str, data_dir: DataDir, new_key: str | None, models: Sequence[str]) -> None:
+def print_banner(
+    url: str, data_dir: DataDir, new_key: str | None, models: Sequence[str], accounts: Sequence[str] = ()
+) -> None:
     """Print the address, the key (this once) and what to do next (outside the frame, to be copied)."""
-    title, lines = "embedmill is ready", fact_lines(url, data_dir, new_key, models)
+    title, lines = "embedmill is ready", fact_lines(url, data_dir, new_key, models, accounts)
     facts = Text("\n".join(lines))
     if out.is_terminal and fits_frame(lines, out.width):
         out.print(Panel(facts, title=title, border_style="green", expand=False), soft_wrap=False)
@@ -39,8 +41,10 @@ def fits_frame(lines: Sequence[str], width: int) -> bool:
     return max(map(cell_len, lines)) + FRAME_CELLS <= width
 
 
-def fact_lines(url: str, data_dir: DataDir, new_key: str | None, models: Sequence[str]) -> list[str]:
-    """The URL, the key, and the models."""
+def fact_lines(
+    url: str, data_dir: DataDir, new_key: str | None, models: Sequence[str], accounts: Sequence[str] = ()
+) -> list[str]:
+    """The URL, the key, the models, and the accounts that serve them."""
     lines = [f"url     {url}   (docs: {url}/docs)"]
     if new_key:
         lines += [f"key     {new_key}", f"        (shown this once; kept in {_quoted_key_file(data_dir)})"]
@@ -55,6 +59,8 @@ def fact_lines(url: str, data_dir: DataDir, new_key: str | None, models: Sequenc
             else ""
         )
         lines.append(f"models  {', '.join(models[:SHOWN_MODELS])}{more}")
+    if len(accounts) > 1:
+        lines.append(f"served  by {', '.join(accounts)}")
     return lines
 
 

@@ -85,9 +85,11 @@ def up(*, host: str, port: int, data_dir: Path, workers: int, config: Path | Non
             print_step("waiting", f"until {ops_url}/readyz is 200")
             with Client(url, folder.key()) as client, Client(ops_url, None) as operations:
                 supervisor.wait_for(lambda: _is_ready(operations), f"{ops_url}/readyz did not turn ready", READY_S)
-                models = [model.id for model in client.models()] if folder.key() else []
-            models.sort(key=lambda name: not name.startswith("local/"))  # what costs nothing is proposed first
-            print_banner(url, folder, new_key, models)
+                offered = client.models() if folder.key() else []
+            # What costs nothing is proposed first.
+            models = sorted((model.id for model in offered), key=lambda name: not name.startswith("local/"))
+            accounts = sorted({provider for model in offered for provider in model.providers})
+            print_banner(url, folder, new_key, models, accounts)
             supervisor.run()
         except StopRequested:
             log.warning("stopping")

@@ -122,10 +122,6 @@ def _traits_of(value: Any, where: str) -> Traits:
     if not isinstance(value, dict) or not isinstance(kind, str):
         read_section(value, AccountSection, where)  # which says what is missing
         raise ConfigError(f"{where}.kind is missing", param=f"{where}.kind")
-    if kind in providers.PROVIDERS and not providers.PROVIDERS[kind].traits.can_embed:
-        raise ConfigError(
-            f"{where}.kind = {kind!r} cannot be used: {providers.PROVIDERS[kind].traits.title}", param=f"{where}.kind"
-        )
     if kind not in providers.PROVIDERS:
         raise ConfigError(
             f"{where}.kind = {kind!r} is not a provider{did_you_mean(kind, providers.PROVIDERS)}",

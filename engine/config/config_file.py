@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import providers
 from engine.config.accounts import accounts_of_environment, build_accounts
 from engine.config.aliases import build_alias, sections_of_catalog
 from engine.config.catalog import load_catalog
@@ -60,7 +61,11 @@ def parse(
         if name not in aliases:
             aliases[name] = build_alias(name, section, accounts, catalog)
     if not aliases:
-        raise ConfigError("no [models.<name>] section, and no account that serves a well-known model", param="models")
+        traits = [providers.PROVIDERS[account.kind].traits for account in accounts.values()]
+        why = "".join(f". {each.title}" for each in traits if not each.can_embed)
+        raise ConfigError(
+            f"no [models.<name>] section, and no account that serves a well-known model{why}", param="models"
+        )
     check_names(accounts, aliases)
     return aliases
 

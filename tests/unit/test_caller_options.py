@@ -149,8 +149,8 @@ def test_options_that_were_taken_before_they_were_refused_are_not_sent() -> None
 )
 def test_a_providers_word_for_the_meaning_is_ours(name: str, word: str, meaning: str) -> None:
     """As SDKs of gateways send it: the space of the vectors must say what they are."""
-    found = checked({"cohere": {name: word, "priority": 3}}, account=COHERE)
-    assert found.input_type == meaning and found.provider_options == {"cohere": {"priority": 3}}
+    found = checked({"cohere": {name: word, "max_tokens": 3}}, account=COHERE)
+    assert found.input_type == meaning and found.provider_options == {"cohere": {"max_tokens": 3}}
 
 
 @pytest.mark.parametrize(
@@ -187,3 +187,20 @@ def test_what_each_call_sets_may_not_be_set() -> None:
     """It was overridden in silence."""
     error = refused({"jina": {"normalized": False}}, account=replace(ACCOUNT, kind="jina"))
     assert error.param == "providerOptions.jina.normalized"
+
+
+@pytest.mark.parametrize(
+    ("options", "path"),
+    [
+        ({"priority": -100}, "priority"),
+        ({"keep_alive": -1}, "keep_alive"),
+        ({"options": {"num_gpu": 0}}, "options.num_gpu"),
+        ({"kv_transfer_params": {"remote_host": "evil"}}, "kv_transfer_params"),
+        ({"provider": {"only": ["a"], "data_collection": "allow"}}, "provider.data_collection"),
+    ],
+)
+def test_what_would_change_other_callers_calls_is_the_operators(options: dict[str, Any], path: str) -> None:
+    assert refused({"main": options}).param == f"providerOptions.main.{path}"
+    name = next(iter(options))
+    allowing = replace(ACCOUNT, allowed_options=frozenset({name, "options", "provider"}))
+    assert checked({"main": options}, account=allowing).provider_options == {"main": options}

@@ -88,6 +88,8 @@ def test_the_key_is_shown_once(tmp_path: Path) -> None:
     place = DataDir(tmp_path)
     first = fact_lines("http://127.0.0.1:8080", place, "em_a_secret", ["m"])
     write_private(place.key_file, "em_a_secret\n")
+    served = fact_lines("http://127.0.0.1:8080", place, "em_a_secret", ["m"], ["local", "voyage"])
+    assert served[-1] == "served  by local, voyage" and "served" not in " ".join(first)
     later = fact_lines("http://127.0.0.1:8080", place, None, ["m"])
     assert "key     em_a_secret" in first
     assert "em_a_secret" not in "".join(later)

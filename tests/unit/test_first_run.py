@@ -145,7 +145,7 @@ def test_keys_that_cannot_be_used_are_named(document: dict[str, object], said: s
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"kind": "anthropic"}, "recommends Voyage"),
+        ({"kind": "anthropic"}, "no embeddings API; it recommends Voyage"),
         ({"kind": "openai", "base_url": "http://user:secret@h/v1"}, "base_url must have no user"),
         ({"kind": "openai", "base_url": "https://h/v1?api_key=x"}, "base_url must have no user"),
         ({"kind": "openai", "headers": {"Authorization": "Bearer sk-x"}}, "never the key itself"),
