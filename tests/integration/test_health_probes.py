@@ -32,6 +32,7 @@ api_key = "env:PATH"
 
 [models.m]
 dimensions = 16
+verify_spaces = false
 routes = [{ provider = "first", model = "up" }, { provider = "second", model = "up", priority = 1 }]
 """
 FIRST: RouteKey = ("first", "up")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -12,6 +12,7 @@ import httpx
 import orjson
 
 from providers.fake.formats import fake_format
+from tests.system.bill_log import BillLog
 from tests.system.stack import MODEL, UPSTREAM_KEY, UPSTREAM_MODEL, WIDTH, Stack, free_port
 from tests.waiting import wait_until
 
@@ -45,6 +46,7 @@ class ManyFormatsStack(Stack):
             ACCOUNT.format(kind=kind, port=port, base_path=fake_format(kind).base_path, model=MODEL, priority=priority)
             for kind, port in self._ports.items()
         ]
+        self._logs = {kind: BillLog(folder / f"bill-{kind}.ndjson") for kind in kinds}
         super().__init__(folder, more_config="".join(accounts), **options)
 
     @property
@@ -85,8 +87,13 @@ class ManyFormatsStack(Stack):
         """What the fake of the account charges for, call by call."""
         if account == OPENAI_ACCOUNT:
             return super().bill()
-        path = self._bill_of(account)
-        return [orjson.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+        return self._logs[account].lines()
+
+    def calls_with(self, hashes: Iterable[str]) -> list[dict[str, Any]]:
+        """Those of all bills with at least one of these inputs."""
+        logs = (self.bill_log, *self._logs.values())
+        names = list(hashes)
+        return [line for log in logs for line in log.with_inputs(names)]
 
     def bill(self) -> list[dict[str, Any]]:
         """What all fakes together charge for."""

@@ -121,7 +121,7 @@ class Bill:
     @classmethod
     def of(cls, stack: Stack, texts: Sequence[str]) -> Bill:
         text_of = {input_hash(text, UPSTREAM_MODEL): text for text in texts}
-        lines = stack.bill_log.with_inputs(text_of)
+        lines = stack.calls_with(text_of)
         calls = [[text_of[name] for name in line["input_hashes"] if name in text_of] for line in lines]
         by_text: dict[str, set[int]] = defaultdict(set)
         for number, call in enumerate(calls):
