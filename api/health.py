@@ -10,6 +10,7 @@ from fastapi import Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
+from api.http.auth import runtime_of
 from api.http.lifecycle import Lifecycle
 from api.readiness import Readiness
 from api.shared_task import SharedTask
@@ -26,13 +27,18 @@ async def healthz(request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    """200 when database and broker answer and a worker was seen lately, else 503; with each one's state."""
+    """200 when database and broker answer and a worker was seen lately, else 503; with each one's state.
+
+    `unused_routes` has the reason for each route that gets no calls; other routes serve, so it changes no status.
+    """
     readiness: Readiness = request.app.state.readiness
     lifecycle: Lifecycle = request.app.state.lifecycle
     parts = await readiness.parts()
     ready = all(parts.values()) and not lifecycle.is_draining
-    body = {"status": "ready" if ready else "draining" if lifecycle.is_draining else "not_ready"}
+    body: dict[str, object] = {"status": "ready" if ready else "draining" if lifecycle.is_draining else "not_ready"}
     body |= {name: "ok" if is_ok else "unavailable" for name, is_ok in parts.items()}
+    if unused := runtime_of(request).router.unused_routes():
+        body["unused_routes"] = unused
     headers = {} if ready else {"retry-after": "1"}
     return Response(orjson.dumps(body), 200 if ready else 503, headers, "application/json")
 

@@ -22,6 +22,7 @@ from models.embedding import Alias, Batch, Limits, Route, RouteKey
 from models.errors import InvalidInput, RouteDown, RouteQuarantined, UnknownAlias, UpstreamAuthFailed, UpstreamError
 
 QUARANTINE_RETRY_S = 30.0
+DRIFTED = "its answer to the drift probe has changed: `embedmill doctor` tells more"
 UNVERIFIED_RETRY_S = 2.0  # a check takes two short calls
 
 ConfiguredRoute = tuple[str, str, str]
@@ -101,6 +102,11 @@ class Router:
         self._limiters = limiters if limiters is not None else LimiterRegistry()
         self._states: dict[RouteKey, RouteState] = {}
         self._hedge_budgets: dict[str, HedgeBudget] = {}
+
+    def unused_routes(self) -> dict[str, str]:
+        """Why nothing is sent to a route, by its account and upstream model: quarantined, or not verified yet."""
+        found = {f"{account} {model}": DRIFTED for account, model, _ in self.quarantined}
+        return found | {f"{account} {model}": reason for (_, account, model), reason in self.unverified.items()}
 
     def state_of(self, route: Route) -> RouteState:
         """The state of the route's account and upstream model."""

@@ -127,3 +127,13 @@ async def test_a_slow_upstream_meets_the_deadline(data_dir: Path) -> None:
     reply = await gateway.embed("a")
     assert reply.status_code == 504 and reply.json()["error"]["type"] == "server_error"
     await close_gateway(gateway)
+
+
+async def test_readiness_says_which_routes_get_no_calls_and_why(gateway: Gateway) -> None:
+    router = gateway.runtime.router
+    assert "unused_routes" not in (await gateway.client.get("/readyz")).json()
+    router.quarantined = frozenset({("fake", "up", "fake/tiny")})
+    router.unverified = {("tiny", "second", "up"): "its vectors are not those of account fake"}
+    unused = (await gateway.client.get("/readyz")).json()["unused_routes"]
+    assert set(unused) == {"fake up", "second up"} and "drift" in unused["fake up"]
+    assert unused["second up"] == "its vectors are not those of account fake"
