@@ -199,9 +199,16 @@ class Chaos:
         return self._until_progress()
 
     def _flush_broker(self, choice: int) -> float:
-        with redis.Redis.from_url(self._stack.broker_url) as client:
-            client.flushall()
+        wait_until(self._flushes, 10, what="a broker to flush")  # it may have been killed a moment ago
         return self._until_progress()
+
+    def _flushes(self) -> bool:
+        try:
+            with redis.Redis.from_url(self._stack.broker_url) as client:
+                client.flushall()
+        except redis.ConnectionError:
+            return False
+        return True
 
     def _restart_database(self, choice: int) -> float:
         self._cluster.restart(signal.SIGQUIT if choice % 2 else signal.SIGINT)

@@ -180,7 +180,7 @@ def test_an_api_without_file_descriptors_recovers(stack: Stack, fault_run: Fault
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (used + 6, hard))
     clients = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(40)]
     try:
-        wait_until(lambda: open_files(pid) >= used + 5, 10, what="every descriptor in use")
+        wait_until(lambda: open_files(pid) >= used + 5, 30, what="every descriptor in use")
     finally:
         for client in clients:
             client.close()
