@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -25,7 +26,7 @@ BYTES_PER_TOKEN = 4  # of the fake's tokenizer
 _WHOLE_REPLIES = ("html", "empty", "not_json")
 
 
-class JsonFormat:
+class JsonFormat(ABC):
     """One vendor. `oddities` switches what a vendor does only sometimes: see the format's own docstring."""
 
     headers: Mapping[str, str] = {"content-type": "application/json"}
@@ -50,11 +51,11 @@ class JsonFormat:
             return self.refuse(profile.errors.missing_field, field="model")
         return self.call(name, inputs, document, document)
 
+    @abstractmethod
     def body(
         self, call: FakeCall, rows: Matrix, indexes: Sequence[int | None], tokens: Sequence[int] | None
     ) -> tuple[object, dict[str, str]]:
         """The reply's JSON, and headers of its own. `tokens` None: the reply counts none."""
-        raise NotImplementedError
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
