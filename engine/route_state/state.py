@@ -13,7 +13,6 @@ from engine.route_state.call_statistics import CallStatistics
 from engine.route_state.control_call import SharedControlCall
 from engine.route_state.credential_probe import CredentialProbe
 from engine.route_state.encoding import RouteEncoding
-from engine.route_state.latency import RouteLatency
 from engine.route_state.recent_calls import RecentCalls
 from engine.route_state.tenant_refusals import TenantRefusals
 from models.embedding import Account
@@ -46,7 +45,6 @@ class RouteState:
         self.control_call = SharedControlCall()
         self.hang_probes = HangProbes()
         self.tenant_refusals = TenantRefusals()
-        self.latency = RouteLatency()
         self.recent_calls = RecentCalls()
         self.in_flight = 0  # calls of this process
         self.health_probes = 0  # of this process, under way

@@ -1,10 +1,11 @@
-"""The order in which routes of one priority are tried. Pure, but for chance."""
+"""The order in which routes of one priority are tried. Pure, but for chance and the clock."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from engine.route_state.state import RouteState
@@ -26,7 +27,7 @@ def _least_cost(route: Route, state: RouteState, key: str) -> float:
 
 def _least_latency(route: Route, state: RouteState, key: str) -> float:
     # One that was never called is tried, or it would never be known.
-    return state.latency.seconds or 0.0
+    return state.recent_calls.latency_s(time.monotonic(), MEDIAN) or 0.0
 
 
 def _least_busy(route: Route, state: RouteState, key: str) -> float:
@@ -46,6 +47,7 @@ STRATEGIES: Mapping[Strategy, Rank] = {
     "least-busy": _least_busy,
     "hash": _hash,
 }
+MEDIAN = 0.5
 # What `providerOptions.gateway.sort` means.
 SORTS: Mapping[str, Strategy] = {"cost": "least-cost", "latency": "least-latency"}
 

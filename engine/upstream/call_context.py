@@ -128,5 +128,4 @@ class CallAttempt:
                 context.call_observer.failed(self.id, call)
         context.calls.append(call)
         context.state.metrics.succeeded(self.seconds)
-        context.state.latency.observe(self.seconds)
         context.state.recent_calls.answered(time.monotonic(), self.seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import replace
 from decimal import Decimal
@@ -37,12 +38,12 @@ def test_least_cost() -> None:
 
 def test_least_latency_tries_what_was_never_called_and_then_keeps_to_the_quicker_one() -> None:
     router = Router()
-    router.state_of(A).latency.observe(0.2)
+    router.state_of(A).recent_calls.answered(time.monotonic(), 0.2)
     assert firsts(router, "least-latency") == {"b": 1}
-    router.state_of(B).latency.observe(0.5)
+    router.state_of(B).recent_calls.answered(time.monotonic(), 0.5)
     assert firsts(router, "least-latency", count=20) == {"a": 20}
     for _ in range(30):
-        router.state_of(A).latency.observe(3.0)
+        router.state_of(A).recent_calls.answered(time.monotonic(), 3.0)
     assert firsts(router, "least-latency") == {"b": 1}
 
 
