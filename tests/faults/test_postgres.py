@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import asyncpg
@@ -192,11 +193,15 @@ def test_tables_are_locked_for_a_while(stack: Stack, fault_run: FaultRun) -> Non
     job_id, texts = started(stack, "locked")
 
     async def lock() -> None:
+        """Takes the tables one after the other: where that meets a transaction in the other order, it begins again."""
         connection = await asyncpg.connect(stack.database_url)
         try:
-            async with connection.transaction():
-                await connection.execute("LOCK TABLE jobs, shards IN ACCESS EXCLUSIVE MODE")
-                await connection.execute(f"SELECT pg_sleep({LOCKED_S})")
+            while True:
+                with suppress(asyncpg.DeadlockDetectedError):
+                    async with connection.transaction():
+                        await connection.execute("LOCK TABLE jobs, shards IN ACCESS EXCLUSIVE MODE")
+                        await connection.execute(f"SELECT pg_sleep({LOCKED_S})")
+                    return
         finally:
             await connection.close()
 
