@@ -8,12 +8,15 @@ from alembic import context
 from sqlalchemy import Connection, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
+import models.batch
 import models.drift
+import models.file
 import models.job
 import models.key
 import models.outage
 import models.process
 import models.usage
+import models.webhook
 import models.worker  # noqa: F401  # registers its table
 from engine.observability import failpoints
 from engine.storage import postgres

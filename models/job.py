@@ -23,7 +23,8 @@ class JobStatus(StrEnum):
     writers cannot both succeed. The sweep (engine/jobs/maintenance/sweep.py) completes what a crash interrupts.
     """
 
-    # No job is in it: a job is inserted with its first shard, in progress. The API names it, and a client may know it.
+    # In: a batch, until its file has been validated. Other jobs are inserted in progress. Out: the end of the
+    # validation; a cancel; the sweep at the deadline. A crash leaves the step that another worker claims.
     VALIDATING = "validating"
     # In: the intake with the first shard, a resume, or a retry. Out: the record that closes the last shard once `total`
     # is known; a pause; a cancel; the sweep at the deadline. A crash leaves shards that the sweep requeues.
@@ -139,6 +140,9 @@ class Job(Base):
     # The caller's metadata. `metadata` is SQLAlchemy's own name on a declarative class.
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     request_id: Mapped[str] = mapped_column(String(64))
+    # The batch that it runs; the file that its corpus is read from. Null: neither.
+    batch_id: Mapped[str | None] = mapped_column(String(64))
+    input_file_id: Mapped[str | None] = mapped_column(String(64))
 
     total: Mapped[int | None] = mapped_column(BigInteger)  # null until the corpus has been read to its end
     ingested: Mapped[int] = mapped_column(BigInteger, default=0)
@@ -250,6 +254,8 @@ class Shard(Base):
     first_index: Mapped[int] = mapped_column(BigInteger)
     count: Mapped[int] = mapped_column(Integer)
     state: Mapped[str] = mapped_column(String(16))
+    # Number of the JobVariant whose model and options its inputs have; null: those of the job.
+    variant: Mapped[int | None] = mapped_column(Integer)
     tokens: Mapped[int] = mapped_column(BigInteger, default=0, server_default="0")  # estimated
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     # Claims of the shard, and of the shard that it was split from, that ended with the crash of the worker; and how
@@ -300,7 +306,7 @@ class ShardInputs(Base):
 
 
 class VectorBlock(Base):
-    """Vectors of `count` consecutive inputs: float32 little-endian rows of the job's width."""
+    """Vectors of `count` consecutive inputs: float32 little-endian rows of the width of the job, or of the variant."""
 
     __tablename__ = "vectors"
 

@@ -1,0 +1,1 @@
+"""Webhooks: events of jobs and batches, and their signed delivery."""
