@@ -114,8 +114,6 @@ class ShardState(StrEnum):
 OPEN_STATES = frozenset({ShardState.QUEUED, ShardState.RUNNING})
 # Workers that a shard may crash before the sweep splits it.
 MAX_WORKER_CRASHES = 3
-# The alias of a job whose inputs have different models or options: those of its variants apply.
-MIXED = ""
 # Jobs whose shards may be claimed: the predicate of their index.
 RUNNABLE = "status = 'in_progress' and not_before is null"
 

@@ -21,9 +21,9 @@ from engine.jobs.leasing import duplicate_codec
 from engine.jobs.scheduling import fair_share
 from engine.limiter.call_waits import CallWaits
 from models.base import db_now
-from models.batch import JobVariant
+from models.batch import MIXED, JobVariant
 from models.embedding import Input, Options
-from models.job import MIXED, OPEN_STATES, Job, JobStatus, Shard, ShardInputs, ShardState
+from models.job import OPEN_STATES, Job, JobStatus, Shard, ShardInputs, ShardState
 from models.outage import RouteOutage
 
 Bitmap = npt.NDArray[np.bool_]
