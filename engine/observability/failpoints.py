@@ -36,6 +36,8 @@ Place = Literal[
     "after_commit_before_ack",  # the shard's work is kept, its message is still in the broker
     "during_finalize",  # the last shard is closed, the job's end is not yet written
     "during_spool_write",  # a result is half way to the disk
+    "mid_ingest",  # shards of a file are written and not committed
+    "after_ingest_commit",  # shards of a file are kept, and the rest of it is not read yet
     "during_migration",  # tables are changed and not committed
 ]
 
