@@ -38,6 +38,7 @@ Place = Literal[
     "during_spool_write",  # a result is half way to the disk
     "mid_ingest",  # shards of a file are written and not committed
     "after_ingest_commit",  # shards of a file are kept, and the rest of it is not read yet
+    "during_validation",  # a part of a batch's file was read
     "during_migration",  # tables are changed and not committed
 ]
 
