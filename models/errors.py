@@ -127,6 +127,15 @@ class JobNotFound(RequestError):
     code = "job_not_found"
 
 
+class FileNotFound(RequestError):
+    """Unknown, deleted, expired and foreign files look the same. The message is OpenAI's, which has no code."""
+
+    code = "file_not_found"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"No such File object: {file_id[:100]}", param="id")
+
+
 class Conflict(RequestError):
     """The thing is in a state that forbids the call. `should_retry` tells SDKs, which retry 409 by themselves."""
 
@@ -331,6 +340,18 @@ class StorageUnavailable(CapacityError):
 
 class StorageBlocked(StorageUnavailable):
     """The database answers, and refuses our statements until an operator acts: no such table, login, privilege."""
+
+
+class ObjectsUnavailable(StorageUnavailable):
+    """The object store cannot be used now: no answer, no space, no permission. `advice`: what the operator does."""
+
+    code = "object_store_unavailable"
+
+
+class ObjectMissing(EmbedmillError):
+    """Bytes that the database knows are not in the object store: removed meanwhile, or lost."""
+
+    code = "object_missing"
 
 
 class BrokerUnavailable(CapacityError):
