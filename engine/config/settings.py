@@ -159,6 +159,14 @@ class Settings:
     ambiguous_retention_days: float = setting(
         400.0, "Days that calls which were sent and never answered stay on record"
     )
+    webhook_allowed_networks: str = setting(
+        "", "Networks, with commas between them, that webhooks may reach although they are not public, http:// too"
+    )
+    webhook_timeout_s: float = setting(15.0, "Seconds that the receiver of a webhook has for its answer")
+    webhook_retention_days: float = setting(
+        30.0, "Days that events of webhooks and their deliveries stay on record, replayable"
+    )
+    max_webhook_endpoints: int = setting(100, "Webhook endpoints of one project")
     idempotency_hours: float = setting(24.0, "Hours that an Idempotency-Key is remembered")
     failpoints: str = setting(
         "", "For tests: where to kill, freeze, fail or stall processes (engine/observability/failpoints.py)"
