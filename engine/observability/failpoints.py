@@ -36,6 +36,9 @@ Place = Literal[
     "after_commit_before_ack",  # the shard's work is kept, its message is still in the broker
     "during_finalize",  # the last shard is closed, the job's end is not yet written
     "during_spool_write",  # a result is half way to the disk
+    "after_output_part",  # bytes of a batch's output are stored, and no row says so
+    "after_output_progress",  # a part of the output belongs to the batch, the next is not begun
+    "during_output_end",  # the files of a batch and its end are written and not committed
     "during_migration",  # tables are changed and not committed
 ]
 
