@@ -155,9 +155,9 @@ class JobObject(msgspec.Struct):
         "cancelled",
         "expired",
     ]
-    model: str
-    space: str
-    dimensions: int
+    model: str | None  # these three: null until a batch is validated, and where its requests differ in them
+    space: str | None
+    dimensions: int | None
     input_type: str | None  # the meaning of its inputs, which is a part of what its vectors are
     counts: JobCounts
     progress: float
@@ -182,6 +182,8 @@ class JobObject(msgspec.Struct):
     expires_at: int
     metadata: dict[str, str]
     request_id: str
+    batch_id: str | None  # the batch that the job runs
+    input_file_id: str | None  # the caller's file that its inputs come from
 
 
 class JobEstimate(msgspec.Struct):

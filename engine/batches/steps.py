@@ -20,6 +20,7 @@ from sqlalchemy import ColumnElement, and_, case, delete, func, null, or_, selec
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
+from engine.files.file_store import FileStore
 from engine.job_store import JobStore
 from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.ledger.usage_buffer import UsageBuffer
@@ -36,7 +37,7 @@ class StepParts:
     """What the steps of a process share. `alias`: by name, raises UnknownAlias."""
 
     store: JobStore
-    files: Any
+    files: FileStore
     work: WorkThreads
     alias: Callable[[str], Alias]
     dispatcher: Dispatcher
