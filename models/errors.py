@@ -136,6 +136,18 @@ class FileNotFound(RequestError):
         super().__init__(f"No such File object: {file_id[:100]}", param="id")
 
 
+class BatchNotFound(RequestError):
+    """Unknown, deleted and foreign batches look the same. The message begins as OpenAI's."""
+
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"No batch found with id '{batch_id[:100]}'. GET /v1/batches lists the batches of this key's project.",
+            param="id",
+        )
+
+
 class Conflict(RequestError):
     """The thing is in a state that forbids the call. `should_retry` tells SDKs, which retry 409 by themselves."""
 
@@ -144,6 +156,12 @@ class Conflict(RequestError):
     def __init__(self, message: str, *, code: str | None = None, should_retry: bool = False) -> None:
         super().__init__(message, code=code)
         self.should_retry = should_retry
+
+
+class BatchEnded(Conflict):
+    """A batch that cannot be cancelled any more. OpenAI's answer has no code."""
+
+    code = ""
 
 
 class ResultsChanged(Conflict):

@@ -101,6 +101,12 @@ def refusal(code: str, message: str, param: str | None, custom_id: str) -> LineF
     return LineFault(code, message, param, custom_id, is_invalid_request_line=False)
 
 
+def line_too_long(max_line_bytes: int) -> LineFault:
+    """The fault of a line that the reader does not keep."""
+    message = f"This line is longer than {max_line_bytes} bytes. Send its inputs in several lines."
+    return LineFault("line_too_long", message, None)
+
+
 def no_model(custom_id: str) -> LineFault:
     return LineFault("invalid_request", "Model parameter is required.", "body.model", custom_id)
 

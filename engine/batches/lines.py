@@ -23,6 +23,7 @@ from engine.batches.line_faults import (
     explain_line,
     find_double_key,
     has_endless_number,
+    line_too_long,
     no_model,
     refusal,
 )
@@ -73,7 +74,7 @@ class _Line(msgspec.Struct):
 
 
 _LINE = msgspec.json.Decoder(_Line)
-__all__ = ["ENDPOINT", "MAX_INPUTS_PER_LINE", "BatchLine", "LineFault", "parse_batch_line"]
+__all__ = ["ENDPOINT", "MAX_INPUTS_PER_LINE", "BatchLine", "LineFault", "line_too_long", "parse_batch_line"]
 
 
 def parse_batch_line(line: bytes, default_model: str | None) -> BatchLine | LineFault:

@@ -12,7 +12,7 @@ or expired before its file had been validated or read. Rows are locked in the or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,12 +34,13 @@ from models.job import ACTIVE_STATUSES, FINISHED, Job, JobStatus
 
 @dataclass(frozen=True, slots=True)
 class StepParts:
-    """What the steps of a process share. `alias`: by name, raises UnknownAlias."""
+    """What the steps of a process share. `alias`: by name, raises UnknownAlias. `aliases`: all, by their full names."""
 
     store: JobStore
     files: FileStore
     work: WorkThreads
     alias: Callable[[str], Alias]
+    aliases: Mapping[str, Alias]
     dispatcher: Dispatcher
     usage: UsageBuffer
 

@@ -39,6 +39,7 @@ Place = Literal[
     "after_output_part",  # bytes of a batch's output are stored, and no row says so
     "after_output_progress",  # a part of the output belongs to the batch, the next is not begun
     "during_output_end",  # the files of a batch and its end are written and not committed
+    "during_validation",  # a part of a batch's file was read
     "during_migration",  # tables are changed and not committed
 ]
 
