@@ -12,8 +12,8 @@ from api.openai.batch_object import batch_object
 from engine.batches.batch_rows import get_batch as batch_row
 from engine.batches.batch_rows import list_batches as batch_page
 from engine.batches.cancel import cancel_batch as cancel
-from engine.batches.composition import submit_parts_of
 from engine.batches.submit import ArrivingBody, submit_batch
+from engine.batches.submit_parts import submit_parts_of
 from engine.files.idempotency import check_key
 
 

@@ -12,8 +12,8 @@ from engine.batches.batch_request import BatchSpec, check_request
 from engine.batches.batch_rows import get_batch
 from engine.batches.create import attach_callback, insert_batch, new_batch_id
 from engine.batches.inline import InlineBody
+from engine.batches.submit_parts import SubmitParts
 from engine.corpus.lines import ByteLimit, GzipDecoder, IdentityDecoder
-from engine.files.file_store import FileStore
 from engine.files.idempotency import (
     KeyReplay,
     KeyReservation,
@@ -25,12 +25,9 @@ from engine.files.idempotency import (
 )
 from engine.files.parts import PartLeases, WrittenPart, add_file, adopt_part
 from engine.files.write import discard_parts, store_parts
-from engine.job_store import JobStore
 from engine.process.background import surviving
-from engine.process.memory_budget import ByteBudget, ByteLease
-from engine.process.work_threads import WorkThreads
-from engine.storage.upload_leases import UploadLeases
-from engine.webhooks.targets import CheckedUrl, TargetPolicy
+from engine.process.memory_budget import ByteLease
+from engine.webhooks.targets import CheckedUrl
 from models.base import db_now
 from models.errors import BatchNotFound, Conflict, PayloadTooLarge
 from models.file import FilePurpose, new_file_id
@@ -38,18 +35,6 @@ from models.file import FilePurpose, new_file_id
 log = logging.getLogger("embedmill.batches")
 # Of the file with the lines of an inline batch, as OpenAI keeps input files.
 INPUT_FILE_LIFE_S = 2_592_000.0
-
-
-@dataclass(frozen=True, slots=True)
-class SubmitParts:
-    """What the submissions of a process share. `memory`: of request bodies."""
-
-    store: JobStore
-    files: FileStore
-    work: WorkThreads
-    memory: ByteBudget
-    leases: UploadLeases
-    targets: TargetPolicy
 
 
 @dataclass(frozen=True, slots=True)
