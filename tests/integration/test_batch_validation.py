@@ -141,7 +141,7 @@ async def test_options_that_the_model_refuses_fail_only_their_lines(store: Store
     ],
 )
 async def test_a_file_that_cannot_be_read_fails_the_batch(
-    store: Store, body: bytes | None, options: dict[str, str], code: str, words: str
+    store: Store, body: bytes | None, options: dict[str, Any], code: str, words: str
 ) -> None:
     batch = await new_batch(store, body, **options)
     row = await batch.validate()
