@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from api.http import file_schemas
 from api.http.model_schemas import EndpointList
 from engine.config.suggestions import did_you_mean
 from engine.corpus.double_keys import double_key, has_quotes, quotes_in, quotes_in_items
@@ -290,6 +291,7 @@ DOCUMENTED = (
     JobList,
     JobRoutes,
     EndpointList,
+    *file_schemas.DOCUMENTED,
     ErrorEnvelope,
 )
 
