@@ -36,6 +36,11 @@ Place = Literal[
     "after_commit_before_ack",  # the shard's work is kept, its message is still in the broker
     "during_finalize",  # the last shard is closed, the job's end is not yet written
     "during_spool_write",  # a result is half way to the disk
+    "after_part_insert",  # a part of a file has a row, and no bytes
+    "after_part_write",  # all bytes of a part are in the object store, and its row does not say so
+    "during_file_commit",  # in the transaction that makes parts a file, all rows are written
+    "after_file_commit",  # the file is durable, the caller has no answer
+    "during_file_purge",  # bytes of parts are removed, their rows are not
     "during_migration",  # tables are changed and not committed
 ]
 
