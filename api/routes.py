@@ -19,7 +19,10 @@ from engine.embedding.request_body import EmbeddingRequest
 
 JOBS = "/v1/embeddings/jobs"
 ONE_JOB = f"{JOBS}/{{job_id}}"
-STREAM_OPTIONS = ("model", "dimensions", "input_type", "truncate", "user", "metadata", "max_cost_usd", "dry_run")
+STREAM_OPTIONS = (
+    *("model", "dimensions", "input_type", "truncate", "user", "metadata", "max_cost_usd", "dry_run"),
+    *("text_column", "id_column"),
+)
 IDEMPOTENCY_KEY = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -71,7 +74,8 @@ def all_routes() -> Iterator[RouteSpec]:
 
 def _submit_and_status() -> Iterator[RouteSpec]:
     corpus = json_body({JSON: schemas.JobRequest})
-    corpus["content"] |= {"application/x-ndjson": BINARY, "text/plain": BINARY}
+    streamed = ("application/x-ndjson", "text/plain", "text/csv", "application/vnd.apache.parquet")
+    corpus["content"] |= dict.fromkeys(streamed, BINARY)
     options = [query_param(name, "Streamed forms only; in a JSON body it is a field.") for name in STREAM_OPTIONS]
     estimate = {"description": "With `dry_run`", "content": {JSON: {"schema": schema_ref(schemas.JobEstimate)}}}
     submit = {
