@@ -248,7 +248,8 @@ def _records_of(fields: JobRequest) -> Iterator[ParsedRecords]:
     for name in ("text_column", "id_column"):
         if getattr(fields, name) is not None:
             raise InvalidInput(
-                f"Invalid '{name}': the inputs of a JSON body have no columns. It belongs to an input_file_id.",
+                f"Invalid '{name}': the inputs of a JSON body have no columns. Send it with an input_file_id, or "
+                "leave it out.",
                 param=name,
                 code="invalid_value",
             )

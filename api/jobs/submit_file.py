@@ -41,7 +41,7 @@ async def checked_file(request: Request, fields: JobRequest) -> CorpusFile:
 def _check_purpose(file: Row[Any]) -> None:
     if file.purpose != FilePurpose.USER_DATA:
         raise InvalidInput(
-            f"The file has the purpose '{file.purpose}'. Upload a corpus with the purpose 'user_data'; a file of "
+            f"The file has the purpose '{file.purpose}'. Send a corpus with the purpose 'user_data'; a file of "
             "requests runs as a batch: POST /v1/batches.",
             param="input_file_id",
             code="invalid_purpose",
