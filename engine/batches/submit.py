@@ -14,6 +14,7 @@ from engine.batches.create import attach_callback, insert_batch, new_batch_id
 from engine.batches.inline import InlineBody
 from engine.batches.submit_parts import SubmitParts
 from engine.corpus.lines import ByteLimit
+from engine.corpus.parser import Decoder
 from engine.files.idempotency import (
     KeyReplay,
     KeyReservation,
