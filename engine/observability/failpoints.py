@@ -42,6 +42,11 @@ Place = Literal[
     "after_output_progress",  # a part of the output belongs to the batch, the next is not begun
     "during_output_end",  # the files of a batch and its end are written and not committed
     "during_validation",  # a part of a batch's file was read
+    "after_part_insert",  # a part of a file has a row, and no bytes
+    "after_part_write",  # all bytes of a part are in the object store, and its row does not say so
+    "during_file_commit",  # in the transaction that makes parts a file, all rows are written
+    "after_file_commit",  # the file is durable, the caller has no answer
+    "during_file_purge",  # bytes of parts are removed, their rows are not
     "during_migration",  # tables are changed and not committed
 ]
 
