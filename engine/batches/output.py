@@ -23,6 +23,7 @@ from engine.batches.steps import ClaimedStep, StepParts, end_step, lock_step, re
 from engine.files.parts import WrittenPart, adopt_part, write_part
 from engine.observability import failpoints
 from models.batch import ENDED
+from models.errors import ResultsChanged
 
 # Bytes of both files in memory, before they are written as a part of each.
 PART_BYTES = 32 * 1024 * 1024
@@ -37,7 +38,7 @@ PIECE_BYTES = 1024 * 1024
 async def write_output(parts: StepParts, step: ClaimedStep, *, part_bytes: int = PART_BYTES) -> None:
     """Write the files of the job's batch, and end the batch. A job without a batch has nothing to write.
 
-    Raises StepStopped, StorageUnavailable, ObjectsUnavailable; ResultsChanged when the job is run again meanwhile.
+    Raises StepStopped, StorageUnavailable, ObjectsUnavailable.
     """
     database = parts.store.database
     source = await OutputSource.load(database, parts.files, parts.work, step.job_id)
@@ -87,9 +88,12 @@ class _Output:
 
     async def run(self) -> bool:
         """Write all lines, or the rest of them. False: results have changed meanwhile. Raises OutputMisaligned."""
-        if self.progress.stage == "survey":
-            await self._survey()
-        await self._write_lines()
+        try:
+            if self.progress.stage == "survey":
+                await self._survey()
+            await self._write_lines()
+        except ResultsChanged:
+            return False
         return self.progress.matches_survey()
 
     async def _survey(self) -> None:

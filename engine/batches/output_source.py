@@ -57,15 +57,17 @@ class OutputSource:
 
         Raises OutputMisaligned, FileNotFound, StorageUnavailable, ObjectsUnavailable.
         """
+        max_line_bytes = self.files.settings.max_line_bytes
         lines = LineIterator(
             self.work,
             self.batch.project,
             read_file(self.files, self.batch.input_file_id, offset),
-            max_line_bytes=self.files.settings.max_line_bytes,
+            max_line_bytes=max_line_bytes,
             offset=offset,
             line=line,
         )
-        async for group in read_groups(lines, planner, self.batch.default_model):
+        groups = read_groups(lines, planner, default_model=self.batch.default_model, max_line_bytes=max_line_bytes)
+        async for group in groups:
             yield group
 
     def not_run_error(self) -> LineError:

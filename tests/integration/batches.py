@@ -99,7 +99,15 @@ class RunBatch:
 
 def step_parts(store: Store) -> StepParts:
     runtime = store.runtime
-    return StepParts(runtime.store, files_of(runtime), runtime.work, runtime.alias, store.dispatcher, runtime.usage)
+    return StepParts(
+        runtime.store,
+        files_of(runtime),
+        runtime.work,
+        runtime.alias,
+        runtime.aliases,
+        store.dispatcher,
+        runtime.usage,
+    )
 
 
 async def chunks_of(body: bytes) -> AsyncIterator[bytes]:
