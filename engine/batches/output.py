@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from engine.batches.output_end import disown_output, end_batch, error_owner, fail_batch, output_owner
-from engine.batches.output_groups import LineGroup
+from engine.batches.output_groups import VECTOR_BYTES, LineGroup
 from engine.batches.output_outcomes import HAS_ERROR, HAS_VECTOR, read_outcomes, read_states
 from engine.batches.output_plan import OutputMisaligned, Usage, render
 from engine.batches.output_progress import OutputProgress
@@ -128,7 +128,13 @@ class _Output:
         usage = Usage(progress.tokens, progress.total_weight)
         planner = source.planner(progress.cursors)
         not_run = source.not_run_error()
-        async for group in source.groups(planner, offset=progress.offset, line=progress.line):
+        groups = source.groups(
+            planner,
+            offset=progress.offset,
+            line=progress.line,
+            vector_bytes=min(VECTOR_BYTES, self.part_bytes),
+        )
+        async for group in groups:
             self.step.check()
             outcomes = await read_outcomes(self.parts.store.database, source.job, group)
             lines = partial(

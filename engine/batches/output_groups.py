@@ -43,12 +43,12 @@ class LineGroup:
                 yield first, stored_stop
 
 
-def _groups_of(parsed: Iterable[Parsed], planner: LinePlanner) -> Iterator[LineGroup]:
+def _groups_of(parsed: Iterable[Parsed], planner: LinePlanner, vector_bytes: int) -> Iterator[LineGroup]:
     """When a group is yielded, the planner is where its last line ends."""
     group = LineGroup()
     for file_line, line in parsed:
         group.add(file_line, planner.plan(file_line.number, line))
-        if group.vector_bytes >= VECTOR_BYTES or len(group.lines) >= GROUP_LINES:
+        if group.vector_bytes >= vector_bytes or len(group.lines) >= GROUP_LINES:
             yield group
             group = LineGroup()
     if group.lines:
@@ -56,9 +56,9 @@ def _groups_of(parsed: Iterable[Parsed], planner: LinePlanner) -> Iterator[LineG
 
 
 async def read_groups(
-    lines: LineIterator, planner: LinePlanner, *, default_model: str | None, max_line_bytes: int
+    lines: LineIterator, planner: LinePlanner, *, default_model: str | None, max_line_bytes: int, vector_bytes: int
 ) -> AsyncIterator[LineGroup]:
-    """The groups of the file. When one is yielded, the planner's cursors are where its last line ends.
+    """The groups of the file, of `vector_bytes` each. When one is yielded, the planner is where its last line ends.
 
     Raises OutputMisaligned, StorageUnavailable, and what reading the file raises.
     """
@@ -68,5 +68,5 @@ async def read_groups(
         return [(line, too_long if line.data is None else parse_batch_line(line.data, default_model)) for line in found]
 
     async for parsed in lines.map(parse):
-        for group in _groups_of(parsed, planner):
+        for group in _groups_of(parsed, planner, vector_bytes):
             yield group
