@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from engine.batches.output_end import disown_output, end_batch, error_owner, fail_batch, output_owner
+from engine.batches.output_end import end_batch, fail_batch
 from engine.batches.output_groups import VECTOR_BYTES, LineGroup
 from engine.batches.output_outcomes import HAS_ERROR, HAS_VECTOR, read_outcomes, read_states
 from engine.batches.output_plan import OutputMisaligned, Usage, render
@@ -21,8 +21,9 @@ from engine.batches.output_progress import OutputProgress
 from engine.batches.output_source import OutputSource
 from engine.batches.steps import ClaimedStep, StepParts, end_step, lock_step, release_step, store_progress
 from engine.files.parts import WrittenPart, adopt_part, write_part
+from engine.jobs.control.batch_of_job import disown_output
 from engine.observability import failpoints
-from models.batch import ENDED
+from models.batch import ENDED, error_owner, output_owner
 from models.errors import ResultsChanged
 
 # Bytes of both files in memory, before they are written as a part of each.
