@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from sqlalchemy import select
+
 from engine.batches.corpus_ingest import ingest_corpus
 from engine.batches.ingest import ingest_batch
 from engine.batches.output import write_output
@@ -13,7 +15,6 @@ from engine.jobs.composition import dispatcher_of
 from engine.runtime import Runtime
 from models.batch import StepKind
 from models.job import Job
-from sqlalchemy import select
 
 
 def step_parts_of(runtime: Runtime) -> StepParts:
