@@ -42,6 +42,7 @@ REQUIRED_SCOPE: dict[str, Scope] = {
     "list_batches": Scope.JOBS,
     "get_batch": Scope.JOBS,
     "cancel_batch": Scope.JOBS,
+    "get_batch_results": Scope.JOBS,
 }
 NO_KEY = "You didn't provide an API key, in Authorization or x-api-key. Send it as `Authorization: Bearer <key>`."
 OTHER_SCHEME = (
