@@ -33,7 +33,8 @@ def vector(line: dict[str, Any], position: int = 0) -> list[float]:
     embedding = line["response"]["body"]["data"][position]["embedding"]
     if isinstance(embedding, str):
         embedding = np.frombuffer(base64.b64decode(embedding), "<f4").tolist()
-    return np.array(embedding, dtype="<f4").tolist()
+    numbers: list[float] = np.array(embedding, dtype="<f4").tolist()
+    return numbers
 
 
 async def test_a_batch_from_its_upload_to_its_files(gateway: Gateway) -> None:
