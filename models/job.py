@@ -23,8 +23,8 @@ class JobStatus(StrEnum):
     writers cannot both succeed. The sweep (engine/jobs/maintenance/sweep.py) completes what a crash interrupts.
     """
 
-    # In: a batch, until its file has been validated. Other jobs are inserted in progress. Out: the end of the
-    # validation; a cancel; the sweep at the deadline. A crash leaves the step that another worker claims.
+    # In: a batch whose file is not validated yet. Out: the end of the validation; a cancel; the sweep at the deadline.
+    # A crash leaves the step, which another worker claims.
     VALIDATING = "validating"
     # In: the intake with the first shard, a resume, or a retry. Out: the record that closes the last shard once `total`
     # is known; a pause; a cancel; the sweep at the deadline. A crash leaves shards that the sweep requeues.

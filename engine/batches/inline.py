@@ -137,7 +137,7 @@ class InlineBody:
             where = f"{ARRAY}[{int(again[0])}].custom_id"
             raise InvalidInput(
                 f"Invalid '{where}': {ARRAY}[{int(first[0])}] has the same custom_id. "
-                "Give each request an id of its own.",
+                "Send each request with an id of its own.",
                 param=where,
                 code="duplicate_custom_id",
             )
