@@ -127,6 +127,18 @@ class JobNotFound(RequestError):
     code = "job_not_found"
 
 
+class WebhookNotFound(RequestError):
+    """No such endpoint or delivery of the caller's project."""
+
+    code = "webhook_not_found"
+
+
+class WebhookUnreachable(RequestError):
+    """The receiver of a test gave no HTTP answer; the message says why."""
+
+    code = "webhook_unreachable"
+
+
 class Conflict(RequestError):
     """The thing is in a state that forbids the call. `should_retry` tells SDKs, which retry 409 by themselves."""
 

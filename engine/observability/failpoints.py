@@ -35,6 +35,7 @@ Place = Literal[
     "after_commit",  # results are kept, and their calls are still noted as under way
     "after_commit_before_ack",  # the shard's work is kept, its message is still in the broker
     "during_finalize",  # the last shard is closed, the job's end is not yet written
+    "after_webhook_send",  # the receiver has the event, and nobody knows that yet
     "during_spool_write",  # a result is half way to the disk
     "during_migration",  # tables are changed and not committed
 ]

@@ -41,6 +41,7 @@ from engine.process.background import logging_errors
 from engine.process.clock import DatabaseClock
 from engine.queue import worker_heartbeats
 from engine.storage.database import Database
+from engine.webhooks.job_events import record_job_events
 from models.base import db_now
 from models.errors import EmbedmillError
 from models.job import (
@@ -252,6 +253,7 @@ async def finish_jobs(store: JobStore) -> None:
             .where(Job.id.in_(unfinished))
             .values(status=FINAL_STATUS, version=Job.version + 1, **end_columns(store.settings))
         )
+        await record_job_events(connection, unfinished)
         cancelling = list(
             (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
         )
