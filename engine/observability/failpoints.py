@@ -37,6 +37,7 @@ Place = Literal[
     "during_finalize",  # the last shard is closed, the job's end is not yet written
     "after_webhook_send",  # the receiver has the event, and nobody knows that yet
     "during_spool_write",  # a result is half way to the disk
+    "during_validation",  # a part of a batch's file was read
     "during_migration",  # tables are changed and not committed
 ]
 
