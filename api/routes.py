@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, NamedTuple
-
-from fastapi import Request
-from starlette.responses import Response
+from collections.abc import Iterator
 
 from api import health
 from api.http import schemas
 from api.http.model_schemas import EndpointList
 from api.http.openapi import BINARY, JSON, json_body, operation, path_param, query_param, schema_ref
+from api.http.route_spec import RouteSpec
 from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
 from api.openai import embeddings, model_endpoints, models
@@ -28,15 +25,6 @@ IDEMPOTENCY_KEY = {
 }
 IF_NONE_MATCH = {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}}
 JOB_ID = path_param("job_id", "Id of the job")
-
-
-class RouteSpec(NamedTuple):
-    """One route; `options` are arguments of FastAPI's `add_api_route` that document it."""
-
-    method: str
-    path: str
-    endpoint: Callable[[Request], Awaitable[Response]]
-    options: dict[str, Any]
 
 
 def all_routes() -> Iterator[RouteSpec]:
