@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
+from api.http import webhook_schemas
 from api.http.model_schemas import EndpointList
+from api.http.webhook_schemas import JobWebhook
 from engine.corpus.lines import TextLine
 from engine.embedding.request_body import EmbeddingRequest, Positive, ShortText
 
@@ -23,6 +25,7 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
     providerOptions: dict[str, dict[str, Any]] | None = None  # noqa: N815
     metadata: dict[str, str] | None = None
     max_cost_usd: str | int | float | None = None
+    webhook: JobWebhook | None = None
     dry_run: bool | None = None
 
 
@@ -36,6 +39,7 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     truncate: Literal["none", "end", "mean"] | None = None
     metadata: str | None = None  # a JSON object of strings
     max_cost_usd: str | None = None
+    webhook: str | None = None  # a URL, or a JSON object as in a JSON body
     dry_run: bool | None = None
 
 
@@ -273,4 +277,5 @@ DOCUMENTED = (
     JobRoutes,
     EndpointList,
     ErrorEnvelope,
+    *webhook_schemas.DOCUMENTED,
 )

@@ -21,7 +21,16 @@ JOB_EVENTS = tuple(each for each in EventType if each.startswith("embedding.job.
 BATCH_EVENTS = tuple(each for each in EventType if each.startswith("batch."))
 ENDPOINT_ID = re.compile(r"we_[0-9a-f]{32}\Z")
 OLD_SECRET_S = 86_400.0  # that the secret before a rotation may stay valid
-_COLUMNS = WebhookEndpoint.__table__.columns
+_COLUMNS = (*WebhookEndpoint.__table__.columns, db_now().label("now"))
+
+
+@dataclass(frozen=True, slots=True)
+class WebhookSpec:
+    """Where a caller wants the events of one job. Without `secret` a new one is made."""
+
+    url: CheckedUrl
+    secret: str | None = None
+    event_types: Collection[EventType] = JOB_EVENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +71,27 @@ async def attach_webhook(
         )
     )
     return AttachedWebhook(endpoint_id, url, signing_secret)
+
+
+async def attach_requested(
+    connection: AsyncConnection, webhook: WebhookSpec | None, *, project: str, job_id: str
+) -> None:
+    """Attach the webhook that a job's submitter asked for, if any. For the transaction that inserts the job."""
+    if webhook is not None:
+        await attach_webhook(
+            connection,
+            project=project,
+            job_id=job_id,
+            url=webhook.url,
+            secret=webhook.secret,
+            event_types=webhook.event_types,
+        )
+
+
+async def endpoints_of_job(database: Database, job_id: str) -> Sequence[Row[Any]]:
+    """The endpoints of this job alone. The caller has checked the access to the job before."""
+    async with database.read() as connection:
+        return (await connection.execute(select(*_COLUMNS).where(WebhookEndpoint.job_id == job_id))).all()
 
 
 async def create_endpoint(

@@ -36,6 +36,7 @@ from engine.process.memory_budget import ByteBudget, ByteLease
 from engine.process.work_threads import WorkThreads
 from engine.routing.option_warnings import option_warnings
 from engine.storage.upload_leases import UploadLeases
+from engine.webhooks.endpoints import attach_requested
 from engine.webhooks.job_events import record_job_event
 from models.base import db_now
 from models.errors import (
@@ -256,6 +257,7 @@ class JobIntake:
             ended: dict[str, Any] = {"total": len(draft), "upload_lease_until": None, "upload_owner": None}
             initial = self._initial_columns() | changes | (ended if is_last else {})
             await connection.execute(insert(Job).values(initial))
+            await attach_requested(connection, self._spec.webhook, project=self._caller.project, job_id=self.job_id)
         if len(draft):
             await insert_shard(connection, self.job_id, draft, refused)
         if self._created:
