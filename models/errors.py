@@ -133,12 +133,6 @@ class WebhookNotFound(RequestError):
     code = "webhook_not_found"
 
 
-class WebhookUnreachable(RequestError):
-    """The receiver of a test gave no HTTP answer; the message says why."""
-
-    code = "webhook_unreachable"
-
-
 class FileNotFound(RequestError):
     """Unknown, deleted, expired and foreign files look the same. The message is OpenAI's, which has no code."""
 

@@ -11,7 +11,7 @@ from engine.webhooks.endpoints import active_secrets
 from engine.webhooks.render import event_body
 from engine.webhooks.sender import WebhookSender
 from models.base import new_id, random_id
-from models.errors import RateLimited, WebhookUnreachable
+from models.errors import RateLimited, RequestError
 from models.webhook import EventType
 
 # Tests under way: each holds a request of the API for as long as the receiver takes.
@@ -28,7 +28,7 @@ class SampleEvents:
     async def send(self, endpoint: Row[Any], event_type: EventType) -> int:
         """Send a signed event with invented ids once. Returns the receiver's status, whatever it is.
 
-        Raises WebhookUnreachable when there is no answer, and RateLimited while the project's other tests are not done.
+        Raises RequestError when there is no answer, and RateLimited while the project's other tests are not done.
         """
         project = endpoint.project
         if self._by_project[project] >= MAX_SENDING_PER_PROJECT:
@@ -46,9 +46,10 @@ class SampleEvents:
             if not self._by_project[project]:
                 del self._by_project[project]
         if result.status is None:
-            raise WebhookUnreachable(
+            raise RequestError(
                 f"The test event was not delivered: {result.error}. Correct the receiver or the endpoint's url, "
                 "and test it again.",
                 param="url",
+                code="webhook_unreachable",
             )
         return result.status
