@@ -127,6 +127,12 @@ class JobNotFound(RequestError):
     code = "job_not_found"
 
 
+class WebhookNotFound(RequestError):
+    """No such endpoint or delivery of the caller's project."""
+
+    code = "webhook_not_found"
+
+
 class FileNotFound(RequestError):
     """Unknown, deleted, expired and foreign files look the same. The message is OpenAI's, which has no code."""
 
