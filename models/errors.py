@@ -85,9 +85,7 @@ class HeadersTooLarge(RequestError):
 
 
 class UrlTooLong(RequestError):
-    """A request line beyond its bound. The connection is closed."""
-
-    code = "url_too_long"
+    code = "url_too_long"  # a request line beyond its bound; the connection is closed
 
 
 class RequestTimeout(RequestError):
@@ -120,7 +118,6 @@ class BodyTooSlow(RequestTimeout):
     """A body that arrives so slowly, or takes so long, that nobody waits for the rest of it."""
 
     code = "body_too_slow"
-    retryable = True
 
 
 class JobNotFound(RequestError):
@@ -128,9 +125,7 @@ class JobNotFound(RequestError):
 
 
 class WebhookNotFound(RequestError):
-    """No such endpoint or delivery of the caller's project."""
-
-    code = "webhook_not_found"
+    code = "webhook_not_found"  # of an endpoint, or of a delivery
 
 
 class FileNotFound(RequestError):
@@ -171,9 +166,7 @@ class Conflict(RequestError):
 
 
 class BatchEnded(Conflict):
-    """A batch that cannot be cancelled any more. OpenAI's answer has no code."""
-
-    code = "batch_ended"
+    code = "batch_ended"  # not shown: OpenAI's answer has none
 
 
 class ResultsChanged(Conflict):

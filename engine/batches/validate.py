@@ -173,6 +173,7 @@ async def _start(
         if rows:
             await connection.execute(insert(JobVariant), rows)
         await move_step(connection, step, StepKind.INGEST)
+        failpoints.hit("during_validation_end")
     log.info(
         "a batch was validated",
         extra={"job_id": step.job_id, "lines": checks.total, "refused": checks.refused, "variants": len(variants)},
@@ -203,6 +204,7 @@ async def _fail(parts: StepParts, step: ClaimedStep, batch: Row[Any], errors: Er
             connection, EventType.BATCH_FAILED, project=batch.project, job_id=step.job_id, subject_id=batch.id
         )
         await end_step(connection, step)
+        failpoints.hit("during_validation_end")
     log.info("a batch failed its validation", extra={"job_id": step.job_id, "errors": count, "code": first.code})
 
 
