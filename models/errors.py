@@ -151,15 +151,7 @@ class RangeNotSatisfiable(RequestError):
 
 
 class BatchNotFound(RequestError):
-    """Unknown, deleted and foreign batches look the same. The message begins as OpenAI's."""
-
     code = "batch_not_found"
-
-    def __init__(self, batch_id: str) -> None:
-        super().__init__(
-            f"No batch found with id '{batch_id[:100]}'. GET /v1/batches lists the batches of this key's project.",
-            param="id",
-        )
 
 
 class Conflict(RequestError):
