@@ -91,8 +91,8 @@ class PartLeases:
 async def write_part(store: FileStore, project: str, chunks: AsyncIterator[bytes]) -> WrittenPart:
     """Store the chunks as one part. Adopt it within `lease_s`, or purge removes it.
 
-    Raises UploadInterrupted when this process stood still for so long that its lease ran out; ObjectsUnavailable;
-    StorageUnavailable; and what `chunks` raises.
+    Raises UploadInterrupted or ObjectsUnavailable when this process stood still for so long that its lease ran out;
+    ObjectsUnavailable; StorageUnavailable; and what `chunks` raises.
     """
     async with PartLeases(store.database, lease_s=store.settings.lease_s) as leases:
         return await write_part_under(leases, store, project, chunks)
