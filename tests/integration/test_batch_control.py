@@ -75,7 +75,7 @@ async def test_a_retry_takes_a_half_written_output_back(store: Store) -> None:
     def stops_at_the_third_group() -> bool:
         nonlocal calls
         calls += 1
-        return calls > 4
+        return calls > 3
 
     with pytest.raises(StepStopped):
         slow = type(step)(step.job_id, step.project, step.kind, step.fence, step.progress, stops_at_the_third_group)

@@ -140,7 +140,8 @@ def test_lines_that_cannot_run_take_no_inputs() -> None:
     variants = [Variant(0, good.options_key, 2, 0, 2, 2, None), Variant(1, bad.options_key, 0, 2, 0, 0, error)]
     planner = LinePlanner(variants, [2])
     fault = LineFault("invalid_json_line", "not JSON", None)
-    planned = [planner.plan(n, line) for n, line in enumerate([good, again, bad, fault, good], 1)]
+    lines: list[BatchLine | LineFault] = [good, again, bad, fault, good]
+    planned = [planner.plan(n, line) for n, line in enumerate(lines, 1)]
     planner.check_end()
     assert [line.first_index for line in planned if line.request is not None] == [0, 1]
     codes = [None if line.error is None else line.error.code for line in planned]
