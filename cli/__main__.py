@@ -12,6 +12,7 @@ import typer
 from cli.commands import jobs, keys, models, processes, providers
 from cli.commands.doctor.command import doctor
 from cli.commands.embed import embed
+from cli.commands.stream import stream
 from cli.commands.up import up
 from cli.errors import CODES, CliError, ExitCode, Failure
 from cli.output.streams import discard_output, prepare_streams
@@ -40,6 +41,7 @@ Exit codes: 0 done · 1 failed · 2 wrong usage · 3 finished, but some inputs h
 # In the order of the help.
 app.command(rich_help_panel=DAILY)(up)
 app.command(rich_help_panel=DAILY)(embed)
+app.command(rich_help_panel=DAILY)(stream)
 app.add_typer(models.app, name="models", rich_help_panel=DAILY)
 app.command(rich_help_panel=OPERATIONS)(doctor)
 app.add_typer(processes.app)

@@ -18,8 +18,16 @@ COMMAND_LINE_FIELDS = frozenset({"model", "dimensions", "input_type", "truncate"
 VALUE_ERROR_CODES = frozenset({"invalid_value", "invalid_type", "unsupported_parameter", "unknown_parameter"})
 
 
+class ServerRefusal(CliError):
+    """The server answered with an error. `error_code`: the code in it, where it has one."""
+
+    def __init__(self, message: str, fix: str | None, *, failure: Failure, error_code: str | None) -> None:
+        super().__init__(message, fix, failure=failure)
+        self.error_code = error_code
+
+
 def raise_for_error(reply: httpx.Response) -> httpx.Response:
-    """The reply, unless it is an error. Raises CliError with the server's message and the request id."""
+    """The reply, unless it is an error. Raises ServerRefusal with the server's message and the request id."""
     if reply.status_code < 400:
         if reply.has_redirect_location:  # never followed: the key would go along
             target = reply.headers["location"].partition("?")[0]
@@ -36,7 +44,7 @@ def raise_for_error(reply: httpx.Response) -> httpx.Response:
     fix = None
     if reply.status_code == 401:
         fix = "give a key with --api-key or EMBEDMILL_API_KEY; `embedmill keys create` makes one"
-    raise CliError(f"{answer} [{where}]", fix, failure=_failure(error))
+    raise ServerRefusal(f"{answer} [{where}]", fix, failure=_failure(error), error_code=error.code)
 
 
 def _failure(error: ErrorBody) -> Failure:

@@ -16,14 +16,14 @@ from cli.errors import UsageError
 app = typer.Typer(help="Follow bulk jobs and fetch their results.", no_args_is_help=True)
 
 
-def _checked_id(job_id: str) -> str:
+def checked_id(job_id: str) -> str:
     """The id as it was typed. Raises UsageError for one that cannot be a job's: it is a part of the request's path."""
     if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
         raise UsageError(f"{job_id!r} is no job's id", "`embedmill jobs list` shows the ids; each begins with job_")
     return job_id
 
 
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, job_…", callback=_checked_id)]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, job_…", callback=checked_id)]
 
 
 @app.command("list")
