@@ -15,6 +15,7 @@ from api.http.openapi import BINARY, JSON, json_body, operation, path_param, que
 from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
 from api.openai import embeddings, model_endpoints, models
+from engine.embedding.request_body import EmbeddingRequest
 
 JOBS = "/v1/embeddings/jobs"
 ONE_JOB = f"{JOBS}/{{job_id}}"
@@ -40,7 +41,7 @@ class RouteSpec(NamedTuple):
 
 def all_routes() -> Iterator[RouteSpec]:
     """Every route; the order is that of the document."""
-    body = {"requestBody": json_body({JSON: schemas.EmbeddingRequest})}
+    body = {"requestBody": json_body({JSON: EmbeddingRequest})}
     yield RouteSpec(
         "POST",
         "/v1/embeddings",

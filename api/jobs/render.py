@@ -51,9 +51,10 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "id": row.id,
         "object": "embedding.job",
         "status": row.status,
-        "model": row.alias,
-        "space": row.space,
-        "dimensions": row.dimensions,
+        # Null while a batch is validated, and where its requests have different models.
+        "model": row.alias or None,
+        "space": row.space or None,
+        "dimensions": row.dimensions or None,
         "input_type": row.input_type,
         "counts": {"total": total, "completed": row.completed, "failed": row.failed, "pending": pending},
         # Rounded down, so that only a finished job has 1.0.
@@ -89,5 +90,8 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "expires_at": int(row.expires_at),
         "metadata": row.metadata,
         "request_id": row.request_id,
+        "batch_id": row.batch_id,
+        # The file of a batch is the batch's, and may be one that no caller sees.
+        "input_file_id": None if row.batch_id is not None else row.input_file_id,
     }
     return body

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from api.http import json_body, media_types, params, request_body
 from api.http.auth import caller_of, runtime_of
-from api.http.schemas import JobQuery, JobRequest, decode, double_key_error, explain
+from api.http.schemas import JobQuery, JobRequest
 from api.jobs.render import job_path, job_response, json_response
 from engine.corpus import json_spans
 from engine.corpus.double_keys import double_key
@@ -27,6 +27,7 @@ from engine.corpus.lines import (
     TextLine,
     append_record,
 )
+from engine.embedding.body_errors import decode, double_key_error, explain
 from engine.jobs.composition import dry_run_of, intake_parts_of
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.dry_run import DryRun

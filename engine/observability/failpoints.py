@@ -36,6 +36,7 @@ Place = Literal[
     "after_commit_before_ack",  # the shard's work is kept, its message is still in the broker
     "during_finalize",  # the last shard is closed, the job's end is not yet written
     "during_spool_write",  # a result is half way to the disk
+    "during_validation",  # a part of a batch's file was read
     "during_migration",  # tables are changed and not committed
 ]
 
