@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from cli.commands.embed import DimensionsOption, InputTypeOption, ModelOption, TruncateOption
-from cli.commands.options import ApiKeyOption, UrlOption
+from cli.commands.options import ApiKeyOption, UrlOption, id_check
 
 
 class EncodingFormat(StrEnum):
@@ -59,12 +59,11 @@ def stream(
     server: whatever ends this command, the same input with the same options comes back to it and pays nothing twice.
     """
     from cli.client.api_client import connect
-    from cli.commands.jobs import checked_id
     from cli.commands.stream_lines import StreamRequest, stream_lines
     from cli.errors import UsageError
 
     if resume is not None:
-        checked_id(resume)
+        id_check("job", "job_", "embedmill jobs list")(resume)
         if new or any(each is not None for each in (model, dimensions, input_type, truncate)):
             raise UsageError("--resume goes on with a job as it is", "leave out --new and the options of a new job")
     with connect(url, api_key) as client:

@@ -10,7 +10,8 @@ from typing import BinaryIO
 import msgspec
 
 from cli.data_dir import read_line, write_private
-from cli.errors import CliError, Failure, UsageError
+from cli.errors import CliError, Failure
+from cli.files.save import check_writable
 
 SCAN_BYTES = 1024 * 1024
 
@@ -57,10 +58,7 @@ class FileLines:
     def __init__(self, path: Path) -> None:
         """Raises UsageError for a file that cannot be written, CliError where another process writes to it."""
         self._state_path = path.with_name(f"{path.name}.job")
-        if path.exists() and not path.is_file():
-            raise UsageError(f"{path} cannot be written: it is no plain file", "leave out --out to write to stdout")
-        if not path.resolve().parent.is_dir():
-            raise UsageError(f"{path} cannot be written: there is no folder {path.resolve().parent}")
+        check_writable(path)
         self.path = path
         self._file: BinaryIO = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
         try:
