@@ -38,6 +38,10 @@ REQUIRED_SCOPE: dict[str, Scope] = {
     "resume_job": Scope.JOBS,
     "retry_job": Scope.JOBS,
     "delete_job": Scope.JOBS,
+    "create_batch": Scope.JOBS,
+    "list_batches": Scope.JOBS,
+    "get_batch": Scope.JOBS,
+    "cancel_batch": Scope.JOBS,
 }
 NO_KEY = "You didn't provide an API key, in Authorization or x-api-key. Send it as `Authorization: Bearer <key>`."
 OTHER_SCHEME = (

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from api.http import batch_schemas
 from api.http.model_schemas import EndpointList
 from engine.corpus.lines import TextLine
 from engine.embedding.request_body import EmbeddingRequest, Positive, ShortText
@@ -272,5 +273,6 @@ DOCUMENTED = (
     JobList,
     JobRoutes,
     EndpointList,
+    *batch_schemas.DOCUMENTED,
     ErrorEnvelope,
 )

@@ -36,6 +36,11 @@ Place = Literal[
     "after_commit_before_ack",  # the shard's work is kept, its message is still in the broker
     "during_finalize",  # the last shard is closed, the job's end is not yet written
     "during_spool_write",  # a result is half way to the disk
+    "mid_ingest",  # shards of a file are written and not committed
+    "after_ingest_commit",  # shards of a file are kept, and the rest of it is not read yet
+    "after_output_part",  # bytes of a batch's output are stored, and no row says so
+    "after_output_progress",  # a part of the output belongs to the batch, the next is not begun
+    "during_output_end",  # the files of a batch and its end are written and not committed
     "during_validation",  # a part of a batch's file was read
     "during_migration",  # tables are changed and not committed
 ]

@@ -195,7 +195,7 @@ async def _load(store: JobStore, claimed: Any, tokens: int) -> ClaimedShard | No
         key_id=row.key_id,
         alias=row.variant_alias if has_variant else row.alias,
         width=row.variant_dimensions if has_variant else row.dimensions,
-        options=_options(row.variant_options if has_variant else row.options),
+        options=options_of(row.variant_options if has_variant else row.options),
         first_index=row.first_index,
         count=claimed.size,
         attempt=claimed.attempt,
@@ -296,7 +296,8 @@ def decode_bitmap(packed: bytes, count: int) -> Bitmap:
     return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count).astype(bool)
 
 
-def _options(stored: dict[str, Any]) -> Options:
+def options_of(stored: dict[str, Any]) -> Options:
+    """The options of a job, or of a variant, as its row has them."""
     return Options(
         input_type=stored.get("input_type"),
         truncate=stored.get("truncate") or "none",
@@ -312,6 +313,7 @@ __all__ = [
     "claim_next",
     "decode_bitmap",
     "heartbeat",
+    "options_of",
     "release",
     "remaining_tokens",
 ]
