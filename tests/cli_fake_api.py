@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
 
 import httpx
 import numpy as np
@@ -185,14 +186,23 @@ class FakeApi:
         return isinstance(value, str) and value != ""
 
 
+class Api(Protocol):
+    """Whatever answers requests."""
+
+    def answer(self, request: httpx.Request) -> httpx.Response: ...
+
+
 @contextmanager
-def serving(api: FakeApi) -> Iterator[str]:
+def serving(api: Api) -> Iterator[str]:
     """The same API behind a socket, for commands in processes of their own: its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            self._answer(b"")
+
+        def do_DELETE(self) -> None:
             self._answer(b"")
 
         def do_POST(self) -> None:

@@ -95,6 +95,8 @@ class Files:
                         skipped -= len(chunk) - len(unwritten)
                         write(unwritten)
                         written += len(unwritten)
+                        if written >= file.bytes:  # no break can take it back, and no range is left to request
+                            break
             return reply
 
         if file.bytes:

@@ -51,10 +51,14 @@ def _summary(path: Path, report: FileReport) -> str:
     if len(report.models) > SHOWN_MODELS:
         models.append(f"{len(report.models) - SHOWN_MODELS:,} more")
     bad = f"{report.bad_lines:,} bad" if report.bad_lines else "all good"
-    facts = [f"{report.requests:,} requests, {bad}", f"{report.inputs:,} inputs"]
+    facts = [f"{_counted(report.requests, 'request')}, {bad}", _counted(report.inputs, "input")]
     if models:
         facts.append(f"models: {', '.join(models)}")
     facts += [f"{count:,} × {code}" for code, count in report.codes.most_common()]
     if report.fails_batch:
         facts.append("a batch of it would fail its validation (create it --lenient, and the good lines run)")
     return f"{path.name}: {' · '.join(facts)}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
