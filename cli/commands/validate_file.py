@@ -6,17 +6,18 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import msgspec
 
 from cli.errors import UsageError
-from engine.batches.custom_ids import CustomIdDigests
+from engine.batches.custom_ids import CustomIdDigests, CustomIdHashes, Numbers, are_among
 from engine.batches.line_checks import MAX_VARIANTS
-from engine.batches.lines import LineFault, line_too_long, parse_batch_line
+from engine.batches.lines import BatchLine, LineFault, line_too_long, parse_batch_line
 from engine.batches.reader import FileLine, LineSplitter
 
-PIECE_BYTES = 1024 * 1024
+PIECE_BYTES = 256 * 1024
 MAX_LINE_BYTES = 4 * 1024 * 1024  # the server's default
 COMPRESSIONS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 
@@ -52,7 +53,7 @@ def validate_file(
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> FileReport:
     """Read the whole file; faults come in the order of the lines, and those of duplicates last. Raises UsageError."""
-    report, digests, numbers, variants = FileReport(), CustomIdDigests(), array("q"), set[bytes]()
+    report, hashes, variants = FileReport(), CustomIdHashes(), set[bytes]()
 
     def found(fault: FileFault) -> None:
         report.bad_lines += fault.line is not None
@@ -60,9 +61,8 @@ def validate_file(
         report.codes[fault.code] += 1
         on_fault(fault)
 
-    for line in _lines_of(path, on_bytes, max_line_bytes):
+    for line, parsed in chain.from_iterable(_parsed(path, max_line_bytes, on_bytes)):
         report.requests += 1
-        parsed = line_too_long(max_line_bytes) if line.data is None else parse_batch_line(line.data, None)
         if isinstance(parsed, LineFault):
             is_fatal = parsed.is_invalid_request_line
             found(FileFault(line.number, parsed.code, parsed.message, parsed.param, parsed.custom_id, is_fatal))
@@ -72,11 +72,11 @@ def validate_file(
             if len(variants) <= MAX_VARIANTS:
                 variants.add(parsed.options_key)
         if parsed.custom_id is not None:
-            digests.add(parsed.custom_id)
-            numbers.append(line.number)
-    for position, first in zip(*digests.repetitions(), strict=True):
-        message = f"The custom_id of this line is that of line {numbers[first]} too: each must be unique."
-        found(FileFault(numbers[position], "duplicate_custom_id", message, "custom_id"))
+            hashes.add_hash(hash(parsed.custom_id))
+    repeated = hashes.repeated()
+    for number, first in _repetitions(path, max_line_bytes, repeated) if len(repeated) else ():
+        message = f"The custom_id of this line is that of line {first} too: each must be unique."
+        found(FileFault(number, "duplicate_custom_id", message, "custom_id"))
     if not report.requests:
         found(FileFault(None, "empty_file", "The file is empty: write one request on each line."))
     if len(variants) > MAX_VARIANTS:
@@ -85,16 +85,37 @@ def validate_file(
     return report
 
 
-def _lines_of(path: Path, on_bytes: Callable[[int], None], max_line_bytes: int) -> Iterator[FileLine]:
+def _repetitions(path: Path, max_line_bytes: int, repeated: Numbers) -> Iterator[tuple[int, int]]:
+    """Lines whose custom_id an earlier line has, and that line: of those whose hash occurs more than once."""
+    digests, numbers = CustomIdDigests(), array("q")
+    for pairs in _parsed(path, max_line_bytes):
+        known = [(line.number, each.custom_id) for line, each in pairs if each.custom_id is not None]
+        for position in are_among([custom_id for _, custom_id in known], repeated):
+            number, custom_id = known[position]
+            digests.add(custom_id)
+            numbers.append(number)
+    for position, first in zip(*digests.repetitions(), strict=True):
+        yield numbers[position], numbers[first]
+
+
+def _parsed(
+    path: Path, max_line_bytes: int, on_bytes: Callable[[int], None] = lambda done: None
+) -> Iterator[list[tuple[FileLine, BatchLine | LineFault]]]:
+    """The lines of a file, some thousands at a time."""
+    too_long = line_too_long(max_line_bytes)
+
+    def pairs(lines: list[FileLine]) -> list[tuple[FileLine, BatchLine | LineFault]]:
+        return [(line, too_long if line.data is None else parse_batch_line(line.data, None)) for line in lines]
+
     splitter, done = LineSplitter(max_line_bytes=max_line_bytes), 0
     with path.open("rb") as file:
         while piece := file.read(PIECE_BYTES):
             if done == 0:
                 _refuse_packed(path, piece)
             done += len(piece)
-            yield from splitter.feed(piece)
+            yield pairs(splitter.feed(piece))
             on_bytes(done)
-    yield from splitter.finish()
+    yield pairs(splitter.finish())
 
 
 def _refuse_packed(path: Path, start: bytes) -> None:
