@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from api.http import batch_schemas
+from api.http import batch_schemas, file_schemas
 from api.http.model_schemas import EndpointList
 from engine.corpus.lines import TextLine
 from engine.embedding.request_body import EmbeddingRequest, Positive, ShortText
@@ -274,5 +274,6 @@ DOCUMENTED = (
     JobRoutes,
     EndpointList,
     *batch_schemas.DOCUMENTED,
+    *file_schemas.DOCUMENTED,
     ErrorEnvelope,
 )

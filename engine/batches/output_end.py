@@ -115,7 +115,7 @@ async def _add(connection: AsyncConnection, source: OutputSource, which: str, ha
         purpose=FilePurpose.BATCH_OUTPUT,
         filename=f"{batch.id}_{which}.jsonl",
         parts_of=output_owner(batch.id) if which == "output" else error_owner(batch.id),
-        expires_at=db_now() + (batch.output_expires_after_s or DEFAULT_EXPIRY_S),  # type: ignore[arg-type]
+        expires_at=db_now() + (batch.output_expires_after_s or DEFAULT_EXPIRY_S),
     )
     return file_id
 

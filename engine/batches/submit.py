@@ -207,7 +207,7 @@ class _Submission:
                     purpose=FilePurpose.BATCH,
                     filename=f"{batch_id}_input.jsonl",
                     parts_of=file_id,
-                    expires_at=db_now() + INPUT_FILE_LIFE_S,  # type: ignore[arg-type]
+                    expires_at=db_now() + INPUT_FILE_LIFE_S,
                 )
             await insert_batch(
                 connection,

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 from sqlalchemy import insert, select, update
 
+from engine.batches.composition import step_parts_of
 from engine.batches.lines import BatchLine, parse_batch_line
 from engine.batches.output import write_output
 from engine.batches.steps import ClaimedStep, StepParts, claim_step
@@ -99,7 +100,7 @@ class RunBatch:
 
 def step_parts(store: Store) -> StepParts:
     runtime = store.runtime
-    return StepParts(runtime.store, files_of(runtime), runtime.work, runtime.alias, store.dispatcher, runtime.usage)
+    return step_parts_of(runtime)
 
 
 async def chunks_of(body: bytes) -> AsyncIterator[bytes]:
