@@ -176,7 +176,7 @@ class FakeFilesApi:
         elif verb == "deliveries":
             after = request.url.params.get("after")
             rest = EVENTS[EVENTS.index(after) + 1 :] if after else EVENTS
-            page = [{"event_id": each, "type": "batch.completed", "state": "dead", "attempts": 9} for each in rest[:2]]
+            page = [{"id": each, "type": "batch.completed", "state": "dead", "attempts": 9} for each in rest[:2]]
             return httpx.Response(200, json={"object": "list", "data": page, "has_more": len(rest) > 2})
         elif verb == "test":
             return httpx.Response(200, json={"event_type": "batch.completed", "status_code": 204, "success": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 import httpx
@@ -14,8 +15,13 @@ T = TypeVar("T")
 
 NOT_FOUND_CODES = {"model_not_found": Failure.NOT_FOUND, "job_not_found": Failure.GONE}
 # Fields of our requests that are options of a command, and the codes that say that a value of them cannot be.
-COMMAND_LINE_FIELDS = frozenset({"model", "dimensions", "input_type", "truncate", "max_cost_usd", "limit", "status"})
-VALUE_ERROR_CODES = frozenset({"invalid_value", "invalid_type", "unsupported_parameter", "unknown_parameter"})
+COMMAND_LINE_FIELDS = frozenset(
+    {"model", "dimensions", "input_type", "truncate", "max_cost_usd", "limit", "status", "state"}
+    | {"purpose", "expires_after", "completion_window", "metadata", "url", "name", "event_type", "event_types"}
+)
+VALUE_ERROR_CODES = frozenset(
+    {"invalid_value", "invalid_type", "unsupported_parameter", "unknown_parameter", "invalid_webhook_url"}
+)
 
 
 class ServerRefusal(CliError):
@@ -51,7 +57,8 @@ def _failure(error: ErrorBody) -> Failure:
     """A name or a value of the command line that the server refuses is one that we might have refused ourselves."""
     if error.code in NOT_FOUND_CODES:
         return NOT_FOUND_CODES[error.code]
-    is_value = error.param in COMMAND_LINE_FIELDS and error.code in VALUE_ERROR_CODES
+    field = re.split(r"[.\[]", error.param or "")[0]  # of `metadata.team` it is metadata
+    is_value = field in COMMAND_LINE_FIELDS and error.code in VALUE_ERROR_CODES
     return Failure.COMMAND_LINE if is_value else Failure.SERVER
 
 

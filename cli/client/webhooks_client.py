@@ -35,9 +35,9 @@ class WebhookPage(msgspec.Struct):
 
 
 class Delivery(msgspec.Struct):
-    """One event on its way to one endpoint."""
+    """One event on its way to one endpoint. `id`: of the event."""
 
-    event_id: str
+    id: str
     state: str
     type: str = ""
     attempts: int = 0
@@ -111,7 +111,7 @@ class Webhooks:
             yield from page.data
             if not page.has_more or not page.data:
                 return
-            after = page.last_id or page.data[-1].event_id
+            after = page.last_id or page.data[-1].id
 
     def replay(self, endpoint_id: str, event_id: str) -> None:
         """Send an event once more."""

@@ -168,7 +168,7 @@ def deliveries(
         page = Webhooks(client).deliveries(endpoint_id, state=state, limit=limit)
     rows = [
         [
-            each.event_id,
+            each.id,
             each.type,
             each.state,
             str(each.attempts),
@@ -205,7 +205,7 @@ def replay(
     with connect(url, api_key) as client:
         webhooks = Webhooks(client)
         # All of them first: a delivery that is replayed leaves the list that is being read.
-        events = [each.event_id for each in webhooks.all_deliveries(endpoint_id, state="dead")] if all_dead else []
+        events = [each.id for each in webhooks.all_deliveries(endpoint_id, state="dead")] if all_dead else []
         for each in [*events, *([event_id] if event_id is not None else [])]:
             webhooks.replay(endpoint_id, each)
             out.print(f"{each} is sent again", markup=False)

@@ -15,6 +15,7 @@ from rich.text import Text
 from cli.output.terminal import duration
 
 LINE_EVERY_S = 5.0
+SHORTEST_PAUSE_S = 1.0
 LINE_EVERY_FRACTION = 0.1
 RATE_OVER_S = 15.0
 SAMPLE_EVERY_S = 0.25
@@ -88,7 +89,10 @@ class AmountBar:
 
 
 class AmountLines:
-    """A line when five seconds or ten per cent have passed since the last one, and when something else goes on."""
+    """A line when five seconds or ten per cent have passed since the last one, or something else goes on.
+
+    One a second at the most: what is quicker needs none.
+    """
 
     def __init__(self, console: Console, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -107,9 +111,11 @@ class AmountLines:
     def show(self, what: str, fraction: float | None, facts: str) -> None:
         """As `AmountProgress.show`."""
         before, printed_fraction = self._printed
-        is_due = self._clock() - self._printed_at >= LINE_EVERY_S
+        elapsed_s = self._clock() - self._printed_at
+        if elapsed_s < SHORTEST_PAUSE_S:
+            return
         is_further = fraction is not None and fraction >= printed_fraction + LINE_EVERY_FRACTION
-        if what != before or is_due or is_further:
+        if what != before or is_further or elapsed_s >= LINE_EVERY_S:
             self._console.print(Text(f"{what}: {facts}" if facts else what))
             self._printed, self._printed_at = (what, fraction or 0.0), self._clock()
 

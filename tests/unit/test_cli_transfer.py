@@ -187,6 +187,15 @@ def test_lines_come_now_and_then() -> None:
     now, written = [0.0], io.StringIO()
     lines = AmountLines(TolerantConsole(file=written, width=200), clock=lambda: now[0])
     for done in range(100):
-        now[0] += 0.1
+        now[0] += 0.5
         lines.show("sending", done / 100, f"{done}%")
     assert 9 <= len(written.getvalue().splitlines()) <= 12
+
+
+def test_what_is_done_within_a_second_needs_no_line() -> None:
+    now, written = [0.0], io.StringIO()
+    lines = AmountLines(TolerantConsole(file=written, width=200), clock=lambda: now[0])
+    for done in range(9):
+        now[0] += 0.1
+        lines.show("sending", done / 9, "")
+    assert written.getvalue() == ""
