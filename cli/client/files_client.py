@@ -28,6 +28,13 @@ class Files:
     def __init__(self, session: Session) -> None:
         self._session = session
 
+    def check_access(self) -> None:
+        """Raises CliError where the address or the key is wrong, which an upload would find out late.
+
+        A server that has answered once is waited for when it goes away: a wrong address is not.
+        """
+        self.page(limit=1)
+
     def create(
         self, body: Callable[[], FileRange], filename: str, purpose: str, expires_after_s: int | None
     ) -> StoredFile:

@@ -43,6 +43,7 @@ def upload_file(
 ) -> StoredFile:
     """Send a file: a small one in one request, a larger one in parts. Raises CliError, UsageError."""
     check_upload(path, purpose)
+    files.check_access()
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         transfer = _Transfer(f"sending {path.name}", size, progress)
