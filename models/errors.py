@@ -127,6 +127,12 @@ class JobNotFound(RequestError):
     code = "job_not_found"
 
 
+class WebhookNotFound(RequestError):
+    """No such endpoint or delivery of the caller's project."""
+
+    code = "webhook_not_found"
+
+
 class FileNotFound(RequestError):
     """Unknown, deleted, expired and foreign files look the same. The message is OpenAI's, which has no code."""
 
@@ -151,15 +157,7 @@ class RangeNotSatisfiable(RequestError):
 
 
 class BatchNotFound(RequestError):
-    """Unknown, deleted and foreign batches look the same. The message begins as OpenAI's."""
-
     code = "batch_not_found"
-
-    def __init__(self, batch_id: str) -> None:
-        super().__init__(
-            f"No batch found with id '{batch_id[:100]}'. GET /v1/batches lists the batches of this key's project.",
-            param="id",
-        )
 
 
 class Conflict(RequestError):

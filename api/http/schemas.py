@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from api.http import batch_schemas, file_schemas
+from api.http import batch_schemas, file_schemas, webhook_schemas
 from api.http.model_schemas import EndpointList
+from api.http.webhook_schemas import JobWebhook
 from engine.corpus.lines import TextLine
 from engine.embedding.request_body import EmbeddingRequest, Positive, ShortText
 
@@ -16,7 +17,10 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
     """POST /v1/embeddings/jobs with a JSON body."""
 
     model: str
-    input: str | list[str | int | list[int] | TextLine]
+    input: str | list[str | int | list[int] | TextLine] | None = None  # this one, or the next
+    input_file_id: str | None = None  # a file of the purpose user_data
+    text_column: ShortText | None = None  # of such a file
+    id_column: ShortText | None = None
     dimensions: Positive | None = None
     user: ShortText | None = None
     input_type: ShortText | None = None
@@ -24,6 +28,7 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
     providerOptions: dict[str, dict[str, Any]] | None = None  # noqa: N815
     metadata: dict[str, str] | None = None
     max_cost_usd: str | int | float | None = None
+    webhook: JobWebhook | None = None
     dry_run: bool | None = None
 
 
@@ -36,7 +41,10 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     input_type: ShortText | None = None
     truncate: Literal["none", "end", "mean"] | None = None
     metadata: str | None = None  # a JSON object of strings
+    text_column: ShortText | None = None
+    id_column: ShortText | None = None
     max_cost_usd: str | None = None
+    webhook: str | None = None  # a URL, or a JSON object as in a JSON body
     dry_run: bool | None = None
 
 
@@ -276,4 +284,5 @@ DOCUMENTED = (
     *batch_schemas.DOCUMENTED,
     *file_schemas.DOCUMENTED,
     ErrorEnvelope,
+    *webhook_schemas.DOCUMENTED,
 )

@@ -79,7 +79,7 @@ def _check_file_form(request: BatchRequest) -> None:
         raise _invalid("Invalid 'input_file_id': not the id of a file. GET /v1/files lists them.", "input_file_id")
     if request.model is not None:
         raise InvalidInput(
-            "Unknown parameter: 'model'. It belongs to batches with 'requests'; in a file, each line names its model.",
+            "Unknown parameter: 'model'. Leave it out: in a file, each line names its model.",
             param="model",
             code="unknown_parameter",
         )

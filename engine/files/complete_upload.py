@@ -22,6 +22,7 @@ from engine.files.uploads import (
     parts_of,
 )
 from engine.files.write import expiry
+from engine.observability import failpoints
 from engine.process.work_threads import WorkThreads
 from models.errors import Conflict, InvalidInput, ObjectMissing
 from models.file import FilePart, FilePurpose, UploadStatus, new_file_id
@@ -75,6 +76,7 @@ async def complete_upload(
                 parts_of=upload_id,
                 expires_at=expiry(life_s(FilePurpose(row.purpose), row.file_expires_after_s)),
             )
+    failpoints.hit("after_file_commit")
     row = await get_upload(store, project, upload_id)
     return row if is_first else await _completed(store, row, part_ids)
 

@@ -43,6 +43,7 @@ from engine.process.background import logging_errors
 from engine.process.clock import DatabaseClock
 from engine.queue import worker_heartbeats
 from engine.storage.database import Database
+from engine.webhooks.job_events import record_job_events
 from models.base import db_now
 from models.batch import JobStep
 from models.errors import EmbedmillError
@@ -267,6 +268,7 @@ async def finish_jobs(store: JobStore) -> None:
             .where(Job.id.in_(unfinished))
             .values(status=FINAL_STATUS, version=Job.version + 1, **end_columns(store.settings))
         )
+        await record_job_events(connection, unfinished)
         cancelling = list(
             (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
         )
@@ -281,9 +283,10 @@ async def finish_jobs(store: JobStore) -> None:
 async def end_overdue_jobs(store: JobStore) -> None:
     """Expire the jobs that have not ended by their deadline."""
     async with store.database.read() as connection:
-        ids = list((await connection.execute(select(Job.id).where(_OVERDUE).limit(ROWS_PER_ROUND))).scalars())
-    days = store.settings.job_deadline_days
-    for job_id in ids:
+        overdue = (await connection.execute(select(Job.id, Job.batch_id).where(_OVERDUE).limit(ROWS_PER_ROUND))).all()
+    days = f"{store.settings.job_deadline_days:g} days"
+    for job_id, batch_id in overdue:
         log.warning("a job expired before it had ended", extra={"job_id": job_id})
-        message = f"the job had not ended within {days:g} days: what is done of it can be read; submit the rest again"
+        time = days if batch_id is None else "the completion window of its batch"
+        message = f"the job had not ended within {time}: what is done of it can be read; submit the rest again"
         await terminate(store, job_id, JobStatus.EXPIRED, "job_expired", message)
