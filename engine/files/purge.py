@@ -111,7 +111,7 @@ async def _remove_parts(store: FileStore) -> bool:
         for part_id in part_ids:
             await store.objects.delete(object_key(part_id))
             removed.append(part_id)
-        failpoints.hit("during_file_purge")
+            failpoints.hit("during_file_purge")
     finally:
         if removed:
             async with store.database.write() as connection:
