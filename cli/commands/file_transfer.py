@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -64,17 +64,21 @@ def _upload_in_parts(
     upload = files.create_upload(transfer.total, path.name, purpose, expires_after_s)
     digest = hashlib.md5(usedforsecurity=False)
     part_ids = []
-    try:
+    with ExitStack() as undo:
+        undo.callback(_drop_upload, files, upload.id)
         for start in range(0, transfer.total, part_bytes):
             size = min(part_bytes, transfer.total - start)
             part_ids.append(files.add_part(upload.id, partial(transfer.range_of, handle, start, size)).id)
             for offset in range(start, start + size, HASHED_BYTES):
                 digest.update(os.pread(handle, min(HASHED_BYTES, start + size - offset), offset))
-        return files.complete(upload.id, part_ids, digest.hexdigest())
-    except BaseException:
-        with suppress(CliError):  # the server drops it by itself too, an hour later
-            files.cancel_upload(upload.id)
-        raise
+        stored = files.complete(upload.id, part_ids, digest.hexdigest())
+        undo.pop_all()
+    return stored
+
+
+def _drop_upload(files: Files, upload_id: str) -> None:
+    with suppress(CliError):  # the server drops it by itself too, an hour later
+        files.cancel_upload(upload_id)
 
 
 def download_file(files: Files, file: StoredFile, target: Path | None, progress: AmountProgress) -> None:
