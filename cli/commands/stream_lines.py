@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -156,7 +157,9 @@ class _StreamRun:
         try:
             for job in self._client.changes(job_id):
                 self._progress.working(job)
-                copy_ready_lines(self._client, job, self._request.encoding, self._output)
+                copy_ready_lines(
+                    self._client, job, self._request.encoding, self._output, partial(self._show_saved, job)
+                )
                 if job.status == "paused" and job.waiting_on == "budget":
                     fix = f"raise it with `embedmill jobs resume {job_id} --max-cost USD`, then {self._again(job)}"
                     raise CliError(f"{job_id} is paused: its ceiling is reached", fix, failure=Failure.JOB)
@@ -178,6 +181,10 @@ class _StreamRun:
                 failure=Failure.JOB,
             )
         return job
+
+    def _show_saved(self, job: Job, lines: int) -> None:
+        if job.finished and job.counts.total:  # until then, it is the job that takes the time
+            self._progress.saving("results", lines / job.counts.total)
 
     def _again(self, job: Job) -> str:
         target = f" --out {self._output.path}" if isinstance(self._output, FileLines) else ""

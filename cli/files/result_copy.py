@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cli.client.api_client import Client
 from cli.client.types import Job
 from cli.errors import UsageError
@@ -11,8 +13,13 @@ RANGE_BYTES = 8 * 1024 * 1024  # of float32 vectors in one request
 UNKNOWN_WIDTH = 1024
 
 
-def copy_ready_lines(client: Client, job: Job, encoding: str, output: StdoutLines | FileLines) -> None:
-    """Append the result lines that follow those written, up to the first index without an outcome."""
+def copy_ready_lines(
+    client: Client, job: Job, encoding: str, output: StdoutLines | FileLines, on_lines: Callable[[int], None]
+) -> None:
+    """Append the result lines that follow those written, up to the first index without an outcome.
+
+    `on_lines` gets now and then how many there are.
+    """
 
     def take(line: bytes) -> bool:
         if not line.startswith(line_start(output.lines)):
@@ -24,6 +31,7 @@ def copy_ready_lines(client: Client, job: Job, encoding: str, output: StdoutLine
     while output.lines < job.counts.settled:
         stop = output.lines + step
         client.take_results(job.id, encoding, lambda stop=stop: range(output.lines, stop), take)  # type: ignore[misc]
+        on_lines(output.lines)
         if output.lines < stop:
             break
     output.flush()
