@@ -8,12 +8,15 @@ from pathlib import Path
 import httpx
 import pytest
 
+from cli.client.batches_client import Batches
 from cli.client.file_types import StoredFile
 from cli.client.files_client import Files
+from cli.commands.batch_run import parse_metadata
 from cli.commands.file_transfer import download_file, upload_file
 from cli.commands.options import seconds_of
 from cli.errors import CliError, NotFound, UsageError
 from cli.output.amounts import AmountLines, RateMeter, amount_text, bytes_text, count_text
+from cli.output.follow_batch import follow_batch
 from cli.output.terminal import TolerantConsole
 from tests.cli_fake_files import FakeFilesApi, form_of
 
@@ -201,3 +204,34 @@ def test_what_is_done_within_a_second_needs_no_line() -> None:
         now[0] += 0.1
         lines.show("sending", done / 9, "")
     assert written.getvalue() == ""
+
+
+def test_ctrl_c_leaves_a_batch_and_says_how_to_come_back(api: FakeFilesApi) -> None:
+    batches = Batches(api.client())
+    batch = batches.create(api.add_file(CONTENT, "in.jsonl"), "24h", {})
+
+    def on_request(request: httpx.Request) -> None:
+        if len(api.requests) == 3:
+            raise KeyboardInterrupt
+
+    api.on_request = on_request
+    with pytest.raises(CliError, match=f"`embedmill batches wait {batch.id}`"):
+        follow_batch(batches, batch.id, no_progress())
+    assert api.batch["status"] != "cancelling"
+
+
+def test_tries_of_one_creation_make_one_batch(api: FakeFilesApi) -> None:
+    api.faults = [BROKEN, httpx.Response(409, json={"error": {"message": "in flight"}}, headers={"retry-after": "1"})]
+    Batches(api.client()).create(api.add_file(CONTENT, "in.jsonl"), "24h", {"a": "b"})
+    assert len({each.headers["idempotency-key"] for each in api.requests}) == 1
+    assert len(api.requests) == 3
+
+
+@pytest.mark.parametrize("pairs", [["a"], ["=b"], ["a=1", "a=2"]])
+def test_what_is_no_metadata(pairs: list[str]) -> None:
+    with pytest.raises(UsageError):
+        parse_metadata(pairs)
+
+
+def test_metadata_may_hold_anything_behind_its_first_equals_sign() -> None:
+    assert parse_metadata(["a=b=c", "d="]) == {"a": "b=c", "d": ""}
