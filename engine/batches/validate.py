@@ -222,3 +222,4 @@ async def _change_batch(connection: AsyncConnection, batch: Row[Any], values: di
     )
     if not changed.rowcount:
         raise StepStopped("the batch was cancelled while its file was validated")
+    failpoints.hit("during_validation_end")
