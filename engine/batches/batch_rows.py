@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import BigInteger, Row, cast, func, select
 
 from engine.job_store import JobStore
 from models.batch import Batch, JobVariant
@@ -16,7 +16,8 @@ from models.job import Job
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}\Z")
 
 _INPUTS = (
-    select(func.coalesce(func.sum(JobVariant.inputs), 0))
+    # PostgreSQL's sum of whole numbers is a decimal, which is no number of JSON.
+    select(cast(func.coalesce(func.sum(JobVariant.inputs), 0), BigInteger))
     .where(JobVariant.job_id == Batch.job_id)
     .correlate(Batch)
     .scalar_subquery()
@@ -43,7 +44,8 @@ async def get_batch(store: JobStore, project: str, batch_id: str) -> Row[Any]:
             found = await connection.execute(_BATCHES.where(Batch.id == batch_id, Batch.project == project))
             row = found.one_or_none()
     if row is None:
-        raise BatchNotFound(batch_id)
+        message = f"No batch found with id '{batch_id[:100]}'."  # OpenAI's words, to which clients compare
+        raise BatchNotFound(f"{message} GET /v1/batches lists the batches of this key's project.", param="id")
     return row
 
 

@@ -12,11 +12,13 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.files.file_store import FileStore
+from engine.observability import failpoints
 from engine.process.background import ErrorLog, surviving
 from engine.storage.database import Database
 from models.base import db_now, new_id
@@ -89,8 +91,8 @@ class PartLeases:
 async def write_part(store: FileStore, project: str, chunks: AsyncIterator[bytes]) -> WrittenPart:
     """Store the chunks as one part. Adopt it within `lease_s`, or purge removes it.
 
-    Raises UploadInterrupted when this process stood still for so long that its lease ran out; ObjectsUnavailable;
-    StorageUnavailable; and what `chunks` raises.
+    Raises UploadInterrupted or ObjectsUnavailable when this process stood still for so long that its lease ran out;
+    ObjectsUnavailable; StorageUnavailable; and what `chunks` raises.
     """
     async with PartLeases(store.database, lease_s=store.settings.lease_s) as leases:
         return await write_part_under(leases, store, project, chunks)
@@ -109,9 +111,11 @@ async def write_part_under(
             )
         )
     leases.add(part_id)
+    failpoints.hit("after_part_insert")
     is_written = False
     try:
         size = await store.objects.write(object_key(part_id), chunks)
+        failpoints.hit("after_part_write")
         async with store.database.write() as connection:
             updated = await connection.execute(
                 update(FilePart)
@@ -131,13 +135,15 @@ async def write_part_under(
 async def discard_part(store: FileStore, part_id: str) -> None:
     """Remove a part that nothing owns, bytes first. Raises StorageUnavailable, ObjectsUnavailable."""
     async with store.database.write() as connection:
-        taken = await connection.execute(
+        await connection.execute(
             update(FilePart).where(FilePart.id == part_id, FilePart.owner_id.is_(None)).values(owner_id=PURGE)
         )
+        owner_id = (await connection.execute(select(FilePart.owner_id).where(FilePart.id == part_id))).scalar()
+    if owner_id not in (None, PURGE):  # the transaction that gave it away was committed, and its answer was lost
+        return
     await store.objects.delete(object_key(part_id))
-    if taken.rowcount:
-        async with store.database.write() as connection:
-            await connection.execute(delete(FilePart).where(FilePart.id == part_id, FilePart.owner_id == PURGE))
+    async with store.database.write() as connection:
+        await connection.execute(delete(FilePart).where(FilePart.id == part_id, FilePart.owner_id == PURGE))
 
 
 async def adopt_part(connection: AsyncConnection, part: WrittenPart, *, owner_id: str, ordinal: int | None) -> None:
@@ -160,9 +166,12 @@ async def add_file(
     purpose: str,
     filename: str,
     parts_of: str,
-    expires_at: float | None,
+    expires_at: Any,
 ) -> int:
-    """Insert a file and give it the parts that `parts_of` owns, in their order. Returns its size in bytes."""
+    """Insert a file and give it the parts that `parts_of` owns, in their order. Returns its size in bytes.
+
+    `expires_at`: unix seconds, or SQL for them; None: never.
+    """
     await connection.execute(update(FilePart).where(FilePart.owner_id == parts_of).values(owner_id=file_id))
     total = func.coalesce(func.sum(FilePart.bytes), 0)
     size = (await connection.execute(select(total).where(FilePart.owner_id == file_id))).scalar_one()
@@ -178,6 +187,7 @@ async def add_file(
             expires_at=expires_at,
         )
     )
+    failpoints.hit("during_file_commit")
     return int(size or 0)
 
 
