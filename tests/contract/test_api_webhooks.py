@@ -239,8 +239,8 @@ async def test_a_key_without_the_scope_is_refused(gateway: Gateway) -> None:
 
 
 async def test_a_job_of_a_file_has_a_webhook_too(gateway: Gateway, receiver: Receiver) -> None:
-    upload = {"file": ("corpus.ndjson", b'"a"\n"b"\n'), "purpose": (None, "user_data")}
-    file = (await gateway.client.post("/v1/files", files=upload)).raise_for_status().json()
+    upload: dict[str, Any] = {"files": {"file": ("corpus.ndjson", b'"a"\n"b"\n')}, "data": {"purpose": "user_data"}}
+    file = (await gateway.client.post("/v1/files", **upload)).raise_for_status().json()
     body = {"model": "tiny", "input_file_id": file["id"], "webhook": {"url": receiver.url()}}
     reply = await gateway.client.post(JOBS, json=body)
     assert reply.status_code == 202 and reply.json()["webhook"]["secret"].startswith("whsec_")
