@@ -12,12 +12,13 @@ from api.http.route_spec import RouteSpec
 from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
 from api.openai import batch_routes, embeddings, file_routes, model_endpoints, models
+from api.webhook_routes import webhook_routes
 from engine.embedding.request_body import EmbeddingRequest
 
 JOBS = "/v1/embeddings/jobs"
 ONE_JOB = f"{JOBS}/{{job_id}}"
 STREAM_OPTIONS = (
-    *("model", "dimensions", "input_type", "truncate", "user", "metadata", "max_cost_usd", "dry_run"),
+    *("model", "dimensions", "input_type", "truncate", "user", "metadata", "max_cost_usd", "webhook", "dry_run"),
     *("text_column", "id_column"),
 )
 IF_NONE_MATCH = {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}}
@@ -48,6 +49,7 @@ def all_routes() -> Iterator[RouteSpec]:
         operation("The routes of a model, and how each of them does", "Models", 200, EndpointList, model),
     )
     yield RouteSpec("GET", "/v1/models/{model:path}", models.get_model, operation("One model", "Models", extra=model))
+    yield from webhook_routes()
     for path, endpoint, summary in (
         ("/healthz", health.healthz, "The process lives"),
         ("/readyz", health.readyz, "Database, broker and workers answer"),

@@ -85,9 +85,7 @@ class HeadersTooLarge(RequestError):
 
 
 class UrlTooLong(RequestError):
-    """A request line beyond its bound. The connection is closed."""
-
-    code = "url_too_long"
+    code = "url_too_long"  # a request line beyond its bound; the connection is closed
 
 
 class RequestTimeout(RequestError):
@@ -120,11 +118,14 @@ class BodyTooSlow(RequestTimeout):
     """A body that arrives so slowly, or takes so long, that nobody waits for the rest of it."""
 
     code = "body_too_slow"
-    retryable = True
 
 
 class JobNotFound(RequestError):
     code = "job_not_found"
+
+
+class WebhookNotFound(RequestError):
+    code = "webhook_not_found"  # of an endpoint, or of a delivery
 
 
 class FileNotFound(RequestError):
@@ -165,9 +166,7 @@ class Conflict(RequestError):
 
 
 class BatchEnded(Conflict):
-    """A batch that cannot be cancelled any more. OpenAI's answer has no code."""
-
-    code = "batch_ended"
+    code = "batch_ended"  # not shown: OpenAI's answer has none
 
 
 class ResultsChanged(Conflict):

@@ -23,8 +23,8 @@ class JobStatus(StrEnum):
     writers cannot both succeed. The sweep (engine/jobs/maintenance/sweep.py) completes what a crash interrupts.
     """
 
-    # In: a batch whose file is not validated yet. Out: the end of the validation; a cancel; the sweep at the deadline.
-    # A crash leaves the step, which another worker claims.
+    # In: a batch, until its file has been validated. Other jobs are inserted in progress. Out: the end of the
+    # validation; a cancel; the sweep at the deadline. A crash leaves the step that another worker claims.
     VALIDATING = "validating"
     # In: the intake with the first shard, a resume, or a retry. Out: the record that closes the last shard once `total`
     # is known; a pause; a cancel; the sweep at the deadline. A crash leaves shards that the sweep requeues.
@@ -140,9 +140,8 @@ class Job(Base):
     # The caller's metadata. `metadata` is SQLAlchemy's own name on a declarative class.
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     request_id: Mapped[str] = mapped_column(String(64))
-    # The batch that it runs; the file that its corpus is read from. Null: neither.
-    batch_id: Mapped[str | None] = mapped_column(String(64))
-    input_file_id: Mapped[str | None] = mapped_column(String(64))
+    batch_id: Mapped[str | None] = mapped_column(String(64))  # the batch that it runs
+    input_file_id: Mapped[str | None] = mapped_column(String(64))  # the file that its corpus is read from
 
     total: Mapped[int | None] = mapped_column(BigInteger)  # null until the corpus has been read to its end
     ingested: Mapped[int] = mapped_column(BigInteger, default=0)

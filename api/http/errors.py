@@ -40,6 +40,7 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.NotPermitted: 403,
     errors.RateLimited: 429,
     errors.JobNotFound: 404,
+    errors.WebhookNotFound: 404,
     errors.FileNotFound: 404,
     errors.BatchNotFound: 404,
     errors.RangeNotSatisfiable: 416,

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from api.http import batch_schemas, file_schemas
+from api.http import batch_schemas, file_schemas, webhook_schemas
 from api.http.model_schemas import EndpointList
+from api.http.webhook_schemas import JobWebhook
 from engine.corpus.lines import TextLine
 from engine.embedding.request_body import EmbeddingRequest, Positive, ShortText
 
@@ -27,6 +28,7 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
     providerOptions: dict[str, dict[str, Any]] | None = None  # noqa: N815
     metadata: dict[str, str] | None = None
     max_cost_usd: str | int | float | None = None
+    webhook: JobWebhook | None = None
     dry_run: bool | None = None
 
 
@@ -42,6 +44,7 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     text_column: ShortText | None = None
     id_column: ShortText | None = None
     max_cost_usd: str | None = None
+    webhook: str | None = None  # a URL, or a JSON object as in a JSON body
     dry_run: bool | None = None
 
 
@@ -281,4 +284,5 @@ DOCUMENTED = (
     *batch_schemas.DOCUMENTED,
     *file_schemas.DOCUMENTED,
     ErrorEnvelope,
+    *webhook_schemas.DOCUMENTED,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -16,9 +17,11 @@ from models.job import FINISHED
 POLL_AGAIN_S = 1
 
 
-def job_response(row: Row[Any], status: int, headers: dict[str, str]) -> Response:
-    """The job object of a row, with the headers of a poll."""
-    return json_response(job_object(row), status, poll_headers(row, job_rows.etag(row)) | headers)
+def job_response(
+    row: Row[Any], status: int, headers: dict[str, str], *, more: Mapping[str, Any] | None = None
+) -> Response:
+    """The job object of a row, with the headers of a poll. `more`: what this answer alone has beside it."""
+    return json_response(job_object(row) | dict(more or {}), status, poll_headers(row, job_rows.etag(row)) | headers)
 
 
 def poll_headers(row: Row[Any], tag: str) -> dict[str, str]:

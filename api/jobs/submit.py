@@ -15,6 +15,7 @@ from api.http.auth import caller_of, runtime_of
 from api.http.json_response import json_response
 from api.http.schemas import JobQuery, JobRequest
 from api.jobs import submit_file
+from api.jobs.job_webhook import check_webhook, created_webhook, parse_query
 from api.jobs.render import job_path, job_response
 from engine.corpus import json_spans
 from engine.corpus.double_keys import double_key
@@ -33,6 +34,7 @@ from engine.jobs.recording import cost_limit
 from engine.planning import packing
 from engine.routing.model_choice import choose_model
 from engine.runtime import Runtime
+from engine.webhooks.endpoints import WebhookSpec
 from models.embedding import Options
 from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFound
 
@@ -61,7 +63,8 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
     with request_body.body_lease(request) as lease:
         body = await request_body.read_body_under_lease(request, runtime.settings.max_body_bytes, lease)
         options, span = await _job_request(runtime, project, body)
-        spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {})
+        webhook = await check_webhook(request, options.webhook)
+        spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {}, webhook)
         if options.input_file_id is not None:
             return await _from_file(request, runtime, key, options, spec, body)
         records = _records_of(options) if span is None else _records_within(runtime, spec, body, span)
@@ -77,7 +80,7 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
             await intake.read(records, size=len(body))
             await runtime.keys.recheck(caller_of(request))
             await intake.finish(fingerprint)
-    return await _accepted(request, runtime, intake.job_id)
+    return await _accepted(request, runtime, intake.job_id, spec)
 
 
 async def _from_file(
@@ -92,7 +95,7 @@ async def _from_file(
         return await _replay(request, runtime, reserved, fingerprint, spec)
     reservation = reserved or job_intake.new_reservation()
     job_id = await submit_file.submit_file(request, spec, fields, reservation, fingerprint)
-    return await _accepted(request, runtime, job_id)
+    return await _accepted(request, runtime, job_id, spec)
 
 
 async def _job_request(runtime: Runtime, project: str, body: bytes) -> tuple[JobRequest, json_body.Span | None]:
@@ -126,7 +129,8 @@ async def _hash(runtime: Runtime, project: str, body: bytes) -> bytes:
 
 async def _from_stream(request: Request, runtime: Runtime, key: str | None, media_type: str) -> Response:
     options = _query(request)
-    spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {})
+    webhook = await check_webhook(request, parse_query(options.webhook))
+    spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {}, webhook)
     decoder = request_body.body_decoder(request)
     parser = parser_of(STREAM_FORMATS[media_type], _corpus_options(runtime, options))
     if options.dry_run:
@@ -143,7 +147,7 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, medi
         await _feed(request, runtime, parser, decoder, intake, hasher)
         await runtime.keys.recheck(caller_of(request))
         await intake.finish(hasher.digest())
-    return await _accepted(request, runtime, intake.job_id)
+    return await _accepted(request, runtime, intake.job_id, spec)
 
 
 async def _feed(
@@ -193,12 +197,14 @@ async def _replay(
         raise Conflict(
             "The job of this Idempotency-Key was deleted just now: send the request again.", should_retry=True
         ) from error
-    return job_response(row, 200, {"idempotent-replayed": "true", "location": job_path(row.id)})
+    headers = {"idempotent-replayed": "true", "location": job_path(row.id)}
+    return job_response(row, 200, headers, more=await created_webhook(request, row.id, spec.webhook))
 
 
-async def _accepted(request: Request, runtime: Runtime, job_id: str) -> Response:
+async def _accepted(request: Request, runtime: Runtime, job_id: str, spec: JobSpec) -> Response:
     row = await job_rows.get_job(runtime.store, caller_of(request).project, job_id)
-    return job_response(row, 202, {"location": job_path(row.id)})
+    more = await created_webhook(request, row.id, spec.webhook)
+    return job_response(row, 202, {"location": job_path(row.id)}, more=more)
 
 
 def _job_spec(
@@ -207,6 +213,7 @@ def _job_spec(
     fields: JobRequest | JobQuery,
     metadata: dict[str, str],
     provider_options: dict[str, dict[str, Any]],
+    webhook: WebhookSpec | None,
 ) -> JobSpec:
     if len(metadata) > MAX_METADATA_PAIRS or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()):
         raise InvalidInput(
@@ -228,6 +235,7 @@ def _job_spec(
         options=options,
         metadata=metadata,
         request_id=request.scope["request_id"],
+        webhook=webhook,
         max_cost_usd=None if fields.max_cost_usd is None else cost_limit.parse_max_cost(fields.max_cost_usd),
     )
 

@@ -31,7 +31,7 @@ def check_secret(text: str, param: str) -> str:
         key = b""
     if not MIN_KEY_BYTES <= len(key) <= MAX_KEY_BYTES:
         raise InvalidInput(
-            f"Invalid '{param}': expected `{PREFIX}` and the base64 of {MIN_KEY_BYTES} to {MAX_KEY_BYTES} random bytes.",
+            f"Invalid '{param}': expected `{PREFIX}` and the base64 of {MIN_KEY_BYTES} to {MAX_KEY_BYTES} bytes.",
             param=param,
             code="invalid_value",
         )

@@ -26,9 +26,10 @@ from engine.jobs.scheduling.dispatch import Dispatcher
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
 from engine.process.work_threads import WorkThreads
+from engine.webhooks.job_events import record_job_event
 from models.batch import JobVariant
 from models.errors import EmbedmillError, IdempotencyMismatch, PayloadTooLarge
-from models.job import ACTIVE_STATUSES, Job
+from models.job import ACTIVE_STATUSES, FINISHED, Job
 
 # Inputs that wait for their shard to be full, of all variants together; the longest are then stored as small shards.
 BUFFERED_BYTES = 16 * 1024 * 1024
@@ -164,7 +165,11 @@ class FileIntake:
             await self._guard(connection)
             # The row itself is locked, so that the statement sees the shards that are done by then.
             await self._lock_job(connection, for_share=False)
-            await connection.execute(update(Job).where(Job.id == self._job_id).values(self._ending()))
+            ended = await connection.execute(
+                update(Job).where(Job.id == self._job_id).values(self._ending()).returning(Job.status)
+            )
+            if ended.scalar_one_or_none() in FINISHED:
+                await record_job_event(connection, self._job_id)
             await at_end(connection)
         await self._dispatch()
 

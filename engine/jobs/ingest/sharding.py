@@ -18,6 +18,7 @@ from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest.dedup import DuplicateIndex, fingerprint
 from engine.jobs.shard_draft import MAX_RUN_INPUTS, ShardDraft
 from engine.planning import packing, token_estimator
+from engine.webhooks.endpoints import WebhookSpec
 from models.embedding import Alias, Input, InputError, Options
 from models.errors import IdempotencyMismatch, InputTooLong, InvalidInput, PayloadTooLarge
 
@@ -41,6 +42,7 @@ class JobSpec:
     metadata: dict[str, Any]
     request_id: str
     max_cost_usd: Decimal | None = None
+    webhook: WebhookSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)

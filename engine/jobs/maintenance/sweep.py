@@ -43,6 +43,7 @@ from engine.process.background import logging_errors
 from engine.process.clock import DatabaseClock
 from engine.queue import worker_heartbeats
 from engine.storage.database import Database
+from engine.webhooks.job_events import record_job_events
 from models.base import db_now
 from models.batch import JobStep
 from models.errors import EmbedmillError
@@ -267,6 +268,7 @@ async def finish_jobs(store: JobStore) -> None:
             .where(Job.id.in_(unfinished))
             .values(status=FINAL_STATUS, version=Job.version + 1, **end_columns(store.settings))
         )
+        await record_job_events(connection, unfinished)
         cancelling = list(
             (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
         )
