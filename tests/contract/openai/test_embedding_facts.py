@@ -1,0 +1,118 @@
+"""Facts of openai_api.md, section 1, that are marked SDK, PROBE, CONF or LIVE: headers and errors of each call."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import httpx2
+import openai
+import orjson
+import pytest
+
+from tests.contract.openai.openai_server import MODEL, OpenAIServer, line
+
+REQUEST_ID = re.compile("req_[0-9a-f]{32}")
+
+
+def test_the_body_of_the_sdk(openai_server: OpenAIServer) -> None:
+    """1.1: the order on the wire is model, input, user, dimensions, encoding_format."""
+    with openai_server.recorder() as recorder:
+        reply = recorder.client.embeddings.create(
+            encoding_format="float", dimensions=4, user="u", input="a", model=MODEL
+        )
+    sent: dict[str, Any] = orjson.loads(recorder.requests[0].content)
+    assert set(sent) == {"model", "input", "user", "dimensions", "encoding_format"}
+    assert len(reply.data[0].embedding) == 4
+
+
+def test_the_keys_of_an_answer(openai_server: OpenAIServer) -> None:
+    """1.2: object, model, data and usage; object, index and embedding in each item, in the order of the inputs."""
+    with openai_server.recorder() as recorder:
+        recorder.client.embeddings.create(model=MODEL, input=["a", "b", "c"])
+    document = recorder.replies[0].json()
+    assert {"object", "model", "data", "usage"} <= set(document) and document["object"] == "list"
+    assert all(set(item) == {"object", "index", "embedding"} for item in document["data"])
+    assert [item["index"] for item in document["data"]] == [0, 1, 2]
+    assert set(document["usage"]) == {"prompt_tokens", "total_tokens"}
+
+
+def test_errors_as_the_sdk_shows_them(openai_server: OpenAIServer) -> None:
+    """1.3: .code, .param, .type, .body and .request_id of an APIError."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        openai_server.client.embeddings.create(model=MODEL, input=["a", ""])
+    error = refused.value
+    assert error.body == {
+        "message": error.body["message"],  # type: ignore[index]
+        "type": error.type,
+        "param": error.param,
+        "code": error.code,
+    }
+    assert error.type == "invalid_request_error" and error.param == "input[1]" and error.code
+    assert error.request_id == error.response.headers["x-request-id"]
+
+
+def test_request_ids(openai_server: OpenAIServer) -> None:
+    """1.4: x-request-id is req_ and 32 hex digits on each answer, and the _request_id of results."""
+    client = openai_server.client
+    file = openai_server.upload([line("a")])
+    batch = openai_server.create_for(file.id)
+    ids = [each._request_id or "" for each in (file, batch, client.batches.retrieve(batch.id))]
+    assert all(REQUEST_ID.fullmatch(each) for each in ids) and len(set(ids)) == 3
+
+
+def test_headers_that_the_sdk_may_send(openai_server: OpenAIServer) -> None:
+    """1.4: OpenAI-Organization, OpenAI-Project, X-Client-Request-Id and x-stainless-* are no reason to refuse."""
+    headers = {"X-Client-Request-Id": "mine"}
+    with openai_server.recorder(organization="org-a", project="proj_b", default_headers=headers) as recorder:
+        recorder.client.embeddings.create(model=MODEL, input="a")
+        recorder.client.batches.list(limit=1)
+    for request, reply in zip(recorder.requests, recorder.replies, strict=True):
+        assert request.headers["openai-organization"] == "org-a" and request.headers["openai-project"] == "proj_b"
+        assert request.headers["x-stainless-retry-count"] == "0" and "x-stainless-read-timeout" in request.headers
+        assert reply.status_code == 200 and REQUEST_ID.fullmatch(reply.headers["x-request-id"])
+
+
+class Counter(httpx2.BaseTransport):
+    def __init__(self) -> None:
+        self._inner = httpx2.HTTPTransport()
+        self.times: list[float] = []
+        self.advice_s: list[float] = []
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.times.append(time.monotonic())
+        reply = self._inner.handle_request(request)
+        if reply.status_code >= 400:
+            milliseconds = reply.headers.get("retry-after-ms")
+            self.advice_s.append(
+                float(milliseconds) / 1000 if milliseconds is not None else float(reply.headers["retry-after"])
+            )
+        return reply
+
+
+def test_the_advice_of_an_error_is_obeyed(openai_server: OpenAIServer) -> None:
+    """1.4: the SDK retries a 5xx as often as it was allowed, and waits as long as retry-after-ms or retry-after says."""
+    counter = Counter()
+    with (
+        openai_server.client.with_options(max_retries=1, http_client=httpx2.Client(transport=counter)) as client,
+        pytest.raises(openai.InternalServerError),
+    ):
+        client.embeddings.create(model=MODEL, input="broken")
+    assert len(counter.times) == 2
+    assert counter.times[1] - counter.times[0] >= min(counter.advice_s[0], 8) * 0.7
+
+
+def test_classes_of_errors(openai_server: OpenAIServer) -> None:
+    """1.4: 400 BadRequest, 401 Authentication, 404 NotFound, 409 Conflict."""
+    client = openai_server.client
+    with pytest.raises(openai.AuthenticationError) as unknown:
+        client.with_options(api_key="sk-nobody").files.list()
+    assert unknown.value.code == "invalid_api_key" and unknown.value.type == "invalid_request_error"
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve("file-nothing")
+    with pytest.raises(openai.BadRequestError):
+        client.batches.list(limit=101)
+    batch = openai_server.run([line("a")])
+    with pytest.raises(openai.ConflictError):
+        client.batches.cancel(batch.id)
