@@ -30,6 +30,8 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+# The alias of a job whose inputs have different models or options: those of its variants apply.
+MIXED = ""
 ENDED = frozenset({BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 
 

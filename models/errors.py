@@ -127,6 +127,33 @@ class JobNotFound(RequestError):
     code = "job_not_found"
 
 
+class WebhookNotFound(RequestError):
+    """No such endpoint or delivery of the caller's project."""
+
+    code = "webhook_not_found"
+
+
+class FileNotFound(RequestError):
+    """Unknown, deleted, expired and foreign files look the same. The message is OpenAI's, which has no code."""
+
+    code = "file_not_found"
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"No such File object: {file_id[:100]}", param="id")
+
+
+class BatchNotFound(RequestError):
+    """Unknown, deleted and foreign batches look the same. The message begins as OpenAI's."""
+
+    code = "batch_not_found"
+
+    def __init__(self, batch_id: str) -> None:
+        super().__init__(
+            f"No batch found with id '{batch_id[:100]}'. GET /v1/batches lists the batches of this key's project.",
+            param="id",
+        )
+
+
 class Conflict(RequestError):
     """The thing is in a state that forbids the call. `should_retry` tells SDKs, which retry 409 by themselves."""
 
@@ -135,6 +162,12 @@ class Conflict(RequestError):
     def __init__(self, message: str, *, code: str | None = None, should_retry: bool = False) -> None:
         super().__init__(message, code=code)
         self.should_retry = should_retry
+
+
+class BatchEnded(Conflict):
+    """A batch that cannot be cancelled any more. OpenAI's answer has no code."""
+
+    code = ""
 
 
 class ResultsChanged(Conflict):
@@ -331,6 +364,18 @@ class StorageUnavailable(CapacityError):
 
 class StorageBlocked(StorageUnavailable):
     """The database answers, and refuses our statements until an operator acts: no such table, login, privilege."""
+
+
+class ObjectsUnavailable(StorageUnavailable):
+    """The object store cannot be used now: no answer, no space, no permission. `advice`: what the operator does."""
+
+    code = "object_store_unavailable"
+
+
+class ObjectMissing(EmbedmillError):
+    """Bytes that the database knows are not in the object store: removed meanwhile, or lost."""
+
+    code = "object_missing"
 
 
 class BrokerUnavailable(CapacityError):

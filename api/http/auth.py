@@ -38,6 +38,16 @@ REQUIRED_SCOPE: dict[str, Scope] = {
     "resume_job": Scope.JOBS,
     "retry_job": Scope.JOBS,
     "delete_job": Scope.JOBS,
+    "create_webhook_endpoint": Scope.JOBS,
+    "list_webhook_endpoints": Scope.JOBS,
+    "get_webhook_endpoint": Scope.JOBS,
+    "update_webhook_endpoint": Scope.JOBS,
+    "delete_webhook_endpoint": Scope.JOBS,
+    "rotate_webhook_secret": Scope.JOBS,
+    "test_webhook_endpoint": Scope.JOBS,
+    "list_webhook_event_types": Scope.JOBS,
+    "list_webhook_deliveries": Scope.JOBS,
+    "replay_webhook_delivery": Scope.JOBS,
 }
 NO_KEY = "You didn't provide an API key, in Authorization or x-api-key. Send it as `Authorization: Bearer <key>`."
 OTHER_SCHEME = (

@@ -40,6 +40,9 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.NotPermitted: 403,
     errors.RateLimited: 429,
     errors.JobNotFound: 404,
+    errors.WebhookNotFound: 404,
+    errors.FileNotFound: 404,
+    errors.BatchNotFound: 404,
     errors.Conflict: 409,
     errors.UpstreamError: 502,
     errors.UpstreamRateLimited: 429,
@@ -103,7 +106,7 @@ def status_of(error: EmbedmillError) -> int:
 def render(error: EmbedmillError) -> Response:
     """Our own error as a response."""
     status = status_of(error)
-    code = error.code
+    code = error.code or None
     if status == 502 and not isinstance(error, errors.UpstreamProtocolError):
         code = "upstream_error"
     message = error.message

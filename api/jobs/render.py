@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -16,9 +17,11 @@ from models.job import FINISHED
 POLL_AGAIN_S = 1
 
 
-def job_response(row: Row[Any], status: int, headers: dict[str, str]) -> Response:
-    """The job object of a row, with the headers of a poll."""
-    return json_response(job_object(row), status, poll_headers(row, job_rows.etag(row)) | headers)
+def job_response(
+    row: Row[Any], status: int, headers: dict[str, str], *, more: Mapping[str, Any] | None = None
+) -> Response:
+    """The job object of a row, with the headers of a poll. `more`: what this answer alone has beside it."""
+    return json_response(job_object(row) | dict(more or {}), status, poll_headers(row, job_rows.etag(row)) | headers)
 
 
 def poll_headers(row: Row[Any], tag: str) -> dict[str, str]:
@@ -51,9 +54,10 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "id": row.id,
         "object": "embedding.job",
         "status": row.status,
-        "model": row.alias,
-        "space": row.space,
-        "dimensions": row.dimensions,
+        # Null while a batch is validated, and where its requests have different models.
+        "model": row.alias or None,
+        "space": row.space or None,
+        "dimensions": row.dimensions or None,
         "input_type": row.input_type,
         "counts": {"total": total, "completed": row.completed, "failed": row.failed, "pending": pending},
         # Rounded down, so that only a finished job has 1.0.
@@ -89,5 +93,8 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "expires_at": int(row.expires_at),
         "metadata": row.metadata,
         "request_id": row.request_id,
+        "batch_id": row.batch_id,
+        # The file of a batch is the batch's, and may be one that no caller sees.
+        "input_file_id": None if row.batch_id is not None else row.input_file_id,
     }
     return body

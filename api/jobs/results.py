@@ -13,7 +13,7 @@ from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
 from api.http.compression import VARY, chosen_coding, compressed_stream, must_compress
 from api.http.concurrency_limits import BudgetedStream
-from engine.jobs.reading import job_rows, read_leases, results
+from engine.jobs.reading import job_rows, read_leases, results, variants
 from engine.jobs.reading.results import IndexRange
 from models.errors import InvalidInput
 
@@ -37,16 +37,18 @@ async def _start_results(request: Request) -> tuple[Body, str, dict[str, str]]:
     if start is not None and stop is not None and stop < start:
         raise InvalidInput("Invalid 'stop': must not be less than start.", param="stop", code="invalid_value")
     await read_leases.acquire_read_lease(runtime.database, job)
-    index_range = IndexRange.of(job, start, stop)
+    width = await variants.vector_width(runtime.database, job)
+    stored = await variants.stored_prefix(runtime.database, job)
+    index_range = IndexRange.of(job, start, stop, stored=stored)
     complete = await results.is_complete(runtime.database, job, index_range, stop)
     headers = {"x-embedmill-complete": "true" if complete else "false", "cache-control": "no-store"}
     if job.input_type:
         headers["x-embedmill-input-type"] = quote(job.input_type)
     body: Body
     if format_ == "npy":
-        headers["content-length"] = str(results.npy_bytes(job, index_range))
+        headers["content-length"] = str(results.npy_bytes(job, index_range, width=width))
         body, media_type = (
-            results.npy(runtime.database, job, index_range, complete=complete),
+            results.npy(runtime.database, job, index_range, complete=complete, width=width),
             "application/octet-stream",
         )
     else:

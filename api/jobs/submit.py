@@ -12,7 +12,8 @@ from starlette.responses import Response
 
 from api.http import json_body, media_types, params, request_body
 from api.http.auth import caller_of, runtime_of
-from api.http.schemas import JobQuery, JobRequest, decode, double_key_error, explain
+from api.http.schemas import JobQuery, JobRequest
+from api.jobs.job_webhook import check_webhook, created_webhook, parse_query
 from api.jobs.render import job_path, job_response, json_response
 from engine.corpus import json_spans
 from engine.corpus.double_keys import double_key
@@ -27,6 +28,7 @@ from engine.corpus.lines import (
     TextLine,
     append_record,
 )
+from engine.embedding.body_errors import decode, double_key_error, explain
 from engine.jobs.composition import dry_run_of, intake_parts_of
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.dry_run import DryRun
@@ -37,6 +39,7 @@ from engine.jobs.recording import cost_limit
 from engine.planning import packing
 from engine.routing.model_choice import choose_model
 from engine.runtime import Runtime
+from engine.webhooks.endpoints import WebhookSpec
 from models.embedding import Options
 from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFound
 
@@ -67,7 +70,8 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
     with request_body.body_lease(request) as lease:
         body = await request_body.read_body_under_lease(request, runtime.settings.max_body_bytes, lease)
         options, span = await _job_request(runtime, project, body)
-        spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {})
+        webhook = await check_webhook(request, options.webhook)
+        spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {}, webhook)
         records = _records_of(options.input) if span is None else _records_within(runtime, spec, body, span)
         if options.dry_run:
             estimate = await dry_run_of(runtime, spec, project)
@@ -81,7 +85,7 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
             await intake.read(records, size=len(body))
             await runtime.keys.recheck(caller_of(request))
             await intake.finish(fingerprint)
-    return await _accepted(request, runtime, intake)
+    return await _accepted(request, runtime, intake, spec)
 
 
 async def _job_request(runtime: Runtime, project: str, body: bytes) -> tuple[JobRequest, json_body.Span | None]:
@@ -115,7 +119,8 @@ async def _hash(runtime: Runtime, project: str, body: bytes) -> bytes:
 
 async def _from_stream(request: Request, runtime: Runtime, key: str | None, media_type: str) -> Response:
     options = _query(request)
-    spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {})
+    webhook = await check_webhook(request, parse_query(options.webhook))
+    spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {}, webhook)
     decoder = request_body.body_decoder(request)
     if options.dry_run:
         estimate = await dry_run_of(runtime, spec, caller_of(request).project)
@@ -131,7 +136,7 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, medi
         await _feed(request, runtime, media_type, decoder, intake, hasher)
         await runtime.keys.recheck(caller_of(request))
         await intake.finish(hasher.digest())
-    return await _accepted(request, runtime, intake)
+    return await _accepted(request, runtime, intake, spec)
 
 
 async def _feed(
@@ -182,12 +187,14 @@ async def _replay(
         raise Conflict(
             "The job of this Idempotency-Key was deleted just now: send the request again.", should_retry=True
         ) from error
-    return job_response(row, 200, {"idempotent-replayed": "true", "location": job_path(row.id)})
+    headers = {"idempotent-replayed": "true", "location": job_path(row.id)}
+    return job_response(row, 200, headers, more=await created_webhook(request, row.id, spec.webhook))
 
 
-async def _accepted(request: Request, runtime: Runtime, intake: JobIntake) -> Response:
+async def _accepted(request: Request, runtime: Runtime, intake: JobIntake, spec: JobSpec) -> Response:
     row = await job_rows.get_job(runtime.store, caller_of(request).project, intake.job_id)
-    return job_response(row, 202, {"location": job_path(row.id)})
+    more = await created_webhook(request, row.id, spec.webhook)
+    return job_response(row, 202, {"location": job_path(row.id)}, more=more)
 
 
 def _job_spec(
@@ -196,6 +203,7 @@ def _job_spec(
     fields: JobRequest | JobQuery,
     metadata: dict[str, str],
     provider_options: dict[str, dict[str, Any]],
+    webhook: WebhookSpec | None,
 ) -> JobSpec:
     if len(metadata) > MAX_METADATA_PAIRS or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()):
         raise InvalidInput(
@@ -217,6 +225,7 @@ def _job_spec(
         options=options,
         metadata=metadata,
         request_id=request.scope["request_id"],
+        webhook=webhook,
         max_cost_usd=None if fields.max_cost_usd is None else cost_limit.parse_max_cost(fields.max_cost_usd),
     )
 

@@ -11,7 +11,8 @@ from fastapi import Request
 
 from api.http import json_body
 from api.http.auth import caller_of, runtime_of
-from api.http.schemas import EmbeddingRequest, decode
+from engine.embedding.body_errors import decode
+from engine.embedding.request_body import EmbeddingRequest
 from engine.planning import packing
 from engine.planning.templates import added_bytes
 from engine.routing.model_choice import choose_model

@@ -48,7 +48,7 @@ def list_(
         [
             job.id,
             job.status,
-            job.model,
+            job.model or "several",
             datetime.fromtimestamp(job.created_at).strftime("%Y-%m-%d %H:%M") if job.created_at else "",
             summary(job),
         ]

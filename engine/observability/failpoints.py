@@ -35,7 +35,11 @@ Place = Literal[
     "after_commit",  # results are kept, and their calls are still noted as under way
     "after_commit_before_ack",  # the shard's work is kept, its message is still in the broker
     "during_finalize",  # the last shard is closed, the job's end is not yet written
+    "after_webhook_send",  # the receiver has the event, and nobody knows that yet
     "during_spool_write",  # a result is half way to the disk
+    "during_validation",  # a part of a batch's file was read
+    "mid_ingest",  # shards of a file are written and not committed
+    "after_ingest_commit",  # shards of a file are kept, and the rest of it is not read yet
     "during_migration",  # tables are changed and not committed
 ]
 

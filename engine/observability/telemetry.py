@@ -292,6 +292,8 @@ FIELDS = (
     "duration_ms",
     "job_id",
     "shard_id",
+    "event_id",
+    "endpoint_id",
     "attempt",
     "inputs",
     "failed",

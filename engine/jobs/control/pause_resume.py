@@ -17,6 +17,7 @@ from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.cost_limit import set_max_cost
 from engine.jobs.scheduling.dispatch import Dispatcher
+from engine.webhooks.job_events import record_job_event
 from models.base import db_now, usd_text
 from models.errors import Conflict, InvalidInput
 from models.job import Job, JobStatus
@@ -36,6 +37,8 @@ async def pause(store: JobStore, project: str, job_id: str) -> None:
             .where(Job.id == job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None))
             .values(status=JobStatus.PAUSED, waiting_on=None, next_attempt_at=None, version=Job.version + 1)
         )
+        if paused.rowcount:
+            await record_job_event(connection, job_id)
     if not paused.rowcount:
         row = await get_job(store, project, job_id)
         if row.status != JobStatus.PAUSED:

@@ -12,6 +12,7 @@ from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.completion import end_columns, final_status
 from engine.jobs.row_locks import lock_shards
+from engine.webhooks.job_events import record_job_event
 from models.base import db_now
 from models.job import FINISHED, LEGAL_MOVES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
 
@@ -70,6 +71,8 @@ async def terminate(store: JobStore, job_id: str, status: JobStatus, code: str =
         )
         if not moved.rowcount:
             return False
+        if status is not JobStatus.CANCELLED:
+            await record_job_event(connection, job_id)
     await cancel_idle_shards(store, job_id)
     return True
 
@@ -101,11 +104,13 @@ async def cancel_idle_shards(store: JobStore, job_id: str) -> None:
                 update(Job).where(Job.id == job_id).values(open_shards=Job.open_shards - cancelled)
             )
         if not open_count:
-            await connection.execute(
+            ended = await connection.execute(
                 update(Job)
                 .where(Job.id == job_id, Job.status == JobStatus.CANCELLING)
                 .values(status=JobStatus.CANCELLED, version=Job.version + 1, **end_columns(store.settings))
             )
+            if ended.rowcount:
+                await record_job_event(connection, job_id)
 
 
 async def _has_ended(connection: AsyncConnection, job_id: str) -> bool:

@@ -36,6 +36,8 @@ from engine.process.memory_budget import ByteBudget, ByteLease
 from engine.process.work_threads import WorkThreads
 from engine.routing.option_warnings import option_warnings
 from engine.storage.upload_leases import UploadLeases
+from engine.webhooks.endpoints import attach_requested
+from engine.webhooks.job_events import record_job_event
 from models.base import db_now
 from models.errors import (
     Conflict,
@@ -46,7 +48,7 @@ from models.errors import (
     StorageUnavailable,
     UploadInterrupted,
 )
-from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
+from models.job import ACTIVE_STATUSES, FINISHED, IdempotencyKey, Job, JobStatus
 
 log = logging.getLogger("embedmill.jobs")
 # Up to so many bytes are parsed on the event loop, because a thread costs more.
@@ -255,14 +257,20 @@ class JobIntake:
             ended: dict[str, Any] = {"total": len(draft), "upload_lease_until": None, "upload_owner": None}
             initial = self._initial_columns() | changes | (ended if is_last else {})
             await connection.execute(insert(Job).values(initial))
+            await attach_requested(connection, self._spec.webhook, project=self._caller.project, job_id=self.job_id)
         if len(draft):
             await insert_shard(connection, self.job_id, draft, refused)
         if self._created:
             if is_last:
                 changes |= self._completion(changes)
-            changed = await connection.execute(update(Job).where(self._owned_job()).values(changes))
-            if not changed.rowcount:
+            changed = await connection.execute(
+                update(Job).where(self._owned_job()).values(changes).returning(Job.status)
+            )
+            status = changed.scalar_one_or_none()
+            if status is None:
                 raise await self._ownership_error(connection)
+            if status in FINISHED:
+                await record_job_event(connection, self.job_id)
         failpoints.hit("after_job_insert")
         self._created = True
         self._inputs += len(draft)

@@ -41,7 +41,9 @@ from engine.process.background import logging_errors
 from engine.process.clock import DatabaseClock
 from engine.queue import worker_heartbeats
 from engine.storage.database import Database
+from engine.webhooks.job_events import record_job_events
 from models.base import db_now
+from models.batch import JobStep
 from models.errors import EmbedmillError
 from models.job import (
     ACTIVE_STATUSES,
@@ -191,12 +193,15 @@ async def requeue_expired(store: JobStore) -> None:
 
 
 async def reclaim_dead_workers(database: Database) -> None:
-    """Queue the shards of dead worker processes of this machine before their leases run out, and delete their rows."""
+    """Free shards and steps of dead worker processes of this machine before their leases run out; delete their rows."""
     async with database.read() as connection:
         rows = await connection.execute(
             select(Shard.worker)
             .where(Shard.state == ShardState.RUNNING, Shard.worker.is_not(None))
-            .union(select(WorkerProcess.id))
+            .union(
+                select(WorkerProcess.id),
+                select(JobStep.worker).where(JobStep.lease_until.is_not(None), JobStep.worker.is_not(None)),
+            )
         )
         dead_workers = [
             worker for worker in rows.scalars() if worker and worker_heartbeats.is_dead_local_process(worker)
@@ -205,6 +210,10 @@ async def reclaim_dead_workers(database: Database) -> None:
         return
     async with database.write() as connection:
         await connection.execute(delete(WorkerProcess).where(WorkerProcess.id.in_(dead_workers)))
+        # The claim that was lost counts as an attempt: a file that kills its workers must not be read for ever.
+        await connection.execute(
+            update(JobStep).where(JobStep.worker.in_(dead_workers)).values(lease_until=None, worker=None)
+        )
         shard = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead_workers))
         requeued = await requeue_crashed(connection, shard, "the worker died")
     log.warning("worker processes died", extra={"count": len(dead_workers), "freed": len(requeued)})
@@ -252,6 +261,7 @@ async def finish_jobs(store: JobStore) -> None:
             .where(Job.id.in_(unfinished))
             .values(status=FINAL_STATUS, version=Job.version + 1, **end_columns(store.settings))
         )
+        await record_job_events(connection, unfinished)
         cancelling = list(
             (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
         )
