@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from api import health
 from api.http import schemas
 from api.http.model_schemas import EndpointList
-from api.http.openapi import BINARY, JSON, json_body, operation, path_param, query_param, schema_ref
+from api.http.openapi import BINARY, IDEMPOTENCY_KEY, JSON, json_body, operation, path_param, query_param, schema_ref
 from api.http.route_spec import RouteSpec
 from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
-from api.openai import embeddings, model_endpoints, models
+from api.openai import embeddings, file_routes, model_endpoints, models
 from api.webhook_routes import webhook_routes
 from engine.embedding.request_body import EmbeddingRequest
 
@@ -28,12 +28,6 @@ STREAM_OPTIONS = (
     "webhook",
     "dry_run",
 )
-IDEMPOTENCY_KEY = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string", "maxLength": 255},
-}
 IF_NONE_MATCH = {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}}
 JOB_ID = path_param("job_id", "Id of the job")
 
@@ -50,6 +44,7 @@ def all_routes() -> Iterator[RouteSpec]:
     yield from _submit_and_status()
     yield from _job_control()
     yield from _job_outcomes()
+    yield from file_routes.all_routes()
     yield RouteSpec("GET", "/v1/models", models.list_models, operation("List models", "Models"))
     model = {"parameters": [path_param("model", "Name of the model")]}
     # Before the route of one model, which takes any path.

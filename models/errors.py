@@ -137,9 +137,23 @@ class FileNotFound(RequestError):
     """Unknown, deleted, expired and foreign files look the same. The message is OpenAI's, which has no code."""
 
     code = "file_not_found"
+    kind = "File"
 
-    def __init__(self, file_id: str) -> None:
-        super().__init__(f"No such File object: {file_id[:100]}", param="id")
+    def __init__(self, object_id: str) -> None:
+        super().__init__(f"No such {self.kind} object: {object_id[:100]}", param="id")
+
+
+class UploadNotFound(FileNotFound):
+    code = "upload_not_found"
+    kind = "Upload"
+
+
+class FileRefused(RequestError):
+    """A file whose name, or whose first line, its purpose does not allow."""
+
+
+class RangeNotSatisfiable(RequestError):
+    code = "range_not_satisfiable"
 
 
 class BatchNotFound(RequestError):

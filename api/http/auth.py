@@ -48,6 +48,15 @@ REQUIRED_SCOPE: dict[str, Scope] = {
     "list_webhook_event_types": Scope.JOBS,
     "list_webhook_deliveries": Scope.JOBS,
     "replay_webhook_delivery": Scope.JOBS,
+    "create_file": Scope.JOBS,
+    "list_files": Scope.JOBS,
+    "get_file": Scope.JOBS,
+    "get_file_content": Scope.JOBS,
+    "delete_file": Scope.JOBS,
+    "create_upload": Scope.JOBS,
+    "add_upload_part": Scope.JOBS,
+    "complete_upload": Scope.JOBS,
+    "cancel_upload": Scope.JOBS,
 }
 NO_KEY = "You didn't provide an API key, in Authorization or x-api-key. Send it as `Authorization: Bearer <key>`."
 OTHER_SCHEME = (

@@ -43,6 +43,7 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.WebhookNotFound: 404,
     errors.FileNotFound: 404,
     errors.BatchNotFound: 404,
+    errors.RangeNotSatisfiable: 416,
     errors.Conflict: 409,
     errors.UpstreamError: 502,
     errors.UpstreamRateLimited: 429,
@@ -53,6 +54,8 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.DeadlineExceeded: 504,
     EmbedmillError: 500,
 }
+# OpenAI's envelope of these has `code: null`, which clients may compare.
+WITHOUT_CODE = (errors.FileNotFound, errors.FileRefused)
 CLIENT_GONE = 499  # never sent, because the client has gone; it appears in metrics and logs
 LOG_INTERVAL_S = 60.0
 MAX_RETRY_AFTER_S = 60  # above it, the official SDKs stop obeying Retry-After
@@ -106,7 +109,7 @@ def status_of(error: EmbedmillError) -> int:
 def render(error: EmbedmillError) -> Response:
     """Our own error as a response."""
     status = status_of(error)
-    code = error.code or None
+    code = None if isinstance(error, WITHOUT_CODE) else error.code or None
     if status == 502 and not isinstance(error, errors.UpstreamProtocolError):
         code = "upstream_error"
     message = error.message

@@ -131,7 +131,23 @@ async def _next_chunk(request: Request) -> _Chunk:
     return _Chunk(message.get("body", b""), not message.get("more_body", False))
 
 
-async def raw_chunks(request: Request) -> AsyncIterator[bytes]:
+class SlowBody(NamedTuple):
+    """What a caller is advised whose body took too long, and whose body arrives too slowly."""
+
+    noun: str
+    late: str
+    slow: str
+
+
+SLOW_CORPUS = SlowBody(
+    "corpus",
+    "send it as several jobs",
+    "send it again, faster; under the same Idempotency-Key it goes on where it was cut",
+)
+SLOW_FILE = SlowBody("file", "send it as an upload in parts", "send it again, faster, or as an upload in parts")
+
+
+async def raw_chunks(request: Request, slow_body: SlowBody = SLOW_CORPUS) -> AsyncIterator[bytes]:
     """The raw body as it arrives, never whole in memory. Raises BodyTooSlow; only the wait for bytes counts."""
     settings = runtime_of(request).settings
     deadline = time.monotonic() + settings.upload_timeout_s
@@ -156,15 +172,12 @@ async def raw_chunks(request: Request) -> AsyncIterator[bytes]:
                 if chunk:
                     yield chunk
             if time.monotonic() >= deadline:
-                raise _too_slow(
-                    f"The corpus did not arrive within {settings.upload_timeout_s:g} seconds: send it as several jobs."
-                )
+                limit = f"within {settings.upload_timeout_s:g} seconds"
+                raise _too_slow(f"The {slow_body.noun} did not arrive {limit}: {slow_body.late}.")
             if window_s >= settings.upload_window_s:
                 if window_bytes < settings.upload_min_bytes_per_s * window_s:
-                    raise _too_slow(
-                        f"The corpus arrives at less than {settings.upload_min_bytes_per_s:g} bytes a second: "
-                        "send it again, faster; under the same Idempotency-Key it goes on where it was cut."
-                    )
+                    rate = f"less than {settings.upload_min_bytes_per_s:g} bytes a second"
+                    raise _too_slow(f"The {slow_body.noun} arrives at {rate}: {slow_body.slow}.")
                 window_s, window_bytes = 0.0, 0
     finally:
         if next_chunk is not None:

@@ -11,8 +11,9 @@ from starlette.responses import Response
 
 from api.http import params, request_body
 from api.http.auth import caller_of, runtime_of
+from api.http.json_response import json_response
 from api.http.schemas import ResumeRequest
-from api.jobs.render import job_response, json_response
+from api.jobs.render import job_response
 from engine.embedding.body_errors import decode
 from engine.job_store import JobStore
 from engine.jobs.composition import dispatcher_of

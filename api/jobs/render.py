@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-import orjson
 from sqlalchemy import Row
 from starlette.responses import Response
 
+from api.http.json_response import json_response
 from engine.jobs.reading import job_rows, progress
 from models.base import usd_text
 from models.job import FINISHED
@@ -30,11 +30,6 @@ def poll_headers(row: Row[Any], tag: str) -> dict[str, str]:
     if row.status not in FINISHED:
         headers["retry-after"] = str(POLL_AGAIN_S)
     return headers
-
-
-def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """`body` as JSON."""
-    return Response(orjson.dumps(body), status_code=status, headers=headers, media_type="application/json")
 
 
 def job_path(job_id: str) -> str:

@@ -12,9 +12,10 @@ from starlette.responses import Response
 
 from api.http import json_body, media_types, params, request_body
 from api.http.auth import caller_of, runtime_of
+from api.http.json_response import json_response
 from api.http.schemas import JobQuery, JobRequest
 from api.jobs.job_webhook import check_webhook, created_webhook, parse_query
-from api.jobs.render import job_path, job_response, json_response
+from api.jobs.render import job_path, job_response
 from engine.corpus import json_spans
 from engine.corpus.double_keys import double_key
 from engine.corpus.json_items import read_items, read_numbers

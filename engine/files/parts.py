@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -131,13 +132,15 @@ async def write_part_under(
 async def discard_part(store: FileStore, part_id: str) -> None:
     """Remove a part that nothing owns, bytes first. Raises StorageUnavailable, ObjectsUnavailable."""
     async with store.database.write() as connection:
-        taken = await connection.execute(
+        await connection.execute(
             update(FilePart).where(FilePart.id == part_id, FilePart.owner_id.is_(None)).values(owner_id=PURGE)
         )
+        owner_id = (await connection.execute(select(FilePart.owner_id).where(FilePart.id == part_id))).scalar()
+    if owner_id not in (None, PURGE):  # the transaction that gave it away was committed, and its answer was lost
+        return
     await store.objects.delete(object_key(part_id))
-    if taken.rowcount:
-        async with store.database.write() as connection:
-            await connection.execute(delete(FilePart).where(FilePart.id == part_id, FilePart.owner_id == PURGE))
+    async with store.database.write() as connection:
+        await connection.execute(delete(FilePart).where(FilePart.id == part_id, FilePart.owner_id == PURGE))
 
 
 async def adopt_part(connection: AsyncConnection, part: WrittenPart, *, owner_id: str, ordinal: int | None) -> None:
@@ -160,9 +163,12 @@ async def add_file(
     purpose: str,
     filename: str,
     parts_of: str,
-    expires_at: float | None,
+    expires_at: Any,
 ) -> int:
-    """Insert a file and give it the parts that `parts_of` owns, in their order. Returns its size in bytes."""
+    """Insert a file and give it the parts that `parts_of` owns, in their order. Returns its size in bytes.
+
+    `expires_at`: unix seconds, or SQL for them; None: never.
+    """
     await connection.execute(update(FilePart).where(FilePart.owner_id == parts_of).values(owner_id=file_id))
     total = func.coalesce(func.sum(FilePart.bytes), 0)
     size = (await connection.execute(select(total).where(FilePart.owner_id == file_id))).scalar_one()

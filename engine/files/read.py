@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, func, or_, select
+from sqlalchemy import ColumnElement, Row, and_, func, or_, select, update
 
 from engine.files.file_store import FileStore
+from engine.files.idempotency import forget_keys_of
 from engine.files.parts import object_key
 from models.base import db_now
-from models.errors import FileNotFound, ObjectMissing
+from models.batch import Batch
+from models.errors import FileNotFound, InvalidInput, ObjectMissing
 from models.file import File, FilePart
 
 FILE_ID = re.compile(r"file-[0-9a-f]{32}\Z")
@@ -20,6 +22,7 @@ COLUMNS = File.__table__.columns
 VISIBLE: ColumnElement[bool] = and_(
     File.deleted_at.is_(None), or_(File.expires_at.is_(None), File.expires_at > db_now())
 )
+_IS_INLINE = select(Batch.id).where(Batch.input_file_id == File.id, Batch.is_inline).exists()
 
 
 async def get_file(store: FileStore, project: str, file_id: str) -> Row[Any]:
@@ -32,6 +35,49 @@ async def get_file(store: FileStore, project: str, file_id: str) -> Row[Any]:
     if row is None:
         raise FileNotFound(file_id)
     return row
+
+
+async def list_files(
+    store: FileStore,
+    project: str,
+    *,
+    limit: int,
+    after_id: str | None = None,
+    purpose: str | None = None,
+    is_ascending: bool = False,
+) -> tuple[Sequence[Row[Any]], bool]:
+    """A page of the project's files behind the given one, by age; and whether there are more. Raises InvalidInput.
+
+    The files that we make of inline batches are left out.
+    """
+    statement = select(*COLUMNS).where(File.project == project, VISIBLE, ~_IS_INLINE)
+    if after_id is not None:
+        if not FILE_ID.match(after_id):
+            raise InvalidInput(
+                "Invalid 'after': not the id of a file. Send the last_id of the page before.",
+                param="after",
+                code="invalid_value",
+            )
+        statement = statement.where(File.id > after_id if is_ascending else File.id < after_id)
+    if purpose is not None:
+        statement = statement.where(File.purpose == purpose)
+    order = File.id.asc() if is_ascending else File.id.desc()
+    async with store.database.read() as connection:
+        rows = (await connection.execute(statement.order_by(order).limit(limit + 1))).all()
+    return rows[:limit], len(rows) > limit
+
+
+async def delete_file(store: FileStore, project: str, file_id: str) -> None:
+    """Hide a file from callers; purge removes it. Raises FileNotFound, StorageUnavailable."""
+    if not FILE_ID.match(file_id):
+        raise FileNotFound(file_id)
+    async with store.database.write() as connection:
+        deleted = await connection.execute(
+            update(File).where(File.id == file_id, File.project == project, VISIBLE).values(deleted_at=db_now())
+        )
+        if deleted.rowcount != 1:
+            raise FileNotFound(file_id)
+        await forget_keys_of(connection, file_id)
 
 
 async def read_file(store: FileStore, file_id: str, start: int = 0, stop: int | None = None) -> AsyncIterator[bytes]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.files.file_store import FileStore
 from engine.files.parts import PART_BYTES, PartLeases, WrittenPart, add_file, adopt_part, discard_part, write_part_under
@@ -97,20 +100,79 @@ async def store_file(
 
     Whatever it raises, nothing of the file is kept.
     """
-    file_id = new_file_id()
+    async with (
+        receive_file(store, project, chunks, max_bytes=max_bytes) as received,
+        store.database.write() as connection,
+    ):
+        await received.add(
+            connection,
+            file_id=new_file_id(),
+            key_id=key_id,
+            purpose=purpose,
+            filename=filename,
+            expires_after_s=expires_after_s,
+        )
+    return await get_file(store, project, received.file_id)
+
+
+@contextlib.asynccontextmanager
+async def receive_file(
+    store: FileStore, project: str, chunks: AsyncIterator[bytes], *, max_bytes: int
+) -> AsyncIterator[ReceivedFile]:
+    """Store the chunks as parts; within the block they can be made a file. Those that are not are removed after it.
+
+    Raises PayloadTooLarge, and as `write_part` does.
+    """
     async with PartLeases(store.database, lease_s=store.settings.lease_s) as leases:
-        parts = await store_parts(leases, store, project, chunks, max_bytes=max_bytes)
-        async with store.database.write() as connection:
-            for ordinal, part in enumerate(parts):
-                await adopt_part(connection, part, owner_id=file_id, ordinal=ordinal)
-            await add_file(
-                connection,
-                file_id=file_id,
-                project=project,
-                key_id=key_id,
-                purpose=purpose,
-                filename=filename,
-                parts_of=file_id,
-                expires_at=None if expires_after_s is None else db_now() + expires_after_s,  # type: ignore[arg-type]
-            )
-    return await get_file(store, project, file_id)
+        received = ReceivedFile(project, await store_parts(leases, store, project, chunks, max_bytes=max_bytes))
+        is_added = False
+        try:
+            yield received
+            is_added = bool(received.file_id)
+        finally:
+            if not is_added:
+                await discard_parts(store, received.parts)
+
+
+@dataclass(slots=True)
+class ReceivedFile:
+    """Parts of a file whose bytes are all stored. `file_id`: empty until it is added."""
+
+    project: str
+    parts: list[WrittenPart]
+    file_id: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """The size of the file."""
+        return sum(part.bytes for part in self.parts)
+
+    async def add(
+        self,
+        connection: AsyncConnection,
+        *,
+        file_id: str,
+        key_id: str,
+        purpose: str,
+        filename: str,
+        expires_after_s: int | None,
+    ) -> None:
+        """Make the parts a file, in the caller's transaction. Raises UploadInterrupted when a part's lease was lost."""
+        for ordinal, part in enumerate(self.parts):
+            await adopt_part(connection, part, owner_id=file_id, ordinal=ordinal)
+        await add_file(
+            connection,
+            file_id=file_id,
+            project=self.project,
+            key_id=key_id,
+            purpose=purpose,
+            filename=filename,
+            parts_of=file_id,
+            expires_at=expiry(expires_after_s),
+        )
+        self.file_id = file_id
+
+
+def expiry(after_s: int | None) -> Any:
+    """The instant, as SQL, at which what is created now expires; None: never."""
+    return None if after_s is None else db_now() + float(after_s)

@@ -15,6 +15,8 @@ from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 
 from engine.durability.call_journal import CallJournal
 from engine.durability.spool import Spool
+from engine.files import purge as file_purge
+from engine.files.file_store import FileStore
 from engine.job_store import JobStore
 from engine.jobs.control.termination import cancel_idle_shards, terminate
 from engine.jobs.execution.outage_waits import WAITING_FOR_PROVIDER, resume_recovered_jobs
@@ -80,6 +82,7 @@ class Sweep:
     spool: Spool
     journal: CallJournal
     dispatcher: Dispatcher
+    files: FileStore
 
     async def run(self) -> None:
         """One round of all duties that have work. Raises StorageUnavailable."""
@@ -103,6 +106,8 @@ class Sweep:
         ):
             if due[duty.__name__]:
                 await _run_duty(duty.__name__, duty(store))
+        if due["purge_files"]:
+            await _run_duty("purge_files", file_purge.purge_files(self.files))
         await store.database.checkpoint_wal()
         await self.dispatcher.dispatch()
 
@@ -139,6 +144,7 @@ async def _due(store: JobStore) -> dict[str, bool]:
         "forget_calls": select(AmbiguousCall.id)
         .where(AmbiguousCall.at < db_now() - settings.ambiguous_retention_days * 86400.0)
         .order_by(AmbiguousCall.at),
+        **file_purge.QUESTIONS,
     }
     columns = [question.limit(1).scalar_subquery().is_not(None).label(name) for name, question in questions.items()]
     async with store.database.read() as connection:
@@ -148,6 +154,7 @@ async def _due(store: JobStore) -> dict[str, bool]:
     due["finish_jobs"] |= due.pop("end_cancelling") | due.pop("cancel_orphaned_shards")
     for name in ("expire", "forget_keys", "forget_workers", "forget_outages", "forget_calls"):
         due["purge"] |= due.pop(name)
+    due["purge_files"] = any(due[name] for name in file_purge.QUESTIONS)
     return due
 
 
