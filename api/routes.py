@@ -11,7 +11,7 @@ from api.http.openapi import BINARY, IDEMPOTENCY_KEY, JSON, json_body, operation
 from api.http.route_spec import RouteSpec
 from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
-from api.openai import embeddings, file_routes, model_endpoints, models
+from api.openai import batch_routes, embeddings, file_routes, model_endpoints, models
 from api.webhook_routes import webhook_routes
 from engine.embedding.request_body import EmbeddingRequest
 
@@ -45,6 +45,7 @@ def all_routes() -> Iterator[RouteSpec]:
     yield from _job_control()
     yield from _job_outcomes()
     yield from file_routes.all_routes()
+    yield from batch_routes.all_routes()
     yield RouteSpec("GET", "/v1/models", models.list_models, operation("List models", "Models"))
     model = {"parameters": [path_param("model", "Name of the model")]}
     # Before the route of one model, which takes any path.

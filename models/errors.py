@@ -181,7 +181,7 @@ class Conflict(RequestError):
 class BatchEnded(Conflict):
     """A batch that cannot be cancelled any more. OpenAI's answer has no code."""
 
-    code = ""
+    code = "batch_ended"
 
 
 class ResultsChanged(Conflict):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from api.http import file_schemas, webhook_schemas
+from api.http import batch_schemas, file_schemas, webhook_schemas
 from api.http.model_schemas import EndpointList
 from api.http.webhook_schemas import JobWebhook
 from engine.corpus.lines import TextLine
@@ -276,6 +276,7 @@ DOCUMENTED = (
     JobList,
     JobRoutes,
     EndpointList,
+    *batch_schemas.DOCUMENTED,
     *file_schemas.DOCUMENTED,
     ErrorEnvelope,
     *webhook_schemas.DOCUMENTED,

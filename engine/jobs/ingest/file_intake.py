@@ -100,6 +100,7 @@ class FileIntake:
         self._all_fed = 0
         self._buffered_bytes = 0
         self._dispatching: asyncio.Task[None] | None = None
+        self.first_error = ""  # of an input that was refused
 
     @property
     def accepted(self) -> int:
@@ -115,6 +116,8 @@ class FileIntake:
         for number, lines in records:
             sharder = self._sharder(number)
             self._count(number, lines)
+            if lines.errors and not self.first_error:
+                self.first_error = next(iter(lines.errors.values())).message
             before = sharder.buffered_bytes
             try:
                 drafts += [TargetDraft(number, draft) for draft in sharder.feed(lines)]
