@@ -18,15 +18,8 @@ from engine.embedding.request_body import EmbeddingRequest
 JOBS = "/v1/embeddings/jobs"
 ONE_JOB = f"{JOBS}/{{job_id}}"
 STREAM_OPTIONS = (
-    "model",
-    "dimensions",
-    "input_type",
-    "truncate",
-    "user",
-    "metadata",
-    "max_cost_usd",
-    "webhook",
-    "dry_run",
+    *("model", "dimensions", "input_type", "truncate", "user", "metadata", "max_cost_usd", "webhook", "dry_run"),
+    *("text_column", "id_column"),
 )
 IF_NONE_MATCH = {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}}
 JOB_ID = path_param("job_id", "Id of the job")
@@ -67,7 +60,8 @@ def all_routes() -> Iterator[RouteSpec]:
 
 def _submit_and_status() -> Iterator[RouteSpec]:
     corpus = json_body({JSON: schemas.JobRequest})
-    corpus["content"] |= {"application/x-ndjson": BINARY, "text/plain": BINARY}
+    streamed = ("application/x-ndjson", "text/plain", "text/csv", "application/vnd.apache.parquet")
+    corpus["content"] |= dict.fromkeys(streamed, BINARY)
     options = [query_param(name, "Streamed forms only; in a JSON body it is a field.") for name in STREAM_OPTIONS]
     estimate = {"description": "With `dry_run`", "content": {JSON: {"schema": schema_ref(schemas.JobEstimate)}}}
     submit = {

@@ -15,6 +15,8 @@ from api.http import media_types
 from api.http.auth import caller_of, runtime_of
 from api.http.request_headers import header
 from engine.corpus.lines import GzipDecoder, IdentityDecoder
+from engine.corpus.parser import Decoder
+from engine.corpus.zstd import ZstdDecoder
 from engine.observability.telemetry import BODY_REFUSALS
 from engine.process.memory_budget import ByteLease
 from models.errors import BodyTooSlow, PayloadTooLarge, UnsupportedMediaType
@@ -35,7 +37,7 @@ def check_client(request: Request) -> None:
         raise ClientDisconnect
 
 
-def body_decoder(request: Request) -> GzipDecoder | IdentityDecoder:
+def body_decoder(request: Request) -> Decoder:
     """The decoder for the body's Content-Encoding. Raises UnsupportedMediaType, also for another charset than UTF-8."""
     content_type = header(request, b"content-type")
     if ";" in content_type:
@@ -43,10 +45,12 @@ def body_decoder(request: Request) -> GzipDecoder | IdentityDecoder:
     encoding = header(request, b"content-encoding", "identity").strip().lower()
     if encoding in ("gzip", "x-gzip"):
         return GzipDecoder(max_ratio=runtime_of(request).settings.max_compression_ratio)
+    if encoding == "zstd":
+        return ZstdDecoder(max_ratio=runtime_of(request).settings.max_compression_ratio)
     if encoding in ("", "identity"):
         return IdentityDecoder()
     raise UnsupportedMediaType(
-        f"Content-Encoding '{encoding[:40]}' is not supported: compress the body with gzip, "
+        f"Content-Encoding '{encoding[:40]}' is not supported: compress the body with gzip or zstd, "
         "or send it as it is, without this header.",
         param="content-encoding",
     )
@@ -90,9 +94,7 @@ async def read_body_under_lease(request: Request, limit: int, lease: ByteLease) 
         ) from None
 
 
-async def _read_rest(
-    request: Request, chunk: _Chunk, decoder: GzipDecoder | IdentityDecoder, limit: int, lease: ByteLease
-) -> bytes:
+async def _read_rest(request: Request, chunk: _Chunk, decoder: Decoder, limit: int, lease: ByteLease) -> bytes:
     parts: list[bytes] = []
     size = 0
     work, project = runtime_of(request).work, caller_of(request).project

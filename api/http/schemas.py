@@ -17,7 +17,10 @@ class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
     """POST /v1/embeddings/jobs with a JSON body."""
 
     model: str
-    input: str | list[str | int | list[int] | TextLine]
+    input: str | list[str | int | list[int] | TextLine] | None = None  # this one, or the next
+    input_file_id: str | None = None  # a file of the purpose user_data
+    text_column: ShortText | None = None  # of such a file
+    id_column: ShortText | None = None
     dimensions: Positive | None = None
     user: ShortText | None = None
     input_type: ShortText | None = None
@@ -38,6 +41,8 @@ class JobQuery(msgspec.Struct, forbid_unknown_fields=True):
     input_type: ShortText | None = None
     truncate: Literal["none", "end", "mean"] | None = None
     metadata: str | None = None  # a JSON object of strings
+    text_column: ShortText | None = None
+    id_column: ShortText | None = None
     max_cost_usd: str | None = None
     webhook: str | None = None  # a URL, or a JSON object as in a JSON body
     dry_run: bool | None = None

@@ -55,6 +55,10 @@ class CsvParser:
     def held_bytes(self) -> int:
         return len(self._rest) + (0 if self._rows is None else self._rows.pending_chars)
 
+    @property
+    def bytes_at_end(self) -> int:
+        return self.held_bytes
+
     def feed(self, chunk: bytes) -> Iterator[ParsedRecords]:
         for low in range(0, len(chunk), STEP_BYTES):
             self._rest += self._decoder.decode(chunk[low : low + STEP_BYTES])

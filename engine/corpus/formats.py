@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from engine.corpus.csv_parser import CsvParser
-from engine.corpus.lines import BOM, GzipDecoder, IdentityDecoder, parse_text_line
+from engine.corpus.lines import BOM, LINE_PARSERS, GzipDecoder, IdentityDecoder, parse_text_line
 from engine.corpus.parser import CorpusParser, Decoder, LineParser, json_line_parser
 from engine.corpus.unreadable import UnreadableCorpus
 from engine.corpus.zstd import ZstdDecoder
@@ -22,6 +22,13 @@ ENDINGS: dict[str, Format] = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+}
+# By the type of a streamed body.
+STREAM_FORMATS: dict[str, Format] = {
+    **{name: "txt" if parse is parse_text_line else "jsonl" for name, parse in LINE_PARSERS.items()},
+    "text/csv": "csv",
+    "text/tab-separated-values": "tsv",
+    "application/vnd.apache.parquet": "parquet",
 }
 COMPRESSED_ENDINGS = (".gz", ".zst")
 GZIP_MAGIC, ZSTD_MAGIC, PARQUET_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
@@ -55,14 +62,21 @@ def format_of(filename: str, head: bytes) -> Format:
     """The format of a file by its name, else by its first unpacked bytes. Raises UnreadableCorpus."""
     if head.startswith(PARQUET_MAGIC):
         return "parquet"
-    path = Path(filename.replace("\0", "").lower())
-    if path.suffix in COMPRESSED_ENDINGS:
-        path = Path(path.stem)
-    if (known := ENDINGS.get(path.suffix)) is not None:
+    if (known := ENDINGS.get(_ending(filename))) is not None:
         return known
     if head.removeprefix(BOM).lstrip()[:1] in (b"{", b"[", b'"'):
         return "jsonl"
     raise UnreadableCorpus(f"nothing tells what {filename[:100]!r} holds", READABLE, param="input_file_id")
+
+
+def has_known_ending(filename: str) -> bool:
+    """True when the name alone tells the format."""
+    return _ending(filename) in ENDINGS
+
+
+def _ending(filename: str) -> str:
+    path = PurePosixPath(filename.lower())
+    return PurePosixPath(path.stem).suffix if path.suffix in COMPRESSED_ENDINGS else path.suffix
 
 
 def parser_of(format: Format, options: CorpusOptions) -> CorpusParser:

@@ -58,6 +58,10 @@ class ParquetParser:
     def held_bytes(self) -> int:
         return 0
 
+    @property
+    def bytes_at_end(self) -> None:
+        return None
+
     def feed(self, chunk: bytes) -> Iterator[ParsedRecords]:
         if self._file is None:
             self._file = cast("BinaryIO", tempfile.TemporaryFile(dir=self._folder))  # noqa: SIM115  # until the end

@@ -23,6 +23,10 @@ class CorpusParser(Protocol):
     def held_bytes(self) -> int:
         """Bytes in memory of records that are not complete."""
 
+    @property
+    def bytes_at_end(self) -> int | None:
+        """Bytes that finish() has to parse; None: many."""
+
     def feed(self, chunk: bytes) -> Iterator[ParsedRecords]:
         """The records that this chunk completes."""
 
@@ -33,7 +37,7 @@ class CorpusParser(Protocol):
 class Decoder(Protocol):
     """Unpacks a stream."""
 
-    def feed(self, chunk: bytes) -> Iterator[bytes]:
+    def feed(self, chunk: bytes, /) -> Iterator[bytes]:
         """What this chunk unpacks to."""
 
     def finish(self) -> None:
@@ -49,6 +53,10 @@ class LineParser:
     @property
     def held_bytes(self) -> int:
         return self._reader.held_bytes
+
+    @property
+    def bytes_at_end(self) -> int:
+        return self.held_bytes
 
     def feed(self, chunk: bytes) -> Iterator[ParsedRecords]:
         for low in range(0, len(chunk), STEP_BYTES):

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 
 from sqlalchemy import select
 
-from engine.corpus.formats import CorpusOptions, decoder_of, format_of, parser_of
-from engine.corpus.lines import ByteLimit, ParsedRecords
+from engine.corpus.formats import CorpusOptions, decoder_of, format_of, has_known_ending, parser_of
+from engine.corpus.lines import ByteLimit, IdentityDecoder, ParsedRecords
 from engine.corpus.parser import CorpusParser, Decoder
 from engine.corpus.unreadable import UnreadableCorpus
 from engine.files.file_store import FileStore
@@ -25,7 +25,14 @@ class CorpusFile:
         self._options = options
         self._decoder: Decoder = decoder_of(head, options)
         self._parser: CorpusParser | None = None
-        self._is_packed = False
+        self._is_packed = not isinstance(self._decoder, IdentityDecoder)
+        self._head = head
+
+    def check_name(self) -> None:
+        """Raises InvalidInput where the name alone says that the file cannot be read, or not with these columns."""
+        if not self._is_packed or has_known_ending(self._filename):
+            head = b"" if self._is_packed else self._head
+            parser_of(format_of(self._filename, head), self._options)
 
     def parse(self, chunk: bytes, meter: ByteLimit) -> Iterator[ParsedRecords]:
         """The records that this chunk completes. Raises InvalidInput, PayloadTooLarge."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx2
 import orjson
@@ -22,7 +22,7 @@ from tests.waiting import wait_until
 MODEL, WIDTH = "tiny", 16  # of tests/gateway.py: answered within the worker, without a call
 HTTP_MODEL = "test/64"  # of tests/system/stack.py: over HTTP, where a test can make it slow
 SLOW = {"when": {"contains": "slow"}, "do": {"latency_ms": 20_000}}
-ENDPOINT = "/v1/embeddings"
+ENDPOINT: Literal["/v1/embeddings"] = "/v1/embeddings"
 FINAL = ("completed", "failed", "expired", "cancelled")
 END_S = 40.0
 DAY_S = 86_400

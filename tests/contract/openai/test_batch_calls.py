@@ -106,12 +106,13 @@ def test_a_cancel_keeps_what_is_done(openai_server: OpenAIServer) -> None:
 
 @pytest.mark.parametrize("status", ["completed", "failed"])
 def test_a_cancel_that_comes_too_late(openai_server: OpenAIServer, status: str) -> None:
-    """cancel when completed or failed: 409, "Cannot cancel a batch with status '…'.", param null."""
+    """cancel when completed or failed: 409, "Cannot cancel a batch with status '…'.", param and code null."""
     requests = [line("a")] if status == "completed" else [line("a", model=None)]
     batch = openai_server.wait_for(openai_server.create(requests), status)
     with pytest.raises(openai.ConflictError, match=f"Cannot cancel a batch with status '{status}'\\.") as refused:
         openai_server.client.batches.cancel(batch.id)
-    assert (refused.value.type, refused.value.param) == ("invalid_request_error", None)
+    error = refused.value
+    assert (error.type, error.param, error.code) == ("invalid_request_error", None, None)
 
 
 def test_a_cancel_of_a_batch_that_has_not_begun(openai_server: OpenAIServer) -> None:

@@ -10,9 +10,7 @@ from openai.types import Batch
 
 from tests.contract.openai.openai_server import DAY_S, ENDPOINT, HTTP_MODEL, OpenAIServer, line, lines
 
-KEYS = """id object endpoint model errors input_file_id completion_window status output_file_id error_file_id created_at
-in_progress_at expires_at finalizing_at completed_at failed_at expired_at cancelling_at cancelled_at request_counts
-usage metadata""".split()
+KEYS = ["id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status", "output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata"]
 INSTANTS = [key for key in KEYS if key.endswith("_at")]
 
 

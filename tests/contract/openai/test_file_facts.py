@@ -64,7 +64,7 @@ def test_a_name_that_batches_cannot_read(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match=re.escape(REFUSED)) as refused:
         client.files.create(file=("a.txt", CONTENT), purpose="batch")
     error = refused.value
-    assert error.type == "invalid_request_error" and error.param is None
+    assert (error.type, error.param, error.code) == ("invalid_request_error", None, None)
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"no json\n", b"[1]\n", b'{"custom_id":\n'])
@@ -111,10 +111,10 @@ def test_the_limit_of_a_list(client: OpenAI, limit: int) -> None:
 @pytest.mark.parametrize("call", ["retrieve", "content", "delete"])
 @pytest.mark.parametrize("file_id", ["file-abc123", "file-" + "0" * 32, "no such file"])
 def test_a_file_that_does_not_exist(client: OpenAI, call: str, file_id: str) -> None:
-    """GET /v1/files/{id}: 404, "No such File object: ID", param id."""
+    """GET /v1/files/{id}: 404, "No such File object: ID", param id, code null."""
     with pytest.raises(openai.NotFoundError, match=f"No such File object: {file_id}") as refused:
         getattr(client.files, call)(file_id)
-    assert (refused.value.type, refused.value.param) == ("invalid_request_error", "id")
+    assert (refused.value.type, refused.value.param, refused.value.code) == ("invalid_request_error", "id", None)
 
 
 def test_a_deleted_file(openai_server: OpenAIServer) -> None:

@@ -12,7 +12,7 @@ import openai
 import orjson
 import pytest
 from openai import OpenAI
-from openai.types.webhook_endpoint_with_secret import WebhookEndpointWithSecret
+from openai.types.webhooks.webhook_endpoint_with_secret import WebhookEndpointWithSecret
 
 from tests.contract.openai.openai_server import HTTP_MODEL, OpenAIServer, Receiver, line, lines
 
@@ -89,7 +89,7 @@ def test_a_sample_delivery(client: OpenAI, endpoint: WebhookEndpointWithSecret, 
 def test_a_completed_batch(
     openai_server: OpenAIServer, endpoint: WebhookEndpointWithSecret, receiver: Receiver
 ) -> None:
-    """payload: {id: evt_…, object: event, created_at, type, data: {id}} and nothing else; headers of Standard Webhooks."""
+    """payload: {id: evt_…, object: event, created_at, type, data: {id}}; headers of Standard Webhooks."""
     batch = openai_server.run([line("a")])
     headers, body = receiver.with_type("batch.completed", batch.id)
     event = orjson.loads(body)
