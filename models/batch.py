@@ -94,6 +94,16 @@ class Batch(Base):
     )
 
 
+def output_owner(batch_id: str) -> str:
+    """The owner of the parts of a batch's output file, until the file is there."""
+    return f"{batch_id}:output"
+
+
+def error_owner(batch_id: str) -> str:
+    """The owner of the parts of a batch's error file, until the file is there."""
+    return f"{batch_id}:error"
+
+
 class JobVariant(Base):
     """One model with one set of options in a job whose inputs differ in them: a batch.
 

@@ -52,6 +52,7 @@ REQUIRED_SCOPE: dict[str, Scope] = {
     "list_batches": Scope.JOBS,
     "get_batch": Scope.JOBS,
     "cancel_batch": Scope.JOBS,
+    "get_batch_results": Scope.JOBS,
     "create_file": Scope.JOBS,
     "list_files": Scope.JOBS,
     "get_file": Scope.JOBS,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from api.http.batch_schemas import BatchCreate, BatchList, BatchObject
 from api.http.openapi import IDEMPOTENCY_KEY, JSON, json_body, operation, path_param, query_param
 from api.http.route_spec import RouteSpec
-from api.openai import batches
+from api.openai import batch_results, batches
 
 BATCHES = "/v1/batches"
 ONE_BATCH = f"{BATCHES}/{{batch_id}}"
@@ -32,6 +32,20 @@ def all_routes() -> Iterator[RouteSpec]:
     )
     one = {"parameters": [BATCH_ID]}
     yield RouteSpec("GET", ONE_BATCH, batches.get_batch, operation("One batch", "Batches", 200, BatchObject, one))
+    page = [
+        query_param("limit", "Lines at the most"),
+        query_param("after", "custom_id, or id, of the last line that was read"),
+    ]
+    yield RouteSpec(
+        "GET",
+        f"{ONE_BATCH}/results",
+        batch_results.get_batch_results,
+        operation(
+            "Results of a batch in the order of its input, as the lines of its files; while it runs too",
+            "Batches",
+            extra={"parameters": [BATCH_ID, *page]},
+        ),
+    )
     yield RouteSpec(
         "POST",
         f"{ONE_BATCH}/cancel",

@@ -13,16 +13,18 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 
-from engine.batches.output_end import disown_output, end_batch, error_owner, fail_batch, output_owner
-from engine.batches.output_groups import LineGroup
+from engine.batches.output_end import end_batch, fail_batch
+from engine.batches.output_groups import VECTOR_BYTES, LineGroup
 from engine.batches.output_outcomes import HAS_ERROR, HAS_VECTOR, read_outcomes, read_states
 from engine.batches.output_plan import OutputMisaligned, Usage, render
 from engine.batches.output_progress import OutputProgress
 from engine.batches.output_source import OutputSource
 from engine.batches.steps import ClaimedStep, StepParts, end_step, lock_step, release_step, store_progress
 from engine.files.parts import WrittenPart, adopt_part, write_part
+from engine.jobs.control.batch_of_job import disown_output
 from engine.observability import failpoints
-from models.batch import ENDED
+from models.batch import ENDED, error_owner, output_owner
+from models.errors import ResultsChanged
 
 # Bytes of both files in memory, before they are written as a part of each.
 PART_BYTES = 32 * 1024 * 1024
@@ -37,7 +39,7 @@ PIECE_BYTES = 1024 * 1024
 async def write_output(parts: StepParts, step: ClaimedStep, *, part_bytes: int = PART_BYTES) -> None:
     """Write the files of the job's batch, and end the batch. A job without a batch has nothing to write.
 
-    Raises StepStopped, StorageUnavailable, ObjectsUnavailable; ResultsChanged when the job is run again meanwhile.
+    Raises StepStopped, StorageUnavailable, ObjectsUnavailable.
     """
     database = parts.store.database
     source = await OutputSource.load(database, parts.files, parts.work, step.job_id)
@@ -87,9 +89,12 @@ class _Output:
 
     async def run(self) -> bool:
         """Write all lines, or the rest of them. False: results have changed meanwhile. Raises OutputMisaligned."""
-        if self.progress.stage == "survey":
-            await self._survey()
-        await self._write_lines()
+        try:
+            if self.progress.stage == "survey":
+                await self._survey()
+            await self._write_lines()
+        except ResultsChanged:
+            return False
         return self.progress.matches_survey()
 
     async def _survey(self) -> None:
@@ -124,7 +129,13 @@ class _Output:
         usage = Usage(progress.tokens, progress.total_weight)
         planner = source.planner(progress.cursors)
         not_run = source.not_run_error()
-        async for group in source.groups(planner, offset=progress.offset, line=progress.line):
+        groups = source.groups(
+            planner,
+            offset=progress.offset,
+            line=progress.line,
+            vector_bytes=min(VECTOR_BYTES, self.part_bytes),
+        )
+        async for group in groups:
             self.step.check()
             outcomes = await read_outcomes(self.parts.store.database, source.job, group)
             lines = partial(

@@ -10,11 +10,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.batches.output_progress import OutputProgress
 from engine.batches.output_source import OutputSource
 from engine.batches.steps import ClaimedStep, end_step, lock_step
-from engine.files.parts import add_file, disown_parts
+from engine.files.parts import add_file
+from engine.jobs.control.batch_of_job import disown_output
 from engine.observability import failpoints
 from engine.webhooks.outbox import record_event
 from models.base import db_now
-from models.batch import ENDED, Batch, BatchStatus
+from models.batch import ENDED, Batch, BatchStatus, error_owner, output_owner
 from models.file import FilePurpose, new_file_id
 from models.job import JobStatus
 from models.webhook import EventType
@@ -26,22 +27,6 @@ _EVENTS = {
     BatchStatus.EXPIRED: EventType.BATCH_EXPIRED,
     BatchStatus.CANCELLED: EventType.BATCH_CANCELLED,
 }
-
-
-def output_owner(batch_id: str) -> str:
-    """The owner of the parts of the output file, until the file is there."""
-    return f"{batch_id}:output"
-
-
-def error_owner(batch_id: str) -> str:
-    """The owner of the parts of the error file, until the file is there."""
-    return f"{batch_id}:error"
-
-
-async def disown_output(connection: AsyncConnection, batch_id: str) -> None:
-    """Let purge remove what was written for a batch and is in no file."""
-    await disown_parts(connection, output_owner(batch_id))
-    await disown_parts(connection, error_owner(batch_id))
 
 
 async def end_batch(

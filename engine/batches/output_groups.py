@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from engine.batches.lines import BatchLine, LineFault, parse_batch_line
+from engine.batches.lines import BatchLine, LineFault, line_too_long, parse_batch_line
 from engine.batches.output_plan import LinePlanner, PlannedLine, Variant
 from engine.batches.reader import FileLine, LineIterator
 
@@ -13,9 +13,6 @@ from engine.batches.reader import FileLine, LineIterator
 VECTOR_BYTES = 2 * 1024 * 1024
 GROUP_LINES = 1000
 Parsed = tuple[FileLine, BatchLine | LineFault]
-
-
-_TOO_LONG = LineFault("line_too_long", "This line is longer than a line may be: send it as several lines.", None)
 
 
 @dataclass(slots=True)
@@ -46,31 +43,30 @@ class LineGroup:
                 yield first, stored_stop
 
 
-def _parse(data: bytes | None, default_model: str | None) -> BatchLine | LineFault:
-    return _TOO_LONG if data is None else parse_batch_line(data, default_model)
-
-
-def _groups_of(parsed: Iterable[Parsed], planner: LinePlanner) -> Iterator[LineGroup]:
+def _groups_of(parsed: Iterable[Parsed], planner: LinePlanner, vector_bytes: int) -> Iterator[LineGroup]:
     """When a group is yielded, the planner is where its last line ends."""
     group = LineGroup()
     for file_line, line in parsed:
         group.add(file_line, planner.plan(file_line.number, line))
-        if group.vector_bytes >= VECTOR_BYTES or len(group.lines) >= GROUP_LINES:
+        if group.vector_bytes >= vector_bytes or len(group.lines) >= GROUP_LINES:
             yield group
             group = LineGroup()
     if group.lines:
         yield group
 
 
-async def read_groups(lines: LineIterator, planner: LinePlanner, default_model: str | None) -> AsyncIterator[LineGroup]:
-    """The groups of the file. When one is yielded, the planner's cursors are where its last line ends.
+async def read_groups(
+    lines: LineIterator, planner: LinePlanner, *, default_model: str | None, max_line_bytes: int, vector_bytes: int
+) -> AsyncIterator[LineGroup]:
+    """The groups of the file, of `vector_bytes` each. When one is yielded, the planner is where its last line ends.
 
     Raises OutputMisaligned, StorageUnavailable, and what reading the file raises.
     """
+    too_long = line_too_long(max_line_bytes)
 
     def parse(found: list[FileLine]) -> list[Parsed]:
-        return [(line, _parse(line.data, default_model)) for line in found]
+        return [(line, too_long if line.data is None else parse_batch_line(line.data, default_model)) for line in found]
 
     async for parsed in lines.map(parse):
-        for group in _groups_of(parsed, planner):
+        for group in _groups_of(parsed, planner, vector_bytes):
             yield group

@@ -42,6 +42,7 @@ _STATUS = {
     "deadline_exceeded": 504,
     "upstream_timeout": 504,
 }
+ID_PREFIX = b"batch_req_"
 BAD_REQUEST, TOO_MANY_REQUESTS, FIRST_SERVER_STATUS = 400, 429, 500
 
 
@@ -61,9 +62,17 @@ def status_of(code: str) -> int:
 
 
 def line_ids(batch_id: str, line: int) -> tuple[bytes, bytes]:
-    """The id of a line (`batch_req_…`) and its request id, 32 hex digits each: a line written again has the same."""
-    digest = hashlib.blake2b(f"{batch_id}:{line}".encode(), digest_size=32).hexdigest().encode()
-    return b"batch_req_" + digest[:32], digest[32:]
+    """The id of a line (`batch_req_…`) and its request id, 32 hex digits each: a line written again has the same.
+
+    The last 12 digits of the id are the number of the line.
+    """
+    digest = hashlib.blake2b(f"{batch_id}:{line}".encode(), digest_size=26).hexdigest().encode()
+    return b"%b%b%012x" % (ID_PREFIX, digest[:20], line), digest[20:]
+
+
+def line_of(line_id: bytes) -> int:
+    """The number of the line with this id."""
+    return int(line_id[-12:], 16)
 
 
 def success_line(

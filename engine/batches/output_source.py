@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row, select
 
-from engine.batches.output_groups import LineGroup, read_groups
+from engine.batches.output_groups import VECTOR_BYTES, LineGroup, read_groups
 from engine.batches.output_lines import CANCELLED, EXPIRED, LineError
 from engine.batches.output_plan import LinePlanner, Variant, decode_lines
 from engine.batches.reader import LineIterator
@@ -52,20 +52,30 @@ class OutputSource:
         """A planner at the beginning of the file, or at these cursors."""
         return LinePlanner(self.variants, self.duplicate_lines, cursors)
 
-    async def groups(self, planner: LinePlanner, *, offset: int = 0, line: int = 0) -> AsyncIterator[LineGroup]:
+    async def groups(
+        self, planner: LinePlanner, *, offset: int = 0, line: int = 0, vector_bytes: int = VECTOR_BYTES
+    ) -> AsyncIterator[LineGroup]:
         """The lines of the input file behind `line`, which ends at `offset`.
 
         Raises OutputMisaligned, FileNotFound, StorageUnavailable, ObjectsUnavailable.
         """
+        max_line_bytes = self.files.settings.max_line_bytes
         lines = LineIterator(
             self.work,
             self.batch.project,
             read_file(self.files, self.batch.input_file_id, offset),
-            max_line_bytes=self.files.settings.max_line_bytes,
+            max_line_bytes=max_line_bytes,
             offset=offset,
             line=line,
         )
-        async for group in read_groups(lines, planner, self.batch.default_model):
+        groups = read_groups(
+            lines,
+            planner,
+            default_model=self.batch.default_model,
+            max_line_bytes=max_line_bytes,
+            vector_bytes=vector_bytes,
+        )
+        async for group in groups:
             yield group
 
     def not_run_error(self) -> LineError:

@@ -37,11 +37,11 @@ Place = Literal[
     "during_finalize",  # the last shard is closed, the job's end is not yet written
     "after_webhook_send",  # the receiver has the event, and nobody knows that yet
     "during_spool_write",  # a result is half way to the disk
-    "mid_ingest",  # shards of a file are written and not committed
-    "after_ingest_commit",  # shards of a file are kept, and the rest of it is not read yet
     "after_output_part",  # bytes of a batch's output are stored, and no row says so
     "after_output_progress",  # a part of the output belongs to the batch, the next is not begun
     "during_output_end",  # the files of a batch and its end are written and not committed
+    "mid_ingest",  # shards of a file are written and not committed
+    "after_ingest_commit",  # shards of a file are kept, and the rest of it is not read yet
     "during_validation",  # a part of a batch's file was read
     "during_migration",  # tables are changed and not committed
 ]

@@ -101,7 +101,7 @@ async def test_output_expires_after(store: Store) -> None:
     assert all(file.expires_at == pytest.approx(file.created_at + 3600, abs=5) for file in found)
 
 
-@pytest.mark.parametrize("part_bytes", [1, 3000, 1 << 30])
+@pytest.mark.parametrize("part_bytes", [1, 300, 1 << 30])
 async def test_many_lines_of_two_models_keep_their_order(store: Store, part_bytes: int) -> None:
     sources = files(150)
     failures = {"text 7": "upstream_rejected", "text 5.0": "input_too_long", "text 14": "upstream_unavailable"}

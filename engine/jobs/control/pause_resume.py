@@ -64,7 +64,7 @@ async def resume(
         resumed = await connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.status == JobStatus.PAUSED, Job.deleted_at.is_(None))
-            .values(resumed_columns(store.settings))
+            .values(_columns_of_resume(store.settings, row))
         )
     if resumed.rowcount:
         await dispatcher.dispatch_soon()
@@ -93,6 +93,13 @@ def _check_ceiling(job: Row[Any], new_ceiling_usd: Decimal | None) -> None:
             param="max_cost_usd",
             code="invalid_value",
         )
+
+
+def _columns_of_resume(settings: Settings, job: Row[Any]) -> dict[str, Any]:
+    columns = resumed_columns(settings)
+    if job.batch_id is not None:  # the window of a batch does not begin again
+        del columns["expires_at"]
+    return columns
 
 
 def resumed_columns(settings: Settings) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.job_store import JobStore
 from engine.jobs.allowed_actions import action_conflict
+from engine.jobs.control.batch_of_job import delete_files_of, mark_cancelling
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.reading.job_rows import get_job
@@ -41,7 +42,15 @@ async def terminate(store: JobStore, job_id: str, status: JobStatus, code: str =
     async with store.database.write() as connection:
         job = (
             await connection.execute(
-                select(Job.error_summary, Job.warnings, Job.total, Job.ingested, Job.completed, Job.failed)
+                select(
+                    Job.error_summary,
+                    Job.warnings,
+                    Job.total,
+                    Job.ingested,
+                    Job.completed,
+                    Job.failed,
+                    Job.batch_id,
+                )
                 .where(Job.id == job_id)
                 .with_for_update(key_share=True)
             )
@@ -73,6 +82,8 @@ async def terminate(store: JobStore, job_id: str, status: JobStatus, code: str =
             return False
         if status is not JobStatus.CANCELLED:
             await record_job_event(connection, job_id)
+        if status is JobStatus.CANCELLED and job.batch_id is not None:
+            await mark_cancelling(connection, job_id)
     await cancel_idle_shards(store, job_id)
     return True
 
@@ -169,4 +180,5 @@ async def soft_delete(store: JobStore, job_id: str) -> bool:
         )
         if hidden.rowcount:
             await connection.execute(delete(IdempotencyKey).where(IdempotencyKey.job_id == job_id))
+            await delete_files_of(connection, job_id)
     return bool(hidden.rowcount)

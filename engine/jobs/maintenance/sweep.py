@@ -283,9 +283,10 @@ async def finish_jobs(store: JobStore) -> None:
 async def end_overdue_jobs(store: JobStore) -> None:
     """Expire the jobs that have not ended by their deadline."""
     async with store.database.read() as connection:
-        ids = list((await connection.execute(select(Job.id).where(_OVERDUE).limit(ROWS_PER_ROUND))).scalars())
-    days = store.settings.job_deadline_days
-    for job_id in ids:
+        overdue = (await connection.execute(select(Job.id, Job.batch_id).where(_OVERDUE).limit(ROWS_PER_ROUND))).all()
+    days = f"{store.settings.job_deadline_days:g} days"
+    for job_id, batch_id in overdue:
         log.warning("a job expired before it had ended", extra={"job_id": job_id})
-        message = f"the job had not ended within {days:g} days: what is done of it can be read; submit the rest again"
+        time = days if batch_id is None else "the completion window of its batch"
+        message = f"the job had not ended within {time}: what is done of it can be read; submit the rest again"
         await terminate(store, job_id, JobStatus.EXPIRED, "job_expired", message)

@@ -1,4 +1,4 @@
-"""The whole product as the OpenAI SDKs see it: the requests that they send, batches to their end, files line by line."""
+"""The whole product as the OpenAI SDKs see it: the batches to their end, files line by line."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_a_missing_field(client: OpenAI) -> None:
 
 
 def test_a_cancel_keeps_what_is_done(openai_server: OpenAIServer) -> None:
-    """cancel: 200 with cancelling and cancelling_at; what had run stays in the output file, the rest is in the other."""
+    """cancel: 200 with cancelling and cancelling_at; what had run stays in the output file."""
     quick, slow = lines(16, model=HTTP_MODEL), lines(16, prefix="s", model=HTTP_MODEL, text="slow")
     client = openai_server.client
     with openai_server.slow_upstream():

@@ -10,7 +10,12 @@ from openai.types import Batch
 
 from tests.contract.openai.openai_server import DAY_S, ENDPOINT, HTTP_MODEL, OpenAIServer, line, lines
 
-KEYS = ["id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status", "output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at", "request_counts", "usage", "metadata"]
+KEYS = [
+    *("id", "object", "endpoint", "model", "errors", "input_file_id", "completion_window", "status"),
+    *("output_file_id", "error_file_id", "created_at", "in_progress_at", "expires_at", "finalizing_at"),
+    *("completed_at", "failed_at", "expired_at", "cancelling_at", "cancelled_at", "request_counts"),
+    *("usage", "metadata"),
+]
 INSTANTS = [key for key in KEYS if key.endswith("_at")]
 
 
@@ -25,7 +30,7 @@ def set_instants(batch: Batch) -> list[str]:
 
 
 def test_a_batch_that_has_not_begun(openai_server: OpenAIServer) -> None:
-    """3.2: at creation expires_at is created_at + 86400, request_counts are 0, and each other key is an explicit null."""
+    """3.2: at creation expires_at is created_at + 86400, request_counts are 0, each other key is an explicit null."""
     with openai_server.stopped_workers(), openai_server.recorder() as recorder:
         file = openai_server.upload([line("a")])
         batch = recorder.client.batches.create(input_file_id=file.id, endpoint=ENDPOINT, completion_window="24h")

@@ -92,7 +92,7 @@ class Counter(httpx2.BaseTransport):
 
 
 def test_the_advice_of_an_error_is_obeyed(openai_server: OpenAIServer) -> None:
-    """1.4: the SDK retries a 5xx as often as it was allowed, and waits as long as retry-after-ms or retry-after says."""
+    """1.4: the SDK retries a 5xx as often as it may, and waits as long as retry-after-ms or retry-after says."""
     counter = Counter()
     with (
         openai_server.client.with_options(max_retries=1, http_client=httpx2.Client(transport=counter)) as client,

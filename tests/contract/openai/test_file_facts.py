@@ -129,7 +129,7 @@ def test_a_deleted_file(openai_server: OpenAIServer) -> None:
 
 
 def test_content_comes_as_it_was_sent(openai_server: OpenAIServer) -> None:
-    """GET /v1/files/{id}/content: raw bytes, application/octet-stream, an attachment with its name, not gzip-encoded."""
+    """GET /v1/files/{id}/content: raw bytes, application/octet-stream, an attachment, not gzip-encoded."""
     with openai_server.recorder() as recorder:
         file = recorder.client.files.create(file=("Übung 1.jsonl", CONTENT), purpose="batch")
         assert recorder.client.files.content(file.id).content == CONTENT
