@@ -129,9 +129,9 @@ class OpenAIServer:
         return [orjson.loads(each) for each in content.splitlines()]
 
     def expire(self, batch: Batch) -> None:
-        """Let the window of the batch be over."""
+        """Let the window of the batch be over, for so long that calls which are under way are waited for no more."""
         job = f"job_{batch.id.removeprefix('batch_')}"
-        self.stack.query(f"UPDATE jobs SET expires_at = {time.time() - 1} WHERE id = '{job}'")
+        self.stack.query(f"UPDATE jobs SET expires_at = {time.time() - 3600} WHERE id = '{job}'")
 
     @contextmanager
     def stopped_workers(self) -> Iterator[None]:
