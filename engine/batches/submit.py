@@ -13,7 +13,8 @@ from engine.batches.batch_rows import get_batch
 from engine.batches.create import attach_callback, insert_batch, new_batch_id
 from engine.batches.inline import InlineBody
 from engine.batches.submit_parts import SubmitParts
-from engine.corpus.lines import ByteLimit, GzipDecoder, IdentityDecoder
+from engine.corpus.lines import ByteLimit
+from engine.corpus.parser import Decoder
 from engine.files.idempotency import (
     KeyReplay,
     KeyReservation,
@@ -42,7 +43,7 @@ class ArrivingBody:
     """The body of a request. `check_client` raises once the client is gone; `recheck_key` once its key is revoked."""
 
     chunks: AsyncIterator[bytes]
-    decoder: GzipDecoder | IdentityDecoder
+    decoder: Decoder
     check_client: Callable[[], None]
     recheck_key: Callable[[], Awaitable[None]]
 
