@@ -25,7 +25,7 @@ def run(base_url: str, key: str) -> dict[str, Any]:
     gives_up_at = time.monotonic() + END_S
     while batch.status not in ("completed", "failed", "expired", "cancelled"):
         assert time.monotonic() < gives_up_at, batch
-        time.sleep(0.2)
+        time.sleep(0.05)
         batch = litellm.retrieve_batch(batch_id=batch.id, **access)
     assert batch.status == "completed", batch
     output = json.loads(litellm.file_content(file_id=batch.output_file_id, **access).content)

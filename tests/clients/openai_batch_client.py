@@ -1,6 +1,7 @@
-"""Parasail's openai-batch: its Batch class from the first request to the downloaded files.
+"""Parasail's openai-batch: its Batch class from a file of requests to the downloaded files.
 
-Runs in an environment of its own. Prints one JSON object: what ran.
+Runs in an environment of its own. Prints one JSON object: what ran. Requests are not added by `add_to_batch`: in
+version 0.3.4 it closes the file that `submit` reads then, whatever the server.
 """
 
 from __future__ import annotations
@@ -13,17 +14,24 @@ from typing import Any
 
 from openai import OpenAI
 from openai_batch import Batch
+from openai_batch.batch import BatchType
 from openai_batch.providers import Provider
 
 TEXTS = [f"text {number}" for number in range(60)]
 
 
+def request(number: int, text: str) -> dict[str, Any]:
+    body = {"model": "tiny", "input": text}
+    return {"custom_id": f"line-{number + 1}", "method": "POST", "url": "/v1/embeddings", "body": body}
+
+
 def run(base_url: str, key: str, folder: Path) -> dict[str, Any]:
+    requests = folder / "requests.jsonl"
+    requests.write_text("".join(f"{json.dumps(request(n, text))}\n" for n, text in enumerate([*TEXTS, "poison"])))
     names = {"output_file": folder / "output.jsonl", "error_file": folder / "errors.jsonl"}
     provider = Provider(name="ours", base_url=base_url, api_key=key)
-    with Batch(folder / "requests.jsonl", **names, provider=provider) as batch:
-        for text in [*TEXTS, "poison"]:
-            batch.add_to_batch(model="tiny", input=text)
+    with Batch(requests, **names, provider=provider) as batch:
+        batch.batch_type = BatchType.EMBEDDING
         statuses: list[str] = []
         ended, output, errors = batch.submit_wait_download(
             interval=0.2, metadata={"by": "openai-batch"}, status_callback=lambda each: statuses.append(each.status)
@@ -36,7 +44,7 @@ def run(base_url: str, key: str, folder: Path) -> dict[str, Any]:
     assert vectors == [array("f", item.embedding) for item in sync.data]
     (failure,) = [json.loads(line) for line in Path(errors).read_text().splitlines()]
     assert failure["custom_id"] == "line-61" and failure["response"]["status_code"] == 400
-    return {"ran": "Batch.add_to_batch and submit_wait_download: 61 requests, one of them refused"}
+    return {"ran": "Batch.submit_wait_download: 61 requests, one of them refused"}
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pytest
 
 from models.embedding import Input
 from providers.fake import fake_vectors
-from tests.contract.openai.openai_server import HTTP_MODEL, MODEL, WIDTH, OpenAIServer, line, lines
+from tests.contract.openai.openai_server import DAY_S, HTTP_MODEL, MODEL, WIDTH, OpenAIServer, line, lines
 
 
 def vector(value: Input, width: int = WIDTH) -> list[float]:
@@ -67,12 +68,14 @@ def test_the_name_of_the_output_file(openai_server: OpenAIServer) -> None:
         assert len(content.content) == file.bytes
 
 
-def test_output_that_expires(openai_server: OpenAIServer) -> None:
-    """output_expires_after: counted from the creation of the output file."""
-    batch = openai_server.run([line("a")], output_expires_after={"anchor": "created_at", "seconds": 3600})
+@pytest.mark.parametrize("seconds", [None, 3600])
+def test_output_that_expires(openai_server: OpenAIServer, seconds: int | None) -> None:
+    """output_expires_after: counted from the creation of the output file; 30 days unless it says otherwise."""
+    fields = {} if seconds is None else {"output_expires_after": {"anchor": "created_at", "seconds": seconds}}
+    batch = openai_server.run([line("a")], **fields)
     assert batch.output_file_id is not None
     file = openai_server.client.files.retrieve(batch.output_file_id)
-    assert file.expires_at == file.created_at + 3600
+    assert file.expires_at == file.created_at + (seconds or 30 * DAY_S)
 
 
 def test_a_refused_request(openai_server: OpenAIServer) -> None:

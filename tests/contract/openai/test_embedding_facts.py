@@ -21,7 +21,7 @@ def test_the_body_of_the_sdk(openai_server: OpenAIServer) -> None:
             encoding_format="float", dimensions=4, user="u", input="a", model=MODEL
         )
     sent: dict[str, Any] = orjson.loads(recorder.requests[0].content)
-    assert set(sent) == {"model", "input", "user", "dimensions", "encoding_format"}
+    assert list(sent) == ["model", "input", "user", "dimensions", "encoding_format"]
     assert len(reply.data[0].embedding) == 4
 
 

@@ -100,6 +100,13 @@ def test_a_list_of_files(openai_server: OpenAIServer) -> None:
         client.files.delete(file_id)
 
 
+@pytest.mark.parametrize("purpose", ["fine-tune-results", "assistants_output", "batch_output"])
+def test_a_list_by_any_purpose_of_files(openai_server: OpenAIServer, purpose: str) -> None:
+    """File object: the purposes that only OpenAI writes can be asked for; here no file has them."""
+    found = openai_server.client.files.list(purpose=purpose)
+    assert {file.purpose for file in found} <= {"batch_output"}
+
+
 @pytest.mark.parametrize("limit", [0, 10_001])
 def test_the_limit_of_a_list(client: OpenAI, limit: int) -> None:
     """GET /v1/files: limit 1..10000."""

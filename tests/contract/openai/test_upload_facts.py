@@ -102,6 +102,18 @@ def test_an_upload_that_does_not_exist(client: OpenAI) -> None:
             call()
 
 
+def test_parts_of_64_mib(client: OpenAI) -> None:
+    """uploads.upload_file_chunked: its parts are of 64 MiB unless they are told otherwise, and are taken."""
+    content = bytes(64 * 1024 * 1024) + b"the rest"
+    done = client.uploads.upload_file_chunked(
+        file=content, filename="a.bin", bytes=len(content), mime_type="application/octet-stream", purpose="user_data"
+    )
+    assert done.file is not None and done.file.bytes == len(content)
+    tail = client.files.with_raw_response.content(done.file.id, extra_headers={"Range": "bytes=-9"})
+    assert tail.http_response.status_code == 206 and tail.content == b"\0the rest"
+    client.files.delete(done.file.id)
+
+
 def test_upload_file_chunked(openai_server: OpenAIServer, tmp_path: Path) -> None:
     """uploads.upload_file_chunked: parts one after another, then complete; from the disk and from memory."""
     path = tmp_path / "requests.jsonl"
