@@ -90,7 +90,8 @@ async def claim(database: Database, settings: Settings, due: DueDelivery) -> Cla
         endpoint_and_event = (
             select(*WebhookEndpoint.__table__.columns, WebhookEvent.type, WebhookEvent.data, db_now().label("now"))
             .add_columns(WebhookEvent.created_at.label("happened_at"))
-            .where(WebhookEndpoint.id == due.endpoint_id, WebhookEvent.id == due.event_id)
+            .join(WebhookEvent, WebhookEvent.id == due.event_id)
+            .where(WebhookEndpoint.id == due.endpoint_id)
         )
         row = (await connection.execute(endpoint_and_event)).one()
     body = event_body(due.event_id, row.type, row.happened_at, row.data)

@@ -36,6 +36,11 @@ class WebhookDeliveries:
         self._by_project: Counter[str] = Counter()
         self._errors = ErrorLog("the delivery of a webhook")
 
+    @property
+    def sending(self) -> int:
+        """How many are under way."""
+        return len(self._sending)
+
     async def send_due(self) -> None:
         """Begin to send all that is due, as far as there is room; the sends go on. Raises StorageUnavailable."""
         while len(self._sending) < MAX_SENDING:

@@ -29,7 +29,7 @@ QUARTERS = 4
 PROGRESS_ROWS = 1000  # that one query reads: jobs, each with the endpoints that it has
 
 _COLUMNS = (
-    Job.id,
+    Job.id.label("job_id"),
     Job.project,
     Job.status,
     Job.total,
@@ -65,7 +65,7 @@ async def record_job_event(connection: AsyncConnection, job_id: str) -> None:
     data: dict[str, Any] = {"status": job.status}
     if not has_ended:
         data["waiting_on"] = job.waiting_on
-    event_id = event_id_of(job.id, job.finished_at, "end") if has_ended else new_id("evt")
+    event_id = event_id_of(job.job_id, job.finished_at, "end") if has_ended else new_id("evt")
     await _insert_once(connection, event_id, event_type, rows, data)
 
 
@@ -90,7 +90,7 @@ async def _insert_once(
             event_id,
             event_type,
             project=job.project,
-            subject_id=job.id,
+            subject_id=job.job_id,
             data=data,
             subscribers=subscribers,
         )
@@ -121,12 +121,12 @@ async def _passed_marks(database: Database, after_id: str) -> list[tuple[str, st
     """The next running jobs with subscribers, and for each the id of the event of its last mark, if that is wanted."""
     has_passed = Job.total <= QUARTERS * (Job.completed + Job.failed)
     running = (Job.status == JobStatus.IN_PROGRESS, Job.total > 0, has_passed, Job.id > after_id)
-    page = union_all(*_subscriptions(*running)).order_by("id").limit(PROGRESS_ROWS)
+    page = union_all(*_subscriptions(*running)).order_by("job_id").limit(PROGRESS_ROWS)
     async with database.read() as connection:
         rows = (await connection.execute(page)).all()
-    if len(rows) == PROGRESS_ROWS and rows[0].id != rows[-1].id:
-        rows = [row for row in rows if row.id != rows[-1].id]  # whose endpoints may not all be in this page
-    return [(row.id, _progress_id(row) if EventType.JOB_PROGRESS in row.event_types else None) for row in rows]
+    if len(rows) == PROGRESS_ROWS and rows[0].job_id != rows[-1].job_id:
+        rows = [row for row in rows if row.job_id != rows[-1].job_id]  # whose endpoints may not all be in this page
+    return [(row.job_id, _progress_id(row) if EventType.JOB_PROGRESS in row.event_types else None) for row in rows]
 
 
 async def _record_progress(connection: AsyncConnection, job_id: str) -> None:
@@ -150,4 +150,4 @@ def _mark_of(job: Row[Any]) -> int:
 def _progress_id(job: Row[Any]) -> str | None:
     """The id of the event of the last mark that the job has passed. The same each time: it is inserted once."""
     mark = _mark_of(job)
-    return event_id_of(job.id, job.created_at, f"{mark}%") if mark else None
+    return event_id_of(job.job_id, job.created_at, f"{mark}%") if mark else None

@@ -18,7 +18,7 @@ Lookup = Callable[[str, int], Sequence[str]]
 
 
 def system_lookup(host: str, port: int) -> Sequence[str]:
-    """All addresses of a host, as the system's resolver gives them. Raises OSError or UnicodeError."""
+    """All addresses of a host, as the system's resolver gives them. Raises OSError or ValueError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
@@ -46,11 +46,16 @@ class Resolver:
 
         def run() -> None:
             found: Sequence[str] = ()
-            with contextlib.suppress(OSError, UnicodeError):
-                found = self._lookup(host, port)
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(finish, found)
+            try:
+                with contextlib.suppress(OSError, ValueError):
+                    found = self._lookup(host, port)
+            finally:  # whatever a look-up raises, somebody waits for it
+                with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                    loop.call_soon_threadsafe(finish, found)
 
-        # A daemon: the end of the process does not wait for a name server.
-        threading.Thread(target=run, name="webhook-lookup", daemon=True).start()
+        try:
+            # A daemon: the end of the process does not wait for a name server.
+            threading.Thread(target=run, name="webhook-lookup", daemon=True).start()
+        except RuntimeError:  # the system gives no more threads
+            finish(())
         return [address for text in await answer if (address := parse_address(text)) is not None]

@@ -7,6 +7,7 @@ protects: the address that was checked is the one that is dialled, so a name tha
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType
@@ -19,11 +20,12 @@ from models.errors import InvalidInput
 
 MAX_URL_CHARS = 2048
 # The ports of services that are not web servers are below it, all but 443.
-MIN_OPEN_PORT = 1024
+MIN_OPEN_PORT, MAX_PORT = 1024, 65_535
 DEFAULT_PORTS = {"https": 443, "http": 80}
 # A URL whose name resolves no faster is stored; each delivery resolves it again.
 CHECK_TIMEOUT_S = 2.0
 
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,255}\Z")
 # A URL that `TargetPolicy.check` has passed.
 CheckedUrl = NewType("CheckedUrl", str)
 
@@ -79,13 +81,15 @@ class TargetPolicy:
             raise TargetRefused("expected https://: events are not sent in the clear.")
         if url.userinfo:
             raise TargetRefused("leave the user and password out of it: deliveries are signed instead.")
-        port = url.port or DEFAULT_PORTS[url.scheme]
-        if port != DEFAULT_PORTS[url.scheme] and port < MIN_OPEN_PORT:
-            raise TargetRefused(f"port {port} is not allowed; use 443, or one from {MIN_OPEN_PORT} on.")
+        port = DEFAULT_PORTS[url.scheme] if url.port is None else url.port
+        if port != DEFAULT_PORTS[url.scheme] and not MIN_OPEN_PORT <= port <= MAX_PORT:
+            raise TargetRefused(f"port {port} is not allowed; use 443, or one from {MIN_OPEN_PORT} to {MAX_PORT}.")
         target = Target(url, host.removeprefix("[").removesuffix("]"), port)
         literal = parse_address(target.host)
         if literal is not None:
             self._check_addresses(target, [literal])
+        elif not _HOST.match(target.host):
+            raise TargetRefused("its host is no host's name. Send a URL such as https://example.com/hooks.")
         return target
 
     async def resolve(self, target: Target) -> Target:

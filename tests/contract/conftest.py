@@ -78,6 +78,7 @@ def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     url = f"http://127.0.0.1:{(port := free_port())}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDMILL_")}
     ours = {"DATA_DIR": str(folder), "CONFIG": str(config), "KEY_PEPPER": PEPPER, "LOG_LEVEL": "WARNING"}
+    ours["WEBHOOK_ALLOWED_NETWORKS"] = "127.0.0.0/8"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cli", "api", "--port", str(port)],
