@@ -69,6 +69,7 @@ ROWS = {
     52: "poison text",
     53: "garbage in the broker",
     54: "everything at random",
+    55: "API killed around each step of an upload, and the sweep within its purge",
 }
 NOT_DONE = {
     20: "SQLite's full disk stands for it (row 21): both meet the same code; a full PostgreSQL disk is its operator's",

@@ -22,6 +22,7 @@ from engine.files.read import delete_file as hide_file
 from engine.files.read import get_file as find_file
 from engine.files.read import list_files as find_files
 from engine.files.write import receive_file
+from engine.observability import failpoints
 from models.errors import InvalidInput
 from models.file import FilePurpose, new_file_id
 
@@ -120,6 +121,7 @@ async def _store(request: Request, form: _Form, reserved: KeyReservation) -> str
                 expires_after_s=expires_after_s,
             )
             await idempotency.finish_key(connection, store, reserved, fingerprint)
+    failpoints.hit("after_file_commit")
     return reserved.new_id
 
 

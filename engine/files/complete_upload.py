@@ -22,6 +22,7 @@ from engine.files.uploads import (
     parts_of,
 )
 from engine.files.write import expiry
+from engine.observability import failpoints
 from engine.process.work_threads import WorkThreads
 from models.errors import Conflict, InvalidInput, ObjectMissing
 from models.file import FilePart, FilePurpose, UploadStatus, new_file_id
@@ -47,12 +48,14 @@ async def complete_upload(
     _check_names(part_ids)
     if md5 is not None and not MD5.match(md5):
         raise InvalidInput("Invalid 'md5': expected 32 hex digits.", param="md5", code="invalid_value")
+    await get_upload(store, project, upload_id)
+    async with store.database.read() as connection:
+        sizes = await parts_of(connection, upload_id)
+    # Behind the parts: an upload that is still pending had these parts.
     row = await get_upload(store, project, upload_id)
     if row.status == UploadStatus.COMPLETED:
         return await _completed(store, row, part_ids)
     check_pending(row)
-    async with store.database.read() as connection:
-        sizes = await parts_of(connection, upload_id)
     check_parts(sizes, part_ids, row.bytes)
     await _check_content(store, work, row, part_ids, md5)
     file_id = new_file_id()
@@ -75,6 +78,7 @@ async def complete_upload(
                 parts_of=upload_id,
                 expires_at=expiry(life_s(FilePurpose(row.purpose), row.file_expires_after_s)),
             )
+    failpoints.hit("after_file_commit")
     row = await get_upload(store, project, upload_id)
     return row if is_first else await _completed(store, row, part_ids)
 

@@ -18,6 +18,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.files.file_store import FileStore
+from engine.observability import failpoints
 from engine.process.background import ErrorLog, surviving
 from engine.storage.database import Database
 from models.base import db_now, new_id
@@ -90,8 +91,8 @@ class PartLeases:
 async def write_part(store: FileStore, project: str, chunks: AsyncIterator[bytes]) -> WrittenPart:
     """Store the chunks as one part. Adopt it within `lease_s`, or purge removes it.
 
-    Raises UploadInterrupted when this process stood still for so long that its lease ran out; ObjectsUnavailable;
-    StorageUnavailable; and what `chunks` raises.
+    Raises UploadInterrupted or ObjectsUnavailable when this process stood still for so long that its lease ran out;
+    ObjectsUnavailable; StorageUnavailable; and what `chunks` raises.
     """
     async with PartLeases(store.database, lease_s=store.settings.lease_s) as leases:
         return await write_part_under(leases, store, project, chunks)
@@ -110,9 +111,11 @@ async def write_part_under(
             )
         )
     leases.add(part_id)
+    failpoints.hit("after_part_insert")
     is_written = False
     try:
         size = await store.objects.write(object_key(part_id), chunks)
+        failpoints.hit("after_part_write")
         async with store.database.write() as connection:
             updated = await connection.execute(
                 update(FilePart)
@@ -184,6 +187,7 @@ async def add_file(
             expires_at=expires_at,
         )
     )
+    failpoints.hit("during_file_commit")
     return int(size or 0)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from engine.files.file_store import FileStore
 from engine.files.idempotency import forget_keys_of
 from engine.files.parts import PURGE, object_key
+from engine.observability import failpoints
 from models.base import db_now
 from models.batch import JobStep
 from models.file import File, FilePart, Upload, UploadStatus
@@ -110,6 +111,7 @@ async def _remove_parts(store: FileStore) -> bool:
         for part_id in part_ids:
             await store.objects.delete(object_key(part_id))
             removed.append(part_id)
+            failpoints.hit("during_file_purge")
     finally:
         if removed:
             async with store.database.write() as connection:

@@ -120,7 +120,10 @@ class _PartialFile:
         """Make it durable, then give it its name."""
         with self._lock:
             os.fsync(self._handle)
-            self._partial.rename(self._path)
+            try:
+                self._partial.rename(self._path)
+            except FileNotFoundError as error:  # deleted by another process, which took this one for dead
+                raise ObjectsUnavailable("An object was removed while it was written. Try again.") from error
             folder = os.open(self._path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

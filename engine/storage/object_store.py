@@ -9,10 +9,11 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from engine.storage.local_objects import LocalObjects
+from engine.storage.s3_objects import FORM, S3Location, S3Objects
 from models.errors import ConfigError
 
 SETTING = "EMBEDMILL_OBJECTS_URL"
-FORMS = "file:///PATH or s3://BUCKET/PREFIX?endpoint=URL&region=NAME"
+FORMS = f"file:///PATH or {FORM}"
 FOLDER = "objects"
 
 
@@ -54,4 +55,6 @@ def open_object_store(url: str, data_dir: Path) -> ObjectStore:
     parts = urlsplit(url)
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and re.match(r"/.", parts.path):
         return LocalObjects(Path(unquote(parts.path)))
+    if parts.scheme == "s3":
+        return S3Objects(S3Location.of(url, SETTING))
     raise ConfigError(f"{SETTING} must have the form {FORMS}", param=SETTING)

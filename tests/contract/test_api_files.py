@@ -103,7 +103,7 @@ async def test_only_inputs_of_batches_expire_by_themselves(gateway: Gateway) -> 
     for purpose in ("user_data", "assistants", "evals", "fine-tune", "vision"):
         assert (await stored(gateway, purpose=purpose, name="x.bin"))["expires_at"] is None
     for spelling in ("expires_after[{}]", "expires_after.{}"):
-        fields = {spelling.format("anchor"): "created_at", spelling.format("seconds"): "2592000"}
+        fields: dict[str, Any] = {spelling.format("anchor"): "created_at", spelling.format("seconds"): "2592000"}
         file = await stored(gateway, purpose="user_data", **fields)
         assert file["expires_at"] == file["created_at"] + 2_592_000
 
