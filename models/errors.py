@@ -85,9 +85,7 @@ class HeadersTooLarge(RequestError):
 
 
 class UrlTooLong(RequestError):
-    """A request line beyond its bound. The connection is closed."""
-
-    code = "url_too_long"
+    code = "url_too_long"  # a request line beyond its bound; the connection is closed
 
 
 class RequestTimeout(RequestError):
@@ -120,7 +118,6 @@ class BodyTooSlow(RequestTimeout):
     """A body that arrives so slowly, or takes so long, that nobody waits for the rest of it."""
 
     code = "body_too_slow"
-    retryable = True
 
 
 class JobNotFound(RequestError):
@@ -128,9 +125,7 @@ class JobNotFound(RequestError):
 
 
 class WebhookNotFound(RequestError):
-    """No such endpoint or delivery of the caller's project."""
-
-    code = "webhook_not_found"
+    code = "webhook_not_found"  # of an endpoint, or of a delivery
 
 
 class FileNotFound(RequestError):
@@ -157,15 +152,7 @@ class RangeNotSatisfiable(RequestError):
 
 
 class BatchNotFound(RequestError):
-    """Unknown, deleted and foreign batches look the same. The message begins as OpenAI's."""
-
     code = "batch_not_found"
-
-    def __init__(self, batch_id: str) -> None:
-        super().__init__(
-            f"No batch found with id '{batch_id[:100]}'. GET /v1/batches lists the batches of this key's project.",
-            param="id",
-        )
 
 
 class Conflict(RequestError):
@@ -179,9 +166,7 @@ class Conflict(RequestError):
 
 
 class BatchEnded(Conflict):
-    """A batch that cannot be cancelled any more. OpenAI's answer has no code."""
-
-    code = "batch_ended"
+    code = "batch_ended"  # not shown: OpenAI's answer has none
 
 
 class ResultsChanged(Conflict):

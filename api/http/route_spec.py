@@ -1,4 +1,4 @@
-"""What describes one route: the lists of routes are made of these."""
+"""One route of the API, as the lists of routes have it."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ async def create_batch(request: Request) -> Response:
         caller,
         body,
         key=key,
-        is_retry=request.headers.get("x-stainless-retry-count", "0") != "0",
+        is_retry=request.headers.get("x-stainless-retry-count", "0").strip() not in ("", "0"),
         request_id=request.scope["request_id"],
     )
     batch = batch_object(await batch_row(runtime.store, caller.project, submitted.batch_id))

@@ -20,6 +20,7 @@ DEFAULT_WINDOW = "24h"
 MIN_WINDOW_S = 60
 MIN_EXPIRY_S, MAX_EXPIRY_S = 3600, 2_592_000
 MAX_ID_CHARS = 64
+MAX_MODEL_CHARS = 256
 _WINDOW = re.compile(r"([1-9][0-9]{0,5})([hm])\Z")
 
 
@@ -57,6 +58,7 @@ def check_request(request: BatchRequest, settings: Settings, *, is_inline: bool)
         _check_file_form(request)
     elif request.input_file_id is not None:
         raise _invalid("'requests' and 'input_file_id' exclude each other: send one of them.", "input_file_id")
+    _check_model(request.model)
     window = request.completion_window or DEFAULT_WINDOW
     return BatchSpec(
         input_file_id=request.input_file_id,
@@ -79,9 +81,17 @@ def _check_file_form(request: BatchRequest) -> None:
         raise _invalid("Invalid 'input_file_id': not the id of a file. GET /v1/files lists them.", "input_file_id")
     if request.model is not None:
         raise InvalidInput(
-            "Unknown parameter: 'model'. It belongs to batches with 'requests'; in a file, each line names its model.",
+            "Unknown parameter: 'model'. Leave it out: in a file, each line names its model.",
             param="model",
             code="unknown_parameter",
+        )
+
+
+def _check_model(model: str | None) -> None:
+    if model is not None and (not 1 <= len(model) <= MAX_MODEL_CHARS or "\0" in model):
+        raise _invalid(
+            f"Invalid 'model': expected a name of 1 to {MAX_MODEL_CHARS} characters. GET /v1/models lists them.",
+            "model",
         )
 
 

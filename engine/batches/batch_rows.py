@@ -43,7 +43,8 @@ async def get_batch(store: JobStore, project: str, batch_id: str) -> Row[Any]:
             found = await connection.execute(_BATCHES.where(Batch.id == batch_id, Batch.project == project))
             row = found.one_or_none()
     if row is None:
-        raise BatchNotFound(batch_id)
+        message = f"No batch found with id '{batch_id[:100]}'."  # OpenAI's words, to which clients compare
+        raise BatchNotFound(f"{message} GET /v1/batches lists the batches of this key's project.", param="id")
     return row
 
 

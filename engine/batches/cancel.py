@@ -34,7 +34,8 @@ async def cancel_batch(store: JobStore, project: str, batch_id: str) -> None:
         return
     batch = await get_batch(store, project, batch_id)
     if batch.status not in _CANCELLED:
-        raise BatchEnded(f"Cannot cancel a batch with status '{batch.status}'.")
+        message = f"Cannot cancel a batch with status '{batch.status}'."  # OpenAI's words, to which clients compare
+        raise BatchEnded(message)
 
 
 async def _cancel(connection: AsyncConnection, store: JobStore, batch: Row[Any]) -> bool:

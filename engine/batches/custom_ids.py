@@ -23,13 +23,16 @@ class CustomIdHashes:
 
     def __init__(self) -> None:
         self._hashes = array("q")
+        self.repetitions = 0  # hashes that occurred before; known once `repeated` was called
         self.add_hash = self._hashes.append  # of hash(custom_id): called for each line
 
     def repeated(self) -> Numbers:
         """The hashes that occur more than once, ascending; for most files none. Ends the look."""
         hashes = np.frombuffer(self._hashes, dtype=np.int64)
         hashes.sort()
-        return np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+        again = hashes[1:][hashes[1:] == hashes[:-1]]
+        self.repetitions = len(again)
+        return np.unique(again)
 
 
 class CustomIdDigests:

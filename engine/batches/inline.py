@@ -24,6 +24,9 @@ from models.errors import InvalidInput, PayloadTooLarge, RequestError
 ARRAY = "requests"
 STEP_BYTES = 128 * 1024
 MAX_FIELD_BYTES = 64 * 1024
+# Beyond it, the ids of one body would need tens of megabytes of the API's memory. A file has no such limit.
+MAX_REQUESTS = 250_000
+BYTES_PER_ID = 64  # with what the search for repeated ones needs
 # What a line has beside the body of its request and the id, at the most.
 FRAME_BYTES = 128 + MAX_ID_BYTES * 6
 NOT_JSON = "The body is not valid JSON: check quotes, commas and brackets."
@@ -53,8 +56,8 @@ class InlineBody:
 
     @property
     def buffered_bytes(self) -> int:
-        """Bytes of the incomplete request that are kept."""
-        return self._stream.buffered_bytes
+        """Bytes that are kept: of the incomplete request, and of all ids."""
+        return self._stream.buffered_bytes + len(self._custom_ids) * BYTES_PER_ID
 
     @property
     def has_requests(self) -> bool:
@@ -77,6 +80,12 @@ class InlineBody:
             raise InvalidInput(NOT_JSON, code="invalid_json") from None
         except ValueTooLong as error:
             raise self._too_long(error) from None
+        if self._stream.items > MAX_REQUESTS:
+            raise PayloadTooLarge(
+                f"Invalid '{ARRAY}': more than {MAX_REQUESTS} requests. Send a file, which may have more lines.",
+                param=ARRAY,
+                code="too_many_requests",
+            )
         return b"".join(self._line_of(item, first + position) for position, item in enumerate(items))
 
     def _too_long(self, error: ValueTooLong) -> RequestError:
@@ -137,7 +146,7 @@ class InlineBody:
             where = f"{ARRAY}[{int(again[0])}].custom_id"
             raise InvalidInput(
                 f"Invalid '{where}': {ARRAY}[{int(first[0])}] has the same custom_id. "
-                "Give each request an id of its own.",
+                "Send each request with an id of its own.",
                 param=where,
                 code="duplicate_custom_id",
             )

@@ -17,6 +17,8 @@ from models.embedding import Alias, Options
 
 MAX_LISTED_ERRORS = 1000
 MAX_VARIANTS = 1000
+# Lines that the second look compares: it needs a hundred bytes for each.
+MAX_COMPARED_LINES = 250_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,10 @@ class LineChecks:
 
 
 class RepeatedIds:
-    """The second look: at the lines whose id has a hash that occurs more than once, which `repeated` lists."""
+    """The second look: at the lines whose id has a hash that occurs more than once, which `repeated` lists.
+
+    It ends after MAX_COMPARED_LINES of them. Then `is_full`, and further repetitions are known by their hashes alone.
+    """
 
     def __init__(self, checks: LineChecks, repeated: Numbers) -> None:
         self._checks = checks
@@ -151,6 +156,11 @@ class RepeatedIds:
         # Of each line: the variant that it was counted in, and its inputs. -1: it was refused.
         self._variants = array("q")
         self._inputs = array("q")
+
+    @property
+    def is_full(self) -> bool:
+        """Further lines are not looked at."""
+        return len(self._digests) >= MAX_COMPARED_LINES
 
     def read(self, lines: Sequence[FileLine]) -> None:
         """Look at the next lines of the same file, from its beginning."""
@@ -168,7 +178,7 @@ class RepeatedIds:
         """Numbers of the lines that repeat an id, and their errors. They are taken out of their variants."""
         again, first = self._digests.repetitions()
         numbers = np.frombuffer(self._numbers, dtype=np.int64)
-        errors = LineErrors(count=len(again))
+        errors = LineErrors(count=self._checks.hashes.repetitions if self.is_full else len(again))
         for line, earlier in zip(again[:MAX_LISTED_ERRORS].tolist(), first[:MAX_LISTED_ERRORS].tolist(), strict=True):
             message = (
                 f"The custom_id of this request was used before, in line {int(numbers[earlier])}: "

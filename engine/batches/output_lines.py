@@ -43,7 +43,9 @@ _STATUS = {
     "upstream_timeout": 504,
 }
 ID_PREFIX = b"batch_req_"
-BAD_REQUEST, TOO_MANY_REQUESTS, FIRST_SERVER_STATUS = 400, 429, 500
+BAD_REQUEST = 400
+TOO_MANY_REQUESTS = 429
+FIRST_SERVER_STATUS = 500
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ is no part of it. A carriage return before the line feed is white space to JSON,
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import NamedTuple, TypeVar
 
@@ -111,7 +111,7 @@ class LineIterator:
     def __aiter__(self) -> AsyncIterator[list[FileLine]]:
         return self.map(lambda lines: lines)
 
-    async def map(self, step: Callable[[list[FileLine]], T]) -> AsyncIterator[T]:
+    async def map(self, step: Callable[[list[FileLine]], T]) -> AsyncGenerator[T]:
         """What `step` makes of each list of lines, in the thread that split them. Lists may be empty."""
 
         def steps(chunk: bytes) -> Iterator[T]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Sequence
+from contextlib import aclosing
 from typing import Any
 
 from sqlalchemy import Row, insert, select, update
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.batches.custom_ids import Numbers
 from engine.batches.line_checks import (
+    MAX_COMPARED_LINES,
     MAX_LISTED_ERRORS,
     MAX_VARIANTS,
     LineChecks,
@@ -66,6 +68,8 @@ async def validate_batch(parts: StepParts, step: ClaimedStep) -> None:
         await _fail(parts, step, batch, [(None, _EMPTY)], 1)
         return
     general = _faults_of_all(parts, checks)
+    if batch.is_lenient and duplicate_lines is not None and len(duplicate_lines) < repeated.count:
+        general.append(_TOO_MANY_REPEATED)
     count = len(general)
     errors: list[tuple[int | None, LineFault]] = [(None, each) for each in general]
     if not batch.is_lenient:
@@ -77,6 +81,11 @@ async def validate_batch(parts: StepParts, step: ClaimedStep) -> None:
         await _start(parts, step, batch, checks, duplicate_lines)
 
 
+_TOO_MANY_REPEATED = LineFault(
+    "too_many_duplicate_custom_ids",
+    f"More than {MAX_COMPARED_LINES} lines have a custom_id that another line has. Give each request an id of its own.",
+    "custom_id",
+)
 _EMPTY = LineFault("empty_file", "The input file is empty. Upload a file with one request on each line.", None)
 
 
@@ -113,8 +122,11 @@ async def _find_repeated_ids(
     if not len(repeated):
         return None, LineErrors()
     look = RepeatedIds(checks, repeated)
-    async for _ in _lines(parts, batch).map(look.read):
-        step.check()
+    async with aclosing(_lines(parts, batch).map(look.read)) as lines:
+        async for _ in lines:
+            step.check()
+            if look.is_full:
+                break
     return await parts.work.run(step.project, look.finish)
 
 
@@ -161,6 +173,7 @@ async def _start(
         if rows:
             await connection.execute(insert(JobVariant), rows)
         await move_step(connection, step, StepKind.INGEST)
+        failpoints.hit("during_validation_end")
     log.info(
         "a batch was validated",
         extra={"job_id": step.job_id, "lines": checks.total, "refused": checks.refused, "variants": len(variants)},
@@ -191,6 +204,7 @@ async def _fail(parts: StepParts, step: ClaimedStep, batch: Row[Any], errors: Er
             connection, EventType.BATCH_FAILED, project=batch.project, job_id=step.job_id, subject_id=batch.id
         )
         await end_step(connection, step)
+        failpoints.hit("during_validation_end")
     log.info("a batch failed its validation", extra={"job_id": step.job_id, "errors": count, "code": first.code})
 
 

@@ -102,6 +102,11 @@ def parser_of(format: Format, options: CorpusOptions) -> CorpusParser:
                 code="unsupported_format",
             ) from error
         return ParquetParser(
-            **columns, max_line_bytes=limit, max_bytes=options.max_bytes, folder=options.folder, where=where
+            **columns,
+            max_line_bytes=limit,
+            max_bytes=options.max_bytes,
+            max_ratio=options.max_ratio,
+            folder=options.folder,
+            where=where,
         )
     return CsvParser(**columns, delimiter="\t" if format == "tsv" else None, max_line_bytes=limit, where=where)

@@ -15,7 +15,7 @@ import pyarrow as pa
 from pyarrow import types
 
 from engine.corpus.columns import Columns, choose_columns
-from engine.corpus.lines import LONG_ID, MAX_ID_BYTES, ParsedRecords
+from engine.corpus.lines import LONG_ID, MAX_ID_BYTES, RATIO_FREE_BYTES, ParsedRecords
 from engine.corpus.parquet_rows import BATCH_ROWS, as_id, as_text, holds_text, open_file, stored, values_of
 from engine.corpus.unreadable import UnreadableCorpus
 from models.embedding import InputError
@@ -41,6 +41,7 @@ class ParquetParser:
         id_column: str | None,
         max_line_bytes: int,
         max_bytes: int,
+        max_ratio: float,
         folder: Path,
         where: str = "the body",
     ) -> None:
@@ -49,6 +50,8 @@ class ParquetParser:
         self._too_long = InputError("input_too_long", f"the text is longer than {max_line_bytes} bytes")
         self._max_text_bytes = max_line_bytes
         self._max_bytes = max_bytes
+        self._max_ratio = max_ratio
+        self._text_bytes = 0
         self._folder = folder
         self._where = where
         self._file: BinaryIO | None = None
@@ -98,7 +101,18 @@ class ParquetParser:
         with open_file(file, read_dictionary=names, buffer_size=READ_BYTES) as parquet:
             for batch in parquet.iter_batches(BATCH_ROWS, columns=names, use_threads=False):
                 ids = _cells(batch.column(columns.id)) if columns.id else [None] * batch.num_rows
-                yield self._records(_cells(batch.column(columns.text)), ids)
+                texts = _cells(batch.column(columns.text))
+                self._check_ratio(texts)
+                yield self._records(texts, ids)
+
+    def _check_ratio(self, texts: Sequence[Any]) -> None:
+        """A text that stands in each of millions of rows is stored once, and costs as much as so many texts."""
+        self._text_bytes += sum(len(cell) for cell in texts if cell is not None)
+        if self._text_bytes > max(RATIO_FREE_BYTES, self._bytes * self._max_ratio):
+            raise PayloadTooLarge(
+                f"{self._where} holds more than {self._max_ratio:g} times its size as text: send each text once",
+                code="compression_ratio_too_high",
+            )
 
     def _choose(self, schema: Any) -> Columns:
         found = {field.name: holds_text(field.type) for field in schema}

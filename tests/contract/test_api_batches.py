@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from typing import Any
 
@@ -232,6 +233,17 @@ async def test_a_body_that_is_not_json_leaves_nothing(gateway: Gateway) -> None:
         reply = await gateway.client.post(BATCHES, content=bad, headers={"content-type": "application/json"})
         assert (reply.status_code, error_of(reply)["code"]) == (400, "invalid_json")
     assert [await count(gateway, table) for table in (Batch, File, FilePart)] == [0, 0, 0]
+
+
+async def test_compressed_bodies(gateway: Gateway) -> None:
+    packed = gzip.compress(json.dumps(INLINE).encode())
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    reply = await gateway.client.post(BATCHES, content=packed[:-9], headers=headers)
+    assert (reply.status_code, error_of(reply)["code"]) == (400, "invalid_encoding")
+    assert [await count(gateway, table) for table in (Batch, File, FilePart)] == [0, 0, 0]
+    reply = await gateway.client.post(BATCHES, content=packed, headers=headers)
+    assert reply.status_code == 200
+    assert (await validate(gateway, reply.json()["id"]))["request_counts"]["total"] == 3
 
 
 async def test_a_file_that_would_be_too_large_is_refused(gateway: Gateway) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import delete, update
 
 from engine.batches.batch_rows import get_batch, list_batches
 from engine.batches.cancel import cancel_batch
@@ -60,6 +60,8 @@ async def test_a_cancel_and_a_validation_at_once_leave_one_story(store: Store) -
             assert outcome is None
             assert (row.status, job.status) == ("cancelling", "cancelled")
             assert await batch.step() is not None and await batch.events() == []
+            async with store.database.write() as connection:
+                await connection.execute(delete(JobStep))
 
 
 async def test_a_running_batch_is_cancelling_until_its_output_is_written(store: Store) -> None:

@@ -232,11 +232,22 @@ async def test_a_job_that_ended_meanwhile_is_not_started(store: Store) -> None:
 
 
 async def test_equal_ids_are_all_counted(store: Store) -> None:
-    line = request("same", "x")
-    batch: NewBatch = await new_batch(store, (line + b"\n") * 20_000)
+    batch: NewBatch = await new_batch(store, (request("same", "x") + b"\n") * 20_000)
     row = await batch.validate()
     assert (row.error_count, len(row.errors)) == (19_999, 1000)
     assert (await batch.step()) is None
+
+
+@pytest.mark.parametrize("lenient", [True, False])
+async def test_more_repeated_ids_than_are_compared(store: Store, lenient: bool) -> None:
+    fields: dict[str, Any] = {"metadata": {"embedmill_validation": "lenient"}} if lenient else {}
+    batch = await new_batch(store, (request("same", "x") + b"\n") * 255_000, **fields)
+    row = await batch.validate()
+    assert row.status == "failed"
+    if lenient:
+        assert [each["code"] for each in row.errors] == ["too_many_duplicate_custom_ids"]
+    else:
+        assert (row.error_count, len(row.errors)) == (254_999, 1000)
 
 
 async def test_the_step_is_due_for_ingest_at_once(store: Store) -> None:

@@ -137,7 +137,19 @@ def test_a_request_that_is_too_long_is_named_before_it_is_kept() -> None:
     assert read(long, max_line_bytes=limit) == ("payload_too_large", "requests[1]")
     assert read(long, random.Random(1), max_line_bytes=limit) == ("payload_too_large", "requests[1]")
     body = InlineBody(max_line_bytes=limit)
+    list(body.feed(wrap("")[:-2] + b'{"custom_id":"'))
     with pytest.raises(RequestError):
         for _ in range(1000):
-            list(body.feed(wrap("")[:-2] + b'{"custom_id":"' if body.buffered_bytes == 0 else b"x" * 1000))
+            list(body.feed(b"x" * 1000))
             assert body.buffered_bytes <= limit
+
+
+def test_a_body_has_a_bounded_number_of_requests() -> None:
+    body = InlineBody(max_line_bytes=MAX_LINE)
+    list(body.feed(b'{"requests":['))
+    with pytest.raises(RequestError) as refused:
+        for low in range(0, 300_000, 10_000):
+            items = b"".join(b'{"custom_id":"%d","body":{}},' % number for number in range(low, low + 10_000))
+            list(body.feed(items))
+            assert body.buffered_bytes <= 20_000_000
+    assert (refused.value.code, refused.value.param) == ("too_many_requests", "requests")

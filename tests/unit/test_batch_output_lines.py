@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from api.http.errors import status_of as status_of_error
 from engine.batches.output_lines import (
     CANCELLED,
     EXPIRED,
@@ -23,7 +24,7 @@ from engine.batches.output_lines import (
     success_line,
 )
 from models.embedding import Matrix
-from models.errors import EmbedmillError, UpstreamError
+from models.errors import DeadlineExceeded, EmbedmillError, NoRoute, Overloaded, StorageRefused, UpstreamError
 
 BATCH = "batch_0123456789abcdef0123456789abcdef"
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -140,7 +141,8 @@ def test_every_error_of_ours_has_a_status() -> None:
     def kinds(kind: type[EmbedmillError]) -> set[type[EmbedmillError]]:
         return {kind}.union(*map(kinds, kind.__subclasses__()))
 
-    of_callers = {"upstream_rejected", "upstream_too_large"}  # of an input: the provider refused its text
-    for kind in kinds(UpstreamError):
-        assert kind.code in of_callers or status_of(kind.code) >= 429, kind
+    # Of an input, these mean that the provider refused its text: the sync route answers with 400 to that.
+    of_callers = {"upstream_rejected", "upstream_too_large"}
+    for kind in kinds(UpstreamError) | kinds(NoRoute) | {DeadlineExceeded, Overloaded, StorageRefused}:
+        assert kind.code in of_callers or status_of(kind.code) == status_of_error(kind("")), kind
     assert (status_of("input_too_long"), status_of("empty_input"), status_of("worker_lost")) == (400, 400, 500)

@@ -36,6 +36,8 @@ def test_the_inline_form_needs_no_window_and_takes_a_model() -> None:
     spec = check_request(BatchRequest(endpoint="/v1/embeddings", model="m"), Settings(), is_inline=True)
     assert (spec.completion_window, spec.window_s, spec.default_model) == ("24h", 86400, "m")
     assert refusal(is_inline=True) == ("invalid_value", "input_file_id")
+    for model in ("", "m" * 257, "m\0"):
+        assert refusal(is_inline=True, input_file_id=None, model=model) == ("invalid_value", "model")
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("24h", 86400), ("1m", 60), ("90m", 5400), ("720h", 2592000)])

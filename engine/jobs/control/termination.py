@@ -80,10 +80,10 @@ async def terminate(store: JobStore, job_id: str, status: JobStatus, code: str =
         )
         if not moved.rowcount:
             return False
-        if status is not JobStatus.CANCELLED:
-            await record_job_event(connection, job_id)
         if status is JobStatus.CANCELLED and job.batch_id is not None:
             await mark_cancelling(connection, job_id)
+        if status is not JobStatus.CANCELLED:
+            await record_job_event(connection, job_id)
     await cancel_idle_shards(store, job_id)
     return True
 
