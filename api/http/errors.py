@@ -109,7 +109,7 @@ def status_of(error: EmbedmillError) -> int:
 def render(error: EmbedmillError) -> Response:
     """Our own error as a response."""
     status = status_of(error)
-    code = None if isinstance(error, WITHOUT_CODE) else error.code or None
+    code = None if isinstance(error, WITHOUT_CODE) else error.code
     if status == 502 and not isinstance(error, errors.UpstreamProtocolError):
         code = "upstream_error"
     message = error.message
