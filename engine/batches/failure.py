@@ -9,6 +9,7 @@ from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.batches.steps import ClaimedStep, StepParts, end_step
+from engine.jobs.control.batch_of_job import disown_output
 from engine.jobs.control.termination import cancel_idle_shards, terminate
 from engine.jobs.recording.completion import end_columns
 from engine.webhooks.outbox import record_event
@@ -37,6 +38,7 @@ async def fail_step(parts: StepParts, step: ClaimedStep, code: str, message: str
         return
     async with database.write() as connection:
         await end_step(connection, step)
+        await disown_output(connection, batch_id)
         await _fail_job(connection, parts, step.job_id, code, message)
         await _fail_batch(connection, step, batch_id, {"code": code, "message": message, "param": None, "line": None})
     await cancel_idle_shards(parts.store, step.job_id)

@@ -29,6 +29,7 @@ from models.errors import ResultsChanged
 # Bytes of both files in memory, before they are written as a part of each.
 PART_BYTES = 32 * 1024 * 1024
 SURVEY_PROGRESS_S = 5.0
+SURVEY_BYTES = 1 << 60  # no vectors are read: lines alone bound a group
 # Results that a worker kept on its disk may be recorded late: then all is written anew.
 MAX_ROUNDS = 3
 # A job that expired may have calls in flight, whose results are still recorded.
@@ -107,7 +108,8 @@ class _Output:
                 await store_progress(connection, self.step, progress.to_store())
         planner = self.source.planner(progress.cursors)
         stored_at = time.monotonic()
-        async for group in self.source.groups(planner, offset=progress.offset, line=progress.line):
+        groups = self.source.groups(planner, offset=progress.offset, line=progress.line, vector_bytes=SURVEY_BYTES)
+        async for group in groups:
             self.step.check()
             await self._count(group)
             progress.offset, progress.line, progress.cursors = group.stop, group.last_line, planner.cursors

@@ -10,7 +10,7 @@ from engine.batches.output_plan import LinePlanner, PlannedLine, Variant
 from engine.batches.reader import FileLine, LineIterator
 
 # Of a group, unless its only line has more.
-VECTOR_BYTES = 2 * 1024 * 1024
+VECTOR_BYTES = 4 * 1024 * 1024
 GROUP_LINES = 1000
 Parsed = tuple[FileLine, BatchLine | LineFault]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from sqlalchemy import insert, select, update
 
 from engine.batches.batch_rows import get_batch
+from engine.batches.failure import fail_step
 from engine.batches.output import write_output
 from engine.batches.steps import StepStopped
 from engine.files.composition import files_of
+from engine.files.purge import purge_files
 from engine.files.read import get_file
 from engine.jobs.control.pause_resume import pause, resume
 from engine.jobs.control.retry import retry
@@ -70,16 +74,10 @@ async def test_a_retry_writes_new_files(store: Store) -> None:
 async def test_a_retry_takes_a_half_written_output_back(store: Store) -> None:
     batch = await failed_in_part(store)
     step = await batch.claim()
-    calls = 0
-
-    def stops_at_the_third_group() -> bool:
-        nonlocal calls
-        calls += 1
-        return calls > 4
-
+    calls = iter([False] * 3)
+    stopping = replace(step, must_stop=lambda: next(calls, True))
     with pytest.raises(StepStopped):
-        slow = type(step)(step.job_id, step.project, step.kind, step.fence, step.progress, stops_at_the_third_group)
-        await write_output(batch.parts(), slow, part_bytes=200)
+        await write_output(batch.parts(), stopping, part_bytes=200)
     assert await store.count(FilePart, FilePart.owner_id == f"{batch.id}:output") > 0
     await retry(store.jobs, PROJECT, batch.job_id, dispatcher=store.dispatcher)
     assert await store.count(FilePart, FilePart.owner_id.like("batch%")) == 0
@@ -99,6 +97,44 @@ async def test_a_retry_of_lines_that_were_refused_changes_nothing(store: Store) 
     with pytest.raises(Conflict):
         await retry(store.jobs, PROJECT, batch.job_id, dispatcher=store.dispatcher)
     assert await batch.row() == row and await step_kind(store) is None
+
+
+async def test_a_retry_needs_the_input_file(store: Store) -> None:
+    batch = await failed_in_part(store)
+    row = await batch.write()
+    async with store.database.write() as connection:
+        await connection.execute(update(File).where(File.id == row.input_file_id).values(deleted_at=db_now()))
+    await purge_files(files_of(store.runtime))
+    with pytest.raises(Conflict, match="input file"):
+        await retry(store.jobs, PROJECT, batch.job_id, dispatcher=store.dispatcher)
+    assert await batch.row() == row and await step_kind(store) is None
+    assert await store.status(batch.job_id) == JobStatus.COMPLETED_WITH_ERRORS
+
+
+async def test_a_retry_keeps_a_deleted_input_file_until_the_output_is_written(store: Store) -> None:
+    batch = await failed_in_part(store)
+    row = await batch.write()
+    async with store.database.write() as connection:
+        await connection.execute(update(File).where(File.id == row.input_file_id).values(deleted_at=db_now()))
+    await retry(store.jobs, PROJECT, batch.job_id, dispatcher=store.dispatcher)
+    await purge_files(files_of(store.runtime))
+    await finish_shards(store, batch.job_id)
+    row = await batch.write()
+    assert (row.status, row.completed) == (BatchStatus.COMPLETED, 30)
+
+
+async def test_a_step_that_fails_for_good_leaves_no_parts(store: Store) -> None:
+    batch = await failed_in_part(store)
+    step = await batch.claim()
+    calls = iter([False] * 3)
+    stopping = replace(step, must_stop=lambda: next(calls, True))
+    with pytest.raises(StepStopped):
+        await write_output(batch.parts(), stopping, part_bytes=200)
+    assert await store.count(FilePart, FilePart.owner_id.like("batch%")) > 0
+    await fail_step(batch.parts(), step, "processing_failed", "it failed again and again")
+    row = await batch.row()
+    assert (row.status, row.output_file_id, row.errors[0]["code"]) == (BatchStatus.FAILED, None, "processing_failed")
+    assert await store.count(FilePart, FilePart.owner_id.like("batch%")) == 0
 
 
 async def running(store: Store) -> RunBatch:

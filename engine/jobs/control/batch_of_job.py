@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import insert, null, select, update
+from sqlalchemy import Row, insert, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.files.parts import disown_parts
 from models.base import db_now
 from models.batch import ENDED, Batch, BatchStatus, JobStep, StepKind, error_owner, output_owner
-from models.file import File
+from models.errors import Conflict
+from models.file import File, FilePart
 from models.job import Job
 
 UNIT_S = {"h": 3600, "m": 60}
@@ -28,14 +29,14 @@ async def mark_cancelling(connection: AsyncConnection, job_id: str) -> None:
     )
 
 
-async def queue_output_again(connection: AsyncConnection, project: str, job_id: str) -> None:
+async def queue_output_again(connection: AsyncConnection, job: Row[Any]) -> None:
     """Failed inputs of its job run again: the output is written anew when they have. Locks the step.
 
-    A worker that writes the output now loses its step.
+    A worker that writes the output now loses its step. Raises Conflict when the input file was removed.
     """
     replaced = await connection.execute(
         update(JobStep)
-        .where(JobStep.job_id == job_id)
+        .where(JobStep.job_id == job.id)
         .values(
             kind=StepKind.RUN,
             due_at=db_now(),
@@ -49,7 +50,14 @@ async def queue_output_again(connection: AsyncConnection, project: str, job_id: 
     )
     if not replaced.rowcount:
         await connection.execute(
-            insert(JobStep).values(job_id=job_id, project=project, kind=StepKind.RUN, due_at=db_now())
+            insert(JobStep).values(job_id=job.id, project=job.project, kind=StepKind.RUN, due_at=db_now())
+        )
+    # Looked up behind the step, which keeps a deleted file from being purged.
+    part = select(FilePart.id).where(FilePart.owner_id == job.input_file_id).limit(1)
+    if (await connection.execute(part)).first() is None:
+        raise Conflict(
+            "The input file of this batch was deleted, and its output is made from it: upload the file again, and "
+            "create a new batch of the requests that failed."
         )
 
 

@@ -162,7 +162,7 @@ async def _reopen(store: JobStore, job: Row[Any], plan: _Plan) -> bool:
     }
     async with store.database.write() as connection:
         if job.batch_id is not None:
-            await queue_output_again(connection, job.project, job.id)
+            await queue_output_again(connection, job)
         locked = 0
         for low in range(0, len(ids), MAX_LOCKED_ROWS):
             chunk = ids[low : low + MAX_LOCKED_ROWS]

@@ -81,9 +81,15 @@ class Page:
 
 
 async def read_pages(
-    database: Database, job: Row[Any], indexes: IndexRange, *, complete: bool, with_ids: bool
+    database: Database,
+    job: Row[Any],
+    indexes: IndexRange,
+    *,
+    complete: bool,
+    with_ids: bool,
+    page_bytes: int = PAGE_BYTES,
 ) -> AsyncIterator[Page]:
-    """The pages of an index range, in order. No connection is held between two pages.
+    """The pages of an index range, of `page_bytes` each, in order. No connection is held between two pages.
 
     `complete`: each index of the range must have its outcome. `with_ids`: with caller ids and truncated inputs.
 
@@ -99,7 +105,7 @@ async def read_pages(
                     if complete:
                         for shard in shards:
                             shard.without_error[:] = True
-                page = await _read_page(connection, job, shards[0], index, indexes.stop)
+                page = await _read_page(connection, job, shards[0], index, indexes.stop, page_bytes)
                 if page is not None:
                     break
                 shards.clear()
@@ -169,7 +175,7 @@ async def _read_shards(
 
 
 async def _read_page(
-    connection: AsyncConnection, job: Row[Any], shard: ShardOutcomes, start: int, stop: int
+    connection: AsyncConnection, job: Row[Any], shard: ShardOutcomes, start: int, stop: int, page_bytes: int
 ) -> Page | None:
     """The page that begins at `start`; None when an outcome is missing."""
     end = min(stop, shard.stop)
@@ -178,7 +184,7 @@ async def _read_page(
     if before_vectors:
         return Page(start, start + before_vectors, (), shard)
     row_bytes = 4 * shard.width
-    page_stop = min(end, start + max(1, PAGE_BYTES // row_bytes))
+    page_stop = min(end, start + max(1, page_bytes // row_bytes))
     found = await connection.execute(
         _VECTORS, {"job": job.id, "start": start, "stop": page_stop, "row_bytes": row_bytes}
     )
