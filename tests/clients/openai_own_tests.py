@@ -104,4 +104,4 @@ def _read(report: Path) -> dict[str, Outcome]:
             outcome.skipped += 1
         else:
             outcome.passed += 1
-    return dict(outcomes)
+    return dict(sorted(outcomes.items()))

@@ -40,9 +40,10 @@ SETTINGS = {"SHARD_INPUTS": "16", "BATCH_INPUTS": "8", "WEBHOOK_ALLOWED_NETWORKS
 def openai_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenAIServer]:
     port = free_port()
     config = CONFIG + MORE_CONFIG.format(port=port, base_path=fake_format("ollama").base_path)
-    with Stack(tmp_path_factory.mktemp("openai"), settings=SETTINGS, more_config=config) as stack:
-        options = ["--kind", "ollama", "--port", str(port), "--width", "16"]
-        stack.processes.start("ollama", [sys.executable, "-m", "cli.fake_upstream", *options])
+    stack = Stack(tmp_path_factory.mktemp("openai"), settings=SETTINGS, more_config=config)
+    options = ["--kind", "ollama", "--port", str(port), "--width", "16"]
+    stack.processes.start("ollama", [sys.executable, "-m", "cli.fake_upstream", *options])
+    with stack:
         yield OpenAIServer(stack)
 
 

@@ -18,7 +18,6 @@ async def async_client(openai_server: OpenAIServer) -> AsyncIterator[AsyncOpenAI
     async with AsyncOpenAI(
         base_url=openai_server.url,
         api_key=openai_server.stack.key,
-        max_retries=0,
         timeout=30,
         _strict_response_validation=True,
     ) as client:
@@ -55,7 +54,7 @@ async def test_a_batch_to_its_end(async_client: AsyncOpenAI) -> None:
 
 
 async def test_many_at_once(async_client: AsyncOpenAI) -> None:
-    """Files, lists and refusals side by side on one client."""
+    """Files and refusals side by side on one client: more uploads than a key may have at once wait for their turn."""
     files = async_client.files
     made = await asyncio.gather(*(files.create(file=(f"{n}.txt", b"x" * n), purpose="user_data") for n in range(1, 21)))
     assert [file.bytes for file in made] == [*range(1, 21)] and len({file.id for file in made}) == 20
