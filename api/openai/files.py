@@ -33,6 +33,8 @@ FIELDS = (
     "expires_after.anchor",
     "expires_after.seconds",
 )
+# The last two are written by services that are not here: no file has them.
+LISTED_PURPOSES = (*FilePurpose, "assistants_output", "fine-tune-results")
 MAX_PAGE = 10_000
 PAGE_ROWS = 1000  # of one query, and of one step of rendering
 
@@ -135,9 +137,9 @@ async def list_files(request: Request) -> Response:
     is_ascending = params.choice_param(request, "order", ("desc", "asc")) == "asc"
     runtime, project = runtime_of(request), caller_of(request).project
     purpose = request.query_params.get("purpose")
-    if purpose is not None and purpose not in tuple(FilePurpose):
+    if purpose is not None and purpose not in LISTED_PURPOSES:
         raise InvalidInput(
-            f"Invalid 'purpose': supported are {', '.join(FilePurpose)}.", param="purpose", code="invalid_value"
+            f"Invalid 'purpose': supported are {', '.join(LISTED_PURPOSES)}.", param="purpose", code="invalid_value"
         )
     after_id = request.query_params.get("after")
     data: list[dict[str, Any]] = []

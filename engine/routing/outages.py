@@ -164,6 +164,8 @@ class Outages:
         if self._database is None or _now() < self._read_at + max_age_s:
             return
         self._read_at = _now()
+        # Outages that this process stores or ends while the rows are read: the rows may say otherwise.
+        before = self.active.copy()
         try:
             await self._remove()
             async with self._database.read() as connection:
@@ -180,10 +182,13 @@ class Outages:
             if key not in self.active:
                 ROUTES_DOWN.labels(*key).set(1)
         for key, outage in self.active.items():
-            if not outage.is_stored:
+            if key not in before or not before[key].is_stored:
                 found.setdefault(key, outage)
             elif key not in found:
                 ROUTES_DOWN.labels(*key).set(0)
+        for key in found.keys() & (self._ended | before.keys() - self.active.keys()):
+            del found[key]
+            ROUTES_DOWN.labels(*key).set(0)
         has_news = found.keys() != self.active.keys()
         self.active = found
         if has_news:

@@ -21,6 +21,7 @@ from sqlalchemy import event
 from engine.access.keys import create_key
 from engine.storage.database import Database
 from models.key import Scope
+from tests.contract import node_package
 from tests.gateway import CONFIG, PEPPER, Gateway
 from tests.waiting import wait_until
 
@@ -98,6 +99,12 @@ def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             process.kill()
             raise
     assert ended in (0, -15), (folder / "log").read_text()
+
+
+@pytest.fixture(scope="session")
+def node_packages() -> Path:
+    """A folder with the official OpenAI package for Node."""
+    return node_package.install()
 
 
 @pytest.fixture
