@@ -49,10 +49,6 @@ Place = Literal[
     "during_file_commit",  # in the transaction that makes parts a file, all rows are written
     "after_file_commit",  # the file is durable, the caller has no answer
     "during_file_purge",  # bytes of parts are removed, their rows are not
-    "during_validation",  # a part of a batch's file was read
-    "during_validation_end",  # what a validation found is written and not committed
-    "mid_ingest",  # shards of a file are written and not committed
-    "after_ingest_commit",  # shards of a file are kept, and the rest of it is not read yet
     "during_migration",  # tables are changed and not committed
 ]
 

@@ -1,7 +1,7 @@
 """Objects in an S3-compatible store. An object is a run of segments, each of which one PUT stores or does not.
 
 S3's own uploads in parts are not used: what a killed process leaves of one is in no listing, and is paid for until a
-rule of the bucket removes it (docs/decisions/0025-object-store.md). Here all that is left has a key below the object's,
+rule of the bucket removes it (docs/decisions/0027-object-store.md). Here all that is left has a key below the object's,
 so `delete` finds it. The last segment has a name of its own: without it an object is not there.
 """
 

@@ -56,7 +56,7 @@ async def queue_output_again(connection: AsyncConnection, job: Row[Any]) -> None
     part = select(FilePart.id).where(FilePart.owner_id == job.input_file_id).limit(1)
     if (await connection.execute(part)).first() is None:
         raise Conflict(
-            "The input file of this batch was deleted, and its output is made from it: upload the file again, and "
+            "The input file of this batch was deleted, and its output is made from it: send the file again, and "
             "create a new batch of the requests that failed."
         )
 
