@@ -37,8 +37,8 @@ def all_routes() -> Iterator[RouteSpec]:
     yield from _submit_and_status()
     yield from _job_control()
     yield from _job_outcomes()
-    yield from batch_routes.all_routes()
     yield from file_routes.all_routes()
+    yield from batch_routes.all_routes()
     yield RouteSpec("GET", "/v1/models", models.list_models, operation("List models", "Models"))
     model = {"parameters": [path_param("model", "Name of the model")]}
     # Before the route of one model, which takes any path.

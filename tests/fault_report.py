@@ -70,6 +70,7 @@ ROWS = {
     53: "garbage in the broker",
     54: "everything at random",
     55: "API killed around each step of an upload, and the sweep within its purge",
+    56: "workers killed while they validate, read and write the files of jobs and batches",
 }
 NOT_DONE = {
     20: "SQLite's full disk stands for it (row 21): both meet the same code; a full PostgreSQL disk is its operator's",

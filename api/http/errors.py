@@ -55,7 +55,7 @@ STATUS: dict[type[EmbedmillError], int] = {
     EmbedmillError: 500,
 }
 # OpenAI's envelope of these has `code: null`, which clients may compare.
-WITHOUT_CODE = (errors.BatchEnded, errors.FileNotFound, errors.FileRefused)
+WITHOUT_CODE = (errors.FileNotFound, errors.FileRefused, errors.BatchEnded)
 CLIENT_GONE = 499  # never sent, because the client has gone; it appears in metrics and logs
 LOG_INTERVAL_S = 60.0
 MAX_RETRY_AFTER_S = 60  # above it, the official SDKs stop obeying Retry-After

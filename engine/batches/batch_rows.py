@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, select
+from sqlalchemy import BigInteger, Row, cast, func, select
 
 from engine.job_store import JobStore
 from models.batch import Batch, JobVariant
@@ -16,7 +16,8 @@ from models.job import Job
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}\Z")
 
 _INPUTS = (
-    select(func.coalesce(func.sum(JobVariant.inputs), 0))
+    # PostgreSQL's sum of whole numbers is a decimal, which is no number of JSON.
+    select(cast(func.coalesce(func.sum(JobVariant.inputs), 0), BigInteger))
     .where(JobVariant.job_id == Batch.job_id)
     .correlate(Batch)
     .scalar_subquery()

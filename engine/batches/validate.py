@@ -173,7 +173,6 @@ async def _start(
         if rows:
             await connection.execute(insert(JobVariant), rows)
         await move_step(connection, step, StepKind.INGEST)
-        failpoints.hit("during_validation_end")
     log.info(
         "a batch was validated",
         extra={"job_id": step.job_id, "lines": checks.total, "refused": checks.refused, "variants": len(variants)},
@@ -204,7 +203,6 @@ async def _fail(parts: StepParts, step: ClaimedStep, batch: Row[Any], errors: Er
             connection, EventType.BATCH_FAILED, project=batch.project, job_id=step.job_id, subject_id=batch.id
         )
         await end_step(connection, step)
-        failpoints.hit("during_validation_end")
     log.info("a batch failed its validation", extra={"job_id": step.job_id, "errors": count, "code": first.code})
 
 
@@ -224,3 +222,4 @@ async def _change_batch(connection: AsyncConnection, batch: Row[Any], values: di
     )
     if not changed.rowcount:
         raise StepStopped("the batch was cancelled while its file was validated")
+    failpoints.hit("during_validation_end")

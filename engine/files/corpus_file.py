@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from sqlalchemy import select
 
-from engine.corpus.formats import CorpusOptions, decoder_of, format_of, has_known_ending, parser_of
+from engine.corpus.formats import HEAD_BYTES, CorpusOptions, decoder_of, format_of, has_known_ending, parser_of
 from engine.corpus.lines import ByteLimit, IdentityDecoder, ParsedRecords
 from engine.corpus.parser import CorpusParser, Decoder
 from engine.corpus.unreadable import UnreadableCorpus
@@ -71,5 +71,5 @@ async def open_corpus_file(
         folder=settings.data_dir,
         where="the file",
     )
-    head = b"".join([piece async for piece in read_file(store, file_id, 0, 16)])
+    head = b"".join([piece async for piece in read_file(store, file_id, 0, HEAD_BYTES)])
     return CorpusFile(filename, head, read_file(store, file_id), options)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, select, union_all
+from sqlalchemy import Row, Select, and_, bindparam, select, union_all
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.storage.database import Database
@@ -52,12 +52,16 @@ def _subscriptions(*of_jobs: Any) -> tuple[Select[Any], Select[Any]]:
     )
 
 
+# Built once: it runs at the end of every job.
+_OF_ONE_JOB = union_all(*_subscriptions(Job.id == bindparam("job_id")))
+
+
 async def record_job_event(connection: AsyncConnection, job_id: str) -> None:
     """Insert the event of a job that this transaction has ended or paused; one look-up where nobody subscribes.
 
     Called twice for one end it inserts one event. A job that is retried and ends again has another one.
     """
-    rows = (await connection.execute(union_all(*_subscriptions(Job.id == job_id)))).all()
+    rows = (await connection.execute(_OF_ONE_JOB, {"job_id": job_id})).all()
     event_type = EVENT_OF_STATUS.get(JobStatus(rows[0].status)) if rows else None
     if event_type is None:
         return

@@ -23,10 +23,11 @@ def expired_event(settings: Settings) -> ColumnElement[bool]:
 async def purge_events(database: Database, settings: Settings) -> None:
     """Remove expired events for ROUND_S. Raises StorageUnavailable."""
     until = time.monotonic() + ROUND_S
-    removed = STEP_EVENTS
-    while removed == STEP_EVENTS and time.monotonic() < until:
-        oldest = (
-            select(WebhookEvent.id).where(expired_event(settings)).order_by(WebhookEvent.created_at).limit(STEP_EVENTS)
-        )
+    oldest = select(WebhookEvent.id).where(expired_event(settings)).order_by(WebhookEvent.created_at).limit(STEP_EVENTS)
+    while time.monotonic() < until:
+        async with database.read() as connection:
+            ids = (await connection.execute(oldest)).scalars().all()
+        if not ids:
+            return
         async with database.write() as connection:
-            removed = (await connection.execute(delete(WebhookEvent).where(WebhookEvent.id.in_(oldest)))).rowcount
+            await connection.execute(delete(WebhookEvent).where(WebhookEvent.id.in_(ids)))

@@ -236,3 +236,17 @@ async def test_a_key_without_the_scope_is_refused(gateway: Gateway) -> None:
     headers = await gateway.another_key(scopes=[Scope.EMBEDDINGS])
     assert (await gateway.client.get(ENDPOINTS, headers=headers)).status_code == 403
     assert (await gateway.client.get("/v1/webhook_event_types", headers=headers)).status_code == 403
+
+
+async def test_a_job_of_a_file_has_a_webhook_too(gateway: Gateway, receiver: Receiver) -> None:
+    upload: dict[str, Any] = {"files": {"file": ("corpus.ndjson", b'"a"\n"b"\n')}, "data": {"purpose": "user_data"}}
+    file = (await gateway.client.post("/v1/files", **upload)).raise_for_status().json()
+    body = {"model": "tiny", "input_file_id": file["id"], "webhook": {"url": receiver.url()}}
+    reply = await gateway.client.post(JOBS, json=body)
+    assert reply.status_code == 202 and reply.json()["webhook"]["secret"].startswith("whsec_")
+    job_id = reply.json()["id"]
+    for action in ("pause", "resume", "cancel"):
+        (await gateway.client.post(f"{JOBS}/{job_id}/{action}")).raise_for_status()
+    await deliver(gateway)
+    told = {(each.event["type"], each.event["data"]["id"]) for each in receiver.received}
+    assert told == {("embedding.job.paused", job_id), ("embedding.job.cancelled", job_id)}

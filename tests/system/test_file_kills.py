@@ -57,6 +57,7 @@ def tokens_of(tmp_path: Path) -> set[str]:
     return {path.name for path in (tmp_path / "tokens").iterdir()}
 
 
+@pytest.mark.fault(56)
 def test_workers_are_killed_while_they_read_a_file(start: Start, tmp_path: Path) -> None:
     stack = start(
         "after_ingest_commit=kill,skip=2,times=2,shared=TOKENS; mid_ingest=kill,skip=1,times=1,shared=TOKENS; "
@@ -83,6 +84,7 @@ def test_workers_are_killed_while_they_read_a_file(start: Start, tmp_path: Path)
     assert stack.query("select count(*) from job_steps") == [(0,)]
 
 
+@pytest.mark.fault(56)
 def test_workers_are_killed_in_every_step_of_a_batch(start: Start, tmp_path: Path) -> None:
     stack = start(
         "during_validation=kill,times=1,shared=TOKENS; mid_ingest=kill,skip=2,times=1,shared=TOKENS; "

@@ -12,7 +12,7 @@ from engine.job_store import JobStore
 from engine.jobs.ingest.idempotency import Reservation, owned_by
 from engine.jobs.ingest.job_row import initial_columns
 from engine.jobs.ingest.sharding import JobSpec
-from engine.observability import failpoints
+from engine.webhooks.endpoints import attach_requested
 from models.base import db_now
 from models.batch import JobStep, StepKind
 from models.errors import Conflict, FileNotFound
@@ -47,6 +47,7 @@ async def create_file_job(
                     initial_columns(store.settings, caller, spec, reservation.job_id) | {"input_file_id": file_id}
                 )
             )
+            await attach_requested(connection, spec.webhook, project=caller.project, job_id=reservation.job_id)
             await connection.execute(
                 insert(JobStep).values(
                     job_id=reservation.job_id,
@@ -75,10 +76,8 @@ async def create_file_job(
                         code="upload_taken_over",
                         should_retry=True,
                     )
-            failpoints.hit("after_job_insert")
         is_created = True
     finally:
         if not is_created and reservation.key is not None:
             async with store.database.write() as connection:
                 await connection.execute(delete(IdempotencyKey).where(owned_by(reservation, caller.project)))
-    failpoints.hit("after_accept_commit")
