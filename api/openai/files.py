@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from api.http import params, request_body
 from api.http.auth import caller_of, runtime_of
-from api.http.idempotency import REPLAYED, created_before, reserved_key
+from api.http.idempotency import REPLAYED, created_before, deleted_meanwhile, reserved_key
 from api.http.json_response import json_response
 from api.http.multipart import FormReader
 from api.openai.file_objects import file_object
@@ -23,7 +23,7 @@ from engine.files.read import get_file as find_file
 from engine.files.read import list_files as find_files
 from engine.files.write import receive_file
 from engine.observability import failpoints
-from models.errors import InvalidInput
+from models.errors import FileNotFound, InvalidInput
 from models.file import FilePurpose, new_file_id
 
 FIELDS = (
@@ -97,7 +97,10 @@ async def create_file(request: Request) -> Response:
                 file_id = await created_before(request, reserved, await form.finish())
             else:
                 file_id = await _store(request, form, reserved)
-        row = await find_file(files_of(runtime), caller_of(request).project, file_id or "")
+        try:
+            row = await find_file(files_of(runtime), caller_of(request).project, file_id or "")
+        except FileNotFound as error:
+            raise deleted_meanwhile() from error
     is_new = isinstance(reserved, KeyReservation) and reserved.new_id == row.id
     return json_response(file_object(row), headers={} if is_new else REPLAYED)
 

@@ -77,10 +77,15 @@ async def add_upload_part(request: Request) -> Response:
     store, upload_id = files_of(runtime), request.path_params["upload_id"]
     uploads.check_pending(await uploads.get_upload(store, project, upload_id))
     form = FormReader(request, file_field="data", max_bytes=MAX_PART_BYTES)
+
+    async def finish() -> None:
+        await form.finish()
+        await runtime.keys.recheck(caller_of(request))
+
     with request_body.body_lease(request) as lease:
         await lease.resize(runtime.objects.buffer_bytes)
         await form.open_file()
-        part_id, created_at = await uploads.add_part(store, project, upload_id, form.file_chunks(), form.finish)
+        part_id, created_at = await uploads.add_part(store, project, upload_id, form.file_chunks(), finish)
     return json_response(part_object(part_id, created_at, upload_id))
 
 

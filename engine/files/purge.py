@@ -15,8 +15,10 @@ from engine.files.file_store import FileStore
 from engine.files.idempotency import forget_keys_of
 from engine.files.parts import PURGE, object_key
 from engine.observability import failpoints
+from engine.process.background import ErrorLog
 from models.base import db_now
 from models.batch import JobStep
+from models.errors import ObjectsUnavailable
 from models.file import File, FilePart, Upload, UploadStatus
 from models.job import Job
 
@@ -25,6 +27,7 @@ log = logging.getLogger("embedmill.files")
 # Longest time per round of the sweep, and rows per step.
 ROUND_S = 0.5
 STEP_ROWS = 100
+ERRORS = ErrorLog("the removal of bytes of files")
 UPLOAD_RETENTION_S = 30 * 86_400.0
 
 EXPIRED = and_(File.expires_at < db_now(), File.deleted_at.is_(None))
@@ -54,7 +57,10 @@ QUESTIONS = {
 
 
 async def purge_files(store: FileStore) -> None:
-    """Remove files and parts for ROUND_S. Raises StorageUnavailable, ObjectsUnavailable."""
+    """Remove files and parts for ROUND_S; bytes in an object store that is away are left for later.
+
+    Raises StorageUnavailable.
+    """
     until = time.monotonic() + ROUND_S
     await _expire(store)
     more = True
@@ -112,8 +118,10 @@ async def _remove_parts(store: FileStore) -> bool:
             await store.objects.delete(object_key(part_id))
             removed.append(part_id)
             failpoints.hit("during_file_purge")
-    finally:
-        if removed:
-            async with store.database.write() as connection:
-                await connection.execute(delete(FilePart).where(FilePart.id.in_(removed), TAKEN))
-    return len(part_ids) == STEP_ROWS
+        ERRORS.succeeded()
+    except ObjectsUnavailable as error:  # the other duties of the sweep need no object store
+        ERRORS.failed(error)
+    if removed:
+        async with store.database.write() as connection:
+            await connection.execute(delete(FilePart).where(FilePart.id.in_(removed), TAKEN))
+    return len(removed) == STEP_ROWS

@@ -27,7 +27,9 @@ class LocalObjects:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._threads: ThreadPoolExecutor | None = None
+        # Two pools: whoever writes much makes no reader wait for a disk that is busy with fsync.
+        self._readers: ThreadPoolExecutor | None = None
+        self._writers: ThreadPoolExecutor | None = None
 
     async def write(self, key: str, chunks: AsyncIterator[bytes]) -> int:
         """See ObjectStore. The bytes are in a file of another name until they are all on the disk."""
@@ -55,7 +57,7 @@ class LocalObjects:
         position = start
         while stop is None or position < stop:
             size = PIECE_BYTES if stop is None else min(PIECE_BYTES, stop - position)
-            piece = await self._run(partial(_read, self._folder / key, position, size))
+            piece = await self._run_reader(partial(_read, self._folder / key, position, size))
             if not piece:
                 break
             yield piece
@@ -75,14 +77,23 @@ class LocalObjects:
 
     async def close(self) -> None:
         """Stop the threads; steps that have not begun are cancelled."""
-        if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._readers, self._writers):
+            if threads is not None:
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    # The threads are not made before they are used: a process may fork first.
 
     async def _run(self, step: Callable[[], T]) -> T:
-        if self._threads is None:  # not before it is used: a process may fork first
-            self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="objects")
+        self._writers = self._writers or ThreadPoolExecutor(THREADS, thread_name_prefix="objects-write")
+        return await self._run_in(self._writers, step)
+
+    async def _run_reader(self, step: Callable[[], T]) -> T:
+        self._readers = self._readers or ThreadPoolExecutor(THREADS, thread_name_prefix="objects-read")
+        return await self._run_in(self._readers, step)
+
+    async def _run_in(self, threads: ThreadPoolExecutor, step: Callable[[], T]) -> T:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, step)
+            return await asyncio.get_running_loop().run_in_executor(threads, step)
         except FileNotFoundError as error:
             raise ObjectMissing("an object is not in the object store: it was removed, or is lost") from error
         except OSError as error:

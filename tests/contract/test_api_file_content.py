@@ -184,6 +184,20 @@ async def test_a_key_has_a_length(gateway: Gateway, key: str) -> None:
     assert (reply.status_code, error_of(reply)["param"]) == (400, "idempotency-key")
 
 
+async def test_a_key_of_a_file_is_no_key_of_a_job_or_an_upload(gateway: Gateway) -> None:
+    key = {"idempotency-key": "shared"}
+    assert (await post(gateway, headers=key)).status_code == 200
+    upload = {"bytes": 1, "filename": "a.jsonl", "mime_type": "x", "purpose": "batch"}
+    job = {"model": "tiny", "input": ["a"]}
+    for path, body in (("/v1/uploads", upload), ("/v1/embeddings/jobs", job)):
+        reply = await gateway.client.post(path, json=body, headers=key)
+        assert (reply.status_code, error_of(reply)["code"]) == (422, "idempotency_key_reused"), reply.text
+    key = {"idempotency-key": "of a job"}
+    assert (await gateway.client.post("/v1/embeddings/jobs", json=job, headers=key)).status_code == 202
+    reply = await post(gateway, headers=key)
+    assert (reply.status_code, error_of(reply)["code"]) == (422, "idempotency_key_reused")
+
+
 async def test_a_retry_of_an_sdk_makes_no_twin_without_a_key(gateway: Gateway) -> None:
     first, twin = [(await post(gateway, headers={"x-stainless-retry-count": "0"})).json()["id"] for _ in range(2)]
     assert first != twin  # two calls of a caller who wants two

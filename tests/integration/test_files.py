@@ -14,14 +14,14 @@ from sqlalchemy import delete, insert, select, update
 from engine.config.settings import Settings
 from engine.files import parts
 from engine.files.file_store import FileStore
-from engine.files.parts import PART_BYTES
+from engine.files.parts import PART_BYTES, PURGE
 from engine.files.purge import purge_files
 from engine.files.read import delete_file, get_file, list_files, read_file
 from engine.files.write import receive_file, store_file
 from engine.storage.local_objects import LocalObjects
 from models.base import db_now
 from models.batch import JobStep
-from models.errors import CapacityError, FileNotFound, PayloadTooLarge, UploadInterrupted
+from models.errors import CapacityError, FileNotFound, ObjectsUnavailable, PayloadTooLarge, UploadInterrupted
 from models.file import File, FilePart, new_file_id
 from models.job import Job
 from tests.integration.store import Store
@@ -219,3 +219,28 @@ async def test_a_file_that_a_job_still_reads_is_kept_though_nobody_sees_it(files
     assert (objects(files), await rows(files, File)) == ([], [])
     with pytest.raises(FileNotFound):
         await content(files, file.id)
+
+
+class AwayObjects(LocalObjects):
+    """A store that is away for as long as `is_away` says."""
+
+    is_away = False
+
+    async def delete(self, key: str) -> None:
+        if self.is_away:
+            raise ObjectsUnavailable("The object store cannot be used. Try again later.")
+        await super().delete(key)
+
+
+async def test_a_purge_without_its_object_store_is_done_later(files: FileStore) -> None:
+    away = AwayObjects(files.settings.data_dir / "objects")
+    store = FileStore(files.database, files.settings, away)
+    file = await stored(store, b"abc")
+    await delete_file(store, "p", file.id)
+    away.is_away = True
+    await purge_files(store)  # raises nothing: the sweep has other duties
+    assert len(objects(store)) == 1 and [part.owner_id for part in await rows(store, FilePart)] == [PURGE]
+    away.is_away = False
+    await purge_files(store)
+    assert (objects(store), await rows(store, FilePart)) == ([], [])
+    await away.close()
