@@ -6,7 +6,6 @@ A process runs a few steps at a time, each of another project: whatever one proj
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
@@ -51,12 +50,16 @@ class StepWorker:
         worker: str,
         draining: asyncio.Event,
         functions: Mapping[StepKind, StepFunction],
+        *,
+        poll_every_s: float = POLL_EVERY_S,
     ) -> None:
         self._parts = parts
         self._worker = worker
         self._draining = draining
         self._functions = functions
+        self._poll_every_s = poll_every_s
         self._running: dict[str, asyncio.Task[None]] = {}  # by project
+        self._step_done = asyncio.Event()  # a step has succeeded: the next one of its job may be due
 
     async def run(self) -> None:
         """Claim and run steps until the process drains; those that run have stopped when this returns."""
@@ -67,7 +70,7 @@ class StepWorker:
                 with errors.round():
                     claimed = len(self._running) < SLOTS and await self._start_next()
                 if not claimed:
-                    await self._pause(POLL_EVERY_S * random.uniform(0.7, 1.3))
+                    await self._pause(self._poll_every_s * random.uniform(0.7, 1.3))
             await asyncio.gather(*self._running.values())
         finally:
             for task in self._running.values():
@@ -91,9 +94,14 @@ class StepWorker:
         return True
 
     async def _pause(self, seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._draining.wait()
+        """Wait until a step has succeeded, the process drains, or so many seconds have passed."""
+        waits = [asyncio.ensure_future(event.wait()) for event in (self._draining, self._step_done)]
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        self._step_done.clear()
 
     async def _run(self, claimed: ClaimedStep) -> None:
         """Run a claimed step. Whatever it raises is handled here, and stops no other step."""
@@ -106,7 +114,9 @@ class StepWorker:
                 return
             with surviving() as block:
                 await self._functions[step.kind](self._parts, step)
-            if block.error is not None:
+            if block.error is None:
+                self._step_done.set()
+            else:
                 await self._settle(step, block.error)
         except asyncio.CancelledError:
             await asyncio.shield(self._release(step, delay_s=0.0, counts=False, error=None))

@@ -26,6 +26,7 @@ from engine.batches.worker import StepWorker
 from models.base import db_now
 from models.batch import JobStep, StepKind
 from models.errors import InvalidInput, ObjectsUnavailable, StorageUnavailable
+from models.job import Job, JobStatus
 from tests.integration.batches import request, step_parts
 from tests.integration.new_batches import NewBatch, new_batch
 from tests.integration.store import MODEL, Store
@@ -257,3 +258,23 @@ async def test_a_lost_lease_stops_the_step(database_url: str, store: Store) -> N
 
 async def _renewed(batch: NewBatch, lease: float) -> bool:
     return bool((await batch.step()).lease_until > lease)
+
+
+async def test_the_next_step_of_a_job_does_not_wait_for_the_next_poll(store: Store) -> None:
+    """Polls are far apart here: the second step is found because the first one has succeeded."""
+    batch, kinds, draining = await some_batch(store), [], asyncio.Event()
+
+    async def run(parts: StepParts, step: ClaimedStep) -> None:
+        kinds.append(step.kind)
+        async with parts.store.database.write() as connection:
+            await lock_step(connection, step)
+            if step.kind == StepKind.VALIDATE:
+                await connection.execute(update(Job).where(Job.id == batch.job_id).values(status=JobStatus.IN_PROGRESS))
+                await move_step(connection, step, StepKind.INGEST)
+            else:
+                await end_step(connection, step)
+
+    steps = StepWorker(step_parts(store), "w", draining, dict.fromkeys(StepKind, run), poll_every_s=600.0)
+    async with looping(steps, draining):
+        await until(lambda: len(kinds) == 2, 20)
+    assert kinds == [StepKind.VALIDATE, StepKind.INGEST]
