@@ -126,13 +126,13 @@ def read_inputs(body: bytes, span: Span, *, max_inputs: int, max_tokens: int) ->
         yield inputs
 
 
-def too_many_inputs(max_inputs: int, count: int, *, more: bool = False) -> InvalidInput:
+def too_many_inputs(max_inputs: int, count: int, *, more: bool = False, name: str = "input") -> InvalidInput:
     """The error for `count` inputs; `more`: there are more than `count - 1`, and they were not all counted."""
     return InvalidInput(
-        f"Invalid 'input': array too long. Expected an array with maximum length {max_inputs}, "
+        f"Invalid '{name}': array too long. Expected an array with maximum length {max_inputs}, "
         f"but got {'more than ' if more else ''}{count - more}. "
         "Send several requests, or one job (POST /v1/embeddings/jobs).",
-        param="input",
+        param=name,
         code="array_above_max_length",
     )
 
