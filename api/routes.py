@@ -14,7 +14,7 @@ from api.http.model_schemas import EndpointList
 from api.http.openapi import BINARY, JSON, json_body, operation, path_param, query_param, schema_ref
 from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
-from api.openai import embeddings, model_endpoints, models
+from api.openai import deployments, embeddings, model_endpoints, models
 
 JOBS = "/v1/embeddings/jobs"
 ONE_JOB = f"{JOBS}/{{job_id}}"
@@ -47,6 +47,19 @@ def all_routes() -> Iterator[RouteSpec]:
         embeddings.create_embeddings,
         operation("Embed up to 2,048 inputs now", "Sync", 200, schemas.EmbeddingResponse, body),
     )
+    for path, endpoint, summary in (
+        ("/openai/deployments/{model:path}/embeddings", deployments.create_deployment_embeddings, "Azure's path"),
+        ("/v1/engines/{model:path}/embeddings", deployments.create_engine_embeddings, "the path of early clients"),
+    ):
+        parameters = {"parameters": [path_param("model", "Name of the model; it wins over that of the body")]}
+        yield RouteSpec(
+            "POST",
+            path,
+            endpoint,
+            operation(
+                f"POST /v1/embeddings by {summary}", "Compatibility", 200, schemas.EmbeddingResponse, body | parameters
+            ),
+        )
     yield from _submit_and_status()
     yield from _job_control()
     yield from _job_outcomes()
@@ -64,6 +77,9 @@ def all_routes() -> Iterator[RouteSpec]:
         ("/healthz", health.healthz, "The process lives"),
         ("/readyz", health.readyz, "Database, broker and workers answer"),
         ("/metrics", health.metrics, "Prometheus metrics"),
+        ("/health", health.health, "The process lives"),
+        ("/ping", health.ping, "The process lives"),
+        ("/version", health.version, "The version of embedmill"),
     ):
         yield RouteSpec("GET", path, endpoint, operation(summary, "Operations", extra={"security": []}))
 

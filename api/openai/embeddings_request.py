@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Callable
+from functools import partial
+
 from fastapi import Request
 
 from api.http import json_body
 from api.http.auth import caller_of, runtime_of
-from api.http.schemas import EmbeddingRequest, decode
-from api.openai.embedding_call import EmbeddingCall, UnreadInputs
+from api.http.schemas import EmbeddingRequest
+from api.openai.client_fields import INPUT_TYPE_WORDS
+from api.openai.embedding_call import CallWarning, EmbeddingCall, UnreadInputs
+from api.openai.field_translation import OWN_FIELDS, decode_request
 from engine.runtime import Runtime
 from models.embedding import Options
 from models.errors import InvalidInput
 
-_REQUEST = msgspec.json.Decoder(EmbeddingRequest)
+Decoded = tuple[EmbeddingRequest, tuple[CallWarning, ...]]
+Read = Callable[[bytes], Decoded]
 
 
-async def parse(request: Request, raw: bytes) -> EmbeddingCall:
-    """The call of a body in OpenAI's format. Raises InvalidInput or UnsupportedParameter that names the field."""
-    body, span = await _parse(runtime_of(request), caller_of(request).project, raw)
+async def parse(request: Request, raw: bytes, *, model: str | None = None) -> EmbeddingCall:
+    """The call of a body in OpenAI's format. Raises InvalidInput or UnsupportedParameter that names the field.
+
+    `model`: that of the path, which stands in for the body's.
+    """
+    runtime = runtime_of(request)
+    read = partial(decode_request, model=model, warn=runtime.settings.unknown_parameters == "warn")
+    (body, warnings), span = await _parse(runtime, caller_of(request).project, raw, read)
     if len(raw) > json_body.MAX_OPTIONS_BYTES:
         json_body.check_options(body.providerOptions, "providerOptions")
     options = Options(
         dimensions=body.dimensions,
-        input_type=body.input_type,
+        input_type=body.input_type and INPUT_TYPE_WORDS.get(body.input_type, body.input_type),
         truncate=body.truncate or "none",
         user=body.user,
         provider_options=body.providerOptions or {},
@@ -33,22 +43,23 @@ async def parse(request: Request, raw: bytes) -> EmbeddingCall:
         body.input,
         options,
         base64=body.encoding_format == "base64",
+        warnings=warnings,
         body_bytes=len(raw),
         unread=None if span is None else UnreadInputs(raw, span),
     )
 
 
-async def _parse(runtime: Runtime, project: str, raw: bytes) -> tuple[EmbeddingRequest, json_body.Span | None]:
+async def _parse(runtime: Runtime, project: str, raw: bytes, read: Read) -> tuple[Decoded, json_body.Span | None]:
     """The body; of a large one without its inputs, and where these lie."""
     if len(raw) <= json_body.INLINE_BYTES:
-        return _decode(raw), None
+        return _decode(raw, read), None
     if json_body.is_cheap(raw):
-        return await runtime.work.run(project, lambda: _decode(raw)), None
-    return await runtime.work.run(project, lambda: json_body.split_input(_REQUEST, raw))
+        return await runtime.work.run(project, lambda: _decode(raw, read)), None
+    return await runtime.work.run(project, lambda: json_body.split_members(read, OWN_FIELDS, raw))
 
 
-def _decode(raw: bytes) -> EmbeddingRequest:
+def _decode(raw: bytes, read: Read) -> Decoded:
     try:
-        return decode(_REQUEST, raw)
+        return read(raw)
     except InvalidInput as error:
         raise json_body.locate_invalid_input(raw, error) if error.code == "invalid_json" else error from None

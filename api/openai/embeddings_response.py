@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence, Set
 from functools import lru_cache
 from typing import Any
@@ -32,11 +33,14 @@ async def render(request: Request, outcome: EmbeddingOutcome) -> Response:
     base64 = outcome.call.base64
     encoded_rows = await encode_rows(request, outcome, base64=base64)
     tokens, route = outcome.tokens, outcome.route
+    metadata = gateway_metadata(outcome)
     tail = orjson.dumps(
         {
             "model": outcome.call.model,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            "providerMetadata": {"gateway": gateway_metadata(outcome)},
+            "id": metadata["generationId"],
+            "created": int(time.time()),
+            "providerMetadata": {"gateway": metadata},
         }
     )
     response = Response(b"".join(_pieces(encoded_rows, tail, outcome.truncated, base64=base64)))
