@@ -24,6 +24,7 @@ _CAUSES = frozenset({"unknown_parameter", "invalid_type", "invalid_value", "miss
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _REQUEST = msgspec.json.Decoder(EmbeddingRequest)
 _NULL = b"null"
+_NOT_JSON = "The body is not valid JSON: check quotes, commas and encoding (UTF-8)."
 _REQUIRED = frozenset({"model", "input"})
 
 
@@ -40,19 +41,17 @@ def decode_request(
     except RequestError as error:
         if error.code not in _CAUSES or error.param is None or error.param.startswith(("input[", "input.")):
             raise
-        return _translated(body, model, error, warn=warn)
+        return _translated(body, model, warn=warn)
     if model is not None:
         request.model = model
     return request, ()
 
 
-def _translated(
-    body: bytes, model: str | None, error: RequestError, *, warn: bool
-) -> tuple[EmbeddingRequest, tuple[CallWarning, ...]]:
+def _translated(body: bytes, model: str | None, *, warn: bool) -> tuple[EmbeddingRequest, tuple[CallWarning, ...]]:
     try:
         fields = _FIELDS.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise error from None
+        raise InvalidInput(_NOT_JSON, code="invalid_json") from None
     if (key := double_key(body)) is not None:
         raise double_key_error(key)
     if model is not None:
@@ -153,4 +152,4 @@ def _value(raw: msgspec.Raw) -> Any:
     try:
         return msgspec.json.decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise InvalidInput("The body is not valid JSON: check its values.", code="invalid_json") from None
+        raise InvalidInput(_NOT_JSON, code="invalid_json") from None
