@@ -13,7 +13,7 @@ from starlette.types import Scope as RequestScope
 
 from api.http import compression
 from api.http.concurrency_limits import Budgets
-from api.http.key_headers import sent_keys
+from api.http.key_headers import SentKey, sent_keys
 from engine.access.keys import Caller, KeyAuthenticator
 from engine.runtime import Runtime
 from models.errors import InvalidInput, NotAuthenticated, NotPermitted
@@ -100,20 +100,28 @@ def _missing_scope(required: Scope | None, caller: Caller) -> NotPermitted:
 
 async def authenticate(request: Request) -> Caller:
     """The caller behind the request's key. Raises NotAuthenticated, InvalidInput or StorageUnavailable."""
-    (header, text), *others = sent_keys(request)
+    sent = sent_keys(request)
+    header, text = sent[0]
     keys = runtime_of(request).keys
     try:
         caller = await keys.caller(text)
     except NotAuthenticated as error:
         judged = f"The header {header.title} was judged; its form is `{header.form}`."
         raise NotAuthenticated(f"{error.message} {judged}") from None
-    for other in others:
-        if other.text != text and await _is_good(keys, other.text):
+    if len(sent) > 1:
+        await _refuse_others(keys, sent)
+    return caller
+
+
+async def _refuse_others(keys: KeyAuthenticator, sent: list[SentKey]) -> None:
+    """Raises InvalidInput for another good key than the first one."""
+    header, text = sent[0]
+    for other_header, other in sent[1:]:
+        if other != text and await _is_good(keys, other):
             raise InvalidInput(
-                f"The request has two API keys, in {header.title} and {other.header.title}: send one of them.",
+                f"The request has two API keys, in {header.title} and {other_header.title}: send one of them.",
                 code="several_api_keys",
             )
-    return caller
 
 
 async def _is_good(keys: KeyAuthenticator, text: str) -> bool:

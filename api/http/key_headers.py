@@ -17,12 +17,8 @@ class KeyHeader(NamedTuple):
     takes_bearer: bool = False  # "Bearer " may stand before the key
 
 
-class SentKey(NamedTuple):
-    """A key of a request, and the header that it is of."""
-
-    header: KeyHeader
-    text: str
-
+SentKey = tuple[KeyHeader, str]
+"""A key of a request, and the header that it is of."""
 
 AUTHORIZATION = b"authorization"
 # The first one with a key is judged.
@@ -52,18 +48,25 @@ def sent_keys(request: Request) -> list[SentKey]:
     if len(sent) > 1:
         order = list(KEY_HEADERS)
         sent.sort(key=lambda pair: order.index(pair[0]))
-    keys = []
+    keys: list[SentKey] = []
     for name, value in sent:
-        text = value.decode("latin-1").strip()
         header = KEY_HEADERS[name]
-        if header.takes_bearer:
-            scheme, _, rest = text.partition(" ")
-            if scheme.lower() == "bearer":
-                text = rest.strip()
-            elif name == AUTHORIZATION and scheme:
-                raise NotAuthenticated(OTHER_SCHEME)
+        if header.takes_bearer and value[:7] == b"Bearer ":  # nearly always
+            text = value[7:].decode("latin-1").strip()
+        else:
+            text = _key(name, header, value.decode("latin-1").strip())
         if text:  # an empty key beside another does not count
-            keys.append(SentKey(header, text))
+            keys.append((header, text))
     if not keys:
         raise NotAuthenticated(NO_KEY)
     return keys
+
+
+def _key(name: bytes, header: KeyHeader, text: str) -> str:
+    if header.takes_bearer:
+        scheme, _, rest = text.partition(" ")
+        if scheme.lower() == "bearer":
+            return rest.strip()
+        if name == AUTHORIZATION and scheme:
+            raise NotAuthenticated(OTHER_SCHEME)
+    return text

@@ -54,6 +54,7 @@ class EmbeddingOutcome:
     inputs: Sequence[Input]
     upstream_calls: Sequence[Call]
     collector: OutcomeCollector
+    route: Route  # that gave the first vectors
     truncated_here: set[int] = field(default_factory=set)
 
     def rows(self) -> list[Matrix]:
@@ -79,8 +80,3 @@ class EmbeddingOutcome:
     def truncated(self) -> set[int]:
         """Indexes of the inputs that were not embedded whole."""
         return self.truncated_here | self.collector.truncated()
-
-    @property
-    def route(self) -> Route:
-        """The route that gave the first vectors."""
-        return next(part.route for part in self.collector.outcomes if part.route is not None)

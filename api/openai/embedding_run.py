@@ -38,8 +38,9 @@ async def run_embedding(request: Request, call: EmbeddingCall) -> EmbeddingOutco
     error = await _embed(request, call, prepared, run, collector)
     if error is not None:
         raise error
+    route = next(part.route for part in collector.outcomes if part.route is not None)
     return EmbeddingOutcome(
-        call, prepared.alias, prepared.options, prepared.inputs, run.calls, collector, prepared.truncated
+        call, prepared.alias, prepared.options, prepared.inputs, run.calls, collector, route, prepared.truncated
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from fastapi import Request
@@ -18,7 +17,6 @@ from models.embedding import Options
 from models.errors import InvalidInput
 
 Decoded = tuple[EmbeddingRequest, tuple[CallWarning, ...]]
-Read = Callable[[bytes], Decoded]
 
 
 async def parse(request: Request, raw: bytes, *, model: str | None = None) -> EmbeddingCall:
@@ -27,8 +25,12 @@ async def parse(request: Request, raw: bytes, *, model: str | None = None) -> Em
     `model`: that of the path, which stands in for the body's.
     """
     runtime = runtime_of(request)
-    read = partial(decode_request, model=model, warn=runtime.settings.unknown_parameters == "warn")
-    (body, warnings), span = await _parse(runtime, caller_of(request).project, raw, read)
+    warn = runtime.settings.unknown_parameters == "warn"
+    span: json_body.Span | None = None
+    if len(raw) <= json_body.INLINE_BYTES:
+        body, warnings = _decode(raw, model, warn)
+    else:
+        (body, warnings), span = await _decode_large(runtime, caller_of(request).project, raw, model, warn)
     if len(raw) > json_body.MAX_OPTIONS_BYTES:
         json_body.check_options(body.providerOptions, "providerOptions")
     options = Options(
@@ -49,17 +51,18 @@ async def parse(request: Request, raw: bytes, *, model: str | None = None) -> Em
     )
 
 
-async def _parse(runtime: Runtime, project: str, raw: bytes, read: Read) -> tuple[Decoded, json_body.Span | None]:
-    """The body; of a large one without its inputs, and where these lie."""
-    if len(raw) <= json_body.INLINE_BYTES:
-        return _decode(raw, read), None
+async def _decode_large(
+    runtime: Runtime, project: str, raw: bytes, model: str | None, warn: bool
+) -> tuple[Decoded, json_body.Span | None]:
+    """The body; of a very large one without its inputs, and where these lie."""
     if json_body.is_cheap(raw):
-        return await runtime.work.run(project, lambda: _decode(raw, read)), None
+        return await runtime.work.run(project, lambda: _decode(raw, model, warn)), None
+    read = partial(decode_request, model=model, warn=warn)
     return await runtime.work.run(project, lambda: json_body.split_members(read, OWN_FIELDS, raw))
 
 
-def _decode(raw: bytes, read: Read) -> Decoded:
+def _decode(raw: bytes, model: str | None, warn: bool) -> Decoded:
     try:
-        return read(raw)
+        return decode_request(raw, model, warn)
     except InvalidInput as error:
         raise json_body.locate_invalid_input(raw, error) if error.code == "invalid_json" else error from None

@@ -28,9 +28,7 @@ _NOT_JSON = "The body is not valid JSON: check quotes, commas and encoding (UTF-
 _REQUIRED = frozenset({"model", "input"})
 
 
-def decode_request(
-    body: bytes, *, model: str | None = None, warn: bool = False
-) -> tuple[EmbeddingRequest, tuple[CallWarning, ...]]:
+def decode_request(body: bytes, model: str | None, warn: bool) -> tuple[EmbeddingRequest, tuple[CallWarning, ...]]:
     """The request, with the warnings for what was left out of it.
 
     `model`: that of the path, which stands in for the body's. `warn`: unknown fields are left out. Raises InvalidInput

@@ -145,7 +145,8 @@ async def test_what_is_left_out_is_a_warning(shared_gateway: Gateway) -> None:
     [("seed", "providerOptions.<provider>.seed"), ("provider", "providerOptions"), ("stream", "Leave it out")],
 )
 async def test_an_unknown_field_says_where_to_send_it(shared_gateway: Gateway, name: str, says: str) -> None:
-    reply = await shared_gateway.embed("a", **{name: False})
+    unknown: dict[str, Any] = {name: False}
+    reply = await shared_gateway.embed("a", **unknown)
     assert (reply.status_code, error_of(reply)["code"]) == (400, "unknown_parameter")
     assert says in error_of(reply)["message"]
 
