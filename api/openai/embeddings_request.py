@@ -14,7 +14,8 @@ from api.openai.embedding_call import CallWarning, EmbeddingCall, UnreadInputs
 from api.openai.field_translation import OWN_FIELDS, decode_request
 from engine.runtime import Runtime
 from models.embedding import Options
-from models.errors import InvalidInput
+from models.errors import InvalidInput, UnsupportedParameter
+from providers.caller_options import GATEWAY
 
 Decoded = tuple[EmbeddingRequest, tuple[CallWarning, ...]]
 
@@ -33,6 +34,8 @@ async def parse(request: Request, raw: bytes, *, model: str | None = None) -> Em
         (body, warnings), span = await _decode_large(runtime, caller_of(request).project, raw, model, warn)
     if len(raw) > json_body.MAX_OPTIONS_BYTES:
         json_body.check_options(body.providerOptions, "providerOptions")
+    if warnings:
+        _refuse_if_strict(body, warnings[0])
     options = Options(
         dimensions=body.dimensions,
         input_type=body.input_type and INPUT_TYPE_WORDS.get(body.input_type, body.input_type),
@@ -66,3 +69,14 @@ def _decode(raw: bytes, model: str | None, warn: bool) -> Decoded:
         return decode_request(raw, model, warn)
     except InvalidInput as error:
         raise json_body.locate_invalid_input(raw, error) if error.code == "invalid_json" else error from None
+
+
+def _refuse_if_strict(body: EmbeddingRequest, warning: CallWarning) -> None:
+    """Raises UnsupportedParameter for a field that was left out, where the caller wants no such answers."""
+    section = (body.providerOptions or {}).get(GATEWAY)
+    if section and section.get("strict") is True:
+        raise UnsupportedParameter(
+            f"Invalid '{warning.feature}': {warning.details}. Leave it out, or send without 'strict'.",
+            param=warning.feature,
+            code="unsupported_parameter",
+        )

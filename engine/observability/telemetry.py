@@ -288,6 +288,7 @@ FIELDS = (
     "param",
     "key_id",
     "project",
+    "client",
     "status",
     "duration_ms",
     "job_id",

@@ -137,6 +137,10 @@ def upstream_calls() -> float:
 async def test_what_is_left_out_is_a_warning(shared_gateway: Gateway) -> None:
     data, _, warned = outcome(await shared_gateway.embed("a", metadata={"trace": "1"}))
     assert warned == ["metadata"] and len(data[0]["embedding"]) == WIDTH
+    strict = {"gateway": {"strict": True}}
+    refused = await shared_gateway.embed("a", metadata={"trace": "1"}, providerOptions=strict)
+    assert (refused.status_code, error_of(refused)["param"]) == (400, "metadata")
+    assert (await shared_gateway.embed("a", truncate="END", providerOptions=strict)).status_code == 200
 
 
 @leaving_nothing
@@ -203,3 +207,6 @@ def test_each_mapping_is_tested_with_the_client_it_is_for() -> None:
     assert set(CLIENT_FIELDS) - sent == untested
     assert all(field.clients for field in CLIENT_FIELDS.values()) and set(IGNORED_FIELDS) == {"metadata"}
     assert TAGS in sent
+    page = (Path(__file__).resolve().parents[2] / "docs" / "compatibility.md").read_text("utf-8")
+    for name in (*CLIENT_FIELDS, *IGNORED_FIELDS, TAGS):
+        assert f"`{name}`" in page, f"docs/compatibility.md does not speak of {name}"

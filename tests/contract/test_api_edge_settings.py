@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from starlette.applications import Starlette
 
 from api.http.cors import with_cors
 from engine.config.settings import Settings
+from engine.observability.telemetry import JsonFormatter
 from models.errors import ConfigError
 from tests.gateway import JOBS, Gateway, close_gateway, error_of, open_gateway
 
@@ -130,5 +132,5 @@ async def test_a_log_line_has_the_callers_address(
     caplog.set_level(logging.INFO)
     await gateway.client.get("/v1/nothing", headers={"x-forwarded-for": "1.2.3.4, 198.51.100.7"})
     line = next(each for each in caplog.records if each.name == "embedmill.requests")
-    assert vars(line)["client"] == client
+    assert json.loads(JsonFormatter("api").format(line))["client"] == client
     await close_gateway(gateway)
