@@ -57,7 +57,7 @@ def create_app(runtime: Runtime | None = None) -> ASGIApp:
 def with_edge(app: Application) -> ASGIApp:
     """The app with the middleware that its settings call for."""
     settings: Settings = app.state.runtime.settings
-    return RequestContext(with_cors(with_base_path(app, settings.root_path), settings.cors_origins))
+    return RequestContext(with_cors(with_base_path(app, settings.root_path), settings.origins))
 
 
 def build_app(runtime: Runtime) -> Application:

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from api.http.errors import render
-from models.errors import ConfigError, NotPermitted
+from models.errors import NotPermitted
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # What scripts of a page may read beside the few headers that browsers always show.
@@ -28,17 +28,9 @@ MAX_AGE_S = 600
 REFUSED = "A page of this origin may not make this call: whoever runs this server adds it to EMBEDMILL_CORS_ORIGINS."
 
 
-def with_cors(app: ASGIApp, origins: str) -> ASGIApp:
-    """The app, open to the origins of the setting; the app itself where there are none. Raises ConfigError."""
-    names = [name.strip() for name in origins.split(",") if name.strip()]
-    for name in names:
-        scheme, separator, host = name.partition("://")
-        if name != "*" and (scheme not in ("http", "https") or not separator or not host or "/" in host):
-            raise ConfigError(
-                f"EMBEDMILL_CORS_ORIGINS: {name!r} is no origin; write https://app.example, without a path, or *",
-                param="EMBEDMILL_CORS_ORIGINS",
-            )
-    return _Cors(app, names) if names else app
+def with_cors(app: ASGIApp, origins: list[str]) -> ASGIApp:
+    """The app, open to pages of these origins; the app itself where there are none."""
+    return _Cors(app, origins) if origins else app
 
 
 class _Cors(CORSMiddleware):

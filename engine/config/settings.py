@@ -177,6 +177,11 @@ class Settings:
         return url.replace("sqlite://", "sqlite+aiosqlite://", 1) if url.startswith("sqlite://") else url
 
     @property
+    def origins(self) -> list[str]:
+        """The origins of CORS_ORIGINS."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
+
+    @property
     def broker(self) -> str:
         """The broker's URL; empty when none is configured and no embedded one has been started."""
         return _by_usual_scheme(self.broker_url) or self.redis
@@ -289,6 +294,11 @@ class Settings:
                 "ROOT_PATH",
                 re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", self.root_path) is not None,
                 "ROOT_PATH must begin with '/' and not end with it, as in /embed",
+            ),
+            (
+                "CORS_ORIGINS",
+                all(re.fullmatch(r"\*|https?://[^/\s]+", origin) for origin in self.origins),
+                "CORS_ORIGINS must be origins without a path, as in https://a.example,https://b.example, or *",
             ),
             (
                 "UNKNOWN_PARAMETERS",
