@@ -101,14 +101,14 @@ class _OurFields:
 
     def move_tags(self) -> None:
         """Tags beside the input belong into `providerOptions.gateway`. Raises InvalidInput for two lists of them."""
-        tags = self.values.pop(TAGS, None)
-        if tags is None:
+        raw = self.values.pop(TAGS, None)
+        if raw is None:
             return
-        options: Any = msgspec.json.decode(self.values.get("providerOptions", msgspec.Raw(b"{}")))
+        tags, options = _value(raw), _value(self.values.get("providerOptions", msgspec.Raw(b"{}")))
         if not isinstance(options, dict) or not isinstance(options.get(GATEWAY, {}), dict):
             return  # refused when the fields are decoded
-        section = {TAGS: msgspec.json.decode(tags)} | options.get(GATEWAY, {})
-        if section[TAGS] != msgspec.json.decode(tags):
+        section = {TAGS: tags} | options.get(GATEWAY, {})
+        if section[TAGS] != tags:
             raise InvalidInput(
                 f"Invalid '{TAGS}': it contradicts 'providerOptions.{GATEWAY}.{TAGS}'. Send one of them.",
                 param=TAGS,
