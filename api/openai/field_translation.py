@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from api.http.schemas import EmbeddingRequest, decode, double_key_error
 from api.openai.client_fields import CLIENT_FIELDS, IGNORED_FIELDS, INPUT_TYPE_WORDS, TAGS, ClientField
 from api.openai.embedding_call import CallWarning
 from engine.corpus.double_keys import double_key
+from engine.embedding.body_errors import decode, double_key_error
+from engine.embedding.request_body import EmbeddingRequest
 from models.errors import InvalidInput, RequestError
 from providers.caller_options import GATEWAY
 
