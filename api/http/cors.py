@@ -22,7 +22,8 @@ EXPOSED = (
     "x-request-id", "x-embedmill-provider", "x-embedmill-space", "x-embedmill-complete", "x-embedmill-input-type",
     "x-ratelimit-limit-requests", "x-ratelimit-limit-tokens", "x-ratelimit-remaining-requests",
     "x-ratelimit-remaining-tokens", "x-ratelimit-reset-requests", "x-ratelimit-reset-tokens", "x-should-retry",
-    "retry-after", "etag", "location", "idempotent-replayed", "content-disposition", "www-authenticate",
+    "retry-after", "etag", "location", "idempotent-replayed", "content-disposition", "content-range", "accept-ranges",
+    "www-authenticate",
 )  # fmt: skip
 MAX_AGE_S = 600
 REFUSED = "A page of this origin may not make this call: whoever runs this server adds it to EMBEDMILL_CORS_ORIGINS."
