@@ -6,7 +6,7 @@ import argparse
 import faulthandler
 import sys
 
-from api.app import build_app, operations_app
+from api.app import build_app, operations_app, with_edge
 from api.http.connection_table import ConnectionTable
 from api.http.middleware import RequestContext
 from api.http.server import ApiServer
@@ -46,7 +46,7 @@ def create_server(host: str, port: int) -> ApiServer:
     app = build_app(runtime)
     return ApiServer(
         settings,
-        RequestContext(app),
+        with_edge(app),
         host=host,
         port=port,
         lifecycle=app.state.lifecycle,

@@ -20,7 +20,10 @@ from api import health
 from api.http import docs_page, errors, openapi
 from api.http.application import Application
 from api.http.auth import PUBLIC, GuardedRoute
+from api.http.base_path import with_base_path
 from api.http.concurrency_limits import Budgets
+from api.http.connection_table import parse_networks
+from api.http.cors import with_cors
 from api.http.lifecycle import Lifecycle
 from api.http.middleware import RequestContext
 from api.loop_lag import watch_lag
@@ -50,7 +53,13 @@ def create_app(runtime: Runtime | None = None) -> ASGIApp:
         settings = Settings.from_environment()
         configure_logging(settings.log_level, settings.log_format, service="api")
         runtime = Runtime.open(settings)
-    return RequestContext(build_app(runtime))
+    return with_edge(build_app(runtime))
+
+
+def with_edge(app: Application) -> ASGIApp:
+    """The app with the middleware that its settings call for."""
+    settings: Settings = app.state.runtime.settings
+    return RequestContext(with_cors(with_base_path(app, settings.root_path), settings.origins))
 
 
 def build_app(runtime: Runtime) -> Application:
@@ -96,6 +105,7 @@ def build_app(runtime: Runtime) -> Application:
     app.state.runtime = runtime
     app.state.lifecycle = Lifecycle()
     app.state.budgets = Budgets(runtime.settings)
+    app.state.trusted_proxies = parse_networks(runtime.settings.trusted_proxies)
     app.state.readiness = Readiness.of(runtime)
     app.state.watches = JobWatches(runtime.store)
     app.state.lifecycle.on_stop.append(app.state.watches.stop)
@@ -110,15 +120,15 @@ def build_app(runtime: Runtime) -> Application:
             app.add_api_route(
                 route.path, route.endpoint, methods=[route.method], name=name, response_model=None, **route.options
             )
-    openapi.install(app)
-    docs_page.install(app)
-    app.index_routes()
+    openapi.install(app, root_path=runtime.settings.root_path)
+    docs_page.install(app, root_path=runtime.settings.root_path)
+    app.index_routes(root_path=runtime.settings.root_path)
     return app
 
 
 def operations_app(app: FastAPI) -> Starlette:
     """The operators' pages for a port of their own. They show the state of `app`."""
-    pages = (health.healthz, health.readyz, health.metrics)
+    pages = (health.healthz, health.readyz, health.metrics, health.health, health.ping, health.version)
     ops = Starlette(routes=[Route(f"/{page.__name__}", page) for page in pages])
     ops.state = app.state
     errors.install(ops)

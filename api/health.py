@@ -1,9 +1,13 @@
-"""/healthz, /readyz and /metrics, for load balancers and monitoring: no key is needed, and nothing secret is shown."""
+"""/healthz, /readyz and /metrics, for load balancers and monitoring: no key is needed, and nothing secret is shown.
+
+/health, /ping and /version are what clients of other servers ask before their first call.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 
 import orjson
 from fastapi import Request
@@ -24,6 +28,21 @@ DATABASE_WAIT_S = 1.0
 async def healthz(request: Request) -> Response:
     """200 as long as the process answers."""
     return Response(b'{"status":"ok"}', media_type="application/json")
+
+
+async def health(request: Request) -> Response:
+    """/healthz by the name that model servers give it."""
+    return await healthz(request)
+
+
+async def ping(request: Request) -> Response:
+    """/healthz by the name that hosts of containers give it."""
+    return await healthz(request)
+
+
+async def version(request: Request) -> Response:
+    """The version of embedmill."""
+    return Response(orjson.dumps({"version": importlib.metadata.version("embedmill")}), media_type="application/json")
 
 
 async def readyz(request: Request) -> Response:

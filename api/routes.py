@@ -11,7 +11,7 @@ from api.http.openapi import BINARY, IDEMPOTENCY_KEY, JSON, json_body, operation
 from api.http.route_spec import RouteSpec
 from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
-from api.openai import batch_routes, embeddings, file_routes, model_endpoints, models
+from api.openai import batch_routes, deployments, embeddings, file_routes, model_endpoints, models
 from api.webhook_routes import webhook_routes
 from engine.embedding.request_body import EmbeddingRequest
 
@@ -34,6 +34,19 @@ def all_routes() -> Iterator[RouteSpec]:
         embeddings.create_embeddings,
         operation("Embed up to 2,048 inputs now", "Sync", 200, schemas.EmbeddingResponse, body),
     )
+    for path, endpoint, summary in (
+        ("/openai/deployments/{model:path}/embeddings", deployments.create_deployment_embeddings, "Azure's path"),
+        ("/v1/engines/{model:path}/embeddings", deployments.create_engine_embeddings, "the path of early clients"),
+    ):
+        parameters = {"parameters": [path_param("model", "Name of the model; it wins over that of the body")]}
+        yield RouteSpec(
+            "POST",
+            path,
+            endpoint,
+            operation(
+                f"POST /v1/embeddings by {summary}", "Compatibility", 200, schemas.EmbeddingResponse, body | parameters
+            ),
+        )
     yield from _submit_and_status()
     yield from _job_control()
     yield from _job_outcomes()
@@ -54,6 +67,9 @@ def all_routes() -> Iterator[RouteSpec]:
         ("/healthz", health.healthz, "The process lives"),
         ("/readyz", health.readyz, "Database, broker and workers answer"),
         ("/metrics", health.metrics, "Prometheus metrics"),
+        ("/health", health.health, "The process lives"),
+        ("/ping", health.ping, "The process lives"),
+        ("/version", health.version, "The version of embedmill"),
     ):
         yield RouteSpec("GET", path, endpoint, operation(summary, "Operations", extra={"security": []}))
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI, Request
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from api.http.auth import GuardedRoute
+from api.http.paths import PathTable
 from engine.process.background import surviving
 
 # In the scope once the answer has begun: an error can then no longer be told to the client.
@@ -22,10 +24,20 @@ class Application(FastAPI):
     """Finds the route of a request, and answers with the handler of whatever it raises."""
 
     _fixed_routes: dict[tuple[str, str], GuardedRoute]
+    _paths: PathTable
 
-    def index_routes(self) -> None:
-        """Call it when all routes have been added: those whose path has no parameters are then found at once."""
+    def index_routes(self, *, root_path: str = "") -> None:
+        """Call it when all routes have been added: those whose path has no parameters are then found at once.
+
+        `root_path`: what a proxy leaves in front of our paths.
+        """
         self._fixed_routes = {}
+        paths = [route for route in self.routes if isinstance(route, Route)]
+        self._paths = PathTable(
+            (route.path for route in paths if not route.param_convertors),
+            (route.path_regex for route in paths if route.param_convertors),
+            root_path=root_path,
+        )
         for route in self.routes:
             if isinstance(route, GuardedRoute) and not route.param_convertors:
                 for method in route.methods or ():
@@ -38,6 +50,9 @@ class Application(FastAPI):
         scope["app"] = self
         try:
             route = self._fixed_routes.get((scope["path"], scope["method"]))
+            if route is None:
+                path = scope["path"] = self._paths.canonical(scope["path"])
+                route = self._fixed_routes.get((path, scope["method"]))
             if route is None:
                 await self.router.app(scope, receive, send)
             else:

@@ -13,17 +13,19 @@ from starlette.types import Scope as RequestScope
 
 from api.http import compression
 from api.http.concurrency_limits import Budgets
-from api.http.request_headers import header
-from engine.access.keys import Caller
+from api.http.key_headers import SentKey, sent_keys
+from engine.access.keys import Caller, KeyAuthenticator
 from engine.runtime import Runtime
-from models.errors import NotAuthenticated, NotPermitted
+from models.errors import InvalidInput, NotAuthenticated, NotPermitted
 from models.key import Scope
 
-PUBLIC = frozenset({"healthz", "readyz", "metrics"})
+PUBLIC = frozenset({"healthz", "readyz", "metrics", "health", "ping", "version"})
 # Pages of the documentation, which are no APIRoutes: the only other ones that need no key.
 PUBLIC_PATHS = frozenset({"/docs", "/openapi.json"})
 REQUIRED_SCOPE: dict[str, Scope] = {
     "create_embeddings": Scope.EMBEDDINGS,
+    "create_deployment_embeddings": Scope.EMBEDDINGS,
+    "create_engine_embeddings": Scope.EMBEDDINGS,
     "list_models": Scope.EMBEDDINGS,
     "get_model": Scope.EMBEDDINGS,
     "list_endpoints": Scope.EMBEDDINGS,
@@ -63,11 +65,8 @@ REQUIRED_SCOPE: dict[str, Scope] = {
     "list_webhook_deliveries": Scope.JOBS,
     "replay_webhook_delivery": Scope.JOBS,
 }
-NO_KEY = "You didn't provide an API key, in Authorization or x-api-key. Send it as `Authorization: Bearer <key>`."
-OTHER_SCHEME = (
-    "The header Authorization was judged, and holds no API key: its form is `Bearer <key>`. "
-    "Leave it out where the key is in x-api-key."
-)
+# The sync verb by its own path and by those of other clients: each of its answers tells the key's limits.
+SYNC_ROUTES = frozenset({"create_embeddings", "create_deployment_embeddings", "create_engine_embeddings"})
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -124,19 +123,37 @@ def _missing_scope(required: Scope | None, caller: Caller) -> NotPermitted:
 
 
 async def authenticate(request: Request) -> Caller:
-    """The caller behind the request's key. Raises NotAuthenticated or StorageUnavailable."""
-    scheme, _, text = header(request, b"authorization").strip().partition(" ")
-    origin, text = "Authorization was judged; its form is `Bearer <key>`", text.strip()
-    if scheme and scheme.lower() != "bearer":
-        raise NotAuthenticated(OTHER_SCHEME)
-    if not text:  # an empty key beside another does not count
-        origin, text = "x-api-key was judged; its form is `<key>`", header(request, b"x-api-key").strip()
-    if not text:
-        raise NotAuthenticated(NO_KEY)
+    """The caller behind the request's key. Raises NotAuthenticated, InvalidInput or StorageUnavailable."""
+    sent = sent_keys(request)
+    header, text = sent[0]
+    keys = runtime_of(request).keys
     try:
-        return await runtime_of(request).keys.caller(text)
+        caller = await keys.caller(text)
     except NotAuthenticated as error:
-        raise NotAuthenticated(f"{error.message} The header {origin}.") from None
+        judged = f"The header {header.title} was judged; its form is `{header.form}`."
+        raise NotAuthenticated(f"{error.message} {judged}") from None
+    if len(sent) > 1:
+        await _refuse_others(keys, sent)
+    return caller
+
+
+async def _refuse_others(keys: KeyAuthenticator, sent: list[SentKey]) -> None:
+    """Raises InvalidInput for another good key than the first one."""
+    header, text = sent[0]
+    for other_header, other in sent[1:]:
+        if other != text and await _is_good(keys, other):
+            raise InvalidInput(
+                f"The request has two API keys, in {header.title} and {other_header.title}: send one of them.",
+                code="several_api_keys",
+            )
+
+
+async def _is_good(keys: KeyAuthenticator, text: str) -> bool:
+    try:
+        await keys.caller(text)
+    except NotAuthenticated:
+        return False
+    return True
 
 
 def runtime_of(request: Request) -> Runtime:

@@ -18,12 +18,12 @@ border-bottom:1px solid #ddd;vertical-align:top}.method{display:inline-block;wid
 """
 
 
-def install(app: FastAPI) -> None:
-    """Serve the page at /docs. It is rendered at the first request."""
+def install(app: FastAPI, *, root_path: str = "") -> None:
+    """Serve the page at /docs, below `root_path`. It is rendered at the first request."""
 
     @cache
     def page() -> str:
-        return "".join(_page(app.openapi()))
+        return "".join(_page(app.openapi(), root_path))
 
     async def show(request: Request) -> Response:
         return HTMLResponse(
@@ -33,13 +33,13 @@ def install(app: FastAPI) -> None:
     app.add_route("/docs", show, methods=["GET"], include_in_schema=False)
 
 
-def _page(document: dict[str, Any]) -> Iterator[str]:
+def _page(document: dict[str, Any], root_path: str) -> Iterator[str]:
     info = document["info"]
     title = f"{info['title']} {info['version']}"
     yield f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
     yield f"<style>{STYLE}</style><h1>{escape(title)}</h1><p>{escape(info.get('summary', ''))}</p>"
     yield "<p>Every call needs <code>Authorization: Bearer &lt;key&gt;</code>, but those under Operations. "
-    yield 'For programs: <a href="/openapi.json">openapi.json</a>.</p>'
+    yield f'For programs: <a href="{escape(root_path)}/openapi.json">openapi.json</a>.</p>'
     by_tag: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

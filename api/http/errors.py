@@ -138,7 +138,10 @@ def raw_response(error: EmbedmillError) -> bytes:
 
 def _near_paths(request: Request) -> str:
     paths = (getattr(route, "path", "") for route in request.app.routes)
-    return did_you_mean(request.scope["path"], filter(None, paths))
+    return (
+        did_you_mean(request.scope["path"], filter(None, paths))
+        or " This server makes embeddings: POST /v1/embeddings."
+    )
 
 
 def install(app: Starlette) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from engine.embedding.body_errors import decode, double_key_error
 from models.errors import InvalidInput, RequestError
 
 Body = TypeVar("Body", bound=msgspec.Struct)
+Fields = TypeVar("Fields")
 InputValue = str | list[Any]
 
 # A body that is no larger, or has no more brackets, quotes and commas than this, is decoded in a few milliseconds.
@@ -59,6 +60,14 @@ def split_input(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body,
 
     Raises InvalidInput, UnsupportedParameter.
     """
+    return split_members(lambda fields: decode(decoder, fields), decoder.type.__struct_fields__, body)
+
+
+def split_members(read: Callable[[bytes], Fields], names: Collection[str], body: bytes) -> tuple[Fields, Span | None]:
+    """What `read` makes of the body with an empty `input`, and the span of its input. `names`: the known fields.
+
+    Raises as `read` does, and InvalidInput for a field that is too long.
+    """
     try:
         spans = json_spans.members(body)
     except json_spans.DoubleKey as error:
@@ -67,28 +76,28 @@ def split_input(decoder: msgspec.json.Decoder[Body], body: bytes) -> tuple[Body,
         spans = {}
     if not spans:
         # Of what has no members nothing large can be made; but a large body is not decoded to find out more.
-        decode(decoder, body if len(body) <= CHEAP_BYTES else body[:64])
+        read(body if len(body) <= CHEAP_BYTES else body[:64])
         raise InvalidInput(NOT_JSON, code="invalid_json")
     found: Span | None = None
     fields: list[bytes] = []
-    names: set[str] = set()
+    seen: set[str] = set()
     for key, (start, stop) in spans.items():
         name = _field_name(key)
-        if name in names:  # once with an escaped letter
+        if name in seen:  # once with an escaped letter
             raise double_key_error(name)
-        names.add(name)
+        seen.add(name)
         if name == "input" and (kind := json_spans.first_byte(body, start, stop)) in (b'"', b"["):
             found = Span(start, stop, kind)
             fields.append(b'"input":""')
             continue
         limit = MAX_OPTIONS_BYTES if name in _OPTIONS else MAX_FIELD_BYTES
         if stop - start > limit:
-            if name in decoder.type.__struct_fields__:
+            if name in names:
                 raise _too_long(name, limit)
-            fields.append(key + b":null")
+            fields.append(key + b":0")  # null would be as good as absent
         else:
             fields.append(key + b":" + body[start:stop])
-    return decode(decoder, b"{" + b",".join(fields) + b"}"), found
+    return read(b"{" + b",".join(fields) + b"}"), found
 
 
 def read_inputs(body: bytes, span: Span, *, max_inputs: int, max_tokens: int) -> Iterator[InputValue]:
@@ -126,13 +135,13 @@ def read_inputs(body: bytes, span: Span, *, max_inputs: int, max_tokens: int) ->
         yield inputs
 
 
-def too_many_inputs(max_inputs: int, count: int, *, more: bool = False) -> InvalidInput:
+def too_many_inputs(max_inputs: int, count: int, *, more: bool = False, name: str = "input") -> InvalidInput:
     """The error for `count` inputs; `more`: there are more than `count - 1`, and they were not all counted."""
     return InvalidInput(
-        f"Invalid 'input': array too long. Expected an array with maximum length {max_inputs}, "
+        f"Invalid '{name}': array too long. Expected an array with maximum length {max_inputs}, "
         f"but got {'more than ' if more else ''}{count - more}. "
         "Send several requests, or one job (POST /v1/embeddings/jobs).",
-        param="input",
+        param=name,
         code="array_above_max_length",
     )
 

@@ -16,14 +16,15 @@ from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.application import HAS_BEGUN
+from api.http.auth import SYNC_ROUTES
+from api.http.forwarded import client_address
 from engine.observability.telemetry import REQUEST_SECONDS, REQUESTS
 from models.base import random_id
 
 log = logging.getLogger("embedmill.requests")
 CLIENT_ID_CHARS = 128
 PATH_CHARS = 200
-PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
-EMBEDDINGS_PATH = "/v1/embeddings"
+PROBES = frozenset({"/healthz", "/readyz", "/metrics", "/health", "/ping", "/version"})
 # Clients of vector databases size their calls by these, and send one text a call where they are missing. Keys have no
 # such limits today: the numbers say "as good as none", in the form that those clients can read.
 RATE_LIMITS = [
@@ -59,7 +60,6 @@ class RequestContext:
             path = scope["path"] = SLASHES.sub("/", path).rstrip("/") or "/"
         scope["request_id"] = request_id
         status = 500
-        has_rate_limits = path == EMBEDDINGS_PATH and method == "POST"
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
@@ -68,7 +68,7 @@ class RequestContext:
                 scope[HAS_BEGUN] = True
                 headers = message["headers"]
                 headers.append((b"x-request-id", request_id.encode()))
-                if has_rate_limits:
+                if getattr(scope.get("route"), "name", None) in SYNC_ROUTES:
                     headers += RATE_LIMITS
             await send(message)
 
@@ -87,7 +87,7 @@ class RequestContext:
                     client_id = value
                     break
             # Probes ask every second, and their answer is in the metrics.
-            if (status >= 400 or client_id is not None) and path not in PROBES:
+            if (status >= 400 or client_id is not None) and scope["path"] not in PROBES:
                 log.info(
                     "request",
                     extra={
@@ -109,9 +109,11 @@ def _metrics_of(template: str, status: int) -> tuple[Counter, Histogram]:
 
 
 def _details(scope: Scope, status: int) -> dict[str, Any]:
-    """Log fields for the caller and the error: names and codes, never a text, a query or a key."""
+    """Log fields for the caller, its address and the error: names and codes, never a text, a query or a key."""
     caller = scope.get("state", {}).get("caller")
     details = {"key_id": caller.key_id, "project": caller.project} if caller is not None else {}
+    if "app" in scope:
+        details["client"] = client_address(scope, scope["app"].state.trusted_proxies)
     if status >= 400:
         code, param = scope.get("error", (None, None))
         raw_path = scope.get("raw_path", b"").decode("latin-1")

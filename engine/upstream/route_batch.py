@@ -49,7 +49,7 @@ def batch_for(batch: Batch, route: Route) -> tuple[Batch, Windows | None]:
     if batch.options.truncate == "mean":
         batch, windows = _in_windows(batch, route)
     if route.token_arrays is not None and any(isinstance(item, list) for item in batch.inputs):
-        batch = replace(batch, inputs=[_text(item) for item in batch.inputs], bytes=0)
+        batch = replace(batch, inputs=[_text(item, route) for item in batch.inputs], bytes=0)
     if batch.options.input_type is not None and batch.options.input_type in route.templates:
         batch = _in_template(batch, route)
     return batch, windows
@@ -85,8 +85,8 @@ def _in_template(batch: Batch, route: Route) -> Batch:
     if template is None:
         return replace(batch, options=options)
     before, _, after = template.partition(TEXT)
-    return replace(batch, options=options, inputs=[f"{before}{_text(item)}{after}" for item in batch.inputs])
+    return replace(batch, options=options, inputs=[f"{before}{_text(item, route)}{after}" for item in batch.inputs])
 
 
-def _text(item: Input) -> str:
-    return item if isinstance(item, str) else tokens.decode(item)
+def _text(item: Input, route: Route) -> str:
+    return item if isinstance(item, str) else tokens.decode(item, route.token_arrays or tokens.CL100K)

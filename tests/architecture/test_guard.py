@@ -78,7 +78,10 @@ async def test_every_route_of_ours_is_guarded_by_its_class(gateway: Gateway) -> 
 
 
 def test_the_public_list_is_short_and_known() -> None:
-    assert {"healthz", "readyz", "metrics"} == PUBLIC and {"/docs", "/openapi.json"} == PUBLIC_PATHS
+    assert {"healthz", "readyz", "metrics", "health", "ping", "version"} == PUBLIC and {
+        "/docs",
+        "/openapi.json",
+    } == PUBLIC_PATHS
 
 
 def test_no_route_is_declared_twice() -> None:

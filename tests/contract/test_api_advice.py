@@ -43,12 +43,13 @@ async def test_an_unknown_model_names_what_is_near(shared_gateway: Gateway, name
 @leaving_nothing
 @pytest.mark.parametrize(
     ("fields", "expected"),
-    [({"dimension": 4}, "Did you mean 'dimensions'?"), ({"inputtype": "query"}, "Did you mean 'input_type'"),
-     ({"metadata": {}}, "POST /v1/embeddings/jobs"), ({"temperature": 1}, "known are model, input"),
+    [({"dimensons": 4}, "Did you mean 'dimensions'?"), ({"inputtype": "query"}, "Did you mean 'input_type'"),
+     ({"dry_run": True}, "POST /v1/embeddings/jobs"), ({"temperature": 1}, "known are model, input"),
+     ({"seed": 1}, "providerOptions.<provider>.seed"),
      ({"provider_options": {}}, "Did you mean 'providerOptions'?")],
 )  # fmt: skip
 async def test_an_unknown_parameter_names_what_is_near(shared_gateway: Gateway, fields: Any, expected: str) -> None:
-    """It said "Unknown parameter: 'dimension'." and no more."""
+    """It said "Unknown parameter: 'dimensons'." and no more."""
     reply = await shared_gateway.embed("a", **fields)
     assert error_of(reply)["code"] == "unknown_parameter" and expected in error_of(reply)["message"]
 

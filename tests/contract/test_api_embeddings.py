@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 from typing import Any
 
 import httpx
@@ -48,7 +49,9 @@ async def test_the_four_forms_of_input(gateway: Gateway, given: Any, inputs: lis
 async def test_the_whole_reply(gateway: Gateway) -> None:
     reply = await gateway.embed(["hello", "world"], user="u-1")
     body = reply.json()
-    assert set(body) == {"object", "data", "model", "usage", "providerMetadata"}
+    assert set(body) == {"object", "data", "model", "usage", "id", "created", "providerMetadata"}
+    assert body["id"] == body["providerMetadata"]["gateway"]["generationId"]
+    assert abs(body["created"] - time.time()) < 60
     assert (body["object"], body["model"]) == ("list", "tiny")
     assert body["usage"] == {"prompt_tokens": 4, "total_tokens": 4}
     metadata = body["providerMetadata"]["gateway"]

@@ -45,7 +45,7 @@ leaving_nothing = pytest.mark.asyncio(loop_scope="session")
         ({"model": "tiny", "input": [-1]}, "input", "invalid_input"),
         ({"model": "tiny", "input": [[2**70]]}, "input[0]", "invalid_input"),
         ({"model": "tiny", "input": ["a"] * 2049}, "input", "array_above_max_length"),
-        ({"model": "tiny", "input": "a", "dimensions": 0}, "dimensions", "invalid_value"),
+        ({"model": "tiny", "input": "a", "dimensions": -1}, "dimensions", "invalid_value"),
         ({"model": "tiny", "input": "a", "dimensions": 17}, "dimensions", "invalid_value"),
         ({"model": "tiny", "input": "a", "dimensions": "5"}, "dimensions", "invalid_type"),
         ({"model": "cut", "input": "a", "dimensions": 5}, "dimensions", "invalid_value"),
