@@ -9,7 +9,9 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api import health
+from api.dialects.table import TABLE
 from api.http import schemas
+from api.http.auth import GuardedRoute
 from api.http.model_schemas import EndpointList
 from api.http.openapi import BINARY, JSON, json_body, operation, path_param, query_param, schema_ref
 from api.jobs import control, job_routes, results, status
@@ -36,6 +38,7 @@ class RouteSpec(NamedTuple):
     path: str
     endpoint: Callable[[Request], Awaitable[Response]]
     options: dict[str, Any]
+    route_class: type[GuardedRoute] = GuardedRoute
 
 
 def all_routes() -> Iterator[RouteSpec]:
@@ -60,6 +63,8 @@ def all_routes() -> Iterator[RouteSpec]:
                 f"POST /v1/embeddings by {summary}", "Compatibility", 200, schemas.EmbeddingResponse, body | parameters
             ),
         )
+    for entry in TABLE:
+        yield RouteSpec(entry.method, entry.path, entry.endpoint, entry.documentation(), entry.route_class)
     yield from _submit_and_status()
     yield from _job_control()
     yield from _job_outcomes()
