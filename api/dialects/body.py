@@ -19,6 +19,8 @@ from models.errors import InvalidInput, RequestError
 Body = TypeVar("Body", bound=msgspec.Struct)
 Item = TypeVar("Item")
 MAX_WARNINGS = 16
+ABSENT = msgspec.Raw(b"null")
+"""A field that has no inputs."""
 TEXT_OR_TEXTS = msgspec.json.Decoder(str | list[str])
 TEXTS = msgspec.json.Decoder(list[str])
 _FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -75,6 +77,11 @@ def _decode(decoder: msgspec.json.Decoder[Body], raw: bytes) -> Body:
         return decode(decoder, raw)  # says what is wrong
 
 
+def is_there(value: msgspec.Raw) -> bool:
+    """True for a field that is there, and is not null."""
+    return bytes(memoryview(value)[:4]) != b"null"
+
+
 async def read_items(
     request: Request, value: msgspec.Raw, name: str, decoder: msgspec.json.Decoder[list[Item]]
 ) -> list[Item]:
@@ -108,6 +115,14 @@ async def read_texts(request: Request, value: msgspec.Raw, name: str) -> str | l
         return text
     large: str = await runtime_of(request).work.run(caller_of(request).project, read)
     return large
+
+
+async def read_text(request: Request, value: msgspec.Raw, name: str) -> str:
+    """The one text in the field `name`. Raises InvalidInput for a list."""
+    text = await read_texts(request, value, name) if bytes(memoryview(value)[:1]) == b'"' else None
+    if not isinstance(text, str):
+        raise InvalidInput(f"Invalid '{name}': expected a text.", param=name, code="invalid_type")
+    return text
 
 
 def _pieces(

@@ -13,13 +13,14 @@ from starlette.responses import Response
 from api.http.auth import GuardedRoute
 from api.http.openapi import JSON, operation, path_param
 from api.openai.client_fields import CLIENT_FIELDS
-from api.openai.embedding_call import CallWarning
+from api.openai.embedding_call import CallWarning, EmbeddingOutcome
+from api.openai.embeddings_response import warnings_of
 from models.errors import InvalidInput, UnsupportedParameter
 from models.key import Scope
 
 TAG = "Compatibility"
 ANY_OBJECT = {"schema": {"type": "object"}}
-NO_PARTS: Mapping[str, Any] = {}
+MAX_NAMED = 20  # of cut inputs
 
 
 class DialectRoute(GuardedRoute):
@@ -52,23 +53,22 @@ class DialectPath:
         return options
 
 
-def meaning_of(field_name: str, value: Any, name: str | None = None) -> str | None:
-    """What a value of a client's field means here; None: nothing that is not done anyway.
+def meaning_of(name: str, value: str | bool, words: Mapping[Any, str] | None = None) -> str:
+    """What a value of a client's field means here, without regard to case.
 
-    `field_name`: in the table of clients' fields. `name`: as the body has it. Raises InvalidInput for a value without a
-    counterpart.
+    `words`: what the values mean; by default those of the field in the table of clients' fields. Raises InvalidInput
+    for a value without a counterpart.
     """
-    known = CLIENT_FIELDS[field_name]
-    assert known.words is not None
-    for word, meaning in known.words.items():
-        if word == value and isinstance(word, bool) == isinstance(value, bool):
-            return meaning or None
-        if isinstance(word, str) and isinstance(value, str) and word.lower() == value.lower():
-            return meaning or None
-    supported = ", ".join(str(word) for word in known.words)
-    reason = f"{known.otherwise}. " if known.otherwise else ""
-    name = name or field_name
-    raise InvalidInput(f"Invalid '{name}': {reason}Supported: {supported}.", param=name, code="invalid_value")
+    words = words or CLIENT_FIELDS[name].words or {}
+    for word, meaning in words.items():
+        if str(word).lower() == str(value).lower() and type(word) is type(value):
+            return meaning
+    supported = ", ".join(str(word) for word in words)
+    raise InvalidInput(
+        f"Invalid '{name}': '{str(value)[:40]}' has no counterpart here. Supported: {supported}.",
+        param=name,
+        code="invalid_value",
+    )
 
 
 def width(value: int | None, name: str) -> int | None:
@@ -87,6 +87,16 @@ def refuse(name: str, value: object, advice: str) -> None:
 def left_out(name: str, value: object) -> list[CallWarning]:
     """The warning for a field without an effect, where it is there."""
     return [] if value is None else [CallWarning("unsupported", name, "it has no effect here: it was left out")]
+
+
+def all_warnings(outcome: EmbeddingOutcome) -> list[CallWarning]:
+    """The warnings of the call, and one that names the inputs that were cut: these formats mark no vector."""
+    warnings = warnings_of(outcome)
+    if cut := sorted(outcome.truncated):
+        names = ", ".join(map(str, cut[:MAX_NAMED])) + (", …" if len(cut) > MAX_NAMED else "")
+        details = f"too long for the model, so that their ends were cut off: {len(cut)} inputs ({names})"
+        warnings.append(CallWarning("other", outcome.call.input_field, details))
+    return warnings
 
 
 def joined(rows: Sequence[bytes], opening: bytes = b"", closing: bytes = b"") -> bytes:

@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api.dialects.body import read_body, read_texts
-from api.dialects.dialect import DialectRoute, joined, width
+from api.dialects.dialect import DialectRoute, all_warnings, joined, width
 from api.http import json_body
 from api.http.auth import runtime_of
 from api.http.errors import ErrorFacts
@@ -99,7 +99,7 @@ async def _render(request: Request, outcome: EmbeddingOutcome) -> Response:
         {
             "usage": {"tokens": outcome.tokens},
             "providerMetadata": {"gateway": metadata},
-            "warnings": [_warning(CallWarning(**each), has_deprecated) for each in metadata["warnings"]],
+            "warnings": [_warning(each, has_deprecated) for each in all_warnings(outcome)],
         }
     )
     response = Response(b'{"embeddings":' + joined(rows) + b"," + tail[1:])
