@@ -151,6 +151,12 @@ class ResultsChanged(Conflict):
         )
 
 
+class GenerationNotFound(RequestError):
+    """Unknown, malformed or another project's: one answer for all."""
+
+    code = "generation_not_found"
+
+
 class IdempotencyMismatch(RequestError):
     code = "idempotency_key_reused"
 

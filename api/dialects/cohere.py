@@ -17,7 +17,6 @@ from api.openai.embedding_call import EmbeddingCall, EmbeddingOutcome
 from api.openai.embeddings import answer
 from api.openai.embeddings_response import encode_rows, headers_of
 from engine.corpus import json_spans
-from models.base import random_id
 from models.embedding import Options
 from models.errors import InvalidInput
 
@@ -137,7 +136,7 @@ class _CohereCall:
         if warnings := [f"{each.feature}: {each.details}" for each in all_warnings(outcome)]:
             meta["warnings"] = warnings
         tail = {
-            "id": random_id("gen"),
+            "id": outcome.generation_id,
             "meta": meta,
             "response_type": "embeddings_by_type" if self._types else "embeddings_floats",
         }

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from api.dialects import cohere, gemini, ollama, tei, vercel
+from api.dialects import cohere, gemini, ollama, tei, vercel, vercel_account
 from api.dialects.cohere import CohereRoute
 from api.dialects.dialect import DialectPath
 from api.dialects.gemini import GeminiRoute
 from api.dialects.ollama import OllamaRoute
 from api.dialects.tei import TeiRoute
 from api.dialects.vercel import VercelRoute
+from api.dialects.vercel_account import VercelAccountRoute
 from api.http.openapi import query_param
 
 TEI_PARAMETERS = (query_param("model", "Name of the model, where the server has several"),)
 GEMINI_PARAMETERS = (query_param("key", "The API key, in place of the header x-goog-api-key"),)
+REPORT_PARAMETERS = (
+    query_param("start_date", "First day, YYYY-MM-DD, of UTC"),
+    query_param("end_date", "Last day"),
+    query_param("group_by", "day (default), model, provider or user"),
+    query_param("model", "Only of this model"),
+    query_param("provider", "Only of this account"),
+    query_param("user_id", "Only of this end user"),
+)
 TABLE = (
     DialectPath(
         "POST",
@@ -85,5 +94,28 @@ TABLE = (
         GeminiRoute,
         "Gemini's call for many texts, version 1",
         GEMINI_PARAMETERS,
+    ),
+    DialectPath(
+        "GET",
+        "/v1/credits",
+        vercel_account.get_vercel_credits,
+        VercelAccountRoute,
+        "What the key's project has spent, for @ai-sdk/gateway",
+    ),
+    DialectPath(
+        "GET",
+        "/v1/generation",
+        vercel_account.get_vercel_generation,
+        VercelAccountRoute,
+        "The record of one sync call, for @ai-sdk/gateway",
+        (query_param("id", "The `generationId` of an answer"),),
+    ),
+    DialectPath(
+        "GET",
+        "/v1/report",
+        vercel_account.get_vercel_report,
+        VercelAccountRoute,
+        "What the key's project has spent between two days, for @ai-sdk/gateway",
+        REPORT_PARAMETERS,
     ),
 )

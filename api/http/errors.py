@@ -41,6 +41,7 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.NotPermitted: 403,
     errors.RateLimited: 429,
     errors.JobNotFound: 404,
+    errors.GenerationNotFound: 404,
     errors.Conflict: 409,
     errors.UpstreamError: 502,
     errors.UpstreamRateLimited: 429,
