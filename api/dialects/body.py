@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,6 +18,8 @@ from models.errors import InvalidInput, RequestError
 
 Body = TypeVar("Body", bound=msgspec.Struct)
 Item = TypeVar("Item")
+Input = TypeVar("Input")
+SMALL_ARRAY_BYTES = 1024
 MAX_WARNINGS = 16
 ABSENT = msgspec.Raw(b"null")
 """A field that has no inputs."""
@@ -83,26 +85,52 @@ def is_there(value: msgspec.Raw) -> bool:
 
 
 async def read_items(
-    request: Request, value: msgspec.Raw, name: str, decoder: msgspec.json.Decoder[list[Item]]
-) -> list[Item]:
-    """The array of inputs in the field `name`. Raises InvalidInput that names the first wrong item."""
+    request: Request,
+    value: msgspec.Raw,
+    name: str,
+    decoder: msgspec.json.Decoder[list[Item]],
+    convert: Callable[[Item, int], Input],
+) -> list[Input]:
+    """The array of inputs in the field `name`: what `convert` makes of each item and its index.
+
+    Raises InvalidInput that names the first wrong item, and what `convert` raises.
+    """
     runtime = runtime_of(request)
     if len(memoryview(value)) <= INLINE_BYTES:
         try:
-            return decoder.decode(value)
+            items: list[Item] | None = decoder.decode(value)
         except _JSON_ERRORS:
-            pass  # the pieces say which item is wrong
-    items: list[Item] = []
-    pieces = _pieces(value, name, decoder, runtime.settings.max_inputs_per_request)
+            items = None  # the pieces say which item is wrong
+        if items is not None:
+            return [convert(item, index) for index, item in enumerate(items)]
+    inputs: list[Input] = []
+    pieces = _pieces(value, name, decoder, convert, runtime.settings.max_inputs_per_request)
     async for piece in runtime.work.drive(caller_of(request).project, pieces):
-        items += piece
-    return items
+        inputs += piece
+    return inputs
+
+
+def itself(item: Item, index: int) -> Item:
+    """For items that are inputs as they are."""
+    return item
+
+
+def only_item(value: msgspec.Raw, decoder: msgspec.json.Decoder[list[Item]]) -> Item | None:
+    """The item of an array of one; None for any other value. A long array is not decoded to find out."""
+    size = len(memoryview(value))
+    try:
+        if size > SMALL_ARRAY_BYTES and json_spans.count_items(bytes(value), 0, size, limit=1) != 1:
+            return None
+        items = decoder.decode(value)
+    except (json_spans.Malformed, *_JSON_ERRORS):
+        return None
+    return items[0] if len(items) == 1 else None
 
 
 async def read_texts(request: Request, value: msgspec.Raw, name: str) -> str | list[str]:
     """The text or texts in the field `name`. Raises InvalidInput that names the first wrong item."""
     if bytes(memoryview(value)[:1]) != b'"':
-        return await read_items(request, value, name, TEXTS)
+        return await read_items(request, value, name, TEXTS, itself)
 
     def read() -> Any:
         try:
@@ -126,8 +154,12 @@ async def read_text(request: Request, value: msgspec.Raw, name: str) -> str:
 
 
 def _pieces(
-    value: msgspec.Raw, name: str, decoder: msgspec.json.Decoder[list[Item]], max_inputs: int
-) -> Iterator[list[Item]]:
+    value: msgspec.Raw,
+    name: str,
+    decoder: msgspec.json.Decoder[list[Item]],
+    convert: Callable[[Item, int], Input],
+    max_inputs: int,
+) -> Iterator[list[Input]]:
     array = bytes(value)
     try:
         count = json_spans.count_items(array, 0, len(array), limit=2 * max_inputs)
@@ -135,7 +167,8 @@ def _pieces(
             raise json_body.too_many_inputs(max_inputs, count, more=count > 2 * max_inputs, name=name)
         done = 0
         for low, high, number in json_spans.items(array, 0, len(array)):
-            yield _piece(array[low:high], done, name, decoder)
+            items = _piece(array[low:high], done, name, decoder)
+            yield [convert(item, done + position) for position, item in enumerate(items)]
             done += number
     except json_spans.Malformed:
         raise InvalidInput(f"Invalid '{name}': expected an array.", param=name, code="invalid_type") from None

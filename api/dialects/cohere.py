@@ -9,14 +9,13 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
-from api.dialects.body import ABSENT, is_there, read_body, read_items, read_texts
-from api.dialects.dialect import DialectRoute, all_warnings, joined, left_out, meaning_of, refuse, width
+from api.dialects.body import ABSENT, is_there, only_item, read_body, read_items, read_texts
+from api.dialects.dialect import DialectRoute, all_warnings, array, left_out, meaning_of, refuse, reply, width
 from api.http.errors import ErrorFacts
 from api.openai.client_fields import INPUT_TYPE_WORDS
 from api.openai.embedding_call import EmbeddingCall, EmbeddingOutcome
 from api.openai.embeddings import answer
-from api.openai.embeddings_response import encode_rows, headers_of
-from engine.corpus import json_spans
+from api.openai.embeddings_response import encode_rows
 from models.embedding import Options
 from models.errors import InvalidInput
 
@@ -116,19 +115,17 @@ class _CohereCall:
                 raise InvalidInput("Invalid 'texts': expected a list of texts.", param="texts", code="invalid_type")
             self._texts = bytes(body.texts)
             return "texts", texts
-        items = await read_items(request, body.inputs, "inputs", _INPUTS)
-        return "inputs", [_text_of(item, index) for index, item in enumerate(items)]
+        return "inputs", await read_items(request, body.inputs, "inputs", _INPUTS, _text_of)
 
     async def render(self, request: Request, outcome: EmbeddingOutcome) -> Response:
         """The reply: the vectors in each type that was requested."""
-        arrays: dict[str, bytes] = {}
-        for kind in self._types or ["float"]:
+        pieces = [b'{"embeddings":', b"{" if self._types else b""]
+        for position, kind in enumerate(self._types or ["float"]):
+            if self._types:
+                pieces.append(b'%b"%b":' % (b"," if position else b"", kind.encode()))
             rows = await encode_rows(request, outcome, base64=kind == "base64")
-            arrays[kind] = joined(rows, b'"', b'"') if kind == "base64" else joined(rows)
-        if self._types:
-            embeddings = b"{" + b",".join(b'"%b":%b' % (kind.encode(), array) for kind, array in arrays.items()) + b"}"
-        else:
-            embeddings = arrays["float"]
+            pieces += array(rows, b'"', b'"') if kind == "base64" else array(rows)
+        pieces += [b"}" if self._types else b"", b',"texts":', self._texts, b","]
         meta: dict[str, Any] = {
             "api_version": {"version": self._version},
             "billed_units": {"input_tokens": outcome.tokens},
@@ -140,28 +137,20 @@ class _CohereCall:
             "meta": meta,
             "response_type": "embeddings_by_type" if self._types else "embeddings_floats",
         }
-        content = b'{"embeddings":%b,"texts":%b,' % (embeddings, self._texts) + orjson.dumps(tail)[1:]
-        response = Response(content)
-        response.raw_headers += headers_of(outcome.route.provider, outcome.alias.space)
-        return response
+        return reply(outcome, [*pieces, orjson.dumps(tail)[1:]])
 
 
 def _text_of(item: _Input, index: int) -> str:
     """The one text of an item of `inputs`. Raises InvalidInput: several parts would become one vector."""
-    param = f"inputs[{index}].content"
-    content = bytes(item.content)
-    try:
-        if json_spans.count_items(content, 0, len(content), limit=1) == 1:
-            part = _PARTS.decode(content)[0]
-            if part.type == "text" and part.text is not None:
-                return part.text
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, json_spans.Malformed):
-        pass
-    raise InvalidInput(
-        f"Invalid '{param}': expected one part of type 'text'. Send texts only, each as an input of its own.",
-        param=param,
-        code="invalid_value",
-    )
+    part = only_item(item.content, _PARTS)
+    if part is None or part.type != "text" or part.text is None:
+        param = f"inputs[{index}].content"
+        raise InvalidInput(
+            f"Invalid '{param}': expected one part of type 'text'. Send texts only, each as an input of its own.",
+            param=param,
+            code="invalid_value",
+        )
+    return part.text
 
 
 def _not_one_of(name: str, value: str, supported: tuple[str, ...]) -> InvalidInput:

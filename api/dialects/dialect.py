@@ -14,7 +14,7 @@ from api.http.auth import GuardedRoute
 from api.http.openapi import JSON, operation, path_param
 from api.openai.client_fields import CLIENT_FIELDS
 from api.openai.embedding_call import CallWarning, EmbeddingOutcome
-from api.openai.embeddings_response import warnings_of
+from api.openai.embeddings_response import headers_of, warnings_of
 from models.errors import InvalidInput, UnsupportedParameter
 from models.key import Scope
 
@@ -99,6 +99,17 @@ def all_warnings(outcome: EmbeddingOutcome) -> list[CallWarning]:
     return warnings
 
 
-def joined(rows: Sequence[bytes], opening: bytes = b"", closing: bytes = b"") -> bytes:
-    """Encoded rows as one JSON array; each of them between `opening` and `closing`."""
-    return b"[" + opening + (closing + b"," + opening).join(rows) + closing + b"]"
+def array(rows: Sequence[bytes], opening: bytes = b"", closing: bytes = b"") -> list[bytes]:
+    """The pieces of a JSON array of encoded rows, each between `opening` and `closing`: they are copied once, later."""
+    pieces = [closing + b"," + opening] * (2 * len(rows) + 1)
+    pieces[0] = b"[" + opening
+    pieces[1::2] = rows
+    pieces[-1] = closing + b"]"
+    return pieces
+
+
+def reply(outcome: EmbeddingOutcome, pieces: Sequence[bytes]) -> Response:
+    """The response of these pieces, with the headers of the sync call."""
+    response = Response(b"".join(pieces))
+    response.raw_headers += headers_of(outcome.route.provider, outcome.alias.space)
+    return response

@@ -11,14 +11,13 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
-from api.dialects.body import read_body, read_items
-from api.dialects.dialect import DialectRoute, all_warnings, joined, meaning_of, refuse, width
+from api.dialects.body import only_item, read_body, read_items
+from api.dialects.dialect import DialectRoute, all_warnings, array, meaning_of, refuse, reply, width
 from api.http.errors import ErrorFacts
 from api.http.key_headers import google_keys
 from api.openai.embedding_call import EmbeddingCall, EmbeddingOutcome
 from api.openai.embeddings import answer
-from api.openai.embeddings_response import encode_rows, headers_of
-from engine.corpus import json_spans
+from api.openai.embeddings_response import encode_rows
 from models.embedding import Options
 from models.errors import InvalidInput
 
@@ -117,9 +116,9 @@ async def _parse_one(request: Request, raw: bytes) -> EmbeddingCall:
 
 async def _parse_batch(request: Request, raw: bytes) -> EmbeddingCall:
     body, warnings = await read_body(request, raw, _BATCH)
-    requests = await read_items(request, body.requests, "requests", _REQUESTS)
-    texts = [_text_of(each.content, f"requests[{index}].content") for index, each in enumerate(requests)]
-    options = _options(request, requests, "requests") if requests else Options()
+    found = await read_items(request, body.requests, "requests", _REQUESTS, _with_text)
+    options = _options(request, [each for each, _ in found], "requests") if found else Options()
+    texts = [text for _, text in found]
     model = request.path_params["model"]
     return EmbeddingCall(model, texts, options, warnings=warnings, input_field="requests", body_bytes=len(raw))
 
@@ -157,31 +156,31 @@ def _differs(param: str, what: str) -> InvalidInput:
 
 
 def _text_of(content: _Content, param: str) -> str:
-    """The one text of a content. Raises InvalidInput: several parts would become one vector."""
-    parts = bytes(content.parts)
-    try:
-        if json_spans.count_items(parts, 0, len(parts), limit=1) == 1:
-            return _PARTS.decode(parts)[0].text
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, json_spans.Malformed):
-        pass
-    raise InvalidInput(
-        f"Invalid '{param}': expected one part with a 'text'. Send each text in a request of its own.",
-        param=param,
-        code="invalid_value",
-    )
+    parts = only_item(content.parts, _PARTS)
+    if parts is None:
+        raise InvalidInput(
+            f"Invalid '{param}': expected one part with a 'text'. Send each text in a request of its own.",
+            param=param,
+            code="invalid_value",
+        )
+    return parts.text
+
+
+def _with_text(each: _Request, index: int) -> tuple[_Request, str]:
+    return each, _text_of(each.content, f"requests[{index}].content")
 
 
 async def _render_one(request: Request, outcome: EmbeddingOutcome) -> Response:
     [vector] = await encode_rows(request, outcome, base64=False)
-    return _reply(b'{"embedding":{"values":' + vector + b"}", outcome)
+    return _reply([b'{"embedding":{"values":', vector, b"}"], outcome)
 
 
 async def _render_batch(request: Request, outcome: EmbeddingOutcome) -> Response:
     rows = await encode_rows(request, outcome, base64=False)
-    return _reply(b'{"embeddings":' + joined(rows, b'{"values":', b"}"), outcome)
+    return _reply([b'{"embeddings":', *array(rows, b'{"values":', b"}")], outcome)
 
 
-def _reply(opening: bytes, outcome: EmbeddingOutcome) -> Response:
+def _reply(pieces: list[bytes], outcome: EmbeddingOutcome) -> Response:
     tokens = outcome.tokens
     fields: dict[str, Any] = {
         "usageMetadata": {
@@ -191,6 +190,4 @@ def _reply(opening: bytes, outcome: EmbeddingOutcome) -> Response:
     }
     if warnings := all_warnings(outcome):  # clients leave alone what they do not know
         fields["warnings"] = [each._asdict() for each in warnings]
-    response = Response(opening + b"," + orjson.dumps(fields)[1:])
-    response.raw_headers += headers_of(outcome.route.provider, outcome.alias.space)
-    return response
+    return reply(outcome, [*pieces, b",", orjson.dumps(fields)[1:]])

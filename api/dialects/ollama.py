@@ -13,12 +13,12 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api.dialects.body import read_body, read_text, read_texts
-from api.dialects.dialect import DialectRoute, all_warnings, joined, left_out, width
+from api.dialects.dialect import DialectRoute, all_warnings, array, left_out, reply, width
 from api.http.auth import runtime_of
 from api.http.errors import ErrorFacts
 from api.openai.embedding_call import EmbeddingCall, EmbeddingOutcome
 from api.openai.embeddings import answer
-from api.openai.embeddings_response import encode_rows, headers_of
+from api.openai.embeddings_response import encode_rows
 from models.embedding import Options
 
 # Ollama's name of the default variant: `tiny:latest` is `tiny`.
@@ -59,10 +59,10 @@ async def create_ollama_embed(request: Request) -> Response:
     started = time.perf_counter_ns()
 
     async def render(request: Request, outcome: EmbeddingOutcome) -> Response:
-        vectors = joined(await encode_rows(request, outcome, base64=False))
+        vectors = array(await encode_rows(request, outcome, base64=False))
         elapsed = time.perf_counter_ns() - started
         counts = {"total_duration": elapsed, "load_duration": 0, "prompt_eval_count": outcome.tokens}
-        return _reply(b'{"embeddings":' + vectors, {"model": outcome.call.model} | counts, outcome)
+        return _reply([b'{"embeddings":', *vectors], {"model": outcome.call.model} | counts, outcome)
 
     return await answer(request, _parse_embed, render)
 
@@ -122,7 +122,7 @@ async def _parse_embeddings(request: Request, raw: bytes) -> EmbeddingCall:
 
 async def _render_one(request: Request, outcome: EmbeddingOutcome) -> Response:
     [vector] = await encode_rows(request, outcome, base64=False)
-    return _reply(b'{"embedding":' + vector, {}, outcome)
+    return _reply([b'{"embedding":', vector], {}, outcome)
 
 
 def _model(request: Request, name: str) -> str:
@@ -131,10 +131,7 @@ def _model(request: Request, name: str) -> str:
     return name.removesuffix(LATEST) if name not in aliases else name
 
 
-def _reply(opening: bytes, fields: dict[str, Any], outcome: EmbeddingOutcome) -> Response:
+def _reply(pieces: list[bytes], fields: dict[str, Any], outcome: EmbeddingOutcome) -> Response:
     if warnings := all_warnings(outcome):  # clients leave alone what they do not know
         fields["warnings"] = [each._asdict() for each in warnings]
-    content = opening + (b"," + orjson.dumps(fields)[1:] if fields else b"}")
-    response = Response(content)
-    response.raw_headers += headers_of(outcome.route.provider, outcome.alias.space)
-    return response
+    return reply(outcome, [*pieces, b"," + orjson.dumps(fields)[1:] if fields else b"}"])

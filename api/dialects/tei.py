@@ -11,13 +11,13 @@ import orjson
 from fastapi import Request
 from starlette.responses import Response
 
-from api.dialects.body import read_body, read_items, read_texts
-from api.dialects.dialect import DialectRoute, joined, left_out, meaning_of, width
+from api.dialects.body import itself, read_body, read_items, read_texts
+from api.dialects.dialect import DialectRoute, array, left_out, meaning_of, reply, width
 from api.http.auth import runtime_of
 from api.http.errors import ErrorFacts
 from api.openai.embedding_call import EmbeddingCall, EmbeddingOutcome
 from api.openai.embeddings import answer
-from api.openai.embeddings_response import encode_rows, headers_of
+from api.openai.embeddings_response import encode_rows
 from models.embedding import Alias, Options
 from models.errors import InvalidInput
 
@@ -120,7 +120,7 @@ async def _parse(request: Request, raw: bytes) -> EmbeddingCall:
     if bytes(memoryview(body.inputs)[:1]) == b'"':
         inputs = await read_texts(request, body.inputs, "inputs")
     else:
-        inputs = await read_items(request, body.inputs, "inputs", _TEXTS_OR_TOKENS)
+        inputs = await read_items(request, body.inputs, "inputs", _TEXTS_OR_TOKENS, itself)
     options = Options(
         dimensions=width(body.dimensions, "dimensions"),
         input_type=None if body.prompt_name is None else meaning_of("prompt_name", body.prompt_name),
@@ -131,8 +131,7 @@ async def _parse(request: Request, raw: bytes) -> EmbeddingCall:
 
 
 async def _render(request: Request, outcome: EmbeddingOutcome) -> Response:
-    response = Response(joined(await encode_rows(request, outcome, base64=False)))
-    response.raw_headers += headers_of(outcome.route.provider, outcome.alias.space)
+    response = reply(outcome, array(await encode_rows(request, outcome, base64=False)))
     response.headers["x-compute-tokens"] = str(outcome.tokens)
     if cut := outcome.truncated:  # a bare array has no room for it
         response.headers["x-embedmill-truncated"] = str(len(cut))

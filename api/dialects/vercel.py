@@ -11,14 +11,14 @@ from fastapi import Request
 from starlette.responses import Response
 
 from api.dialects.body import read_body, read_texts
-from api.dialects.dialect import DialectRoute, all_warnings, joined, width
+from api.dialects.dialect import DialectRoute, all_warnings, array, reply, width
 from api.http import json_body
 from api.http.auth import runtime_of
 from api.http.errors import ErrorFacts
 from api.http.request_headers import header
 from api.openai.embedding_call import CallWarning, EmbeddingCall, EmbeddingOutcome
 from api.openai.embeddings import answer
-from api.openai.embeddings_response import encode_rows, gateway_metadata, headers_of
+from api.openai.embeddings_response import encode_rows, gateway_metadata
 from models.base import usd_text
 from models.embedding import Options
 from models.errors import InvalidInput, UnknownAlias
@@ -102,9 +102,7 @@ async def _render(request: Request, outcome: EmbeddingOutcome) -> Response:
             "warnings": [_warning(each, has_deprecated) for each in all_warnings(outcome)],
         }
     )
-    response = Response(b'{"embeddings":' + joined(rows) + b"," + tail[1:])
-    response.raw_headers += headers_of(outcome.route.provider, outcome.alias.space)
-    return response
+    return reply(outcome, [b'{"embeddings":', *array(rows), b",", tail[1:]])
 
 
 def _warning(warning: CallWarning, has_deprecated: bool) -> dict[str, str]:
