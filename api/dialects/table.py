@@ -47,9 +47,6 @@ TABLE = (
     ),
     DialectPath("GET", "/api/tags", ollama.list_ollama_models, OllamaRoute, "The models, for Ollama's clients"),
     DialectPath("GET", "/api/version", ollama.get_ollama_version, OllamaRoute, "The version, for Ollama's clients"),
-    DialectPath(
-        "POST", "/", tei.create_tei_root_embeddings, TeiRoute, "TEI's embed by the server's URL", TEI_PARAMETERS
-    ),
     DialectPath("POST", "/embed", tei.create_tei_embeddings, TeiRoute, "TEI's embed", TEI_PARAMETERS),
     DialectPath(
         "POST", "/tei/{model:path}/embed", tei.create_tei_model_embeddings, TeiRoute, "TEI's embed of one model"

@@ -61,18 +61,13 @@ async def create_tei_embeddings(request: Request) -> Response:
     return await answer(request, _parse, _render)
 
 
-async def create_tei_root_embeddings(request: Request) -> Response:
-    """POST /, which huggingface_hub calls when it has the server's URL as its model."""
-    return await answer(request, _parse, _render)
-
-
 async def create_tei_model_embeddings(request: Request) -> Response:
     """POST /tei/{model}/embed."""
     return await answer(request, _parse, _render)
 
 
 async def create_tei_model_root_embeddings(request: Request) -> Response:
-    """POST /tei/{model}."""
+    """POST /tei/{model}, which huggingface_hub calls: it has the server's URL as its model."""
     return await answer(request, _parse, _render)
 
 

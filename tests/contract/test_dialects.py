@@ -22,7 +22,6 @@ CALLS: dict[str, dict[str, Any]] = {
     "/v1/embed": {"model": "tiny", "texts": ["a"]},
     "/api/embed": {"model": "tiny", "input": "a"},
     "/api/embeddings": {"model": "tiny", "prompt": "a"},
-    "/?model=tiny": {"inputs": "a"},
     "/embed?model=tiny": {"inputs": "a"},
     "/tei/tiny": {"inputs": "a"},
     "/tei/tiny/embed": {"inputs": "a"},
