@@ -18,10 +18,10 @@ PAGE := docs/reliability.md
 SECONDS ?= 60
 SEED ?= 7
 
-.PHONY: help docs install lock audit demo up test providers faults chaos lint mutants check format bench clean
+.PHONY: help docs install lock audit demo up test providers compatibility-batches faults chaos lint mutants check format bench clean
 
 help:  ## Show this help
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-21s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Make .venv and install the project with its tools into it
 
@@ -63,6 +63,9 @@ test: install  ## Run the tests; services that are missing are skipped with a re
 
 providers: install  ## Run the tests of all adapters and print what each provider can do, by their results
 	$(BIN)/python -m tests.contract.provider_matrix
+
+compatibility-batches: install  ## Run clients of other people against files, batches and webhooks; the table goes to docs
+	$(BIN)/python -m tests.clients.run docs/compatibility.md
 
 faults: install  ## Break every part on purpose, one fault after another; the numbers go to docs/reliability.md
 	EMBEDMILL_TEST_FAULTS=$(FAULTS) $(BIN)/python -m pytest $(PARALLEL) -m fault $(FAULT_TESTS)

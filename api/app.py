@@ -41,6 +41,8 @@ from engine.process.background import ErrorLog, repeat
 from engine.queue import process_heartbeats, worker_heartbeats
 from engine.runtime import Runtime
 from engine.storage.database_gauges import Gauges
+from engine.webhooks.sample_events import SampleEvents
+from engine.webhooks.sender import WebhookSender
 
 STOP_TIMEOUT_S = 2.0
 
@@ -57,7 +59,7 @@ def create_app(runtime: Runtime | None = None) -> ASGIApp:
 def with_edge(app: Application) -> ASGIApp:
     """The app with the middleware that its settings call for."""
     settings: Settings = app.state.runtime.settings
-    return RequestContext(with_cors(with_base_path(app, settings.root_path), settings.cors_origins))
+    return RequestContext(with_cors(with_base_path(app, settings.root_path), settings.origins))
 
 
 def build_app(runtime: Runtime) -> Application:
@@ -85,6 +87,7 @@ def build_app(runtime: Runtime) -> Application:
             await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)  # the heartbeat signs off
             await app.state.readiness.close()
             await app.state.watches.close()
+            await app.state.webhooks.close()
             await runtime.close()
 
     app = Application(
@@ -106,6 +109,8 @@ def build_app(runtime: Runtime) -> Application:
     app.state.readiness = Readiness.of(runtime)
     app.state.watches = JobWatches(runtime.store)
     app.state.lifecycle.on_stop.append(app.state.watches.stop)
+    app.state.webhooks = sender = WebhookSender(runtime.settings)
+    app.state.sample_events = SampleEvents(sender)
     app.state.exposition = health.shared_metrics_text(Gauges(runtime.database, worker_seen_s=WORKER_SEEN_S))
     app.router.route_class = GuardedRoute
     errors.install(app)

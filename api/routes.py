@@ -2,48 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
-from typing import Any, NamedTuple
-
-from fastapi import Request
-from starlette.responses import Response
+from collections.abc import Iterator
 
 from api import health
 from api.dialects.table import TABLE
 from api.http import schemas
-from api.http.auth import GuardedRoute
 from api.http.model_schemas import EndpointList
-from api.http.openapi import BINARY, JSON, json_body, operation, path_param, query_param, schema_ref
+from api.http.openapi import BINARY, IDEMPOTENCY_KEY, JSON, json_body, operation, path_param, query_param, schema_ref
+from api.http.route_spec import RouteSpec
 from api.jobs import control, job_routes, results, status
 from api.jobs.submit import create_job
-from api.openai import deployments, embeddings, model_endpoints, models
+from api.openai import batch_routes, deployments, embeddings, file_routes, model_endpoints, models
+from api.webhook_routes import webhook_routes
+from engine.embedding.request_body import EmbeddingRequest
 
 JOBS = "/v1/embeddings/jobs"
 ONE_JOB = f"{JOBS}/{{job_id}}"
-STREAM_OPTIONS = ("model", "dimensions", "input_type", "truncate", "user", "metadata", "max_cost_usd", "dry_run")
-IDEMPOTENCY_KEY = {
-    "name": "Idempotency-Key",
-    "in": "header",
-    "required": False,
-    "schema": {"type": "string", "maxLength": 255},
-}
+STREAM_OPTIONS = (
+    *("model", "dimensions", "input_type", "truncate", "user", "metadata", "max_cost_usd", "webhook", "dry_run"),
+    *("text_column", "id_column"),
+)
 IF_NONE_MATCH = {"name": "If-None-Match", "in": "header", "required": False, "schema": {"type": "string"}}
 JOB_ID = path_param("job_id", "Id of the job")
 
 
-class RouteSpec(NamedTuple):
-    """One route; `options` are arguments of FastAPI's `add_api_route` that document it."""
-
-    method: str
-    path: str
-    endpoint: Callable[[Request], Awaitable[Response]]
-    options: dict[str, Any]
-    route_class: type[GuardedRoute] = GuardedRoute
-
-
 def all_routes() -> Iterator[RouteSpec]:
     """Every route; the order is that of the document."""
-    body = {"requestBody": json_body({JSON: schemas.EmbeddingRequest})}
+    body = {"requestBody": json_body({JSON: EmbeddingRequest})}
     yield RouteSpec(
         "POST",
         "/v1/embeddings",
@@ -68,6 +53,8 @@ def all_routes() -> Iterator[RouteSpec]:
     yield from _submit_and_status()
     yield from _job_control()
     yield from _job_outcomes()
+    yield from file_routes.all_routes()
+    yield from batch_routes.all_routes()
     yield RouteSpec("GET", "/v1/models", models.list_models, operation("List models", "Models"))
     model = {"parameters": [path_param("model", "Name of the model")]}
     # Before the route of one model, which takes any path.
@@ -78,6 +65,7 @@ def all_routes() -> Iterator[RouteSpec]:
         operation("The routes of a model, and how each of them does", "Models", 200, EndpointList, model),
     )
     yield RouteSpec("GET", "/v1/models/{model:path}", models.get_model, operation("One model", "Models", extra=model))
+    yield from webhook_routes()
     for path, endpoint, summary in (
         ("/healthz", health.healthz, "The process lives"),
         ("/readyz", health.readyz, "Database, broker and workers answer"),
@@ -91,7 +79,8 @@ def all_routes() -> Iterator[RouteSpec]:
 
 def _submit_and_status() -> Iterator[RouteSpec]:
     corpus = json_body({JSON: schemas.JobRequest})
-    corpus["content"] |= {"application/x-ndjson": BINARY, "text/plain": BINARY}
+    streamed = ("application/x-ndjson", "text/plain", "text/csv", "application/vnd.apache.parquet")
+    corpus["content"] |= dict.fromkeys(streamed, BINARY)
     options = [query_param(name, "Streamed forms only; in a JSON body it is a field.") for name in STREAM_OPTIONS]
     estimate = {"description": "With `dry_run`", "content": {JSON: {"schema": schema_ref(schemas.JobEstimate)}}}
     submit = {

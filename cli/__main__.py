@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from cli.commands import jobs, keys, models, processes, providers
+from cli.commands import batches, files, jobs, keys, models, processes, providers, webhooks
 from cli.commands.doctor.command import doctor
 from cli.commands.embed import embed
+from cli.commands.stream import stream
 from cli.commands.up import up
 from cli.errors import CODES, CliError, ExitCode, Failure
 from cli.output.streams import discard_output, prepare_streams
@@ -40,10 +41,14 @@ Exit codes: 0 done · 1 failed · 2 wrong usage · 3 finished, but some inputs h
 # In the order of the help.
 app.command(rich_help_panel=DAILY)(up)
 app.command(rich_help_panel=DAILY)(embed)
+app.command(rich_help_panel=DAILY)(stream)
 app.add_typer(models.app, name="models", rich_help_panel=DAILY)
 app.command(rich_help_panel=OPERATIONS)(doctor)
 app.add_typer(processes.app)
 app.add_typer(jobs.app, name="jobs", rich_help_panel=DAILY)
+app.add_typer(files.app, name="files", rich_help_panel=DAILY)
+app.add_typer(batches.app, name="batches", rich_help_panel=DAILY)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel=DAILY)
 app.add_typer(keys.app, name="keys", rich_help_panel=OPERATIONS)
 app.add_typer(providers.app, name="providers", rich_help_panel=OPERATIONS)
 

@@ -31,6 +31,7 @@ from engine.routing.outages import Outages
 from engine.routing.router import Router
 from engine.routing.space_checks import SpaceMonitor
 from engine.storage.database import Database
+from engine.storage.object_store import ObjectStore, open_object_store
 from engine.storage.upload_leases import UploadLeases
 from engine.upstream.call import Transport, Upstream
 from engine.upstream.http import HttpTransport
@@ -48,6 +49,7 @@ class Runtime:
     aliases: dict[str, Alias]
     bare_names: dict[str, str]  # names of models without their creator, where only one model has it
     database: Database
+    objects: ObjectStore
     store: JobStore
     limiters: LimiterRegistry
     upstream: Upstream
@@ -100,6 +102,7 @@ class Runtime:
             aliases=aliases,
             bare_names=config_file.bare_names(aliases),
             database=database,
+            objects=open_object_store(settings.objects_url, settings.data_dir),
             store=JobStore(database, settings),
             limiters=limiters,
             upstream=upstream,
@@ -160,6 +163,7 @@ class Runtime:
         await asyncio.gather(*self.settling, return_exceptions=True)
         async with contextlib.AsyncExitStack() as parts:  # the last one first
             parts.push_async_callback(_closed, "database", self.database.close)
+            parts.push_async_callback(_closed, "objects", self.objects.close)
             parts.push_async_callback(_closed, "broker", self.notifier.close)
             parts.push_async_callback(_closed, "upstream", self.upstream.close)
             parts.push_async_callback(_closed, "keys", self.keys.close)

@@ -30,6 +30,8 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+# The alias of a job whose inputs have different models or options: those of its variants apply.
+MIXED = ""
 ENDED = frozenset({BatchStatus.COMPLETED, BatchStatus.FAILED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 
 
@@ -90,6 +92,16 @@ class Batch(Base):
         Index("ix_batches_project_id", "project", "id"),
         Index("ix_batches_input_file_id", "input_file_id"),
     )
+
+
+def output_owner(batch_id: str) -> str:
+    """The owner of the parts of a batch's output file, until the file is there."""
+    return f"{batch_id}:output"
+
+
+def error_owner(batch_id: str) -> str:
+    """The owner of the parts of a batch's error file, until the file is there."""
+    return f"{batch_id}:error"
 
 
 class JobVariant(Base):

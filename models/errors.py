@@ -26,12 +26,7 @@ class EmbedmillError(Exception):
     retryable = False
 
     def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: float | None = None,
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -85,9 +80,7 @@ class HeadersTooLarge(RequestError):
 
 
 class UrlTooLong(RequestError):
-    """A request line beyond its bound. The connection is closed."""
-
-    code = "url_too_long"
+    code = "url_too_long"  # a request line beyond its bound; the connection is closed
 
 
 class RequestTimeout(RequestError):
@@ -120,11 +113,41 @@ class BodyTooSlow(RequestTimeout):
     """A body that arrives so slowly, or takes so long, that nobody waits for the rest of it."""
 
     code = "body_too_slow"
-    retryable = True
 
 
 class JobNotFound(RequestError):
     code = "job_not_found"
+
+
+class WebhookNotFound(RequestError):
+    code = "webhook_not_found"  # of an endpoint, or of a delivery
+
+
+class FileNotFound(RequestError):
+    """Unknown, deleted, expired and foreign files look the same. The message is OpenAI's, which has no code."""
+
+    code = "file_not_found"
+    kind = "File"
+
+    def __init__(self, object_id: str) -> None:
+        super().__init__(f"No such {self.kind} object: {object_id[:100]}", param="id")
+
+
+class UploadNotFound(FileNotFound):
+    code = "upload_not_found"
+    kind = "Upload"
+
+
+class FileRefused(RequestError):
+    """A file whose name, or whose first line, its purpose does not allow."""
+
+
+class RangeNotSatisfiable(RequestError):
+    code = "range_not_satisfiable"
+
+
+class BatchNotFound(RequestError):
+    code = "batch_not_found"
 
 
 class Conflict(RequestError):
@@ -135,6 +158,10 @@ class Conflict(RequestError):
     def __init__(self, message: str, *, code: str | None = None, should_retry: bool = False) -> None:
         super().__init__(message, code=code)
         self.should_retry = should_retry
+
+
+class BatchEnded(Conflict):
+    code = "batch_ended"  # not shown: OpenAI's answer has none
 
 
 class ResultsChanged(Conflict):
@@ -337,6 +364,18 @@ class StorageUnavailable(CapacityError):
 
 class StorageBlocked(StorageUnavailable):
     """The database answers, and refuses our statements until an operator acts: no such table, login, privilege."""
+
+
+class ObjectsUnavailable(StorageUnavailable):
+    """The object store cannot be used now: no answer, no space, no permission. `advice`: what the operator does."""
+
+    code = "object_store_unavailable"
+
+
+class ObjectMissing(EmbedmillError):
+    """Bytes that the database knows are not in the object store: removed meanwhile, or lost."""
+
+    code = "object_missing"
 
 
 class BrokerUnavailable(CapacityError):

@@ -140,9 +140,8 @@ class Job(Base):
     # The caller's metadata. `metadata` is SQLAlchemy's own name on a declarative class.
     metadata_: Mapped[dict[str, Any]] = mapped_column("metadata", JSON)
     request_id: Mapped[str] = mapped_column(String(64))
-    # The batch that it runs; the file that its corpus is read from. Null: neither.
-    batch_id: Mapped[str | None] = mapped_column(String(64))
-    input_file_id: Mapped[str | None] = mapped_column(String(64))
+    batch_id: Mapped[str | None] = mapped_column(String(64))  # the batch that it runs
+    input_file_id: Mapped[str | None] = mapped_column(String(64))  # the file that its corpus is read from
 
     total: Mapped[int | None] = mapped_column(BigInteger)  # null until the corpus has been read to its end
     ingested: Mapped[int] = mapped_column(BigInteger, default=0)

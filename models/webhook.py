@@ -56,7 +56,14 @@ class WebhookEndpoint(Base):
     disabled_reason: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
-        Index("ix_webhook_endpoints_project_id", "project", "id"),
+        # Those of the project: a project may have many jobs with one of their own.
+        Index(
+            "ix_webhook_endpoints_project_id",
+            "project",
+            "id",
+            postgresql_where=text("job_id is null"),
+            sqlite_where=text("job_id is null"),
+        ),
         Index("ix_webhook_endpoints_job_id", "job_id"),
     )
 
@@ -100,7 +107,7 @@ class WebhookDelivery(Base):
     last_error: Mapped[str | None] = mapped_column(Text)
 
     __table_args__ = (
-        Index("ix_webhook_deliveries_endpoint_id", "endpoint_id"),
+        Index("ix_webhook_deliveries_endpoint_id_event_id", "endpoint_id", "event_id"),
         Index(
             "ix_webhook_deliveries_next_attempt_at",
             "next_attempt_at",

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
 
 import httpx
 import numpy as np
@@ -116,7 +117,7 @@ class FakeApi:
             self.status = "paused" if path.endswith("pause") else "in_progress"
             self.max_cost_usd = json.loads(body or b"{}").get("max_cost_usd") or self.max_cost_usd
         elif path == f"/v1/embeddings/jobs/{JOB_ID}" and not self.status:
-            return self._poll()
+            return self._poll(is_conditional="if-none-match" in request.headers)
         if self.status:
             return httpx.Response(200, json=self.job(self.status, done=0))
         return httpx.Response(404, json={"error": {"message": "No job found.", "code": "job_not_found"}})
@@ -144,19 +145,19 @@ class FakeApi:
             "errors": errors + self.end_reasons,
         }
 
-    def _poll(self) -> httpx.Response:
+    def _poll(self, *, is_conditional: bool) -> httpx.Response:
         self._polls += 1
         total = len(self.inputs)
         if self._polls == 1:
             return httpx.Response(200, json=self.job("in_progress", done=total // 2), headers={"etag": '"1"'})
-        if self._polls == 2:
+        if self._polls == 2 and is_conditional:
             return httpx.Response(304)
         ends_well = all(self._good(value) for value in self.inputs)
         status = self.final_status or ("completed" if ends_well else "completed_with_errors")
         return httpx.Response(200, json=self.job(status, done=total), headers={"etag": '"2"'})
 
     def _results(self, request: httpx.Request) -> httpx.Response:
-        start, stop = int(request.url.params["start"]), int(request.url.params["stop"])
+        start, stop = int(request.url.params["start"]), min(int(request.url.params["stop"]), len(self.inputs))
         if request.url.params["format"] == "ndjson":
             return httpx.Response(200, content=b"".join(self._lines(start, stop, errors_only=False)))
         failed = np.full(WIDTH, np.nan, dtype="<f4")
@@ -185,14 +186,23 @@ class FakeApi:
         return isinstance(value, str) and value != ""
 
 
+class Api(Protocol):
+    """Whatever answers requests."""
+
+    def answer(self, request: httpx.Request) -> httpx.Response: ...
+
+
 @contextmanager
-def serving(api: FakeApi) -> Iterator[str]:
+def serving(api: Api) -> Iterator[str]:
     """The same API behind a socket, for commands in processes of their own: its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
+            self._answer(b"")
+
+        def do_DELETE(self) -> None:
             self._answer(b"")
 
         def do_POST(self) -> None:

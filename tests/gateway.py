@@ -133,13 +133,14 @@ async def close_gateway(gateway: Gateway) -> None:
     await gateway.runtime.close()
 
 
-def error_of(reply: httpx.Response) -> dict[str, Any]:
-    """The error of a reply, which must be OpenAI's envelope and nothing else."""
+def error_of(reply: httpx.Response, *, has_code: bool = True) -> dict[str, Any]:
+    """The error of a reply, which must be OpenAI's envelope and nothing else. Some errors of OpenAI's have no code."""
     assert reply.status_code >= 400, reply.text
     document = orjson.loads(reply.content)
     assert set(document) == {"error"}
     error: dict[str, Any] = document["error"]
     assert set(error) == {"message", "type", "param", "code"}
-    assert error["message"] and error["code"]
+    assert error["message"]
+    assert bool(error["code"]) is has_code
     assert reply.headers["x-request-id"].startswith("req_")
     return error

@@ -16,6 +16,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from functools import partial
 from typing import Any
 
+from engine.batches.composition import step_worker_of
 from engine.config.secrets import REFRESH_EVERY_S
 from engine.config.settings import WORKER_SEEN_S, Settings
 from engine.jobs.composition import dispatcher_of
@@ -36,6 +37,8 @@ RELEASE_S = 10.0
 # Celery does not wait for a shard that this process claimed without a message, so stop() waits for its calls in flight.
 FINISH_CALLS_S = 75.0
 RECOVER_EVERY_S = 5.0
+# Steps stop between two pieces of their work.
+STEP_STOP_S = 10.0
 
 
 class LoopThread:
@@ -58,6 +61,8 @@ class LoopThread:
             ),
         ]
         self._watching = self._submit(self._idle.watch())
+        steps = step_worker_of(self.runtime, self.worker.name)
+        self._steps = self._submit(steps.run())
 
     def run(self, work: Coroutine[Any, Any, Any]) -> None:
         """Run a coroutine to its end; when this thread is interrupted (a time limit), cancel it and wait for it."""
@@ -94,7 +99,9 @@ class LoopThread:
         if self._idle.is_running_shard:
             with contextlib.suppress(CancelledError, FutureTimeout):
                 self._watching.result(timeout=FINISH_CALLS_S)
-        for duty in (self._watching, *self._duties):
+        with contextlib.suppress(CancelledError, FutureTimeout):  # they store their progress, and release their lease
+            self._steps.result(timeout=STEP_STOP_S)
+        for duty in (self._watching, self._steps, *self._duties):
             duty.cancel()
         with contextlib.suppress(CancelledError, FutureTimeout):
             self._submit(self._deregister()).result(timeout=STOP_S)

@@ -1,4 +1,4 @@
-"""The scheduler: sweeps and dispatches periodically. Any number of them may run."""
+"""The scheduler: sweeps, dispatches and sends webhooks periodically. Any number of them may run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from engine.observability.telemetry import SCHEDULER_ROUNDS, SWEEP_SECONDS, conf
 from engine.process.background import ErrorLog
 from engine.queue import process_heartbeats
 from engine.runtime import Runtime
+from engine.webhooks.delivery import WebhookDeliveries
 from models.errors import ConfigError, StorageUnavailable
 from workers.health_and_metrics import serve_operations
+from workers.webhooks import run_webhooks
 
 log = logging.getLogger("embedmill.scheduler")
 DISPATCH_EVERY_S = 0.5
@@ -31,6 +33,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
         serve_operations(settings.ops_host, ops_port)
     runtime = Runtime.open(settings, pool_size=2)
     sweep, dispatcher = sweep_of(runtime), dispatcher_of(runtime)
+    deliveries = WebhookDeliveries(runtime.database, settings)
     stopping = asyncio.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(name, stopping.set)
@@ -41,6 +44,7 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
         settings.sweep_s,
     )
     heartbeat = asyncio.create_task(process_heartbeats.heartbeat_loop(runtime.database, "scheduler"))
+    webhooks = asyncio.create_task(run_webhooks(runtime, deliveries, stopping))
     next_sweep = 0.0
     # A new scheduler does not know how long the database was unavailable before, nor whether its clock was set.
     database_was_away = is_new = True
@@ -74,7 +78,8 @@ async def run_forever(settings: Settings, ops_port: int = 0) -> None:
                 pass
     finally:
         heartbeat.cancel()
-        await asyncio.wait({heartbeat}, timeout=STOP_S)  # it signs off
+        stopping.set()
+        await asyncio.wait({heartbeat, webhooks}, timeout=STOP_S)  # it signs off
         await runtime.close()
         log.info("scheduler stopped")
 

@@ -194,7 +194,14 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_endpoints")),
     )
     op.create_index("ix_webhook_endpoints_job_id", "webhook_endpoints", ["job_id"], unique=False)
-    op.create_index("ix_webhook_endpoints_project_id", "webhook_endpoints", ["project", "id"], unique=False)
+    op.create_index(
+        "ix_webhook_endpoints_project_id",
+        "webhook_endpoints",
+        ["project", "id"],
+        unique=False,
+        postgresql_where=sa.text("job_id is null"),
+        sqlite_where=sa.text("job_id is null"),
+    )
     op.create_table(
         "webhook_deliveries",
         sa.Column("event_id", sa.String(64), nullable=False),
@@ -221,7 +228,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("event_id", "endpoint_id", name=op.f("pk_webhook_deliveries")),
     )
-    op.create_index("ix_webhook_deliveries_endpoint_id", "webhook_deliveries", ["endpoint_id"], unique=False)
+    op.create_index(
+        "ix_webhook_deliveries_endpoint_id_event_id", "webhook_deliveries", ["endpoint_id", "event_id"], unique=False
+    )
     op.create_index(
         "ix_webhook_deliveries_next_attempt_at",
         "webhook_deliveries",

@@ -11,9 +11,9 @@ from fastapi import Request
 from api.http import json_body
 from api.http.auth import caller_of, runtime_of
 from api.http.json_body import INLINE_BYTES, NOT_JSON
-from api.http.schemas import decode, double_key_error
 from api.openai.embedding_call import CallWarning
 from engine.corpus import json_spans
+from engine.embedding.body_errors import decode, double_key_error
 from models.errors import InvalidInput, RequestError
 
 Body = TypeVar("Body", bound=msgspec.Struct)

@@ -42,6 +42,10 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.RateLimited: 429,
     errors.JobNotFound: 404,
     errors.GenerationNotFound: 404,
+    errors.WebhookNotFound: 404,
+    errors.FileNotFound: 404,
+    errors.BatchNotFound: 404,
+    errors.RangeNotSatisfiable: 416,
     errors.Conflict: 409,
     errors.UpstreamError: 502,
     errors.UpstreamRateLimited: 429,
@@ -52,6 +56,8 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.DeadlineExceeded: 504,
     EmbedmillError: 500,
 }
+# OpenAI's envelope of these has `code: null`, which clients may compare.
+WITHOUT_CODE = (errors.FileNotFound, errors.FileRefused, errors.BatchEnded)
 CLIENT_GONE = 499  # never sent, because the client has gone; it appears in metrics and logs
 LOG_INTERVAL_S = 60.0
 MAX_RETRY_AFTER_S = 60  # above it, the official SDKs stop obeying Retry-After
@@ -128,7 +134,7 @@ def status_of(error: EmbedmillError) -> int:
 def render(error: EmbedmillError, body: ErrorBody = openai_body) -> Response:
     """Our own error as a response."""
     status = status_of(error)
-    code = error.code
+    code = None if isinstance(error, WITHOUT_CODE) else error.code
     if status == 502 and not isinstance(error, errors.UpstreamProtocolError):
         code = "upstream_error"
     message = error.message

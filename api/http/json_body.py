@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from api.http.schemas import decode, double_key_error
 from engine.corpus import json_spans
 from engine.corpus.json_items import read_numbers
 from engine.corpus.lines import explain_line
+from engine.embedding.body_errors import decode, double_key_error
 from models.errors import InvalidInput, RequestError
 
 Body = TypeVar("Body", bound=msgspec.Struct)

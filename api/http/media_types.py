@@ -12,7 +12,10 @@ from models.errors import UnsupportedMediaType
 JSON = "application/json"
 FORM_URLENCODED = "application/x-www-form-urlencoded"
 UTF8_CHARSETS = frozenset({"", "utf-8", "utf8", "us-ascii", "ascii"})  # ASCII is a part of UTF-8
-STREAM_TYPES = "application/x-ndjson (a JSON value per line) or text/plain (a text per line)"
+STREAM_TYPES = (
+    "application/x-ndjson (a JSON value per line), text/plain (a text per line), text/csv or "
+    "application/vnd.apache.parquet"
+)
 
 
 def media_type(request: Request) -> str:

@@ -11,6 +11,12 @@ from api.http import schemas
 
 JSON = "application/json"
 BINARY = {"schema": {"type": "string", "format": "binary"}}
+IDEMPOTENCY_KEY = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "schema": {"type": "string", "maxLength": 255},
+}
 REF = "#/components/schemas/{name}"
 
 

@@ -15,6 +15,8 @@ from api.http import media_types
 from api.http.auth import caller_of, runtime_of
 from api.http.request_headers import header
 from engine.corpus.lines import GzipDecoder, IdentityDecoder
+from engine.corpus.parser import Decoder
+from engine.corpus.zstd import ZstdDecoder
 from engine.observability.telemetry import BODY_REFUSALS
 from engine.process.memory_budget import ByteLease
 from models.errors import BodyTooSlow, PayloadTooLarge, UnsupportedMediaType
@@ -35,7 +37,7 @@ def check_client(request: Request) -> None:
         raise ClientDisconnect
 
 
-def body_decoder(request: Request) -> GzipDecoder | IdentityDecoder:
+def body_decoder(request: Request) -> Decoder:
     """The decoder for the body's Content-Encoding. Raises UnsupportedMediaType, also for another charset than UTF-8."""
     content_type = header(request, b"content-type")
     if ";" in content_type:
@@ -43,10 +45,12 @@ def body_decoder(request: Request) -> GzipDecoder | IdentityDecoder:
     encoding = header(request, b"content-encoding", "identity").strip().lower()
     if encoding in ("gzip", "x-gzip"):
         return GzipDecoder(max_ratio=runtime_of(request).settings.max_compression_ratio)
+    if encoding == "zstd":
+        return ZstdDecoder(max_ratio=runtime_of(request).settings.max_compression_ratio)
     if encoding in ("", "identity"):
         return IdentityDecoder()
     raise UnsupportedMediaType(
-        f"Content-Encoding '{encoding[:40]}' is not supported: compress the body with gzip, "
+        f"Content-Encoding '{encoding[:40]}' is not supported: compress the body with gzip or zstd, "
         "or send it as it is, without this header.",
         param="content-encoding",
     )
@@ -90,9 +94,7 @@ async def read_body_under_lease(request: Request, limit: int, lease: ByteLease) 
         ) from None
 
 
-async def _read_rest(
-    request: Request, chunk: _Chunk, decoder: GzipDecoder | IdentityDecoder, limit: int, lease: ByteLease
-) -> bytes:
+async def _read_rest(request: Request, chunk: _Chunk, decoder: Decoder, limit: int, lease: ByteLease) -> bytes:
     parts: list[bytes] = []
     size = 0
     work, project = runtime_of(request).work, caller_of(request).project
@@ -131,7 +133,23 @@ async def _next_chunk(request: Request) -> _Chunk:
     return _Chunk(message.get("body", b""), not message.get("more_body", False))
 
 
-async def raw_chunks(request: Request) -> AsyncIterator[bytes]:
+class SlowBody(NamedTuple):
+    """What a caller is advised whose body took too long, and whose body arrives too slowly."""
+
+    noun: str
+    late: str
+    slow: str
+
+
+SLOW_CORPUS = SlowBody(
+    "corpus",
+    "send it as several jobs",
+    "send it again, faster; under the same Idempotency-Key it goes on where it was cut",
+)
+SLOW_FILE = SlowBody("file", "send it as an upload in parts", "send it again, faster, or as an upload in parts")
+
+
+async def raw_chunks(request: Request, slow_body: SlowBody = SLOW_CORPUS) -> AsyncIterator[bytes]:
     """The raw body as it arrives, never whole in memory. Raises BodyTooSlow; only the wait for bytes counts."""
     settings = runtime_of(request).settings
     deadline = time.monotonic() + settings.upload_timeout_s
@@ -156,15 +174,12 @@ async def raw_chunks(request: Request) -> AsyncIterator[bytes]:
                 if chunk:
                     yield chunk
             if time.monotonic() >= deadline:
-                raise _too_slow(
-                    f"The corpus did not arrive within {settings.upload_timeout_s:g} seconds: send it as several jobs."
-                )
+                limit = f"within {settings.upload_timeout_s:g} seconds"
+                raise _too_slow(f"The {slow_body.noun} did not arrive {limit}: {slow_body.late}.")
             if window_s >= settings.upload_window_s:
                 if window_bytes < settings.upload_min_bytes_per_s * window_s:
-                    raise _too_slow(
-                        f"The corpus arrives at less than {settings.upload_min_bytes_per_s:g} bytes a second: "
-                        "send it again, faster; under the same Idempotency-Key it goes on where it was cut."
-                    )
+                    rate = f"less than {settings.upload_min_bytes_per_s:g} bytes a second"
+                    raise _too_slow(f"The {slow_body.noun} arrives at {rate}: {slow_body.slow}.")
                 window_s, window_bytes = 0.0, 0
     finally:
         if next_chunk is not None:

@@ -11,8 +11,10 @@ from starlette.responses import Response
 
 from api.http import params, request_body
 from api.http.auth import caller_of, runtime_of
-from api.http.schemas import ResumeRequest, decode
-from api.jobs.render import job_response, json_response
+from api.http.json_response import json_response
+from api.http.schemas import ResumeRequest
+from api.jobs.render import job_response
+from engine.embedding.body_errors import decode
 from engine.job_store import JobStore
 from engine.jobs.composition import dispatcher_of
 from engine.jobs.control import pause_resume, retry, termination
@@ -50,7 +52,7 @@ async def retry_job(request: Request) -> Response:
 
 async def delete_job(request: Request) -> Response:
     """Remove the job and its results."""
-    job_id = request.path_params["job_id"]
+    job_id = await _job_id(request)
     await termination.delete_job(runtime_of(request).store, caller_of(request).project, job_id)
     return json_response({"id": job_id, "object": "embedding.job", "deleted": True})
 
@@ -58,6 +60,15 @@ async def delete_job(request: Request) -> Response:
 async def _job_action(request: Request, action: Callable[[JobStore, str, str], Awaitable[None]]) -> Response:
     """Apply `action` to the job of the request. Returns the job object as it is afterwards."""
     params.reject_unknown_params(request)
-    store, project, job_id = runtime_of(request).store, caller_of(request).project, request.path_params["job_id"]
+    store, project, job_id = runtime_of(request).store, caller_of(request).project, await _job_id(request)
     await action(store, project, job_id)
     return job_response(await job_rows.get_job(store, project, job_id), 200, {})
+
+
+async def _job_id(request: Request) -> str:
+    """The id of the job in the path; of a batch in its place, the id of the job that runs it. Raises JobNotFound."""
+    job_id: str = request.path_params["job_id"]
+    if not job_rows.BATCH_ID.match(job_id):
+        return job_id
+    row = await job_rows.get_job(runtime_of(request).store, caller_of(request).project, job_id)
+    return str(row.id)

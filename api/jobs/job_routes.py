@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import caller_of, runtime_of
-from api.jobs.render import json_response
+from api.http.json_response import json_response
 from engine.jobs.reading import job_rows
 from engine.jobs.reading.job_routes import RouteShare, load_route_shares
 from models.base import usd_text

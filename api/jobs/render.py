@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-import orjson
 from sqlalchemy import Row
 from starlette.responses import Response
 
+from api.http.json_response import json_response
 from engine.jobs.reading import job_rows, progress
 from models.base import usd_text
 from models.job import FINISHED
@@ -16,9 +17,11 @@ from models.job import FINISHED
 POLL_AGAIN_S = 1
 
 
-def job_response(row: Row[Any], status: int, headers: dict[str, str]) -> Response:
-    """The job object of a row, with the headers of a poll."""
-    return json_response(job_object(row), status, poll_headers(row, job_rows.etag(row)) | headers)
+def job_response(
+    row: Row[Any], status: int, headers: dict[str, str], *, more: Mapping[str, Any] | None = None
+) -> Response:
+    """The job object of a row, with the headers of a poll. `more`: what this answer alone has beside it."""
+    return json_response(job_object(row) | dict(more or {}), status, poll_headers(row, job_rows.etag(row)) | headers)
 
 
 def poll_headers(row: Row[Any], tag: str) -> dict[str, str]:
@@ -27,11 +30,6 @@ def poll_headers(row: Row[Any], tag: str) -> dict[str, str]:
     if row.status not in FINISHED:
         headers["retry-after"] = str(POLL_AGAIN_S)
     return headers
-
-
-def json_response(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """`body` as JSON."""
-    return Response(orjson.dumps(body), status_code=status, headers=headers, media_type="application/json")
 
 
 def job_path(job_id: str) -> str:
@@ -51,9 +49,10 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "id": row.id,
         "object": "embedding.job",
         "status": row.status,
-        "model": row.alias,
-        "space": row.space,
-        "dimensions": row.dimensions,
+        # Null while a batch is validated, and where its requests have different models.
+        "model": row.alias or None,
+        "space": row.space or None,
+        "dimensions": row.dimensions or None,
         "input_type": row.input_type,
         "counts": {"total": total, "completed": row.completed, "failed": row.failed, "pending": pending},
         # Rounded down, so that only a finished job has 1.0.
@@ -89,5 +88,8 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "expires_at": int(row.expires_at),
         "metadata": row.metadata,
         "request_id": row.request_id,
+        "batch_id": row.batch_id,
+        # The file of a batch is the batch's, and may be one that no caller sees.
+        "input_file_id": None if row.batch_id is not None else row.input_file_id,
     }
     return body

@@ -7,7 +7,8 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
-from api.jobs.render import job_object, json_response, poll_headers
+from api.http.json_response import json_response
+from api.jobs.render import job_object, poll_headers
 from engine.jobs.reading import job_rows
 from engine.jobs.reading.long_poll import JobWatches
 from models.errors import InvalidInput

@@ -12,21 +12,18 @@ from starlette.responses import Response
 
 from api.http import json_body, media_types, params, request_body
 from api.http.auth import caller_of, runtime_of
-from api.http.schemas import JobQuery, JobRequest, decode, double_key_error, explain
-from api.jobs.render import job_path, job_response, json_response
+from api.http.json_response import json_response
+from api.http.schemas import JobQuery, JobRequest
+from api.jobs import submit_file
+from api.jobs.job_webhook import check_webhook, created_webhook, parse_query
+from api.jobs.render import job_path, job_response
 from engine.corpus import json_spans
 from engine.corpus.double_keys import double_key
+from engine.corpus.formats import STREAM_FORMATS, CorpusOptions, parser_of
 from engine.corpus.json_items import read_items, read_numbers
-from engine.corpus.lines import (
-    LINE_PARSERS,
-    ByteLimit,
-    GzipDecoder,
-    IdentityDecoder,
-    LineReader,
-    ParsedRecords,
-    TextLine,
-    append_record,
-)
+from engine.corpus.lines import ByteLimit, IdentityDecoder, ParsedRecords, append_record
+from engine.corpus.parser import STEP_BYTES, CorpusParser, Decoder
+from engine.embedding.body_errors import decode, double_key_error, explain
 from engine.jobs.composition import dry_run_of, intake_parts_of
 from engine.jobs.ingest import job_intake
 from engine.jobs.ingest.dry_run import DryRun
@@ -37,21 +34,20 @@ from engine.jobs.recording import cost_limit
 from engine.planning import packing
 from engine.routing.model_choice import choose_model
 from engine.runtime import Runtime
+from engine.webhooks.endpoints import WebhookSpec
 from models.embedding import Options
 from models.errors import Conflict, IdempotencyMismatch, InvalidInput, JobNotFound
 
 _REQUEST = msgspec.json.Decoder(JobRequest)
 MAX_METADATA_PAIRS = 16
-# Bounds the work of one step: lines may be as short as two bytes.
-STEP_BYTES = 64 * 1024
 
 
 async def create_job(request: Request) -> Response:
     """Create a job from a JSON body or a streamed corpus, or estimate it with `dry_run`."""
     runtime = runtime_of(request)
     media_type = media_types.media_type(request)
-    if media_type != media_types.JSON and media_type not in LINE_PARSERS:
-        raise media_types.unsupported(media_type, [media_types.JSON, *LINE_PARSERS])
+    if media_type != media_types.JSON and media_type not in STREAM_FORMATS:
+        raise media_types.unsupported(media_type, [media_types.JSON, *STREAM_FORMATS])
     media_types.require_content_type(request)
     key = request.headers.get("idempotency-key")
     if key is not None and not 1 <= len(key) <= 255:
@@ -67,8 +63,11 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
     with request_body.body_lease(request) as lease:
         body = await request_body.read_body_under_lease(request, runtime.settings.max_body_bytes, lease)
         options, span = await _job_request(runtime, project, body)
-        spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {})
-        records = _records_of(options.input) if span is None else _records_within(runtime, spec, body, span)
+        webhook = await check_webhook(request, options.webhook)
+        spec = _job_spec(request, runtime, options, options.metadata or {}, options.providerOptions or {}, webhook)
+        if options.input_file_id is not None:
+            return await _from_file(request, runtime, key, options, spec, body)
+        records = _records_of(options) if span is None else _records_within(runtime, spec, body, span)
         if options.dry_run:
             estimate = await dry_run_of(runtime, spec, project)
             await estimate.read(records, size=len(body))
@@ -81,7 +80,22 @@ async def _from_json(request: Request, runtime: Runtime, key: str | None) -> Res
             await intake.read(records, size=len(body))
             await runtime.keys.recheck(caller_of(request))
             await intake.finish(fingerprint)
-    return await _accepted(request, runtime, intake)
+    return await _accepted(request, runtime, intake.job_id, spec)
+
+
+async def _from_file(
+    request: Request, runtime: Runtime, key: str | None, fields: JobRequest, spec: JobSpec, body: bytes
+) -> Response:
+    corpus = await submit_file.checked_file(request, fields)
+    if fields.dry_run:
+        return json_response(await submit_file.estimate_file(request, spec, corpus))
+    fingerprint = await _hash(runtime, caller_of(request).project, body)
+    reserved = await _reserve(request, runtime, key)
+    if isinstance(reserved, IdempotentReplay):
+        return await _replay(request, runtime, reserved, fingerprint, spec)
+    reservation = reserved or job_intake.new_reservation()
+    job_id = await submit_file.submit_file(request, spec, fields, reservation, fingerprint)
+    return await _accepted(request, runtime, job_id, spec)
 
 
 async def _job_request(runtime: Runtime, project: str, body: bytes) -> tuple[JobRequest, json_body.Span | None]:
@@ -115,11 +129,13 @@ async def _hash(runtime: Runtime, project: str, body: bytes) -> bytes:
 
 async def _from_stream(request: Request, runtime: Runtime, key: str | None, media_type: str) -> Response:
     options = _query(request)
-    spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {})
+    webhook = await check_webhook(request, parse_query(options.webhook))
+    spec = _job_spec(request, runtime, options, _metadata_of(options.metadata), {}, webhook)
     decoder = request_body.body_decoder(request)
+    parser = parser_of(STREAM_FORMATS[media_type], _corpus_options(runtime, options))
     if options.dry_run:
         estimate = await dry_run_of(runtime, spec, caller_of(request).project)
-        await _feed(request, runtime, media_type, decoder, estimate, hashlib.sha256())
+        await _feed(request, runtime, parser, decoder, estimate, hashlib.sha256())
         return json_response(await estimate.finish())
     hasher = hashlib.sha256(b"%b\0%b\0" % (media_type.encode(), request.scope["query_string"]))
     reserved = await _reserve(request, runtime, key)
@@ -128,22 +144,21 @@ async def _from_stream(request: Request, runtime: Runtime, key: str | None, medi
             hasher.update(chunk)
         return await _replay(request, runtime, reserved, hasher.digest(), spec)
     async with job_intake.open_intake(intake_parts_of(runtime), caller_of(request), spec, reserved) as intake:
-        await _feed(request, runtime, media_type, decoder, intake, hasher)
+        await _feed(request, runtime, parser, decoder, intake, hasher)
         await runtime.keys.recheck(caller_of(request))
         await intake.finish(hasher.digest())
-    return await _accepted(request, runtime, intake)
+    return await _accepted(request, runtime, intake.job_id, spec)
 
 
 async def _feed(
     request: Request,
     runtime: Runtime,
-    media_type: str,
-    decoder: GzipDecoder | IdentityDecoder,
+    parser: CorpusParser,
+    decoder: Decoder,
     sink: JobIntake | DryRun,
     hasher: hashlib._Hash,
 ) -> None:
     """Pass the records of a streamed body to `sink` as they arrive, decoded and parsed in the work threads."""
-    reader = LineReader(LINE_PARSERS[media_type], max_line_bytes=runtime.settings.max_line_bytes)
     meter = ByteLimit(runtime.settings.max_job_bytes)
 
     def lines_of(chunk: bytes) -> Iterator[ParsedRecords]:
@@ -151,15 +166,15 @@ async def _feed(
             meter.take(len(piece))
             for low in range(0, len(piece), STEP_BYTES):
                 request_body.check_client(request)
-                yield reader.feed(piece[low : low + STEP_BYTES])
+                yield from parser.feed(piece[low : low + STEP_BYTES])
 
     async for chunk in request_body.raw_chunks(request):
         hasher.update(chunk)
         # The decompressed size is not known yet.
         size = len(chunk) if isinstance(decoder, IdentityDecoder) else None
-        await sink.read(lines_of(chunk), size=size, buffered_bytes=reader.held_bytes)
+        await sink.read(lines_of(chunk), size=size, buffered_bytes=parser.held_bytes)
     decoder.finish()
-    await sink.read(iter([reader.finish()]), size=reader.held_bytes)
+    await sink.read(parser.finish(), size=parser.bytes_at_end)
 
 
 async def _reserve(request: Request, runtime: Runtime, key: str | None) -> Reservation | IdempotentReplay | None:
@@ -182,12 +197,14 @@ async def _replay(
         raise Conflict(
             "The job of this Idempotency-Key was deleted just now: send the request again.", should_retry=True
         ) from error
-    return job_response(row, 200, {"idempotent-replayed": "true", "location": job_path(row.id)})
+    headers = {"idempotent-replayed": "true", "location": job_path(row.id)}
+    return job_response(row, 200, headers, more=await created_webhook(request, row.id, spec.webhook))
 
 
-async def _accepted(request: Request, runtime: Runtime, intake: JobIntake) -> Response:
-    row = await job_rows.get_job(runtime.store, caller_of(request).project, intake.job_id)
-    return job_response(row, 202, {"location": job_path(row.id)})
+async def _accepted(request: Request, runtime: Runtime, job_id: str, spec: JobSpec) -> Response:
+    row = await job_rows.get_job(runtime.store, caller_of(request).project, job_id)
+    more = await created_webhook(request, row.id, spec.webhook)
+    return job_response(row, 202, {"location": job_path(row.id)}, more=more)
 
 
 def _job_spec(
@@ -196,6 +213,7 @@ def _job_spec(
     fields: JobRequest | JobQuery,
     metadata: dict[str, str],
     provider_options: dict[str, dict[str, Any]],
+    webhook: WebhookSpec | None,
 ) -> JobSpec:
     if len(metadata) > MAX_METADATA_PAIRS or any(len(k) > 64 or len(v) > 512 for k, v in metadata.items()):
         raise InvalidInput(
@@ -217,12 +235,39 @@ def _job_spec(
         options=options,
         metadata=metadata,
         request_id=request.scope["request_id"],
+        webhook=webhook,
         max_cost_usd=None if fields.max_cost_usd is None else cost_limit.parse_max_cost(fields.max_cost_usd),
     )
 
 
-def _records_of(value: str | list[str | int | list[int] | TextLine]) -> Iterator[ParsedRecords]:
-    lines = ParsedRecords()
+def _corpus_options(runtime: Runtime, query: JobQuery) -> CorpusOptions:
+    settings = runtime.settings
+    return CorpusOptions(
+        query.text_column,
+        query.id_column,
+        max_line_bytes=settings.max_line_bytes,
+        max_bytes=settings.max_file_bytes,
+        max_ratio=settings.max_compression_ratio,
+        folder=settings.data_dir,
+    )
+
+
+def _records_of(fields: JobRequest) -> Iterator[ParsedRecords]:
+    lines, value = ParsedRecords(), fields.input
+    for name in ("text_column", "id_column"):
+        if getattr(fields, name) is not None:
+            raise InvalidInput(
+                f"Invalid '{name}': the inputs of a JSON body have no columns. Send it with an input_file_id, or "
+                "leave it out.",
+                param=name,
+                code="invalid_value",
+            )
+    if value is None:
+        raise InvalidInput(
+            "Missing required parameter: 'input', or in its place 'input_file_id'.",
+            param="input",
+            code="missing_required_parameter",
+        )
     if isinstance(value, str):
         lines.add(value)
     elif not value:

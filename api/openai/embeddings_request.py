@@ -8,10 +8,10 @@ from fastapi import Request
 
 from api.http import json_body
 from api.http.auth import caller_of, runtime_of
-from api.http.schemas import EmbeddingRequest
 from api.openai.client_fields import INPUT_TYPE_WORDS
 from api.openai.embedding_call import CallWarning, EmbeddingCall, UnreadInputs
 from api.openai.field_translation import OWN_FIELDS, decode_request
+from engine.embedding.request_body import EmbeddingRequest
 from engine.runtime import Runtime
 from models.embedding import Options
 from models.errors import InvalidInput, UnsupportedParameter

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from api.http.schemas import EmbeddingRequest, decode, double_key_error
 from api.openai.client_fields import CLIENT_FIELDS, IGNORED_FIELDS, INPUT_TYPE_WORDS, TAGS, ClientField
 from api.openai.embedding_call import CallWarning
 from engine.corpus.double_keys import double_key
+from engine.embedding.body_errors import decode, double_key_error
+from engine.embedding.request_body import EmbeddingRequest
 from models.errors import InvalidInput, RequestError
 from providers.caller_options import GATEWAY
 
@@ -101,14 +102,14 @@ class _OurFields:
 
     def move_tags(self) -> None:
         """Tags beside the input belong into `providerOptions.gateway`. Raises InvalidInput for two lists of them."""
-        tags = self.values.pop(TAGS, None)
-        if tags is None:
+        raw = self.values.pop(TAGS, None)
+        if raw is None:
             return
-        options: Any = msgspec.json.decode(self.values.get("providerOptions", msgspec.Raw(b"{}")))
+        tags, options = _value(raw), _value(self.values.get("providerOptions", msgspec.Raw(b"{}")))
         if not isinstance(options, dict) or not isinstance(options.get(GATEWAY, {}), dict):
             return  # refused when the fields are decoded
-        section = {TAGS: msgspec.json.decode(tags)} | options.get(GATEWAY, {})
-        if section[TAGS] != msgspec.json.decode(tags):
+        section = {TAGS: tags} | options.get(GATEWAY, {})
+        if section[TAGS] != tags:
             raise InvalidInput(
                 f"Invalid '{TAGS}': it contradicts 'providerOptions.{GATEWAY}.{TAGS}'. Send one of them.",
                 param=TAGS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TypeVar
 
 import httpx
@@ -14,12 +15,25 @@ T = TypeVar("T")
 
 NOT_FOUND_CODES = {"model_not_found": Failure.NOT_FOUND, "job_not_found": Failure.GONE}
 # Fields of our requests that are options of a command, and the codes that say that a value of them cannot be.
-COMMAND_LINE_FIELDS = frozenset({"model", "dimensions", "input_type", "truncate", "max_cost_usd", "limit", "status"})
-VALUE_ERROR_CODES = frozenset({"invalid_value", "invalid_type", "unsupported_parameter", "unknown_parameter"})
+COMMAND_LINE_FIELDS = frozenset(
+    {"model", "dimensions", "input_type", "truncate", "max_cost_usd", "limit", "status", "state"}
+    | {"purpose", "expires_after", "completion_window", "metadata", "url", "name", "event_type", "event_types"}
+)
+VALUE_ERROR_CODES = frozenset(
+    {"invalid_value", "invalid_type", "unsupported_parameter", "unknown_parameter", "invalid_webhook_url"}
+)
+
+
+class ServerRefusal(CliError):
+    """The server answered with an error. `error_code`: the code in it, where it has one."""
+
+    def __init__(self, message: str, fix: str | None, *, failure: Failure, error_code: str | None) -> None:
+        super().__init__(message, fix, failure=failure)
+        self.error_code = error_code
 
 
 def raise_for_error(reply: httpx.Response) -> httpx.Response:
-    """The reply, unless it is an error. Raises CliError with the server's message and the request id."""
+    """The reply, unless it is an error. Raises ServerRefusal with the server's message and the request id."""
     if reply.status_code < 400:
         if reply.has_redirect_location:  # never followed: the key would go along
             target = reply.headers["location"].partition("?")[0]
@@ -36,14 +50,15 @@ def raise_for_error(reply: httpx.Response) -> httpx.Response:
     fix = None
     if reply.status_code == 401:
         fix = "give a key with --api-key or EMBEDMILL_API_KEY; `embedmill keys create` makes one"
-    raise CliError(f"{answer} [{where}]", fix, failure=_failure(error))
+    raise ServerRefusal(f"{answer} [{where}]", fix, failure=_failure(error), error_code=error.code)
 
 
 def _failure(error: ErrorBody) -> Failure:
     """A name or a value of the command line that the server refuses is one that we might have refused ourselves."""
     if error.code in NOT_FOUND_CODES:
         return NOT_FOUND_CODES[error.code]
-    is_value = error.param in COMMAND_LINE_FIELDS and error.code in VALUE_ERROR_CODES
+    field = re.split(r"[.\[]", error.param or "")[0]  # of `metadata.team` it is metadata
+    is_value = field in COMMAND_LINE_FIELDS and error.code in VALUE_ERROR_CODES
     return Failure.COMMAND_LINE if is_value else Failure.SERVER
 
 

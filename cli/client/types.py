@@ -64,7 +64,7 @@ class Job(msgspec.Struct):
 
     id: str
     status: str
-    model: str = ""
+    model: str | None = None  # None: a batch with several
     dimensions: int | None = None
     counts: Counts = msgspec.field(default_factory=Counts)
     usage: Usage = msgspec.field(default_factory=Usage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -10,25 +9,20 @@ from typing import Annotated
 
 import typer
 
-from cli.commands.options import ApiKeyOption, JsonOption, UrlOption
-from cli.errors import UsageError
+from cli.commands.options import ApiKeyOption, JsonOption, LimitOption, UrlOption, YesOption, id_check
 
 app = typer.Typer(help="Follow bulk jobs and fetch their results.", no_args_is_help=True)
 
 
-def _checked_id(job_id: str) -> str:
-    """The id as it was typed. Raises UsageError for one that cannot be a job's: it is a part of the request's path."""
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
-        raise UsageError(f"{job_id!r} is no job's id", "`embedmill jobs list` shows the ids; each begins with job_")
-    return job_id
-
-
-JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id, job_…", callback=_checked_id)]
+JobId = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="The job's id, job_…", callback=id_check("job", "job_", "embedmill jobs list")),
+]
 
 
 @app.command("list")
 def list_(
-    limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20,
+    limit: LimitOption = 20,
     status: Annotated[str | None, typer.Option(help="Only jobs in this status, e.g. in_progress.")] = None,
     as_json: JsonOption = False,
     url: UrlOption = None,
@@ -48,7 +42,7 @@ def list_(
         [
             job.id,
             job.status,
-            job.model,
+            job.model or "several",
             datetime.fromtimestamp(job.created_at).strftime("%Y-%m-%d %H:%M") if job.created_at else "",
             summary(job),
         ]
@@ -213,7 +207,7 @@ def retry(job_id: JobId, url: UrlOption = None, api_key: ApiKeyOption = None) ->
 @app.command()
 def delete(
     job_id: JobId,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: YesOption = False,
     url: UrlOption = None,
     api_key: ApiKeyOption = None,
 ) -> None:

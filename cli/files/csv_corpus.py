@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import re
 from collections.abc import Iterator
 from itertools import islice
 
@@ -11,12 +9,11 @@ from cli.errors import CliError, Failure, UsageError
 from cli.files.columns import DEFAULT_ID_COLUMN, DEFAULT_TEXT_COLUMN, Columns, choose_columns
 from cli.files.corpus import Corpus, row_line
 from cli.files.source import MAX_LINE_CHARS, Source
+from engine.corpus.csv_parser import EXCEL_HINT
+from engine.corpus.csv_rows import DELIMITERS, SAMPLED_CHARS, SAMPLED_LINES, CsvFault, CsvRows, delimiters_that_fit
 
-DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 NAMED_DELIMITERS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "bar": "|"}
-SAMPLED_LINES = 500
-SAMPLED_CHARS = 256 * 1024
-EXCEL_HINT = re.compile(r"sep=(.)\r?\n?", re.IGNORECASE)  # Excel's own first line
+LINES_AT_ONCE = 64
 
 
 class Csv(Corpus):
@@ -24,7 +21,6 @@ class Csv(Corpus):
 
     def __init__(self, source: Source, text: str | None, id: str | None, delimiter: str | None) -> None:
         super().__init__(source)
-        csv.field_size_limit(MAX_LINE_CHARS)
         sample = _sample(source)
         hint = EXCEL_HINT.fullmatch(sample[0]) if sample else None
         self._first_line = 2 if hint else 1
@@ -71,23 +67,14 @@ class Csv(Corpus):
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
         """Each row with the number of its first line. Raises CliError naming the line where quoting went wrong."""
-        number, size = self._first_line, 0
-
-        def feed() -> Iterator[str]:
-            nonlocal size
-            for line in islice(self.source.text_lines(), self._first_line - 1, None):
-                size += len(line)
-                if size >= MAX_LINE_CHARS:
-                    raise csv.Error("row too long")
-                yield line
-
-        reader = csv.reader(feed(), delimiter=self.delimiter, strict=True)
+        rows = CsvRows(self.delimiter, first_line=self._first_line, max_row_chars=MAX_LINE_CHARS)
+        lines = islice(self.source.text_lines(), self._first_line - 1, None)
         try:
-            for row in reader:
-                yield number, row
-                number, size = self._first_line + reader.line_num, 0
-        except csv.Error as error:
-            raise self._broken(number, str(error)) from error
+            while some := list(islice(lines, LINES_AT_ONCE)):
+                yield from rows.feed(some)
+            yield from rows.finish()
+        except CsvFault as fault:
+            raise self._broken(fault.line, fault.reason) from fault
 
     def _misfit(self, number: int, width: int) -> CliError:
         return CliError(
@@ -137,27 +124,11 @@ def find_delimiter(sample: list[str], where: str) -> str:
 
     Raises UsageError where several characters would do.
     """
-    widths = {candidate: _widths(sample, candidate) for candidate in DELIMITERS}
-    candidates = [candidate for candidate, counts in widths.items() if counts[:1] and counts[0] > 1]
-    consistent = [candidate for candidate in candidates if len(set(widths[candidate])) == 1]
-    if len(candidates) == 1 or len(consistent) == 1:
-        return (consistent or candidates)[0]
-    if not candidates:
-        return ","
-    choices = " or ".join(DELIMITERS[candidate] for candidate in consistent or candidates)
+    candidates = delimiters_that_fit(sample)
+    if len(candidates) == 1:
+        return candidates[0]
+    choices = " or ".join(DELIMITERS[candidate] for candidate in candidates)
     raise UsageError(f"{where}: its delimiter may be {choices}", "say which with --delimiter, e.g. --delimiter ';'")
-
-
-def _widths(sample: list[str], delimiter: str) -> list[int]:
-    """The number of fields in each row that is not blank, up to where quoting goes wrong."""
-    widths = []
-    try:
-        for row in csv.reader(sample, delimiter=delimiter, strict=True):
-            if any(row):
-                widths.append(len(row))  # noqa: PERF401  # what was read before an error counts
-    except csv.Error:
-        pass
-    return widths
 
 
 def _sample(source: Source) -> list[str]:

@@ -22,6 +22,18 @@ def check_target(path: Path) -> None:
     """Refuse a file that could not be written, before anything is spent. Raises UsageError."""
     if path.suffix.lower() not in ENDINGS:
         raise UsageError(f"{path.name}: its ending does not tell the format", f"use one of {', '.join(ENDINGS)}")
+    check_writable(path)
+    if path.suffix.lower() in (".parquet", ".arrow"):
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise UsageError(
+                f"{path.suffix} needs the package pyarrow", "`pip install pyarrow`, or write .npy or .ndjson"
+            ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Refuse a file that could not be written. Raises UsageError."""
     path = path.resolve()  # a link stays, and its target is written
     if path.is_dir():
         raise UsageError(f"{path} cannot be written: it is a folder")
@@ -31,13 +43,6 @@ def check_target(path: Path) -> None:
         raise UsageError(f"{path} cannot be written: there is no folder {path.parent}")
     if not os.access(path.parent, os.W_OK):
         raise UsageError(f"{path} cannot be written: {path.parent} is read-only for you")
-    if path.suffix.lower() in (".parquet", ".arrow"):
-        try:
-            import pyarrow  # noqa: F401
-        except ImportError as error:
-            raise UsageError(
-                f"{path.suffix} needs the package pyarrow", "`pip install pyarrow`, or write .npy or .ndjson"
-            ) from error
 
 
 def check_complete(job: Job, *, partial: bool) -> None:

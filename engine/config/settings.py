@@ -50,6 +50,10 @@ class Settings:
     database_url: str = setting(
         "", "SQLAlchemy URL; empty: SQLite in the data directory; postgresql://… for many machines"
     )
+    objects_url: str = setting(
+        "",
+        "Where the bytes of files are kept; empty: in the data directory; file:///PATH; s3://BUCKET/PREFIX",
+    )
     redis_url: str = setting("", "Redis or Valkey; empty: the embedded one that `embedmill up` starts")
     broker_url: str = setting("", "Celery broker; empty: REDIS_URL; amqp://… for RabbitMQ")
     namespace: str = setting(
@@ -83,6 +87,7 @@ class Settings:
     upload_resume_s: float = setting(
         3600.0, "Seconds that an upload which broke off can be taken up again under its Idempotency-Key"
     )
+    max_file_bytes: int = setting(8 * 1024**3, "Largest file, uploaded at once or in parts, in bytes")
     max_inputs_per_request: int = setting(2048, "Inputs in one sync request")
     sync_timeout_s: float = setting(60.0, "Deadline of a sync request, in seconds")
     sync_gate_wait_s: float = setting(
@@ -162,6 +167,14 @@ class Settings:
     ambiguous_retention_days: float = setting(
         400.0, "Days that calls which were sent and never answered stay on record"
     )
+    webhook_allowed_networks: str = setting(
+        "", "Networks, with commas between them, that webhooks may reach although they are not public, http:// too"
+    )
+    webhook_timeout_s: float = setting(15.0, "Seconds that the receiver of a webhook has for its answer")
+    webhook_retention_days: float = setting(
+        30.0, "Days that events of webhooks and their deliveries stay on record, replayable"
+    )
+    max_webhook_endpoints: int = setting(100, "Webhook endpoints of one project")
     idempotency_hours: float = setting(24.0, "Hours that an Idempotency-Key is remembered")
     failpoints: str = setting(
         "", "For tests: where to kill, freeze, fail or stall processes (engine/observability/failpoints.py)"
@@ -175,6 +188,11 @@ class Settings:
         if scheme.partition("+")[0] in urls.POSTGRES_SCHEMES:
             return f"postgresql+asyncpg{separator}{rest}"
         return url.replace("sqlite://", "sqlite+aiosqlite://", 1) if url.startswith("sqlite://") else url
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins of CORS_ORIGINS."""
+        return [origin.strip() for origin in self.cors_origins.split(",") if origin.strip()]
 
     @property
     def broker(self) -> str:
@@ -289,6 +307,11 @@ class Settings:
                 "ROOT_PATH",
                 re.fullmatch(r"(/[A-Za-z0-9._~-]+)*", self.root_path) is not None,
                 "ROOT_PATH must begin with '/' and not end with it, as in /embed",
+            ),
+            (
+                "CORS_ORIGINS",
+                all(re.fullmatch(r"\*|https?://[^/\s]+", origin) for origin in self.origins),
+                "CORS_ORIGINS must be origins without a path, as in https://a.example,https://b.example, or *",
             ),
             (
                 "UNKNOWN_PARAMETERS",

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 LARGE_BYTES = 2 * 1024  # from here on NumPy is faster
@@ -37,6 +38,10 @@ def quotes_in(value: Any) -> int:
         return 2
     if isinstance(value, dict):
         return 2 * len(value) + sum(map(quotes_in, value.values()))
+    if isinstance(value, msgspec.Struct):
+        return sum(
+            2 + quotes_in(each) for name in value.__struct_fields__ if (each := getattr(value, name)) is not None
+        )
     return sum(map(quotes_in, value)) if isinstance(value, list) else 0
 
 

@@ -44,7 +44,7 @@ class DoubleKey(Malformed):
         self.key = key
 
 
-class _Scanner:
+class StructureScanner:
     """Finds brackets, commas and colons outside strings, a block at a time, with the depth after each."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class _Scanner:
 
 
 def _structure(document: bytes, start: int, stop: int) -> Iterator[tuple[Positions, npt.NDArray[np.uint8], Positions]]:
-    scanner = _Scanner()
+    scanner = StructureScanner()
     whole = np.frombuffer(document, dtype=np.uint8)
     for low in range(start, stop, BLOCK_BYTES):
         found, characters, depths = scanner.feed(whole[low : min(low + BLOCK_BYTES, stop)])

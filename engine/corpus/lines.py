@@ -188,7 +188,7 @@ def id_text(value: object) -> str | None:
     return text
 
 
-_LONG_ID = InputError("invalid_input", f"the id is longer than {MAX_ID_BYTES} bytes")
+LONG_ID = InputError("invalid_input", f"the id is longer than {MAX_ID_BYTES} bytes")
 
 
 def append_record(value: str | list[int] | TextLine, lines: ParsedRecords) -> None:
@@ -197,7 +197,7 @@ def append_record(value: str | list[int] | TextLine, lines: ParsedRecords) -> No
         try:
             caller_id = id_text(value.id)
         except ValueError:
-            lines.append_error(_LONG_ID)
+            lines.append_error(LONG_ID)
         else:
             lines.add(value.text, caller_id)
     else:
@@ -319,7 +319,8 @@ class LineReader:
 class GzipDecoder:
     """Inflates a gzip stream in bounded steps, so that a bomb costs time, never memory. Members may follow members."""
 
-    def __init__(self, *, max_ratio: float = 0.0) -> None:
+    def __init__(self, *, max_ratio: float = 0.0, what: str = "the body") -> None:
+        self._what = what
         self._inflate = zlib.decompressobj(wbits=31)
         self._started = False
         self._max_ratio = max_ratio
@@ -340,7 +341,7 @@ class GzipDecoder:
                     self._check_ratio()
                     yield piece
         except zlib.error as error:
-            fault = "the body is no gzip stream: compress it, or send it as it is, without Content-Encoding"
+            fault = f"{self._what} is no gzip stream: compress it, or send it as it is, without Content-Encoding"
             if self._bytes:
                 fault = f"the gzip stream is damaged behind the first {self._bytes:,} unpacked bytes: compress it anew"
             raise InvalidInput(fault, code="invalid_encoding") from error
@@ -348,7 +349,8 @@ class GzipDecoder:
     def _check_ratio(self) -> None:
         if self._max_ratio and self._bytes > max(RATIO_FREE_BYTES, self._packed_bytes * self._max_ratio):
             raise PayloadTooLarge(
-                f"the body is compressed to less than 1/{self._max_ratio:g} of its size: send it with less compression",
+                f"{self._what} is compressed to less than 1/{self._max_ratio:g} of its size: "
+                "send it with less compression",
                 code="compression_ratio_too_high",
             )
 

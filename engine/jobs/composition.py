@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.files.composition import files_of
 from engine.jobs.ingest.dry_run import DryRun
 from engine.jobs.ingest.job_intake import IntakeParts, JobSpec
 from engine.jobs.ingest.token_counting import method_for
@@ -17,7 +18,14 @@ def dispatcher_of(runtime: Runtime) -> Dispatcher:
 
 def sweep_of(runtime: Runtime) -> Sweep:
     """The sweep of a process."""
-    return Sweep(runtime.store, runtime.database_clock, runtime.spool, runtime.journal, dispatcher_of(runtime))
+    return Sweep(
+        runtime.store,
+        runtime.database_clock,
+        runtime.spool,
+        runtime.journal,
+        dispatcher_of(runtime),
+        files_of(runtime),
+    )
 
 
 def intake_parts_of(runtime: Runtime) -> IntakeParts:

@@ -35,7 +35,20 @@ Place = Literal[
     "after_commit",  # results are kept, and their calls are still noted as under way
     "after_commit_before_ack",  # the shard's work is kept, its message is still in the broker
     "during_finalize",  # the last shard is closed, the job's end is not yet written
+    "after_webhook_send",  # the receiver has the event, and nobody knows that yet
     "during_spool_write",  # a result is half way to the disk
+    "after_output_part",  # bytes of a batch's output are stored, and no row says so
+    "after_output_progress",  # a part of the output belongs to the batch, the next is not begun
+    "during_output_end",  # the files of a batch and its end are written and not committed
+    "mid_ingest",  # shards of a file are written and not committed
+    "after_ingest_commit",  # shards of a file are kept, and the rest of it is not read yet
+    "during_validation",  # a part of a batch's file was read
+    "during_validation_end",  # what a validation found is written and not committed
+    "after_part_insert",  # a part of a file has a row, and no bytes
+    "after_part_write",  # all bytes of a part are in the object store, and its row does not say so
+    "during_file_commit",  # in the transaction that makes parts a file, all rows are written
+    "after_file_commit",  # the file is durable, the caller has no answer
+    "during_file_purge",  # bytes of parts are removed, their rows are not
     "during_migration",  # tables are changed and not committed
 ]
 

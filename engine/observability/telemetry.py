@@ -280,32 +280,10 @@ ProcessCollector(registry=_PROCESS)
 
 # Fields that a log record may carry beside its message; anything else given as `extra` is dropped.
 FIELDS = (
-    "request_id",
-    "client_request_id",
-    "method",
-    "route",
-    "path",
-    "param",
-    "key_id",
-    "project",
-    "client",
-    "status",
-    "duration_ms",
-    "job_id",
-    "shard_id",
-    "attempt",
-    "inputs",
-    "failed",
-    "provider",
-    "model",
-    "code",
-    "advice",
-    "worker",
-    "pid_of_child",
-    "count",
-    "freed",
-    "tokens_per_minute",
-    "requests_per_minute",
+    *("request_id", "client_request_id", "method", "route", "path", "param", "key_id", "project", "client"),
+    *("status", "duration_ms", "job_id", "shard_id", "event_id", "endpoint_id", "attempt", "inputs", "failed"),
+    *("provider", "model", "code", "advice", "worker", "pid_of_child", "count", "freed"),
+    *("tokens_per_minute", "requests_per_minute"),
 )
 
 

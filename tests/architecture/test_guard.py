@@ -106,7 +106,7 @@ def test_no_route_is_declared_twice() -> None:
     assert len(set(names)) == len(names), "the guard knows routes by their endpoints' names"
 
 
-@pytest.mark.parametrize("prefix", ["/v1", "/v1/", "/v1/admin/keys", "/v1/files", "/docs/x", "/openapi.yaml", "/redoc"])
+@pytest.mark.parametrize("prefix", ["/v1", "/v1/", "/v1/admin/keys", "/v1/file", "/docs/x", "/openapi.yaml", "/redoc"])
 async def test_what_is_not_there_is_not_there_with_or_without_a_key(gateway: Gateway, prefix: str) -> None:
     for headers in ({}, {"authorization": f"Bearer {gateway.key}"}):
         assert (await ask(gateway, "GET", prefix, headers)).status_code == 404

@@ -21,6 +21,7 @@ from sqlalchemy import event
 from engine.access.keys import create_key
 from engine.storage.database import Database
 from models.key import Scope
+from tests.contract import node_package
 from tests.gateway import CONFIG, PEPPER, Gateway
 from tests.waiting import wait_until
 
@@ -77,6 +78,7 @@ def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     url = f"http://127.0.0.1:{(port := free_port())}"
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("EMBEDMILL_")}
     ours = {"DATA_DIR": str(folder), "CONFIG": str(config), "KEY_PEPPER": PEPPER, "LOG_LEVEL": "WARNING"}
+    ours["WEBHOOK_ALLOWED_NETWORKS"] = "127.0.0.0/8"
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cli", "api", "--port", str(port)],
@@ -97,6 +99,12 @@ def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             process.kill()
             raise
     assert ended in (0, -15), (folder / "log").read_text()
+
+
+@pytest.fixture(scope="session")
+def node_packages() -> Path:
+    """A folder with the official OpenAI package for Node."""
+    return node_package.install()
 
 
 @pytest.fixture

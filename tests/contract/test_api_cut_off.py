@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import func, select
 
 from api.http.request_body import IS_CUT_OFF
-from api.jobs.submit import STEP_BYTES
+from engine.corpus.parser import STEP_BYTES
 from models.job import Job
 from tests.contract.conftest import Server
 from tests.gateway import JOBS, Gateway

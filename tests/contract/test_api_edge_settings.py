@@ -9,9 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from starlette.applications import Starlette
 
-from api.http.cors import with_cors
 from engine.config.settings import Settings
 from engine.observability.telemetry import JsonFormatter
 from models.errors import ConfigError
@@ -90,7 +88,7 @@ async def test_a_star_never_comes_with_credentials(open_to_all: Gateway) -> None
 @pytest.mark.parametrize("origins", ["app.example", "https://app.example/", "ftp://a", "https://", "*.example"])
 def test_what_is_no_origin(origins: str) -> None:
     with pytest.raises(ConfigError, match="CORS_ORIGINS"):
-        with_cors(Starlette(), origins)
+        Settings.from_environment({"EMBEDMILL_CORS_ORIGINS": origins})
 
 
 # --- Below a path ---

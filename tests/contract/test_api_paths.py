@@ -81,8 +81,10 @@ async def test_a_model_with_a_slash_in_a_path(shared_gateway: Gateway) -> None:
 
 @leaving_nothing
 @pytest.mark.parametrize(
-    "path", ["/models", "/api/v1/models", "/openai/models", "/v1/v1/models/tiny", "/models/tiny", "/embeddings/jobs"]
-)
+    "path",
+    ["/models", "/api/v1/models", "/openai/models", "/v1/v1/models/tiny", "/models/tiny", "/embeddings/jobs", "/files",
+     "/openai/files", "/openai/batches", "/batches"],
+)  # fmt: skip
 async def test_other_paths_of_reads(shared_gateway: Gateway, path: str) -> None:
     got = await shared_gateway.client.get(path, follow_redirects=False)
     headed = await shared_gateway.client.head(path)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -20,43 +18,11 @@ from tests.contract.conftest import Server
 from tests.gateway import WIDTH
 
 SCRIPT = Path(__file__).with_name("openai_node.mjs")
-VERSION = "7"  # the major line that is current; npm takes its newest
-REQUIRED = os.environ.get("EMBEDMILL_TEST_REQUIRE_SERVICES") == "1"
-
-
-def missing(reason: str) -> None:
-    """A skip at home, a failure in CI."""
-    if REQUIRED:
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="module")
-def packages() -> Path:
-    """A folder with the package installed in it, kept between runs outside of the checkout."""
-    for tool in ("node", "npm"):
-        if shutil.which(tool) is None:
-            missing(f"{tool} is not installed")
-    home = (
-        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedmill-tests" / f"node-openai-{VERSION}"
-    )
-    if not (home / "node_modules" / "openai" / "package.json").is_file():
-        home.mkdir(parents=True, exist_ok=True)
-        (home / "package.json").write_text('{"name":"embedmill-tests","private":true}\n')
-        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", f"openai@{VERSION}"]
-        try:
-            done = subprocess.run(command, cwd=home, capture_output=True, text=True, timeout=100, check=False)
-        except subprocess.TimeoutExpired:
-            missing("npm install openai took more than 100 s")
-        else:
-            if done.returncode:
-                missing(f"npm install openai failed: {done.stderr[-500:]}")
-    return home
-
-
-@pytest.fixture(scope="module")
-def seen(packages: Path, server: Server) -> dict[str, Any]:
-    command = ["node", str(SCRIPT), str(packages), server.base_url, server.key]
+def seen(node_packages: Path, server: Server) -> dict[str, Any]:
+    command = ["node", str(SCRIPT), str(node_packages), server.base_url, server.key]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = orjson.loads(done.stdout)

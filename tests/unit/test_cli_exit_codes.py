@@ -105,6 +105,10 @@ def test_each_way_to_fail_has_one_code(failure: Failure) -> None:
         (404, "job_not_found", "id", 1),
         (404, "model_not_found", "model", 2),
         (404, "not_found", None, 1),
+        (400, "invalid_webhook_url", "url", 2),
+        (400, "invalid_type", "metadata.team", 2),
+        (400, "invalid_value", "expires_after[seconds]", 2),
+        (400, "invalid_value", "completion_window", 2),
         (400, "invalid_value", "dimensions", 2),
         (400, "invalid_value", "max_cost_usd", 2),
         (400, "invalid_value", "input_type", 2),
@@ -152,3 +156,27 @@ def test_what_is_no_job_id_reaches_no_other_path(action: str, job_id: str, capsy
     """An unset $JOB above all."""
     assert run(["jobs", action, job_id, "--url", "http://127.0.0.1:9"]) == 2
     assert "is no job's id" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["files", "show"],
+        ["files", "download"],
+        ["files", "delete"],
+        ["batches", "show"],
+        ["batches", "wait"],
+        ["batches", "cancel"],
+        ["batches", "download"],
+        ["webhooks", "show"],
+        ["webhooks", "delete"],
+        ["webhooks", "rotate"],
+        ["webhooks", "test"],
+        ["webhooks", "deliveries"],
+        ["webhooks", "replay"],
+        ["stream", "--resume"],
+    ],
+)
+@pytest.mark.parametrize("text", ["", " ", "../../models", "file-1/../2", "batch_1?x=1", "%2e%2e"])
+def test_what_is_no_id_reaches_no_other_path(command: list[str], text: str) -> None:
+    assert run([*command, text, "--url", "http://127.0.0.1:9"]) == 2

@@ -33,7 +33,7 @@ def row(**given: Any) -> Row[Any]:
         "metadata": {"a": "b"}, "input_type": None, "request_id": "req_1", "now": NOW, "workers_live": False,
         "max_cost_usd": None, "deduplicated": 3, "truncated": 0, "ambiguous_calls": 0, "ambiguous_inputs": 0,
         "ambiguous_tokens": 0, "ambiguous_cost_usd": Decimal(0), "wasted_calls": 1, "wasted_inputs": 2,
-        "wasted_tokens": 9, "wasted_cost_usd": Decimal("0.000001"),
+        "batch_id": None, "input_file_id": None, "wasted_tokens": 9, "wasted_cost_usd": Decimal("0.000001"),
     }  # fmt: skip
     assert set(given) <= set(values)
     return cast("Row[Any]", SimpleNamespace(**(values | given)))

@@ -16,7 +16,7 @@ from cli.commands.doctor.models import check_drift, check_local_models, check_sp
 from cli.commands.doctor.outages import outages
 from cli.commands.doctor.processes import running
 from cli.commands.doctor.quotas import quotas
-from cli.commands.doctor.storage import database, pepper
+from cli.commands.doctor.storage import database, objects, pepper
 from cli.config_file import with_config
 from cli.data_dir import DataDir
 from cli.errors import ExitCode
@@ -49,6 +49,7 @@ def diagnose(
         if release is not None:
             findings.append(run_check("release", lambda: release_quarantine(settings, release)))
         findings += [run_check("database", lambda: database(settings)), run_check("pepper", lambda: pepper(settings))]
+        findings.append(run_check("objects", lambda: objects(settings)))
         if next(finding for finding in findings if finding.check == "database").status == "ok":
             findings += run_checks("processes", lambda: running(settings), fix=SEE_DATABASE)
             findings += run_checks("outages", lambda: outages(settings, aliases), fix=SEE_DATABASE)

@@ -1,4 +1,4 @@
-"""The doctor's checks of the database and of the secret that API keys are hashed with."""
+"""The doctor's checks of the database, of the object store, and of the secret that API keys are hashed with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from cli.redaction import redact_url
 from engine.access.keys import load_pepper
 from engine.config.settings import Settings
 from engine.storage.database import Database, schema_revision
-from models.errors import EmbedmillError
+from engine.storage.object_store import open_object_store
+from models.errors import EmbedmillError, ObjectsUnavailable
 
 T = TypeVar("T")
 DATABASE_FIX = "is EMBEDMILL_DATABASE_URL right?"
@@ -46,6 +47,26 @@ def database(settings: Settings) -> Finding:
             "database", "fail", f"{shown_url} is at revision {current}, not {expected}", "run `embedmill migrate`"
         )
     return Finding("database", "ok", f"{shown_url} at revision {current}")
+
+
+def objects(settings: Settings) -> Finding:
+    """Whether files can be stored: a few bytes are written, read and removed."""
+    shown = redact_url(settings.objects_url) if settings.objects_url else "in the data directory"
+    if not settings.objects_url and not settings.data_dir.is_dir():
+        return Finding("objects", "warn", "the data directory does not exist yet", "`embedmill up` makes it")
+
+    async def check() -> None:
+        store = open_object_store(settings.objects_url, settings.data_dir)
+        try:
+            await store.check()
+        finally:
+            await store.close()
+
+    try:
+        asyncio.run(check())
+    except ObjectsUnavailable as error:
+        return Finding("objects", "fail", f"{shown}: {error.message}", error.advice)
+    return Finding("objects", "ok", f"{shown}: written, read and removed")
 
 
 def pepper(settings: Settings) -> Finding:

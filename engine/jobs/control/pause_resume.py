@@ -17,6 +17,7 @@ from engine.jobs.allowed_actions import action_conflict
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.cost_limit import set_max_cost
 from engine.jobs.scheduling.dispatch import Dispatcher
+from engine.webhooks.job_events import record_job_event
 from models.base import db_now, usd_text
 from models.errors import Conflict, InvalidInput
 from models.job import Job, JobStatus
@@ -36,6 +37,8 @@ async def pause(store: JobStore, project: str, job_id: str) -> None:
             .where(Job.id == job_id, Job.status == JobStatus.IN_PROGRESS, Job.deleted_at.is_(None))
             .values(status=JobStatus.PAUSED, waiting_on=None, next_attempt_at=None, version=Job.version + 1)
         )
+        if paused.rowcount:
+            await record_job_event(connection, job_id)
     if not paused.rowcount:
         row = await get_job(store, project, job_id)
         if row.status != JobStatus.PAUSED:
@@ -61,7 +64,7 @@ async def resume(
         resumed = await connection.execute(
             update(Job)
             .where(Job.id == job_id, Job.status == JobStatus.PAUSED, Job.deleted_at.is_(None))
-            .values(resumed_columns(store.settings))
+            .values(_columns_of_resume(store.settings, row))
         )
     if resumed.rowcount:
         await dispatcher.dispatch_soon()
@@ -90,6 +93,13 @@ def _check_ceiling(job: Row[Any], new_ceiling_usd: Decimal | None) -> None:
             param="max_cost_usd",
             code="invalid_value",
         )
+
+
+def _columns_of_resume(settings: Settings, job: Row[Any]) -> dict[str, Any]:
+    columns = resumed_columns(settings)
+    if job.batch_id is not None:  # the window of a batch does not begin again
+        del columns["expires_at"]
+    return columns
 
 
 def resumed_columns(settings: Settings) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.job_store import JobStore
 from engine.jobs.allowed_actions import action_conflict
+from engine.jobs.control.batch_of_job import queue_output_again, reopen_batch
 from engine.jobs.control.pause_resume import resumed_columns
 from engine.jobs.leasing import duplicate_codec
 from engine.jobs.leasing.claim import decode_bitmap
@@ -160,6 +161,8 @@ async def _reopen(store: JobStore, job: Row[Any], plan: _Plan) -> bool:
         "error_summary": list(plan.final_errors.values()),
     }
     async with store.database.write() as connection:
+        if job.batch_id is not None:
+            await queue_output_again(connection, job)
         locked = 0
         for low in range(0, len(ids), MAX_LOCKED_ROWS):
             chunk = ids[low : low + MAX_LOCKED_ROWS]
@@ -178,6 +181,8 @@ async def _reopen(store: JobStore, job: Row[Any], plan: _Plan) -> bool:
         if not moved.rowcount or locked < len(ids):
             await connection.rollback()
             return False
+        if job.batch_id is not None:
+            await reopen_batch(connection, job.id)
         await connection.execute(_DELETE_ERRORS, plan.runs)
         await connection.execute(_REQUEUE, plan.shards)
     return True

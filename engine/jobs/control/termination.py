@@ -7,11 +7,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.job_store import JobStore
 from engine.jobs.allowed_actions import action_conflict
+from engine.jobs.control.batch_of_job import delete_files_of, mark_cancelling
 from engine.jobs.leasing import claim as claims
 from engine.jobs.leasing.claim import ClaimedShard
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.completion import end_columns, final_status
 from engine.jobs.row_locks import lock_shards
+from engine.webhooks.job_events import record_job_event
 from models.base import db_now
 from models.job import FINISHED, LEGAL_MOVES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
 
@@ -40,7 +42,15 @@ async def terminate(store: JobStore, job_id: str, status: JobStatus, code: str =
     async with store.database.write() as connection:
         job = (
             await connection.execute(
-                select(Job.error_summary, Job.warnings, Job.total, Job.ingested, Job.completed, Job.failed)
+                select(
+                    Job.error_summary,
+                    Job.warnings,
+                    Job.total,
+                    Job.ingested,
+                    Job.completed,
+                    Job.failed,
+                    Job.batch_id,
+                )
                 .where(Job.id == job_id)
                 .with_for_update(key_share=True)
             )
@@ -70,6 +80,10 @@ async def terminate(store: JobStore, job_id: str, status: JobStatus, code: str =
         )
         if not moved.rowcount:
             return False
+        if status is JobStatus.CANCELLED and job.batch_id is not None:
+            await mark_cancelling(connection, job_id)
+        if status is not JobStatus.CANCELLED:
+            await record_job_event(connection, job_id)
     await cancel_idle_shards(store, job_id)
     return True
 
@@ -101,11 +115,13 @@ async def cancel_idle_shards(store: JobStore, job_id: str) -> None:
                 update(Job).where(Job.id == job_id).values(open_shards=Job.open_shards - cancelled)
             )
         if not open_count:
-            await connection.execute(
+            ended = await connection.execute(
                 update(Job)
                 .where(Job.id == job_id, Job.status == JobStatus.CANCELLING)
                 .values(status=JobStatus.CANCELLED, version=Job.version + 1, **end_columns(store.settings))
             )
+            if ended.rowcount:
+                await record_job_event(connection, job_id)
 
 
 async def _has_ended(connection: AsyncConnection, job_id: str) -> bool:
@@ -164,4 +180,5 @@ async def soft_delete(store: JobStore, job_id: str) -> bool:
         )
         if hidden.rowcount:
             await connection.execute(delete(IdempotencyKey).where(IdempotencyKey.job_id == job_id))
+            await delete_files_of(connection, job_id)
     return bool(hidden.rowcount)

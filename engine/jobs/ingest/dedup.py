@@ -32,11 +32,14 @@ CREATE TABLE seen (key INTEGER PRIMARY KEY, rest INTEGER NOT NULL, first INTEGER
 """
 
 
-def fingerprint(item: Input) -> bytes:
-    """128-bit hash of an input. A text and an array of token ids have different hashes. Raises OverflowError."""
+def fingerprint(item: Input, salt: bytes = b"") -> bytes:
+    """128-bit hash of an input. A text and an array of token ids have different hashes. Raises OverflowError.
+
+    `salt`, of up to 16 bytes: inputs with different ones never count as equal.
+    """
     if isinstance(item, str):
-        return hashlib.blake2b(item.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-    return hashlib.blake2b(array("q", item).tobytes(), digest_size=16, person=b"token ids").digest()
+        return hashlib.blake2b(item.encode("utf-8", "surrogatepass"), digest_size=16, salt=salt).digest()
+    return hashlib.blake2b(array("q", item).tobytes(), digest_size=16, salt=salt, person=b"token ids").digest()
 
 
 class DuplicateIndex:

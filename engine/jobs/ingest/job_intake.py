@@ -12,7 +12,6 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, Self
 
 from sqlalchemy import ColumnElement, and_, case, delete, insert, select, update
@@ -23,19 +22,20 @@ from engine.corpus.lines import ParsedRecords
 from engine.job_store import JobStore
 from engine.jobs.control.termination import soft_delete, terminate
 from engine.jobs.ingest.idempotency import ARRIVING, IdempotentReplay, Reservation, new_reservation, owned_by, reserve
-from engine.jobs.ingest.idempotency_mismatch import describe_differences, stored_options
+from engine.jobs.ingest.idempotency_mismatch import describe_differences
+from engine.jobs.ingest.job_row import initial_columns
 from engine.jobs.ingest.shard_rows import insert_shard, is_open
 from engine.jobs.ingest.sharding import JobSpec, Prefix, Sharder
 from engine.jobs.recording import refused_inputs
 from engine.jobs.recording.completion import NO_OPEN_SHARD, end_columns, final_status_of
 from engine.jobs.scheduling.dispatch import Dispatcher
-from engine.jobs.scheduling.fair_share import initial_virtual_time
 from engine.jobs.shard_draft import ShardDraft
 from engine.observability import failpoints
 from engine.process.memory_budget import ByteBudget, ByteLease
 from engine.process.work_threads import WorkThreads
-from engine.routing.option_warnings import option_warnings
 from engine.storage.upload_leases import UploadLeases
+from engine.webhooks.endpoints import attach_requested
+from engine.webhooks.job_events import record_job_event
 from models.base import db_now
 from models.errors import (
     Conflict,
@@ -46,7 +46,7 @@ from models.errors import (
     StorageUnavailable,
     UploadInterrupted,
 )
-from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
+from models.job import ACTIVE_STATUSES, FINISHED, IdempotencyKey, Job, JobStatus
 
 log = logging.getLogger("embedmill.jobs")
 # Up to so many bytes are parsed on the event loop, because a thread costs more.
@@ -255,14 +255,20 @@ class JobIntake:
             ended: dict[str, Any] = {"total": len(draft), "upload_lease_until": None, "upload_owner": None}
             initial = self._initial_columns() | changes | (ended if is_last else {})
             await connection.execute(insert(Job).values(initial))
+            await attach_requested(connection, self._spec.webhook, project=self._caller.project, job_id=self.job_id)
         if len(draft):
             await insert_shard(connection, self.job_id, draft, refused)
         if self._created:
             if is_last:
                 changes |= self._completion(changes)
-            changed = await connection.execute(update(Job).where(self._owned_job()).values(changes))
-            if not changed.rowcount:
+            changed = await connection.execute(
+                update(Job).where(self._owned_job()).values(changes).returning(Job.status)
+            )
+            status = changed.scalar_one_or_none()
+            if status is None:
                 raise await self._ownership_error(connection)
+            if status in FINISHED:
+                await record_job_event(connection, self.job_id)
         failpoints.hit("after_job_insert")
         self._created = True
         self._inputs += len(draft)
@@ -303,41 +309,11 @@ class JobIntake:
         }
 
     def _initial_columns(self) -> dict[str, Any]:
-        spec, settings = self._spec, self._store.settings
-        return {
-            "id": self.job_id,
-            "project": self._caller.project,
-            "key_id": self._caller.key_id,
-            "status": JobStatus.IN_PROGRESS,
-            "alias": spec.alias.name,
-            "space": spec.alias.space,
-            "dimensions": spec.width,
-            "input_type": spec.options.input_type,
-            "options": stored_options(spec),
-            "metadata_": spec.metadata,
-            "warnings": _warnings_of(spec),
-            "max_cost_usd": spec.max_cost_usd,
-            "request_id": spec.request_id,
-            "ingested": 0,
-            "completed": 0,
-            "failed": 0,
-            "open_shards": 0,
-            "prompt_tokens": 0,
-            "cost_usd": Decimal(0),
-            "usage_estimated": False,
-            "error_summary": [],
-            "virtual_time": initial_virtual_time(self._caller.project),
-            "created_at": db_now(),
-            "expires_at": db_now() + settings.job_deadline_days * 86400.0,
-            "upload_lease_until": db_now() + settings.lease_s,
+        of_upload = {
+            "upload_lease_until": db_now() + self._store.settings.lease_s,
             "upload_owner": self._reservation.owner,
-            "upload_refused_inputs": 0,
-            "rate_sample_done": 0,
-            "rate_sample_tokens": 0,
-            "prev_rate_sample_done": 0,
-            "prev_rate_sample_tokens": 0,
-            "version": 1,
         }
+        return initial_columns(self._store.settings, self._caller, self._spec, self.job_id) | of_upload
 
 
 def _taken_over_conflict() -> Conflict:
@@ -370,14 +346,3 @@ async def open_intake(
 
 
 __all__ = ["IdempotentReplay", "JobIntake", "JobSpec", "Reservation", "new_reservation", "open_intake", "reserve"]
-
-
-def _warnings_of(spec: JobSpec) -> list[dict[str, str]]:
-    """What the job's routes leave out of its options, or lack in them."""
-    return [
-        {
-            "code": "unsupported_parameter" if each.type == "unsupported" else each.type,
-            "message": f"'{each.feature}': {each.details}",
-        }
-        for each in option_warnings(spec.options, spec.alias.routes)
-    ]

@@ -23,7 +23,12 @@ def is_open(draft: ShardDraft) -> bool:
 
 
 async def insert_shard(
-    connection: AsyncConnection, job_id: str, draft: ShardDraft, refused: Sequence[dict[str, Any]]
+    connection: AsyncConnection,
+    job_id: str,
+    draft: ShardDraft,
+    refused: Sequence[dict[str, Any]],
+    *,
+    variant: int | None = None,
 ) -> None:
     """Insert the rows of a shard, after the row of its job. `refused`: rows of inputs refused on arrival."""
     shard_id = new_id("shard")
@@ -33,6 +38,7 @@ async def insert_shard(
             job_id=job_id,
             first_index=draft.first_index,
             count=len(draft),
+            variant=variant,
             tokens=draft.tokens,
             state=ShardState.QUEUED if is_open(draft) else ShardState.DONE,
             attempt=0,

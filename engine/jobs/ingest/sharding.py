@@ -18,6 +18,7 @@ from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest.dedup import DuplicateIndex, fingerprint
 from engine.jobs.shard_draft import MAX_RUN_INPUTS, ShardDraft
 from engine.planning import packing, token_estimator
+from engine.webhooks.endpoints import WebhookSpec
 from models.embedding import Alias, Input, InputError, Options
 from models.errors import IdempotencyMismatch, InputTooLong, InvalidInput, PayloadTooLarge
 
@@ -41,6 +42,7 @@ class JobSpec:
     metadata: dict[str, Any]
     request_id: str
     max_cost_usd: Decimal | None = None
+    webhook: WebhookSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +58,20 @@ class Sharder:
     """Turns the lines of one corpus into shards. `accepted` counts the inputs that were not refused.
 
     With `stored`, the first lines are only compared with the stored beginning of an interrupted upload.
+    `first_index`: the job's index of the first line. `duplicates`: shared with other corpora of the job, whose inputs
+    have another `salt` and so are never equal to these.
     """
 
-    def __init__(self, settings: Settings, spec: JobSpec, stored: Prefix | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        spec: JobSpec,
+        stored: Prefix | None = None,
+        *,
+        first_index: int = 0,
+        duplicates: DuplicateIndex | None = None,
+        salt: bytes = b"",
+    ) -> None:
         self._settings = settings
         self._spec = spec
         # Nearly every text is so short that its length alone shows that it is valid.
@@ -66,8 +79,10 @@ class Sharder:
         self._truncates = spec.options.truncate == "end"
         self._stored_prefix = stored if stored is not None and stored.inputs else None
         self._hash = hashlib.sha256()
-        self._duplicates = DuplicateIndex()
-        self._index = 0
+        self._duplicates = DuplicateIndex() if duplicates is None else duplicates
+        self._salt = salt
+        self._first_index = first_index
+        self._index = 0  # from `first_index` on
         self._refused = 0
         self.accepted = stored.inputs - stored.refused if stored else 0
         self._begin()
@@ -114,7 +129,7 @@ class Sharder:
         is_short = type(item) is str and 0 < len(item) <= self._short_chars
         error = None if is_short or self._stored_prefix is not None else self._check(item)
         try:
-            key = fingerprint(item)
+            key = fingerprint(item, self._salt)
         except OverflowError:  # no token id; the check reports it
             key = _NO_KEY
             error = error or InputError("invalid_input", "no token id")
@@ -130,7 +145,7 @@ class Sharder:
             if len(accepted_input) < len(item):
                 self._truncated.append(len(self._pending.inputs))
             self._pending.add(accepted_input, caller_id)
-            self._keys.append(key if accepted_input is item else fingerprint(accepted_input))
+            self._keys.append(key if accepted_input is item else fingerprint(accepted_input, self._salt))
             self.buffered_bytes += packing.weight(accepted_input)
             if self._stored_prefix is None:
                 self.accepted += 1
@@ -167,7 +182,7 @@ class Sharder:
                 continue
             # An empty run would become a shard without inputs.
             yield ShardDraft(
-                self._index - run_size,
+                self._first_index + self._index - run_size,
                 ParsedRecords(),
                 run_size,
                 repeated=error,
@@ -197,13 +212,14 @@ class Sharder:
         """The pending lines as a shard; an empty one while the lines are only compared with the stored part."""
         lines, keys, truncated = self._pending, self._keys, self._truncated
         self._hash.update(b"".join(self._records))
-        draft = ShardDraft(self._index, lines, len(lines.inputs), prefix_hash=self._hash.digest())
+        first_index = self._first_index + self._index
+        draft = ShardDraft(first_index, lines, len(lines.inputs), prefix_hash=self._hash.digest())
         self._index += len(draft)
         duplicates = self._duplicates.find_duplicates_of(keys, draft.first_index)
         self._begin()
         if self._stored_prefix is not None:
             self._compare_now()
-            return ShardDraft(self._index, ParsedRecords(), 0, prefix_hash=draft.prefix_hash)
+            return ShardDraft(first_index, ParsedRecords(), 0, prefix_hash=draft.prefix_hash)
         draft.duplicates, draft.truncated = duplicates, truncated
         inputs = lines.inputs
         for position in draft.duplicates:

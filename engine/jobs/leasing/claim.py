@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 from sqlalchemy.orm import aliased
 
@@ -21,6 +21,7 @@ from engine.jobs.leasing import duplicate_codec
 from engine.jobs.scheduling import fair_share
 from engine.limiter.call_waits import CallWaits
 from models.base import db_now
+from models.batch import MIXED, JobVariant
 from models.embedding import Input, Options
 from models.job import OPEN_STATES, Job, JobStatus, Shard, ShardInputs, ShardState
 from models.outage import RouteOutage
@@ -34,7 +35,7 @@ RACE_PAUSE_S = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ClaimedShard:
-    """A claimed shard with its inputs and the options of its job."""
+    """A claimed shard with its inputs, and the model and options of its job or of its variant."""
 
     shard_id: str
     job_id: str
@@ -165,6 +166,9 @@ async def _load(store: JobStore, claimed: Any, tokens: int) -> ClaimedShard | No
         Job.alias,
         Job.dimensions,
         Job.options,
+        JobVariant.alias.label("variant_alias"),
+        JobVariant.dimensions.label("variant_dimensions"),
+        JobVariant.options.label("variant_options"),
         Shard.first_index,
         ShardInputs.inputs,
         ShardInputs.duplicates,
@@ -177,19 +181,21 @@ async def _load(store: JobStore, claimed: Any, tokens: int) -> ClaimedShard | No
                 select(*columns)
                 .join(Shard, Shard.job_id == Job.id)
                 .join(ShardInputs, ShardInputs.shard_id == Shard.id)
+                .outerjoin(JobVariant, and_(JobVariant.job_id == Shard.job_id, JobVariant.number == Shard.variant))
                 .where(Shard.id == claimed.id)
             )
         ).one_or_none()
     if row is None:
         return None
+    has_variant = row.variant_alias is not None
     return ClaimedShard(
         shard_id=claimed.id,
         job_id=row.id,
         project=row.project,
         key_id=row.key_id,
-        alias=row.alias,
-        width=row.dimensions,
-        options=_options(row.options),
+        alias=row.variant_alias if has_variant else row.alias,
+        width=row.variant_dimensions if has_variant else row.dimensions,
+        options=options_of(row.variant_options if has_variant else row.options),
         first_index=row.first_index,
         count=claimed.size,
         attempt=claimed.attempt,
@@ -233,7 +239,7 @@ async def release(
 
     `blocked_by`: a shard that must close first, if it is still open.
     `outage`: stored in the job as the outage that it waits for. Unless the attempt counts, or `blocks_job` is False,
-    it also defers the job's other shards by `delay_s`.
+    it also defers the job's other shards by `delay_s`, unless these have other models.
 
     Fenced: after the lease was lost it changes nothing. Raises StorageUnavailable.
     """
@@ -265,7 +271,7 @@ async def release(
                     # The time of its next turn is not known.
                     next_attempt_at=None if waiting_on == "fairness" else db_now() + delay_s,
                     outage=outage,
-                    not_before=db_now() + delay_s
+                    not_before=case((Job.alias != MIXED, db_now() + delay_s), else_=Job.not_before)
                     if outage and blocks_job and not counts_as_attempt
                     else Job.not_before,
                     version=Job.version + 1,
@@ -290,7 +296,8 @@ def decode_bitmap(packed: bytes, count: int) -> Bitmap:
     return np.unpackbits(np.frombuffer(packed, dtype=np.uint8), count=count).astype(bool)
 
 
-def _options(stored: dict[str, Any]) -> Options:
+def options_of(stored: dict[str, Any]) -> Options:
+    """The options of a job, or of a variant, as its row has them."""
     return Options(
         input_type=stored.get("input_type"),
         truncate=stored.get("truncate") or "none",
@@ -306,6 +313,7 @@ __all__ = [
     "claim_next",
     "decode_bitmap",
     "heartbeat",
+    "options_of",
     "release",
     "remaining_tokens",
 ]

@@ -10,6 +10,7 @@ from sqlalchemy import and_, delete, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.job_store import JobStore
+from engine.jobs.control.batch_of_job import disown_outputs_of
 from engine.jobs.reading.read_leases import UNREAD
 from engine.jobs.row_locks import lock_jobs, lock_shards
 from models.base import db_now
@@ -97,6 +98,7 @@ async def _remove_step(connection: AsyncConnection) -> bool:
     await connection.execute(delete(Shard).where(Shard.id.in_(shards)))
     if len(shards) < STEP_SHARDS:
         emptied = await lock_jobs(connection, Job.id.in_(deleted_jobs))
+        await disown_outputs_of(connection, emptied)
         await connection.execute(delete(Job).where(Job.id.in_(emptied)))
         log.info("deleted jobs were removed", extra={"count": len(deleted_jobs)})
     return True

@@ -15,6 +15,8 @@ from sqlalchemy import ColumnElement, and_, delete, or_, select, update
 
 from engine.durability.call_journal import CallJournal
 from engine.durability.spool import Spool
+from engine.files import purge as file_purge
+from engine.files.file_store import FileStore
 from engine.job_store import JobStore
 from engine.jobs.control.termination import cancel_idle_shards, terminate
 from engine.jobs.execution.outage_waits import WAITING_FOR_PROVIDER, resume_recovered_jobs
@@ -41,7 +43,9 @@ from engine.process.background import logging_errors
 from engine.process.clock import DatabaseClock
 from engine.queue import worker_heartbeats
 from engine.storage.database import Database
+from engine.webhooks.job_events import record_job_events
 from models.base import db_now
+from models.batch import JobStep
 from models.errors import EmbedmillError
 from models.job import (
     ACTIVE_STATUSES,
@@ -78,6 +82,7 @@ class Sweep:
     spool: Spool
     journal: CallJournal
     dispatcher: Dispatcher
+    files: FileStore
 
     async def run(self) -> None:
         """One round of all duties that have work. Raises StorageUnavailable."""
@@ -101,6 +106,8 @@ class Sweep:
         ):
             if due[duty.__name__]:
                 await _run_duty(duty.__name__, duty(store))
+        if due["purge_files"]:
+            await _run_duty("purge_files", file_purge.purge_files(self.files))
         await store.database.checkpoint_wal()
         await self.dispatcher.dispatch()
 
@@ -137,6 +144,7 @@ async def _due(store: JobStore) -> dict[str, bool]:
         "forget_calls": select(AmbiguousCall.id)
         .where(AmbiguousCall.at < db_now() - settings.ambiguous_retention_days * 86400.0)
         .order_by(AmbiguousCall.at),
+        **file_purge.QUESTIONS,
     }
     columns = [question.limit(1).scalar_subquery().is_not(None).label(name) for name, question in questions.items()]
     async with store.database.read() as connection:
@@ -146,6 +154,7 @@ async def _due(store: JobStore) -> dict[str, bool]:
     due["finish_jobs"] |= due.pop("end_cancelling") | due.pop("cancel_orphaned_shards")
     for name in ("expire", "forget_keys", "forget_workers", "forget_outages", "forget_calls"):
         due["purge"] |= due.pop(name)
+    due["purge_files"] = any(due[name] for name in file_purge.QUESTIONS)
     return due
 
 
@@ -191,12 +200,15 @@ async def requeue_expired(store: JobStore) -> None:
 
 
 async def reclaim_dead_workers(database: Database) -> None:
-    """Queue the shards of dead worker processes of this machine before their leases run out, and delete their rows."""
+    """Free shards and steps of dead worker processes of this machine before their leases run out; delete their rows."""
     async with database.read() as connection:
         rows = await connection.execute(
             select(Shard.worker)
             .where(Shard.state == ShardState.RUNNING, Shard.worker.is_not(None))
-            .union(select(WorkerProcess.id))
+            .union(
+                select(WorkerProcess.id),
+                select(JobStep.worker).where(JobStep.lease_until.is_not(None), JobStep.worker.is_not(None)),
+            )
         )
         dead_workers = [
             worker for worker in rows.scalars() if worker and worker_heartbeats.is_dead_local_process(worker)
@@ -205,6 +217,10 @@ async def reclaim_dead_workers(database: Database) -> None:
         return
     async with database.write() as connection:
         await connection.execute(delete(WorkerProcess).where(WorkerProcess.id.in_(dead_workers)))
+        # The claim that was lost counts as an attempt: a file that kills its workers must not be read for ever.
+        await connection.execute(
+            update(JobStep).where(JobStep.worker.in_(dead_workers)).values(lease_until=None, worker=None)
+        )
         shard = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.worker.in_(dead_workers))
         requeued = await requeue_crashed(connection, shard, "the worker died")
     log.warning("worker processes died", extra={"count": len(dead_workers), "freed": len(requeued)})
@@ -252,6 +268,7 @@ async def finish_jobs(store: JobStore) -> None:
             .where(Job.id.in_(unfinished))
             .values(status=FINAL_STATUS, version=Job.version + 1, **end_columns(store.settings))
         )
+        await record_job_events(connection, unfinished)
         cancelling = list(
             (await connection.execute(select(Job.id).where(Job.status == JobStatus.CANCELLING))).scalars()
         )
@@ -266,9 +283,10 @@ async def finish_jobs(store: JobStore) -> None:
 async def end_overdue_jobs(store: JobStore) -> None:
     """Expire the jobs that have not ended by their deadline."""
     async with store.database.read() as connection:
-        ids = list((await connection.execute(select(Job.id).where(_OVERDUE).limit(ROWS_PER_ROUND))).scalars())
-    days = store.settings.job_deadline_days
-    for job_id in ids:
+        overdue = (await connection.execute(select(Job.id, Job.batch_id).where(_OVERDUE).limit(ROWS_PER_ROUND))).all()
+    days = f"{store.settings.job_deadline_days:g} days"
+    for job_id, batch_id in overdue:
         log.warning("a job expired before it had ended", extra={"job_id": job_id})
-        message = f"the job had not ended within {days:g} days: what is done of it can be read; submit the rest again"
+        time = days if batch_id is None else "the completion window of its batch"
+        message = f"the job had not ended within {time}: what is done of it can be read; submit the rest again"
         await terminate(store, job_id, JobStatus.EXPIRED, "job_expired", message)

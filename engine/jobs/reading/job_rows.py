@@ -18,6 +18,7 @@ from models.job import Job, JobStatus
 from models.worker import WorkerProcess
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}\Z")
+BATCH_ID = re.compile(r"batch_[0-9a-f]{32}\Z")
 
 # Built once: a poll is the most frequent query.
 _WORKERS_LIVE = select(WorkerProcess.id).where(WorkerProcess.seen_at > db_now() - WORKER_SEEN_S).exists()
@@ -31,18 +32,35 @@ _ONE = select(*_COLUMNS).where(
     Job.id == bindparam("job_id"), Job.project == bindparam("project"), Job.deleted_at.is_(None)
 )
 
+_OF_BATCH = select(*_COLUMNS).where(
+    Job.id == bindparam("job_id"),
+    Job.batch_id == bindparam("batch_id"),
+    Job.project == bindparam("project"),
+    Job.deleted_at.is_(None),
+)
 _MANY = select(*_COLUMNS).where(Job.id.in_(bindparam("job_ids", expanding=True)), Job.deleted_at.is_(None))
 
 
 async def get_job(store: JobStore, project: str, job_id: str) -> Row[Any]:
-    """The job's row. Raises JobNotFound, alike for another project's, an unknown and a malformed id."""
+    """The row of a job, or of the job that runs the batch of this id.
+
+    Raises JobNotFound, alike for another project's, an unknown and a malformed id.
+    """
+    statement, values = _ONE, {"job_id": job_id, "project": project}
+    if is_batch := BATCH_ID.match(job_id) is not None:
+        statement, values = _OF_BATCH, values | {"job_id": job_id_of_batch(job_id), "batch_id": job_id}
     row = None
-    if JOB_ID.match(job_id):
+    if is_batch or JOB_ID.match(job_id):
         async with store.database.read() as connection:
-            row = (await connection.execute(_ONE, {"job_id": job_id, "project": project})).one_or_none()
+            row = (await connection.execute(statement, values)).one_or_none()
     if row is None:
         raise job_not_found()
     return row
+
+
+def job_id_of_batch(batch_id: str) -> str:
+    """The id of the job that runs a batch: the two have the same digits."""
+    return f"job_{batch_id.removeprefix('batch_')}"
 
 
 async def get_jobs(store: JobStore, job_ids: Sequence[str]) -> Sequence[Row[Any]]:

@@ -71,6 +71,7 @@ class JobWatches:
         known_etag = job_rows.etag(row) if seen_etag is None else seen_etag
         if not _is_same(row, known_etag) or wait_s <= 0:
             return row
+        job_id = row.id  # the caller may have sent the id of its batch
         watch = self._watches.setdefault(job_id, _Watch())
         watch.waiters += 1
         if self._reader is None or self._reader.done():

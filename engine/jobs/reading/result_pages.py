@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from sqlalchemy import BigInteger, Integer, LargeBinary, Row, bindparam, case, cast, func, select
+from sqlalchemy import BigInteger, Integer, LargeBinary, Row, and_, bindparam, case, cast, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.jobs.leasing.claim import Bitmap, decode_bitmap
 from engine.jobs.recording import refused_inputs, truncated_inputs
 from engine.storage import vectors
 from engine.storage.database import Database
+from models.batch import JobVariant
 from models.embedding import Matrix
 from models.errors import ResultsChanged
 from models.job import FINISHED, JobInputError, Shard, ShardInputs, VectorBlock
@@ -41,8 +42,10 @@ class IndexRange:
     stop: int
 
     @classmethod
-    def of(cls, job: Row[Any], start: int | None, stop: int | None) -> IndexRange:
-        end = min(job.ingested if stop is None else stop, job.ingested)
+    def of(cls, job: Row[Any], start: int | None, stop: int | None, *, stored: int | None = None) -> IndexRange:
+        """`stored`: indexes from 0 on that are stored; by default as many as the job has inputs."""
+        known = job.ingested if stored is None else stored
+        end = min(known if stop is None else stop, known)
         first = min(start or 0, end)
         return cls(first, max(first, end))
 
@@ -57,6 +60,7 @@ class ShardOutcomes:
     first_index: int
     stop: int
     without_error: Bitmap  # inputs with an outcome that is not known to be an error
+    width: int  # of its vectors
     ids: list[str | None] | None = None
     errors: dict[int, dict[str, Any]] | None = None  # null until a page misses a vector
     truncated: Set[int] = frozenset()
@@ -72,14 +76,20 @@ class Page:
 
     start: int
     stop: int
-    blocks: Sequence[tuple[int, Matrix]]  # first index and vectors, shape (n, dimensions), in order
+    blocks: Sequence[tuple[int, Matrix]]  # first index and vectors, shape (n, shard.width), in order
     shard: ShardOutcomes
 
 
 async def read_pages(
-    database: Database, job: Row[Any], indexes: IndexRange, *, complete: bool, with_ids: bool
+    database: Database,
+    job: Row[Any],
+    indexes: IndexRange,
+    *,
+    complete: bool,
+    with_ids: bool,
+    page_bytes: int = PAGE_BYTES,
 ) -> AsyncIterator[Page]:
-    """The pages of an index range, in order. No connection is held between two pages.
+    """The pages of an index range, of `page_bytes` each, in order. No connection is held between two pages.
 
     `complete`: each index of the range must have its outcome. `with_ids`: with caller ids and truncated inputs.
 
@@ -95,7 +105,7 @@ async def read_pages(
                     if complete:
                         for shard in shards:
                             shard.without_error[:] = True
-                page = await _read_page(connection, job, shards[0], index, indexes.stop)
+                page = await _read_page(connection, job, shards[0], index, indexes.stop, page_bytes)
                 if page is not None:
                     break
                 shards.clear()
@@ -127,15 +137,24 @@ def shard_with(job_id: str, index: int) -> Any:
     return found.scalar_subquery()
 
 
+def _width_of(job: Row[Any]) -> Any:
+    """The width of a shard's vectors: of its variant, where the job runs a batch."""
+    width = job.dimensions
+    return (literal(width) if job.batch_id is None else func.coalesce(JobVariant.dimensions, width)).label("width")
+
+
 async def _read_shards(
     connection: AsyncConnection, job: Row[Any], index: int, stop: int, *, with_ids: bool
 ) -> list[ShardOutcomes]:
     """The shard that holds `index` and those that follow; only that one `with_ids`. Raises ResultsChanged."""
     statement = (
-        select(Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap)
+        select(Shard.first_index, Shard.count.label("size"), Shard.outcome_bitmap, _width_of(job))
         .where(Shard.job_id == job.id, Shard.first_index >= shard_with(job.id, index), Shard.first_index < stop)
         .order_by(Shard.first_index)
     )
+    if job.batch_id is not None:
+        of_shard = and_(JobVariant.job_id == Shard.job_id, JobVariant.number == Shard.variant)
+        statement = statement.outerjoin(JobVariant, of_shard)
     if with_ids:
         statement = statement.add_columns(ShardInputs.ids).join(ShardInputs, ShardInputs.shard_id == Shard.id)
     shards: list[ShardOutcomes] = []
@@ -144,7 +163,8 @@ async def _read_shards(
         if row.first_index > following:
             raise ResultsChanged
         following = row.first_index + row.size
-        shards.append(ShardOutcomes(row.first_index, following, decode_bitmap(row.outcome_bitmap, row.size)))
+        bits = decode_bitmap(row.outcome_bitmap, row.size)
+        shards.append(ShardOutcomes(row.first_index, following, bits, row.width))
         if with_ids and row.ids:
             shards[0].ids = decode_ids(row.ids)
     if following == index:
@@ -155,7 +175,7 @@ async def _read_shards(
 
 
 async def _read_page(
-    connection: AsyncConnection, job: Row[Any], shard: ShardOutcomes, start: int, stop: int
+    connection: AsyncConnection, job: Row[Any], shard: ShardOutcomes, start: int, stop: int, page_bytes: int
 ) -> Page | None:
     """The page that begins at `start`; None when an outcome is missing."""
     end = min(stop, shard.stop)
@@ -163,12 +183,12 @@ async def _read_page(
     before_vectors = int(expected.argmax()) if expected.any() else len(expected)
     if before_vectors:
         return Page(start, start + before_vectors, (), shard)
-    row_bytes = 4 * job.dimensions
-    page_stop = min(end, start + max(1, PAGE_BYTES // row_bytes))
+    row_bytes = 4 * shard.width
+    page_stop = min(end, start + max(1, page_bytes // row_bytes))
     found = await connection.execute(
         _VECTORS, {"job": job.id, "start": start, "stop": page_stop, "row_bytes": row_bytes}
     )
-    blocks = [(row.first, vectors.decode_blob(row.part, job.dimensions)) for row in found]
+    blocks = [(row.first, vectors.decode_blob(row.part, shard.width)) for row in found]
     missing = expected[: page_stop - start].copy()
     for first, rows in blocks:
         missing[first - start : first - start + len(rows)] = False

@@ -42,7 +42,7 @@ Line = Callable[[int, str | None, Any], bytes]
 
 async def is_complete(database: Database, job: Row[Any], indexes: IndexRange, requested_stop: int | None) -> bool:
     """True when every index of the requested range has its outcome. Raises ResultsChanged."""
-    if job.total is None and (requested_stop is None or requested_stop > job.ingested):
+    if job.total is None and (requested_stop is None or requested_stop > indexes.stop):
         return False
     if job.total is not None and job.completed + job.failed == job.total:
         return True
@@ -50,27 +50,29 @@ async def is_complete(database: Database, job: Row[Any], indexes: IndexRange, re
 
 
 async def npy(
-    database: Database, job: Row[Any], indexes: IndexRange, *, complete: bool = False
+    database: Database, job: Row[Any], indexes: IndexRange, *, complete: bool = False, width: int | None = None
 ) -> AsyncIterator[bytes | memoryview]:
-    """float32 n x d in NumPy's own format; rows that have no vector (yet) are NaN.
+    """float32 n x d in NumPy's own format; rows that have no vector (yet) are NaN. `width`: d, by default the job's.
 
     `complete`: the reader was told that every index of the range has its outcome. Raises ResultsChanged.
     """
-    yield _npy_header(job, indexes)
+    width = width or int(job.dimensions)
+    yield _npy_header(indexes, width)
     async for page in read_pages(database, job, indexes, complete=complete, with_ids=False):
-        for rows in _npy_rows(page, job.dimensions):
+        for rows in _npy_rows(page, width):
             yield rows
 
 
-def npy_bytes(job: Row[Any], indexes: IndexRange) -> int:
+def npy_bytes(job: Row[Any], indexes: IndexRange, *, width: int | None = None) -> int:
     """Length of npy() in bytes."""
-    return len(_npy_header(job, indexes)) + len(indexes) * int(job.dimensions) * 4
+    width = width or int(job.dimensions)
+    return len(_npy_header(indexes, width)) + len(indexes) * width * 4
 
 
-def _npy_header(job: Row[Any], indexes: IndexRange) -> bytes:
+def _npy_header(indexes: IndexRange, width: int) -> bytes:
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        header, {"descr": "<f4", "fortran_order": False, "shape": (len(indexes), job.dimensions)}
+        header, {"descr": "<f4", "fortran_order": False, "shape": (len(indexes), width)}
     )
     return header.getvalue()
 
@@ -97,10 +99,10 @@ async def ndjson(
     `complete`: the reader was told that every index of the range has its outcome. Raises ResultsChanged.
     """
     line = _base64_line if encoding == "base64" else _float_line
-    vectors_at_once = max(1, PAGE_BYTES // (TEXT_BYTES_A_NUMBER * job.dimensions))
     async for page in read_pages(database, job, indexes, complete=complete, with_ids=True):
         if not (page.blocks or page.shard.errors):
             continue
+        vectors_at_once = max(1, PAGE_BYTES // (TEXT_BYTES_A_NUMBER * page.shard.width))
         step = vectors_at_once if page.blocks else ERRORS_PER_PAGE
         for low in range(page.start, page.stop, step):
             # Formatting thousands of numbers would block the event loop, so a work thread does it.

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import case, select, update
+from sqlalchemy import and_, case, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.durability.call_journal import InFlightCall
@@ -19,6 +19,7 @@ from engine.ledger import usage_rows
 from engine.observability.telemetry import AMBIGUOUS_CALLS, count_cost
 from engine.storage.database import Database
 from models.base import db_now
+from models.batch import JobVariant
 from models.embedding import Call
 from models.job import AmbiguousCall, Job, Shard, ShardState
 from models.usage import UsageKind, UsageRecord
@@ -67,14 +68,15 @@ async def insert_calls(
     """
     if not calls:
         return []
-    job = (await connection.execute(select(Job.key_id, Job.alias, Job.options).where(Job.id == job_id))).one_or_none()
+    job = (await connection.execute(_model_of(job_id, shard_id))).one_or_none()
+    options = {} if job is None else job.options if job.variant_options is None else job.variant_options
     rows = usage_rows.of_calls(
         calls,
         project=project,
         key_id=job.key_id if job else "",
         lane="bulk",
-        alias=job.alias if job else "",
-        user=job.options.get("user") if job else None,
+        alias=(job.variant_alias or job.alias) if job else "",
+        user=options.get("user"),
         job_id=job_id,
     )
     new = await _add(database, connection, calls, rows)
@@ -104,6 +106,22 @@ async def insert_calls(
         charged = {row["id"]: row for row in rows}
         await add_to_counters(connection, job_id, [charged[call.id] for call in new])
     return new
+
+
+def _model_of(job_id: str, shard_id: str) -> Any:
+    """The key of the job, its model and options, and those of the shard's variant where it has one."""
+    return (
+        select(
+            Job.key_id,
+            Job.alias,
+            Job.options,
+            JobVariant.alias.label("variant_alias"),
+            JobVariant.options.label("variant_options"),
+        )
+        .outerjoin(Shard, and_(Shard.job_id == Job.id, Shard.id == shard_id))
+        .outerjoin(JobVariant, and_(JobVariant.job_id == Job.id, JobVariant.number == Shard.variant))
+        .where(Job.id == job_id)
+    )
 
 
 async def _add(

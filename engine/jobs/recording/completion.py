@@ -10,6 +10,8 @@ from sqlalchemy import Case, case, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.config.settings import Settings
+from engine.observability.telemetry import JOB_SECONDS
+from engine.webhooks.job_events import record_job_event
 from models.base import db_now
 from models.embedding import InputError
 from models.job import OPEN_STATES, Job, JobStatus, Shard
@@ -61,6 +63,12 @@ async def recount_open_shards(connection: AsyncConnection, job_id: str) -> None:
     )
     await connection.execute(update(Job).where(Job.id == job_id).values(open_shards=open_shards))
     log.error("a job's counter of open shards was too low, and was counted anew", extra={"job_id": job_id})
+
+
+async def report_end(connection: AsyncConnection, job_id: str, status: str, *, age_s: float) -> None:
+    """Report that this transaction has ended a job: to the metrics, and to the webhooks that subscribe to it."""
+    JOB_SECONDS.labels(status).observe(max(0.0, float(age_s)))
+    await record_job_event(connection, job_id)
 
 
 def final_status(completed: int, failed: int) -> JobStatus:

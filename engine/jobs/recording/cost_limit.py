@@ -24,6 +24,7 @@ from engine.jobs.leasing.claim import ClaimedShard, remaining_tokens
 from engine.jobs.scheduling import fair_share
 from engine.ledger.call_cost import MAX_CONTROL_TOKENS, MILLION
 from engine.planning import packing, token_estimator
+from engine.webhooks.job_events import record_job_event
 from models.base import PICODOLLAR, db_now, usd_text
 from models.embedding import Alias, Batch, BatchOutcome
 from models.errors import EmbedmillError, InvalidInput
@@ -224,11 +225,13 @@ async def release_or_pause(store: JobStore, shard: ClaimedShard, needed_usd: Dec
         if await _reserved_by_others(connection, shard):
             await _report_wait(connection, shard)
             return
-        await connection.execute(
+        paused = await connection.execute(
             update(Job)
             .where(Job.id == shard.job_id, Job.status == JobStatus.IN_PROGRESS)
             .values(status=JobStatus.PAUSED, waiting_on="budget", next_attempt_at=None, version=Job.version + 1)
         )
+        if paused.rowcount:
+            await record_job_event(connection, shard.job_id)
 
 
 async def _report_wait(connection: AsyncConnection, shard: ClaimedShard) -> None:

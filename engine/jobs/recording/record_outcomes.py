@@ -35,11 +35,12 @@ from engine.jobs.recording.completion import (
     final_status_of,
     load_and_merge_errors,
     recount_open_shards,
+    report_end,
 )
 from engine.jobs.recording.split_shard import load_split_claims, outcomes_within
 from engine.ledger import usage_rows
 from engine.observability import failpoints
-from engine.observability.telemetry import JOB_SECONDS, count_cost
+from engine.observability.telemetry import count_cost
 from models.base import db_now, random_id
 from models.embedding import BatchOutcome, Call, InputError, Matrix
 from models.errors import EmbedmillError, StorageUnavailable, UpstreamProtocolError
@@ -343,7 +344,7 @@ async def _update_job(
     if status is None:
         return str(row.status), False
     failpoints.hit("during_finalize")
-    JOB_SECONDS.labels(status).observe(max(0.0, float(row.age_s)))
+    await report_end(connection, shard.job_id, status, age_s=row.age_s)
     return str(status), True
 
 

@@ -99,6 +99,7 @@ async def _insert_half(
         insert(Shard).values(
             id=half_id,
             job_id=shard.job_id,
+            variant=shard.variant,
             state=ShardState.QUEUED,
             fence=shard.fence + 1,
             last_error=shard.last_error,

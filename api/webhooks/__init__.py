@@ -1,0 +1,1 @@
+"""Webhook endpoints of a project, and the deliveries to them."""

@@ -1,0 +1,38 @@
+"""What the submissions of batches need, made of the parts of a process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.files.composition import files_of
+from engine.files.file_store import FileStore
+from engine.job_store import JobStore
+from engine.process.memory_budget import ByteBudget
+from engine.process.work_threads import WorkThreads
+from engine.runtime import Runtime
+from engine.storage.upload_leases import UploadLeases
+from engine.webhooks.targets import TargetPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitParts:
+    """What the submissions of a process share. `memory`: of request bodies."""
+
+    store: JobStore
+    files: FileStore
+    work: WorkThreads
+    memory: ByteBudget
+    leases: UploadLeases
+    targets: TargetPolicy
+
+
+def submit_parts_of(runtime: Runtime) -> SubmitParts:
+    """What the submissions of a process share."""
+    return SubmitParts(
+        runtime.store,
+        files_of(runtime),
+        runtime.work,
+        runtime.bodies,
+        runtime.upload_leases,
+        TargetPolicy(runtime.settings.webhook_allowed_networks),
+    )
