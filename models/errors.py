@@ -26,12 +26,7 @@ class EmbedmillError(Exception):
     retryable = False
 
     def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: float | None = None,
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -181,6 +176,12 @@ class ResultsChanged(Conflict):
         super().__init__(
             "the job was deleted or run again while its results were read: read them again", should_retry=True
         )
+
+
+class GenerationNotFound(RequestError):
+    """Unknown, malformed or another project's: one answer for all."""
+
+    code = "generation_not_found"
 
 
 class IdempotencyMismatch(RequestError):
