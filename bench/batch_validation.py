@@ -38,6 +38,7 @@ from engine.files.composition import files_of
 from engine.files.write import store_file
 from engine.runtime import Runtime
 from engine.storage.database import migrate
+from engine.webhooks.targets import TargetPolicy
 
 CONFIG = """
 [providers.fake]
@@ -112,7 +113,9 @@ async def _create_inline(runtime: Runtime) -> int:
             yield piece
 
     body = ArrivingBody(counted(), IdentityDecoder(), lambda: None, _nothing)
-    await submit_batch(submit_parts_of(runtime), CALLER, body, key=None, is_retry=False, request_id="bench")
+    await submit_batch(
+        submit_parts_of(runtime, TargetPolicy()), CALLER, body, key=None, is_retry=False, request_id="bench"
+    )
     return sent
 
 

@@ -8,6 +8,7 @@ from starlette.responses import Response
 from api.http import media_types, params, request_body
 from api.http.auth import caller_of, runtime_of
 from api.http.json_response import json_response
+from api.http.webhooks import target_policy_of
 from api.openai.batch_object import batch_object
 from engine.batches.batch_rows import get_batch as batch_row
 from engine.batches.batch_rows import list_batches as batch_page
@@ -33,7 +34,7 @@ async def create_batch(request: Request) -> Response:
         lambda: runtime.keys.recheck(caller),
     )
     submitted = await submit_batch(
-        submit_parts_of(runtime),
+        submit_parts_of(runtime, target_policy_of(request)),
         caller,
         body,
         key=key,

@@ -26,13 +26,13 @@ class SubmitParts:
     targets: TargetPolicy
 
 
-def submit_parts_of(runtime: Runtime) -> SubmitParts:
-    """What the submissions of a process share."""
+def submit_parts_of(runtime: Runtime, targets: TargetPolicy) -> SubmitParts:
+    """What the submissions of a process share. `targets`: the process's own, which bounds its look-ups of names."""
     return SubmitParts(
         runtime.store,
         files_of(runtime),
         runtime.work,
         runtime.bodies,
         runtime.upload_leases,
-        TargetPolicy(runtime.settings.webhook_allowed_networks),
+        targets,
     )
