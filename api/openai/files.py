@@ -23,8 +23,9 @@ from engine.files.read import get_file as find_file
 from engine.files.read import list_files as find_files
 from engine.files.write import receive_file
 from engine.observability import failpoints
-from models.errors import FileNotFound, InvalidInput
+from models.errors import InvalidInput
 from models.file import FilePurpose, new_file_id
+from models.file_errors import FileNotFound
 
 FIELDS = (
     "purpose",

@@ -30,8 +30,9 @@ from engine.process.background import surviving
 from engine.process.memory_budget import ByteLease
 from engine.webhooks.targets import CheckedUrl
 from models.base import db_now
-from models.errors import BatchNotFound, Conflict, PayloadTooLarge
+from models.errors import Conflict, PayloadTooLarge
 from models.file import FilePurpose, new_file_id
+from models.file_errors import BatchNotFound
 
 log = logging.getLogger("embedmill.batches")
 # Of the file with the lines of an inline batch, as OpenAI keeps input files.

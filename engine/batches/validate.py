@@ -31,8 +31,8 @@ from engine.observability import failpoints
 from engine.webhooks.outbox import record_event
 from models.base import db_now
 from models.batch import Batch, BatchStatus, JobVariant, StepKind
-from models.errors import FileNotFound
 from models.file import FilePurpose
+from models.file_errors import FileNotFound
 from models.job import Job, JobStatus
 from models.webhook import EventType
 

@@ -137,7 +137,9 @@ async def _remove_parts(store: FileStore, until: float, answer_s: float) -> bool
     except ObjectsUnavailable as error:
         ERRORS.failed(error)
     except TimeoutError:
-        ERRORS.failed(ObjectsUnavailable(f"the object store did not answer within {answer_s:g} s"))
+        ERRORS.failed(
+            ObjectsUnavailable(f"the object store did not answer within {answer_s:g} s: see whether it is up")
+        )
     if removed:
         async with store.database.write() as connection:
             await connection.execute(delete(FilePart).where(FilePart.id.in_(removed), TAKEN))

@@ -24,8 +24,9 @@ from engine.jobs.control.termination import cancel, delete_job
 from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.batch import Batch, BatchStatus, JobStep, JobVariant, StepKind
-from models.errors import BatchNotFound, Conflict, FileNotFound
+from models.errors import Conflict
 from models.file import File, FilePart
+from models.file_errors import BatchNotFound, FileNotFound
 from models.job import Job, JobStatus
 from tests.integration.batches import PROJECT, RunBatch, request, run_batch
 from tests.integration.store import Store, landed

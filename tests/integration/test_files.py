@@ -21,8 +21,9 @@ from engine.files.write import receive_file, store_file
 from engine.storage.local_objects import LocalObjects
 from models.base import db_now
 from models.batch import JobStep
-from models.errors import CapacityError, FileNotFound, ObjectsUnavailable, PayloadTooLarge, UploadInterrupted
+from models.errors import CapacityError, ObjectsUnavailable, PayloadTooLarge, UploadInterrupted
 from models.file import File, FilePart, new_file_id
+from models.file_errors import FileNotFound
 from models.job import Job
 from tests.integration.store import Store
 from tests.waiting import until
