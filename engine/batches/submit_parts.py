@@ -10,7 +10,6 @@ from engine.job_store import JobStore
 from engine.process.memory_budget import ByteBudget
 from engine.process.work_threads import WorkThreads
 from engine.runtime import Runtime
-from engine.storage.upload_leases import UploadLeases
 from engine.webhooks.targets import TargetPolicy
 
 
@@ -22,7 +21,6 @@ class SubmitParts:
     files: FileStore
     work: WorkThreads
     memory: ByteBudget
-    leases: UploadLeases
     targets: TargetPolicy
 
 
@@ -33,6 +31,5 @@ def submit_parts_of(runtime: Runtime, targets: TargetPolicy) -> SubmitParts:
         files_of(runtime),
         runtime.work,
         runtime.bodies,
-        runtime.upload_leases,
         targets,
     )

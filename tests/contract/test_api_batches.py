@@ -313,6 +313,16 @@ async def test_a_callback_is_a_webhook_of_the_batch(gateway: Gateway) -> None:
     assert "callback_secret" not in (await gateway.client.get(f"{BATCHES}/{batch['id']}")).json()
 
 
+async def test_a_page_of_many_batches_is_in_order(gateway: Gateway) -> None:
+    """It is read by several queries: a batch may have a thousand errors, which are in the answer."""
+    ids = [(await batch_of(gateway))["id"] for _ in range(25)][::-1]
+    page = (await gateway.client.get(BATCHES, params={"limit": 23})).json()
+    assert ([each["id"] for each in page["data"]], page["has_more"]) == (ids[:23], True)
+    assert (page["first_id"], page["last_id"]) == (ids[0], ids[22])
+    page = (await gateway.client.get(BATCHES, params={"limit": 23, "after": page["last_id"]})).json()
+    assert ([each["id"] for each in page["data"]], page["has_more"]) == (ids[23:], False)
+
+
 async def test_the_names_of_callbacks_are_looked_up_by_the_resolver_of_the_process(gateway: Gateway) -> None:
     """Which bounds its threads: with one of its own, each request could keep a thread at a slow name server."""
     names: list[str] = []
