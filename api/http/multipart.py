@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from urllib.parse import unquote
@@ -23,6 +24,9 @@ MAX_HEADER_BYTES = 16 * 1024
 MAX_FIELD_BYTES = 4 * 1024
 # What a form may hold beside its file.
 FORM_BYTES = 256 * 1024
+# A body that is full of what is nearly a boundary is parsed at 2 MB/s, any other at 500 and more.
+STEP_S = 0.01
+STEP_BYTES = 16 * 1024
 _EXTENDED_NAME = re.compile(rb"filename\*\s*=\s*(?:utf-8|us-ascii)'[^']*'([^;\s]+)", re.IGNORECASE)
 _SILENT = logging.Logger("multipart", logging.CRITICAL)
 DEFAULT_NAME = "upload"  # as the Python SDK names bytes without a name
@@ -119,13 +123,23 @@ class FormReader:
         if self._body_bytes > self._max_bytes + FORM_BYTES:
             raise too_large(self._max_bytes, self._file_field)
         try:
-            await self._work.run(self._project, partial(self._parser.write, chunk))
+            position = 0
+            while position < len(chunk):
+                position = await self._work.run(self._project, partial(self._parse, chunk, position))
         except FormParserError as error:
             raise InvalidInput(
                 f"The body is not a valid {FORM}: {str(error)[:200]}. Use an HTTP client that writes forms.",
                 code="invalid_form",
             ) from error
         return True
+
+    def _parse(self, chunk: bytes, position: int) -> int:
+        """One step of work: parse from the position on, for STEP_S at the most. Returns where the next step begins."""
+        deadline = time.perf_counter() + STEP_S
+        while position < len(chunk) and time.perf_counter() < deadline:
+            self._parser.write(chunk[position : position + STEP_BYTES])
+            position += STEP_BYTES
+        return position
 
     def _check_end(self) -> None:
         if not self._is_complete:

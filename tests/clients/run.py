@@ -32,15 +32,21 @@ SETTINGS = {"WEBHOOK_ALLOWED_NETWORKS": "127.0.0.0/8"}
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """A package with a script beside this file that uses it."""
+    """A package with a script beside this file that uses it. `host`: the package that it is a part of."""
 
     package: str
     script: str
     requirements: Sequence[str]
+    host: str | None = None
 
 
 CLIENTS = (
-    Client("apache-airflow-providers-openai", "airflow_client.py", ("apache-airflow-providers-openai",)),
+    Client(
+        "apache-airflow-providers-openai",
+        "airflow_client.py",
+        ("apache-airflow-providers-openai",),
+        host="apache-airflow",
+    ),
     Client("autobatcher", "autobatcher_client.py", ("autobatcher",)),
     Client("litellm", "litellm_client.py", ("litellm",)),
     # It imports httpx without saying so: openai 2 brings that.
@@ -65,6 +71,8 @@ def run_client(client: Client, stack: Stack) -> tuple[str, bool]:
             },
         )
     version = environment.version(client.package)
+    if client.host is not None:
+        version += f" ({client.host} {environment.version(client.host)})"
     if done.returncode:
         print(done.stderr[-3000:], file=sys.stderr)
         return f"| {client.package} | {version} | {client.script} | **failed** |", False

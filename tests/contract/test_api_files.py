@@ -178,6 +178,19 @@ async def test_a_wrong_form_is_refused_and_nothing_is_kept(
     assert objects(gateway) == []
 
 
+async def test_what_is_nearly_a_boundary_is_content_and_holds_nobody_up(gateway: Gateway) -> None:
+    content = b"\r\n--xYzZYq" * 100_000
+    own = asyncio.create_task(post_form(gateway, form(USER_DATA, ('name="file"; filename="a"', content))))
+    other = await gateway.another_key()
+    answered = 0
+    while not own.done():
+        assert (await gateway.client.get(FILES, headers=other)).status_code == 200
+        answered += 1
+    assert answered >= 3
+    file = (await own).json()
+    assert (await gateway.client.get(f"{FILES}/{file['id']}/content")).content == content
+
+
 async def test_a_field_that_never_ends_is_refused(gateway: Gateway) -> None:
     reply = await post_form(gateway, form(('name="purpose"', b"b" * 100_000)))
     assert (reply.status_code, error_of(reply)["param"]) == (413, "purpose")

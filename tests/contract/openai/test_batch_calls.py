@@ -39,7 +39,7 @@ def test_an_endpoint_of_others(openai_server: OpenAIServer, endpoint: str) -> No
     assert (error.param, error.code) == ("endpoint", "invalid_value")
 
 
-@pytest.mark.parametrize("window", ["now", "24", "24H", "-1h", "0h", "24 h"])
+@pytest.mark.parametrize("window", ["now", "24", "24H", "-1h", "0h", "24 h", ""])
 def test_a_window_that_is_none(openai_server: OpenAIServer, window: str) -> None:
     """bad completion_window: 400, the message names completion_window."""
     error = refused(openai_server, completion_window=window)

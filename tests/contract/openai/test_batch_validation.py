@@ -67,8 +67,11 @@ def test_no_model(openai_server: OpenAIServer) -> None:
 
 
 def test_a_stream(openai_server: OpenAIServer) -> None:
-    """streaming_unsupported: param body.stream."""
-    assert errors_of(openai_server, [line("a", stream=True)]) == [("streaming_unsupported", 2, "body.stream")]
+    """streaming_unsupported: param body.stream; one such line fails a batch whose other lines are good."""
+    batch = openai_server.wait_for(openai_server.create([line("a"), line("b", stream=True)]), "failed")
+    (error,) = data_of(batch)
+    assert (error.code, error.line, error.param) == ("streaming_unsupported", 2, "body.stream")
+    assert error.message.startswith("Streaming is not supported in the Batch API")
 
 
 def test_a_repeated_custom_id(openai_server: OpenAIServer) -> None:
