@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.config.settings import Settings
@@ -118,7 +118,7 @@ async def reserve_key(
 
 async def claim_key(
     connection: AsyncConnection, database: Database, project: str, key: str, values: Mapping[str, Any]
-) -> Row[Any] | None:
+) -> Any:
     """Insert a key with these values. Returns None when it was inserted, and else the row that is there, locked.
 
     That row is of a request that has finished (it has a fingerprint), or of one that is given up: its process is dead,
@@ -134,13 +134,14 @@ async def claim_key(
     )
     if inserted.scalar_one_or_none() == values["job_id"]:
         return None
-    has_lapsed = IdempotencyKey.owner_until < db_now()
-    found = await connection.execute(
-        select(IdempotencyKey.job_id, IdempotencyKey.fingerprint, IdempotencyKey.owner, has_lapsed.label("has_lapsed"))
-        .where(IdempotencyKey.project == project, IdempotencyKey.key == key)
-        .with_for_update()
+    columns = (
+        IdempotencyKey.job_id,
+        IdempotencyKey.fingerprint,
+        IdempotencyKey.owner,
+        (IdempotencyKey.owner_until < db_now()).label("has_lapsed"),
     )
-    row: Any = found.one()
+    is_this = (IdempotencyKey.project == project, IdempotencyKey.key == key)
+    row: Any = (await connection.execute(select(*columns).where(*is_this).with_for_update())).one()
     if row.fingerprint is None and not (row.has_lapsed or owner_is_dead(row.owner)):
         raise Conflict(
             "A request with this Idempotency-Key is still being read: try again when it has been.",
