@@ -20,7 +20,7 @@ from starlette.responses import Response
 
 from engine.config.suggestions import did_you_mean
 from engine.routing.outage_causes import cause_of
-from models import errors
+from models import errors, file_errors
 from models.base import random_id
 from models.errors import EmbedmillError
 
@@ -43,9 +43,9 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.JobNotFound: 404,
     errors.GenerationNotFound: 404,
     errors.WebhookNotFound: 404,
-    errors.FileNotFound: 404,
-    errors.BatchNotFound: 404,
-    errors.RangeNotSatisfiable: 416,
+    file_errors.FileNotFound: 404,
+    file_errors.BatchNotFound: 404,
+    file_errors.RangeNotSatisfiable: 416,
     errors.Conflict: 409,
     errors.UpstreamError: 502,
     errors.UpstreamRateLimited: 429,
@@ -57,7 +57,7 @@ STATUS: dict[type[EmbedmillError], int] = {
     EmbedmillError: 500,
 }
 # OpenAI's envelope of these has `code: null`, which clients may compare.
-WITHOUT_CODE = (errors.FileNotFound, errors.FileRefused, errors.BatchEnded)
+WITHOUT_CODE = (file_errors.FileNotFound, file_errors.FileRefused, file_errors.BatchEnded)
 CLIENT_GONE = 499  # never sent, because the client has gone; it appears in metrics and logs
 LOG_INTERVAL_S = 60.0
 MAX_RETRY_AFTER_S = 60  # above it, the official SDKs stop obeying Retry-After

@@ -17,7 +17,7 @@ from api.http.concurrency_limits import BudgetedStream
 from api.http.content_disposition import attachment
 from engine.files.composition import files_of
 from engine.files.read import get_file, read_file
-from models.errors import RangeNotSatisfiable
+from models.file_errors import RangeNotSatisfiable
 
 MEDIA_TYPE = "application/octet-stream"
 

@@ -14,7 +14,7 @@ from engine.jobs.recording.completion import end_columns
 from engine.webhooks.outbox import record_event
 from models.base import db_now
 from models.batch import Batch, BatchStatus, JobStep
-from models.errors import BatchEnded
+from models.file_errors import BatchEnded
 from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus
 from models.webhook import EventType
 

@@ -23,7 +23,8 @@ from engine.files.read import get_file, read_file
 from engine.job_store import JobStore
 from engine.process.work_threads import WorkThreads
 from models.batch import ENDED
-from models.errors import BatchNotFound, InvalidInput
+from models.errors import InvalidInput
+from models.file_errors import BatchNotFound
 
 # The reader's bound: lines of our own files are as long as their vectors make them.
 MAX_LINE_BYTES = 1 << 40

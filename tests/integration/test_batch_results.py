@@ -13,8 +13,9 @@ from engine.batches.results import BatchResults, ResultsReader
 from engine.files.composition import files_of
 from models.base import db_now
 from models.batch import Batch, JobVariant
-from models.errors import BatchNotFound, FileNotFound, InvalidInput
+from models.errors import InvalidInput
 from models.file import File
+from models.file_errors import BatchNotFound, FileNotFound
 from models.job import JobStatus
 from tests.integration.batches import PROJECT, RunBatch, request, run_batch
 from tests.integration.store import Store
