@@ -8,11 +8,11 @@ from collections import Counter
 
 from engine.config.settings import Settings
 from engine.observability import failpoints
-from engine.process.background import ErrorLog
+from engine.process.background import ErrorLog, surviving
 from engine.storage.database import Database
 from engine.webhooks import attempts
 from engine.webhooks.attempts import ClaimedDelivery, DueDelivery
-from engine.webhooks.sender import WebhookSender
+from engine.webhooks.sender import SendResult, WebhookSender
 from models.webhook import DeliveryState
 
 log = logging.getLogger("embedmill.webhooks")
@@ -22,6 +22,8 @@ MAX_SENDING = 256
 MAX_SENDING_PER_PROJECT = 16
 MAX_SENDING_PER_ENDPOINT = 4
 DUE_ROWS = 64  # that one query reads
+# An attempt that a fault of ours ended counts too: otherwise it would be made for ever.
+FAULT = SendResult(error="the event could not be sent: a fault of this server, which its log has")
 
 
 class WebhookDeliveries:
@@ -85,9 +87,11 @@ class WebhookDeliveries:
     async def _send(self, delivery: ClaimedDelivery) -> None:
         # An attempt whose end could not be marked is made again once its lease has run out.
         with self._errors.round():
-            result = await self._sender.send(
-                delivery.url, delivery.secrets, event_id=delivery.event_id, body=delivery.body
-            )
+            result = FAULT
+            with surviving(lambda error: log.error("a webhook could not be sent", exc_info=error)):
+                result = await self._sender.send(
+                    delivery.url, delivery.secrets, event_id=delivery.event_id, body=delivery.body
+                )
             failpoints.hit("after_webhook_send")
             state = await attempts.finish(self._database, delivery, result)
             if state is DeliveryState.DEAD:

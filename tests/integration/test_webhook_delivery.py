@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from engine.webhooks.endpoints import delete_endpoint, get_endpoint, rotate_secr
 from engine.webhooks.outbox import record_event
 from engine.webhooks.purge import purge_events
 from engine.webhooks.schedule import DELAYS_S, JITTER
-from engine.webhooks.sender import SendResult
+from engine.webhooks.sender import SendResult, WebhookSender
 from models.base import db_now, new_id
 from models.errors import Conflict
 from models.webhook import EventType, WebhookEndpoint, WebhookEvent
@@ -349,3 +350,26 @@ async def test_old_events_go_with_their_deliveries(store: Store) -> None:
         )
     await purge_events(store.database, store.runtime.settings)
     assert [each.event_id for each in await all_deliveries(store)] == [new]
+
+
+class FaultySender(WebhookSender):
+    """A sender with a fault of its own."""
+
+    async def send(self, url: str, secrets: Sequence[str], *, event_id: str, body: bytes) -> SendResult:
+        raise ValueError("a fault that nobody knows")
+
+
+async def test_a_fault_of_ours_is_an_attempt_too(store: Store, receiver: Receiver) -> None:
+    deliveries = WebhookDeliveries(store.database, store.runtime.settings, FaultySender(store.runtime.settings))
+    await subscribe(store, receiver.url("/hook"))
+    await happen(store)
+    for attempt in range(1, len(DELAYS_S) + 1):
+        await send_all(deliveries)
+        [delivery] = await all_deliveries(store)
+        assert (delivery.attempts, delivery.last_status) == (
+            attempt,
+            None,
+        ) and "fault of this server" in delivery.last_error
+        await let_time_pass(store)
+    assert delivery.state == "dead" and not receiver.received
+    await deliveries.close()
