@@ -149,6 +149,7 @@ class FileRefused(RequestError):
 
 class RangeNotSatisfiable(RequestError):
     code = "range_not_satisfiable"
+    size = 0  # bytes that there are
 
 
 class BatchNotFound(RequestError):

@@ -121,6 +121,8 @@ def render(error: EmbedmillError) -> Response:
         response.headers["retry-after"] = str(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
     if status == 401:
         response.headers["www-authenticate"] = "Bearer"
+    if isinstance(error, errors.RangeNotSatisfiable):
+        response.headers["content-range"] = f"bytes */{error.size}"
     if isinstance(error, errors.Conflict):
         response.headers["x-should-retry"] = "true" if error.should_retry else "false"
     return response
