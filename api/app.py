@@ -117,8 +117,14 @@ def build_app(runtime: Runtime) -> Application:
     for route in all_routes():
         name = route.endpoint.__name__
         if name not in PUBLIC or not runtime.settings.ops_port:
-            app.add_api_route(
-                route.path, route.endpoint, methods=[route.method], name=name, response_model=None, **route.options
+            app.router.add_api_route(
+                route.path,
+                route.endpoint,
+                methods=[route.method],
+                name=name,
+                response_model=None,
+                route_class_override=route.route_class,
+                **route.options,
             )
     openapi.install(app, root_path=runtime.settings.root_path)
     docs_page.install(app, root_path=runtime.settings.root_path)

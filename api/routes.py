@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from api import health
+from api.dialects.table import TABLE
 from api.http import schemas
 from api.http.model_schemas import EndpointList
 from api.http.openapi import BINARY, IDEMPOTENCY_KEY, JSON, json_body, operation, path_param, query_param, schema_ref
@@ -47,6 +48,8 @@ def all_routes() -> Iterator[RouteSpec]:
                 f"POST /v1/embeddings by {summary}", "Compatibility", 200, schemas.EmbeddingResponse, body | parameters
             ),
         )
+    for entry in TABLE:
+        yield RouteSpec(entry.method, entry.path, entry.endpoint, entry.documentation(), entry.route_class)
     yield from _submit_and_status()
     yield from _job_control()
     yield from _job_outcomes()

@@ -35,9 +35,11 @@ from engine.batches.validate import validate_batch
 from engine.config.settings import Settings
 from engine.corpus.lines import IdentityDecoder
 from engine.files.composition import files_of
+from engine.files.idempotency import reserve_key
 from engine.files.write import store_file
 from engine.runtime import Runtime
 from engine.storage.database import migrate
+from engine.webhooks.targets import TargetPolicy
 
 CONFIG = """
 [providers.fake]
@@ -112,7 +114,9 @@ async def _create_inline(runtime: Runtime) -> int:
             yield piece
 
     body = ArrivingBody(counted(), IdentityDecoder(), lambda: None, _nothing)
-    await submit_batch(submit_parts_of(runtime), CALLER, body, key=None, is_retry=False, request_id="bench")
+    reserved = await reserve_key(runtime.store, CALLER.project, None, new_id=new_batch_id)
+    parts = submit_parts_of(runtime, TargetPolicy())
+    await submit_batch(parts, CALLER, body, reserved, is_retry=False, request_id="bench")
     return sent
 
 

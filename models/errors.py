@@ -1,4 +1,4 @@
-"""Every error embedmill raises on purpose, and what to do next about each.
+"""Errors that embedmill raises on purpose, and what to do next about each. Those of files: models/file_errors.py.
 
 An error carries a `disposition`; the engine acts on that and on nothing else. HTTP status codes of *our* answers live
 in `api/http/errors.py`; how a provider's status becomes one of these classes is in that provider's `error_from`.
@@ -26,12 +26,7 @@ class EmbedmillError(Exception):
     retryable = False
 
     def __init__(
-        self,
-        message: str,
-        *,
-        param: str | None = None,
-        code: str | None = None,
-        retry_after_s: float | None = None,
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -128,34 +123,6 @@ class WebhookNotFound(RequestError):
     code = "webhook_not_found"  # of an endpoint, or of a delivery
 
 
-class FileNotFound(RequestError):
-    """Unknown, deleted, expired and foreign files look the same. The message is OpenAI's, which has no code."""
-
-    code = "file_not_found"
-    kind = "File"
-
-    def __init__(self, object_id: str) -> None:
-        super().__init__(f"No such {self.kind} object: {object_id[:100]}", param="id")
-
-
-class UploadNotFound(FileNotFound):
-    code = "upload_not_found"
-    kind = "Upload"
-
-
-class FileRefused(RequestError):
-    """A file whose name, or whose first line, its purpose does not allow."""
-
-
-class RangeNotSatisfiable(RequestError):
-    code = "range_not_satisfiable"
-    size = 0  # bytes that there are
-
-
-class BatchNotFound(RequestError):
-    code = "batch_not_found"
-
-
 class Conflict(RequestError):
     """The thing is in a state that forbids the call. `should_retry` tells SDKs, which retry 409 by themselves."""
 
@@ -164,10 +131,6 @@ class Conflict(RequestError):
     def __init__(self, message: str, *, code: str | None = None, should_retry: bool = False) -> None:
         super().__init__(message, code=code)
         self.should_retry = should_retry
-
-
-class BatchEnded(Conflict):
-    code = "batch_ended"  # not shown: OpenAI's answer has none
 
 
 class ResultsChanged(Conflict):
@@ -182,6 +145,12 @@ class ResultsChanged(Conflict):
         super().__init__(
             "the job was deleted or run again while its results were read: read them again", should_retry=True
         )
+
+
+class GenerationNotFound(RequestError):
+    """Unknown, malformed or another project's: one answer for all."""
+
+    code = "generation_not_found"
 
 
 class IdempotencyMismatch(RequestError):

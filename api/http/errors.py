@@ -6,8 +6,9 @@ import logging
 import math
 import time
 from collections import Counter
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from fastapi import Request
@@ -19,7 +20,7 @@ from starlette.responses import Response
 
 from engine.config.suggestions import did_you_mean
 from engine.routing.outage_causes import cause_of
-from models import errors
+from models import errors, file_errors
 from models.base import random_id
 from models.errors import EmbedmillError
 
@@ -40,10 +41,11 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.NotPermitted: 403,
     errors.RateLimited: 429,
     errors.JobNotFound: 404,
+    errors.GenerationNotFound: 404,
     errors.WebhookNotFound: 404,
-    errors.FileNotFound: 404,
-    errors.BatchNotFound: 404,
-    errors.RangeNotSatisfiable: 416,
+    file_errors.FileNotFound: 404,
+    file_errors.BatchNotFound: 404,
+    file_errors.RangeNotSatisfiable: 416,
     errors.Conflict: 409,
     errors.UpstreamError: 502,
     errors.UpstreamRateLimited: 429,
@@ -55,7 +57,7 @@ STATUS: dict[type[EmbedmillError], int] = {
     EmbedmillError: 500,
 }
 # OpenAI's envelope of these has `code: null`, which clients may compare.
-WITHOUT_CODE = (errors.FileNotFound, errors.FileRefused, errors.BatchEnded)
+WITHOUT_CODE = (file_errors.FileNotFound, file_errors.FileRefused, file_errors.BatchEnded)
 CLIENT_GONE = 499  # never sent, because the client has gone; it appears in metrics and logs
 LOG_INTERVAL_S = 60.0
 MAX_RETRY_AFTER_S = 60  # above it, the official SDKs stop obeying Retry-After
@@ -92,13 +94,36 @@ class UpstreamFailureLog:
 UPSTREAM_FAILURES = UpstreamFailureLog()
 
 
-def envelope(status: int, message: str, *, param: str | None = None, code: str | None = None) -> Response:
-    """An error response in OpenAI's format, always with all four keys."""
-    kind = "invalid_request_error" if status < 500 else "server_error"
-    if status == 429:
+class ErrorFacts(NamedTuple):
+    """What an error response says, whatever its format."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+    retry_after_s: int | None = None
+
+
+ErrorBody = Callable[[ErrorFacts], Any]
+"""Makes the JSON value of an error response in one format."""
+
+
+def openai_body(facts: ErrorFacts) -> dict[str, Any]:
+    """OpenAI's envelope, always with all four keys."""
+    kind = "invalid_request_error" if facts.status < 500 else "server_error"
+    if facts.status == 429:
         kind = "requests"
-    body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
-    return Response(orjson.dumps(body), status_code=status, media_type="application/json")
+    return {"error": {"message": facts.message, "type": kind, "param": facts.param, "code": facts.code}}
+
+
+def body_of(request: Request) -> ErrorBody:
+    """The format of the request's route."""
+    body: ErrorBody = getattr(request.scope.get("route"), "error_body", openai_body)
+    return body
+
+
+def _response(facts: ErrorFacts, body: ErrorBody) -> Response:
+    return Response(orjson.dumps(body(facts)), status_code=facts.status, media_type="application/json")
 
 
 def status_of(error: EmbedmillError) -> int:
@@ -106,7 +131,7 @@ def status_of(error: EmbedmillError) -> int:
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
 
 
-def render(error: EmbedmillError) -> Response:
+def render(error: EmbedmillError, body: ErrorBody = openai_body) -> Response:
     """Our own error as a response."""
     status = status_of(error)
     code = None if isinstance(error, WITHOUT_CODE) else error.code
@@ -115,13 +140,16 @@ def render(error: EmbedmillError) -> Response:
     message = error.message
     if isinstance(error, errors.UpstreamError) and error.account and status >= 500:
         message = cause_of(error.account, error).sentence()
-    response = envelope(status, message, param=error.param, code=code)
+    retry_after_s: int | None = None
     if status in (429, 503):
         seconds = error.retry_after_s if error.retry_after_s is not None else 1.0
-        response.headers["retry-after"] = str(min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S))
+        retry_after_s = min(max(math.ceil(seconds), 1), MAX_RETRY_AFTER_S)
+    response = _response(ErrorFacts(status, message, error.param, code, retry_after_s), body)
+    if retry_after_s is not None:
+        response.headers["retry-after"] = str(retry_after_s)
     if status == 401:
         response.headers["www-authenticate"] = "Bearer"
-    if isinstance(error, errors.RangeNotSatisfiable):
+    if isinstance(error, file_errors.RangeNotSatisfiable):
         response.headers["content-range"] = f"bytes */{error.size}"
     if isinstance(error, errors.Conflict):
         response.headers["x-should-retry"] = "true" if error.should_retry else "false"
@@ -147,7 +175,7 @@ def _near_paths(request: Request) -> str:
 
 
 def install(app: Starlette) -> None:
-    """Give every error of the app, the framework's own too, the one envelope."""
+    """Give every error of the app, the framework's own too, the envelope of its route."""
 
     async def on_embedmill_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, EmbedmillError)
@@ -156,7 +184,7 @@ def install(app: Starlette) -> None:
             log.error("a request failed: %s", error.message, extra={"code": error.code})
         if isinstance(error, errors.UpstreamError | errors.RouteDown):
             UPSTREAM_FAILURES.log(error, request.scope.get("request_id"))
-        return render(error)
+        return render(error, body_of(request))
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -168,7 +196,7 @@ def install(app: Starlette) -> None:
         message = messages.get(error.status_code, str(error.detail))
         code = HTTP_ERROR_CODES.get(error.status_code, "http_error")
         request.scope["error"] = (code, None)
-        response = envelope(error.status_code, message, code=code)
+        response = _response(ErrorFacts(error.status_code, message, code=code), body_of(request))
         for name, value in (error.headers or {}).items():
             response.headers[name] = value
         return response
@@ -181,12 +209,13 @@ def install(app: Starlette) -> None:
         fault: dict[str, Any] = error.errors()[0]
         param = ".".join(str(part) for part in fault["loc"] if part not in ("query", "body", "path", "header"))
         request.scope["error"] = ("invalid_value", param)
-        return envelope(400, f"Invalid '{param}': {fault['msg']}.", param=param or None, code="invalid_value")
+        facts = ErrorFacts(400, f"Invalid '{param}': {fault['msg']}.", param or None, "invalid_value")
+        return _response(facts, body_of(request))
 
     async def on_unexpected_error(request: Request, error: Exception) -> Response:
         request.scope["error"] = ("internal_error", None)
         log.error("unexpected error", exc_info=error, extra={"request_id": request.scope.get("request_id")})
-        return envelope(500, SERVER_ERROR, code="internal_error")
+        return _response(ErrorFacts(500, SERVER_ERROR, code="internal_error"), body_of(request))
 
     app.add_exception_handler(EmbedmillError, on_embedmill_error)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -45,12 +45,17 @@ async def reserved_key(request: Request, new_id: Callable[[], str]) -> AsyncIter
                 await idempotency.abandon_key(store, reserved)
 
 
+def is_retry(request: Request) -> bool:
+    """The client says that it sends the request again, as the official SDKs do."""
+    return request.headers.get("x-stainless-retry-count", "0").strip() not in ("", "0")
+
+
 async def created_before(request: Request, reserved: KeyReservation | KeyReplay, fingerprint: bytes) -> str | None:
     """The id of what an equal request has created before; None: nothing. Raises IdempotencyMismatch."""
     if isinstance(reserved, KeyReplay):
         reserved.check(fingerprint)
         return reserved.id
-    if reserved.key is None and request.headers.get("x-stainless-retry-count", "0").strip() not in ("", "0"):
+    if reserved.key is None and is_retry(request):
         return await idempotency.find_retried(files_of(runtime_of(request)), reserved.project, fingerprint)
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from fastapi import Request
@@ -29,10 +30,14 @@ KEY_HEADERS = {
     b"otari-key": KeyHeader("Otari-Key", "<key>", takes_bearer=True),  # Otari's clients send both forms
     b"x-openai-api-key": KeyHeader("X-Openai-Api-Key", "<key>"),  # Weaviate's
 }
+# Google's clients send one of these; on other paths they are no keys.
+GOOGLE_HEADERS = {**KEY_HEADERS, b"x-goog-api-key": KeyHeader("x-goog-api-key", "<key>")}
+GOOGLE_QUERY = KeyHeader("?key= (in the query)", "<key>")
 NO_KEY = (
     "You didn't provide an API key, in Authorization or x-api-key. Send it as `Authorization: Bearer <key>`. "
     "Known too: api-key, Otari-Key, X-Openai-Api-Key."
 )
+NO_GOOGLE_KEY = "You didn't provide an API key. Send it in x-goog-api-key, or as `?key=` in the query."
 OTHER_SCHEME = (
     "The header Authorization was judged, and holds no API key: its form is `Bearer <key>`. "
     "Leave it out where the key is in x-api-key."
@@ -44,21 +49,36 @@ def sent_keys(request: Request) -> list[SentKey]:
 
     Raises NotAuthenticated for a request without a key, and for another scheme in Authorization.
     """
-    sent = [(name, value) for name, value in request.scope["headers"] if name in KEY_HEADERS]
+    keys = _keys_in(request, KEY_HEADERS)
+    if not keys:
+        raise NotAuthenticated(NO_KEY)
+    return keys
+
+
+def google_keys(request: Request) -> list[SentKey]:
+    """`sent_keys`, also from x-goog-api-key and the query's `key`."""
+    keys = _keys_in(request, GOOGLE_HEADERS)
+    if text := request.query_params.get("key", "").strip():
+        keys.append((GOOGLE_QUERY, text))
+    if not keys:
+        raise NotAuthenticated(NO_GOOGLE_KEY)
+    return keys
+
+
+def _keys_in(request: Request, headers: Mapping[bytes, KeyHeader]) -> list[SentKey]:
+    sent = [(name, value) for name, value in request.scope["headers"] if name in headers]
     if len(sent) > 1:
-        order = list(KEY_HEADERS)
+        order = list(headers)
         sent.sort(key=lambda pair: order.index(pair[0]))
     keys: list[SentKey] = []
     for name, value in sent:
-        header = KEY_HEADERS[name]
+        header = headers[name]
         if header.takes_bearer and value[:7] == b"Bearer ":  # nearly always
             text = value[7:].decode("latin-1").strip()
         else:
             text = _key(name, header, value.decode("latin-1").strip())
         if text:  # an empty key beside another does not count
             keys.append((header, text))
-    if not keys:
-        raise NotAuthenticated(NO_KEY)
     return keys
 
 

@@ -16,7 +16,6 @@ from prometheus_client import Counter, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.http.application import HAS_BEGUN
-from api.http.auth import SYNC_ROUTES
 from api.http.forwarded import client_address
 from engine.observability.telemetry import REQUEST_SECONDS, REQUESTS
 from models.base import random_id
@@ -68,7 +67,7 @@ class RequestContext:
                 scope[HAS_BEGUN] = True
                 headers = message["headers"]
                 headers.append((b"x-request-id", request_id.encode()))
-                if getattr(scope.get("route"), "name", None) in SYNC_ROUTES:
+                if getattr(scope.get("route"), "tells_limits", False):
                     headers += RATE_LIMITS
             await send(message)
 

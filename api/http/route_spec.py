@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from fastapi import Request
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 
@@ -16,3 +17,4 @@ class RouteSpec(NamedTuple):
     path: str
     endpoint: Callable[[Request], Awaitable[Response]]
     options: dict[str, Any]
+    route_class: type[APIRoute] | None = None  # None: that of the app

@@ -7,7 +7,7 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
-from api.http.json_response import json_response
+from api.http.json_response import json_response, page_response
 from api.jobs.render import job_object, poll_headers
 from engine.jobs.reading import job_rows
 from engine.jobs.reading.long_poll import JobWatches
@@ -32,16 +32,7 @@ async def list_jobs(request: Request) -> Response:
         after_id=request.query_params.get("after"),
         status=status,
     )
-    data = [job_object(row) for row in rows]
-    return json_response(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": has_more,
-        }
-    )
+    return page_response([job_object(row) for row in rows], has_more=has_more)
 
 
 async def get_job(request: Request) -> Response:

@@ -16,8 +16,9 @@ from engine.files.read import get_file
 from engine.jobs.composition import dry_run_of
 from engine.jobs.ingest.file_job import create_file_job
 from engine.jobs.ingest.job_intake import JobSpec, Reservation
-from models.errors import FileNotFound, InvalidInput
+from models.errors import InvalidInput
 from models.file import FilePurpose
+from models.file_errors import FileNotFound
 
 
 async def checked_file(request: Request, fields: JobRequest) -> CorpusFile:

@@ -55,6 +55,7 @@ class EmbeddingOutcome:
     upstream_calls: Sequence[Call]
     collector: OutcomeCollector
     route: Route  # that gave the first vectors
+    generation_id: str  # of the call, and of its rows in the ledger
     truncated_here: set[int] = field(default_factory=set)
 
     def rows(self) -> list[Matrix]:

@@ -16,6 +16,7 @@ from engine.embedding.embed import INTERACTIVE, EmbedRun, embed
 from engine.ledger import usage_rows
 from engine.observability.route_metrics import CUT_OFF
 from engine.runtime import Runtime
+from models.base import random_id
 from models.errors import EmbedmillError, InvalidInput, UpstreamProtocolError
 from models.usage import UsageKind
 
@@ -35,12 +36,21 @@ async def run_embedding(request: Request, call: EmbeddingCall) -> EmbeddingOutco
         await runtime.space_monitor.refresh(prepared.alias)
     collector = OutcomeCollector(len(prepared.inputs), prepared.width)
     run = _embed_run(request, prepared, collector)
-    error = await _embed(request, call, prepared, run, collector)
+    generation_id = random_id("gen")
+    error = await _embed(request, call, prepared, run, collector, generation_id)
     if error is not None:
         raise error
     route = next(part.route for part in collector.outcomes if part.route is not None)
     return EmbeddingOutcome(
-        call, prepared.alias, prepared.options, prepared.inputs, run.calls, collector, route, prepared.truncated
+        call,
+        prepared.alias,
+        prepared.options,
+        prepared.inputs,
+        run.calls,
+        collector,
+        route,
+        generation_id,
+        prepared.truncated,
     )
 
 
@@ -61,7 +71,12 @@ def _embed_run(request: Request, prepared: PreparedCall, collector: OutcomeColle
 
 
 async def _embed(
-    request: Request, call: EmbeddingCall, prepared: PreparedCall, run: EmbedRun, collector: OutcomeCollector
+    request: Request,
+    call: EmbeddingCall,
+    prepared: PreparedCall,
+    run: EmbedRun,
+    collector: OutcomeCollector,
+    generation_id: str,
 ) -> EmbedmillError | None:
     """Make the calls and record their usage. Returns the error of the first input without a vector."""
     error_code: str | None = CUT_OFF
@@ -75,12 +90,17 @@ async def _embed(
         raise
     finally:
         # The provider bills the outcomes that arrived before an error too.
-        _record_usage(request, prepared, run, collector, error_code)
+        _record_usage(request, prepared, run, collector, error_code, generation_id)
     return error
 
 
 def _record_usage(
-    request: Request, prepared: PreparedCall, run: EmbedRun, collector: OutcomeCollector, error_code: str | None
+    request: Request,
+    prepared: PreparedCall,
+    run: EmbedRun,
+    collector: OutcomeCollector,
+    error_code: str | None,
+    generation_id: str,
 ) -> None:
     """Add the calls of the run to the ledger; outcomes of a request that ends with an error are wasted."""
     runtime: Runtime = runtime_of(request)
@@ -94,7 +114,7 @@ def _record_usage(
     }
     kind = UsageKind.DELIVERED if error_code is None else UsageKind.WASTED
     runtime.usage.add(
-        usage_rows.delivered(collector.outcomes, kind=kind, code=error_code, **payer)
+        usage_rows.delivered(collector.outcomes, kind=kind, code=error_code, row_id=generation_id, **payer)
         + usage_rows.of_calls(run.calls, **payer)
     )
 

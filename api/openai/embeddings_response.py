@@ -17,7 +17,7 @@ from api.http.auth import caller_of, runtime_of
 from api.openai.embedding_call import CallWarning, EmbeddingOutcome
 from engine.routing.option_warnings import may_warn, option_warnings
 from engine.storage import vectors
-from models.base import random_id, usd_text
+from models.base import usd_text
 from models.embedding import Matrix
 
 # A larger answer is encoded in steps, so that each tenant has its turn on the loop.
@@ -132,7 +132,7 @@ def gateway_metadata(outcome: EmbeddingOutcome) -> dict[str, Any]:
         },
         "space": alias.space,
         "cost": usd_text(outcome.cost_usd),
-        "generationId": random_id("gen"),
+        "generationId": outcome.generation_id,
         "usageEstimated": outcome.tokens_estimated,
         "cachedInputs": 0,
         "warnings": [each._asdict() for each in warnings_of(outcome)],

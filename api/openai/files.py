@@ -11,7 +11,7 @@ from starlette.responses import Response
 from api.http import params, request_body
 from api.http.auth import caller_of, runtime_of
 from api.http.idempotency import REPLAYED, created_before, deleted_meanwhile, reserved_key
-from api.http.json_response import json_response
+from api.http.json_response import json_response, page_response
 from api.http.multipart import FormReader
 from api.openai.file_objects import file_object
 from engine.files import idempotency, purposes
@@ -23,8 +23,9 @@ from engine.files.read import get_file as find_file
 from engine.files.read import list_files as find_files
 from engine.files.write import receive_file
 from engine.observability import failpoints
-from models.errors import FileNotFound, InvalidInput
+from models.errors import InvalidInput
 from models.file import FilePurpose, new_file_id
+from models.file_errors import FileNotFound
 
 FIELDS = (
     "purpose",
@@ -155,15 +156,7 @@ async def list_files(request: Request) -> Response:
         )
         data += [file_object(row) for row in rows]
         after_id = rows[-1].id if rows else after_id
-    return json_response(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": data[0]["id"] if data else None,
-            "last_id": data[-1]["id"] if data else None,
-            "has_more": has_more,
-        }
-    )
+    return page_response(data, has_more=has_more)
 
 
 async def get_file(request: Request) -> Response:

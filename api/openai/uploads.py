@@ -21,7 +21,8 @@ from engine.files.idempotency import KeyReplay
 from engine.files.read import get_file
 from engine.files.uploads import MAX_PART_BYTES, UploadSpec
 from models.base import new_id
-from models.errors import FileNotFound, InvalidInput
+from models.errors import InvalidInput
+from models.file_errors import FileNotFound
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_COMPLETE_BYTES = 1024 * 1024  # 10,000 ids of parts

@@ -7,7 +7,8 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import caller_of, runtime_of
-from api.webhooks.render import delivery_object, json_response, page
+from api.http.json_response import json_response, page_response
+from api.webhooks.render import delivery_object
 from engine.webhooks import deliveries
 from models.errors import InvalidInput
 from models.webhook import DeliveryState
@@ -29,7 +30,7 @@ async def list_webhook_deliveries(request: Request) -> Response:
         after_id=request.query_params.get("after"),
         state=state,
     )
-    return page(rows, delivery_object, has_more=has_more)
+    return page_response([delivery_object(row) for row in rows], has_more=has_more)
 
 
 async def replay_webhook_delivery(request: Request) -> Response:

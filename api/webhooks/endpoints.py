@@ -10,9 +10,10 @@ from starlette.responses import Response
 
 from api.http import params, request_body
 from api.http.auth import caller_of, runtime_of
+from api.http.json_response import json_response, page_response
 from api.http.webhook_schemas import WebhookCreate, WebhookRotate, WebhookTest, WebhookUpdate
 from api.http.webhooks import event_types_of, sample_events_of, target_policy_of
-from api.webhooks.render import endpoint_object, json_response, page
+from api.webhooks.render import endpoint_object
 from engine.embedding.body_errors import decode
 from engine.webhooks import endpoints
 from models.webhook import EventType
@@ -50,7 +51,7 @@ async def list_webhook_endpoints(request: Request) -> Response:
         limit=params.int_param(request, "limit", default=20, low=1, high=100) or 20,
         after_id=request.query_params.get("after"),
     )
-    return page(rows, endpoint_object, has_more=has_more)
+    return page_response([endpoint_object(row) for row in rows], has_more=has_more)
 
 
 async def get_webhook_endpoint(request: Request) -> Response:

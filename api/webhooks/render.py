@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import orjson
 from sqlalchemy import Row
-from starlette.responses import Response
 
 from engine.webhooks.signature import hint_of
-
-
-def json_response(body: Any) -> Response:
-    """`body` as JSON."""
-    return Response(orjson.dumps(body), media_type="application/json")
 
 
 def endpoint_object(row: Row[Any], *, with_secret: bool = False) -> dict[str, Any]:
@@ -50,21 +42,6 @@ def delivery_object(row: Row[Any]) -> dict[str, Any]:
         "last_status": row.last_status,
         "last_error": row.last_error,
     }
-
-
-def page(rows: Sequence[Row[Any]], render: Callable[[Row[Any]], dict[str, Any]], *, has_more: bool) -> Response:
-    """A page of a list."""
-    data = [render(row) for row in rows]
-    ids = [each["id"] for each in data]
-    return json_response(
-        {
-            "object": "list",
-            "data": data,
-            "first_id": ids[0] if ids else None,
-            "last_id": ids[-1] if ids else None,
-            "has_more": has_more,
-        }
-    )
 
 
 def _seconds(instant: float | None) -> int | None:

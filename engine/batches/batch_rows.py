@@ -10,7 +10,8 @@ from sqlalchemy import BigInteger, Row, cast, func, select
 
 from engine.job_store import JobStore
 from models.batch import Batch, JobVariant
-from models.errors import BatchNotFound, InvalidInput
+from models.errors import InvalidInput
+from models.file_errors import BatchNotFound
 from models.job import Job
 
 BATCH_ID = re.compile(r"batch_[0-9a-f]{32}\Z")
@@ -44,8 +45,7 @@ async def get_batch(store: JobStore, project: str, batch_id: str) -> Row[Any]:
             found = await connection.execute(_BATCHES.where(Batch.id == batch_id, Batch.project == project))
             row = found.one_or_none()
     if row is None:
-        message = f"No batch found with id '{batch_id[:100]}'."  # OpenAI's words, to which clients compare
-        raise BatchNotFound(f"{message} GET /v1/batches lists the batches of this key's project.", param="id")
+        raise BatchNotFound(batch_id)
     return row
 
 

@@ -14,7 +14,7 @@ from engine.jobs.recording.completion import end_columns
 from engine.webhooks.outbox import record_event
 from models.base import db_now
 from models.batch import Batch, BatchStatus, JobStep
-from models.errors import BatchEnded
+from models.file_errors import BatchEnded
 from models.job import FINISHED, LEGAL_MOVES, Job, JobStatus
 from models.webhook import EventType
 
@@ -41,14 +41,22 @@ async def cancel_batch(store: JobStore, project: str, batch_id: str) -> None:
 async def _cancel(connection: AsyncConnection, store: JobStore, batch: Row[Any]) -> bool:
     """False: the batch has ended. Rows are locked in the order of engine/batches/steps.py: step, job, batch."""
     await connection.execute(select(JobStep.job_id).where(JobStep.job_id == batch.job_id).with_for_update())
-    job = select(Job.status).where(Job.id == batch.job_id).with_for_update(key_share=True)
-    status = (await connection.execute(job)).scalar_one_or_none()
+    found = select(Job.status, Job.finished_at).where(Job.id == batch.job_id).with_for_update(key_share=True)
+    job = (await connection.execute(found)).one_or_none()
+    if job is None:
+        return False
+    status = job.status
     if status == JobStatus.VALIDATING:
         return await _end_unvalidated(connection, store, batch)
     changed = await connection.execute(
         update(Batch)
         .where(Batch.id == batch.id, Batch.status.in_(_OPEN))
-        .values(status=BatchStatus.CANCELLING, cancelling_at=db_now())
+        .values(
+            status=BatchStatus.CANCELLING,
+            cancelling_at=db_now(),
+            # A batch whose output is being written was finalizing.
+            finalizing_at=job.finished_at if status in FINISHED else None,
+        )
     )
     if not changed.rowcount:
         return False

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from engine.batches.steps import ClaimedStep, StepParts, end_step
+from engine.batches.steps import ClaimedStep, StepParts, end_step, lock_step
 from engine.jobs.control.batch_of_job import disown_output
 from engine.jobs.control.termination import cancel_idle_shards, terminate
 from engine.jobs.recording.completion import end_columns
@@ -31,6 +31,8 @@ async def fail_step(parts: StepParts, step: ClaimedStep, code: str, message: str
     async with database.read() as connection:
         batch_id = (await connection.execute(select(Job.batch_id).where(Job.id == step.job_id))).scalar_one_or_none()
     if batch_id is None:
+        async with database.write() as connection:  # a worker that has lost the step ends no job
+            await lock_step(connection, step)
         # A crash in between leaves a step whose job has ended: the next claim removes it.
         await terminate(parts.store, step.job_id, JobStatus.FAILED, code, message)
         async with database.write() as connection:

@@ -19,11 +19,6 @@ JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ENDLESS_NUMBER = re.compile(rb"[\[,:]\s*-?[\d.]{1000}")
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
-NOT_JSON = "This line is not parseable as valid JSON."
-JSON_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_ENDLESS_NUMBER = re.compile(rb"[\[,:]\s*-?[\d.]{1000}")
-_STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 class LineFault(msgspec.Struct, frozen=True):

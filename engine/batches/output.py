@@ -20,7 +20,7 @@ from engine.batches.output_plan import OutputMisaligned, Usage, render
 from engine.batches.output_progress import OutputProgress
 from engine.batches.output_source import OutputSource
 from engine.batches.steps import ClaimedStep, StepParts, end_step, lock_step, release_step, store_progress
-from engine.files.parts import WrittenPart, adopt_part, write_part
+from engine.files.parts import PartLeases, WrittenPart, adopt_part, write_part_under
 from engine.jobs.control.batch_of_job import disown_output
 from engine.observability import failpoints
 from models.batch import ENDED, error_owner, output_owner
@@ -197,24 +197,27 @@ class _Output:
     async def _flush(self) -> None:
         """Store what is in memory, and where the step goes on, in one transaction."""
         progress, batch_id = self.progress, self.source.batch.id
-        output, errors = await self._write(self.output), await self._write(self.errors)
-        failpoints.hit("after_output_part")
-        async with self.parts.store.database.write() as connection:
-            await lock_step(connection, self.step)
-            if output is not None:
-                await adopt_part(connection, output, owner_id=output_owner(batch_id), ordinal=progress.output_parts)
-                progress.output_parts += 1
-            if errors is not None:
-                await adopt_part(connection, errors, owner_id=error_owner(batch_id), ordinal=progress.error_parts)
-                progress.error_parts += 1
-            await store_progress(connection, self.step, progress.to_store())
+        files = self.parts.files
+        # The first part keeps its lease while the second one is written.
+        async with PartLeases(files.database, lease_s=files.settings.lease_s) as leases:
+            output, errors = await self._write(leases, self.output), await self._write(leases, self.errors)
+            failpoints.hit("after_output_part")
+            async with self.parts.store.database.write() as connection:
+                await lock_step(connection, self.step)
+                if output is not None:
+                    await adopt_part(connection, output, owner_id=output_owner(batch_id), ordinal=progress.output_parts)
+                    progress.output_parts += 1
+                if errors is not None:
+                    await adopt_part(connection, errors, owner_id=error_owner(batch_id), ordinal=progress.error_parts)
+                    progress.error_parts += 1
+                await store_progress(connection, self.step, progress.to_store())
         self.output, self.errors, self.buffered_bytes = [], [], 0
         failpoints.hit("after_output_progress")
 
-    async def _write(self, lines: list[bytes]) -> WrittenPart | None:
+    async def _write(self, leases: PartLeases, lines: list[bytes]) -> WrittenPart | None:
         if not lines:
             return None
-        return await write_part(self.parts.files, self.source.batch.project, _pieces(lines))
+        return await write_part_under(leases, self.parts.files, self.source.batch.project, _pieces(lines))
 
     async def _store(self) -> None:
         async with self.parts.store.database.write() as connection:

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.batches.output_progress import OutputProgress
 from engine.batches.output_source import OutputSource
-from engine.batches.steps import ClaimedStep, end_step, lock_step
+from engine.batches.steps import ClaimedStep, StepStopped, end_step, lock_step
 from engine.files.parts import add_file
 from engine.jobs.control.batch_of_job import disown_output
 from engine.observability import failpoints
@@ -17,7 +17,7 @@ from engine.webhooks.outbox import record_event
 from models.base import db_now
 from models.batch import ENDED, Batch, BatchStatus, error_owner, output_owner
 from models.file import FilePurpose, new_file_id
-from models.job import JobStatus
+from models.job import Job, JobStatus
 from models.webhook import EventType
 
 DEFAULT_EXPIRY_S = 30 * 86400
@@ -37,6 +37,10 @@ async def end_batch(
     Raises StepStopped.
     """
     await lock_step(connection, step)
+    # A delete of the job waits for the files that it must delete, or they are not made.
+    kept = select(Job.id).where(Job.id == step.job_id, Job.deleted_at.is_(None)).with_for_update(read=True)
+    if (await connection.execute(kept)).first() is None:
+        raise StepStopped("the job was deleted")
     batch = source.batch
     current = (await connection.execute(select(Batch.status).where(Batch.id == batch.id).with_for_update())).scalar()
     status = _final_status(source.job.status, current, progress)

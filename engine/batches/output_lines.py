@@ -58,6 +58,10 @@ class LineError:
     status: int | None = BAD_REQUEST
 
 
+# A call holds the inputs of many lines, and is billed as a whole: a line has its share.
+ESTIMATED = b'"providerMetadata":{"gateway":{"usageEstimated":true}}'
+
+
 def status_of(code: str) -> int:
     """The HTTP status of an input's error: 400 unless the code stands for another one."""
     return _STATUS.get(code, BAD_REQUEST)
@@ -106,8 +110,8 @@ def success_line(
         pieces.append(encode(row))
         pieces.append(quote + b"}")
     pieces.append(
-        b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d}}},"error":null}\n'
-        % (json_text(model), tokens, tokens)
+        b'],"model":%b,"usage":{"prompt_tokens":%d,"total_tokens":%d},%b}},"error":null}\n'
+        % (json_text(model), tokens, tokens, ESTIMATED)
     )
     return b"".join(pieces)
 

@@ -1,7 +1,8 @@
 """Results of a batch as a stream of lines in the order of its input file, while it runs too.
 
 Once the batch has ended, its output and error files are merged: the id of a line holds its number. Before that the
-lines are made of the input file and the outcomes so far; those without an outcome are left out, and usage is estimated.
+lines are made of the input file and the outcomes so far, up to the first line without one: who reads on behind the last
+line that was read misses none.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 
 from engine.batches.batch_rows import get_batch
 from engine.batches.output_lines import ID_PREFIX, json_text, line_ids, line_of
@@ -21,7 +23,8 @@ from engine.files.read import get_file, read_file
 from engine.job_store import JobStore
 from engine.process.work_threads import WorkThreads
 from models.batch import ENDED
-from models.errors import BatchNotFound, InvalidInput
+from models.errors import InvalidInput
+from models.file_errors import BatchNotFound
 
 # The reader's bound: lines of our own files are as long as their vectors make them.
 MAX_LINE_BYTES = 1 << 40
@@ -33,7 +36,7 @@ ESTIMATES = Usage(tokens=0, total_weight=0)
 
 @dataclass(frozen=True, slots=True)
 class BatchResults:
-    """Lines of a batch. `is_complete`: the batch has ended, and no line is left out."""
+    """Lines of a batch. `is_complete`: the batch has ended, and no more lines will come."""
 
     is_complete: bool
     lines: AsyncIterator[list[bytes]]
@@ -82,7 +85,12 @@ class ResultsReader:
                 is_behind, group.lines = True, group.lines[at + 1 :]
             outcomes = await read_outcomes(self.store.database, source.job, group)
             step = partial(render, batch.id, group.lines, outcomes, ESTIMATES)
-            yield [text for _, _, text in (await self.work.run(self.project, step)).lines]
+            rendered = (await self.work.run(self.project, step)).lines
+            numbers = zip(group.lines, rendered, strict=False)
+            done = sum(1 for _ in takewhile(lambda pair: pair[0].number == pair[1][0], numbers))
+            yield [text for _, _, text in rendered[:done]]
+            if done < len(group.lines):
+                return
         if not is_behind:
             raise _unknown_line()
 

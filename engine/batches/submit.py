@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from engine.access.keys import Caller
 from engine.batches.batch_request import BatchSpec, check_request
 from engine.batches.batch_rows import get_batch
-from engine.batches.create import attach_callback, insert_batch, new_batch_id
+from engine.batches.create import attach_callback, insert_batch
 from engine.batches.inline import InlineBody
 from engine.batches.submit_parts import SubmitParts
 from engine.corpus.lines import ByteLimit
@@ -18,24 +18,21 @@ from engine.corpus.parser import Decoder
 from engine.files.idempotency import (
     KeyReplay,
     KeyReservation,
-    abandon_key,
     find_retried,
     finish_key,
     forget_keys_of,
-    reserve_key,
 )
 from engine.files.parts import PartLeases, WrittenPart, add_file, adopt_part
+from engine.files.purposes import BATCH_LIFE_S
 from engine.files.write import discard_parts, store_parts
-from engine.process.background import surviving
 from engine.process.memory_budget import ByteLease
 from engine.webhooks.targets import CheckedUrl
 from models.base import db_now
-from models.errors import BatchNotFound, Conflict, PayloadTooLarge
+from models.errors import Conflict, PayloadTooLarge
 from models.file import FilePurpose, new_file_id
+from models.file_errors import BatchNotFound
 
 log = logging.getLogger("embedmill.batches")
-# Of the file with the lines of an inline batch, as OpenAI keeps input files.
-INPUT_FILE_LIFE_S = 2_592_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,28 +55,22 @@ class SubmittedBatch:
 
 
 async def submit_batch(
-    parts: SubmitParts, caller: Caller, body: ArrivingBody, *, key: str | None, is_retry: bool, request_id: str
+    parts: SubmitParts,
+    caller: Caller,
+    body: ArrivingBody,
+    reserved: KeyReservation | KeyReplay,
+    *,
+    is_retry: bool,
+    request_id: str,
 ) -> SubmittedBatch:
     """Create the batch of a request, or find the one of an earlier, equal request.
 
-    `key`: its Idempotency-Key. `is_retry`: the client says that it sends the request again. Whatever it raises,
+    `reserved`: its Idempotency-Key. `is_retry`: the client says that it sends the request again. Whatever it raises,
     nothing of the request is kept. Raises RequestError, ObjectsUnavailable, StorageUnavailable.
     """
-    reserved = await reserve_key(parts.store, caller.project, key, new_id=new_batch_id)
     if isinstance(reserved, KeyReplay):
         return await _replay(parts, caller, reserved, body)
-    if key is not None:
-        parts.leases.keep(reserved.owner)
-    is_created = False
-    try:
-        submitted = await _Submission(parts, caller, reserved, body, request_id).run(is_retry=is_retry)
-        is_created = True
-    finally:
-        parts.leases.drop(reserved.owner)
-        if not is_created:
-            with surviving(lambda error: log.warning("an Idempotency-Key is left to the sweep: %s", error)):
-                await abandon_key(parts.store, reserved)
-    return submitted
+    return await _Submission(parts, caller, reserved, body, request_id).run(is_retry=is_retry)
 
 
 async def _replay(parts: SubmitParts, caller: Caller, replay: KeyReplay, body: ArrivingBody) -> SubmittedBatch:
@@ -208,7 +199,7 @@ class _Submission:
                     purpose=FilePurpose.BATCH,
                     filename=f"{batch_id}_input.jsonl",
                     parts_of=file_id,
-                    expires_at=db_now() + INPUT_FILE_LIFE_S,
+                    expires_at=db_now() + float(BATCH_LIFE_S),
                 )
             await insert_batch(
                 connection,

@@ -10,7 +10,6 @@ from engine.job_store import JobStore
 from engine.process.memory_budget import ByteBudget
 from engine.process.work_threads import WorkThreads
 from engine.runtime import Runtime
-from engine.storage.upload_leases import UploadLeases
 from engine.webhooks.targets import TargetPolicy
 
 
@@ -22,17 +21,15 @@ class SubmitParts:
     files: FileStore
     work: WorkThreads
     memory: ByteBudget
-    leases: UploadLeases
     targets: TargetPolicy
 
 
-def submit_parts_of(runtime: Runtime) -> SubmitParts:
-    """What the submissions of a process share."""
+def submit_parts_of(runtime: Runtime, targets: TargetPolicy) -> SubmitParts:
+    """What the submissions of a process share. `targets`: the process's own, which bounds its look-ups of names."""
     return SubmitParts(
         runtime.store,
         files_of(runtime),
         runtime.work,
         runtime.bodies,
-        runtime.upload_leases,
-        TargetPolicy(runtime.settings.webhook_allowed_networks),
+        targets,
     )

@@ -31,8 +31,8 @@ from engine.observability import failpoints
 from engine.webhooks.outbox import record_event
 from models.base import db_now
 from models.batch import Batch, BatchStatus, JobVariant, StepKind
-from models.errors import FileNotFound
 from models.file import FilePurpose
+from models.file_errors import FileNotFound
 from models.job import Job, JobStatus
 from models.webhook import EventType
 
@@ -60,9 +60,14 @@ async def validate_batch(parts: StepParts, step: ClaimedStep) -> None:
         default_model=batch.default_model,
         max_line_bytes=parts.store.settings.max_line_bytes,
     )
-    async for _ in _lines(parts, batch).map(checks.read):
-        step.check()
-        failpoints.hit("during_validation")
+    async with aclosing(_lines(parts, batch).map(checks.read)) as lines:
+        async for _ in lines:
+            step.check()
+            failpoints.hit("during_validation")
+            if (fault := _fault_of_size(parts, checks)) is not None:
+                # What is kept of each line would grow with the file.
+                await _fail(parts, step, batch, [(None, fault)], 1)
+                return
     duplicate_lines, repeated = await _find_repeated_ids(parts, step, batch, checks)
     if not checks.total:
         await _fail(parts, step, batch, [(None, _EMPTY)], 1)
@@ -128,6 +133,20 @@ async def _find_repeated_ids(
             if look.is_full:
                 break
     return await parts.work.run(step.project, look.finish)
+
+
+def _fault_of_size(parts: StepParts, checks: LineChecks) -> LineFault | None:
+    """Why the rest of the file is not read: it has more lines than a job has inputs, or too many that cannot run."""
+    settings = parts.store.settings
+    if checks.total > settings.max_inputs_per_job:
+        message = f"The file has more than {settings.max_inputs_per_job} lines. Send it as several batches."
+        return LineFault("too_many_inputs", message, None)
+    if checks.refused > settings.max_errors_per_job:
+        message = (
+            f"More than {settings.max_errors_per_job} lines of the file cannot run. Correct it, and send it again."
+        )
+        return LineFault("too_many_errors", message, None)
+    return None
 
 
 def _faults_of_all(parts: StepParts, checks: LineChecks) -> list[LineFault]:

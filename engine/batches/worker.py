@@ -156,7 +156,10 @@ class StepWorker:
     async def _fail(self, step: ClaimedStep, code: str, message: str) -> None:
         with surviving() as block:
             await fail_step(self._parts, step, code, message)
-        if block.error is None or isinstance(block.error, StepStopped):
+        if block.error is None:
+            return
+        if isinstance(block.error, StepStopped):  # its job has ended meanwhile, or another worker has it
+            await self._release(step, delay_s=0.0, counts=False, error=None)
             return
         log.error("a step could not be failed, and is tried again", exc_info=block.error, extra={"job_id": step.job_id})
         await self._release(step, delay_s=OUTAGE_PAUSE_S, counts=True, error=str(block.error))

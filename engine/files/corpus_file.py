@@ -12,8 +12,8 @@ from engine.corpus.parser import CorpusParser, Decoder
 from engine.corpus.unreadable import UnreadableCorpus
 from engine.files.file_store import FileStore
 from engine.files.read import read_file
-from models.errors import FileNotFound
 from models.file import File
+from models.file_errors import FileNotFound
 
 
 class CorpusFile:

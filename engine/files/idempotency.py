@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -105,41 +105,55 @@ async def reserve_key(
         "fingerprint": None,
     }
     async with store.database.write() as connection:
-        inserted = await connection.execute(
-            store.database.insert(IdempotencyKey)
-            .values(project=project, key=key, **values)
-            .on_conflict_do_update(
-                index_elements=["project", "key"], set_=values, where=IdempotencyKey.expires_at < db_now()
-            )
-            .returning(IdempotencyKey.job_id)
-        )
-        if inserted.scalar_one_or_none() == reservation.new_id:
+        row = await claim_key(connection, store.database, project, key, values)
+        if row is None:
             return reservation
-        row = (
-            await connection.execute(
-                select(
-                    IdempotencyKey.job_id,
-                    IdempotencyKey.fingerprint,
-                    IdempotencyKey.owner,
-                    (IdempotencyKey.owner_until < db_now()).label("has_lapsed"),
-                )
-                .where(IdempotencyKey.project == project, IdempotencyKey.key == key)
-                .with_for_update()
-            )
-        ).one()
         if row.fingerprint is not None:
             return KeyReplay(row.job_id, row.fingerprint)
-        owner_name = (row.owner or "").partition("#")[0]
-        if not (row.has_lapsed or not owner_name or worker_heartbeats.is_dead_local_process(owner_name)):
-            raise Conflict(
-                "A request with this Idempotency-Key is still being read: try again when it has been.",
-                code="idempotency_in_flight",
-                should_retry=True,
-            )
         await connection.execute(
             update(IdempotencyKey).where(IdempotencyKey.project == project, IdempotencyKey.key == key).values(values)
         )
     return reservation
+
+
+async def claim_key(
+    connection: AsyncConnection, database: Database, project: str, key: str, values: Mapping[str, Any]
+) -> Any:
+    """Insert a key with these values. Returns None when it was inserted, and else the row that is there, locked.
+
+    That row is of a request that has finished (it has a fingerprint), or of one that is given up: its process is dead,
+    or its lease has run out. Raises Conflict while another request is sent under the key.
+    """
+    inserted = await connection.execute(
+        database.insert(IdempotencyKey)
+        .values(project=project, key=key, **values)
+        .on_conflict_do_update(
+            index_elements=["project", "key"], set_=values, where=IdempotencyKey.expires_at < db_now()
+        )
+        .returning(IdempotencyKey.job_id)
+    )
+    if inserted.scalar_one_or_none() == values["job_id"]:
+        return None
+    columns = (
+        IdempotencyKey.job_id,
+        IdempotencyKey.fingerprint,
+        IdempotencyKey.owner,
+        (IdempotencyKey.owner_until < db_now()).label("has_lapsed"),
+    )
+    is_this = (IdempotencyKey.project == project, IdempotencyKey.key == key)
+    row: Any = (await connection.execute(select(*columns).where(*is_this).with_for_update())).one()
+    if row.fingerprint is None and not (row.has_lapsed or owner_is_dead(row.owner)):
+        raise Conflict(
+            "A request with this Idempotency-Key is still being read: try again when it has been.",
+            code="idempotency_in_flight",
+            should_retry=True,
+        )
+    return row
+
+
+def owner_is_dead(owner: str | None) -> bool:
+    """True when there is no owner, or when it is a dead process of this machine."""
+    return owner is None or worker_heartbeats.is_dead_local_process(owner.partition("#")[0])
 
 
 async def finish_key(

@@ -5,6 +5,7 @@ Bytes go before the row that knows them, so that a crash leaves a row to find th
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -27,6 +28,9 @@ log = logging.getLogger("embedmill.files")
 # Longest time per round of the sweep, and rows per step.
 ROUND_S = 0.5
 STEP_ROWS = 100
+# Objects that are removed side by side, and how long a round waits for a store that does not answer.
+REMOVED_AT_ONCE = 8
+ANSWER_S = 5.0
 ERRORS = ErrorLog("the removal of bytes of files")
 UPLOAD_RETENTION_S = 30 * 86_400.0
 
@@ -56,8 +60,8 @@ QUESTIONS = {
 }
 
 
-async def purge_files(store: FileStore) -> None:
-    """Remove files and parts for ROUND_S; bytes in an object store that is away are left for later.
+async def purge_files(store: FileStore, *, answer_s: float = ANSWER_S) -> None:
+    """Remove files and parts for ROUND_S; bytes in an object store that is away, or slow, are left for later.
 
     Raises StorageUnavailable.
     """
@@ -66,7 +70,7 @@ async def purge_files(store: FileStore) -> None:
     more = True
     while more and time.monotonic() < until:
         await _take_parts(store)
-        more = await _remove_parts(store)
+        more = await _remove_parts(store, until, answer_s)
 
 
 async def _expire(store: FileStore) -> None:
@@ -107,20 +111,35 @@ async def _take(connection: AsyncConnection, parts: ColumnElement[bool]) -> None
     await connection.execute(update(FilePart).where(parts).values(owner_id=PURGE, ordinal=None))
 
 
-async def _remove_parts(store: FileStore) -> bool:
-    """Remove the bytes of some parts that purge has taken, then their rows; False: there were none."""
+async def _remove_parts(store: FileStore, until: float, answer_s: float) -> bool:
+    """Remove the bytes of some parts that purge has taken, then their rows; False: there are no more, or no time."""
     async with store.database.read() as connection:
         found = await connection.execute(select(FilePart.id).where(TAKEN).limit(STEP_ROWS))
         part_ids = list(found.scalars())
     removed: list[str] = []
+
+    async def remove(part_id: str) -> None:
+        await store.objects.delete(object_key(part_id))
+        removed.append(part_id)
+        failpoints.hit("during_file_purge")
+
     try:
-        for part_id in part_ids:
-            await store.objects.delete(object_key(part_id))
-            removed.append(part_id)
-            failpoints.hit("during_file_purge")
+        # The other duties of the sweep need no object store, and do not wait for it.
+        async with asyncio.timeout(answer_s):
+            for low in range(0, len(part_ids), REMOVED_AT_ONCE):
+                step = (remove(part_id) for part_id in part_ids[low : low + REMOVED_AT_ONCE])
+                for error in await asyncio.gather(*step, return_exceptions=True):
+                    if error is not None:
+                        raise error
+                if time.monotonic() >= until:
+                    break
         ERRORS.succeeded()
-    except ObjectsUnavailable as error:  # the other duties of the sweep need no object store
+    except ObjectsUnavailable as error:
         ERRORS.failed(error)
+    except TimeoutError:
+        ERRORS.failed(
+            ObjectsUnavailable(f"the object store did not answer within {answer_s:g} s: see whether it is up")
+        )
     if removed:
         async with store.database.write() as connection:
             await connection.execute(delete(FilePart).where(FilePart.id.in_(removed), TAKEN))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from models.errors import FileRefused, InvalidInput
+from models.errors import InvalidInput
 from models.file import FilePurpose
+from models.file_errors import FileRefused
 
 # What callers may create; `batch_output` is written by batches.
 PURPOSES = tuple(purpose for purpose in FilePurpose if purpose is not FilePurpose.BATCH_OUTPUT)

@@ -13,8 +13,9 @@ from engine.files.idempotency import forget_keys_of
 from engine.files.parts import object_key
 from models.base import db_now
 from models.batch import Batch
-from models.errors import FileNotFound, InvalidInput, ObjectMissing
+from models.errors import InvalidInput, ObjectMissing
 from models.file import File, FilePart
+from models.file_errors import FileNotFound
 
 FILE_ID = re.compile(r"file-[0-9a-f]{32}\Z")
 COLUMNS = File.__table__.columns

@@ -17,8 +17,9 @@ from engine.files.file_store import FileStore
 from engine.files.parts import PURGE, PartLeases, WrittenPart, adopt_part, discard_part, write_part_under
 from engine.files.write import expiry
 from models.base import db_now
-from models.errors import Conflict, InvalidInput, UploadNotFound
+from models.errors import Conflict, InvalidInput
 from models.file import FilePart, FilePurpose, Upload, UploadStatus
+from models.file_errors import UploadNotFound
 
 UPLOAD_ID = re.compile(r"upload_[0-9a-f]{32}\Z")
 PART_ID = re.compile(r"part_[0-9a-f]{32}\Z")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import and_, or_, select, update
+from sqlalchemy import and_, func, or_, select, update
 
 from engine.config.settings import Settings
 from engine.observability.webhook_metrics import WEBHOOK_DELIVERIES
@@ -114,6 +114,16 @@ async def finish(database: Database, delivery: ClaimedDelivery, result: SendResu
         else and_(WebhookDelivery.state == DeliveryState.PENDING, WebhookDelivery.attempts == delivery.attempts)
     )
     async with database.write() as connection:
+        if is_gone:
+            # First, so that several such answers wait for the endpoint, and not for each other's deliveries.
+            await connection.execute(
+                update(WebhookEndpoint)
+                .where(WebhookEndpoint.id == delivery.endpoint_id)
+                .values(
+                    disabled_at=func.coalesce(WebhookEndpoint.disabled_at, db_now()),
+                    disabled_reason=func.coalesce(WebhookEndpoint.disabled_reason, DISABLED),
+                )
+            )
         await connection.execute(
             update(WebhookDelivery)
             .where(is_this, is_current)
@@ -127,11 +137,6 @@ async def finish(database: Database, delivery: ClaimedDelivery, result: SendResu
             )
         )
         if is_gone:
-            await connection.execute(
-                update(WebhookEndpoint)
-                .where(WebhookEndpoint.id == delivery.endpoint_id, WebhookEndpoint.disabled_at.is_(None))
-                .values(disabled_at=db_now(), disabled_reason=DISABLED)
-            )
             await connection.execute(
                 update(WebhookDelivery)
                 .where(WebhookDelivery.endpoint_id == delivery.endpoint_id, WebhookDelivery.state == "pending")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from api.http.errors import STATUS
-from models import errors
+from models import errors, file_errors
 from models.errors import Disposition, EmbedmillError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,7 +126,8 @@ def test_every_error_has_a_status_a_code_and_a_disposition() -> None:
         if kind.disposition is Disposition.RETRY:
             assert kind.retryable, kind
     assert all(100 <= status <= 599 for status in STATUS.values())
-    assert set(STATUS) <= {each for each in vars(errors).values() if isinstance(each, type)}
+    known = {**vars(errors), **vars(file_errors)}
+    assert set(STATUS) <= {each for each in known.values() if isinstance(each, type)}
 
 
 def test_the_import_contract_holds() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from models import errors
+from models import errors, file_errors
 from models.errors import CapacityError, NoRoute, RequestError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,7 +36,10 @@ def kinds(kind: type[BaseException]) -> Iterator[str]:
         yield from kinds(each)
 
 
-REFUSALS = {name for root in (RequestError, CapacityError, NoRoute) for name in kinds(root)} & set(vars(errors))
+REFUSALS = {name for root in (RequestError, CapacityError, NoRoute) for name in kinds(root)} & {
+    *vars(errors),
+    *vars(file_errors),
+}
 FILES = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
 FILES = [path for path in FILES if str(path.relative_to(ROOT)) not in INTERNAL]
 

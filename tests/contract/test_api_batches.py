@@ -17,6 +17,9 @@ from engine.batches.steps import claim_step
 from engine.batches.validate import validate_batch
 from engine.files.composition import files_of
 from engine.files.read import read_file
+from engine.webhooks.resolver import Resolver
+from engine.webhooks.sender import WebhookSender
+from engine.webhooks.targets import TargetPolicy
 from models.batch import Batch
 from models.file import File, FilePart
 from models.job import IdempotencyKey, Job
@@ -308,6 +311,30 @@ async def test_a_callback_is_a_webhook_of_the_batch(gateway: Gateway) -> None:
         row = (await connection.execute(select(WebhookEndpoint.job_id, WebhookEndpoint.event_types))).one()
     assert row.job_id == batch["job_id"] and "batch.completed" in row.event_types
     assert "callback_secret" not in (await gateway.client.get(f"{BATCHES}/{batch['id']}")).json()
+
+
+async def test_a_page_of_many_batches_is_in_order(gateway: Gateway) -> None:
+    """It is read by several queries: a batch may have a thousand errors, which are in the answer."""
+    ids = [(await batch_of(gateway))["id"] for _ in range(25)][::-1]
+    page = (await gateway.client.get(BATCHES, params={"limit": 23})).json()
+    assert ([each["id"] for each in page["data"]], page["has_more"]) == (ids[:23], True)
+    assert (page["first_id"], page["last_id"]) == (ids[0], ids[22])
+    page = (await gateway.client.get(BATCHES, params={"limit": 23, "after": page["last_id"]})).json()
+    assert ([each["id"] for each in page["data"]], page["has_more"]) == (ids[23:], False)
+
+
+async def test_the_names_of_callbacks_are_looked_up_by_the_resolver_of_the_process(gateway: Gateway) -> None:
+    """Which bounds its threads: with one of its own, each request could keep a thread at a slow name server."""
+    names: list[str] = []
+
+    def lookup(host: str, port: int) -> list[str]:
+        names.append(host)
+        return ["93.184.216.34"]
+
+    policy = TargetPolicy(resolver=Resolver(lookup))
+    gateway.app._app.state.webhooks = WebhookSender(gateway.runtime.settings, policy=policy)  # type: ignore[attr-defined]
+    await batch_of(gateway, INLINE | {"callback_url": "https://hooks.test/"})
+    assert names == ["hooks.test"]
 
 
 async def test_counts_climb_and_never_say_too_much(gateway: Gateway) -> None:

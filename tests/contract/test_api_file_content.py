@@ -13,7 +13,7 @@ import pytest
 
 from api.http.byte_range import requested_range
 from api.http.content_disposition import attachment
-from models.errors import RangeNotSatisfiable
+from models.file_errors import RangeNotSatisfiable
 from tests.contract.test_api_files import FILES, LINE, form, objects, post_form, stored
 from tests.gateway import Gateway, error_of
 from tests.waiting import until

@@ -12,7 +12,8 @@ from engine.batches.cancel import cancel_batch
 from engine.batches.steps import StepStopped
 from engine.batches.validate import validate_batch
 from models.batch import Batch, JobStep
-from models.errors import BatchEnded, BatchNotFound, InvalidInput
+from models.errors import InvalidInput
+from models.file_errors import BatchEnded, BatchNotFound
 from tests.integration.batches import request, step_parts
 from tests.integration.new_batches import PROJECT, NewBatch, new_batch
 from tests.integration.store import Store

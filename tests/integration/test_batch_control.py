@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import insert, select, update
+from sqlalchemy import insert, select, text, update
 
 from engine.batches.batch_rows import get_batch
 from engine.batches.failure import fail_step
 from engine.batches.output import write_output
+from engine.batches.output_end import end_batch
+from engine.batches.output_progress import OutputProgress
+from engine.batches.output_source import OutputSource
 from engine.batches.steps import StepStopped
 from engine.files.composition import files_of
 from engine.files.purge import purge_files
@@ -20,13 +24,15 @@ from engine.jobs.control.termination import cancel, delete_job
 from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.batch import Batch, BatchStatus, JobStep, JobVariant, StepKind
-from models.errors import BatchNotFound, Conflict, FileNotFound
+from models.errors import Conflict
 from models.file import File, FilePart
+from models.file_errors import BatchNotFound, FileNotFound
 from models.job import Job, JobStatus
 from tests.integration.batches import PROJECT, RunBatch, request, run_batch
 from tests.integration.store import Store, landed
 from tests.integration.test_batch_output import files
 from tests.running import sweep
+from tests.waiting import until
 
 FAILURES = {"text 7": "upstream_unavailable", "text 13": "upstream_unavailable"}
 DAY_S = 86400
@@ -220,3 +226,32 @@ async def test_a_delete_while_the_output_is_written_leaves_no_parts(store: Store
     assert [await store.count(table) for table in (Job, Batch, JobStep)] == [0, 0, 0]
     assert await store.count(FilePart, FilePart.owner_id.like("batch%")) == 0
     assert await store.count(File, File.purpose == "batch_output") == 0
+
+
+async def test_a_delete_while_the_batch_ends_deletes_its_files(store: Store) -> None:
+    """The transaction that ends the batch is open while the delete looks for files."""
+    batch = await failed_in_part(store)
+    step = await batch.claim()
+    source = await OutputSource.load(store.database, batch.parts().files, batch.parts().work, batch.job_id)
+    assert source is not None
+    other = store.another()
+    async with store.database.write() as connection:
+        part = {"id": "part_x", "project": PROJECT, "owner_id": f"{batch.id}:output", "ordinal": 0, "bytes": 1}
+        await connection.execute(insert(FilePart).values(created_at=db_now(), **part))
+        await end_batch(connection, source, step, OutputProgress(completed=30, output_parts=1))
+        deletion = asyncio.create_task(delete_job(other.jobs, PROJECT, batch.job_id))
+        if not store.database.is_sqlite:  # there, one transaction at a time writes
+            await until(lambda: _waits_for_lock(store), what="the delete at the row of the job")
+    await deletion
+    async with store.database.read() as connection:
+        output = select(File.deleted_at).where(File.purpose == "batch_output")
+        assert (await connection.execute(output)).scalar_one() is not None
+    await other.close()
+
+
+async def _waits_for_lock(store: Store) -> bool:
+    waiting = text(
+        "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    )
+    async with store.database.read() as connection:
+        return bool((await connection.execute(waiting)).scalar_one())

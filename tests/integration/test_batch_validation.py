@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -172,6 +173,27 @@ async def test_more_variants_than_a_job_takes_fail_the_batch(store: Store) -> No
     lines = [request(str(n), "x", providerOptions={"fake": {"n": n}}) for n in range(1001)]
     batch = await new_batch(store, lines)
     assert errors_of(await batch.validate()) == [("too_many_variants", None, None)]
+
+
+@pytest.mark.parametrize(
+    ("line", "code"), [(request("a", "x"), "too_many_inputs"), (b'{"custom_id":"a"}', "too_many_errors")]
+)
+async def test_a_file_is_not_read_beyond_its_bounds(database_url: str, tmp_path: Path, line: bytes, code: str) -> None:
+    """Whatever its lines are: something is kept in memory of each."""
+    store = Store.open(database_url, tmp_path, max_inputs_per_job=20_000, max_errors_per_job=2000)
+    batch = await new_batch(store, (line + b"\n") * 200_000, metadata={"embedmill_validation": "lenient"})
+    parts, read = step_parts(store), 0
+
+    def must_stop() -> bool:
+        nonlocal read
+        read += 1
+        return False
+
+    await validate_batch(parts, _stopping(await batch.claim(), must_stop))
+    row = await batch.row()
+    assert (row.status, errors_of(row), row.error_count) == ("failed", [(code, None, None)], 1)
+    assert read < 25  # steps of 128 KiB
+    await store.close()
 
 
 async def test_lines_without_a_model_take_the_one_of_the_batch(store: Store) -> None:

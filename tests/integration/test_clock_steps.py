@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import insert, select
 
 from api.jobs.render import job_object
+from engine.batches.steps import claim_step
 from engine.config.settings import WORKER_SEEN_S
 from engine.corpus.lines import ParsedRecords
 from engine.jobs.ingest import job_intake
@@ -18,12 +19,17 @@ from engine.jobs.reading.job_rows import get_job
 from engine.jobs.recording.record_outcomes import record
 from engine.process.clock import DatabaseClock, machine_clock
 from engine.queue import worker_heartbeats
-from models.base import db_now
+from engine.webhooks.outbox import record_event
+from models.base import db_now, new_id
+from models.batch import JobStep, StepKind
+from models.file import FilePart
 from models.job import IdempotencyKey, JobStatus, Shard, ShardState
 from models.outage import RouteOutage
+from models.webhook import EventType, WebhookDelivery
 from models.worker import WorkerProcess
 from tests.integration.clocks import SetClock, settable_clock
 from tests.integration.store import Store, landed, text_of
+from tests.integration.webhooks import subscribe
 from tests.running import dispatch, sweep
 from tests.services import async_url
 
@@ -156,6 +162,79 @@ async def test_set_back_nothing_waits_for_the_old_time(clocks: Time, seconds: fl
     await sweep(store.runtime)
     assert (await store.shards(job_id))[0].state != ShardState.RUNNING
     assert running.fence == 1
+
+
+async def insert_step(store: Store, *, lease_s: float | None) -> str:
+    """A step of a job in progress, due now; with `lease_s`, under a lease of another machine's worker."""
+    job_id = await store.submit()
+    async with store.runtime.database.write() as connection:
+        await connection.execute(
+            insert(JobStep).values(
+                job_id=job_id,
+                project="p",
+                kind=StepKind.INGEST,
+                due_at=db_now(),
+                fence=1,
+                lease_until=None if lease_s is None else db_now() + lease_s,
+                worker=None if lease_s is None else "elsewhere/b/n:1",
+            )
+        )
+    return job_id
+
+
+async def insert_part(store: Store) -> None:
+    """A part of a file that is being received."""
+    async with store.runtime.database.write() as connection:
+        lease_until = db_now() + store.runtime.settings.lease_s
+        await connection.execute(
+            insert(FilePart).values(id=new_id("part"), project="p", created_at=db_now(), lease_until=lease_until)
+        )
+
+
+async def values_of(store: Store, *columns: object) -> list[float]:
+    async with store.runtime.database.read() as connection:
+        return list((await connection.execute(select(*columns, db_now()))).one())  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("seconds", [-90.0, -3600.0, -86_400.0])
+async def test_set_back_steps_parts_and_deliveries_do_not_wait_for_the_old_time(clocks: Time, seconds: float) -> None:
+    store = clocks.store
+    due_id = await insert_step(store, lease_s=None)
+    await insert_part(store)
+    await subscribe(store, "https://127.0.0.1:1")
+    async with store.runtime.database.write() as connection:
+        await record_event(connection, EventType.JOB_FAILED, project="p", job_id=due_id, subject_id=due_id)
+    await clocks.set_by(seconds)
+    await sweep(store.runtime)
+    step = await claim_step(store.jobs, "w")
+    assert step is not None and step.job_id == due_id
+    part_until, now = await values_of(store, FilePart.lease_until)
+    assert now < part_until <= now + store.runtime.settings.lease_s
+    next_attempt_at, now = await values_of(store, WebhookDelivery.next_attempt_at)
+    assert next_attempt_at <= now
+
+
+async def test_set_back_the_lease_of_a_step_ends_in_its_time(clocks: Time) -> None:
+    store = clocks.store
+    await insert_step(store, lease_s=store.runtime.settings.lease_s)
+    await clocks.set_by(-3600.0)
+    await sweep(store.runtime)
+    assert await claim_step(store.jobs, "w") is None
+    await clocks.pass_by(store.runtime.settings.lease_s + 1)
+    assert await claim_step(store.jobs, "w") is not None
+
+
+async def test_set_forward_steps_keep_their_leases_and_parts_their_writers(clocks: Time) -> None:
+    store = clocks.store
+    await insert_step(store, lease_s=store.runtime.settings.lease_s)
+    await insert_part(store)
+    await clocks.set_by(600.0)
+    await sweep(store.runtime)
+    assert await claim_step(store.jobs, "w") is None
+    part_until, now = await values_of(store, FilePart.lease_until)
+    assert part_until > now
+    await clocks.pass_by(1.6 * store.runtime.settings.heartbeat_s)
+    assert await claim_step(store.jobs, "w") is not None
 
 
 @pytest.mark.parametrize("seconds", [-3.0, -90.0, -86_400.0])

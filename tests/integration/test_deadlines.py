@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,8 @@ from models.errors import Conflict
 from models.job import JobStatus
 from tests.integration.store import Store, landed
 from tests.integration.test_control import brought_to, work
-from tests.running import sweep
+from tests.integration.test_run import scripted
+from tests.running import run_shard, sweep
 
 
 @pytest.mark.parametrize("status", [JobStatus.PAUSED, JobStatus.IN_PROGRESS])
@@ -109,3 +111,23 @@ async def test_retention_counts_from_the_end(store: Store) -> None:
     for name, job_id in jobs.items():
         job = await get_job(store.jobs, "p", job_id)
         assert job.finished_at is not None and job.expires_at - job.finished_at > 29 * 86400.0, name
+
+
+@pytest.mark.parametrize("seconds_left", [-1.0, 0.4])
+async def test_a_running_shard_starts_no_call_after_the_deadline(
+    database_url: str, tmp_path: Path, seconds_left: float
+) -> None:
+    """Each call takes 0.25 s, one at a time: some of ten start in 0.4 s, and none once the time is over."""
+    store = scripted(database_url, tmp_path, "{do = {latency_ms = 250.0}}", shard_concurrency=1, shard_inputs=40)
+    job_id = await store.submit(40)
+    [shard_id] = await store.shard_ids(job_id)
+    await store.set_job(job_id, expires_at=db_now() + seconds_left)
+    assert await run_shard(store.runtime, shard_id, "w")
+    job = await get_job(store.jobs, "p", job_id)
+    assert job.status == JobStatus.IN_PROGRESS
+    assert (0 < job.completed < 40) if seconds_left > 0 else not job.completed
+    assert not await run_shard(store.runtime, shard_id, "w")  # it is not due before the sweep has come
+    await sweep(store.runtime)
+    job = await get_job(store.jobs, "p", job_id)
+    assert (job.status, job.open_shards) == (JobStatus.EXPIRED, 0)
+    await store.close()

@@ -21,8 +21,9 @@ from engine.files.write import receive_file, store_file
 from engine.storage.local_objects import LocalObjects
 from models.base import db_now
 from models.batch import JobStep
-from models.errors import CapacityError, FileNotFound, ObjectsUnavailable, PayloadTooLarge, UploadInterrupted
+from models.errors import CapacityError, ObjectsUnavailable, PayloadTooLarge, UploadInterrupted
 from models.file import File, FilePart, new_file_id
+from models.file_errors import FileNotFound
 from models.job import Job
 from tests.integration.store import Store
 from tests.waiting import until
@@ -244,3 +245,30 @@ async def test_a_purge_without_its_object_store_is_done_later(files: FileStore) 
     await purge_files(store)
     assert (objects(store), await rows(store, FilePart)) == ([], [])
     await away.close()
+
+
+class SilentObjects(LocalObjects):
+    """A store that answers no `delete` of these keys."""
+
+    silent: frozenset[str] = frozenset()
+
+    async def delete(self, key: str) -> None:
+        if key in self.silent:
+            await asyncio.Event().wait()
+        await super().delete(key)
+
+
+async def test_a_purge_does_not_wait_for_an_object_store_that_does_not_answer(files: FileStore) -> None:
+    silent = SilentObjects(files.settings.data_dir / "objects")
+    store = FileStore(files.database, files.settings, silent)
+    for _ in range(2):
+        await delete_file(store, "p", (await stored(store, b"abc")).id)
+    [kept, _] = [part.id for part in await rows(store, FilePart)]
+    silent.silent = frozenset({parts.object_key(kept)})
+    async with asyncio.timeout(10.0):
+        await purge_files(store, answer_s=0.2)
+    assert ([part.id for part in await rows(store, FilePart)], objects(store)) == ([kept], [kept])
+    silent.silent = frozenset()
+    await purge_files(store)
+    assert (objects(store), await rows(store, FilePart)) == ([], [])
+    await silent.close()

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from sqlalchemy import select, update
+from sqlalchemy import insert, select, update
 
 from engine.batches import worker
+from engine.batches.failure import fail_step
 from engine.batches.steps import (
     ClaimedStep,
     StepParts,
@@ -100,6 +101,25 @@ async def test_a_claim_that_has_ended_changes_nothing(store: Store) -> None:
         await lock_step(connection, new)
         await store_progress(connection, new, {"a": 1})
     assert (await batch.step()).attempts == 0
+
+
+async def test_a_worker_that_has_lost_its_step_fails_no_job(store: Store) -> None:
+    job_id = await store.submit()  # a native job
+    async with store.database.write() as connection:
+        step = {"job_id": job_id, "project": "p", "kind": StepKind.INGEST, "due_at": db_now()}
+        await connection.execute(insert(JobStep).values(**step))
+    old = await claim_step(store.jobs, "w1")
+    assert old is not None
+    async with store.database.write() as connection:
+        await connection.execute(update(JobStep).values(lease_until=db_now() - 1))
+    new = await claim_step(store.jobs, "w2")
+    assert new is not None
+    with pytest.raises(StepStopped):
+        await fail_step(step_parts(store), old, "object_missing", "the file is gone")
+    assert await store.status(job_id) == "in_progress"
+    await fail_step(step_parts(store), new, "object_missing", "the file is gone")
+    assert await store.status(job_id) == "failed"
+    assert await store.count(JobStep) == 0
 
 
 async def test_a_step_of_a_deleted_job_is_neither_claimed_nor_renewed(store: Store) -> None:

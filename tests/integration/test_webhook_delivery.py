@@ -183,6 +183,24 @@ async def test_410_disables_the_endpoint_until_it_is_updated(
     assert receiver.ids() == [first, second]
 
 
+async def test_several_answers_410_of_one_receiver_at_once_disable_it(store: Store) -> None:
+    """Each of them changes the endpoint and all its deliveries: in one order, or they would wait for each other."""
+    endpoint = await subscribe(store, "https://127.0.0.1:1")
+    settings = store.runtime.settings
+    for _ in range(5):
+        for _ in range(MAX_SENDING_PER_ENDPOINT):
+            await happen(store)
+        due = await attempts.due_deliveries(store.database, busy_endpoints=[], busy_projects=[], limit=64)
+        claimed = [await attempts.claim(store.database, settings, each) for each in due]
+        gone = SendResult(status=410, error="the receiver answered 410")
+        await asyncio.gather(*(attempts.finish(store.database, each, gone) for each in claimed if each is not None))
+        assert len(claimed) == MAX_SENDING_PER_ENDPOINT
+        assert {row.state for row in await all_deliveries(store)} == {"dead"}
+        endpoint = await get_endpoint(store.database, "p", endpoint.id)
+        assert endpoint.disabled_at is not None
+        await update_endpoint(store.database, "p", endpoint.id, name=None, url=None, event_types=None)
+
+
 @pytest.mark.parametrize(
     ("retry_after", "low_s", "high_s"),
     [

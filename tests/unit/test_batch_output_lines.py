@@ -53,6 +53,7 @@ def test_a_success_has_the_shape_of_openai() -> None:
         "data": [{"object": "embedding", "index": 0, "embedding": [0.5, -0.25]}],
         "model": "openai/small",
         "usage": {"prompt_tokens": 5, "total_tokens": 5},
+        "providerMetadata": {"gateway": {"usageEstimated": True}},
     }
 
 

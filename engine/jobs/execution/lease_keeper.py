@@ -29,6 +29,10 @@ class ShardStopped(EmbedmillError):
     code = "stopped"
 
 
+class JobOverdue(ShardStopped):
+    """The deadline of the job has passed: no new calls. The sweep ends the job."""
+
+
 class LeaseKeeper:
     """`requested_at`: clock() before the claim was requested. `on_lost` is called with the reason once it is lost.
 

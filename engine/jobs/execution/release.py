@@ -12,7 +12,7 @@ from typing import Any
 from engine.job_store import JobStore
 from engine.jobs.control.termination import cancel_idle_shards_if_ended, drop_claim
 from engine.jobs.execution import outage_waits
-from engine.jobs.execution.lease_keeper import ShardStopped
+from engine.jobs.execution.lease_keeper import JobOverdue, ShardStopped
 from engine.jobs.execution.open_inputs import FirstOccurrencesPending
 from engine.jobs.execution.preemption import ShardPreempted
 from engine.jobs.leasing import claim as claims
@@ -41,6 +41,7 @@ log = logging.getLogger("embedmill.jobs")
 
 BACKOFF_CAP_S = 60.0
 RETRY_EVERY_S = 1.0
+OVERDUE_DELAY_S = 15.0  # longer than a round of the sweep takes to come
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,18 @@ async def _requeue_at_once(run: StoppedRun, error: ShardStopped) -> None:
     waiting_on = "fairness" if is_preempted else "quota" if waits_for_quota else None
     await claims.release(
         run.store, run.shard, delay_s=0.0, counts_as_attempt=False, reason=error.message, waiting_on=waiting_on
+    )
+
+
+async def _leave_to_sweep(run: StoppedRun, error: JobOverdue) -> None:
+    """The sweep ends the job before the shard is due again."""
+    await claims.release(
+        run.store,
+        run.shard,
+        delay_s=OVERDUE_DELAY_S,
+        counts_as_attempt=False,
+        reason=error.message,
+        waiting_on=None,
     )
 
 
@@ -174,6 +187,7 @@ def _is(kind: type[EmbedmillError]) -> Condition:
 
 # What stopped the run, and what becomes of its shard. The first row that applies decides.
 _BY_CAUSE: tuple[tuple[Condition, Handler], ...] = (
+    (_is(JobOverdue), _leave_to_sweep),
     (_is(ShardStopped), _requeue_at_once),
     (_is(BudgetExhausted), _pause_or_requeue),
     (_is(FirstOccurrencesPending), _block),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from engine.cancellation import CancellationToken
 from engine.embedding import hang_detector
 from engine.embedding.embed import BULK, EmbedRun
-from engine.jobs.execution.lease_keeper import LeaseKeeper, ShardStopped
+from engine.jobs.execution.lease_keeper import JobOverdue, LeaseKeeper, ShardStopped
 from engine.jobs.execution.open_inputs import OpenInputs
 from engine.jobs.execution.preemption import (
     MIN_PREEMPTOR_S,
@@ -47,6 +47,7 @@ CALL_GRACE_S = 15.0
 # How long a worker's slot waits while the database does not accept the last results. After that a background task does.
 FINALIZE_S = 20.0
 FINALIZE_STOPPING_S = 5.0
+OVERDUE = "the deadline of the job has passed"
 # Delay of a shard whose regular release failed.
 RELEASE_DELAY_S = 30.0
 
@@ -163,6 +164,9 @@ class ShardRun:
 
     async def _make_calls(self) -> None:
         runtime, shard = self._runtime, self._shard
+        overdue_at = self._started + shard.seconds_left
+        if overdue_at <= time.monotonic():
+            raise JobOverdue(OVERDUE)
         alias = with_callers_routes(runtime.aliases, runtime.alias(shard.alias), shard.options)
         if runtime.drift_monitor.has_probes:
             await runtime.drift_monitor.refresh()
@@ -185,9 +189,10 @@ class ShardRun:
             stop=self._stop,
         )
         inputs = OpenInputs(runtime.store, shard, embedding, self._writer, fanout, self._reservation)
-        end_of_budget = asyncio.get_running_loop().call_later(
-            stop_at - time.monotonic(), self._stop_calls, "the time budget of the shard is over"
-        )
+        loop = asyncio.get_running_loop()
+        timers = [loop.call_later(stop_at - time.monotonic(), self._stop_calls, "the time budget of the shard is over")]
+        if overdue_at < stop_at:
+            timers.append(loop.call_later(overdue_at - time.monotonic(), self._stop.cancel, JobOverdue(OVERDUE)))
         beside = [
             asyncio.create_task(wait_report.report_waits(runtime.database, shard)),
             asyncio.create_task(self._stop_when_draining()),
@@ -196,7 +201,8 @@ class ShardRun:
             with self._watch.watching(shard.shard_id, self):
                 await inputs.embed()
         finally:
-            end_of_budget.cancel()
+            for timer in timers:
+                timer.cancel()
             if self._preempting is not None:  # no other shard is started by a run that has ended
                 self._preempting.cancel()
             for task in beside:

@@ -6,9 +6,10 @@ import logging
 
 from sqlalchemy import and_, delete, select
 
+from engine.files.idempotency import owner_is_dead
 from engine.job_store import JobStore
 from engine.jobs.control.termination import terminate
-from engine.jobs.ingest.idempotency import owner_is_alive_here, owner_is_dead
+from engine.jobs.ingest.idempotency import owner_is_alive_here
 from models.base import db_now
 from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 

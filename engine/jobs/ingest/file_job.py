@@ -15,8 +15,9 @@ from engine.jobs.ingest.sharding import JobSpec
 from engine.webhooks.endpoints import attach_requested
 from models.base import db_now
 from models.batch import JobStep, StepKind
-from models.errors import Conflict, FileNotFound
+from models.errors import Conflict
 from models.file import File
+from models.file_errors import FileNotFound
 from models.job import IdempotencyKey, Job
 
 

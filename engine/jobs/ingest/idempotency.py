@@ -6,14 +6,14 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, select, update
+from sqlalchemy import ColumnElement, and_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.config.settings import Settings
+from engine.files.idempotency import claim_key
 from engine.job_store import JobStore
 from engine.queue import worker_heartbeats
 from models.base import db_now, new_id
-from models.errors import Conflict
 from models.job import ACTIVE_STATUSES, IdempotencyKey, Job, JobStatus
 
 # A job whose corpus is still arriving.
@@ -44,11 +44,6 @@ def new_reservation(job_id: str | None = None, key: str | None = None, *, resume
     return Reservation(job_id or new_id("job"), owner, key, resumes)
 
 
-def owner_is_dead(owner: str | None) -> bool:
-    """True when there is no owner, or when it is a dead process of this machine."""
-    return owner is None or worker_heartbeats.is_dead_local_process(owner.partition("#")[0])
-
-
 def owner_is_alive_here(owner: str | None) -> bool:
     """True when the owner is a live process of this machine, possibly a suspended one."""
     return owner is not None and worker_heartbeats.is_alive_here(owner.partition("#")[0])
@@ -62,36 +57,11 @@ async def reserve(store: JobStore, project: str, key: str) -> Reservation | Idem
     new = new_reservation(key=key)
     async with store.database.write() as connection:
         values = _values(store.settings, new) | {"fingerprint": None}
-        statement = (
-            store.database.insert(IdempotencyKey)
-            .values(project=project, key=key, **values)
-            .on_conflict_do_update(
-                index_elements=["project", "key"], set_=values, where=IdempotencyKey.expires_at < db_now()
-            )
-            .returning(IdempotencyKey.job_id)
-        )
-        if (await connection.execute(statement)).scalar_one_or_none() == new.job_id:
+        row = await claim_key(connection, store.database, project, key, values)
+        if row is None:
             return new
-        row = (
-            await connection.execute(
-                select(
-                    IdempotencyKey.job_id,
-                    IdempotencyKey.fingerprint,
-                    IdempotencyKey.owner,
-                    (IdempotencyKey.owner_until < db_now()).label("lapsed"),
-                )
-                .where(IdempotencyKey.project == project, IdempotencyKey.key == key)
-                .with_for_update()
-            )
-        ).one()
         if row.fingerprint is not None:
             return IdempotentReplay(row.job_id, row.fingerprint)
-        if not (row.lapsed or owner_is_dead(row.owner)):
-            raise Conflict(
-                "A request with this Idempotency-Key is still being read: try again when it has been.",
-                code="idempotency_in_flight",
-                should_retry=True,
-            )
         reservation = await _take_over(store, connection, row.job_id, key) or new
         await connection.execute(
             update(IdempotencyKey)

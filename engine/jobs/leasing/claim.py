@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ class ClaimedShard:
     duplicates: Mapping[int, int]  # position in the shard: the job's index of the first occurrence
     max_cost_usd: Decimal | None = None  # of the job, at the time of the claim
     no_outages: bool = False  # when it was claimed: read there, where it costs no statement of its own
+    seconds_left: float = math.inf  # until the deadline of its job, at the time of the claim
     waits: CallWaits = field(default_factory=CallWaits, compare=False)  # waits of its calls for quota
 
     def index(self, position: int) -> int:
@@ -173,6 +175,7 @@ async def _load(store: JobStore, claimed: Any, tokens: int) -> ClaimedShard | No
         ShardInputs.inputs,
         ShardInputs.duplicates,
         Job.max_cost_usd,
+        (Job.expires_at - db_now()).label("seconds_left"),
         select(func.count()).select_from(RouteOutage).scalar_subquery().label("outages"),
     )
     async with store.database.read() as connection:
@@ -206,6 +209,7 @@ async def _load(store: JobStore, claimed: Any, tokens: int) -> ClaimedShard | No
         max_cost_usd=row.max_cost_usd,
         tokens=tokens,
         no_outages=not row.outages,
+        seconds_left=row.seconds_left,
     )
 
 

@@ -11,6 +11,7 @@ import logging
 from typing import Any
 
 from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.config.settings import WORKER_SEEN_S
 from engine.job_store import JobStore
@@ -19,9 +20,12 @@ from engine.jobs.row_locks import MAX_LOCKED_ROWS, lock_jobs, lock_shards
 from engine.process.clock import DatabaseClock
 from engine.storage.database import Database
 from models.base import db_now
+from models.batch import JobStep
 from models.drift import DriftCheck
+from models.file import FilePart
 from models.job import ACTIVE_STATUSES, OPEN_STATES, IdempotencyKey, Job, JobStatus, Shard, ShardState
 from models.outage import RouteOutage
+from models.webhook import DeliveryState, WebhookDelivery
 from models.worker import WorkerProcess
 
 log = logging.getLogger("embedmill.sweep")
@@ -53,15 +57,20 @@ def _may_extend_leases(store: JobStore, clock: DatabaseClock) -> bool:
 
 
 async def extend_leases_after_outage(store: JobStore, clock: DatabaseClock, *, unseen_s: float = 0.0) -> None:
-    """Extend the leases of shards, uploads and keys, and count workers as alive, after `unseen_s` without heartbeats.
+    """Extend the leases of steps, shards, uploads, parts of files and keys after `unseen_s` without heartbeats.
 
-    Nobody could renew a lease in that time, and workers still hold paid results. Raises StorageUnavailable.
+    Workers count as alive too: nobody could renew a lease in that time, and they still hold paid results.
+    Raises StorageUnavailable.
     """
     settings = store.settings
     clock.spared_at = clock.machine()
     # A missed heartbeat comes one full interval later, and may be in transit now.
     until = db_now() + 1.5 * settings.heartbeat_s
     async with store.database.write() as connection:
+        await _set_steps(connection, JobStep.lease_until < until, {"lease_until": until})
+        await connection.execute(
+            update(FilePart).where(FilePart.owner_id.is_(None), FilePart.lease_until < until).values(lease_until=until)
+        )
         extended = await lock_shards(connection, Shard.state == ShardState.RUNNING, Shard.lease_until < until)
         await connection.execute(update(Shard).where(Shard.id.in_(extended)).values(lease_until=until))
         uploads = await lock_jobs(connection, Job.upload_lease_until < until)
@@ -82,9 +91,9 @@ async def extend_leases_after_outage(store: JobStore, clock: DatabaseClock, *, u
 
 
 async def clamp_future_instants(store: JobStore, *, due_within_s: float = 0.0) -> None:
-    """Clamp every instant to the latest value that it could be given now, and make waiting shards and jobs due.
+    """Clamp every instant to the latest value that it could be given now, and make what waits due.
 
-    `due_within_s`: the longest remaining wait of an open shard. Raises StorageUnavailable.
+    `due_within_s`: the longest remaining wait of an open shard or step. Raises StorageUnavailable.
     """
     settings = store.settings
     lease_end = db_now() + settings.lease_s
@@ -112,6 +121,34 @@ async def clamp_future_instants(store: JobStore, *, due_within_s: float = 0.0) -
         await connection.execute(update(DriftCheck).where(DriftCheck.checked_at > db_now()).values(checked_at=db_now()))
         probe_due = RouteOutage.next_attempt_at > db_now()
         await connection.execute(update(RouteOutage).where(probe_due).values(next_attempt_at=db_now()))
+    due_end = db_now() + due_within_s
+    async with store.database.write() as connection:
+        await _set_steps(connection, JobStep.lease_until > lease_end, {"lease_until": lease_end})
+        await _set_steps(connection, JobStep.due_at > due_end, {"due_at": due_end})
+        await connection.execute(
+            update(FilePart)
+            .where(FilePart.owner_id.is_(None), FilePart.lease_until > lease_end)
+            .values(lease_until=lease_end)
+        )
+    await _clamp_deliveries(store)
+
+
+async def _clamp_deliveries(store: JobStore) -> None:
+    """Deliveries of webhooks whose last attempt lies in the future, or that had none, are due now."""
+    is_pending = WebhookDelivery.state == DeliveryState.PENDING.value
+    lease_end = db_now() + store.settings.webhook_timeout_s + store.settings.lease_s
+    is_early = or_(WebhookDelivery.attempts == 0, WebhookDelivery.last_attempt_at > db_now())
+    async with store.database.write() as connection:
+        await connection.execute(
+            update(WebhookDelivery)
+            .where(is_pending, WebhookDelivery.lease_until > lease_end)
+            .values(lease_until=lease_end)
+        )
+        await connection.execute(
+            update(WebhookDelivery)
+            .where(is_pending, WebhookDelivery.next_attempt_at > db_now(), is_early)
+            .values(next_attempt_at=db_now())
+        )
 
 
 async def reset_rates(database: Database) -> None:
@@ -120,6 +157,13 @@ async def reset_rates(database: Database) -> None:
         Job.status.in_(ACTIVE_STATUSES), or_(Job.rate_sample_at.is_not(None), Job.prev_rate_sample_at.is_not(None))
     )
     await _set_jobs(database, marked, {"rate_sample_at": None, "prev_rate_sample_at": None})
+
+
+async def _set_steps(connection: AsyncConnection, where: ColumnElement[bool], values: dict[str, Any]) -> None:
+    """Locked in one order: several sweeps may run, and a worker locks the step of each of its transactions."""
+    locked = select(JobStep.job_id).where(where).order_by(JobStep.job_id).with_for_update()
+    ids = list((await connection.execute(locked)).scalars())
+    await connection.execute(update(JobStep).where(JobStep.job_id.in_(ids)).values(values))
 
 
 async def _set_shards(database: Database, where: ColumnElement[bool], values: dict[str, Any]) -> None:
