@@ -135,7 +135,7 @@ def _job_control() -> Iterator[RouteSpec]:
 
 def _job_outcomes() -> Iterator[RouteSpec]:
     index_range = [
-        query_param("format", "ndjson or npy"),
+        query_param("format", "ndjson, npy, parquet or arrow"),
         query_param("encoding_format", "float or base64, for ndjson"),
         query_param("start", "First index"),
         query_param("stop", "Index after the last"),

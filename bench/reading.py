@@ -14,6 +14,8 @@ from bench.stack import Stack
 
 DOWNLOADS = {
     "npy": "format=npy",
+    "parquet": "format=parquet",
+    "arrow": "format=arrow",
     "ndjson, base64": "format=ndjson&encoding_format=base64",
     "ndjson, float": "format=ndjson",
 }

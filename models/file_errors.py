@@ -27,9 +27,10 @@ class FileRefused(RequestError):
 
 
 class RangeNotSatisfiable(RequestError):
-    """The header Range names no byte of the file."""
+    """The header Range names no byte of what has `size` bytes."""
 
     code = "range_not_satisfiable"
+    size = 0
 
 
 class BatchNotFound(RequestError):

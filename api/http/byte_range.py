@@ -45,4 +45,6 @@ def requested_range(header: str, size: int) -> ByteRange | None:
 
 
 def _not_satisfiable(size: int) -> RangeNotSatisfiable:
-    return RangeNotSatisfiable(f"The file has {size} bytes: send a Range that begins within them.", param="range")
+    error = RangeNotSatisfiable(f"There are {size} bytes: send a Range that begins within them.", param="range")
+    error.size = size
+    return error

@@ -149,6 +149,8 @@ def render(error: EmbedmillError, body: ErrorBody = openai_body) -> Response:
         response.headers["retry-after"] = str(retry_after_s)
     if status == 401:
         response.headers["www-authenticate"] = "Bearer"
+    if isinstance(error, file_errors.RangeNotSatisfiable):
+        response.headers["content-range"] = f"bytes */{error.size}"
     if isinstance(error, errors.Conflict):
         response.headers["x-should-retry"] = "true" if error.should_retry else "false"
     return response

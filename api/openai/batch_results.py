@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from api.http import params
 from api.http.auth import caller_of, runtime_of
-from api.http.result_stream import NDJSON, Body, stream_response
+from api.http.result_stream import NDJSON, ResultStream, stream_response
 from engine.batches.results import ResultsReader
 from engine.files.composition import files_of
 
@@ -22,7 +22,7 @@ async def get_batch_results(request: Request) -> Response:
     return await stream_response(request, _start)
 
 
-async def _start(request: Request) -> tuple[Body, str, dict[str, str]]:
+async def _start(request: Request) -> ResultStream:
     runtime, batch_id = runtime_of(request), request.path_params["batch_id"]
     limit = params.int_param(request, "limit", low=1, high=MAX_LIMIT)
     reader = ResultsReader(runtime.store, files_of(runtime), runtime.work, caller_of(request).project)
@@ -32,7 +32,7 @@ async def _start(request: Request) -> tuple[Body, str, dict[str, str]]:
         "cache-control": "no-store",
         "content-disposition": f'attachment; filename="{batch_id}_results.jsonl"',
     }
-    return _joined(results.lines), NDJSON, headers
+    return ResultStream(_joined(results.lines), NDJSON, headers)
 
 
 async def _joined(lines: AsyncIterator[list[bytes]]) -> AsyncIterator[bytes]:

@@ -10,14 +10,13 @@ from fastapi import Request
 from sqlalchemy import Row
 from starlette.responses import Response
 
-from api.http import errors, params
+from api.http import params
 from api.http.auth import budgets_of, caller_of, runtime_of
 from api.http.byte_range import ByteRange, requested_range
 from api.http.concurrency_limits import BudgetedStream
 from api.http.content_disposition import attachment
 from engine.files.composition import files_of
 from engine.files.read import get_file, read_file
-from models.file_errors import RangeNotSatisfiable
 
 MEDIA_TYPE = "application/octet-stream"
 
@@ -28,12 +27,7 @@ async def get_file_content(request: Request) -> Response:
     streams, key_id = budgets_of(request).streams, caller_of(request).key_id
     store = files_of(runtime_of(request))
     row = await get_file(store, caller_of(request).project, request.path_params["file_id"])
-    try:
-        byte_range = _range_of(request, row)
-    except RangeNotSatisfiable as error:
-        response = errors.render(error)
-        response.headers["content-range"] = f"bytes */{row.bytes}"
-        return response
+    byte_range = _range_of(request, row)
     start, stop = (0, row.bytes) if byte_range is None else (byte_range.start, byte_range.stop)
     headers = {
         "content-length": str(stop - start),

@@ -66,6 +66,35 @@ def test_a_bucket_without_its_extra_is_refused_with_what_to_install(tmp_path: Pa
     assert run((), program, folder=tmp_path).returncode == 0
 
 
+RESULTS = """
+import asyncio
+from pathlib import Path
+from tests.gateway import JOBS, close_gateway, open_gateway
+
+async def main():
+    gateway = await open_gateway(Path(sys.argv[1]))
+    job = await gateway.submit(["a"])
+    for format in ("parquet", "arrow", "npy", "ndjson"):
+        reply = await gateway.client.get(f"{JOBS}/{job['id']}/results", params={"format": format})
+        error = reply.json()["error"] if reply.status_code == 400 else {}
+        print(format, reply.status_code, error.get("code"), error.get("param"), "extra 'parquet'" in str(error))
+    await close_gateway(gateway)
+
+asyncio.run(main())
+"""
+
+
+def test_tables_of_results_without_their_extra_are_refused_with_what_to_ask_for(data_dir: Path) -> None:
+    ran = run(FILES, RESULTS, "program", str(data_dir), folder=data_dir)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[-4:] == [
+        "parquet 400 unsupported_format format True",
+        "arrow 400 unsupported_format format True",
+        "npy 200 None None False",
+        "ndjson 200 None None False",
+    ]
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["migrate"], ["keys", "--help"], ["doctor", "--help"]])
 def test_the_command_needs_only_its_own(argv: list[str], tmp_path: Path) -> None:
     ran = run(FILES + ONE_MACHINE, COMMAND, "embedmill", *argv, folder=tmp_path)

@@ -13,19 +13,19 @@ from engine.jobs.control import termination
 from engine.jobs.control.retry import retry
 from engine.jobs.ingest import job_intake
 from engine.jobs.maintenance.purge import purge
-from engine.jobs.reading import read_leases, results
+from engine.jobs.reading import read_leases, results, tables
 from engine.jobs.reading.job_rows import get_job
 from engine.jobs.reading.results import IndexRange
 from engine.jobs.recording.record_outcomes import record
 from models.base import db_now
 from models.errors import JobNotFound, ResultsChanged
 from models.job import AmbiguousCall, IdempotencyKey, Job, JobInputError, Shard, VectorBlock
-from tests.integration.store import Store, landed, refused
+from tests.integration.store import WIDTH, Store, landed, refused
 from tests.running import sweep
 
 TOTAL = 60
 FAILED = {7, 33}
-FORMATS = ("npy", "ndjson", "base64", "errors")
+FORMATS = ("npy", "ndjson", "base64", "parquet", "arrow", "errors")
 
 
 @pytest.fixture
@@ -47,6 +47,10 @@ def download(store: Store, job: Any, kind: str) -> AsyncIterator[bytes | memoryv
         return results.npy(store.runtime.database, job, whole, complete=True)
     if kind == "errors":
         return results.errors_ndjson(store.database, store.work, job)
+    if kind in ("parquet", "arrow"):
+        writer = tables.open_table(kind, WIDTH)
+        writer.group_bytes = 7 * 4 * WIDTH  # so that there are several pieces, as of large jobs
+        return tables.table(store.database, store.work, job, whole, writer, width=WIDTH, complete=True)
     encoding = "base64" if kind == "base64" else "float"
     return results.ndjson(store.database, store.work, job, whole, encoding, complete=True)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -78,6 +78,14 @@ class Page:
     stop: int
     blocks: Sequence[tuple[int, Matrix]]  # first index and vectors, shape (n, shard.width), in order
     shard: ShardOutcomes
+
+
+class PagePart(NamedTuple):
+    """The indexes low..high (high excluded) of a page."""
+
+    page: Page
+    low: int
+    high: int
 
 
 async def read_pages(

@@ -1,4 +1,6 @@
-"""Results: vectors of a job as ndjson or npy, in index order, page by page, in bounded memory, also while it runs.
+"""Results: vectors of a job as lines, in index order, page by page, in bounded memory, also while it runs.
+
+As npy: npy.py; as Parquet or Arrow: tables.py.
 
 The generators check that every index with an outcome yields one. Where rows were removed meanwhile (a purge, a retry)
 they raise ResultsChanged, so that the connection is closed and no client takes a part for the whole.
@@ -6,17 +8,16 @@ they raise ResultsChanged, so that the connection is closed and no client takes 
 
 from __future__ import annotations
 
-import io
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import orjson
 import pybase64
 from sqlalchemy import Row, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from engine.jobs.reading.npy import npy, npy_bytes, npy_part
 from engine.jobs.reading.result_pages import (
     ERROR_COLUMNS,
     PAGE_BYTES,
@@ -47,48 +48,6 @@ async def is_complete(database: Database, job: Row[Any], indexes: IndexRange, re
     if job.total is not None and job.completed + job.failed == job.total:
         return True
     return await has_all_outcomes(database, job, indexes)
-
-
-async def npy(
-    database: Database, job: Row[Any], indexes: IndexRange, *, complete: bool = False, width: int | None = None
-) -> AsyncIterator[bytes | memoryview]:
-    """float32 n x d in NumPy's own format; rows that have no vector (yet) are NaN. `width`: d, by default the job's.
-
-    `complete`: the reader was told that every index of the range has its outcome. Raises ResultsChanged.
-    """
-    width = width or int(job.dimensions)
-    yield _npy_header(indexes, width)
-    async for page in read_pages(database, job, indexes, complete=complete, with_ids=False):
-        for rows in _npy_rows(page, width):
-            yield rows
-
-
-def npy_bytes(job: Row[Any], indexes: IndexRange, *, width: int | None = None) -> int:
-    """Length of npy() in bytes."""
-    width = width or int(job.dimensions)
-    return len(_npy_header(indexes, width)) + len(indexes) * width * 4
-
-
-def _npy_header(indexes: IndexRange, width: int) -> bytes:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": "<f4", "fortran_order": False, "shape": (len(indexes), width)}
-    )
-    return header.getvalue()
-
-
-def _npy_rows(page: Page, width: int) -> Iterator[bytes | memoryview]:
-    """The rows of a page, of a page without vectors in parts."""
-    count = page.stop - page.start
-    if len(page.blocks) == 1 and len(page.blocks[0][1]) == count:
-        yield memoryview(page.blocks[0][1]).cast("B")  # type: ignore[arg-type]
-        return
-    rows_at_once = count if page.blocks else max(1, PAGE_BYTES // (4 * width))
-    for low in range(0, count, rows_at_once):
-        matrix = np.full((min(rows_at_once, count - low), width), np.nan, dtype="<f4")
-        for first, rows in page.blocks:
-            matrix[first - page.start : first - page.start + len(rows)] = rows
-        yield matrix.tobytes()
 
 
 async def ndjson(
@@ -198,4 +157,4 @@ def _error_line(index: int, caller_id: str | None, error: dict[str, Any]) -> byt
     return orjson.dumps({"index": index, "id": caller_id, "error": error}) + b"\n"
 
 
-__all__ = ["IndexRange", "errors_ndjson", "is_complete", "ndjson", "npy", "npy_bytes"]
+__all__ = ["IndexRange", "errors_ndjson", "is_complete", "ndjson", "npy", "npy_bytes", "npy_part"]
