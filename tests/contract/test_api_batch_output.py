@@ -102,8 +102,8 @@ async def test_results_are_readable_while_the_batch_runs(gateway: Gateway) -> No
     before = await gateway.client.get(url)
     assert (before.status_code, before.content, before.headers["x-embedmill-complete"]) == (200, b"", "false")
     await run_steps(gateway)
-    refused = (await gateway.client.get(url)).content.splitlines()
-    assert [orjson.loads(line)["custom_id"] for line in refused] == ["empty", "too long", "no list"]
+    # Refused lines are done, but the first line is not: what comes behind a gap is not shown before it.
+    assert (await gateway.client.get(url)).content == b""
     await run_shards(gateway)
     done = await gateway.client.get(url)
     assert done.headers["x-embedmill-complete"] == "false"
