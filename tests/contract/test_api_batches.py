@@ -17,10 +17,12 @@ from engine.batches.steps import claim_step
 from engine.batches.validate import validate_batch
 from engine.files.composition import files_of
 from engine.files.read import read_file
+from engine.jobs.composition import sweep_of
 from models.batch import Batch
 from models.file import File, FilePart
 from models.job import IdempotencyKey, Job
 from models.webhook import WebhookEndpoint
+from tests.contract.batch_calls import run
 from tests.gateway import JOBS, Gateway, error_of
 
 BATCHES = "/v1/batches"
@@ -198,6 +200,24 @@ async def test_requests_in_the_body_become_a_file(gateway: Gateway) -> None:
     batch = await validate(gateway, batch["id"])
     assert (batch["status"], batch["model"], batch["request_counts"]["total"]) == ("in_progress", "tiny", 3)
     assert (await gateway.job(batch["job_id"]))["model"] == "tiny"
+
+
+async def test_the_file_of_requests_in_the_body_is_a_file_like_any(gateway: Gateway) -> None:
+    batch = await batch_of(gateway, INLINE)
+    path = f"/v1/files/{batch['input_file_id']}"
+    for query in ({}, {"purpose": "batch"}):
+        (listed,) = (await gateway.client.get("/v1/files", params=query)).json()["data"]
+        assert listed == (await gateway.client.get(path)).json()
+    assert (listed["purpose"], listed["filename"]) == ("batch", f"{batch['id']}_input.jsonl")
+    other = await gateway.another_key()
+    assert (await gateway.client.get("/v1/files", headers=other)).json()["data"] == []
+    assert (await gateway.client.delete(path)).json()["deleted"] is True
+    assert (await gateway.client.get("/v1/files")).json()["data"] == []
+    await sweep_of(gateway.runtime).run()
+    batch = await run(gateway, batch["id"])  # which reads it all the same
+    assert (batch["status"], batch["request_counts"]) == ("completed", {"total": 3, "completed": 3, "failed": 0})
+    await sweep_of(gateway.runtime).run()
+    assert await count(gateway, File) == await count(gateway, FilePart) == 1  # the output alone
 
 
 async def test_a_large_body_arrives_in_pieces(gateway: Gateway) -> None:
