@@ -147,7 +147,7 @@ class RangeNotSatisfiable(RequestError):
 
 
 class BatchNotFound(RequestError):
-    code = "batch_not_found"
+    code = "batch_not_found"  # or its output is there no more
 
 
 class Conflict(RequestError):
