@@ -127,6 +127,25 @@ async def test_bad_requests_create_nothing(
     assert [await count(gateway, table) for table in (Batch, File, FilePart)] == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("body", "others"),
+    [(FILE, ("model", "requests")), (INLINE, ("input_file_id",))],
+    ids=["file", "inline"],
+)
+async def test_the_refusal_of_an_unknown_field_names_those_of_its_form(
+    gateway: Gateway, body: dict[str, Any], others: tuple[str, ...]
+) -> None:
+    error = error_of(await create(gateway, {"nonsense": 1} | body))
+    assert (error["code"], error["param"]) == ("unknown_parameter", "nonsense")
+    known = error["message"].partition("known are ")[2].removesuffix(".").split(", ")
+    assert {"endpoint", "completion_window", "metadata", "callback_url"} < set(known)
+    assert not set(known) & set(others)
+    # What it names is taken, too.
+    for name in known:
+        error = error_of(await create(gateway, body | {name: 7}))
+        assert (error["code"], error["param"]) == ("invalid_type", name)
+
+
 async def test_other_content_types_and_query_parameters_are_refused(gateway: Gateway) -> None:
     reply = await gateway.client.post(BATCHES, content=b"{}", headers={"content-type": "text/plain"})
     assert reply.status_code == 415
