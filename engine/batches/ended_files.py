@@ -38,6 +38,6 @@ def output_deleted(there: dict[str, str]) -> BatchNotFound:
     )
     return BatchNotFound(
         f"The output of this batch was deleted, or has expired, and its results with it.{rest} "
-        "To have them again, create a new batch of the same requests.",
+        "Send the same requests as a new batch to have them again.",
         code="batch_output_deleted",
     )

@@ -137,7 +137,7 @@ async def test_results_whose_files_were_deleted(gateway: Gateway, gone: str) -> 
         reply = await gateway.client.get(f"{BATCHES}/{batch['id']}/results")
         error = error_of(reply)
         assert (reply.status_code, error["code"]) == (404, "batch_output_deleted")
-        assert "output of this batch was deleted" in error["message"] and "create a new batch" in error["message"]
+        assert "output of this batch was deleted" in error["message"] and "as a new batch" in error["message"]
         shown = [name for name in names if batch[name] in error["message"]]
         assert shown == [name for name in names if gone not in (name, "both")]
         await sweep_of(gateway.runtime).run()
