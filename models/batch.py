@@ -56,7 +56,7 @@ class Batch(Base):
     status: Mapped[str] = mapped_column(String(16))
     completion_window: Mapped[str] = mapped_column(String(16))
     input_file_id: Mapped[str] = mapped_column(String(64))
-    # The requests came in the body: the input file was made by us, and is not listed.
+    # The requests came in the body: the input file was made of them, and goes with the batch.
     is_inline: Mapped[bool] = mapped_column(Boolean, default=False)
     # For lines whose body names no model: inline batches only.
     default_model: Mapped[str | None] = mapped_column(String(256))

@@ -45,6 +45,12 @@ class BatchNotFound(RequestError):
         )
 
 
+class BatchOutputDeleted(RequestError):
+    """A file of an ended batch was deleted, or has expired."""
+
+    code = "batch_output_deleted"
+
+
 class BatchEnded(Conflict):
     """A cancel of a batch that has ended."""
 

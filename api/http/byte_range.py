@@ -7,7 +7,10 @@ from typing import NamedTuple
 
 from models.file_errors import RangeNotSatisfiable
 
-_RANGE = re.compile(r"bytes\s*=\s*(\d{0,18})\s*-\s*(\d{0,18})\s*\Z", re.IGNORECASE | re.ASCII)
+# White space before a number is one group, so that a long header that does not match is known in one pass.
+_RANGE = re.compile(r"bytes\s*=\s*(?:(\d+)\s*)?-\s*(?:(\d+)\s*)?\Z", re.IGNORECASE | re.ASCII)
+# A number with more digits is beyond any file: it stands for 10 ** MAX_DIGITS, as reading it takes too long.
+MAX_DIGITS = 18
 
 
 class ByteRange(NamedTuple):
@@ -29,19 +32,30 @@ def requested_range(header: str, size: int) -> ByteRange | None:
     Raises RangeNotSatisfiable.
     """
     found = _RANGE.match(header.strip())
-    if found is None or found[1] == found[2] == "":
+    if found is None or found[1] == found[2] is None:
         return None
-    if found[1] == "":  # the last bytes
-        count = int(found[2])
+    if found[1] is None:  # the last bytes
+        count = _number(found[2])
         if count == 0 or size == 0:
             raise _not_satisfiable(size)
         return ByteRange(max(size - count, 0), size, size)
-    start, last = int(found[1]), int(found[2] or size - 1)
-    if found[2] and last < start:
+    if found[2] is not None and _order(found[2]) < _order(found[1]):
         return None  # malformed: RFC 9110 §14.1.1
+    start, last = _number(found[1]), size - 1 if found[2] is None else _number(found[2])
     if start >= size:
         raise _not_satisfiable(size)
     return ByteRange(start, min(last + 1, size), size)
+
+
+def _order(digits: str) -> tuple[int, str]:
+    """A key that sorts digits as the numbers that they stand for."""
+    short = digits.lstrip("0")
+    return len(short), short
+
+
+def _number(digits: str) -> int:
+    length, short = _order(digits)
+    return int(short or "0") if length <= MAX_DIGITS else 10**MAX_DIGITS
 
 
 def _not_satisfiable(size: int) -> RangeNotSatisfiable:

@@ -17,6 +17,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Route
 
 from engine.config.suggestions import did_you_mean
 from engine.routing.outage_causes import cause_of
@@ -45,6 +46,7 @@ STATUS: dict[type[EmbedmillError], int] = {
     errors.WebhookNotFound: 404,
     file_errors.FileNotFound: 404,
     file_errors.BatchNotFound: 404,
+    file_errors.BatchOutputDeleted: 404,
     file_errors.RangeNotSatisfiable: 416,
     errors.Conflict: 409,
     errors.UpstreamError: 502,
@@ -174,6 +176,13 @@ def _near_paths(request: Request) -> str:
     )
 
 
+def _methods_of(request: Request) -> list[str]:
+    """The methods of all routes that have this path: the framework's error knows those of one route alone."""
+    path = request.scope["path"]
+    found = (route for route in request.app.routes if isinstance(route, Route) and route.path_regex.match(path))
+    return sorted({method for route in found for method in route.methods or ()})
+
+
 def install(app: Starlette) -> None:
     """Give every error of the app, the framework's own too, the envelope of its route."""
 
@@ -189,15 +198,18 @@ def install(app: Starlette) -> None:
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         path = request.scope["path"]  # not `request.url`, which is made of the Host header too
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_methods_of(request)) or headers.get("Allow", "GET")
         messages = {
             404: f"Unknown request URL: {request.method} {path}.{_near_paths(request)} See /docs for what there is.",
-            405: f"Not allowed to {request.method} on {path}. Use {(error.headers or {}).get('Allow', 'GET')}.",
+            405: f"Not allowed to {request.method} on {path}. Use {headers.get('Allow')}.",
         }
         message = messages.get(error.status_code, str(error.detail))
         code = HTTP_ERROR_CODES.get(error.status_code, "http_error")
         request.scope["error"] = (code, None)
         response = _response(ErrorFacts(error.status_code, message, code=code), body_of(request))
-        for name, value in (error.headers or {}).items():
+        for name, value in headers.items():
             response.headers[name] = value
         return response
 

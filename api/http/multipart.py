@@ -223,9 +223,14 @@ class FormReader:
 
 def check_length(request: Request, max_bytes: int, file_field: str) -> None:
     """Raises PayloadTooLarge where the length of the body says that the file is too large: nothing is read then."""
-    length = header(request, b"content-length")
-    if length.isdigit() and int(length) > max_bytes + FORM_BYTES:
+    if stated_bytes(request) > max_bytes + FORM_BYTES:
         raise too_large(max_bytes, file_field)
+
+
+def stated_bytes(request: Request) -> int:
+    """The length that the body has by its header; 0: it says none."""
+    length = header(request, b"content-length")
+    return int(length) if length.isdigit() else 0
 
 
 def too_large(max_bytes: int, param: str) -> PayloadTooLarge:

@@ -194,7 +194,7 @@ class JobObject(msgspec.Struct):
     metadata: dict[str, str]
     request_id: str
     batch_id: str | None  # the batch that the job runs
-    input_file_id: str | None  # the caller's file that its inputs come from
+    input_file_id: str | None  # the file that its inputs come from
 
 
 class JobEstimate(msgspec.Struct):

@@ -89,7 +89,6 @@ def job_object(row: Row[Any]) -> dict[str, Any]:
         "metadata": row.metadata,
         "request_id": row.request_id,
         "batch_id": row.batch_id,
-        # The file of a batch is the batch's, and may be one that no caller sees.
-        "input_file_id": None if row.batch_id is not None else row.input_file_id,
+        "input_file_id": row.input_file_id,
     }
     return body

@@ -11,7 +11,7 @@ from api.http.auth import caller_of, runtime_of
 from api.http.file_schemas import CompleteUploadRequest, UploadRequest
 from api.http.idempotency import REPLAYED, created_before, reserved_key
 from api.http.json_response import json_response
-from api.http.multipart import FormReader
+from api.http.multipart import FORM_BYTES, FormReader, stated_bytes
 from api.openai.file_objects import part_object, upload_object
 from engine.embedding.body_errors import decode
 from engine.files import idempotency, purposes, uploads
@@ -76,7 +76,9 @@ async def add_upload_part(request: Request) -> Response:
     params.reject_unknown_params(request)
     runtime, project = runtime_of(request), caller_of(request).project
     store, upload_id = files_of(runtime), request.path_params["upload_id"]
-    uploads.check_pending(await uploads.get_upload(store, project, upload_id))
+    upload = await uploads.get_upload(store, project, upload_id)
+    uploads.check_pending(upload)
+    uploads.check_part(stated_bytes(request) - FORM_BYTES, upload.bytes)  # before a byte of it is read
     form = FormReader(request, file_field="data", max_bytes=MAX_PART_BYTES)
 
     async def finish() -> None:

@@ -47,6 +47,8 @@ def _line(fault: FileFault) -> str:
 
 
 def _summary(path: Path, report: FileReport) -> str:
+    if not report.requests:
+        return f"{path.name}: the file is empty: write one request on each line"
     models = [f"{name} ({count:,})" for name, count in report.models.most_common(SHOWN_MODELS)]
     if len(report.models) > SHOWN_MODELS:
         models.append(f"{len(report.models) - SHOWN_MODELS:,} more")

@@ -7,6 +7,7 @@ spoil the file is refused: bodies that are not JSON, requests without an id or a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 
@@ -19,7 +20,7 @@ from engine.corpus.json_spans import DoubleKey, Malformed, members
 from engine.corpus.json_stream import ObjectStream, ValueTooLong
 from engine.corpus.lines import EXPLAINED_BYTES, MAX_ID_BYTES, explain_line
 from engine.embedding.body_errors import decode, double_key_error, explain
-from models.errors import InvalidInput, PayloadTooLarge, RequestError
+from models.errors import InvalidInput, PayloadTooLarge, RequestError, UnsupportedParameter
 
 ARRAY = "requests"
 STEP_BYTES = 128 * 1024
@@ -43,6 +44,16 @@ class InlineRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 _REQUEST = msgspec.json.Decoder(InlineRequest)
 _FIELDS = msgspec.json.Decoder(BatchRequest)
+
+
+def _form(*names: str) -> msgspec.json.Decoder[msgspec.Struct]:
+    """Knows these fields, whatever their values are."""
+    fields = [(name, Any, None) for name in names]
+    return msgspec.json.Decoder(msgspec.defstruct("BatchForm", fields, forbid_unknown_fields=True))
+
+
+_FILE_FORM = _form(*(name for name in BatchRequest.__struct_fields__ if name != "model"))
+_INLINE_FORM = _form(ARRAY, *(name for name in BatchRequest.__struct_fields__ if name != "input_file_id"))
 
 
 class InlineBody:
@@ -131,7 +142,12 @@ class InlineBody:
         fields = self._stream.fields
         if any(msgspec.json.decode(key, type=str) == ARRAY for key in fields):
             raise _invalid(ARRAY, "expected an array", "invalid_type")
-        request = decode(_FIELDS, b"{" + b",".join(b"%b:%b" % pair for pair in fields.items()) + b"}")
+        body = b"{" + b",".join(b"%b:%b" % pair for pair in fields.items()) + b"}"
+        try:
+            request = decode(_FIELDS, body)
+        except UnsupportedParameter:
+            decode(_INLINE_FORM if self.has_requests else _FILE_FORM, body)  # whose error names what this form knows
+            raise
         if self.has_requests:
             self._check_requests()
         return request

@@ -13,18 +13,19 @@ from functools import partial
 from itertools import takewhile
 
 from engine.batches.batch_rows import get_batch
+from engine.batches.ended_files import check_files, output_deleted
 from engine.batches.output_lines import ID_PREFIX, json_text, line_ids, line_of
 from engine.batches.output_outcomes import read_outcomes
 from engine.batches.output_plan import PlannedLine, Usage, render
 from engine.batches.output_source import OutputSource
 from engine.batches.reader import FileLine, LineIterator
 from engine.files.file_store import FileStore
-from engine.files.read import get_file, read_file
+from engine.files.read import read_file
 from engine.job_store import JobStore
 from engine.process.work_threads import WorkThreads
 from models.batch import ENDED
 from models.errors import InvalidInput
-from models.file_errors import BatchNotFound
+from models.file_errors import BatchNotFound, FileNotFound
 
 # The reader's bound: lines of our own files are as long as their vectors make them.
 MAX_LINE_BYTES = 1 << 40
@@ -54,14 +55,12 @@ class ResultsReader:
     async def open(self, batch_id: str, *, after: str | None, limit: int | None) -> BatchResults:
         """At most `limit` lines behind the one whose custom_id or id is `after`.
 
-        Raises BatchNotFound; FileNotFound when a file of the ended batch was deleted; InvalidInput when no line is
-        called `after`.
+        Raises BatchNotFound; BatchOutputDeleted when a file of the ended batch is gone; Conflict when it failed
+        without one; InvalidInput when no line is called `after`.
         """
         batch = await get_batch(self.store, self.project, batch_id)
         if batch.status in ENDED:
-            for file_id in (batch.output_file_id, batch.error_file_id):
-                if file_id is not None:
-                    await get_file(self.files, self.project, file_id)
+            await check_files(self.files, self.project, batch)
             found = self._of_files(batch.output_file_id, batch.error_file_id, after)
         else:
             source = await OutputSource.load(self.store.database, self.files, self.work, batch.job_id)
@@ -69,7 +68,12 @@ class ResultsReader:
                 raise BatchNotFound(batch_id)
             found = self._of_running(source, after)
         # The first lines are read before the answer begins: it may still be an error.
-        first: list[bytes] = await anext(found, [])
+        try:
+            first: list[bytes] = await anext(found, [])
+        except FileNotFound:  # deleted and removed since
+            if batch.status not in ENDED:
+                raise
+            raise output_deleted({}) from None
         return BatchResults(batch.status in ENDED, _limited(first, found, limit))
 
     async def _of_running(self, source: OutputSource, after: str | None) -> AsyncIterator[list[bytes]]:

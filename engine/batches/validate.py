@@ -95,7 +95,11 @@ _EMPTY = LineFault("empty_file", "The input file is empty. Upload a file with on
 
 
 async def _fault_of_file(parts: StepParts, batch: Row[Any]) -> LineFault | None:
-    """Why the input file cannot be read. A file that was deleted since is as one that never was."""
+    """Why the input file cannot be read. A file that was deleted since is as one that never was, unless it was made
+    with the batch: nobody has named it, so nothing of it can be wrong, and its bytes stay while the job reads them.
+    """
+    if batch.is_inline:
+        return None
     try:
         file = await get_file(parts.files, batch.project, batch.input_file_id)
     except FileNotFound:

@@ -12,7 +12,6 @@ from engine.files.file_store import FileStore
 from engine.files.idempotency import forget_keys_of
 from engine.files.parts import object_key
 from models.base import db_now
-from models.batch import Batch
 from models.errors import InvalidInput, ObjectMissing
 from models.file import File, FilePart
 from models.file_errors import FileNotFound
@@ -23,7 +22,6 @@ COLUMNS = File.__table__.columns
 VISIBLE: ColumnElement[bool] = and_(
     File.deleted_at.is_(None), or_(File.expires_at.is_(None), File.expires_at > db_now())
 )
-_IS_INLINE = select(Batch.id).where(Batch.input_file_id == File.id, Batch.is_inline).exists()
 
 
 async def get_file(store: FileStore, project: str, file_id: str) -> Row[Any]:
@@ -47,11 +45,8 @@ async def list_files(
     purpose: str | None = None,
     is_ascending: bool = False,
 ) -> tuple[Sequence[Row[Any]], bool]:
-    """A page of the project's files behind the given one, by age; and whether there are more. Raises InvalidInput.
-
-    The files that we make of inline batches are left out.
-    """
-    statement = select(*COLUMNS).where(File.project == project, VISIBLE, ~_IS_INLINE)
+    """A page of the project's files behind the given one, by age; and whether there are more. Raises InvalidInput."""
+    statement = select(*COLUMNS).where(File.project == project, VISIBLE)
     if after_id is not None:
         if not FILE_ID.match(after_id):
             raise InvalidInput(

@@ -27,6 +27,8 @@ PART_ID = re.compile(r"part_[0-9a-f]{32}\Z")
 LIFE_S = 3600
 MAX_PART_BYTES = 64 * 1024 * 1024
 MAX_PARTS = 10_000
+# A part that is sent again after a lost answer leaves a twin: the parts may have twice the declared size, and this.
+TWIN_BYTES = 64 * 1024 * 1024
 COLUMNS = (*Upload.__table__.columns, db_now().label("now"))
 
 
@@ -116,15 +118,19 @@ async def add_part(
 
     `finish` checks what follows the chunks: when it raises, nothing is kept.
 
-    Raises UploadNotFound, Conflict, InvalidInput for too many or empty parts, and as `write_part` does.
+    Raises UploadNotFound, Conflict, InvalidInput for too many, too large or empty parts, and as `write_part` does.
     """
-    check_pending(await get_upload(store, project, upload_id))
+    row = await get_upload(store, project, upload_id)
+    check_pending(row)
+    async with store.database.read() as connection:
+        _, stored_bytes = await _totals(connection, upload_id)
+    chunks = _within(chunks, row.bytes, stored_bytes)
     async with PartLeases(store.database, lease_s=store.settings.lease_s) as leases:
         part = await write_part_under(leases, store, project, chunks)
         is_adopted = False
         try:
             await finish()
-            await _adopt(store, project, upload_id, part)
+            await _adopt(store, project, upload_id, part, row.bytes)
             is_adopted = True
         finally:
             if not is_adopted:
@@ -134,29 +140,68 @@ async def add_part(
     return part.id, float(created_at or 0)
 
 
-async def _adopt(store: FileStore, project: str, upload_id: str, part: WrittenPart) -> None:
+async def _within(chunks: AsyncIterator[bytes], declared_bytes: int, stored_bytes: int) -> AsyncIterator[bytes]:
+    count = 0
+    async for chunk in chunks:
+        count += len(chunk)
+        check_part(count, declared_bytes)
+        _check_sum(stored_bytes + count, declared_bytes)
+        yield chunk
+
+
+def check_part(part_bytes: int, declared_bytes: int) -> None:
+    """Raises InvalidInput for a part that is larger than the file that was declared."""
+    if part_bytes > declared_bytes:
+        raise InvalidInput(
+            f"The part is larger than the whole file, for which {declared_bytes} bytes were declared: "
+            "send a part of that file, or make a new upload with the right number of bytes.",
+            param="data",
+            code="too_many_bytes",
+        )
+
+
+def _check_sum(parts_bytes: int, declared_bytes: int) -> None:
+    if parts_bytes > 2 * declared_bytes + TWIN_BYTES:
+        raise InvalidInput(
+            f"The parts of the upload have far more bytes than the {declared_bytes} that were declared: "
+            "name those that are right and complete it, or cancel it and make a new one with the right number.",
+            param="data",
+            code="too_many_bytes",
+        )
+
+
+async def _totals(connection: AsyncConnection, upload_id: str) -> tuple[int, int]:
+    """How many parts the upload has, and their bytes."""
+    totals = select(func.count(), func.coalesce(func.sum(FilePart.bytes), 0)).where(FilePart.owner_id == upload_id)
+    count, size = (await connection.execute(totals)).one()
+    return int(count), int(size or 0)
+
+
+async def _adopt(store: FileStore, project: str, upload_id: str, part: WrittenPart, declared_bytes: int) -> None:
     if part.bytes == 0:
         raise InvalidInput("The part is empty: send at least one byte.", param="data", code="empty_part")
     async with store.database.write() as connection:
         is_locked = await lock_upload(connection, project, upload_id)
         if is_locked:
-            await _check_room(connection, store, upload_id, part.bytes)
+            await _check_room(connection, store, upload_id, part.bytes, declared_bytes)
             await adopt_part(connection, part, owner_id=upload_id, ordinal=None)
     if not is_locked:
         check_pending(await get_upload(store, project, upload_id))
         raise Conflict("The upload has changed meanwhile: send the part again.", should_retry=True)
 
 
-async def _check_room(connection: AsyncConnection, store: FileStore, upload_id: str, more_bytes: int) -> None:
-    totals = select(func.count(), func.coalesce(func.sum(FilePart.bytes), 0)).where(FilePart.owner_id == upload_id)
-    count, size = (await connection.execute(totals)).one()
+async def _check_room(
+    connection: AsyncConnection, store: FileStore, upload_id: str, more_bytes: int, declared_bytes: int
+) -> None:
+    count, size = await _totals(connection, upload_id)
     if count >= MAX_PARTS:
         raise InvalidInput(
             f"The upload has {MAX_PARTS} parts, which is the most: send larger ones.",
             param="data",
             code="too_many_parts",
         )
-    if int(size or 0) + more_bytes > store.settings.max_file_bytes:
+    _check_sum(size + more_bytes, declared_bytes)
+    if size + more_bytes > store.settings.max_file_bytes:
         raise InvalidInput(
             f"The parts of the upload are larger than {store.settings.max_file_bytes} bytes together, "
             "which is the most: name those that are right and complete it, or cancel it.",

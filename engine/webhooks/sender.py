@@ -73,7 +73,7 @@ class WebhookSender:
                 target = await self.policy.resolve(self.policy.parse(url))
                 return await self._post(target, headers, body)
         except TargetRefused as error:
-            return SendResult(error=str(error))
+            return SendResult(error=str(error).removesuffix("."))  # a part of a sentence, as the others
         except TimeoutError:
             return SendResult(error=f"the receiver did not answer within {self._timeout_s:g} s")
         except httpx.HTTPError as error:

@@ -38,7 +38,7 @@ async def test_the_job_of_a_batch_goes_through_its_states(gateway: Gateway) -> N
     job = await gateway.job(job_id)
     assert (job["status"], job["model"], job["space"], job["dimensions"]) == ("validating", None, None, None)
     assert (job["batch_id"], job["counts"]["total"], job["waiting_on"]) == (batch["id"], None, None)
-    assert job["input_file_id"] is None  # that of an inline batch is not listed
+    assert job["input_file_id"] == batch["input_file_id"]
     assert (await gateway.results(job_id)).content == b""
     assert await step(gateway)
     job = await gateway.job(job_id)

@@ -10,6 +10,7 @@ import orjson
 import pytest
 from sqlalchemy import update
 
+from engine.jobs.composition import sweep_of
 from models.base import db_now
 from models.job import Job
 from providers.fake import fake_vectors
@@ -124,6 +125,36 @@ async def test_wrong_calls_for_results_are_named(gateway: Gateway) -> None:
         await gateway.client.get(f"{BATCHES}/nonsense/results"),
     ):
         assert reply.status_code == 404 and error_of(reply)["message"].startswith("No batch found")
+
+
+@pytest.mark.parametrize("gone", ["output_file_id", "error_file_id", "both"])
+async def test_results_whose_files_were_deleted(gateway: Gateway, gone: str) -> None:
+    batch = await run(gateway, (await create(gateway, MIXED))["id"])
+    names = ["output_file_id", "error_file_id"]
+    for name in names if gone == "both" else [gone]:
+        await gateway.client.delete(f"/v1/files/{batch[name]}")
+    for _ in range(2):  # before and after the sweep
+        reply = await gateway.client.get(f"{BATCHES}/{batch['id']}/results")
+        error = error_of(reply)
+        assert (reply.status_code, error["code"]) == (404, "batch_output_deleted")
+        assert "output of this batch was deleted" in error["message"] and "as a new batch" in error["message"]
+        shown = [name for name in names if batch[name] in error["message"]]
+        assert shown == [name for name in names if gone not in (name, "both")]
+        await sweep_of(gateway.runtime).run()
+    assert (await get(gateway, batch["id"]))["status"] == "completed"
+
+
+async def test_a_batch_that_failed_its_validation_has_no_results(gateway: Gateway) -> None:
+    batch = await run(gateway, (await create(gateway, [request("a", "a"), b"{"]))["id"])
+    assert batch["status"] == "failed"
+    url = f"{BATCHES}/{batch['id']}/results"
+    for query in ({}, {"limit": 1}, {"after": "a"}):
+        reply = await gateway.client.get(url, params=query)
+        assert (reply.status_code, reply.headers["x-should-retry"]) == (409, "false")
+        error = error_of(reply)
+        assert error["code"] == "batch_failed" and f"GET {BATCHES}/{batch['id']}" in error["message"]
+    other = await gateway.another_key()
+    assert (await gateway.client.get(url, headers=other)).status_code == 404
 
 
 async def test_all_requests_fail(gateway: Gateway) -> None:

@@ -17,6 +17,7 @@ from engine.batches.steps import claim_step
 from engine.batches.validate import validate_batch
 from engine.files.composition import files_of
 from engine.files.read import read_file
+from engine.jobs.composition import sweep_of
 from engine.webhooks.resolver import Resolver
 from engine.webhooks.sender import WebhookSender
 from engine.webhooks.targets import TargetPolicy
@@ -24,6 +25,7 @@ from models.batch import Batch
 from models.file import File, FilePart
 from models.job import IdempotencyKey, Job
 from models.webhook import WebhookEndpoint
+from tests.contract.batch_calls import run
 from tests.gateway import JOBS, Gateway, error_of
 
 BATCHES = "/v1/batches"
@@ -128,6 +130,25 @@ async def test_bad_requests_create_nothing(
     assert [await count(gateway, table) for table in (Batch, File, FilePart)] == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("body", "others"),
+    [(FILE, ("model", "requests")), (INLINE, ("input_file_id",))],
+    ids=["file", "inline"],
+)
+async def test_the_refusal_of_an_unknown_field_names_those_of_its_form(
+    gateway: Gateway, body: dict[str, Any], others: tuple[str, ...]
+) -> None:
+    error = error_of(await create(gateway, {"nonsense": 1} | body))
+    assert (error["code"], error["param"]) == ("unknown_parameter", "nonsense")
+    known = error["message"].partition("known are ")[2].removesuffix(".").split(", ")
+    assert {"endpoint", "completion_window", "metadata", "callback_url"} < set(known)
+    assert not set(known) & set(others)
+    # What it names is taken, too.
+    for name in known:
+        error = error_of(await create(gateway, body | {name: 7}))
+        assert (error["code"], error["param"]) == ("invalid_type", name)
+
+
 async def test_other_content_types_and_query_parameters_are_refused(gateway: Gateway) -> None:
     reply = await gateway.client.post(BATCHES, content=b"{}", headers={"content-type": "text/plain"})
     assert reply.status_code == 415
@@ -201,6 +222,24 @@ async def test_requests_in_the_body_become_a_file(gateway: Gateway) -> None:
     batch = await validate(gateway, batch["id"])
     assert (batch["status"], batch["model"], batch["request_counts"]["total"]) == ("in_progress", "tiny", 3)
     assert (await gateway.job(batch["job_id"]))["model"] == "tiny"
+
+
+async def test_the_file_of_requests_in_the_body_is_a_file_like_any(gateway: Gateway) -> None:
+    batch = await batch_of(gateway, INLINE)
+    path = f"/v1/files/{batch['input_file_id']}"
+    for query in ({}, {"purpose": "batch"}):
+        (listed,) = (await gateway.client.get("/v1/files", params=query)).json()["data"]
+        assert listed == (await gateway.client.get(path)).json()
+    assert (listed["purpose"], listed["filename"]) == ("batch", f"{batch['id']}_input.jsonl")
+    other = await gateway.another_key()
+    assert (await gateway.client.get("/v1/files", headers=other)).json()["data"] == []
+    assert (await gateway.client.delete(path)).json()["deleted"] is True
+    assert (await gateway.client.get("/v1/files")).json()["data"] == []
+    await sweep_of(gateway.runtime).run()
+    batch = await run(gateway, batch["id"])  # which reads it all the same
+    assert (batch["status"], batch["request_counts"]) == ("completed", {"total": 3, "completed": 3, "failed": 0})
+    await sweep_of(gateway.runtime).run()
+    assert await count(gateway, File) == await count(gateway, FilePart) == 1  # the output alone
 
 
 async def test_a_large_body_arrives_in_pieces(gateway: Gateway) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.routes import all_routes
 from tests.gateway import JOBS, Gateway, error_of
 from tests.waiting import until
 
@@ -117,6 +118,22 @@ async def test_the_frameworks_own_errors(
     reply = await shared_gateway.client.request(method, path)
     assert (reply.status_code, error_of(reply)["code"]) == (status, code)
     assert path in error_of(reply)["message"] and (status != 405 or reply.headers["allow"])
+
+
+@leaving_nothing
+async def test_a_wrong_method_names_all_of_the_path(shared_gateway: Gateway) -> None:
+    methods: dict[str, set[str]] = {}
+    for route in all_routes():
+        methods.setdefault(route.path, set()).add(route.method)
+    assert methods["/v1/files"] == {"GET", "POST"}
+    for template, allowed in methods.items():
+        path = re.sub(r"\{[^}]*\}", "x", template)
+        for method in {"PUT", "PATCH", "DELETE"} - allowed:
+            reply = await shared_gateway.client.request(method, path)
+            assert reply.status_code == 405, (method, path)
+            named = set(reply.headers["allow"].split(", "))
+            assert named >= allowed and method not in named, (method, path)
+            assert f"Use {reply.headers['allow']}." in reply.text  # in the envelope of its dialect
 
 
 @leaving_nothing

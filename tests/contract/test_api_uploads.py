@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from engine.jobs.composition import sweep_of
-from models.file import Upload
+from models.file import FilePart, Upload
 from tests.contract.test_api_files import LINE, objects
 from tests.gateway import Gateway, error_of
 
 UPLOADS = "/v1/uploads"
+MIB_64 = 64 * 1024 * 1024
 PIECES = [LINE * 3, b"  " + LINE, LINE]
 CONTENT = b"".join(PIECES)
 
@@ -207,21 +209,69 @@ async def test_an_upload_expires_after_an_hour_with_its_parts(gateway: Gateway) 
 
 
 async def test_a_part_has_a_form_and_a_size(gateway: Gateway) -> None:
-    upload = (await created(gateway, bytes=1, purpose="user_data"))["id"]
+    upload = (await created(gateway, bytes=MIB_64 + 1, purpose="user_data"))["id"]
     path = f"{UPLOADS}/{upload}/parts"
     for reply, status, param in (
         (await gateway.client.post(path, files={"file": ("p", b"x")}), 400, "file"),
         (await gateway.client.post(path, files={"data": ("p", b"")}), 400, "data"),
         (await gateway.client.post(path, files=[("data", ("p", b"x"))] * 2), 400, "data"),
         (await gateway.client.post(path, json={"data": "x"}), 415, "content-type"),
-        (await gateway.client.post(path, files={"data": ("p", b"x" * (64 * 1024 * 1024 + 1))}), 413, "data"),
+        (await gateway.client.post(path, files={"data": ("p", b"x" * (MIB_64 + 1))}), 413, "data"),
     ):
         assert (reply.status_code, error_of(reply)["param"]) == (status, param), reply.text
     assert objects(gateway) == []
-    [largest] = await part_ids(gateway, upload, b"x" * (64 * 1024 * 1024))
+    [largest] = await part_ids(gateway, upload, b"x" * MIB_64)
     assert (await complete(gateway, upload, [largest])).status_code == 400
     [small] = await part_ids(gateway, upload, b"x")
-    assert (await complete(gateway, upload, [small])).status_code == 200
+    assert (await complete(gateway, upload, [largest, small])).status_code == 200
+
+
+@pytest.mark.parametrize("size", [11, 1000, 300_000, MIB_64 + 1])
+async def test_a_part_is_no_larger_than_the_file(gateway: Gateway, size: int) -> None:
+    upload = (await created(gateway, bytes=10, purpose="user_data"))["id"]
+
+    async def pieces() -> AsyncIterator[bytes]:  # a body that does not say its length
+        yield b'--b\r\ncontent-disposition: form-data; name="data"; filename="p"\r\n\r\n'
+        for low in range(0, size, 65536):
+            yield b"x" * min(65536, size - low)
+        yield b"\r\n--b--\r\n"
+
+    form = {"content-type": "multipart/form-data; boundary=b"}
+    for reply in (
+        await part(gateway, upload, b"x" * size),
+        await gateway.client.post(f"{UPLOADS}/{upload}/parts", content=pieces(), headers=form),
+    ):
+        error = error_of(reply)
+        assert (reply.status_code, error["param"], error["code"]) == (400, "data", "too_many_bytes")
+        assert "10 bytes" in error["message"]
+        assert objects(gateway) == []
+    assert await stored_parts(gateway) == 0
+    [right] = await part_ids(gateway, upload, b"0123456789")
+    assert (await complete(gateway, upload, [right])).status_code == 200
+
+
+async def test_parts_that_were_sent_again_fit_and_far_more_do_not(gateway: Gateway) -> None:
+    half = MIB_64 // 2
+    upload = (await created(gateway, bytes=half, purpose="user_data"))["id"]
+    first, *_ = [(await part_ids(gateway, upload, b"x" * half))[0] for _ in range(4)]  # twice the size, and 64 MiB
+    replies = await asyncio.gather(*(part(gateway, upload, content) for content in (b"x", b"x" * half)))
+    for reply in replies:
+        error = error_of(reply)
+        assert (reply.status_code, error["param"], error["code"]) == (400, "data", "too_many_bytes")
+    assert (await stored_parts(gateway), len(objects(gateway))) == (4, 4)
+    assert (await complete(gateway, upload, [first])).status_code == 200
+
+
+async def test_parts_that_arrive_side_by_side_share_the_room(gateway: Gateway) -> None:
+    upload = (await created(gateway, bytes=MIB_64 // 4, purpose="user_data"))["id"]  # room for six parts of that size
+    replies = await asyncio.gather(*(part(gateway, upload, b"x" * (MIB_64 // 4)) for _ in range(8)))
+    assert sorted(reply.status_code for reply in replies) == [200] * 6 + [400] * 2
+    assert (await stored_parts(gateway), len(objects(gateway))) == (6, 6)
+
+
+async def stored_parts(gateway: Gateway) -> int:
+    async with gateway.runtime.database.read() as connection:
+        return int((await connection.execute(select(func.count()).select_from(FilePart))).scalar_one())
 
 
 @pytest.mark.parametrize("upload_id", ["upload_" + "0" * 32, "upload_x", "file-" + "0" * 32, "%00", "u" * 3000])

@@ -76,7 +76,7 @@ def test_a_test_that_reaches_nobody_is_one_call_and_says_why(client: OpenAI) -> 
     made = client.webhooks.create(name="n", url="https://nowhere.invalid/", event_types=["batch.failed"])
     with pytest.raises(openai.BadRequestError) as refusal:
         client.with_options(max_retries=2).webhooks.test(made.id, event_type="batch.failed")
-    assert refusal.value.code == "webhook_unreachable" and "does not resolve" in refusal.value.message
+    assert refusal.value.code == "webhook_unreachable" and "does not resolve. Correct" in refusal.value.message
     client.webhooks.delete(made.id)
 
 

@@ -13,9 +13,9 @@ from engine.batches.results import BatchResults, ResultsReader
 from engine.files.composition import files_of
 from models.base import db_now
 from models.batch import Batch, JobVariant
-from models.errors import InvalidInput
+from models.errors import Conflict, InvalidInput
 from models.file import File
-from models.file_errors import BatchNotFound, FileNotFound
+from models.file_errors import BatchNotFound, BatchOutputDeleted
 from models.job import JobStatus
 from tests.integration.batches import PROJECT, RunBatch, request, run_batch
 from tests.integration.store import Store
@@ -130,8 +130,9 @@ async def test_a_deleted_file_is_named(store: Store) -> None:
     row = await batch.row()
     async with store.database.write() as connection:
         await connection.execute(update(File).where(File.id == row.error_file_id).values(deleted_at=db_now()))
-    with pytest.raises(FileNotFound, match=row.error_file_id):
+    with pytest.raises(BatchOutputDeleted, match="was deleted, or has expired") as raised:
         await opened(batch)
+    assert raised.value.code == "batch_output_deleted" and row.output_file_id in raised.value.message
 
 
 async def test_other_projects_see_no_batch(store: Store) -> None:
@@ -146,4 +147,6 @@ async def test_a_batch_that_failed_has_no_results(store: Store) -> None:
     batch = await run_batch(store, b"\n".join(files(3)), is_validated=False, status=JobStatus.FAILED)
     async with store.database.write() as connection:
         await connection.execute(update(Batch).values(status="failed", failed_at=db_now()))
-    assert await read(batch) == [] and (await opened(batch)).is_complete
+    for after in (None, "id-0"):
+        with pytest.raises(Conflict, match=f"GET /v1/batches/{batch.id} names its errors"):
+            await opened(batch, after)

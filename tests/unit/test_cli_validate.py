@@ -66,6 +66,19 @@ def test_an_empty_file_is_bad(path: Path, content: bytes) -> None:
     assert report.bad_lines == 0 and report.codes
 
 
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_the_report_of_an_empty_file_says_so(
+    path: Path, capfd: pytest.CaptureFixture[str], content: bytes, as_json: bool
+) -> None:
+    path.write_bytes(content)
+    assert print_report(path, limit=10, as_json=as_json) == 3
+    printed = capfd.readouterr()
+    assert "empty_file" in printed.out
+    assert "in.jsonl: the file is empty" in printed.err
+    assert "good" not in printed.err and "--lenient" not in printed.err
+
+
 def test_a_packed_file_is_refused(path: Path) -> None:
     with pytest.raises(UsageError, match="packed with gzip"):
         checked(path, b"\x1f\x8b\x08\0")
