@@ -15,7 +15,7 @@ from models.file_errors import BatchOutputDeleted, FileNotFound
 
 
 async def check_files(store: FileStore, project: str, batch: Row[Any]) -> None:
-    """Raises BatchOutputDeleted where a file was deleted or has expired, Conflict where the batch failed without one."""
+    """Raises BatchOutputDeleted where a file is gone, and Conflict where the batch failed without one."""
     written = {"output_file_id": batch.output_file_id, "error_file_id": batch.error_file_id}
     written = {name: file_id for name, file_id in written.items() if file_id is not None}
     there: dict[str, str] = {}
