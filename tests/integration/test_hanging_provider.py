@@ -161,7 +161,7 @@ async def test_a_job_says_that_its_provider_hangs_and_goes_on_when_it_answers(
             with pytest.raises(EmbedmillError):
                 await sync_call(everyone[0], "while it hangs")
             refused_after_s = time.monotonic() - asked_at
-            assert refused_after_s <= 8.0
+            assert refused_after_s <= 12.0  # the probe under way, and one of its own: 5 s each at the most
             server.mode, ended, calls = "answers", time.monotonic(), server.calls
             before = (await told(store, job_id))["counts"]["completed"]
             while (now := (await told(store, job_id))["counts"]["completed"]) <= before + 20:

@@ -136,14 +136,18 @@ class OpenAIServer:
     @contextmanager
     def stopped_workers(self) -> Iterator[None]:
         """No worker does anything meanwhile: a batch that is created stays `validating`."""
-        groups = [self.stack.processes.pid(name) for name in self.stack.workers]
-        for group in groups:
-            os.killpg(group, signal.SIGSTOP)
+        self._signal_workers(signal.SIGSTOP)
         try:
+            while not self.stack.can_write():  # a worker was stopped within a transaction
+                self._signal_workers(signal.SIGCONT)
+                self._signal_workers(signal.SIGSTOP)
             yield
         finally:
-            for group in groups:
-                os.killpg(group, signal.SIGCONT)
+            self._signal_workers(signal.SIGCONT)
+
+    def _signal_workers(self, number: signal.Signals) -> None:
+        for name in self.stack.workers:
+            os.killpg(self.stack.processes.pid(name), number)
 
     @contextmanager
     def slow_upstream(self) -> Iterator[None]:
