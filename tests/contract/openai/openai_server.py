@@ -140,6 +140,7 @@ class OpenAIServer:
         try:
             while not self.stack.can_write():  # a worker was stopped within a transaction
                 self._signal_workers(signal.SIGCONT)
+                wait_until(self.stack.can_write, 30, what="the end of the transaction")
                 self._signal_workers(signal.SIGSTOP)
             yield
         finally:
