@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -71,7 +70,7 @@ def list_(
     from cli.client.api_client import connect
     from cli.client.batches_client import BATCHES, Batches
     from cli.output.follow_batch import batch_summary
-    from cli.output.terminal import out, print_json, table
+    from cli.output.terminal import out, print_json, print_more, table, time_text
 
     with connect(url, api_key) as client:
         if as_json:
@@ -82,15 +81,14 @@ def list_(
         [
             batch.id,
             batch.status,
-            datetime.fromtimestamp(batch.created_at).strftime("%Y-%m-%d %H:%M") if batch.created_at else "",
+            time_text(batch.created_at),
             batch_summary(batch),
             batch.input_file_id or "",
         ]
         for batch in page.data
     ]
     out.print(table("batch", "status", "created", "progress", "input file", rows=rows))
-    if page.has_more:
-        out.print(f"… and more: --limit {min(limit * 2, 100)}", style="dim")
+    print_more(page.has_more, limit)
 
 
 @app.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -72,7 +71,7 @@ def list_(
     from cli.client.api_client import connect
     from cli.client.files_client import FILES, Files
     from cli.output.amounts import bytes_text
-    from cli.output.terminal import out, print_json, table
+    from cli.output.terminal import out, print_json, print_more, table, time_text
 
     with connect(url, api_key) as client:
         if as_json:
@@ -80,12 +79,18 @@ def list_(
             return
         page = Files(client).page(limit=limit, purpose=purpose)
     rows = [
-        [each.id, each.purpose, bytes_text(each.bytes), _time(each.created_at), _time(each.expires_at), each.filename]
+        [
+            each.id,
+            each.purpose,
+            bytes_text(each.bytes),
+            time_text(each.created_at),
+            time_text(each.expires_at),
+            each.filename,
+        ]
         for each in page.data
     ]
     out.print(table("file", "purpose", "size", "created", "expires", "name", rows=rows, right=("size",)))
-    if page.has_more:
-        out.print(f"… and more: --limit {min(limit * 2, 100)}", style="dim")
+    print_more(page.has_more, limit)
 
 
 @app.command()
@@ -157,7 +162,3 @@ def validate(
 
     check_upload(file, Purpose.BATCH)
     raise typer.Exit(print_report(file, limit=limit, as_json=as_json))
-
-
-def _time(at: float | None) -> str:
-    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M") if at else ""

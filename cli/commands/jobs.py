@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +30,7 @@ def list_(
     """List jobs, newest first."""
     from cli.client.api_client import JOBS, connect
     from cli.output.progress import summary
-    from cli.output.terminal import out, print_json, table
+    from cli.output.terminal import out, print_json, print_more, table, time_text
 
     with connect(url, api_key) as client:
         if as_json:
@@ -43,14 +42,13 @@ def list_(
             job.id,
             job.status,
             job.model or "several",
-            datetime.fromtimestamp(job.created_at).strftime("%Y-%m-%d %H:%M") if job.created_at else "",
+            time_text(job.created_at),
             summary(job),
         ]
         for job in page.data
     ]
     out.print(table("job", "status", "model", "created", "progress", rows=rows))
-    if page.has_more:
-        out.print(f"… and more: --limit {min(limit * 2, 100)}", style="dim")
+    print_more(page.has_more, limit)
 
 
 @app.command()

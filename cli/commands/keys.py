@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -73,7 +72,7 @@ def list_(as_json: JsonOption = False) -> None:
     """List all keys, newest first; never the keys themselves."""
     import msgspec
 
-    from cli.output.terminal import out, print_json, table
+    from cli.output.terminal import out, print_json, table, time_text
     from engine.access.keys import list_keys
 
     keys = with_database(lambda database, _: list_keys(database))
@@ -87,9 +86,9 @@ def list_(as_json: JsonOption = False) -> None:
             key.project,
             key.name,
             ", ".join(key.scopes),
-            _day(key.created_at),
-            _day(key.last_used_at) or "never",
-            "revoked " + _day(key.revoked_at) if key.revoked_at else _day(key.expires_at) or "until revoked",
+            time_text(key.created_at),
+            time_text(key.last_used_at) or "never",
+            "revoked " + time_text(key.revoked_at) if key.revoked_at else time_text(key.expires_at) or "until revoked",
         ]
         for key in keys
     ]
@@ -134,7 +133,3 @@ def with_database(work: Callable[[Database, Settings], Awaitable[T]]) -> T:
             await database.close()
 
     return asyncio.run(run())
-
-
-def _day(instant: float | None) -> str:
-    return datetime.fromtimestamp(instant).strftime("%Y-%m-%d %H:%M") if instant else ""

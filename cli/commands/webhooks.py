@@ -56,7 +56,7 @@ def list_(
     """List endpoints, newest first."""
     from cli.client.api_client import connect
     from cli.client.webhooks_client import WEBHOOKS, Webhooks
-    from cli.output.terminal import out, print_json, table
+    from cli.output.terminal import out, print_json, print_more, table
 
     with connect(url, api_key) as client:
         if as_json:
@@ -74,8 +74,7 @@ def list_(
         for each in page.data
     ]
     out.print(table("endpoint", "state", "name", "receiver", "events", rows=rows))
-    if page.has_more:
-        out.print(f"… and more: --limit {min(limit * 2, 100)}", style="dim")
+    print_more(page.has_more, limit)
 
 
 @app.command()
@@ -159,7 +158,7 @@ def deliveries(
     """List what was sent to an endpoint and what is still to be sent, newest first."""
     from cli.client.api_client import connect
     from cli.client.webhooks_client import WEBHOOKS, Webhooks
-    from cli.output.terminal import out, print_json, table
+    from cli.output.terminal import out, print_json, print_more, table
 
     with connect(url, api_key) as client:
         if as_json:
@@ -180,8 +179,7 @@ def deliveries(
     out.print(
         table("event", "type", "state", "attempts", "last answer", "next attempt", rows=rows, right=("attempts",))
     )
-    if page.has_more:
-        out.print(f"… and more: --limit {min(limit * 2, 100)}", style="dim")
+    print_more(page.has_more, limit)
 
 
 @app.command()

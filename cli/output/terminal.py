@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console
@@ -46,6 +47,17 @@ def table(*columns: str, rows: list[list[str]], right: tuple[str, ...] = ()) -> 
     for row in rows:
         new_table.add_row(*(Text(cell) for cell in row))  # Text: never taken for markup
     return new_table
+
+
+def time_text(at: float | None) -> str:
+    """An instant (unix seconds) in the time zone of this machine; empty for None."""
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M") if at else ""
+
+
+def print_more(has_more: bool, limit: int) -> None:
+    """Below a list: how to see more of it, where there is more."""
+    if has_more:
+        out.print(f"… and more: --limit {min(limit * 2, 100)}", style="dim")
 
 
 def confirm(question: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from engine.access.keys import Caller
 from engine.batches.batch_request import BatchSpec
 from engine.batches.variants import no_options
-from engine.jobs.scheduling.fair_share import initial_virtual_time
+from engine.jobs.ingest.job_row import new_columns
 from engine.webhooks.endpoints import BATCH_EVENTS, AttachedWebhook, attach_webhook
 from engine.webhooks.targets import CheckedUrl
 from models.base import db_now, new_id
@@ -42,35 +40,19 @@ async def insert_batch(
     job_id = job_id_of(batch_id)
     await connection.execute(
         insert(Job).values(
-            id=job_id,
-            project=caller.project,
-            key_id=caller.key_id,
-            status=JobStatus.VALIDATING,
-            # Known once the lines have been read.
-            alias="",
-            space="",
-            dimensions=0,
-            options=no_options(),
-            metadata_=spec.metadata or {},
-            request_id=request_id,
-            batch_id=batch_id,
-            input_file_id=input_file_id,
-            ingested=0,
-            completed=0,
-            failed=0,
-            open_shards=0,
-            prompt_tokens=0,
-            cost_usd=Decimal(0),
-            usage_estimated=False,
-            error_summary=[],
-            virtual_time=initial_virtual_time(caller.project),
-            created_at=db_now(),
-            expires_at=db_now() + spec.window_s,
-            rate_sample_done=0,
-            rate_sample_tokens=0,
-            prev_rate_sample_done=0,
-            prev_rate_sample_tokens=0,
-            version=1,
+            new_columns(caller, job_id, request_id)
+            | {
+                "status": JobStatus.VALIDATING,
+                # Known once the lines have been read.
+                "alias": "",
+                "space": "",
+                "dimensions": 0,
+                "options": no_options(),
+                "metadata_": spec.metadata or {},
+                "batch_id": batch_id,
+                "input_file_id": input_file_id,
+                "expires_at": db_now() + spec.window_s,
+            }
         )
     )
     await connection.execute(

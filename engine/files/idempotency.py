@@ -1,4 +1,4 @@
-"""Idempotency keys of requests that create a file, an upload or a batch: a request that is sent again makes no twin.
+"""Idempotency keys of requests that create a file, an upload or a batch: one that is sent again creates nothing twice.
 
 The official SDKs send a request again after a timeout or a 5xx, and send no key. A request that says by its header
 `x-stainless-retry-count` that it is such a one gets what the first one created, if both are equal to the byte.

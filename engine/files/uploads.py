@@ -27,8 +27,8 @@ PART_ID = re.compile(r"part_[0-9a-f]{32}\Z")
 LIFE_S = 3600
 MAX_PART_BYTES = 64 * 1024 * 1024
 MAX_PARTS = 10_000
-# A part that is sent again after a lost answer leaves a twin: the parts may have twice the declared size, and this.
-TWIN_BYTES = 64 * 1024 * 1024
+# A part that is sent again after a lost answer leaves a duplicate: the parts may have twice the declared size and this.
+DUPLICATE_BYTES = 64 * 1024 * 1024
 COLUMNS = (*Upload.__table__.columns, db_now().label("now"))
 
 
@@ -161,7 +161,7 @@ def check_part(part_bytes: int, declared_bytes: int) -> None:
 
 
 def _check_sum(parts_bytes: int, declared_bytes: int) -> None:
-    if parts_bytes > 2 * declared_bytes + TWIN_BYTES:
+    if parts_bytes > 2 * declared_bytes + DUPLICATE_BYTES:
         raise InvalidInput(
             f"The parts of the upload have far more bytes than the {declared_bytes} that were declared: "
             "name those that are right and complete it, or cancel it and make a new one with the right number.",

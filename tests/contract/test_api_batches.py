@@ -321,7 +321,7 @@ async def test_equal_keys_at_once_make_one_batch(gateway: Gateway) -> None:
     assert [await count(gateway, table) for table in (Batch, File)] == [1, 1]
 
 
-async def test_a_retry_of_an_sdk_makes_no_twin(gateway: Gateway) -> None:
+async def test_a_retry_of_an_sdk_creates_nothing_twice(gateway: Gateway) -> None:
     for body in (FILE, INLINE):
         first = await create(gateway, body)
         again = await create(gateway, body, **{"x-stainless-retry-count": "1"})

@@ -226,19 +226,19 @@ async def test_a_key_of_a_file_is_no_key_of_a_job_or_an_upload(gateway: Gateway)
     assert (reply.status_code, error_of(reply)["code"]) == (422, "idempotency_key_reused")
 
 
-async def test_a_retry_of_an_sdk_makes_no_twin_without_a_key(gateway: Gateway) -> None:
-    first, twin = [(await post(gateway, headers={"x-stainless-retry-count": "0"})).json()["id"] for _ in range(2)]
-    assert first != twin  # two calls of a caller who wants two
+async def test_a_retry_of_an_sdk_creates_nothing_twice_without_a_key(gateway: Gateway) -> None:
+    first, second = [(await post(gateway, headers={"x-stainless-retry-count": "0"})).json()["id"] for _ in range(2)]
+    assert first != second  # two calls of a caller who wants two
     for count in ("1", "2"):
         reply = await post(gateway, headers={"x-stainless-retry-count": count}, boundary=b"r" + count.encode())
-        assert (reply.json()["id"], reply.headers["idempotent-replayed"]) == (twin, "true")
+        assert (reply.json()["id"], reply.headers["idempotent-replayed"]) == (second, "true")
     changed = await post(gateway, headers={"x-stainless-retry-count": "1"}, content=LINE * 2)
-    assert changed.json()["id"] not in (first, twin)
+    assert changed.json()["id"] not in (first, second)
     other = await gateway.another_key()
-    assert (await post(gateway, headers={"x-stainless-retry-count": "1", **other})).json()["id"] not in (first, twin)
+    assert (await post(gateway, headers={"x-stainless-retry-count": "1", **other})).json()["id"] not in (first, second)
     assert len(objects(gateway)) == 4
-    await gateway.client.delete(f"{FILES}/{twin}")
-    assert (await post(gateway, headers={"x-stainless-retry-count": "1"})).json()["id"] != twin
+    await gateway.client.delete(f"{FILES}/{second}")
+    assert (await post(gateway, headers={"x-stainless-retry-count": "1"})).json()["id"] != second
 
 
 async def test_a_client_that_hangs_up_within_its_file_leaves_nothing(gateway: Gateway) -> None:

@@ -127,7 +127,7 @@ async def test_many_variants_take_little_memory_and_keep_their_order(three: Stor
 
 @pytest.mark.parametrize("place", ["mid_ingest", "after_ingest_commit"])
 @pytest.mark.parametrize("after", [0, 1, 2])
-async def test_an_ingest_that_breaks_off_goes_on_without_gap_or_twin(three: Store, place: str, after: int) -> None:
+async def test_an_ingest_that_breaks_off_goes_on_without_gap_or_duplicate(three: Store, place: str, after: int) -> None:
     count = 2600
     batch = await new_batch(three, mixed_lines(count))
     await batch.validate()

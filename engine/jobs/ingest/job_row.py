@@ -1,4 +1,4 @@
-"""The row of a new native job, before its first input."""
+"""The row of a new job, before its first input."""
 
 from __future__ import annotations
 
@@ -15,22 +15,13 @@ from models.base import db_now
 from models.job import JobStatus
 
 
-def initial_columns(settings: Settings, caller: Caller, spec: JobSpec, job_id: str) -> dict[str, Any]:
-    """The columns of a job in progress without inputs."""
+def new_columns(caller: Caller, job_id: str, request_id: str) -> dict[str, Any]:
+    """The columns that each new job begins with: whose it is, and counters at zero."""
     return {
         "id": job_id,
         "project": caller.project,
         "key_id": caller.key_id,
-        "status": JobStatus.IN_PROGRESS,
-        "alias": spec.alias.name,
-        "space": spec.alias.space,
-        "dimensions": spec.width,
-        "input_type": spec.options.input_type,
-        "options": stored_options(spec),
-        "metadata_": spec.metadata,
-        "warnings": _warnings_of(spec),
-        "max_cost_usd": spec.max_cost_usd,
-        "request_id": spec.request_id,
+        "request_id": request_id,
         "ingested": 0,
         "completed": 0,
         "failed": 0,
@@ -41,13 +32,28 @@ def initial_columns(settings: Settings, caller: Caller, spec: JobSpec, job_id: s
         "error_summary": [],
         "virtual_time": initial_virtual_time(caller.project),
         "created_at": db_now(),
-        "expires_at": db_now() + settings.job_deadline_days * 86400.0,
         "upload_refused_inputs": 0,
         "rate_sample_done": 0,
         "rate_sample_tokens": 0,
         "prev_rate_sample_done": 0,
         "prev_rate_sample_tokens": 0,
         "version": 1,
+    }
+
+
+def initial_columns(settings: Settings, caller: Caller, spec: JobSpec, job_id: str) -> dict[str, Any]:
+    """The columns of a native job in progress without inputs."""
+    return new_columns(caller, job_id, spec.request_id) | {
+        "status": JobStatus.IN_PROGRESS,
+        "alias": spec.alias.name,
+        "space": spec.alias.space,
+        "dimensions": spec.width,
+        "input_type": spec.options.input_type,
+        "options": stored_options(spec),
+        "metadata_": spec.metadata,
+        "warnings": _warnings_of(spec),
+        "max_cost_usd": spec.max_cost_usd,
+        "expires_at": db_now() + settings.job_deadline_days * 86400.0,
     }
 
 
