@@ -58,19 +58,24 @@ def amount_progress(console: Console) -> AmountProgress:
     return AmountBar(console) if console.is_terminal else AmountLines(console)
 
 
+def bar(console: Console) -> Progress:
+    """A bar with what goes on before it and the field `facts` behind it; neither is taken for markup."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        TextColumn("{task.fields[facts]}", markup=False),
+        console=console,
+        expand=True,
+        transient=True,
+    )
+
+
 class AmountBar:
     """A bar on a terminal."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[facts]}", markup=False),
-            console=console,
-            expand=True,
-            transient=True,
-        )
+        self._progress = bar(console)
         self._task = self._progress.add_task("starting", total=None, facts="")
 
     def __enter__(self) -> Self:

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
 
 from cli.client.types import Job, resume_hint, status_text
+from cli.output.amounts import bar
 from cli.output.terminal import duration
 
 LINE_EVERY_S = 5.0
@@ -50,15 +50,7 @@ class BarProgress:
     """A progress bar on a terminal."""
 
     def __init__(self, console: Console) -> None:
-        self._progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            _Facts(),
-            console=console,
-            expand=True,
-            transient=True,
-        )
+        self._progress = bar(console)
         self._wait_reasons = WaitReasonPrinter(console)
         self._task = self._progress.add_task("starting", total=None, facts="")
 
@@ -96,11 +88,6 @@ class BarProgress:
             completed=job.counts.settled,
             facts=summary(job),
         )
-
-
-class _Facts(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(str(task.fields["facts"]))
 
 
 class LineProgress:
